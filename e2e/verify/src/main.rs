@@ -1,0 +1,3 @@
+//! flotilla-verify
+
+fn main() {}

@@ -1,0 +1,120 @@
+//! What members of the federation tell each other, as data.
+//!
+//! Pilot publishes [`ExportedService`] records of its own cluster; the federation component sends
+//! them to peers and publishes [`ImportedService`] and [`PeerCluster`] records, which pilot turns
+//! into endpoints behind gateways. Cost follows exports: there are weights here, never pods.
+
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    ClusterId, Locality, NetworkId,
+    registry::{Labels, ServicePort},
+};
+
+/// A service that a cluster offers to its peers.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ExportedService {
+    /// Service name; with `namespace` it is the same service in every cluster (MCS sameness).
+    pub name: String,
+    /// Namespace.
+    pub namespace: String,
+    /// Host in the exporting cluster, such as `ratings.books.svc.cluster.local`.
+    pub host: String,
+    /// Ports, in declared order.
+    pub ports: Vec<ServicePort>,
+    /// Headless services export names, not a VIP.
+    #[serde(default)]
+    pub headless: bool,
+    /// Distinct label sets of its endpoints with their healthy weights, so that an importer's
+    /// subsets select without knowing pods.
+    pub groups: Vec<EndpointGroup>,
+    /// Accounts its workloads run as; callers verify them.
+    pub service_accounts: Vec<String>,
+    /// Seconds since the epoch at which it was exported; the oldest export wins a conflict.
+    pub exported_at: u64,
+    /// How many inner sessions a caller should spread requests over; at least 1.
+    pub slots: u32,
+}
+
+/// Endpoints of an exported service that look the same from outside.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EndpointGroup {
+    /// Labels that all of them carry.
+    pub labels: Labels,
+    /// Where they run.
+    pub locality: Locality,
+    /// Sum of the weights of healthy members; 0 means present but none healthy.
+    pub healthy_weight: u32,
+}
+
+/// State of the lease that covers everything imported from a peer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LeaseState {
+    /// Renewed within the lease's duration.
+    Live,
+    /// Lapsed: endpoints are demoted, used only when nothing else is left.
+    Lapsed,
+}
+
+/// A service imported from one peer.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ImportedService {
+    /// The peer that exports it.
+    pub cluster: ClusterId,
+    /// Whether that peer's lease is live.
+    pub lease: LeaseState,
+    /// What it exports.
+    pub service: ExportedService,
+}
+
+/// How gateways of two clusters talk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Transport {
+    /// TCP with the inner session's SNI, as Istio's east-west gateways.
+    Tcp,
+    /// QUIC trunk; TCP takes over when UDP does not pass.
+    Quic,
+}
+
+/// A gateway address that a cluster announces.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct GatewayAddress {
+    /// Where peers dial; TCP and UDP on the same number.
+    pub address: SocketAddr,
+    /// Relative weight among the cluster's gateways.
+    pub weight: u32,
+}
+
+/// Another member of the federation.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PeerCluster {
+    /// Its ID.
+    pub id: ClusterId,
+    /// The network its workloads are in.
+    pub network: NetworkId,
+    /// Its east-west gateways.
+    pub gateways: Vec<GatewayAddress>,
+    /// Transports it accepts, preferred first.
+    pub transports: Vec<Transport>,
+    /// Whether its lease is live.
+    pub lease: LeaseState,
+}
+
+/// Type names of these records on the configuration protocol (MCP over xDS).
+pub mod type_url {
+    /// [`super::ExportedService`], served by pilot.
+    pub const EXPORTED_SERVICE: &str = "flotilla.dev/v1alpha1/ExportedService";
+    /// [`super::ImportedService`], served by the federation component.
+    pub const IMPORTED_SERVICE: &str = "flotilla.dev/v1alpha1/ImportedService";
+    /// [`super::PeerCluster`], served by the federation component.
+    pub const PEER_CLUSTER: &str = "flotilla.dev/v1alpha1/PeerCluster";
+}

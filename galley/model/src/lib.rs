@@ -1,0 +1,14 @@
+//! Plain data shared by every part of Flotilla.
+//!
+//! Three families live here, and nothing else: what users author ([`authored`]), what the control
+//! planes know about services and peers ([`registry`], [`federation`]), and what a proxy executes
+//! ([`proxy`]). No async, no I/O, no protobuf: parsers, wire codecs and engines are adapters in
+//! other crates, so that each of them can be tested against values written by hand.
+
+pub mod authored;
+pub mod federation;
+pub mod id;
+pub mod proxy;
+pub mod registry;
+
+pub use id::{ClusterId, IdError, Locality, NetworkId, SpiffeId, TrustDomain};

@@ -1,0 +1,3 @@
+//! flotilla
+
+fn main() {}
