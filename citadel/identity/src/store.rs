@@ -1,0 +1,281 @@
+//! Named secrets, and rustls configurations that follow them.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use arc_swap::ArcSwapOption;
+use mesh_model::proxy::{
+    ClientCertificate, DownstreamTls, SecretRef, StringMatchKind, TlsVersion, UpstreamTls, Validation,
+};
+use rustls::{
+    ClientConfig, ServerConfig, SignatureScheme, SupportedProtocolVersion,
+    client::{ResolvesClientCert, Resumption},
+    crypto::CryptoProvider,
+    server::{ClientHello, ResolvesServerCert},
+    sign::CertifiedKey,
+};
+use rustls_pki_types::{PrivateKeyDer, pem::PemObject};
+use tokio::sync::watch;
+
+use crate::{
+    IdentityError, crypto_provider, pem_certificates,
+    session::{ClientSessions, ServerSessions},
+    verify::{Trust, TrustCell, Verifier},
+};
+
+/// SDS name of a workload's own certificate and key.
+pub const WORKLOAD_SVID: &str = "default";
+/// SDS name of the mesh's trust bundle.
+pub const TRUST_BUNDLE: &str = "ROOTCA";
+
+type IdentityCell = Arc<ArcSwapOption<CertifiedKey>>;
+
+/// Certificates, keys and bundles by SDS name.
+///
+/// Entries may be referred to before they arrive: handshakes that need them fail until then. All
+/// methods are safe to call from any thread; readers take no lock.
+pub struct SecretStore {
+    provider: Arc<CryptoProvider>,
+    cells: Mutex<Cells>,
+    trust_generation: Arc<AtomicU64>,
+    changes: watch::Sender<u64>,
+}
+
+#[derive(Default)]
+struct Cells {
+    identities: BTreeMap<String, IdentityCell>,
+    trusts: BTreeMap<String, TrustCell>,
+}
+
+impl std::fmt::Debug for SecretStore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("SecretStore")
+    }
+}
+
+impl SecretStore {
+    /// An empty store.
+    #[must_use]
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self {
+            provider: crypto_provider(),
+            cells: Mutex::default(),
+            trust_generation: Arc::default(),
+            changes: watch::Sender::new(0),
+        })
+    }
+
+    /// Sets or rotates a certificate chain (leaf first) and its key.
+    ///
+    /// # Errors
+    /// If the PEM is damaged or key and certificate do not match; the old entry then stays.
+    pub fn set_identity(&self, name: &str, chain_pem: &[u8], key_pem: &[u8]) -> Result<(), IdentityError> {
+        let chain = pem_certificates(name, chain_pem)?;
+        let key = PrivateKeyDer::from_pem_slice(key_pem).map_err(|_| IdentityError::Pem {
+            what: name.to_owned(),
+            reason: "holds no private key (PKCS #8, PKCS #1 or SEC 1)".into(),
+        })?;
+        let signer = self.provider.key_provider.load_private_key(key)?;
+        let certified = CertifiedKey::new(chain, signer);
+        certified.keys_match().map_err(|_| IdentityError::KeyMismatch(name.to_owned()))?;
+        self.identity_cell(name).store(Some(Arc::new(certified)));
+        self.changed();
+        Ok(())
+    }
+
+    /// Sets or replaces a bundle of trusted roots. Sessions verified under the old one can no
+    /// longer be resumed.
+    ///
+    /// # Errors
+    /// If the PEM is damaged or holds no usable root; the old entry then stays.
+    pub fn set_trust(&self, name: &str, roots_pem: &[u8]) -> Result<(), IdentityError> {
+        let roots = pem_certificates(name, roots_pem)?;
+        let mut anchors = Vec::with_capacity(roots.len());
+        for der in &roots {
+            let anchor = webpki::anchor_from_trusted_cert(der).map_err(|e| IdentityError::Certificate {
+                what: name.to_owned(),
+                reason: format!("a root cannot be used: {e}"),
+            })?;
+            anchors.push(anchor.to_owned());
+        }
+        self.trust_cell(name).store(Some(Arc::new(Trust { anchors })));
+        self.trust_generation.fetch_add(1, Ordering::AcqRel);
+        self.changed();
+        Ok(())
+    }
+
+    /// Whether the named certificate has arrived.
+    #[must_use]
+    pub fn has_identity(&self, name: &str) -> bool {
+        self.identity_cell(name).load().is_some()
+    }
+
+    /// Whether the named bundle has arrived.
+    #[must_use]
+    pub fn has_trust(&self, name: &str) -> bool {
+        self.trust_cell(name).load().is_some()
+    }
+
+    /// Removes a certificate; handshakes that need it fail from now on.
+    pub fn remove_identity(&self, name: &str) {
+        self.identity_cell(name).store(None);
+        self.changed();
+    }
+
+    /// Counts changes of trusted roots; whoever caches verification results keys them by it.
+    #[must_use]
+    pub fn trust_generation(&self) -> u64 {
+        self.trust_generation.load(Ordering::Acquire)
+    }
+
+    /// Wakes on every change of any entry.
+    #[must_use]
+    pub fn subscribe(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    /// A server configuration that follows the store.
+    ///
+    /// # Errors
+    /// [`IdentityError::Settings`] for settings that cannot be honoured,
+    /// [`IdentityError::File`] for files that cannot be read.
+    pub fn server_config(&self, tls: &DownstreamTls) -> Result<Arc<ServerConfig>, IdentityError> {
+        let versions: &[&SupportedProtocolVersion] = match tls.min_version {
+            TlsVersion::V1_2 => &[&rustls::version::TLS13, &rustls::version::TLS12],
+            TlsVersion::V1_3 => &[&rustls::version::TLS13],
+        };
+        let builder =
+            ServerConfig::builder_with_provider(self.provider.clone()).with_protocol_versions(versions)?;
+        let builder = match &tls.client_certificate {
+            ClientCertificate::None => builder.with_no_client_auth(),
+            ClientCertificate::Optional(v) => {
+                builder.with_client_cert_verifier(Arc::new(self.verifier(v, true)?))
+            }
+            ClientCertificate::Required(v) => {
+                builder.with_client_cert_verifier(Arc::new(self.verifier(v, false)?))
+            }
+        };
+        let mut config = builder.with_cert_resolver(Arc::new(Resolver(self.identity(&tls.certificate)?)));
+        config.alpn_protocols = tls.alpn.iter().map(|p| p.as_bytes().to_vec()).collect();
+        config.session_storage = Arc::new(ServerSessions::new(self.trust_generation.clone()));
+        // One ticket is what a pooled client uses; more only cost CPU at each handshake.
+        config.send_tls13_tickets = 1;
+        Ok(Arc::new(config))
+    }
+
+    /// A client configuration that follows the store. The caller names the server (SNI) per
+    /// connection; only the SAN conditions decide whom it accepts.
+    ///
+    /// # Errors
+    /// As [`Self::server_config`].
+    pub fn client_config(&self, tls: &UpstreamTls) -> Result<Arc<ClientConfig>, IdentityError> {
+        let mesh = is_mesh(&tls.validation);
+        let versions: &[&SupportedProtocolVersion] = if mesh {
+            &[&rustls::version::TLS13]
+        } else {
+            &[&rustls::version::TLS13, &rustls::version::TLS12]
+        };
+        let builder = ClientConfig::builder_with_provider(self.provider.clone())
+            .with_protocol_versions(versions)?
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(self.verifier(&tls.validation, false)?));
+        let mut config = match &tls.certificate {
+            None => builder.with_no_client_auth(),
+            Some(r) => builder.with_client_cert_resolver(Arc::new(Resolver(self.identity(r)?))),
+        };
+        config.alpn_protocols = tls.alpn.iter().map(|p| p.as_bytes().to_vec()).collect();
+        config.enable_sni = !tls.sni.is_empty();
+        config.resumption = Resumption::store(Arc::new(ClientSessions::new(self.trust_generation.clone())));
+        Ok(Arc::new(config))
+    }
+
+    fn verifier(&self, v: &Validation, optional: bool) -> Result<Verifier, IdentityError> {
+        if v.sans.iter().any(|m| matches!(m.kind, StringMatchKind::Regex(_))) {
+            return Err(IdentityError::Settings(
+                "a regular expression as a SAN condition is unsupported; use exact, prefix or suffix".into(),
+            ));
+        }
+        let trust = match &v.trusted {
+            None => None,
+            Some(SecretRef::Sds(name)) => Some(self.trust_cell(name)),
+            Some(SecretRef::Files { chain, .. }) => {
+                let name = format!("file:{chain}");
+                self.set_trust(&name, &read(chain)?)?;
+                Some(self.trust_cell(&name))
+            }
+        };
+        Ok(Verifier {
+            provider: self.provider.clone(),
+            trust,
+            sans: v.sans.clone(),
+            svid: is_mesh(v),
+            optional,
+        })
+    }
+
+    fn identity(&self, r: &SecretRef) -> Result<IdentityCell, IdentityError> {
+        match r {
+            SecretRef::Sds(name) => Ok(self.identity_cell(name)),
+            SecretRef::Files { chain, key } => {
+                let name = format!("file:{chain}:{key}");
+                self.set_identity(&name, &read(chain)?, &read(key)?)?;
+                Ok(self.identity_cell(&name))
+            }
+        }
+    }
+
+    fn identity_cell(&self, name: &str) -> IdentityCell {
+        let mut cells = self.cells.lock().unwrap_or_else(PoisonError::into_inner);
+        cells.identities.entry(name.to_owned()).or_default().clone()
+    }
+
+    fn trust_cell(&self, name: &str) -> TrustCell {
+        let mut cells = self.cells.lock().unwrap_or_else(PoisonError::into_inner);
+        cells.trusts.entry(name.to_owned()).or_default().clone()
+    }
+
+    fn changed(&self) {
+        self.changes.send_modify(|n| *n += 1);
+    }
+}
+
+fn read(path: &str) -> Result<Vec<u8>, IdentityError> {
+    std::fs::read(path).map_err(|source| IdentityError::File { path: path.to_owned(), source })
+}
+
+/// Whether the SVID rules apply: verification against the mesh's own bundle.
+fn is_mesh(v: &Validation) -> bool {
+    matches!(&v.trusted, Some(SecretRef::Sds(n)) if n == TRUST_BUNDLE)
+}
+
+struct Resolver(IdentityCell);
+
+impl std::fmt::Debug for Resolver {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Resolver")
+    }
+}
+
+impl ResolvesServerCert for Resolver {
+    fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        self.0.load_full()
+    }
+}
+
+impl ResolvesClientCert for Resolver {
+    fn resolve(&self, _hints: &[&[u8]], _schemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        self.0.load_full()
+    }
+
+    fn has_certs(&self) -> bool {
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,222 @@
+//! Certificate verification against the store's current trust.
+//!
+//! Rules, beyond RFC 5280 path building (which webpki does):
+//! 1. Any of the configured SAN conditions must hold for a URI or DNS SAN of the leaf; without
+//!    conditions any name will do.
+//! 2. Under the mesh's trust bundle the leaf must be an X509-SVID: exactly one URI SAN, a valid
+//!    SPIFFE ID.
+//! 3. Under the mesh's trust bundle an intermediate binds its cluster: it must be the first
+//!    certificate after the leaf, and leaf and intermediate must be of one trust domain. This is the
+//!    name constraint of the design, enforced here because webpki refuses every certificate below a
+//!    CA with a URI name constraint extension instead of processing it.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwapOption;
+use mesh_model::{
+    SpiffeId,
+    proxy::{StringMatch, StringMatchKind},
+};
+use rustls::{
+    CertificateError, DigitallySignedStruct, DistinguishedName, Error, SignatureScheme,
+    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    crypto::CryptoProvider,
+    server::danger::{ClientCertVerified, ClientCertVerifier},
+};
+use rustls_pki_types::{CertificateDer, ServerName, TrustAnchor, UnixTime};
+use webpki::{EndEntityCert, KeyUsage};
+
+use crate::peer::issuer_spiffe;
+
+/// Roots of one trust entry.
+pub(crate) struct Trust {
+    pub(crate) anchors: Vec<TrustAnchor<'static>>,
+}
+
+/// A trust entry that may be replaced at any time; `None` until it is first set.
+pub(crate) type TrustCell = Arc<ArcSwapOption<Trust>>;
+
+pub(crate) struct Verifier {
+    pub(crate) provider: Arc<CryptoProvider>,
+    /// `None` verifies signatures only.
+    pub(crate) trust: Option<TrustCell>,
+    pub(crate) sans: Vec<StringMatch>,
+    /// Apply the SVID rules.
+    pub(crate) svid: bool,
+    /// A server that asks without insisting.
+    pub(crate) optional: bool,
+}
+
+impl std::fmt::Debug for Verifier {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Verifier").field("sans", &self.sans).field("svid", &self.svid).finish_non_exhaustive()
+    }
+}
+
+fn refused() -> Error {
+    Error::InvalidCertificate(CertificateError::ApplicationVerificationFailure)
+}
+
+fn webpki_error(e: webpki::Error) -> Error {
+    use webpki::Error as W;
+    Error::InvalidCertificate(match e {
+        W::CertExpired { .. } => CertificateError::Expired,
+        W::CertNotValidYet { .. } => CertificateError::NotValidYet,
+        W::UnknownIssuer => CertificateError::UnknownIssuer,
+        W::InvalidSignatureForPublicKey => CertificateError::BadSignature,
+        W::CertNotValidForName(_) => CertificateError::NotValidForName,
+        _ => CertificateError::BadEncoding,
+    })
+}
+
+impl Verifier {
+    fn verify(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+        usage: KeyUsage,
+    ) -> Result<(), Error> {
+        let cert = EndEntityCert::try_from(leaf).map_err(webpki_error)?;
+        if let Some(cell) = &self.trust {
+            let trust = cell.load();
+            // An entry that was not delivered yet trusts nobody.
+            let trust = trust.as_ref().ok_or(Error::InvalidCertificate(CertificateError::UnknownIssuer))?;
+            let path = cert
+                .verify_for_usage(
+                    self.provider.signature_verification_algorithms.all,
+                    &trust.anchors,
+                    intermediates,
+                    now,
+                    usage,
+                    None,
+                    None,
+                )
+                .map_err(webpki_error)?;
+            if self.svid {
+                let mut uris = cert.valid_uri_names();
+                let id = match (uris.next(), uris.next()) {
+                    (Some(one), None) => SpiffeId::parse(one).map_err(|_| refused())?,
+                    _ => return Err(refused()),
+                };
+                if let Some(issuer) = path.intermediate_certificates().next() {
+                    let issuer = issuer.der();
+                    if intermediates.first().map(AsRef::as_ref) != Some(issuer.as_ref()) {
+                        return Err(refused());
+                    }
+                    let bound = issuer_spiffe(&issuer).ok_or_else(refused)?;
+                    if bound.trust_domain() != id.trust_domain() {
+                        return Err(refused());
+                    }
+                }
+            }
+        }
+        let allowed = self.sans.is_empty()
+            || cert.valid_uri_names().any(|n| self.sans.iter().any(|m| san_matches(m, n)))
+            || cert.valid_dns_names().any(|n| self.sans.iter().any(|m| san_matches(m, n)));
+        if allowed { Ok(()) } else { Err(Error::InvalidCertificate(CertificateError::NotValidForName)) }
+    }
+}
+
+/// Regular expressions are refused when the configuration is built, so they never match here.
+fn san_matches(m: &StringMatch, name: &str) -> bool {
+    let fold = |s: &str| if m.ignore_case { s.to_ascii_lowercase() } else { s.to_owned() };
+    let name = fold(name);
+    match &m.kind {
+        StringMatchKind::Exact(p) => name == fold(p),
+        StringMatchKind::Prefix(p) => name.starts_with(&fold(p)),
+        StringMatchKind::Suffix(p) => name.ends_with(&fold(p)),
+        StringMatchKind::Contains(p) => name.contains(&fold(p)),
+        StringMatchKind::Regex(_) => false,
+    }
+}
+
+impl ServerCertVerifier for Verifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        self.verify(end_entity, intermediates, now, KeyUsage::server_auth())?;
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        rustls::crypto::verify_tls12_signature(
+            message,
+            cert,
+            dss,
+            &self.provider.signature_verification_algorithms,
+        )
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        rustls::crypto::verify_tls13_signature(
+            message,
+            cert,
+            dss,
+            &self.provider.signature_verification_algorithms,
+        )
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+impl ClientCertVerifier for Verifier {
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        // Hints would pin the roots of the moment a configuration was built; clients of a mesh have
+        // one identity and need none.
+        &[]
+    }
+
+    fn client_auth_mandatory(&self) -> bool {
+        !self.optional
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        self.verify(end_entity, intermediates, now, KeyUsage::client_auth())?;
+        Ok(ClientCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        ServerCertVerifier::verify_tls12_signature(self, message, cert, dss)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        ServerCertVerifier::verify_tls13_signature(self, message, cert, dss)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        ServerCertVerifier::supported_verify_schemes(self)
+    }
+}
