@@ -1,1 +1,181 @@
-//! citadel
+//! The certificate authority of a cluster.
+//!
+//! Every cluster signs its workloads with its own intermediate; the founding cluster (or the
+//! operator who plugged a CA in) holds the root that signed the intermediates. What a certificate
+//! says is decided by what the caller proved, never by what its request asks for.
+//!
+//! Invariants: private keys are in memory or in files of mode 0600 below the state directory, and
+//! never in a message or a log line; an issued identity is always of this mesh's trust domain; an
+//! intermediate has path length 0 and names its cluster.
+
+pub mod authority;
+mod csr;
+mod service;
+mod store;
+pub mod token;
+
+/// gRPC services, generated.
+pub mod pb {
+    /// `istio.v1.auth`.
+    pub mod istio {
+        #![allow(missing_docs, unreachable_pub, clippy::all)]
+        tonic::include_proto!("istio.v1.auth");
+    }
+    /// `flotilla.citadel.v1`.
+    pub mod authority {
+        #![allow(missing_docs, unreachable_pub, clippy::all)]
+        tonic::include_proto!("flotilla.citadel.v1");
+    }
+}
+
+use std::{
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use mesh_identity::{PendingSvid, SecretStore, TRUST_BUNDLE, WORKLOAD_SVID};
+use mesh_model::{ClusterId, SpiffeId};
+use tokio::{sync::watch, task::JoinHandle};
+
+pub use authority::{Authority, AuthorityError, Issued};
+
+use pb::{
+    authority::authority_server::AuthorityServer,
+    istio::istio_certificate_service_server::IstioCertificateServiceServer,
+};
+
+/// Namespace of control planes in their own identities.
+pub const SYSTEM_NAMESPACE: &str = "flotilla-system";
+/// Account that a control plane runs as.
+pub const CONTROL_PLANE_ACCOUNT: &str = "control-plane";
+
+/// How a citadel is started.
+#[derive(Debug, Clone)]
+pub struct CitadelOptions {
+    /// The cluster it signs for.
+    pub cluster: ClusterId,
+    /// Where keys and certificates are kept; created with mode 0700.
+    pub state_dir: PathBuf,
+    /// Unix socket of the authority service.
+    pub socket: PathBuf,
+    /// Lifetime of workload certificates, also the longest one that may be asked for.
+    pub workload_ttl: Duration,
+}
+
+/// A running citadel.
+pub struct Citadel {
+    authority: Arc<Authority>,
+    _tasks: Tasks,
+}
+
+struct Tasks(Vec<JoinHandle<()>>);
+
+impl Drop for Tasks {
+    fn drop(&mut self) {
+        for t in &self.0 {
+            t.abort();
+        }
+    }
+}
+
+/// Why a citadel could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The stored CA cannot be used.
+    #[error(transparent)]
+    Authority(#[from] AuthorityError),
+    /// The authority's socket cannot be served.
+    #[error("authority socket {path}: {source}")]
+    Socket {
+        /// Where.
+        path: String,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+impl Citadel {
+    /// Loads (or creates) the state and serves the authority socket.
+    ///
+    /// # Errors
+    /// [`StartError`]; a damaged or foreign CA in the state directory is fatal, never replaced.
+    pub fn start(options: CitadelOptions) -> Result<Self, StartError> {
+        let authority = Arc::new(Authority::load(options.cluster, options.state_dir, options.workload_ttl)?);
+        let incoming = mesh_runtime::serve::unix_incoming(&options.socket)
+            .map_err(|source| StartError::Socket { path: options.socket.display().to_string(), source })?;
+        let server = AuthorityServer::new(service::AuthorityService(authority.clone()));
+        let task = tokio::spawn(async move {
+            let served =
+                tonic::transport::Server::builder().add_service(server).serve_with_incoming(incoming);
+            if let Err(error) = served.await {
+                tracing::error!(%error, "authority socket ended");
+            }
+        });
+        Ok(Self { authority, _tasks: Tasks(vec![task]) })
+    }
+
+    /// The CA itself, for roles that run in the same process.
+    #[must_use]
+    pub fn authority(&self) -> Arc<Authority> {
+        self.authority.clone()
+    }
+
+    /// `istio.v1.auth.IstioCertificateService`, to be served with TLS and optional client
+    /// certificates.
+    #[must_use]
+    pub fn certificate_service(
+        &self,
+    ) -> IstioCertificateServiceServer<
+        impl pb::istio::istio_certificate_service_server::IstioCertificateService,
+    > {
+        IstioCertificateServiceServer::new(service::CertificateService(self.authority.clone()))
+            .max_decoding_message_size(64 * 1024)
+    }
+
+    /// Secrets of the control plane itself, kept fresh: its SVID as `default`, the bundle as
+    /// `ROOTCA`. Empty until the cluster is in a mesh.
+    #[must_use]
+    pub fn control_plane_secrets(&self, dns_names: Vec<String>) -> (Arc<SecretStore>, JoinHandle<()>) {
+        let store = SecretStore::new();
+        let (authority, secrets) = (self.authority.clone(), store.clone());
+        let mut changes = authority.subscribe();
+        let task = tokio::spawn(async move {
+            loop {
+                let wait = match renew(&authority, &secrets, &dns_names) {
+                    Ok(wait) => wait,
+                    Err(AuthorityError::Empty) => Duration::from_secs(3600),
+                    Err(error) => {
+                        tracing::error!(%error, "the control plane's own certificate was not renewed");
+                        Duration::from_secs(10)
+                    }
+                };
+                tokio::select! {
+                    () = tokio::time::sleep(wait) => {}
+                    changed = changes.changed() => if changed.is_err() { return },
+                }
+            }
+        });
+        (store, task)
+    }
+
+    /// Wakes when the cluster joins or leaves a mesh or its intermediate changes.
+    #[must_use]
+    pub fn subscribe(&self) -> watch::Receiver<u64> {
+        self.authority.subscribe()
+    }
+}
+
+/// Issues the control plane's certificate; answers when to do it again.
+fn renew(authority: &Authority, store: &SecretStore, dns: &[String]) -> Result<Duration, AuthorityError> {
+    let status = authority.status().ok_or(AuthorityError::Empty)?;
+    let id = SpiffeId::workload(&status.trust_domain, SYSTEM_NAMESPACE, CONTROL_PLANE_ACCOUNT)
+        .map_err(|e| AuthorityError::Refused(e.to_string()))?;
+    let pending = PendingSvid::generate(&id)?;
+    let issued = authority.issue_control_plane(&pending.csr_pem, &id, dns)?;
+    store.set_identity(WORKLOAD_SVID, issued.chain_without_root().as_bytes(), pending.key_pem.as_bytes())?;
+    store.set_trust(TRUST_BUNDLE, status.bundle_pem.as_bytes())?;
+    let left = issued.not_after.duration_since(SystemTime::now()).unwrap_or_default();
+    Ok((left / 2).max(Duration::from_secs(1)))
+}

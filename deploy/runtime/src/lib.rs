@@ -1,1 +1,27 @@
-//! mesh-runtime
+//! What every deployed process shares: well-known ports, serving sockets, readiness, shutdown,
+//! private files and exit codes.
+
+pub mod admin;
+pub mod files;
+pub mod ports;
+pub mod ready;
+pub mod serve;
+pub mod shutdown;
+
+/// Exit codes of every binary, the same everywhere so that scripts can rely on them.
+pub mod exit {
+    /// Done.
+    pub const OK: u8 = 0;
+    /// The answer is no: invalid configuration, a check that failed, a refused request.
+    pub const FAILED: u8 = 1;
+    /// The question could not be asked: unreadable file, unreachable control plane, bad flags.
+    pub const UNUSABLE: u8 = 2;
+}
+
+/// Starts logging to stderr: `RUST_LOG` decides, `info` otherwise.
+pub fn init_logging() {
+    use tracing_subscriber::{EnvFilter, fmt};
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    // A second call, as in tests that start several roles, keeps the first subscriber.
+    let _ = fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(true).try_init();
+}

@@ -1,0 +1,556 @@
+//! The CA proper: founding, joining, signing.
+
+use std::{
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, SystemTime},
+};
+
+use mesh_identity::{IdentityError, pem_certificates, root_pin};
+use mesh_model::{ClusterId, SpiffeId, TrustDomain};
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SanType, SerialNumber,
+};
+use rustls_pki_types::CertificateDer;
+use tokio::sync::watch;
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+use crate::{
+    csr,
+    store::{CaDir, CaFiles},
+    token::{self, TokenIssuer},
+};
+
+/// Certificates are valid from this long ago, so that clocks need not agree to the second.
+const BACKDATE: Duration = Duration::from_secs(300);
+/// Lifetime of a root made by founding a mesh.
+const ROOT_TTL: Duration = Duration::from_secs(10 * 365 * 86_400);
+/// Lifetime of an intermediate.
+const INTERMEDIATE_TTL: Duration = Duration::from_secs(365 * 86_400);
+
+/// Why the CA did not do what it was asked for.
+#[derive(Debug, thiserror::Error)]
+pub enum AuthorityError {
+    /// The cluster is in no mesh yet.
+    #[error("this cluster is in no mesh: found one, or join one with a token")]
+    Empty,
+    /// The cluster is in a mesh already.
+    #[error("this cluster is already in mesh {0}: leave it first")]
+    Active(TrustDomain),
+    /// The root key is elsewhere.
+    #[error("the root key is not here: ask the cluster that founded the mesh")]
+    NoRootKey,
+    /// The request cannot be understood.
+    #[error("{0}")]
+    BadRequest(String),
+    /// The caller did not prove who it is.
+    #[error("{0}")]
+    Unauthenticated(String),
+    /// The caller proved something else than it asks for.
+    #[error("{0}")]
+    Refused(String),
+    /// Stored files that cannot be used.
+    #[error("stored CA: {0}")]
+    Stored(String),
+    /// The state directory cannot be read or written.
+    #[error("state directory: {0}")]
+    Io(#[from] std::io::Error),
+    /// A certificate or key cannot be used.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// Signing failed.
+    #[error("signing: {0}")]
+    Sign(#[from] rcgen::Error),
+}
+
+/// A signed certificate.
+#[derive(Debug, Clone)]
+pub struct Issued {
+    /// PEM, leaf first, root last.
+    pub chain: Vec<String>,
+    /// End of validity.
+    pub not_after: SystemTime,
+    /// Serial number, hexadecimal.
+    pub serial: String,
+}
+
+impl Issued {
+    /// What a TLS peer sends: everything but the root.
+    #[must_use]
+    pub fn chain_without_root(&self) -> String {
+        self.chain[..self.chain.len().saturating_sub(1)].concat()
+    }
+}
+
+/// Public facts about an active CA.
+#[derive(Debug, Clone)]
+pub struct AuthorityStatus {
+    /// The mesh.
+    pub trust_domain: TrustDomain,
+    /// Trusted roots, PEM.
+    pub bundle_pem: String,
+    /// The intermediate and what lies between it and the root, PEM.
+    pub chain_pem: String,
+    /// End of the intermediate's validity.
+    pub not_after: SystemTime,
+    /// Whether this cluster can sign intermediates.
+    pub holds_root_key: bool,
+    /// SHA-256 of the root, hexadecimal.
+    pub root_pin: String,
+}
+
+/// The CA of one cluster.
+pub struct Authority {
+    cluster: ClusterId,
+    dir: CaDir,
+    workload_ttl: Duration,
+    tokens: TokenIssuer,
+    active: Mutex<Option<Arc<Active>>>,
+    changes: watch::Sender<u64>,
+}
+
+struct Active {
+    status: AuthorityStatus,
+    issuer: Issuer<'static, KeyPair>,
+    root: Option<Issuer<'static, KeyPair>>,
+}
+
+impl std::fmt::Debug for Authority {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Authority").field("cluster", &self.cluster).finish_non_exhaustive()
+    }
+}
+
+impl Authority {
+    /// Loads what the state directory holds.
+    ///
+    /// # Errors
+    /// If it holds something that is not a usable CA of this cluster.
+    pub fn load(
+        cluster: ClusterId,
+        state_dir: PathBuf,
+        workload_ttl: Duration,
+    ) -> Result<Self, AuthorityError> {
+        let dir = CaDir::new(&state_dir);
+        let key = match dir.token_key()? {
+            Some(k) => k,
+            None => {
+                let k = token::generate_key()?;
+                dir.save_token_key(&k)?;
+                k
+            }
+        };
+        let tokens = TokenIssuer::new(cluster.as_str(), &key)?;
+        let active = match dir.load()? {
+            None => None,
+            Some(files) => Some(Arc::new(Active::check(&files, &cluster)?)),
+        };
+        Ok(Self {
+            cluster,
+            dir,
+            workload_ttl,
+            tokens,
+            active: Mutex::new(active),
+            changes: watch::Sender::new(0),
+        })
+    }
+
+    /// Wakes when the CA becomes active, is replaced or reset.
+    #[must_use]
+    pub fn subscribe(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    /// The cluster it signs for.
+    #[must_use]
+    pub fn cluster(&self) -> &ClusterId {
+        &self.cluster
+    }
+
+    /// Workload tokens of this cluster.
+    #[must_use]
+    pub fn tokens(&self) -> &TokenIssuer {
+        &self.tokens
+    }
+
+    /// Public facts, if the cluster is in a mesh.
+    #[must_use]
+    pub fn status(&self) -> Option<AuthorityStatus> {
+        self.lock().as_ref().map(|a| a.status.clone())
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Arc<Active>>> {
+        self.active.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn active(&self) -> Result<Arc<Active>, AuthorityError> {
+        self.lock().clone().ok_or(AuthorityError::Empty)
+    }
+
+    fn install(&self, files: &CaFiles) -> Result<AuthorityStatus, AuthorityError> {
+        let active = Arc::new(Active::check(files, &self.cluster)?);
+        self.dir.save(files)?;
+        let status = active.status.clone();
+        *self.lock() = Some(active);
+        self.changes.send_modify(|n| *n += 1);
+        Ok(status)
+    }
+
+    /// Founds a mesh: a root and this cluster's intermediate.
+    ///
+    /// # Errors
+    /// [`AuthorityError::Active`] if the cluster is in a mesh.
+    pub fn found(&self, trust_domain: &TrustDomain) -> Result<AuthorityStatus, AuthorityError> {
+        if let Some(a) = self.lock().as_ref() {
+            return Err(AuthorityError::Active(a.status.trust_domain.clone()));
+        }
+        let root_key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
+        let root_key_pem = root_key.serialize_pem();
+        let mut params = base_params(ROOT_TTL)?;
+        params.distinguished_name.push(DnType::OrganizationName, trust_domain.as_str());
+        params.distinguished_name.push(DnType::CommonName, format!("Flotilla root of {trust_domain}"));
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(1));
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        let root_pem = params.self_signed(&root_key)?.pem();
+        let root = Issuer::from_ca_cert_pem(&root_pem, root_key)?;
+
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
+        let cert =
+            intermediate_params(trust_domain, &self.cluster, INTERMEDIATE_TTL)?.signed_by(&key, &root)?.pem();
+        let status = self.install(&CaFiles {
+            root_cert: root_pem,
+            root_key: Some(root_key_pem),
+            cert_chain: cert.clone(),
+            ca_cert: cert,
+            ca_key: key.serialize_pem(),
+        })?;
+        tracing::info!(%trust_domain, cluster = %self.cluster, pin = %status.root_pin, "founded a mesh");
+        Ok(status)
+    }
+
+    /// The request for this cluster's intermediate; the same one until it is installed, so that a
+    /// join can be repeated.
+    ///
+    /// # Errors
+    /// [`AuthorityError::Active`] if the cluster is in a mesh.
+    pub fn request_intermediate(&self) -> Result<String, AuthorityError> {
+        if let Some(a) = self.lock().as_ref() {
+            return Err(AuthorityError::Active(a.status.trust_domain.clone()));
+        }
+        if let Some((_, csr)) = self.dir.pending()? {
+            return Ok(csr);
+        }
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        params.distinguished_name.push(DnType::CommonName, self.cluster.as_str());
+        let csr = params.serialize_request(&key)?.pem()?;
+        self.dir.save_pending(&key.serialize_pem(), &csr)?;
+        Ok(csr)
+    }
+
+    /// Installs what the mesh's root signed for [`Self::request_intermediate`].
+    ///
+    /// # Errors
+    /// If chain, key and bundle do not belong together or are for another cluster; nothing is
+    /// changed then.
+    pub fn install_intermediate(
+        &self,
+        trust_domain: &TrustDomain,
+        chain: &str,
+        bundle: &str,
+    ) -> Result<AuthorityStatus, AuthorityError> {
+        if let Some(a) = self.lock().as_ref() {
+            return Err(AuthorityError::Active(a.status.trust_domain.clone()));
+        }
+        let (key, _) = self
+            .dir
+            .pending()?
+            .ok_or_else(|| AuthorityError::BadRequest("no intermediate was requested".into()))?;
+        let first = first_pem(chain)?;
+        let status = self.install(&CaFiles {
+            root_cert: bundle.to_owned(),
+            root_key: None,
+            ca_cert: first,
+            ca_key: key,
+            cert_chain: chain.to_owned(),
+        })?;
+        if &status.trust_domain != trust_domain {
+            self.reset()?;
+            return Err(AuthorityError::BadRequest(format!(
+                "the intermediate is of trust domain {}, not {trust_domain}",
+                status.trust_domain
+            )));
+        }
+        self.dir.drop_pending();
+        Ok(status)
+    }
+
+    /// Signs another cluster's intermediate: `(chain, bundle)`.
+    ///
+    /// # Errors
+    /// [`AuthorityError::NoRootKey`] where the root key is not; [`AuthorityError::Refused`] for this
+    /// cluster's own name.
+    pub fn sign_intermediate(
+        &self,
+        csr_pem: &str,
+        cluster: &ClusterId,
+    ) -> Result<(String, AuthorityStatus), AuthorityError> {
+        let active = self.active()?;
+        let root = active.root.as_ref().ok_or(AuthorityError::NoRootKey)?;
+        if cluster == &self.cluster {
+            return Err(AuthorityError::Refused(format!(
+                "cluster {cluster} is this cluster; the newcomer needs another name"
+            )));
+        }
+        let mut request = csr::parse(csr_pem)?;
+        request.params = intermediate_params(&active.status.trust_domain, cluster, INTERMEDIATE_TTL)?;
+        let cert = request.signed_by(root)?.pem();
+        tracing::info!(%cluster, "signed an intermediate");
+        Ok((cert, active.status.clone()))
+    }
+
+    /// Signs a workload certificate for an identity that the caller has proved.
+    ///
+    /// `ttl` of zero means the default.
+    ///
+    /// # Errors
+    /// [`AuthorityError::BadRequest`] for a lifetime over the maximum or a bad request,
+    /// [`AuthorityError::Refused`] for an identity of another trust domain.
+    pub fn issue(
+        &self,
+        csr_pem: &str,
+        identity: &SpiffeId,
+        ttl: Duration,
+        proof: &str,
+    ) -> Result<Issued, AuthorityError> {
+        self.sign_leaf(csr_pem, identity, ttl, &[], proof)
+    }
+
+    /// Signs the control plane's own certificate, which also carries DNS names for foreign proxies.
+    pub(crate) fn issue_control_plane(
+        &self,
+        csr_pem: &str,
+        id: &SpiffeId,
+        dns: &[String],
+    ) -> Result<Issued, AuthorityError> {
+        self.sign_leaf(csr_pem, id, Duration::ZERO, dns, "control plane")
+    }
+
+    fn sign_leaf(
+        &self,
+        csr_pem: &str,
+        identity: &SpiffeId,
+        ttl: Duration,
+        dns: &[String],
+        proof: &str,
+    ) -> Result<Issued, AuthorityError> {
+        let active = self.active()?;
+        if identity.trust_domain() != active.status.trust_domain.as_str() {
+            return Err(AuthorityError::Refused(format!(
+                "{identity} is not of trust domain {}",
+                active.status.trust_domain
+            )));
+        }
+        if ttl > self.workload_ttl {
+            return Err(AuthorityError::BadRequest(format!(
+                "a lifetime of {} s is over the maximum of {} s",
+                ttl.as_secs(),
+                self.workload_ttl.as_secs()
+            )));
+        }
+        let ttl = if ttl.is_zero() { self.workload_ttl } else { ttl };
+        let now = SystemTime::now();
+        // A leaf never outlives its issuer.
+        let not_after = (now + ttl).min(active.status.not_after);
+        let mut request = csr::parse(csr_pem)?;
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        params.not_before = (now - BACKDATE).into();
+        params.not_after = not_after.into();
+        params.serial_number = Some(serial());
+        params.subject_alt_names = vec![SanType::URI(identity.as_str().try_into()?)];
+        for name in dns {
+            params.subject_alt_names.push(SanType::DnsName(name.as_str().try_into()?));
+        }
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
+        params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        params.use_authority_key_identifier_extension = true;
+        let hex = params.serial_number.as_ref().map(hex_serial).unwrap_or_default();
+        request.params = params;
+        let leaf = request.signed_by(&active.issuer)?.pem();
+        tracing::info!(target: "audit", %identity, serial = %hex, proof, cluster = %self.cluster, "issued");
+        let mut chain = vec![leaf];
+        chain.extend(split_pem(&active.status.chain_pem));
+        chain.push(active.status.bundle_pem.clone());
+        Ok(Issued { chain, not_after, serial: hex })
+    }
+
+    /// Forgets the mesh after leaving it. The token key stays: it is the cluster's own.
+    ///
+    /// # Errors
+    /// Those of the file system; the files may then be partly removed, and a repeat completes it.
+    pub fn reset(&self) -> Result<(), AuthorityError> {
+        self.dir.clear()?;
+        *self.lock() = None;
+        self.changes.send_modify(|n| *n += 1);
+        Ok(())
+    }
+}
+
+impl Active {
+    /// Everything that must hold of a CA before it signs anything.
+    fn check(files: &CaFiles, cluster: &ClusterId) -> Result<Self, AuthorityError> {
+        let stored = |s: String| AuthorityError::Stored(s);
+        let roots = pem_certificates("root-cert.pem", files.root_cert.as_bytes())?;
+        let chain = pem_certificates("cert-chain.pem", files.cert_chain.as_bytes())?;
+        let ca = pem_certificates("ca-cert.pem", files.ca_cert.as_bytes())?;
+        let (ca_der, root_der) = match (ca.first(), roots.first()) {
+            (Some(c), Some(r)) => (c, r),
+            _ => return Err(stored("empty certificate file".into())),
+        };
+        if chain.first() != Some(ca_der) {
+            return Err(stored("cert-chain.pem does not start with ca-cert.pem".into()));
+        }
+        let (_, ca_x509) =
+            X509Certificate::from_der(ca_der).map_err(|e| stored(format!("ca-cert.pem: {e}")))?;
+        if !ca_x509.is_ca() {
+            return Err(stored("ca-cert.pem is not a CA certificate".into()));
+        }
+        verify_chain(&chain, &roots)?;
+        let id = single_uri(&ca_x509).and_then(|u| SpiffeId::parse(u).ok()).ok_or_else(|| {
+            stored("ca-cert.pem names no cluster (URI SAN spiffe://<domain>/cluster/<id>)".into())
+        })?;
+        let owner = id
+            .cluster_id()
+            .ok_or_else(|| stored(format!("ca-cert.pem is for {id}, which is not a cluster")))?;
+        if &owner != cluster {
+            return Err(stored(format!("ca-cert.pem is of cluster {owner}, but this is cluster {cluster}")));
+        }
+        let trust_domain =
+            TrustDomain::new(id.trust_domain()).map_err(|e| stored(format!("ca-cert.pem: {e}")))?;
+        let key = KeyPair::from_pem(&files.ca_key).map_err(|e| stored(format!("ca-key.pem: {e}")))?;
+        if key.public_key_raw() != ca_x509.public_key().subject_public_key.data.as_ref() {
+            return Err(stored("ca-key.pem does not belong to ca-cert.pem".into()));
+        }
+        let not_after = SystemTime::UNIX_EPOCH
+            + Duration::from_secs(ca_x509.validity().not_after.timestamp().max(0).unsigned_abs());
+        let issuer = Issuer::from_ca_cert_der(ca_der, key)?;
+        let root = match &files.root_key {
+            None => None,
+            Some(pem) => {
+                let key = KeyPair::from_pem(pem).map_err(|e| stored(format!("root-key.pem: {e}")))?;
+                let (_, x) = X509Certificate::from_der(root_der).map_err(|e| stored(e.to_string()))?;
+                if key.public_key_raw() != x.public_key().subject_public_key.data.as_ref() {
+                    return Err(stored("root-key.pem does not belong to root-cert.pem".into()));
+                }
+                Some(Issuer::from_ca_cert_der(root_der, key)?)
+            }
+        };
+        Ok(Self {
+            status: AuthorityStatus {
+                trust_domain,
+                bundle_pem: files.root_cert.clone(),
+                chain_pem: files.cert_chain.clone(),
+                not_after,
+                holds_root_key: root.is_some(),
+                root_pin: root_pin(root_der),
+            },
+            issuer,
+            root,
+        })
+    }
+}
+
+/// Each certificate is signed by the next, the last one by a root.
+fn verify_chain(chain: &[CertificateDer<'_>], roots: &[CertificateDer<'_>]) -> Result<(), AuthorityError> {
+    let stored = |s: String| AuthorityError::Stored(s);
+    let parse = |der| X509Certificate::from_der(der).map(|(_, c)| c).map_err(|e| stored(e.to_string()));
+    for (i, der) in chain.iter().enumerate() {
+        let cert = parse(der)?;
+        if !cert.validity().is_valid() {
+            return Err(stored(format!("certificate {i} of cert-chain.pem is expired or not valid yet")));
+        }
+        let issuers = match chain.get(i + 1) {
+            Some(next) => std::slice::from_ref(next),
+            None => roots,
+        };
+        let mut ok = false;
+        for issuer in issuers {
+            let issuer = parse(issuer)?;
+            ok |= issuer.subject() == cert.issuer()
+                && issuer.is_ca()
+                && cert.verify_signature(Some(issuer.public_key())).is_ok();
+        }
+        if !ok {
+            return Err(stored(format!(
+                "certificate {i} of cert-chain.pem is not signed by its successor or a root"
+            )));
+        }
+    }
+    Ok(())
+}
+
+fn single_uri<'a>(cert: &'a X509Certificate<'_>) -> Option<&'a str> {
+    let ext = cert.subject_alternative_name().ok()??;
+    let mut uris = ext.value.general_names.iter().filter_map(|n| match n {
+        x509_parser::extensions::GeneralName::URI(u) => Some(*u),
+        _ => None,
+    });
+    let one = uris.next()?;
+    uris.next().is_none().then_some(one)
+}
+
+fn base_params(ttl: Duration) -> Result<CertificateParams, AuthorityError> {
+    let now = SystemTime::now();
+    let mut p = CertificateParams::default();
+    p.distinguished_name = DistinguishedName::new();
+    p.not_before = (now - BACKDATE).into();
+    p.not_after = (now + ttl).into();
+    p.serial_number = Some(serial());
+    Ok(p)
+}
+
+fn intermediate_params(
+    td: &TrustDomain,
+    cluster: &ClusterId,
+    ttl: Duration,
+) -> Result<CertificateParams, AuthorityError> {
+    let mut p = base_params(ttl)?;
+    p.distinguished_name.push(DnType::OrganizationName, td.as_str());
+    p.distinguished_name.push(DnType::CommonName, format!("Flotilla cluster {cluster}"));
+    p.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    p.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    p.subject_alt_names = vec![SanType::URI(SpiffeId::cluster(td, cluster).as_str().try_into()?)];
+    p.use_authority_key_identifier_extension = true;
+    Ok(p)
+}
+
+/// 16 random bytes with the top bit clear (RFC 5280 section 4.1.2.2: positive, at most 20 octets).
+fn serial() -> SerialNumber {
+    let mut bytes: [u8; 16] = rand::random();
+    bytes[0] = bytes[0] & 0x7f | 0x40;
+    SerialNumber::from_slice(&bytes)
+}
+
+fn hex_serial(s: &SerialNumber) -> String {
+    s.to_bytes().iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// The certificates of a PEM text, each as PEM.
+fn split_pem(pem: &str) -> Vec<String> {
+    const END: &str = "-----END CERTIFICATE-----";
+    pem.split_inclusive(END).filter(|p| p.contains(END)).map(|p| format!("{}\n", p.trim())).collect()
+}
+
+fn first_pem(pem: &str) -> Result<String, AuthorityError> {
+    split_pem(pem)
+        .into_iter()
+        .next()
+        .ok_or_else(|| AuthorityError::BadRequest("empty certificate chain".into()))
+}
+
+#[cfg(test)]
+mod tests;

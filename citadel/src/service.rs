@@ -1,0 +1,204 @@
+//! gRPC adapters: certificate signing for workloads, the authority socket for the control plane.
+
+use std::{
+    sync::Arc,
+    time::{Duration, UNIX_EPOCH},
+};
+
+use mesh_identity::peer_identity;
+use mesh_model::{ClusterId, SpiffeId, TrustDomain};
+use tonic::{
+    Request, Response, Status,
+    transport::server::{TcpConnectInfo, TlsConnectInfo},
+};
+
+use crate::{
+    Authority, AuthorityError,
+    authority::AuthorityStatus as Facts,
+    pb::{
+        authority::{
+            AuthorityStatus, FoundRequest, InstallIntermediateRequest, IntermediateRequest,
+            IssueTokenRequest, RequestIntermediateRequest, ResetRequest, SignIntermediateRequest,
+            SignedIntermediate, StatusRequest, WorkloadToken, authority_server,
+        },
+        istio::{IstioCertificateRequest, IstioCertificateResponse, istio_certificate_service_server},
+    },
+    token,
+};
+
+impl From<AuthorityError> for Status {
+    fn from(e: AuthorityError) -> Self {
+        let text = e.to_string();
+        match e {
+            AuthorityError::Empty | AuthorityError::Active(_) | AuthorityError::NoRootKey => {
+                Status::failed_precondition(text)
+            }
+            AuthorityError::BadRequest(_) => Status::invalid_argument(text),
+            AuthorityError::Unauthenticated(_) => Status::unauthenticated(text),
+            AuthorityError::Refused(_) => Status::permission_denied(text),
+            AuthorityError::Stored(_)
+            | AuthorityError::Io(_)
+            | AuthorityError::Identity(_)
+            | AuthorityError::Sign(_) => {
+                // Details of the CA's own state are for its operator, not for callers.
+                tracing::error!(error = %text, "the CA failed");
+                Status::internal("the CA failed; its log says why")
+            }
+        }
+    }
+}
+
+/// `IstioCertificateService`: who is proved by a client certificate of this cluster or a token.
+pub(crate) struct CertificateService(pub(crate) Arc<Authority>);
+
+impl CertificateService {
+    fn proven<T>(&self, request: &Request<T>) -> Result<(SpiffeId, &'static str), AuthorityError> {
+        let status = self.0.status().ok_or(AuthorityError::Empty)?;
+        if let Some(certs) =
+            request.extensions().get::<TlsConnectInfo<TcpConnectInfo>>().and_then(TlsConnectInfo::peer_certs)
+            && !certs.is_empty()
+        {
+            let peer = peer_identity(&certs).ok_or_else(|| {
+                AuthorityError::Unauthenticated("the client certificate is unreadable".into())
+            })?;
+            let id = peer.spiffe.ok_or_else(|| {
+                AuthorityError::Unauthenticated("the client certificate has no SPIFFE ID".into())
+            })?;
+            if peer.cluster.as_ref() != Some(self.0.cluster()) {
+                return Err(AuthorityError::Refused(format!(
+                    "{id} was certified by another cluster; it renews there"
+                )));
+            }
+            if id.namespace_and_account().is_none() {
+                return Err(AuthorityError::Refused(format!("{id} is not a workload")));
+            }
+            return Ok((id, "certificate"));
+        }
+        let bearer = request
+            .metadata()
+            .get("authorization")
+            .and_then(|v| v.to_str().ok())
+            .and_then(|v| v.strip_prefix("Bearer ").or_else(|| v.strip_prefix("bearer ")))
+            .ok_or_else(|| {
+                AuthorityError::Unauthenticated(
+                    "no proof of identity: send a client certificate or a bearer token".into(),
+                )
+            })?;
+        let (ns, sa) = self.0.tokens().verify(bearer.trim())?;
+        let id = SpiffeId::workload(&status.trust_domain, &ns, &sa)
+            .map_err(|e| AuthorityError::Refused(e.to_string()))?;
+        Ok((id, "token"))
+    }
+}
+
+#[tonic::async_trait]
+impl istio_certificate_service_server::IstioCertificateService for CertificateService {
+    async fn create_certificate(
+        &self,
+        request: Request<IstioCertificateRequest>,
+    ) -> Result<Response<IstioCertificateResponse>, Status> {
+        let (id, proof) = self.proven(&request)?;
+        let r = request.into_inner();
+        let ttl = u64::try_from(r.validity_duration)
+            .map_err(|_| Status::invalid_argument("validity_duration is negative"))?;
+        let issued = self.0.issue(&r.csr, &id, Duration::from_secs(ttl), proof)?;
+        Ok(Response::new(IstioCertificateResponse { cert_chain: issued.chain }))
+    }
+}
+
+/// `flotilla.citadel.v1.Authority`, reachable only through a socket of mode 0600.
+pub(crate) struct AuthorityService(pub(crate) Arc<Authority>);
+
+impl AuthorityService {
+    fn describe(&self, facts: Option<Facts>) -> Response<AuthorityStatus> {
+        let cluster = self.0.cluster().to_string();
+        Response::new(match facts {
+            None => AuthorityStatus { state: "empty".into(), cluster, ..AuthorityStatus::default() },
+            Some(f) => AuthorityStatus {
+                state: "active".into(),
+                trust_domain: f.trust_domain.to_string(),
+                cluster,
+                holds_root_key: f.holds_root_key,
+                bundle: f.bundle_pem,
+                chain: f.chain_pem,
+                intermediate_not_after: f
+                    .not_after
+                    .duration_since(UNIX_EPOCH)
+                    .map_or(0, |d| i64::try_from(d.as_secs()).unwrap_or(i64::MAX)),
+                root_pin: f.root_pin,
+            },
+        })
+    }
+}
+
+fn trust_domain(s: &str) -> Result<TrustDomain, Status> {
+    if s.is_empty() {
+        return Ok(TrustDomain::default());
+    }
+    TrustDomain::new(s).map_err(|e| Status::invalid_argument(e.to_string()))
+}
+
+#[tonic::async_trait]
+impl authority_server::Authority for AuthorityService {
+    async fn status(&self, _: Request<StatusRequest>) -> Result<Response<AuthorityStatus>, Status> {
+        Ok(self.describe(self.0.status()))
+    }
+
+    async fn found(&self, r: Request<FoundRequest>) -> Result<Response<AuthorityStatus>, Status> {
+        let td = trust_domain(&r.get_ref().trust_domain)?;
+        Ok(self.describe(Some(self.0.found(&td)?)))
+    }
+
+    async fn request_intermediate(
+        &self,
+        _: Request<RequestIntermediateRequest>,
+    ) -> Result<Response<IntermediateRequest>, Status> {
+        Ok(Response::new(IntermediateRequest { csr: self.0.request_intermediate()? }))
+    }
+
+    async fn install_intermediate(
+        &self,
+        r: Request<InstallIntermediateRequest>,
+    ) -> Result<Response<AuthorityStatus>, Status> {
+        let r = r.into_inner();
+        let td = trust_domain(&r.trust_domain)?;
+        // What is wrong with the material is the caller's to know: it brought it.
+        let facts = self.0.install_intermediate(&td, &r.chain, &r.bundle).map_err(|e| match e {
+            AuthorityError::Stored(s) => Status::invalid_argument(s),
+            AuthorityError::Identity(e) => Status::invalid_argument(e.to_string()),
+            other => other.into(),
+        })?;
+        Ok(self.describe(Some(facts)))
+    }
+
+    async fn sign_intermediate(
+        &self,
+        r: Request<SignIntermediateRequest>,
+    ) -> Result<Response<SignedIntermediate>, Status> {
+        let r = r.into_inner();
+        let cluster = ClusterId::new(&r.cluster).map_err(|e| Status::invalid_argument(e.to_string()))?;
+        let (chain, facts) = self.0.sign_intermediate(&r.csr, &cluster)?;
+        Ok(Response::new(SignedIntermediate {
+            chain,
+            bundle: facts.bundle_pem,
+            trust_domain: facts.trust_domain.to_string(),
+        }))
+    }
+
+    async fn issue_token(&self, r: Request<IssueTokenRequest>) -> Result<Response<WorkloadToken>, Status> {
+        let r = r.into_inner();
+        let ttl = match r.ttl {
+            0 => token::DEFAULT_TTL,
+            t => Duration::from_secs(
+                u64::try_from(t).map_err(|_| Status::invalid_argument("ttl is negative"))?,
+            ),
+        };
+        let token = self.0.tokens().issue(&r.namespace, &r.service_account, ttl)?;
+        Ok(Response::new(WorkloadToken { token }))
+    }
+
+    async fn reset(&self, _: Request<ResetRequest>) -> Result<Response<AuthorityStatus>, Status> {
+        self.0.reset()?;
+        Ok(self.describe(None))
+    }
+}
