@@ -1,0 +1,47 @@
+//! `flotilla.dev/v1alpha1` MeshConfig: settings of one cluster's part of the mesh.
+//!
+//! One document, named `mesh`. What Istio's mesh configuration also has keeps its name.
+
+use super::{Duration, OutboundTrafficPolicy};
+use crate::federation::Transport;
+
+message! {
+    /// Settings of the mesh.
+    pub struct MeshConfig {
+        /// Trust domain; `mesh.local` unless set.
+        pub trust_domain: Option<String>,
+        /// Namespace whose policies apply to the whole mesh; `istio-system` unless set.
+        pub root_namespace: Option<String>,
+        /// Destinations that nobody declared; `ALLOW_ANY` unless set.
+        pub outbound_traffic_policy: Option<OutboundTrafficPolicy>,
+        /// Path of the proxies' access log; empty is off.
+        pub access_log_file: Option<String>,
+        /// Line format of the access log; the standard one unless set.
+        pub access_log_format: Option<String>,
+        /// `TEXT` or `JSON`.
+        pub access_log_encoding: AccessLogEncoding,
+        /// How gateways of this cluster reach those of others; `tcp` unless set.
+        pub transport: Option<Transport>,
+        /// TCP connect of upstream connections; 10 s unless set.
+        pub default_connect_timeout: Option<Duration>,
+        /// `host:port` of Mixer's Check; empty is off.
+        pub mixer_check_server: String,
+        /// `host:port` of Mixer's Report; empty is off.
+        pub mixer_report_server: String,
+        /// Let requests pass when Mixer does not answer.
+        pub policy_check_fail_open: bool,
+        /// Share of requests traced, in percent; 1 unless set.
+        pub trace_sampling: Option<f64>,
+    }
+}
+
+choice! {
+    /// Form of the access log.
+    pub enum AccessLogEncoding {
+        /// One line of text.
+        #[default]
+        Text,
+        /// One JSON object per line.
+        Json,
+    }
+}
