@@ -1,1 +1,23 @@
-//! mesh-xds
+//! xDS for every part of the mesh: wire types, the ADS server and client, configuration over MCP,
+//! and the translation between Envoy's protobuf and [`mesh_model::proxy`].
+//!
+//! - [`server`]: a generic ADS server. Its protocol state ([`server::state`]) does no I/O.
+//! - [`client`]: a generic ADS client that survives its server, and [`client::proxy`], which keeps
+//!   what a proxy executes complete and consistent.
+//! - [`mcp`]: configuration documents between components, on the same server and client.
+//! - [`codec`]: `mesh_model::proxy` to Envoy v3 protobuf and back.
+//!
+//! Protobuf stops here: nothing above this crate sees a wire type, except the opaque [`pb::Any`].
+
+pub mod client;
+pub mod codec;
+pub mod mcp;
+pub mod nds;
+pub mod node;
+pub mod pb;
+pub mod server;
+pub mod type_url;
+
+pub use client::{AdsClient, ClientOptions, Endpoint};
+pub use node::{NodeInfo, NodeKind};
+pub use server::{AdsService, PeerInfo, ResourceSource, TypeSnapshot};

@@ -1,0 +1,375 @@
+//! One stream of an [`super::AdsClient`].
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use prost::Message as _;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Status, Streaming, codegen::http::uri::PathAndQuery, transport::Channel};
+
+use super::{ClientOptions, Handler, Known, Names, Rejection, Shared, Update};
+use crate::{
+    mcp, pb,
+    server::{content_version, state::Mode},
+    type_url,
+};
+
+/// Largest response: 64 MiB holds a mesh of some 20,000 services for one proxy.
+const MAX_RESPONSE: usize = 64 * 1024 * 1024;
+/// Opening a stream on a connection that is up.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
+/// Requests waiting to be written; acknowledgements and subscriptions, one per type at a time.
+const QUEUE: usize = 32;
+/// A server that does not read our requests for this long is left.
+const SEND_TIMEOUT: Duration = Duration::from_secs(20);
+/// Rejections quoted in a NACK; the rest is counted.
+const QUOTED: usize = 20;
+
+/// How a stream ended.
+pub(super) struct Outcome {
+    /// Whether the server answered at least once: then the next attempt need not wait long.
+    pub answered: bool,
+    /// For the log.
+    pub reason: String,
+}
+
+pub(super) async fn run<H: Handler>(
+    options: &ClientOptions,
+    channel: Channel,
+    shared: &Shared,
+    handler: &mut H,
+    known: &mut Known,
+) -> Outcome {
+    let mut answered = false;
+    let result = match options.mode {
+        Mode::Delta => delta(options, channel, shared, handler, known, &mut answered).await,
+        Mode::Sotw => sotw(options, channel, shared, handler, known, &mut answered).await,
+    };
+    let reason = match result {
+        Ok(()) => "closed by the server".to_owned(),
+        Err(s) => format!("{:?}: {}", s.code(), s.message()),
+    };
+    Outcome { answered, reason }
+}
+
+async fn open<Req, Resp>(
+    channel: Channel,
+    method: &'static str,
+    rx: mpsc::Receiver<Req>,
+) -> Result<Streaming<Resp>, Status>
+where
+    Req: prost::Message + 'static,
+    Resp: prost::Message + Default + 'static,
+{
+    let opening = async move {
+        let mut grpc = tonic::client::Grpc::new(channel).max_decoding_message_size(MAX_RESPONSE);
+        grpc.ready().await.map_err(|e| Status::unavailable(e.to_string()))?;
+        let codec = tonic_prost::ProstCodec::<Req, Resp>::default();
+        let path = PathAndQuery::from_static(method);
+        let response = grpc.streaming(Request::new(ReceiverStream::new(rx)), path, codec).await?;
+        Ok(response.into_inner())
+    };
+    tokio::time::timeout(OPEN_TIMEOUT, opening)
+        .await
+        .unwrap_or_else(|_| Err(Status::deadline_exceeded("the server did not accept the stream")))
+}
+
+async fn send<T>(tx: &mpsc::Sender<T>, request: T) -> Result<(), Status> {
+    match tokio::time::timeout(SEND_TIMEOUT, tx.send(request)).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(_)) => Err(Status::unavailable("stream closed")),
+        Err(_) => Err(Status::deadline_exceeded("the server does not read")),
+    }
+}
+
+/// The text of a NACK.
+fn nack(rejections: &[Rejection]) -> pb::Status {
+    let mut message = String::new();
+    for r in rejections.iter().take(QUOTED) {
+        if !message.is_empty() {
+            message.push_str("; ");
+        }
+        message.push_str(&r.name);
+        message.push_str(": ");
+        message.extend(r.reason.chars().take(500));
+    }
+    if rejections.len() > QUOTED {
+        message.push_str(&format!("; and {} more", rejections.len() - QUOTED));
+    }
+    // INVALID_ARGUMENT
+    pb::Status { code: 3, message }
+}
+
+async fn delta<H: Handler>(
+    options: &ClientOptions,
+    channel: Channel,
+    shared: &Shared,
+    handler: &mut H,
+    known: &mut Known,
+    answered: &mut bool,
+) -> Result<(), Status> {
+    let (tx, rx) = mpsc::channel::<pb::DeltaDiscoveryRequest>(QUEUE);
+    let mut node = Some(options.node.to_pb());
+    let mut sent: BTreeMap<String, Names> = BTreeMap::new();
+    // Queued before the stream opens: a server may answer the headers only after a first message.
+    subscribe_delta(shared, known, &mut sent, &mut node, &tx).await?;
+    let path = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources";
+    let mut responses: Streaming<pb::DeltaDiscoveryResponse> = open(channel, path, rx).await?;
+    loop {
+        tokio::select! {
+            // Cancel-safe: partial frames stay in the stream; a notification that is not taken
+            // stays stored.
+            r = responses.message() => {
+                let Some(response) = r? else { return Ok(()) };
+                if !std::mem::replace(answered, true) {
+                    handler.on_connection(true);
+                }
+                let ack = take_delta(response, handler, known);
+                send(&tx, ack).await?;
+            }
+            () = shared.changed.notified() => {}
+        }
+        subscribe_delta(shared, known, &mut sent, &mut node, &tx).await?;
+    }
+}
+
+fn take_delta<H: Handler>(
+    response: pb::DeltaDiscoveryResponse,
+    handler: &mut H,
+    known: &mut Known,
+) -> pb::DeltaDiscoveryRequest {
+    let pb::DeltaDiscoveryResponse { type_url, nonce, resources, removed_resources, .. } = response;
+    let versions: Vec<(String, String)> =
+        resources.iter().map(|r| (r.name.clone(), r.version.clone())).collect();
+    let update = Update { changed: resources, removed: removed_resources.clone() };
+    let result = handler.on_update(&type_url, update);
+    let rejected: BTreeSet<&str> = match &result {
+        Ok(()) => BTreeSet::new(),
+        Err(list) => list.iter().map(|r| r.name.as_str()).collect(),
+    };
+    let have = known.entry(type_url.clone()).or_default();
+    for (name, version) in versions {
+        if !rejected.contains(name.as_str()) {
+            have.insert(name, version);
+        }
+    }
+    for name in &removed_resources {
+        if !rejected.contains(name.as_str()) {
+            have.remove(name);
+        }
+    }
+    let error_detail = result.as_ref().err().map(|l| nack(l));
+    pb::DeltaDiscoveryRequest { type_url, response_nonce: nonce, error_detail, ..Default::default() }
+}
+
+/// Sends what separates the stream's subscriptions from the wanted ones.
+async fn subscribe_delta(
+    shared: &Shared,
+    known: &mut Known,
+    sent: &mut BTreeMap<String, Names>,
+    node: &mut Option<pb::Node>,
+    tx: &mpsc::Sender<pb::DeltaDiscoveryRequest>,
+) -> Result<(), Status> {
+    for ((_, type_url), names) in shared.wanted() {
+        let mut req = pb::DeltaDiscoveryRequest { type_url: type_url.clone(), ..Default::default() };
+        match (sent.get(&type_url), &names) {
+            (Some(old), new) if old == new => continue,
+            // An empty first request would mean everything.
+            (None, Names::Some(set)) if set.is_empty() => continue,
+            (None, new) => {
+                let have = known.entry(type_url.clone()).or_default();
+                if let Names::Some(set) = new {
+                    have.retain(|n, _| set.contains(n));
+                    req.resource_names_subscribe = set.iter().cloned().collect();
+                }
+                req.initial_resource_versions = have.clone().into_iter().collect();
+            }
+            (Some(Names::Some(old)), Names::Some(new)) => {
+                req.resource_names_subscribe = new.difference(old).cloned().collect();
+                req.resource_names_unsubscribe = old.difference(new).cloned().collect();
+            }
+            (Some(Names::Some(old)), Names::All) => {
+                req.resource_names_subscribe = vec!["*".into()];
+                req.resource_names_unsubscribe = old.iter().cloned().collect();
+            }
+            (Some(Names::All), Names::Some(new)) => {
+                req.resource_names_subscribe = new.iter().cloned().collect();
+                req.resource_names_unsubscribe = vec!["*".into()];
+            }
+            // Equal to the first arm; the compiler cannot know.
+            (Some(Names::All), Names::All) => continue,
+        }
+        if let (Names::Some(set), Some(have)) = (&names, known.get_mut(&type_url)) {
+            have.retain(|n, _| set.contains(n));
+        }
+        req.node = node.take();
+        send(tx, req).await?;
+        sent.insert(type_url, names);
+    }
+    Ok(())
+}
+
+struct SotwType {
+    names: Names,
+    version: String,
+    nonce: String,
+}
+
+fn names_list(names: &Names) -> Vec<String> {
+    match names {
+        Names::All => vec![],
+        Names::Some(set) => set.iter().cloned().collect(),
+    }
+}
+
+async fn sotw<H: Handler>(
+    options: &ClientOptions,
+    channel: Channel,
+    shared: &Shared,
+    handler: &mut H,
+    known: &mut Known,
+    answered: &mut bool,
+) -> Result<(), Status> {
+    let (tx, rx) = mpsc::channel::<pb::DiscoveryRequest>(QUEUE);
+    let mut node = Some(options.node.to_pb());
+    let mut types: BTreeMap<String, SotwType> = BTreeMap::new();
+    subscribe_sotw(shared, &mut types, &mut node, &tx).await?;
+    let path = "/envoy.service.discovery.v3.AggregatedDiscoveryService/StreamAggregatedResources";
+    let mut responses: Streaming<pb::DiscoveryResponse> = open(channel, path, rx).await?;
+    loop {
+        tokio::select! {
+            // Cancel-safe for the reasons given in `delta`.
+            r = responses.message() => {
+                let Some(response) = r? else { return Ok(()) };
+                if !std::mem::replace(answered, true) {
+                    handler.on_connection(true);
+                }
+                if let Some(ack) = take_sotw(response, handler, known, &mut types) {
+                    send(&tx, ack).await?;
+                }
+            }
+            () = shared.changed.notified() => {}
+        }
+        subscribe_sotw(shared, &mut types, &mut node, &tx).await?;
+    }
+}
+
+fn take_sotw<H: Handler>(
+    response: pb::DiscoveryResponse,
+    handler: &mut H,
+    known: &mut Known,
+    types: &mut BTreeMap<String, SotwType>,
+) -> Option<pb::DiscoveryRequest> {
+    let pb::DiscoveryResponse { type_url, nonce, version_info, resources } = response;
+    let Some(state) = types.get_mut(&type_url) else {
+        tracing::debug!(type_url, "response for a type that was not asked for");
+        return None;
+    };
+    let have = known.entry(type_url.clone()).or_default();
+    let mut rejections = Vec::new();
+    let mut present = BTreeSet::new();
+    let mut changed = Vec::new();
+    for any in resources {
+        match resource_name(&any) {
+            Some(name) => {
+                let version = content_version(&any.value);
+                present.insert(name.clone());
+                if have.get(&name) != Some(&version) {
+                    changed.push(pb::Resource { version, name, resource: Some(any) });
+                }
+            }
+            None => rejections.push(Rejection { name: any.type_url, reason: "no readable name".into() }),
+        }
+    }
+    let removed: Vec<String> = if type_url::full_state(&type_url) {
+        have.keys().filter(|n| !present.contains(*n)).cloned().collect()
+    } else {
+        vec![]
+    };
+    let versions: Vec<(String, String)> =
+        changed.iter().map(|r| (r.name.clone(), r.version.clone())).collect();
+    if let Err(list) = handler.on_update(&type_url, Update { changed, removed: removed.clone() }) {
+        rejections.extend(list);
+    }
+    for (name, version) in versions {
+        if !rejections.iter().any(|r| r.name == name) {
+            have.insert(name, version);
+        }
+    }
+    for n in &removed {
+        have.remove(n);
+    }
+    state.nonce.clone_from(&nonce);
+    let error_detail = if rejections.is_empty() {
+        state.version = version_info;
+        None
+    } else {
+        Some(nack(&rejections))
+    };
+    Some(pb::DiscoveryRequest {
+        version_info: state.version.clone(),
+        resource_names: names_list(&state.names),
+        type_url,
+        response_nonce: nonce,
+        error_detail,
+        node: None,
+    })
+}
+
+async fn subscribe_sotw(
+    shared: &Shared,
+    types: &mut BTreeMap<String, SotwType>,
+    node: &mut Option<pb::Node>,
+    tx: &mpsc::Sender<pb::DiscoveryRequest>,
+) -> Result<(), Status> {
+    for ((_, type_url), names) in shared.wanted() {
+        let fresh = !types.contains_key(&type_url);
+        if fresh && matches!(&names, Names::Some(set) if set.is_empty()) {
+            continue;
+        }
+        let state = types.entry(type_url.clone()).or_insert_with(|| SotwType {
+            names: names.clone(),
+            version: String::new(),
+            nonce: String::new(),
+        });
+        if !fresh && state.names == names {
+            continue;
+        }
+        state.names = names;
+        let mut resource_names = names_list(&state.names);
+        if !fresh && state.names == Names::All {
+            resource_names = vec!["*".into()];
+        }
+        let req = pb::DiscoveryRequest {
+            version_info: state.version.clone(),
+            node: node.take(),
+            resource_names,
+            type_url,
+            response_nonce: state.nonce.clone(),
+            error_detail: None,
+        };
+        send(tx, req).await?;
+    }
+    Ok(())
+}
+
+/// The first field of every resource that Envoy names is its name.
+#[derive(Clone, PartialEq, prost::Message)]
+struct Named {
+    #[prost(string, tag = "1")]
+    name: String,
+}
+
+/// Name of a resource outside delta, where it is only inside the payload.
+fn resource_name(any: &pb::Any) -> Option<String> {
+    if any.type_url == mcp::RESOURCE_TYPE_URL {
+        return mcp::Document::from_any(any).ok().map(|d| d.name);
+    }
+    if any.type_url == type_url::NDS {
+        return Some("name-table".to_owned());
+    }
+    Named::decode(any.value.clone()).ok().map(|n| n.name).filter(|n| !n.is_empty())
+}

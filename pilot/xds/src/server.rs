@@ -1,0 +1,104 @@
+//! A generic ADS server: state of the world and delta, over any source of named resources.
+//!
+//! The protocol lives in [`state`], which does no I/O. [`AdsService`] runs one [`state::Session`]
+//! per stream; [`conn`] accepts connections; [`status`] keeps what every client has acknowledged,
+//! which is what `proxy-status` shows.
+
+pub mod conn;
+mod service;
+pub mod state;
+pub mod status;
+
+use std::{collections::BTreeMap, sync::Arc};
+
+pub use conn::{PeerInfo, Transport};
+pub use service::{AdsService, SecretService};
+pub use status::{ClientStatus, StatusBoard, TypeStatus};
+use tokio::sync::watch;
+
+use crate::{node::NodeInfo, pb};
+
+/// All resources of one type as one client sees them.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct TypeSnapshot {
+    /// Version of the whole, shown to operators. Two snapshots with equal resources should have
+    /// equal versions.
+    pub version: String,
+    /// Resources by name. Payloads are reference-counted bytes, encoded once for all clients.
+    pub resources: BTreeMap<String, pb::Resource>,
+}
+
+impl TypeSnapshot {
+    /// Builds a snapshot from encoded resources; versions are content hashes.
+    #[must_use]
+    pub fn build(resources: impl IntoIterator<Item = (String, pb::Any)>) -> Self {
+        let mut whole = Fnv::default();
+        let resources: BTreeMap<String, pb::Resource> = resources
+            .into_iter()
+            .map(|(name, any)| {
+                let version = content_version(&any.value);
+                (name.clone(), pb::Resource { version, resource: Some(any), name })
+            })
+            .collect();
+        for (name, r) in &resources {
+            whole.write(name.as_bytes());
+            whole.write(&[0]);
+            whole.write(r.version.as_bytes());
+        }
+        Self { version: whole.hex(), resources }
+    }
+}
+
+/// Version of a resource: a hash of its encoding, equal on every replica and after every restart,
+/// so that a client that reconnects elsewhere is sent only what differs.
+#[must_use]
+pub fn content_version(bytes: &[u8]) -> String {
+    let mut h = Fnv::default();
+    h.write(bytes);
+    h.hex()
+}
+
+/// FNV-1a with 128 bits: stable across builds and processes, which `std`'s hasher does not promise.
+/// 64 bits would collide within a mesh's lifetime with a probability one can write down.
+struct Fnv(u128);
+
+impl Default for Fnv {
+    fn default() -> Self {
+        Self(0x6c62_272e_07bb_0142_62b8_2175_6295_c58d)
+    }
+}
+
+impl Fnv {
+    fn write(&mut self, bytes: &[u8]) {
+        for b in bytes {
+            self.0 ^= u128::from(*b);
+            self.0 = self.0.wrapping_mul(0x0000_0000_0100_0000_0000_0000_0000_013b);
+        }
+    }
+
+    fn hex(&self) -> String {
+        format!("{:032x}", self.0)
+    }
+}
+
+/// Where an ADS server gets its resources.
+pub trait ResourceSource: Send + Sync + 'static {
+    /// Everything of a type that `node` may see; must be cheap when nothing changed. An unknown
+    /// type is an empty snapshot.
+    fn snapshot(&self, node: &NodeInfo, type_url: &str) -> Arc<TypeSnapshot>;
+
+    /// Changes value whenever a snapshot may differ. Debouncing is the source's business.
+    fn changes(&self) -> watch::Receiver<u64>;
+
+    /// Whether this peer may speak for this node.
+    ///
+    /// # Errors
+    /// The status that the stream is closed with.
+    fn authorize(&self, peer: &PeerInfo, node: &NodeInfo) -> Result<(), tonic::Status>;
+
+    /// A client came. Lets a source tie its cache to clients that exist.
+    fn connected(&self, _node: &NodeInfo) {}
+
+    /// A client went.
+    fn disconnected(&self, _node: &NodeInfo) {}
+}

@@ -1,0 +1,339 @@
+//! The gRPC service around [`Session`].
+
+use std::{convert::Infallible, pin::Pin, sync::Arc, time::Duration};
+
+use futures::Stream;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::{
+    Request, Response, Status, Streaming,
+    codegen::{Body, BoxFuture, Context, Poll, StdError, http},
+    server::{Grpc, NamedService, StreamingService},
+};
+
+use super::{
+    PeerInfo, ResourceSource, StatusBoard, Transport,
+    state::{Mode, ProtocolError, Push, Session},
+};
+use crate::{node::NodeInfo, pb};
+
+/// A stream whose first request does not arrive in this time is closed.
+const FIRST_REQUEST: Duration = Duration::from_secs(15);
+/// A client that does not take a response for this long is disconnected; it comes back and gets the
+/// state of that moment instead of a queue of old ones.
+const SEND_TIMEOUT: Duration = Duration::from_secs(30);
+/// Requests are names and nonces; the largest is a reconnect that lists everything it has.
+const MAX_REQUEST: usize = 32 * 1024 * 1024;
+/// Responses waiting in a stream. One per type may be in flight, so a handful suffices.
+const QUEUE: usize = 8;
+
+/// ADS over a [`ResourceSource`]: register it with a tonic server or router.
+pub struct AdsService<S> {
+    source: Arc<S>,
+    board: Arc<StatusBoard>,
+    stop: CancellationToken,
+}
+
+impl<S> Clone for AdsService<S> {
+    fn clone(&self) -> Self {
+        Self { source: self.source.clone(), board: self.board.clone(), stop: self.stop.clone() }
+    }
+}
+
+impl<S: ResourceSource> AdsService<S> {
+    /// A service over `source`.
+    pub fn new(source: Arc<S>) -> Self {
+        Self { source, board: Arc::default(), stop: CancellationToken::new() }
+    }
+
+    /// The same service whose streams end when `stop` is cancelled. Streams never end by themselves,
+    /// so a server that is to shut down gracefully needs it.
+    #[must_use]
+    pub fn until(&self, stop: CancellationToken) -> Self {
+        Self { stop, ..self.clone() }
+    }
+
+    /// Who is connected and in sync.
+    #[must_use]
+    pub fn status(&self) -> Arc<StatusBoard> {
+        self.board.clone()
+    }
+
+    /// The source.
+    #[must_use]
+    pub fn source(&self) -> &Arc<S> {
+        &self.source
+    }
+
+    /// The same as `envoy.service.secret.v3.SecretDiscoveryService`, for proxies that fetch secrets
+    /// outside ADS.
+    #[must_use]
+    pub fn secrets(&self) -> SecretService<S> {
+        SecretService(self.clone())
+    }
+}
+
+/// [`AdsService`] under the name of the secret discovery service.
+pub struct SecretService<S>(AdsService<S>);
+
+impl<S> Clone for SecretService<S> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<S> NamedService for AdsService<S> {
+    const NAME: &'static str = "envoy.service.discovery.v3.AggregatedDiscoveryService";
+}
+
+impl<S> NamedService for SecretService<S> {
+    const NAME: &'static str = "envoy.service.secret.v3.SecretDiscoveryService";
+}
+
+/// A variant of the protocol on the wire.
+trait Variant: Send + 'static {
+    const MODE: Mode;
+    type Req: prost::Message + Default + 'static;
+    type Resp: prost::Message + Default + 'static;
+    fn node(req: &Self::Req) -> Option<&pb::Node>;
+    fn failed(req: &Self::Req) -> Option<(&str, &str)>;
+    fn apply(session: &mut Session, req: &Self::Req) -> Result<(), ProtocolError>;
+    fn build(push: Push) -> Self::Resp;
+}
+
+struct Sotw;
+struct Delta;
+
+impl Variant for Sotw {
+    const MODE: Mode = Mode::Sotw;
+    type Req = pb::DiscoveryRequest;
+    type Resp = pb::DiscoveryResponse;
+    fn node(req: &Self::Req) -> Option<&pb::Node> {
+        req.node.as_ref()
+    }
+    fn failed(req: &Self::Req) -> Option<(&str, &str)> {
+        req.error_detail.as_ref().map(|e| (req.type_url.as_str(), e.message.as_str()))
+    }
+    fn apply(session: &mut Session, req: &Self::Req) -> Result<(), ProtocolError> {
+        session.on_sotw(req)
+    }
+    fn build(push: Push) -> Self::Resp {
+        pb::DiscoveryResponse {
+            version_info: push.version,
+            resources: push.resources.into_iter().filter_map(|r| r.resource).collect(),
+            type_url: push.type_url,
+            nonce: push.nonce,
+        }
+    }
+}
+
+impl Variant for Delta {
+    const MODE: Mode = Mode::Delta;
+    type Req = pb::DeltaDiscoveryRequest;
+    type Resp = pb::DeltaDiscoveryResponse;
+    fn node(req: &Self::Req) -> Option<&pb::Node> {
+        req.node.as_ref()
+    }
+    fn failed(req: &Self::Req) -> Option<(&str, &str)> {
+        req.error_detail.as_ref().map(|e| (req.type_url.as_str(), e.message.as_str()))
+    }
+    fn apply(session: &mut Session, req: &Self::Req) -> Result<(), ProtocolError> {
+        session.on_delta(req)
+    }
+    fn build(push: Push) -> Self::Resp {
+        pb::DeltaDiscoveryResponse {
+            system_version_info: push.version,
+            resources: push.resources,
+            type_url: push.type_url,
+            nonce: push.nonce,
+            removed_resources: push.removed,
+        }
+    }
+}
+
+/// Removes the client from the board and the source, however its stream ends.
+struct Registered<S: ResourceSource> {
+    service: AdsService<S>,
+    id: u64,
+    node: NodeInfo,
+}
+
+impl<S: ResourceSource> Drop for Registered<S> {
+    fn drop(&mut self) {
+        self.service.board.close(self.id);
+        self.service.source.disconnected(&self.node);
+    }
+}
+
+async fn run<S: ResourceSource, V: Variant>(
+    service: AdsService<S>,
+    peer: PeerInfo,
+    mut requests: Streaming<V::Req>,
+    out: mpsc::Sender<Result<V::Resp, Status>>,
+) -> Result<(), Status> {
+    let first = match tokio::time::timeout(FIRST_REQUEST, requests.message()).await {
+        Err(_) => return Err(Status::deadline_exceeded("no request on the stream")),
+        Ok(r) => match r? {
+            None => return Ok(()),
+            Some(r) => r,
+        },
+    };
+    let node = NodeInfo::from_pb(V::node(&first)).map_err(|e| Status::invalid_argument(e.to_string()))?;
+    service.source.authorize(&peer, &node)?;
+    tracing::info!(node = %node.id, peer = ?peer.address, mode = ?V::MODE, "xDS client connected");
+    service.source.connected(&node);
+    let registered = Registered { id: service.board.open(&node), service, node };
+    let (service, node) = (&registered.service, &registered.node);
+
+    let mut changes = service.source.changes();
+    let mut session = Session::new(V::MODE);
+    let mut next = Some(first);
+    loop {
+        if let Some(req) = next.take() {
+            if let Some((type_url, message)) = V::failed(&req) {
+                service.board.count(0, 1);
+                tracing::warn!(node = %node.id, type_url, message, "configuration rejected by the client");
+            }
+            V::apply(&mut session, &req).map_err(|e| Status::invalid_argument(e.to_string()))?;
+        }
+        // A change may have come in while a request was handled; it must not be marked as seen only.
+        if changes.has_changed().unwrap_or(false) {
+            changes.borrow_and_update();
+            session.mark_dirty();
+        }
+        while let Some(push) = session.poll(|t| service.source.snapshot(node, t)) {
+            service.board.count(1, 0);
+            tracing::debug!(
+                node = %node.id, type_url = %push.type_url, resources = push.resources.len(),
+                removed = push.removed.len(), nonce = %push.nonce, "push"
+            );
+            match tokio::time::timeout(SEND_TIMEOUT, out.send(Ok(V::build(push)))).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) => return Ok(()),
+                Err(_) => return Err(Status::resource_exhausted("client does not read its responses")),
+            }
+        }
+        service.board.update(registered.id, session.status());
+        tokio::select! {
+            // Both arms are cancel-safe: `message` keeps partial frames in the stream, `changed`
+            // marks a value as seen only when it completes.
+            r = requests.message() => match r {
+                Ok(Some(r)) => next = Some(r),
+                Ok(None) => return Ok(()),
+                Err(e) => {
+                    tracing::debug!(node = %node.id, error = %e, "xDS stream ended");
+                    return Ok(());
+                }
+            },
+            c = changes.changed() => {
+                if c.is_err() {
+                    return Err(Status::unavailable("the server is shutting down"));
+                }
+                session.mark_dirty();
+            }
+            () = out.closed() => return Ok(()),
+            () = service.stop.cancelled() => {
+                return Err(Status::unavailable("the server is shutting down"));
+            }
+        }
+    }
+}
+
+type RespStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+struct Method<S, V>(AdsService<S>, std::marker::PhantomData<fn() -> V>);
+
+impl<S: ResourceSource, V: Variant> StreamingService<V::Req> for Method<S, V>
+where
+    V: MethodTypes,
+{
+    type Response = V::Resp;
+    type ResponseStream = RespStream<V::Resp>;
+    type Future = BoxFuture<Response<Self::ResponseStream>, Status>;
+
+    fn call(&mut self, request: Request<Streaming<V::Req>>) -> Self::Future {
+        let service = self.0.clone();
+        Box::pin(async move {
+            let peer = request
+                .extensions()
+                .get::<PeerInfo>()
+                .cloned()
+                .unwrap_or_else(|| PeerInfo::plain(Transport::Plaintext, request.remote_addr()));
+            let (tx, rx) = mpsc::channel(QUEUE);
+            let errors = tx.clone();
+            let requests = request.into_inner();
+            // The task ends with its stream: when the client goes, `out` closes.
+            tokio::spawn(async move {
+                if let Err(status) = run::<S, V>(service, peer, requests, tx).await {
+                    tracing::warn!(code = ?status.code(), message = status.message(), "xDS stream refused");
+                    let _ = errors.try_send(Err(status));
+                }
+            });
+            let stream: Self::ResponseStream = Box::pin(ReceiverStream::new(rx));
+            Ok(Response::new(stream))
+        })
+    }
+}
+
+/// Keeps the bounds of [`Method`] in one place.
+trait MethodTypes {}
+impl MethodTypes for Sotw {}
+impl MethodTypes for Delta {}
+
+async fn serve<S: ResourceSource, V: Variant + MethodTypes, B>(
+    service: AdsService<S>,
+    req: http::Request<B>,
+) -> http::Response<tonic::body::Body>
+where
+    B: Body + Send + 'static,
+    B::Error: Into<StdError> + Send + 'static,
+{
+    let codec = tonic_prost::ProstCodec::<V::Resp, V::Req>::default();
+    let mut grpc = Grpc::new(codec).apply_max_message_size_config(Some(MAX_REQUEST), None);
+    grpc.streaming(Method::<S, V>(service, std::marker::PhantomData), req).await
+}
+
+impl<S: ResourceSource, B> tower::Service<http::Request<B>> for AdsService<S>
+where
+    B: Body + Send + 'static,
+    B::Error: Into<StdError> + Send + 'static,
+{
+    type Response = http::Response<tonic::body::Body>;
+    type Error = Infallible;
+    type Future = BoxFuture<Self::Response, Self::Error>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, req: http::Request<B>) -> Self::Future {
+        let service = self.clone();
+        Box::pin(async move {
+            let method = req.uri().path().rsplit('/').next().unwrap_or_default();
+            Ok(match method {
+                "StreamAggregatedResources" | "StreamSecrets" => serve::<S, Sotw, B>(service, req).await,
+                "DeltaAggregatedResources" | "DeltaSecrets" => serve::<S, Delta, B>(service, req).await,
+                _ => Status::unimplemented("only the streaming methods are served").into_http(),
+            })
+        })
+    }
+}
+
+impl<S: ResourceSource, B> tower::Service<http::Request<B>> for SecretService<S>
+where
+    B: Body + Send + 'static,
+    B::Error: Into<StdError> + Send + 'static,
+{
+    type Response = http::Response<tonic::body::Body>;
+    type Error = Infallible;
+    type Future = BoxFuture<Self::Response, Self::Error>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, req: http::Request<B>) -> Self::Future {
+        tower::Service::call(&mut self.0, req)
+    }
+}

@@ -1,0 +1,49 @@
+//! Type names that the protocol uses.
+
+/// Clusters.
+pub const CDS: &str = "type.googleapis.com/envoy.config.cluster.v3.Cluster";
+/// Endpoints.
+pub const EDS: &str = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment";
+/// Listeners.
+pub const LDS: &str = "type.googleapis.com/envoy.config.listener.v3.Listener";
+/// Routes.
+pub const RDS: &str = "type.googleapis.com/envoy.config.route.v3.RouteConfiguration";
+/// Secrets.
+pub const SDS: &str = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret";
+/// Names that the workload's resolver answers.
+pub const NDS: &str = "type.googleapis.com/istio.networking.nds.v1.NameTable";
+
+/// Position of a type in a push, so that what is referenced arrives before what refers to it
+/// (xDS protocol, "Eventual consistency considerations").
+#[must_use]
+pub fn push_order(type_url: &str) -> u8 {
+    match type_url {
+        CDS => 0,
+        EDS => 1,
+        LDS => 2,
+        RDS => 3,
+        SDS => 4,
+        _ => 5,
+    }
+}
+
+/// Whether a state-of-the-world response of this type holds everything there is, so that absence
+/// means removal. Routes, endpoints and secrets are only ever updated.
+#[must_use]
+pub fn full_state(type_url: &str) -> bool {
+    !matches!(type_url, RDS | EDS | SDS)
+}
+
+/// A short name for logs and metrics.
+#[must_use]
+pub fn short(type_url: &str) -> &str {
+    match type_url {
+        CDS => "CDS",
+        EDS => "EDS",
+        LDS => "LDS",
+        RDS => "RDS",
+        SDS => "SDS",
+        NDS => "NDS",
+        other => other.strip_prefix("type.googleapis.com/").unwrap_or(other),
+    }
+}
