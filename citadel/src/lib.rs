@@ -34,8 +34,9 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use mesh_identity::{PendingSvid, SecretStore, TRUST_BUNDLE, WORKLOAD_SVID};
+use mesh_identity::{FEDERATION_SVID, PendingSvid, SecretStore, TRUST_BUNDLE, WORKLOAD_SVID};
 use mesh_model::{ClusterId, SpiffeId};
+use mesh_xds::server::conn;
 use tokio::{sync::watch, task::JoinHandle};
 
 pub use authority::{Authority, AuthorityError, Issued};
@@ -103,8 +104,11 @@ impl Citadel {
     /// [`StartError`]; a damaged or foreign CA in the state directory is fatal, never replaced.
     pub fn start(options: CitadelOptions) -> Result<Self, StartError> {
         let authority = Arc::new(Authority::load(options.cluster, options.state_dir, options.workload_ttl)?);
-        let incoming = mesh_runtime::serve::unix_incoming(&options.socket)
-            .map_err(|source| StartError::Socket { path: options.socket.display().to_string(), source })?;
+        let incoming =
+            conn::unix(conn::bind_unix(&options.socket).map_err(|source| StartError::Socket {
+                path: options.socket.display().to_string(),
+                source,
+            })?);
         let server = AuthorityServer::new(service::AuthorityService(authority.clone()));
         let task = tokio::spawn(async move {
             let served =
@@ -145,7 +149,11 @@ impl Citadel {
             loop {
                 let wait = match renew(&authority, &secrets, &dns_names) {
                     Ok(wait) => wait,
-                    Err(AuthorityError::Empty) => Duration::from_secs(3600),
+                    Err(AuthorityError::Empty) => {
+                        secrets.remove_identity(WORKLOAD_SVID);
+                        secrets.remove_identity(FEDERATION_SVID);
+                        Duration::from_secs(3600)
+                    }
                     Err(error) => {
                         tracing::error!(%error, "the control plane's own certificate was not renewed");
                         Duration::from_secs(10)
@@ -175,6 +183,7 @@ fn renew(authority: &Authority, store: &SecretStore, dns: &[String]) -> Result<D
     let pending = PendingSvid::generate(&id)?;
     let issued = authority.issue_control_plane(&pending.csr_pem, &id, dns)?;
     store.set_identity(WORKLOAD_SVID, issued.chain_without_root().as_bytes(), pending.key_pem.as_bytes())?;
+    store.set_identity(FEDERATION_SVID, issued.chain.concat().as_bytes(), pending.key_pem.as_bytes())?;
     store.set_trust(TRUST_BUNDLE, status.bundle_pem.as_bytes())?;
     let left = issued.not_after.duration_since(SystemTime::now()).unwrap_or_default();
     Ok((left / 2).max(Duration::from_secs(1)))

@@ -7,10 +7,8 @@ use std::{
 
 use mesh_identity::peer_identity;
 use mesh_model::{ClusterId, SpiffeId, TrustDomain};
-use tonic::{
-    Request, Response, Status,
-    transport::server::{TcpConnectInfo, TlsConnectInfo},
-};
+use mesh_xds::PeerInfo;
+use tonic::{Request, Response, Status};
 
 use crate::{
     Authority, AuthorityError,
@@ -54,11 +52,10 @@ pub(crate) struct CertificateService(pub(crate) Arc<Authority>);
 impl CertificateService {
     fn proven<T>(&self, request: &Request<T>) -> Result<(SpiffeId, &'static str), AuthorityError> {
         let status = self.0.status().ok_or(AuthorityError::Empty)?;
-        if let Some(certs) =
-            request.extensions().get::<TlsConnectInfo<TcpConnectInfo>>().and_then(TlsConnectInfo::peer_certs)
+        if let Some(certs) = request.extensions().get::<PeerInfo>().map(|p| &p.certificates)
             && !certs.is_empty()
         {
-            let peer = peer_identity(&certs).ok_or_else(|| {
+            let peer = peer_identity(certs).ok_or_else(|| {
                 AuthorityError::Unauthenticated("the client certificate is unreadable".into())
             })?;
             let id = peer.spiffe.ok_or_else(|| {

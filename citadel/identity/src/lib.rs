@@ -10,6 +10,7 @@
 
 mod error;
 mod peer;
+mod pinned;
 mod session;
 mod store;
 mod svid;
@@ -17,7 +18,8 @@ mod verify;
 
 pub use error::IdentityError;
 pub use peer::{PeerIdentity, peer_identity};
-pub use store::{SecretStore, TRUST_BUNDLE, WORKLOAD_SVID};
+pub use pinned::PinnedPeer;
+pub use store::{FEDERATION_SVID, SecretStore, TRUST_BUNDLE, WORKLOAD_SVID};
 pub use svid::{CertificateInfo, PendingSvid, certificate_info, pem_certificates, root_pin};
 
 /// The process-wide crypto provider: aws-lc-rs, which offers X25519MLKEM768.

@@ -33,6 +33,10 @@ pub const WORKLOAD_SVID: &str = "default";
 /// SDS name of the mesh's trust bundle.
 pub const TRUST_BUNDLE: &str = "ROOTCA";
 
+/// A control plane's own certificate with the root at the end of its chain, which newcomers that
+/// only know the root's hash need to see.
+pub const FEDERATION_SVID: &str = "federation";
+
 type IdentityCell = Arc<ArcSwapOption<CertifiedKey>>;
 
 /// Certificates, keys and bundles by SDS name.

@@ -1,11 +1,10 @@
-//! What every deployed process shares: well-known ports, serving sockets, readiness, shutdown,
-//! private files and exit codes.
+//! What every deployed process shares: well-known ports, readiness, shutdown, private files, admin
+//! pages and exit codes.
 
 pub mod admin;
 pub mod files;
 pub mod ports;
 pub mod ready;
-pub mod serve;
 pub mod shutdown;
 
 /// Exit codes of every binary, the same everywhere so that scripts can rely on them.

@@ -141,21 +141,21 @@ pub fn tls(
     let raw = futures::stream::unfold(listener, |l| async move {
         loop {
             match l.accept().await {
-                Ok((s, _)) => {
+                Ok((s, peer)) => {
                     let _ = s.set_nodelay(true);
-                    return Some((s, l));
+                    return Some(((s, peer), l));
                 }
                 Err(e) => accept_pause("tls", &e).await,
             }
         }
     });
-    raw.map(move |s| {
+    raw.map(move |(s, peer)| {
         let acceptor = acceptor.clone();
         async move {
             match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(s)).await {
                 Ok(Ok(s)) => Some(Ok(Conn::Tls(Box::new(s)))),
                 Ok(Err(e)) => {
-                    tracing::debug!(error = %e, "TLS handshake failed");
+                    tracing::info!(%peer, error = %e, "TLS handshake failed");
                     None
                 }
                 Err(_) => None,
