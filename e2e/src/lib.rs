@@ -1,1 +1,1 @@
-//! flotilla-e2e
+//! End-to-end tests of Flotilla: cluster drivers, scenarios, fault links, benchmarks.

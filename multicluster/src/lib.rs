@@ -1,6 +1,21 @@
 //! Federation: membership, registry exchange, leases.
+//!
+//! Entry point: [`Federation::start`]. It serves three things: peers and newcomers over TLS
+//! ([`pb`], port 15016), operators over a private unix socket ([`admin_pb`]), and pilot over the
+//! same socket (imports and peers as configuration documents).
+//!
+//! Invariants: nothing a peer sends reaches a table unchecked ([`wire`]); no lock is held across an
+//! await; what was imported is kept on disk, so a restart serves before any peer answers; one task
+//! per peer, and none of them can hold up another.
 
+mod admin;
+mod dial;
 pub mod exchange;
+pub mod join;
+mod link;
+mod service;
+mod state;
+mod store;
 pub mod token;
 pub mod wire;
 
@@ -29,3 +44,243 @@ pub use generated::citadel::v1 as authority_pb;
 pub use generated::federation::admin::v1 as admin_pb;
 /// `flotilla.federation.v1`, generated.
 pub use generated::federation::v1 as pb;
+
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+
+use mesh_identity::{FEDERATION_SVID, SecretStore, TRUST_BUNDLE};
+use mesh_model::{
+    ClusterId, NetworkId,
+    federation::{ExportedService, GatewayAddress, Transport, type_url},
+    proxy::{ClientCertificate, DownstreamTls, SecretRef, TlsVersion, Validation},
+};
+use mesh_xds::{Endpoint, NodeInfo, mcp::ConfigClient, server::conn};
+use tokio::{net::TcpListener, task::JoinHandle};
+use tokio_util::sync::CancellationToken;
+
+use state::Shared;
+
+/// How the federation component is started.
+#[derive(Debug, Clone)]
+pub struct FederationOptions {
+    /// This cluster.
+    pub cluster: ClusterId,
+    /// Its network.
+    pub network: NetworkId,
+    /// Addresses of its east-west gateways as peers reach them.
+    pub gateways: Vec<GatewayAddress>,
+    /// Transports its gateways accept, preferred first.
+    pub transports: Vec<Transport>,
+    /// Where peers and newcomers are served.
+    pub listen: SocketAddr,
+    /// Dial peers through this gateway of its own; `None` dials theirs directly.
+    pub via: Option<SocketAddr>,
+    /// Parent of the `federation` directory.
+    pub state_dir: PathBuf,
+    /// Unix socket for operators and pilot.
+    pub socket: PathBuf,
+    /// Citadel's authority socket.
+    pub authority_socket: PathBuf,
+    /// Where pilot serves what this cluster exports.
+    pub exports: Endpoint,
+}
+
+/// Why it could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// State that cannot be read, or an address that cannot be bound.
+    #[error("{what}: {source}")]
+    Io {
+        /// Which.
+        what: String,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// TLS settings.
+    #[error(transparent)]
+    Identity(#[from] mesh_identity::IdentityError),
+}
+
+/// A running federation component; dropping it stops everything it runs.
+pub struct Federation {
+    address: SocketAddr,
+    stop: CancellationToken,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl Drop for Federation {
+    fn drop(&mut self) {
+        self.stop.cancel();
+        for t in &self.tasks {
+            t.abort();
+        }
+    }
+}
+
+impl Federation {
+    /// Loads what was kept and starts serving; no peer is waited for.
+    ///
+    /// # Errors
+    /// [`StartError`].
+    pub async fn start(options: FederationOptions, secrets: Arc<SecretStore>) -> Result<Self, StartError> {
+        let io = |what: String| move |source| StartError::Io { what, source };
+        let shared =
+            Arc::new(Shared::load(options.clone(), secrets.clone()).map_err(io("federation state".into()))?);
+        let stop = shared.stop.clone();
+        let mut tasks = Vec::new();
+
+        let listener = TcpListener::bind(options.listen)
+            .await
+            .map_err(io(format!("federation address {}", options.listen)))?;
+        let address = listener.local_addr().map_err(io("federation address".into()))?;
+        let tls = secrets.server_config(&DownstreamTls {
+            certificate: SecretRef::Sds(FEDERATION_SVID.into()),
+            client_certificate: ClientCertificate::Optional(Validation {
+                trusted: Some(SecretRef::Sds(TRUST_BUNDLE.into())),
+                sans: vec![],
+            }),
+            alpn: vec!["h2".into()],
+            min_version: TlsVersion::V1_3,
+        })?;
+        let federation =
+            pb::federation_server::FederationServer::new(service::FederationService(shared.clone()))
+                .max_decoding_message_size(256 * 1024);
+        tasks.push(spawn("federation", async move {
+            tonic::transport::Server::builder()
+                .http2_keepalive_interval(Some(Duration::from_secs(5)))
+                .http2_keepalive_timeout(Some(Duration::from_secs(5)))
+                .max_concurrent_streams(64)
+                .add_service(federation)
+                .serve_with_incoming(conn::tls(listener, tls))
+                .await
+        }));
+
+        let socket = conn::bind_unix(&options.socket)
+            .map_err(io(format!("federation socket {}", options.socket.display())))?;
+        let admin = admin_pb::admin_server::AdminServer::new(admin::AdminService(shared.clone()));
+        let publisher = shared.publisher.service_until(stop.clone());
+        tasks.push(spawn("federation socket", async move {
+            tonic::transport::Server::builder()
+                .add_service(admin)
+                .add_service(publisher)
+                .serve_with_incoming(conn::unix(socket))
+                .await
+        }));
+
+        tasks.push(tokio::spawn(follow_authority(shared.clone())));
+        tasks.push(tokio::spawn(follow_exports(shared.clone())));
+        tasks.push(tokio::spawn(follow_members(shared.clone())));
+        tasks.push(tokio::spawn(async move {
+            // A tenth of a second is the error that lapsing may add to a lease of three seconds.
+            let mut clock = tokio::time::interval(Duration::from_millis(100));
+            loop {
+                clock.tick().await;
+                shared.tick();
+            }
+        }));
+        Ok(Self { address, stop, tasks })
+    }
+
+    /// Where peers and newcomers are served.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+}
+
+fn spawn<F>(what: &'static str, serve: F) -> JoinHandle<()>
+where
+    F: Future<Output = Result<(), tonic::transport::Error>> + Send + 'static,
+{
+    tokio::spawn(async move {
+        if let Err(error) = serve.await {
+            tracing::error!(%error, what, "server ended");
+        }
+    })
+}
+
+/// Learns whether the cluster is in a mesh: at start, and whenever its secrets change.
+async fn follow_authority(shared: Arc<Shared>) {
+    let mut secrets = shared.secrets.subscribe();
+    loop {
+        let known = async {
+            let channel = shared.authority().await?;
+            let mut client = authority_pb::authority_client::AuthorityClient::new(channel);
+            client.status(authority_pb::StatusRequest {}).await
+        };
+        match known.await {
+            Ok(status) => {
+                let s = status.into_inner();
+                shared.set_trust_domain((s.state == "active").then_some(s.trust_domain));
+                if secrets.changed().await.is_err() {
+                    return;
+                }
+            }
+            Err(status) => {
+                tracing::warn!(error = %status.message(), "citadel does not answer");
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        }
+    }
+}
+
+/// Takes this cluster's exports from pilot into the log.
+async fn follow_exports(shared: Arc<Shared>) {
+    let client = ConfigClient::start(
+        shared.options.exports.clone(),
+        NodeInfo::component("federation"),
+        &[type_url::EXPORTED_SERVICE],
+    );
+    let mut state = client.watch();
+    loop {
+        let now = state.borrow_and_update().clone();
+        // Before pilot has answered, an empty table would withdraw everything from every peer.
+        if now.synced {
+            let mut all = BTreeMap::new();
+            for (name, doc) in now.of(type_url::EXPORTED_SERVICE) {
+                match doc.spec::<ExportedService>() {
+                    Ok(s) => {
+                        all.insert((s.namespace.clone(), s.name.clone()), s);
+                    }
+                    Err(error) => tracing::error!(%name, %error, "an export record is unreadable"),
+                }
+            }
+            if shared.lock().exports.replace(all) {
+                shared.exports_changed.send_modify(|n| *n += 1);
+            }
+        }
+        if state.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Keeps one link per member.
+async fn follow_members(shared: Arc<Shared>) {
+    struct Link(JoinHandle<()>);
+    impl Drop for Link {
+        fn drop(&mut self) {
+            self.0.abort();
+        }
+    }
+    let mut changed = shared.members_changed.subscribe();
+    let mut links: BTreeMap<ClusterId, Link> = BTreeMap::new();
+    loop {
+        let wanted: Vec<ClusterId> = {
+            let t = shared.lock();
+            t.members
+                .values()
+                .filter(|m| !m.left && m.cluster != shared.options.cluster)
+                .map(|m| m.cluster.clone())
+                .collect()
+        };
+        links.retain(|peer, _| wanted.contains(peer));
+        for peer in wanted {
+            let shared = shared.clone();
+            links.entry(peer.clone()).or_insert_with(|| Link(tokio::spawn(link::follow(shared, peer))));
+        }
+        if changed.changed().await.is_err() {
+            return;
+        }
+    }
+}

@@ -120,6 +120,12 @@ impl ConfigServer {
         self.service.clone()
     }
 
+    /// As [`ConfigServer::service`], with streams that end when `stop` is cancelled.
+    #[must_use]
+    pub fn service_until(&self, stop: CancellationToken) -> impl ConfigService {
+        self.service.until(stop)
+    }
+
     /// Clients and what they have acknowledged.
     #[must_use]
     pub fn status(&self) -> Arc<crate::server::StatusBoard> {

@@ -1,0 +1,334 @@
+//! Two control planes' CA and federation components, joined over real sockets.
+
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use citadel::{Citadel, CitadelOptions};
+use mesh_model::{
+    ClusterId, NetworkId,
+    federation::{
+        EndpointGroup, ExportedService, GatewayAddress, ImportedService, LeaseState, PeerCluster, Transport,
+        type_url,
+    },
+    registry::{Protocol, ServicePort},
+};
+use mesh_xds::{
+    Endpoint, NodeInfo,
+    client::channel,
+    mcp::{ConfigClient, ConfigServer, Document},
+};
+use multicluster::{
+    Federation, FederationOptions,
+    admin_pb::{
+        ClustersRequest, CreateTokenRequest, LeaveMeshRequest, PrepareJoinRequest, admin_client::AdminClient,
+    },
+    authority_pb::{FoundRequest, StatusRequest, authority_client::AuthorityClient},
+    join::{JoinError, join},
+    token::JoinToken,
+};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Channel;
+
+struct Cluster {
+    dir: tempfile::TempDir,
+    _citadel: Citadel,
+    federation: Option<Federation>,
+    options: FederationOptions,
+    secrets: std::sync::Arc<mesh_identity::SecretStore>,
+    exports: ConfigServer,
+    imports: ConfigClient,
+    stop: CancellationToken,
+}
+
+async fn free_port() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
+}
+
+impl Cluster {
+    async fn start(id: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |n: &str| dir.path().join(n);
+        let cluster = ClusterId::new(id).unwrap();
+        let citadel = Citadel::start(CitadelOptions {
+            cluster: cluster.clone(),
+            state_dir: dir.path().into(),
+            socket: at("citadel.sock"),
+            workload_ttl: Duration::from_secs(86_400),
+        })
+        .unwrap();
+        let (secrets, _renewal) = citadel.control_plane_secrets(vec![]);
+        let exports = ConfigServer::new();
+        let stop = CancellationToken::new();
+        let (server, socket, token) = (exports.clone(), at("pilot.sock"), stop.clone());
+        tokio::spawn(async move { server.serve_unix(&socket, token).await.unwrap() });
+        let listen = free_port().await;
+        let options = FederationOptions {
+            cluster,
+            network: NetworkId::new(id).unwrap(),
+            // The gateway only passes bytes through; here peers dial the component itself.
+            gateways: vec![GatewayAddress { address: listen, weight: 1 }],
+            transports: vec![Transport::Tcp],
+            listen,
+            via: None,
+            state_dir: dir.path().into(),
+            socket: at("federation.sock"),
+            authority_socket: at("citadel.sock"),
+            exports: Endpoint::Unix(at("pilot.sock")),
+        };
+        let federation = Federation::start(options.clone(), secrets.clone()).await.unwrap();
+        let imports = ConfigClient::start(
+            Endpoint::Unix(at("federation.sock")),
+            NodeInfo::component("pilot"),
+            &[type_url::IMPORTED_SERVICE, type_url::PEER_CLUSTER],
+        );
+        Self {
+            _citadel: citadel,
+            federation: Some(federation),
+            options,
+            secrets,
+            exports,
+            imports,
+            stop,
+            dir,
+        }
+    }
+
+    async fn channel(&self, socket: &str) -> Channel {
+        channel(&Endpoint::Unix(self.dir.path().join(socket))).await.unwrap()
+    }
+
+    async fn admin(&self) -> AdminClient<Channel> {
+        AdminClient::new(self.channel("federation.sock").await)
+    }
+
+    async fn found(&self) {
+        let mut authority = AuthorityClient::new(self.channel("citadel.sock").await);
+        authority.found(FoundRequest { trust_domain: String::new() }).await.unwrap();
+    }
+
+    async fn token(&self) -> JoinToken {
+        let text = self.admin().await.create_token(CreateTokenRequest { ttl: 0 }).await.unwrap();
+        JoinToken::parse(&text.into_inner().token, 0).unwrap()
+    }
+
+    async fn try_join(&self, token: &JoinToken) -> Result<(), JoinError> {
+        let prepared = self.admin().await.prepare_join(PrepareJoinRequest {}).await.unwrap().into_inner();
+        let answer = join(token, prepared.newcomer.unwrap(), prepared.csr).await?;
+        self.admin().await.complete_join(answer).await.unwrap();
+        Ok(())
+    }
+
+    async fn in_mesh(&self) -> bool {
+        let mut authority = AuthorityClient::new(self.channel("citadel.sock").await);
+        authority.status(StatusRequest {}).await.unwrap().into_inner().state == "active"
+    }
+
+    fn export(&self, names: &[&str]) {
+        let docs: BTreeMap<String, Document> = names
+            .iter()
+            .map(|n| {
+                let name = format!("books/{n}");
+                (name.clone(), Document::new(name, &service(n)).unwrap())
+            })
+            .collect();
+        self.exports.publish_type(type_url::EXPORTED_SERVICE, docs);
+    }
+
+    fn imported(&self) -> Vec<ImportedService> {
+        self.imports.state().of(type_url::IMPORTED_SERVICE).map(|(_, d)| d.spec().unwrap()).collect()
+    }
+
+    fn peers(&self) -> Vec<PeerCluster> {
+        self.imports.state().of(type_url::PEER_CLUSTER).map(|(_, d)| d.spec().unwrap()).collect()
+    }
+
+    fn summary(&self) -> Vec<(String, String, LeaseState)> {
+        let mut all: Vec<_> =
+            self.imported().into_iter().map(|i| (i.cluster.to_string(), i.service.name, i.lease)).collect();
+        all.sort_by(|a, b| (&a.0, &a.1).cmp(&(&b.0, &b.1)));
+        all
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+fn service(name: &str) -> ExportedService {
+    ExportedService {
+        name: name.into(),
+        namespace: "books".into(),
+        host: format!("{name}.books.svc.cluster.local"),
+        ports: vec![ServicePort { name: "http".into(), port: 9080, protocol: Protocol::Http }],
+        headless: false,
+        groups: vec![EndpointGroup {
+            labels: BTreeMap::new(),
+            locality: String::new().into(),
+            healthy_weight: 1,
+        }],
+        service_accounts: vec![name.into()],
+        exported_at: 1,
+        slots: 1,
+    }
+}
+
+async fn until(what: &str, limit: Duration, mut f: impl FnMut() -> bool) -> Duration {
+    let start = Instant::now();
+    while !f() {
+        assert!(start.elapsed() < limit, "{what}: not within {limit:?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    start.elapsed()
+}
+
+const SOON: Duration = Duration::from_secs(10);
+
+fn live(cluster: &str, names: &[&str]) -> Vec<(String, String, LeaseState)> {
+    names.iter().map(|n| (cluster.to_owned(), (*n).to_owned(), LeaseState::Live)).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn three_clusters_join_exchange_and_leave() {
+    let (west, mut east, north) =
+        (Cluster::start("west").await, Cluster::start("east").await, Cluster::start("north").await);
+    west.found().await;
+    west.export(&["reviews"]);
+    east.export(&["ratings", "reviews"]);
+    north.export(&["details"]);
+    east.try_join(&west.token().await).await.unwrap();
+    until("west imports east", SOON, || west.summary() == live("east", &["ratings", "reviews"])).await;
+    until("east imports west", SOON, || east.summary() == live("west", &["reviews"])).await;
+
+    // The third member joins through west alone and meets east.
+    north.try_join(&west.token().await).await.unwrap();
+    until("east imports north", SOON, || east.summary().contains(&live("north", &["details"])[0])).await;
+    until("north imports both", SOON, || north.imported().len() == 3 && north.peers().len() == 2).await;
+
+    // A change and a withdrawal arrive.
+    east.export(&["ratings"]);
+    until("the withdrawal", SOON, || {
+        west.summary() == [live("east", &["ratings"]), live("north", &["details"])].concat()
+    })
+    .await;
+
+    // East's federation dies: its lease lapses everywhere, and nothing is deleted.
+    east.federation = None;
+    let took = until("the lapse", SOON, || {
+        west.summary()[0] == ("east".into(), "ratings".into(), LeaseState::Lapsed)
+    })
+    .await;
+    assert!(took < Duration::from_secs(4), "lapsed after {took:?}");
+    east.federation = Some(Federation::start(east.options.clone(), east.secrets.clone()).await.unwrap());
+    until("the return", SOON, || west.summary()[0].2 == LeaseState::Live).await;
+    // The new process serves what the old one had kept.
+    assert!(east.imported().len() >= 2);
+
+    let left = east.admin().await.leave(LeaveMeshRequest { force: false }).await.unwrap().into_inner();
+    assert_eq!(left.peers.len(), 2);
+    for p in &left.peers {
+        assert_eq!((p.references, p.error.as_str()), (0, ""), "{}", p.cluster);
+    }
+    until("west forgot east", SOON, || {
+        west.summary() == live("north", &["details"]) && west.peers().len() == 1
+    })
+    .await;
+    until("north forgot east", SOON, || north.summary() == live("west", &["reviews"])).await;
+    until("east forgot all", SOON, || east.imported().is_empty() && east.peers().is_empty()).await;
+    assert!(!east.in_mesh().await);
+
+    // And back in, under the same name.
+    east.try_join(&west.token().await).await.unwrap();
+    until("east is back", SOON, || west.summary().contains(&live("east", &["ratings"])[0])).await;
+    let clusters = west.admin().await.clusters(ClustersRequest {}).await.unwrap().into_inner();
+    assert_eq!(clusters.clusters.len(), 2);
+}
+
+/// Re-encodes a token with one field changed, as somebody who knows the format would.
+fn forge(token: &JoinToken, field: &str, value: serde_json::Value) -> JoinToken {
+    let mut json = serde_json::to_value(token).unwrap();
+    json[field] = value;
+    let forged: JoinToken = serde_json::from_value(json).unwrap();
+    JoinToken::parse(&forged.encode(), 0).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn misused_tokens_change_nothing() {
+    let (west, east, other) =
+        (Cluster::start("west").await, Cluster::start("east").await, Cluster::start("other").await);
+    west.found().await;
+    other.found().await;
+    let token = west.token().await;
+
+    let wrong_pin = forge(&token, "pin", serde_json::json!("00".repeat(32)));
+    let err = east.try_join(&wrong_pin).await.unwrap_err();
+    assert!(matches!(err, JoinError::Impostor(_)), "{err}");
+    assert!(err.to_string().contains("another mesh"), "{err}");
+
+    // The token of another mesh, pointed at west: the pin tells.
+    let foreign = other.token().await;
+    let redirected = forge(&foreign, "gateways", serde_json::json!([west.options.listen]));
+    let err = east.try_join(&redirected).await.unwrap_err();
+    assert!(err.to_string().contains("another mesh"), "{err}");
+
+    // One that keeps west's pin but another secret, or an unknown id.
+    let secret = serde_json::to_value(&foreign).unwrap()["secret"].clone();
+    for forged in [forge(&token, "secret", secret), forge(&token, "id", serde_json::json!("000000000000"))] {
+        let err = east.try_join(&forged).await.unwrap_err();
+        assert!(err.to_string().contains("not known here"), "{err}");
+    }
+
+    // A longer life written into it does not help: the issuer knows when it ends.
+    let short = west.admin().await.create_token(CreateTokenRequest { ttl: 1 }).await.unwrap().into_inner();
+    let short = JoinToken::parse(&short.token, 0).unwrap();
+    tokio::time::sleep(Duration::from_millis(2100)).await;
+    assert!(JoinToken::parse(&short.encode(), short.expires + 1).is_err(), "refused before dialling");
+    let err = east.try_join(&forge(&short, "expires", serde_json::json!(u64::MAX))).await.unwrap_err();
+    assert!(err.to_string().contains("has expired"), "{err}");
+
+    assert!(!east.in_mesh().await, "nothing changed in the newcomer");
+    assert!(west.peers().is_empty(), "nothing changed in the member");
+
+    // The right one works, and only once.
+    east.try_join(&token).await.unwrap();
+    let third = Cluster::start("third").await;
+    let err = third.try_join(&token).await.unwrap_err();
+    assert!(err.to_string().contains("already used by cluster east"), "{err}");
+    assert!(!third.in_mesh().await);
+    // A name that is taken.
+    let twin = Cluster::start("east").await;
+    let err = twin.try_join(&west.token().await).await.unwrap_err();
+    assert!(err.to_string().contains("already a member"), "{err}");
+    assert_eq!(west.peers().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn state_files_are_private() {
+    use std::os::unix::fs::PermissionsExt;
+    fn check(dir: &Path) {
+        for entry in std::fs::read_dir(dir).unwrap() {
+            let entry = entry.unwrap();
+            let mode = entry.metadata().unwrap().permissions().mode() & 0o777;
+            let path = entry.path();
+            if path.is_dir() {
+                assert_eq!(mode, 0o700, "{}", path.display());
+                check(&path);
+            } else {
+                assert_eq!(mode, 0o600, "{}", path.display());
+            }
+        }
+    }
+    let (west, east) = (Cluster::start("west").await, Cluster::start("east").await);
+    west.found().await;
+    east.export(&["ratings"]);
+    east.try_join(&west.token().await).await.unwrap();
+    until("an import", SOON, || !west.imported().is_empty()).await;
+    check(west.dir.path());
+    check(east.dir.path());
+}

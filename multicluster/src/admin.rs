@@ -1,0 +1,220 @@
+//! What the operator's command line asks.
+
+use std::{sync::Arc, time::Duration};
+
+use tonic::{Request, Response, Status};
+
+use crate::{
+    admin_pb::{
+        ClusterStatus, ClustersRequest, ClustersResponse, CompleteJoinResponse, CreateTokenRequest,
+        CreateTokenResponse, LeaveMeshRequest, LeaveMeshResponse, PeerLeft, PrepareJoinRequest,
+        PrepareJoinResponse, admin_server,
+    },
+    authority_pb::{
+        InstallIntermediateRequest, RequestIntermediateRequest, ResetRequest, StatusRequest,
+        authority_client::AuthorityClient,
+    },
+    dial,
+    exchange::Import,
+    pb::{JoinResponse, LeaveRequest, federation_client::FederationClient},
+    state::Shared,
+    store::IssuedToken,
+    token::{JoinToken, secret_hash, unix_now},
+    wire,
+};
+
+/// Lifetime of a join token unless asked otherwise.
+const TOKEN_TTL: u64 = 15 * 60;
+/// Longest lifetime of a join token.
+const MAX_TOKEN_TTL: u64 = 7 * 86_400;
+/// A peer confirms a leave within this time.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(15);
+
+pub(crate) struct AdminService(pub(crate) Arc<Shared>);
+
+fn internal(what: &'static str) -> impl Fn(std::io::Error) -> Status {
+    move |e| Status::internal(format!("{what}: {e}"))
+}
+
+#[tonic::async_trait]
+impl admin_server::Admin for AdminService {
+    async fn create_token(
+        &self,
+        r: Request<CreateTokenRequest>,
+    ) -> Result<Response<CreateTokenResponse>, Status> {
+        let ttl = match r.get_ref().ttl {
+            0 => TOKEN_TTL,
+            t if t > MAX_TOKEN_TTL => {
+                return Err(Status::invalid_argument("a join token lives seven days at most"));
+            }
+            t => t,
+        };
+        let status =
+            AuthorityClient::new(self.0.authority().await?).status(StatusRequest {}).await?.into_inner();
+        if status.state != "active" {
+            return Err(Status::failed_precondition(
+                "this cluster is in no mesh: found one first with `flotilla found`",
+            ));
+        }
+        if !status.holds_root_key {
+            return Err(Status::failed_precondition(
+                "the root key is not here: create the token in the cluster that founded the mesh",
+            ));
+        }
+        if self.0.options.gateways.is_empty() {
+            return Err(Status::failed_precondition(
+                "this cluster announces no gateway address (--gateway-address), so a newcomer could not dial it",
+            ));
+        }
+        let trust_domain = mesh_model::TrustDomain::new(&status.trust_domain)
+            .map_err(|e| Status::internal(e.to_string()))?;
+        let now = unix_now();
+        let token = JoinToken::generate(
+            self.0.options.cluster.clone(),
+            trust_domain,
+            self.0.options.gateways.iter().map(|g| g.address).collect(),
+            status.root_pin,
+            now + ttl,
+        );
+        let mut t = self.0.lock();
+        // Tokens that can no longer be used are kept a day for their error message, then forgotten.
+        t.tokens.retain(|_, k| k.expires + 86_400 > now);
+        t.tokens.insert(
+            token.id.clone(),
+            IssuedToken { secret_sha256: secret_hash(&token.secret()), expires: token.expires, used: None },
+        );
+        self.0.store.save_tokens(&t.tokens).map_err(internal("tokens were not saved"))?;
+        tracing::info!(target: "audit", token = %token.id, ttl, "created a join token");
+        Ok(Response::new(CreateTokenResponse { expires: token.expires, token: token.encode() }))
+    }
+
+    async fn prepare_join(
+        &self,
+        _: Request<PrepareJoinRequest>,
+    ) -> Result<Response<PrepareJoinResponse>, Status> {
+        let csr = AuthorityClient::new(self.0.authority().await?)
+            .request_intermediate(RequestIntermediateRequest {})
+            .await?
+            .into_inner()
+            .csr;
+        Ok(Response::new(PrepareJoinResponse {
+            newcomer: Some(wire::member_pb(&self.0.self_member(0))),
+            csr,
+        }))
+    }
+
+    async fn complete_join(
+        &self,
+        r: Request<JoinResponse>,
+    ) -> Result<Response<CompleteJoinResponse>, Status> {
+        let r = r.into_inner();
+        let members = r
+            .members
+            .into_iter()
+            .map(wire::member)
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|e| Status::invalid_argument(e.to_string()))?;
+        let me = members
+            .iter()
+            .find(|m| m.cluster == self.0.options.cluster)
+            .cloned()
+            .ok_or_else(|| Status::invalid_argument("the member list does not contain this cluster"))?;
+        AuthorityClient::new(self.0.authority().await?)
+            .install_intermediate(InstallIntermediateRequest {
+                trust_domain: r.trust_domain.clone(),
+                chain: r.chain,
+                bundle: r.bundle,
+            })
+            .await?;
+        self.0.set_trust_domain(Some(r.trust_domain));
+        self.0.lock().members.insert(me.cluster.clone(), me);
+        let names = members.iter().filter(|m| !m.left).map(|m| m.cluster.to_string()).collect();
+        self.0.merge_members(members).map_err(internal("members were not saved"))?;
+        Ok(Response::new(CompleteJoinResponse { members: names }))
+    }
+
+    async fn leave(&self, r: Request<LeaveMeshRequest>) -> Result<Response<LeaveMeshResponse>, Status> {
+        let force = r.get_ref().force;
+        let trust_domain =
+            self.0.trust_domain().ok_or_else(|| Status::failed_precondition("this cluster is in no mesh"))?;
+        let peers: Vec<_> = {
+            let t = self.0.lock();
+            t.members.values().filter(|m| !m.left && m.cluster != self.0.options.cluster).cloned().collect()
+        };
+        let mut answers = Vec::new();
+        for m in &peers {
+            let addresses = match self.0.options.via {
+                Some(a) => vec![a],
+                None => m.gateways.iter().map(|g| g.address).collect(),
+            };
+            let ask = async {
+                let channel = dial::member(&self.0.secrets, &trust_domain, &m.cluster, &addresses)
+                    .await
+                    .map_err(|e| e.to_string())?;
+                let answer = FederationClient::new(channel).leave(LeaveRequest {}).await;
+                answer.map(|r| r.into_inner().references).map_err(|s| s.message().to_owned())
+            };
+            let answer = match tokio::time::timeout(LEAVE_TIMEOUT, ask).await {
+                Ok(a) => a,
+                Err(_) => Err(format!("no answer within {} s", LEAVE_TIMEOUT.as_secs())),
+            };
+            let (references, error) = match answer {
+                Ok(n) => (n, String::new()),
+                Err(e) => (0, e),
+            };
+            answers.push(PeerLeft { cluster: m.cluster.to_string(), references, error });
+        }
+        let clean = answers.iter().all(|a| a.references == 0 && a.error.is_empty());
+        if clean || force {
+            {
+                let mut t = self.0.lock();
+                self.0.set_trust_domain(None);
+                t.members.clear();
+                t.imports.clear();
+                t.links.clear();
+                t.tokens.clear();
+            }
+            self.0.store.clear().map_err(internal("the state was not removed"))?;
+            self.0.members_changed.send_modify(|n| *n += 1);
+            self.0.publish();
+            AuthorityClient::new(self.0.authority().await?).reset(ResetRequest {}).await?;
+            tracing::info!(target: "audit", "left the mesh");
+        }
+        Ok(Response::new(LeaveMeshResponse { peers: answers }))
+    }
+
+    async fn clusters(&self, _: Request<ClustersRequest>) -> Result<Response<ClustersResponse>, Status> {
+        let now = self.0.now();
+        let t = self.0.lock();
+        let clusters = t
+            .members
+            .values()
+            .filter(|m| !m.left && m.cluster != self.0.options.cluster)
+            .map(|m| {
+                let link = t.links.get(&m.cluster).cloned().unwrap_or_default();
+                let import = t.imports.get(&m.cluster);
+                let live = import.is_some_and(|i| i.lease() == mesh_model::federation::LeaseState::Live);
+                ClusterStatus {
+                    member: Some(wire::member_pb(m)),
+                    state: match (link.connected, live) {
+                        (true, true) => "connected",
+                        (_, false) => "lapsed",
+                        (false, true) => "connecting",
+                    }
+                    .into(),
+                    lease_age_ms: import.and_then(|i| i.lease_age(now)).unwrap_or(0),
+                    imported_services: import
+                        .map_or(0, |i| u32::try_from(i.services().count()).unwrap_or(u32::MAX)),
+                    offset: import.map_or(0, Import::offset),
+                    last_error: link.last_error,
+                }
+            })
+            .collect();
+        drop(t);
+        Ok(Response::new(ClustersResponse {
+            self_: self.0.options.cluster.to_string(),
+            trust_domain: self.0.trust_domain().unwrap_or_default(),
+            clusters,
+        }))
+    }
+}

@@ -1,0 +1,113 @@
+//! Reaching a peer's control plane through gateways.
+
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+
+use hyper_util::rt::TokioIo;
+use mesh_identity::{SecretStore, TRUST_BUNDLE, WORKLOAD_SVID, peer_identity};
+use mesh_model::{
+    ClusterId,
+    proxy::{SecretRef, StringMatch, UpstreamTls, Validation},
+};
+use rustls::ClientConfig;
+use rustls_pki_types::ServerName;
+use tokio::net::TcpStream;
+use tokio_rustls::{TlsConnector, client::TlsStream};
+use tonic::transport::{Channel, Endpoint, Uri};
+
+/// TCP connect and TLS handshake each.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// HTTP/2 PING interval and patience: a peer that vanished without a FIN is noticed within both.
+const KEEPALIVE: Duration = Duration::from_secs(2);
+
+/// Namespace and account of every control plane.
+pub(crate) const CONTROL_PLANE: (&str, &str) = ("flotilla-system", "control-plane");
+
+/// SNI under which a cluster's gateways hand a connection to its control plane.
+pub(crate) fn federation_sni(cluster: &ClusterId) -> String {
+    format!("federation.{cluster}.clusterset.local")
+}
+
+/// SNI for newcomers without a certificate.
+pub(crate) fn join_sni(cluster: &ClusterId) -> String {
+    format!("join.{cluster}.clusterset.local")
+}
+
+/// URI SAN of control planes in a trust domain.
+pub(crate) fn control_plane_san(trust_domain: &str) -> String {
+    format!("spiffe://{trust_domain}/ns/{}/sa/{}", CONTROL_PLANE.0, CONTROL_PLANE.1)
+}
+
+/// A TLS session to the first of `addresses` that completes one.
+pub(crate) async fn tls(
+    addresses: &[SocketAddr],
+    sni: &str,
+    config: Arc<ClientConfig>,
+) -> io::Result<TlsStream<TcpStream>> {
+    let name = ServerName::try_from(sni.to_owned())
+        .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, format!("{sni:?} is no server name")))?;
+    let mut last = io::Error::new(io::ErrorKind::NotFound, "the cluster announces no gateway address");
+    for address in addresses {
+        let attempt = async {
+            let tcp = TcpStream::connect(address).await?;
+            tcp.set_nodelay(true)?;
+            TlsConnector::from(config.clone()).connect(name.clone(), tcp).await
+        };
+        match tokio::time::timeout(CONNECT_TIMEOUT, attempt).await {
+            Ok(Ok(s)) => return Ok(s),
+            Ok(Err(e)) => last = io::Error::new(e.kind(), format!("gateway {address}: {e}")),
+            Err(_) => {
+                last = io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    format!("gateway {address}: no answer within {} s", CONNECT_TIMEOUT.as_secs()),
+                );
+            }
+        }
+    }
+    Err(last)
+}
+
+/// A gRPC channel over one session; it does not reconnect, so that every connection is checked.
+pub(crate) async fn channel(stream: TlsStream<TcpStream>) -> io::Result<Channel> {
+    let mut once = Some(stream);
+    Endpoint::from_static("http://federation.flotilla.local")
+        .http2_keep_alive_interval(KEEPALIVE)
+        .keep_alive_timeout(KEEPALIVE)
+        .keep_alive_while_idle(true)
+        .connect_with_connector(tower::service_fn(move |_: Uri| {
+            let stream =
+                once.take().map(TokioIo::new).ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected));
+            async move { stream }
+        }))
+        .await
+        .map_err(io::Error::other)
+}
+
+/// A channel to a member's control plane, as this control plane; its cluster is verified.
+pub(crate) async fn member(
+    secrets: &SecretStore,
+    trust_domain: &str,
+    cluster: &ClusterId,
+    addresses: &[SocketAddr],
+) -> io::Result<Channel> {
+    let sni = federation_sni(cluster);
+    let config = secrets
+        .client_config(&UpstreamTls {
+            certificate: Some(SecretRef::Sds(WORKLOAD_SVID.into())),
+            validation: Validation {
+                trusted: Some(SecretRef::Sds(TRUST_BUNDLE.into())),
+                sans: vec![StringMatch::exact(control_plane_san(trust_domain))],
+            },
+            sni: sni.clone(),
+            alpn: vec!["h2".into()],
+        })
+        .map_err(io::Error::other)?;
+    let stream = tls(addresses, &sni, config).await?;
+    let peer = stream.get_ref().1.peer_certificates().and_then(peer_identity).and_then(|p| p.cluster);
+    if peer.as_ref() != Some(cluster) {
+        return Err(io::Error::new(
+            io::ErrorKind::PermissionDenied,
+            format!("the gateway leads to {peer:?}, not to cluster {cluster}"),
+        ));
+    }
+    channel(stream).await
+}

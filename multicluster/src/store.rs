@@ -1,0 +1,97 @@
+//! What the federation component keeps in its state directory.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    path::{Path, PathBuf},
+};
+
+use mesh_model::ClusterId;
+use mesh_runtime::files::write_private;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use crate::{exchange::Persisted, wire::Member};
+
+/// Files below `<state>/federation`.
+#[derive(Debug, Clone)]
+pub(crate) struct Store(PathBuf);
+
+/// A join token as its issuer remembers it: never the secret, only its hash.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct IssuedToken {
+    pub(crate) secret_sha256: String,
+    /// Seconds since the epoch.
+    pub(crate) expires: u64,
+    /// Who joined with it, and the SHA-256 of its request: only the very same join may be repeated.
+    pub(crate) used: Option<(ClusterId, String)>,
+}
+
+/// Members by cluster; this cluster is among them once it is in a mesh.
+pub(crate) type Members = BTreeMap<ClusterId, Member>;
+/// Tokens by id.
+pub(crate) type Tokens = BTreeMap<String, IssuedToken>;
+
+impl Store {
+    pub(crate) fn new(state_dir: &Path) -> Self {
+        Self(state_dir.join("federation"))
+    }
+
+    fn read<T: DeserializeOwned + Default>(&self, name: &str) -> io::Result<T> {
+        let path = self.0.join(name);
+        let bytes = match std::fs::read(&path) {
+            Ok(b) => b,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(T::default()),
+            Err(e) => return Err(io::Error::new(e.kind(), format!("{}: {e}", path.display()))),
+        };
+        serde_json::from_slice(&bytes)
+            .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, format!("{}: {e}", path.display())))
+    }
+
+    fn write<T: Serialize>(&self, name: &str, value: &T) -> io::Result<()> {
+        write_private(&self.0.join(name), &serde_json::to_vec_pretty(value)?)
+    }
+
+    pub(crate) fn members(&self) -> io::Result<Members> {
+        self.read("members.json")
+    }
+
+    pub(crate) fn save_members(&self, m: &Members) -> io::Result<()> {
+        self.write("members.json", m)
+    }
+
+    pub(crate) fn tokens(&self) -> io::Result<Tokens> {
+        self.read("tokens.json")
+    }
+
+    pub(crate) fn save_tokens(&self, t: &Tokens) -> io::Result<()> {
+        self.write("tokens.json", t)
+    }
+
+    pub(crate) fn import(&self, peer: &ClusterId) -> Persisted {
+        // A damaged copy of what a peer will send again is worth a line in the log, not a stop.
+        self.read(&format!("imports/{peer}.json")).unwrap_or_else(|error| {
+            tracing::warn!(%peer, %error, "kept imports are unreadable; starting without them");
+            Persisted::default()
+        })
+    }
+
+    pub(crate) fn save_import(&self, peer: &ClusterId, p: &Persisted) -> io::Result<()> {
+        self.write(&format!("imports/{peer}.json"), p)
+    }
+
+    pub(crate) fn drop_import(&self, peer: &ClusterId) -> io::Result<()> {
+        match std::fs::remove_file(self.0.join(format!("imports/{peer}.json"))) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+            _ => Ok(()),
+        }
+    }
+
+    /// Forgets everything about the mesh that was left.
+    pub(crate) fn clear(&self) -> io::Result<()> {
+        match std::fs::remove_dir_all(&self.0) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+            _ => Ok(()),
+        }
+    }
+}
