@@ -1,1 +1,7 @@
 //! galley
+mod de;
+mod document;
+mod node;
+mod path;
+mod report;
+mod validate;

@@ -1,0 +1,512 @@
+//! From the bytes of a file to typed documents, each with its own verdict.
+//!
+//! A file holds documents separated by `---` lines, which YAML forbids inside of scalars; so the
+//! text is split before it is parsed, and a syntax error rejects one document and not its
+//! neighbours. A `v1` `List` stands for its items.
+
+use mesh_model::authored::{Document, Kind, Metadata, Spec, resource_name};
+
+use crate::{
+    de::NodeDe,
+    node::{Node, Value},
+    path::{FieldPath, Path},
+    report::{DocumentReport, Finding},
+    validate::{self, Findings},
+};
+
+/// Largest file. A file of that size holds some 2,000 documents.
+pub(crate) const MAX_FILE_BYTES: usize = 8 << 20;
+/// Documents of one file.
+const MAX_DOCUMENTS: usize = 10_000;
+
+/// What makes a document unique.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Key {
+    /// Its kind.
+    pub kind: Kind,
+    /// Its namespace; empty for kinds without.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+}
+
+impl std::fmt::Display for Key {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {}", self.kind.name(), resource_name(&self.namespace, &self.name))
+    }
+}
+
+/// A document after parsing and validation.
+#[derive(Debug, Clone)]
+pub(crate) struct Parsed {
+    pub report: DocumentReport,
+    /// Which document it is, as far as that can be told; also of an invalid one.
+    pub key: Option<Key>,
+    /// The typed document if it is valid on its own.
+    pub document: Option<Document>,
+    /// Where its fields stand, for findings of the analysis.
+    pub places: Places,
+    /// Not for the mesh (a Deployment, say).
+    pub ignored: bool,
+}
+
+/// Lines of a document's fields.
+#[derive(Debug, Clone)]
+pub(crate) struct Places {
+    node: Option<std::sync::Arc<Node>>,
+    prefix: FieldPath,
+    first_line: u32,
+}
+
+impl Places {
+    fn line(&self, path: &FieldPath) -> u32 {
+        let Some(node) = &self.node else { return self.first_line };
+        match node.locate(path).line {
+            0 => self.first_line,
+            line => self.first_line.saturating_add(line).saturating_sub(1),
+        }
+    }
+
+    pub(crate) fn finding(&self, path: FieldPath, message: String) -> Finding {
+        let path = path.under(&self.prefix);
+        Finding { line: self.line(&path), path: path.to_string(), message }
+    }
+}
+
+/// Parses and validates every document of a file.
+pub(crate) fn parse_file(file: &str, bytes: &[u8], default_namespace: &str) -> Vec<Parsed> {
+    let whole = |message: String| vec![broken(DocumentReport::unreadable(file, message))];
+    if bytes.len() > MAX_FILE_BYTES {
+        return whole(format!("the file has {} bytes; {MAX_FILE_BYTES} is the limit", bytes.len()));
+    }
+    let text = match std::str::from_utf8(bytes) {
+        Ok(t) => t.strip_prefix('\u{feff}').unwrap_or(t),
+        Err(e) => return whole(format!("not UTF-8 at byte {}", e.valid_up_to())),
+    };
+    let chunks = split(text);
+    if chunks.len() > MAX_DOCUMENTS {
+        return whole(format!("the file has {} documents; {MAX_DOCUMENTS} is the limit", chunks.len()));
+    }
+    let mut out = Vec::new();
+    let mut number = 0;
+    for (first_line, chunk) in chunks {
+        if chunk.lines().all(|l| {
+            let l = l.trim();
+            l.is_empty() || l.starts_with('#') || l == "---" || l == "..."
+        }) {
+            continue;
+        }
+        number += 1;
+        parse_chunk(file, number, first_line, chunk, default_namespace, &mut out);
+    }
+    out
+}
+
+fn broken(report: DocumentReport) -> Parsed {
+    let places = Places { node: None, prefix: FieldPath::default(), first_line: 0 };
+    Parsed { report, key: None, document: None, places, ignored: false }
+}
+
+/// `(line of its first line, text)` of every document.
+fn split(text: &str) -> Vec<(u32, &str)> {
+    let mut out = Vec::new();
+    let (mut start, mut start_line) = (0, 1u32);
+    let (mut at, mut line) = (0, 1u32);
+    let mut content = false;
+    for l in text.split_inclusive('\n') {
+        let marker = l.starts_with("---") && l[3..].chars().next().is_none_or(char::is_whitespace);
+        if marker && content {
+            out.push((start_line, &text[start..at]));
+            (start, start_line) = (at, line);
+        }
+        // Directives (`%YAML`) belong to the document that follows their `---`.
+        let t = l.trim();
+        content = if marker { true } else { content || !(t.is_empty() || t.starts_with(['#', '%'])) };
+        at += l.len();
+        line = line.saturating_add(1);
+    }
+    out.push((start_line, &text[start..]));
+    out
+}
+
+fn parse_chunk(
+    file: &str,
+    number: usize,
+    first_line: u32,
+    text: &str,
+    default_namespace: &str,
+    out: &mut Vec<Parsed>,
+) {
+    let node = match Node::parse(text) {
+        Ok(n) => std::sync::Arc::new(n),
+        Err(e) => {
+            let guess = guess_identity(text, default_namespace);
+            let mut report = DocumentReport::unreadable(file, String::new());
+            report.errors.clear();
+            report.document = number;
+            if let Some((api_version, kind, namespace, name)) = &guess {
+                report.api_version.clone_from(api_version);
+                report.kind.clone_from(kind);
+                report.namespace.clone_from(namespace);
+                report.name.clone_from(name);
+            }
+            let line = first_line.saturating_add(e.place.line.max(1)).saturating_sub(1);
+            report.reject(String::new(), line, e.message);
+            let key = guess.and_then(|(api_version, kind, namespace, name)| {
+                let kind = Kind::resolve(&api_version, &kind)?;
+                Some(Key { kind, namespace, name })
+            });
+            out.push(Parsed { key, ..broken(report) });
+            return;
+        }
+    };
+    if node.is_null() {
+        return;
+    }
+    let is_list = node.get("kind").and_then(Node::as_str) == Some("List");
+    if is_list && let Some(items) = node.get("items") {
+        if let Value::Seq(items) = &items.value {
+            for i in 0..items.len() {
+                let root = Path::root();
+                let prefix = root.key("items").index(i).to_field_path();
+                let places = Places { node: Some(node.clone()), prefix, first_line };
+                out.push(parse_node(file, number, &items[i], places, default_namespace));
+            }
+            return;
+        }
+    }
+    let places = Places { node: Some(node.clone()), prefix: FieldPath::default(), first_line };
+    out.push(parse_node(file, number, &node, places, default_namespace));
+}
+
+/// Parses one document from its tree.
+fn parse_node(file: &str, number: usize, node: &Node, places: Places, default_namespace: &str) -> Parsed {
+    let mut report = DocumentReport {
+        file: file.to_owned(),
+        document: number,
+        api_version: String::new(),
+        kind: String::new(),
+        namespace: String::new(),
+        name: String::new(),
+        valid: true,
+        errors: vec![],
+        warnings: vec![],
+    };
+    let mut errors = Vec::new();
+    let parsed = read(node, default_namespace, &mut report, &mut errors);
+    for (path, message) in errors {
+        report.errors.push(places.finding(path, message));
+    }
+    let mut out = Parsed { report, key: None, document: None, places, ignored: false };
+    match parsed {
+        Read::Nothing => {}
+        Read::Ignored => {
+            out.ignored = true;
+            let message = format!("{} is not configuration of the mesh; ignored", out.report.kind);
+            out.report.warnings.push(out.places.finding(FieldPath::key("kind"), message));
+        }
+        Read::Identified(key) => out.key = Some(key),
+        Read::Typed(key, document) => {
+            let mut findings = Findings::default();
+            validate::document(&document, &mut findings);
+            for (path, message) in findings.errors {
+                out.report.errors.push(out.places.finding(path, message));
+            }
+            for (path, message) in findings.warnings {
+                out.report.warnings.push(out.places.finding(path, message));
+            }
+            out.key = Some(key);
+            if out.report.errors.is_empty() {
+                out.document = Some(*document);
+            }
+        }
+    }
+    out.report.valid = out.report.errors.is_empty();
+    out
+}
+
+enum Read {
+    /// Not even its identity could be read.
+    Nothing,
+    /// Somebody else's document.
+    Ignored,
+    /// Its specification could not be read.
+    Identified(Key),
+    /// Read; not validated.
+    Typed(Key, Box<Document>),
+}
+
+fn read(
+    node: &Node,
+    default_namespace: &str,
+    report: &mut DocumentReport,
+    errors: &mut Vec<(FieldPath, String)>,
+) -> Read {
+    let Value::Map(members) = &node.value else {
+        errors.push((FieldPath::default(), format!("expected a mapping, found {}", node.describe())));
+        return Read::Nothing;
+    };
+    for name in ["apiVersion", "kind"] {
+        match node.get(name).map(|n| (n, n.as_str())) {
+            Some((_, Some(s))) if !s.is_empty() => {
+                *(if name == "kind" { &mut report.kind } else { &mut report.api_version }) = s.to_owned();
+            }
+            Some((n, _)) => {
+                errors.push((FieldPath::key(name), format!("expected a string, found {}", n.describe())));
+            }
+            None => errors.push((FieldPath::key(name), format!("{name} is required"))),
+        }
+    }
+    let metadata = read_metadata(node, report, errors);
+    if report.kind.is_empty() || report.api_version.is_empty() {
+        return Read::Nothing;
+    }
+    let Some(kind) = Kind::resolve(&report.api_version, &report.kind) else {
+        if platform_kind(&report.api_version, &report.kind) {
+            errors.clear();
+            return Read::Ignored;
+        }
+        errors.push((FieldPath::key("kind"), unsupported(&report.api_version, &report.kind)));
+        return Read::Nothing;
+    };
+    let Some(mut metadata) = metadata else { return Read::Nothing };
+    if !kind.namespaced() {
+        metadata.namespace.clear();
+    } else if metadata.namespace.is_empty() {
+        default_namespace.clone_into(&mut metadata.namespace);
+    }
+    report.namespace.clone_from(&metadata.namespace);
+    if metadata.name.is_empty() {
+        return Read::Nothing;
+    }
+    let key = Key { kind, namespace: metadata.namespace.clone(), name: metadata.name.clone() };
+
+    const ENVELOPE: &[&str] = &["apiVersion", "kind", "metadata", "status"];
+    let empty = Node { place: node.place, value: Value::Map(vec![]) };
+    let (de, base) = if kind.spec_at_top_level() {
+        (NodeDe::without(node, ENVELOPE), FieldPath::default())
+    } else {
+        for m in members {
+            if m.key != "spec" && !ENVELOPE.contains(&m.key.as_str()) {
+                errors.push((
+                    FieldPath::key(&m.key),
+                    format!("unknown field `{}`, expected one of apiVersion, kind, metadata, spec", m.key),
+                ));
+            }
+        }
+        (NodeDe::new(node.get("spec").unwrap_or(&empty)), FieldPath::key("spec"))
+    };
+    match Spec::deserialize(kind, de) {
+        Ok(spec) => {
+            let document = Document { api_version: report.api_version.clone(), kind, metadata, spec };
+            Read::Typed(key, Box::new(document))
+        }
+        Err(e) => {
+            let (path, _, message) = e.into_parts();
+            errors.push((path.under(&base), message));
+            Read::Identified(key)
+        }
+    }
+}
+
+/// Kubernetes' `ObjectMeta`, so that a misspelt field is found.
+#[derive(Default, serde::Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+struct ObjectMeta {
+    name: String,
+    namespace: String,
+    labels: std::collections::BTreeMap<String, String>,
+    annotations: std::collections::BTreeMap<String, String>,
+    creation_timestamp: Option<String>,
+    #[serde(rename = "generateName")]
+    _generate_name: serde::de::IgnoredAny,
+    #[serde(rename = "uid")]
+    _uid: serde::de::IgnoredAny,
+    #[serde(rename = "resourceVersion")]
+    _resource_version: serde::de::IgnoredAny,
+    #[serde(rename = "generation")]
+    _generation: serde::de::IgnoredAny,
+    #[serde(rename = "selfLink")]
+    _self_link: serde::de::IgnoredAny,
+    #[serde(rename = "finalizers")]
+    _finalizers: serde::de::IgnoredAny,
+    #[serde(rename = "ownerReferences")]
+    _owner_references: serde::de::IgnoredAny,
+    #[serde(rename = "managedFields")]
+    _managed_fields: serde::de::IgnoredAny,
+    #[serde(rename = "deletionTimestamp")]
+    _deletion_timestamp: serde::de::IgnoredAny,
+    #[serde(rename = "deletionGracePeriodSeconds")]
+    _deletion_grace_period_seconds: serde::de::IgnoredAny,
+    #[serde(rename = "clusterName")]
+    _cluster_name: serde::de::IgnoredAny,
+}
+
+fn read_metadata(
+    node: &Node,
+    report: &mut DocumentReport,
+    errors: &mut Vec<(FieldPath, String)>,
+) -> Option<Metadata> {
+    let base = FieldPath::key("metadata");
+    let Some(meta) = node.get("metadata") else {
+        errors.push((base, "metadata with a name is required".into()));
+        return None;
+    };
+    // The name first, so that a report about a bad label still says whose.
+    for (field, slot) in [("name", &mut report.name), ("namespace", &mut report.namespace)] {
+        if let Some(s) = meta.get(field).and_then(Node::as_str) {
+            s.clone_into(slot);
+        }
+    }
+    let m: ObjectMeta = match serde::Deserialize::deserialize(NodeDe::new(meta)) {
+        Ok(m) => m,
+        Err(e) => {
+            let (path, _, message) = e.into_parts();
+            errors.push((path.under(&base), message));
+            return None;
+        }
+    };
+    let name = FieldPath::key("name").under(&base);
+    if m.name.is_empty() {
+        errors.push((name, "a name is required".into()));
+    } else if !validate::is_object_name(&m.name) {
+        errors.push((
+            name,
+            format!(
+                "{:?} is not a name: up to 253 of a-z, 0-9, '-' and '.', alphanumeric at both ends",
+                m.name
+            ),
+        ));
+    }
+    if !m.namespace.is_empty() && !validate::is_dns1123_label(&m.namespace) {
+        errors.push((
+            FieldPath::key("namespace").under(&base),
+            format!(
+                "{:?} is not a namespace: up to 63 of a-z, 0-9 and '-', alphanumeric at both ends",
+                m.namespace
+            ),
+        ));
+    }
+    let creation_timestamp = match m.creation_timestamp.as_deref().map(parse_rfc3339) {
+        None => 0,
+        Some(Some(t)) => t,
+        Some(None) => {
+            errors.push((
+                FieldPath::key("creationTimestamp").under(&base),
+                "not a time such as 2026-11-23T04:45:00Z".into(),
+            ));
+            0
+        }
+    };
+    Some(Metadata {
+        name: m.name,
+        namespace: m.namespace,
+        labels: m.labels,
+        annotations: m.annotations,
+        creation_timestamp,
+    })
+}
+
+/// Seconds since the epoch of an RFC 3339 time in UTC, as Kubernetes writes it.
+fn parse_rfc3339(s: &str) -> Option<u64> {
+    let s = s.strip_suffix('Z')?;
+    let (date, time) = s.split_once('T')?;
+    let mut d = date.splitn(3, '-').map(|p| p.parse::<i64>().ok());
+    let (y, m, day) = (d.next()??, d.next()??, d.next()??);
+    let mut t = time.splitn(3, ':');
+    let (h, min) = (t.next()?.parse::<i64>().ok()?, t.next()?.parse::<i64>().ok()?);
+    let sec = t.next()?.split('.').next()?.parse::<i64>().ok()?;
+    if !((1970..=9999).contains(&y) && (1..=12).contains(&m) && (1..=31).contains(&day)) {
+        return None;
+    }
+    if !((0..24).contains(&h) && (0..60).contains(&min) && (0..=60).contains(&sec)) {
+        return None;
+    }
+    // Days from civil (Howard Hinnant's algorithm), years that start in March.
+    let (y, m) = if m > 2 { (y, m - 3) } else { (y - 1, m + 9) };
+    let era = y / 400;
+    let year_of_era = y - era * 400;
+    let day_of_year = (153 * m + 2) / 5 + day - 1;
+    let day_of_era = year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year;
+    let days = era * 146_097 + day_of_era - 719_468;
+    u64::try_from(days * 86_400 + h * 3_600 + min * 60 + sec).ok()
+}
+
+fn unsupported(api_version: &str, kind: &str) -> String {
+    let (group, version) = api_version.split_once('/').unwrap_or(("core", api_version));
+    let same_name: Vec<_> = Kind::ALL.iter().filter(|k| k.name().eq_ignore_ascii_case(kind)).collect();
+    if let Some(k) = same_name.iter().find(|k| k.group() == group) {
+        if k.name() == kind {
+            return format!(
+                "unsupported version {version:?} of {kind}: supported are {}",
+                k.versions().join(", ")
+            );
+        }
+        return format!("unsupported kind {kind:?} of {api_version}, did you mean {:?}?", k.name());
+    }
+    if let Some(k) = same_name.first() {
+        return format!("unsupported kind {kind:?} of {api_version}, did you mean {}?", k.api_version());
+    }
+    format!("unsupported kind {kind:?} of {api_version}")
+}
+
+/// Kinds that stand beside mesh configuration in ordinary manifests and are the platform's.
+fn platform_kind(api_version: &str, kind: &str) -> bool {
+    let group = api_version.split_once('/').map_or("", |(g, _)| g);
+    match group {
+        "apps"
+        | "batch"
+        | "autoscaling"
+        | "policy"
+        | "rbac.authorization.k8s.io"
+        | "storage.k8s.io"
+        | "apiextensions.k8s.io"
+        | "admissionregistration.k8s.io"
+        | "scheduling.k8s.io" => true,
+        "networking.k8s.io" => kind == "NetworkPolicy",
+        "" => matches!(
+            kind,
+            "Pod"
+                | "ServiceAccount"
+                | "ConfigMap"
+                | "Endpoints"
+                | "PersistentVolume"
+                | "PersistentVolumeClaim"
+                | "ReplicationController"
+                | "LimitRange"
+                | "ResourceQuota"
+                | "PodTemplate"
+        ),
+        _ => false,
+    }
+}
+
+/// Reads `apiVersion`, `kind`, namespace and name line by line from text that is not YAML, so that
+/// a document with a syntax error still has a name and keeps its last good version.
+fn guess_identity(text: &str, default_namespace: &str) -> Option<(String, String, String, String)> {
+    let value = |line: &str, field: &str| -> Option<String> {
+        let v = line.trim_start().strip_prefix(field)?.strip_prefix(':')?;
+        let v = v.split(" #").next()?.trim().trim_matches(['"', '\'']);
+        (!v.is_empty() && v.len() <= 253).then(|| v.to_owned())
+    };
+    let (mut api, mut kind, mut name, mut namespace) = (None, None, None, None);
+    let mut in_metadata = false;
+    for l in text.lines().take(10_000) {
+        if !l.starts_with([' ', '\t', '#', '-']) && !l.trim().is_empty() {
+            in_metadata = l.starts_with("metadata:");
+            api = api.or_else(|| value(l, "apiVersion"));
+            kind = kind.or_else(|| value(l, "kind"));
+        } else if in_metadata {
+            name = name.or_else(|| value(l, "name"));
+            namespace = namespace.or_else(|| value(l, "namespace"));
+        }
+    }
+    let (api, kind) = (api?, kind?);
+    let namespaced = Kind::resolve(&api, &kind).is_none_or(Kind::namespaced);
+    let namespace =
+        if namespaced { namespace.unwrap_or_else(|| default_namespace.to_owned()) } else { String::new() };
+    Some((api, kind, namespace, name?))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,130 @@
+//! Rules of Kubernetes' own kinds, ServiceExport and MeshConfig.
+
+use std::net::IpAddr;
+
+use mesh_model::{
+    TrustDomain,
+    authored::{IntOrString, MeshConfig, Metadata, Secret, Service, ServiceExport},
+};
+
+use super::common::{self, Findings};
+use crate::path::Path;
+
+pub(super) fn check_service(s: &Service, p: &Path<'_>, out: &mut Findings) {
+    common::labels(&s.selector, &p.key("selector"), out);
+    let kind = p.key("type");
+    match s.service_type.as_str() {
+        "" | "ClusterIP" | "NodePort" | "LoadBalancer" => {}
+        "ExternalName" => {
+            if !common::is_fqdn(&s.external_name) {
+                out.error(&p.key("externalName"), format!("{:?} is not a DNS name", s.external_name));
+            }
+        }
+        other => out.error(&kind, format!("unknown type {other:?}")),
+    }
+    if !matches!(s.session_affinity.as_str(), "" | "None" | "ClientIP") {
+        out.error(
+            &p.key("sessionAffinity"),
+            format!("{:?} is neither None nor ClientIP", s.session_affinity),
+        );
+    }
+    out.unenforced(s.session_affinity == "ClientIP", p, "sessionAffinity");
+    let ips = std::iter::once((&s.cluster_ip, p.key("clusterIP")));
+    let ips: Vec<_> = ips.chain(s.cluster_ips.iter().map(|ip| (ip, p.key("clusterIPs")))).collect();
+    for (ip, at) in ips {
+        if !matches!(ip.as_str(), "" | "None") && ip.parse::<IpAddr>().is_err() {
+            out.error(&at, format!("{ip:?} is neither an IP address nor None"));
+        }
+    }
+    let ports = p.key("ports");
+    if s.ports.is_empty() && s.service_type != "ExternalName" && !s.headless() {
+        out.error(&ports, "at least one port is required");
+    }
+    for (i, port) in s.ports.iter().enumerate() {
+        let at = ports.index(i);
+        common::port(port.port, &at.key("port"), out);
+        if s.ports.len() > 1 && port.name.is_empty() {
+            out.error(&at.key("name"), "a name is required when there are several ports");
+        } else if !port.name.is_empty() && !common::is_dns1123_label(&port.name) {
+            out.error(&at.key("name"), format!("{:?} is not a port name", port.name));
+        }
+        let protocol = |p: &mesh_model::authored::ServicePort| {
+            if p.protocol.is_empty() { "TCP".to_owned() } else { p.protocol.clone() }
+        };
+        if !matches!(protocol(port).as_str(), "TCP" | "UDP" | "SCTP") {
+            out.error(&at.key("protocol"), format!("{:?} is none of TCP, UDP, SCTP", port.protocol));
+        }
+        if s.ports[..i].iter().any(|o| !o.name.is_empty() && o.name == port.name) {
+            out.error(&at.key("name"), format!("port name {:?} is used twice", port.name));
+        }
+        if s.ports[..i].iter().any(|o| o.port == port.port && protocol(o) == protocol(port)) {
+            out.error(&at.key("port"), format!("port {} is used twice", port.port));
+        }
+        if let Some(IntOrString::Int(n)) = port.target_port {
+            common::port(n, &at.key("targetPort"), out);
+        }
+        if port.protocol == "UDP" || port.protocol == "SCTP" {
+            out.warning(&at, format!("{} is not carried by the mesh", port.protocol));
+        }
+    }
+}
+
+pub(super) fn check_secret(s: &Secret, p: &Path<'_>, out: &mut Findings) {
+    // Messages never quote a value.
+    let has = |k: &str| s.data.contains_key(k) || s.string_data.contains_key(k);
+    if s.secret_type == "kubernetes.io/tls" {
+        for k in ["tls.crt", "tls.key"] {
+            if !has(k) {
+                out.error(&p.key("data"), format!("a kubernetes.io/tls secret needs {k}"));
+            }
+        }
+    }
+    let data = p.key("data");
+    for (k, v) in &s.data {
+        let body = v.bytes().filter(|c| !c.is_ascii_whitespace());
+        let ok = body.clone().count() % 4 == 0
+            && body.clone().all(|c| c.is_ascii_alphanumeric() || matches!(c, b'+' | b'/' | b'='));
+        if !ok {
+            out.error(&data.key(k), "not base64; use stringData for plain text");
+        }
+    }
+}
+
+pub(super) fn check_export(e: &ServiceExport, p: &Path<'_>, out: &mut Findings) {
+    common::labels(&e.exported_labels, &p.key("exportedLabels"), out);
+    out.unenforced(!e.exported_labels.is_empty(), p, "exportedLabels");
+    out.unenforced(!e.exported_annotations.is_empty(), p, "exportedAnnotations");
+}
+
+pub(super) fn check_mesh(m: &MeshConfig, meta: &Metadata, p: &Path<'_>, out: &mut Findings) {
+    let root = Path::root();
+    if meta.name != "mesh" {
+        out.error(&root.key("metadata").key("name"), "the only MeshConfig is named \"mesh\"");
+    }
+    if let Some(td) = &m.trust_domain
+        && let Err(e) = TrustDomain::new(td)
+    {
+        out.error(&p.key("trustDomain"), e.to_string());
+    }
+    if let Some(ns) = &m.root_namespace
+        && !common::is_dns1123_label(ns)
+    {
+        out.error(&p.key("rootNamespace"), format!("{ns:?} is not a namespace"));
+    }
+    common::duration(m.default_connect_timeout, &p.key("defaultConnectTimeout"), out);
+    for (s, field) in
+        [(&m.mixer_check_server, "mixerCheckServer"), (&m.mixer_report_server, "mixerReportServer")]
+    {
+        if !s.is_empty() {
+            common::host_port(s, &p.key(field), out);
+        }
+    }
+    if let Some(s) = m.trace_sampling
+        && !(0.0..=100.0).contains(&s)
+    {
+        out.error(&p.key("traceSampling"), format!("{s} is outside of 0..100 percent"));
+    }
+    if let Some(o) = &m.outbound_traffic_policy {
+        out.unenforced(o.egress_proxy.is_some(), &p.key("outboundTrafficPolicy"), "egressProxy");
+    }
+}

@@ -1,0 +1,162 @@
+//! Rules of Gateway.
+
+use mesh_model::{
+    authored::{Gateway, Server, ServerTlsMode, ServerTlsSettings, TlsProtocol},
+    registry::Protocol,
+};
+
+use super::common::{self, Findings};
+use crate::path::Path;
+
+pub(super) fn check(g: &Gateway, p: &Path<'_>, out: &mut Findings) {
+    common::labels(&g.selector, &p.key("selector"), out);
+    let servers = p.key("servers");
+    if g.servers.is_empty() {
+        out.error(&servers, "at least one server is required");
+    }
+    for (i, s) in g.servers.iter().enumerate() {
+        let at = servers.index(i);
+        server(s, &at, out);
+        let name = s.port.as_ref().map_or("", |p| p.name.as_str());
+        if !name.is_empty() && g.servers[..i].iter().any(|o| o.port.as_ref().is_some_and(|p| p.name == name))
+        {
+            out.error(&at.key("port").key("name"), format!("port name {name:?} is used twice"));
+        }
+    }
+}
+
+fn server(s: &Server, p: &Path<'_>, out: &mut Findings) {
+    let hosts = p.key("hosts");
+    if s.hosts.is_empty() {
+        out.error(&hosts, "at least one host is required");
+    }
+    for (i, h) in s.hosts.iter().enumerate() {
+        let at = hosts.index(i);
+        let host = match h.split_once('/') {
+            None => h.as_str(),
+            Some((ns, host)) => {
+                if !matches!(ns, "." | "*") && !common::is_dns_label(ns) {
+                    out.error(&at, format!("{ns:?} is not a namespace, '.' or '*'"));
+                }
+                host
+            }
+        };
+        common::host(host, &at, out);
+    }
+    out.unenforced(!s.default_endpoint.is_empty(), p, "defaultEndpoint");
+    let unix = s.bind.starts_with("unix://");
+    if unix {
+        out.error(&p.key("bind"), "unix sockets are not supported yet");
+    } else if !s.bind.is_empty() && s.bind.parse::<std::net::IpAddr>().is_err() {
+        out.error(&p.key("bind"), format!("{:?} is not an IP address", s.bind));
+    }
+    let Some(port) = &s.port else {
+        out.error(&p.key("port"), "a port is required");
+        return;
+    };
+    let at = p.key("port");
+    if !unix {
+        common::port(port.number, &at.key("number"), out);
+    }
+    if port.name.is_empty() {
+        out.error(&at.key("name"), "a port needs a name");
+    }
+    let Some(protocol) = common::protocol(&port.protocol, &at.key("protocol"), out) else { return };
+    match (&s.tls, protocol) {
+        (None, Protocol::Https | Protocol::Tls) => {
+            out.error(&p.key("tls"), format!("protocol {} needs tls settings", port.protocol));
+        }
+        (Some(t), proto) if proto.is_http() => {
+            let only_redirect = ServerTlsSettings { https_redirect: t.https_redirect, ..Default::default() };
+            if *t != only_redirect {
+                out.error(
+                    &p.key("tls"),
+                    format!("protocol {} is plain text: only httpsRedirect is allowed", port.protocol),
+                );
+            }
+        }
+        (Some(t), Protocol::Https | Protocol::Tls) => tls(t, &p.key("tls"), out),
+        (Some(_), _) => {
+            out.error(&p.key("tls"), format!("protocol {} cannot have tls settings", port.protocol));
+        }
+        (None, _) => {}
+    }
+}
+
+/// TLS of a server, also of a Sidecar's ingress listener.
+pub(super) fn tls(t: &ServerTlsSettings, p: &Path<'_>, out: &mut Findings) {
+    let files = !t.server_certificate.is_empty() || !t.private_key.is_empty();
+    let sources = usize::from(files)
+        + usize::from(!t.credential_name.is_empty())
+        + usize::from(!t.credential_names.is_empty())
+        + usize::from(!t.tls_certificates.is_empty());
+    if sources > 1 {
+        out.error(
+            p,
+            "only one of serverCertificate, credentialName, credentialNames and tlsCertificates is allowed",
+        );
+    }
+    match t.mode {
+        ServerTlsMode::Simple | ServerTlsMode::Mutual | ServerTlsMode::OptionalMutual => {
+            if sources == 0 {
+                out.error(
+                    p,
+                    "a certificate is required: credentialName, or serverCertificate and privateKey",
+                );
+            } else if files {
+                for (v, field) in
+                    [(&t.server_certificate, "serverCertificate"), (&t.private_key, "privateKey")]
+                {
+                    if v.is_empty() {
+                        out.error(&p.key(field), format!("{field} is required"));
+                    }
+                }
+                if t.mode == ServerTlsMode::Mutual && t.ca_certificates.is_empty() {
+                    out.error(
+                        &p.key("caCertificates"),
+                        "mode MUTUAL needs the roots that clients are verified with",
+                    );
+                }
+            }
+        }
+        ServerTlsMode::IstioMutual => {
+            if sources > 0 || !t.ca_certificates.is_empty() {
+                out.error(p, "mode ISTIO_MUTUAL uses the mesh identity: certificates cannot be set");
+            }
+        }
+        ServerTlsMode::Passthrough | ServerTlsMode::AutoPassthrough => {
+            if sources > 0 {
+                out.warning(p, "TLS is not terminated in this mode: certificates are without effect");
+            }
+        }
+    }
+    if t.https_redirect {
+        out.warning(&p.key("httpsRedirect"), "without effect on a server that is not plain HTTP");
+    }
+    for (v, field) in
+        [(t.min_protocol_version, "minProtocolVersion"), (t.max_protocol_version, "maxProtocolVersion")]
+    {
+        if matches!(v, TlsProtocol::V1_0 | TlsProtocol::V1_1) {
+            out.error(&p.key(field), "TLS 1.0 and 1.1 are not supported: they are broken");
+        }
+    }
+    if t.min_protocol_version == TlsProtocol::V1_3 && t.max_protocol_version == TlsProtocol::V1_2 {
+        out.error(&p.key("maxProtocolVersion"), "is lower than minProtocolVersion");
+    }
+    out.unenforced(t.max_protocol_version == TlsProtocol::V1_2, p, "maxProtocolVersion");
+    out.unenforced(!t.cipher_suites.is_empty(), p, "cipherSuites");
+    out.unenforced(!t.ca_crl.is_empty(), p, "caCrl");
+    out.unenforced(!t.credential_names.is_empty(), p, "credentialNames");
+    out.unenforced(!t.tls_certificates.is_empty(), p, "tlsCertificates");
+    out.unenforced(!t.ca_cert_credential_name.is_empty(), p, "caCertCredentialName");
+    for (set, field) in [
+        (!t.verify_certificate_spki.is_empty(), "verifyCertificateSpki"),
+        (!t.verify_certificate_hash.is_empty(), "verifyCertificateHash"),
+        (t.insecure_skip_verify.is_some(), "insecureSkipVerify"),
+    ] {
+        if set {
+            // A restriction that nobody applies would open what its author believes closed.
+            out.error(&p.key(field), format!("{field} is not supported yet"));
+        }
+    }
+}
