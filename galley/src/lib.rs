@@ -1,7 +1,9 @@
 //! galley
+mod analysis;
 mod de;
 mod document;
 mod node;
 mod path;
 mod report;
+mod store;
 mod validate;

@@ -1,0 +1,154 @@
+use super::*;
+
+fn file(path: &str, text: &str) -> SourceFile {
+    SourceFile { path: path.into(), content: Ok(Arc::new(text.as_bytes().to_vec())), modified: 100 }
+}
+
+fn service(name: &str, port: u32) -> String {
+    format!(
+        "---\napiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\nspec: {{ports: [{{port: {port}}}]}}\n"
+    )
+}
+
+fn route(name: &str, host: &str, timeout: &str) -> String {
+    format!(
+        "---\napiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: {name}}}\nspec:\n  hosts: [{host}]\n  http: [{{route: [{{destination: {{host: {host}}}}}], timeout: {timeout}}}]\n"
+    )
+}
+
+fn names(o: &Outcome) -> Vec<String> {
+    o.documents.keys().map(ToString::to_string).collect()
+}
+
+fn port_of(o: &Outcome, name: &str) -> u32 {
+    o.documents
+        .values()
+        .find_map(|d| match &d.spec {
+            Spec::Service(s) if d.metadata.name == name => Some(s.ports[0].port),
+            _ => None,
+        })
+        .unwrap()
+}
+
+fn update(s: &mut Store, files: &[SourceFile]) -> Outcome {
+    s.update(files, &BTreeSet::new())
+}
+
+#[test]
+fn the_rest_applies_and_the_last_good_version_stays() {
+    let mut s = Store::new("default");
+    let o = update(&mut s, &[file("a", &(service("one", 80) + &service("two", 80)))]);
+    assert_eq!(names(&o), ["Service default/one", "Service default/two"]);
+    assert!(o.stale.is_empty());
+
+    // A bad value keeps the old version, the neighbour's change applies.
+    let o = update(&mut s, &[file("a", &(service("one", 99_999) + &service("two", 81)))]);
+    assert_eq!((port_of(&o, "one"), port_of(&o, "two")), (80, 81));
+    assert_eq!(o.stale.iter().map(ToString::to_string).collect::<Vec<_>>(), ["Service default/one"]);
+    assert_eq!(o.reports.iter().filter(|r| !r.valid).count(), 1);
+
+    // So does a syntax error.
+    let broken = "---\napiVersion: v1\nkind: Service\nmetadata:\n  name: one\nspec: {ports: [\n";
+    let o = update(&mut s, &[file("a", &(broken.to_owned() + &service("two", 82)))]);
+    assert_eq!((port_of(&o, "one"), port_of(&o, "two")), (80, 82));
+
+    // And text in which nothing can be named.
+    let o = update(&mut s, &[file("a", "\u{0}garbage: [")]);
+    assert_eq!((port_of(&o, "one"), port_of(&o, "two")), (80, 82));
+    assert_eq!(o.stale.len(), 2);
+
+    // And a file that cannot be read.
+    let mut unreadable = file("a", "");
+    unreadable.content = Err("permission denied".into());
+    let o = update(&mut s, &[unreadable]);
+    assert_eq!(names(&o).len(), 2);
+    assert_eq!(o.reports[0].errors[0].message, "permission denied");
+
+    // Repaired, then deleted.
+    let o = update(&mut s, &[file("a", &service("one", 90))]);
+    assert_eq!(names(&o), ["Service default/one"]);
+    assert_eq!(port_of(&o, "one"), 90);
+    assert!(o.stale.is_empty());
+    assert!(names(&update(&mut s, &[])).is_empty());
+}
+
+#[test]
+fn a_document_that_was_never_good_does_not_apply() {
+    let mut s = Store::new("default");
+    let o = update(&mut s, &[file("a", &(service("one", 0) + &service("two", 80)))]);
+    assert_eq!(names(&o), ["Service default/two"]);
+    assert!(o.stale.is_empty());
+}
+
+#[test]
+fn the_first_of_two_duplicates_by_path_applies() {
+    let mut s = Store::new("default");
+    let o = update(&mut s, &[file("b", &service("one", 2)), file("a", &service("one", 1))]);
+    assert_eq!(port_of(&o, "one"), 1);
+    let bad: Vec<_> = o.reports.iter().filter(|r| !r.valid).collect();
+    assert_eq!(bad.len(), 1);
+    assert_eq!(bad[0].file, "b");
+    assert_eq!(bad[0].errors[0].message, "duplicate of Service default/one, which a has as document 1");
+    assert_eq!((bad[0].errors[0].path.as_str(), bad[0].errors[0].line), ("metadata", 4));
+    // The other takes over when the first is deleted.
+    let o = update(&mut s, &[file("b", &service("one", 2))]);
+    assert_eq!(port_of(&o, "one"), 2);
+    assert!(o.reports.iter().all(|r| r.valid));
+}
+
+#[test]
+fn an_unknown_host_withholds_a_document_until_it_appears() {
+    let mut s = Store::new("default");
+    let vs = route("vs", "reviews", "1s");
+    let o = update(&mut s, &[file("a", &vs)]);
+    assert!(names(&o).is_empty());
+    let report = &o.reports[0];
+    assert!(!report.valid);
+    assert_eq!(report.errors[0].path, "spec.http[0].route[0].destination.host");
+    assert_eq!(report.errors[0].line, 7);
+    // It comes from a peer.
+    let imports = BTreeSet::from(["reviews.default.svc.cluster.local".to_owned()]);
+    let o = s.update(&[file("a", &vs)], &imports);
+    assert_eq!(names(&o).len(), 1);
+    assert!(o.reports[0].valid);
+    // The peer is gone: what serves is not taken back, but its author is told.
+    let o = update(&mut s, &[file("a", &vs)]);
+    assert_eq!(names(&o).len(), 1);
+    assert!(o.reports[0].valid && o.reports[0].warnings[0].message.contains("stays"));
+    // A new version with an unknown host is refused, the old one stays.
+    let o = s.update(&[file("a", &route("vs", "nowhere", "2s"))], &imports);
+    assert_eq!(o.stale.len(), 1);
+    let Spec::VirtualService(kept) = &o.documents.values().next().unwrap().spec else { panic!() };
+    assert_eq!(kept.hosts, ["reviews"]);
+}
+
+#[test]
+fn age_is_kept_while_a_document_exists() {
+    let mut s = Store::new("default");
+    let created = |o: &Outcome| o.documents.values().next().unwrap().metadata.creation_timestamp;
+    assert_eq!(created(&update(&mut s, &[file("a", &service("one", 1))])), 100);
+    let mut later = file("a", &service("one", 2));
+    later.modified = 200;
+    assert_eq!(created(&update(&mut s, &[later.clone()])), 100, "an edit does not make it younger");
+    update(&mut s, &[]);
+    assert_eq!(created(&update(&mut s, &[later])), 200);
+}
+
+#[test]
+fn thousands_of_documents_are_not_quadratic() {
+    let text: String = (0..3_000)
+        .map(|i| service(&format!("s{i}"), 80) + &route(&format!("v{i}"), &format!("s{i}"), "1s"))
+        .collect();
+    let mut s = Store::new("default");
+    let started = std::time::Instant::now();
+    let o = update(&mut s, &[file("a", &text)]);
+    assert_eq!(o.documents.len(), 6_000);
+    assert!(started.elapsed() < std::time::Duration::from_secs(20), "{:?}", started.elapsed());
+    let started = std::time::Instant::now();
+    update(&mut s, &[file("a", &text), file("b", &service("x", 1))]);
+    assert!(
+        started.elapsed() < std::time::Duration::from_secs(3),
+        "unchanged files are parsed again: {:?}",
+        started.elapsed()
+    );
+}
