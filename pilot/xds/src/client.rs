@@ -127,12 +127,27 @@ impl AdsClient {
         H: Handler,
         F: FnOnce(Subscriptions) -> H,
     {
+        Self::start_from(options, initial, BTreeMap::new(), handler)
+    }
+
+    /// Like [`AdsClient::start`] for a receiver that has resources already: `known` is their
+    /// versions by type and name, and the server sends only what differs (delta only).
+    pub fn start_from<H, F>(
+        options: ClientOptions,
+        initial: &[(&str, Names)],
+        known: BTreeMap<String, BTreeMap<String, String>>,
+        handler: F,
+    ) -> Self
+    where
+        H: Handler,
+        F: FnOnce(Subscriptions) -> H,
+    {
         let wanted =
             initial.iter().map(|(t, n)| ((type_url::push_order(t), (*t).to_owned()), n.clone())).collect();
         let shared = Arc::new(Shared { wanted: Mutex::new(wanted), changed: Notify::new() });
         let handler = handler(Subscriptions(shared.clone()));
         let token = CancellationToken::new();
-        let task = run(options, shared.clone(), handler, BTreeMap::new());
+        let task = run(options, shared.clone(), handler, known);
         let stop = token.clone();
         tokio::spawn(async move {
             tokio::select! {

@@ -29,23 +29,27 @@ pub struct TypeSnapshot {
 }
 
 impl TypeSnapshot {
-    /// Builds a snapshot from encoded resources; versions are content hashes.
+    /// Builds a snapshot from resources that have a version each.
     #[must_use]
-    pub fn build(resources: impl IntoIterator<Item = (String, pb::Any)>) -> Self {
-        let mut whole = Fnv::default();
-        let resources: BTreeMap<String, pb::Resource> = resources
-            .into_iter()
-            .map(|(name, any)| {
-                let version = content_version(&any.value);
-                (name.clone(), pb::Resource { version, resource: Some(any), name })
-            })
-            .collect();
+    pub fn from_versions(resources: impl IntoIterator<Item = pb::Resource>) -> Self {
+        let resources: BTreeMap<String, pb::Resource> =
+            resources.into_iter().map(|r| (r.name.clone(), r)).collect();
+        let mut whole = VersionHasher::default();
         for (name, r) in &resources {
             whole.write(name.as_bytes());
             whole.write(&[0]);
             whole.write(r.version.as_bytes());
         }
-        Self { version: whole.hex(), resources }
+        Self { version: whole.finish(), resources }
+    }
+
+    /// Builds a snapshot from encoded resources; versions are content hashes.
+    #[must_use]
+    pub fn build(resources: impl IntoIterator<Item = (String, pb::Any)>) -> Self {
+        Self::from_versions(resources.into_iter().map(|(name, any)| {
+            let version = content_version(&any.value);
+            pb::Resource { version, resource: Some(any), name }
+        }))
     }
 }
 
@@ -53,30 +57,30 @@ impl TypeSnapshot {
 /// so that a client that reconnects elsewhere is sent only what differs.
 #[must_use]
 pub fn content_version(bytes: &[u8]) -> String {
-    let mut h = Fnv::default();
+    let mut h = VersionHasher::default();
     h.write(bytes);
-    h.hex()
+    h.finish()
 }
 
 /// FNV-1a with 128 bits: stable across builds and processes, which `std`'s hasher does not promise.
 /// 64 bits would collide within a mesh's lifetime with a probability one can write down.
-struct Fnv(u128);
+pub(crate) struct VersionHasher(u128);
 
-impl Default for Fnv {
+impl Default for VersionHasher {
     fn default() -> Self {
         Self(0x6c62_272e_07bb_0142_62b8_2175_6295_c58d)
     }
 }
 
-impl Fnv {
-    fn write(&mut self, bytes: &[u8]) {
+impl VersionHasher {
+    pub(crate) fn write(&mut self, bytes: &[u8]) {
         for b in bytes {
             self.0 ^= u128::from(*b);
             self.0 = self.0.wrapping_mul(0x0000_0000_0100_0000_0000_0000_0000_013b);
         }
     }
 
-    fn hex(&self) -> String {
+    pub(crate) fn finish(&self) -> String {
         format!("{:032x}", self.0)
     }
 }

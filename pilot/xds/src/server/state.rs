@@ -146,10 +146,11 @@ impl Session {
             return Err(ProtocolError::TooManyNames(MAX_NAMES));
         }
         let (sub, fresh) = self.sub(&req.type_url)?;
-        if !fresh && !req.response_nonce.is_empty() {
-            if !sub.answer(&req.response_nonce, req.error_detail.as_ref()) {
-                return Ok(());
-            }
+        if !fresh
+            && !req.response_nonce.is_empty()
+            && !sub.answer(&req.response_nonce, req.error_detail.as_ref())
+        {
+            return Ok(());
         }
         let mut names: BTreeSet<String> = req.resource_names.iter().cloned().collect();
         let star = names.remove("*");

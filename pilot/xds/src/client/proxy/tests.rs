@@ -1,0 +1,271 @@
+use std::{
+    net::SocketAddr,
+    sync::{Arc, RwLock},
+};
+
+use mesh_model::proxy as model;
+use tokio::net::TcpListener;
+use tonic::Status;
+
+use super::*;
+use crate::{
+    NodeInfo, TypeSnapshot,
+    client::{Endpoint, Mode},
+    server::{AdsService, PeerInfo, ResourceSource, conn},
+};
+
+/// A control plane with resources that a test sets.
+struct Fixed {
+    types: RwLock<BTreeMap<String, Arc<TypeSnapshot>>>,
+    changes: watch::Sender<u64>,
+}
+
+impl ResourceSource for Fixed {
+    fn snapshot(&self, _: &NodeInfo, t: &str) -> Arc<TypeSnapshot> {
+        self.types.read().unwrap().get(t).cloned().unwrap_or_default()
+    }
+    fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+    fn authorize(&self, _: &PeerInfo, node: &NodeInfo) -> Result<(), Status> {
+        if node.id.contains("intruder") { Err(Status::permission_denied("no")) } else { Ok(()) }
+    }
+}
+
+impl Fixed {
+    fn set(&self, types: &[(&str, Vec<(String, pb::Any)>)]) {
+        for (t, r) in types {
+            let snapshot = Arc::new(TypeSnapshot::build(r.clone()));
+            self.types.write().unwrap().insert((*t).to_owned(), snapshot);
+        }
+        self.changes.send_modify(|v| *v += 1);
+    }
+}
+
+fn listener(route: &str) -> (String, pb::Any) {
+    let mut l = crate::codec::tests::listener();
+    l.filter_chains.truncate(1);
+    l.default_filter_chain = None;
+    for f in &mut l.filter_chains[0].filters {
+        if let NetworkFilter::Http(h) = f {
+            h.routes = RouteSource::Rds(route.into());
+        }
+    }
+    (l.name.clone(), codec::encode_listener(&l))
+}
+
+fn route(name: &str, to: &str) -> (String, pb::Any) {
+    let action = model::RouteAction::Forward(Box::new(model::Forward {
+        clusters: vec![model::WeightedCluster::only(to)],
+        ..Default::default()
+    }));
+    let r = RouteConfiguration {
+        name: name.into(),
+        virtual_hosts: vec![model::VirtualHost {
+            name: "v".into(),
+            domains: vec!["*".into()],
+            require_tls: false,
+            routes: vec![model::Route {
+                name: String::new(),
+                matches: model::RouteMatch::any(),
+                action,
+                request_headers: Default::default(),
+                response_headers: Default::default(),
+                fault: None,
+                cors: None,
+                operation: String::new(),
+            }],
+            request_headers: Default::default(),
+            response_headers: Default::default(),
+        }],
+    };
+    (name.into(), codec::encode_route(&r))
+}
+
+fn cluster(name: &str) -> (String, pb::Any) {
+    let mut c = crate::codec::tests::cluster();
+    c.name = name.into();
+    c.discovery = Discovery::Eds(name.into());
+    (name.into(), codec::encode_cluster(&c))
+}
+
+fn endpoints(name: &str) -> (String, pb::Any) {
+    let a = LoadAssignment { name: name.into(), localities: vec![], overprovisioning: 140 };
+    (name.into(), codec::encode_endpoints(&a))
+}
+
+async fn serve() -> (SocketAddr, Arc<Fixed>, AdsService<Fixed>, CancellationToken) {
+    let source = Arc::new(Fixed { types: RwLock::default(), changes: watch::Sender::new(0) });
+    let service = AdsService::new(source.clone());
+    let tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = tcp.local_addr().unwrap();
+    let stop = CancellationToken::new();
+    tokio::spawn(
+        tonic::transport::Server::builder()
+            .add_service(service.until(stop.clone()))
+            .serve_with_incoming_shutdown(Box::pin(conn::tcp(tcp)), stop.clone().cancelled_owned()),
+    );
+    (addr, source, service, stop)
+}
+
+fn options(addr: SocketAddr, mode: Mode, cache: Option<PathBuf>) -> ProxyClientOptions {
+    let node = NodeInfo::component("proxy");
+    ProxyClientOptions {
+        client: ClientOptions { endpoint: Endpoint::Plain(addr.to_string()), node, mode },
+        cache,
+        name_table: false,
+    }
+}
+
+async fn until<T: Clone + Send + Sync + 'static>(
+    rx: &mut watch::Receiver<T>,
+    what: &str,
+    f: impl FnMut(&T) -> bool,
+) -> T {
+    tokio::time::timeout(Duration::from_secs(10), rx.wait_for(f))
+        .await
+        .unwrap_or_else(|_| panic!("timed out: {what}"))
+        .unwrap()
+        .clone()
+}
+
+#[tokio::test]
+async fn states_are_complete_in_both_variants() {
+    for mode in [Mode::Delta, Mode::Sotw] {
+        let (addr, source, service, stop) = serve().await;
+        source.set(&[
+            (CDS, vec![cluster("a")]),
+            (EDS, vec![endpoints("a"), endpoints("unreferenced")]),
+            (LDS, vec![listener("80")]),
+            (RDS, vec![route("80", "a"), route("unreferenced", "a")]),
+        ]);
+        let client = ProxyClient::start(options(addr, mode, None));
+        let mut rx = client.state();
+        let s = until(&mut rx, "first state", |s| !s.listeners.is_empty()).await;
+        assert_eq!(s.routes.keys().collect::<Vec<_>>(), ["80"]);
+        assert_eq!(s.endpoints.keys().collect::<Vec<_>>(), ["a"]);
+
+        // Every state on the way to the next one is complete as well.
+        source.set(&[
+            (CDS, vec![cluster("b")]),
+            (EDS, vec![endpoints("b")]),
+            (LDS, vec![listener("81")]),
+            (RDS, vec![route("81", "b")]),
+        ]);
+        loop {
+            rx.changed().await.unwrap();
+            let s = rx.borrow_and_update().clone();
+            for c in s.clusters.values() {
+                assert!(s.endpoints.contains_key(eds_name(c).unwrap()), "{mode:?}: {}", c.name);
+            }
+            for l in s.listeners.values() {
+                for r in routes_of(l) {
+                    assert!(s.routes.contains_key(r), "{mode:?}: {r}");
+                }
+            }
+            if s.routes.contains_key("81") && s.clusters.len() == 1 && s.clusters.contains_key("b") {
+                break;
+            }
+        }
+        let mut health = client.health();
+        until(&mut health, "health", |h| h.connected && h.synced && h.rejected.is_empty()).await;
+        let clients = service.status().clients();
+        assert_eq!(clients.len(), 1);
+        stop.cancel();
+        until(&mut health, "disconnect", |h| !h.connected).await;
+        assert!(!client.state().borrow().listeners.is_empty(), "the last state stays");
+    }
+}
+
+#[tokio::test]
+async fn a_bad_resource_is_rejected_alone_and_by_name() {
+    let (addr, source, service, _stop) = serve().await;
+    let broken = |name: &str| {
+        let c = envoy_types::pb::envoy::config::cluster::v3::Cluster {
+            name: name.into(),
+            lb_policy: 7,
+            ..Default::default()
+        };
+        let value = prost::Message::encode_to_vec(&c).into();
+        (name.to_owned(), pb::Any { type_url: CDS.into(), value })
+    };
+    source.set(&[
+        (CDS, vec![cluster("a"), broken("bad")]),
+        (EDS, vec![endpoints("a")]),
+        (LDS, vec![listener("80")]),
+        (RDS, vec![route("80", "a")]),
+    ]);
+    let client = ProxyClient::start(options(addr, Mode::Delta, None));
+    let s = until(&mut client.state(), "state", |s| !s.listeners.is_empty()).await;
+    assert_eq!(s.clusters.keys().collect::<Vec<_>>(), ["a"]);
+    let h = until(&mut client.health(), "rejection", |h| !h.rejected.is_empty()).await;
+    assert!(h.rejected[&(CDS.to_owned(), "bad".to_owned())].contains("lb_policy"), "{h:?}");
+    // The server knows, by name.
+    tokio::time::timeout(Duration::from_secs(10), async {
+        loop {
+            let clients = service.status().clients();
+            if let Some(t) = clients.first().and_then(|c| c.types.get(CDS))
+                && t.state() == "NACKED"
+            {
+                assert!(t.error.as_ref().unwrap().contains("bad: lb_policy"), "{t:?}");
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await
+    .unwrap();
+    // A good version clears it.
+    source.set(&[(CDS, vec![cluster("a"), cluster("bad")]), (EDS, vec![endpoints("a"), endpoints("bad")])]);
+    until(&mut client.health(), "recovery", |h| h.rejected.is_empty()).await;
+    until(&mut client.state(), "cluster", |s| s.clusters.contains_key("bad")).await;
+}
+
+#[tokio::test]
+async fn a_proxy_starts_from_its_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("state/xds.bin");
+    let (addr, source, _, stop) = serve().await;
+    source.set(&[
+        (CDS, vec![cluster("a")]),
+        (EDS, vec![endpoints("a")]),
+        (LDS, vec![listener("80")]),
+        (RDS, vec![route("80", "a")]),
+    ]);
+    let client = ProxyClient::start(options(addr, Mode::Delta, Some(file.clone())));
+    let state = until(&mut client.state(), "state", |s| !s.listeners.is_empty()).await;
+    tokio::time::timeout(Duration::from_secs(10), async {
+        while !file.exists() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await
+    .unwrap();
+    drop(client);
+    stop.cancel();
+
+    // Nobody answers.
+    let client = ProxyClient::start(options(addr, Mode::Delta, Some(file.clone())));
+    let again = until(&mut client.state(), "state from the file", |s| !s.listeners.is_empty()).await;
+    assert_eq!(state, again);
+    assert!(client.health().borrow().from_cache);
+    drop(client);
+
+    // A damaged file is no reason not to start.
+    std::fs::write(&file, b"flotilla-xds-1\n\xff\xff\xff").unwrap();
+    let client = ProxyClient::start(options(addr, Mode::Delta, Some(file)));
+    assert!(client.state().borrow().listeners.is_empty());
+}
+
+#[tokio::test]
+async fn who_is_not_authorised_gets_nothing() {
+    let (addr, source, service, _stop) = serve().await;
+    source.set(&[(CDS, vec![cluster("a")])]);
+    let mut o = options(addr, Mode::Delta, None);
+    o.client.node = NodeInfo::component("intruder");
+    let client = ProxyClient::start(o);
+    let mut health = client.health();
+    let _ = tokio::time::timeout(Duration::from_millis(300), health.wait_for(|h| h.connected)).await;
+    assert!(!client.health().borrow().synced);
+    assert_eq!(service.status().connected(), 0);
+}

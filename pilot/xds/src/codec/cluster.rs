@@ -1,0 +1,366 @@
+//! Clusters.
+
+use std::{collections::HashMap, time::Duration};
+
+pub(super) use envoy_types::pb::envoy::config::cluster::v3 as pb;
+use envoy_types::pb::{
+    envoy::{
+        config::{cluster::v3::cluster as c, core::v3 as core},
+        extensions::upstreams::http::v3 as up,
+        r#type::v3 as typ,
+    },
+    google::protobuf as gp,
+};
+use mesh_model::proxy::{
+    CircuitBreakers, Cluster, Discovery, LbPolicy, OutlierDetection, TransportSocketMatch, UpstreamHttp,
+};
+
+use super::{At, Bad, Res, common::*, each, endpoint, refuse, tls};
+
+const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
+/// Envoy's defaults for absent fields.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+const PANIC_THRESHOLD: u32 = 50;
+const DEFAULT_LIMITS: CircuitBreakers =
+    CircuitBreakers { max_connections: 1024, max_pending: 1024, max_requests: 1024, max_retries: 3 };
+
+pub(super) fn encode(m: &Cluster) -> pb::Cluster {
+    use c::{DiscoveryType as T, LbPolicy as P};
+    let mut out = pb::Cluster {
+        name: m.name.clone(),
+        connect_timeout: Some(duration(m.connect_timeout)),
+        transport_socket: m.tls.as_ref().map(tls::upstream),
+        transport_socket_matches: m.tls_matches.iter().map(socket_match).collect(),
+        circuit_breakers: Some(limits(&m.limits)),
+        outlier_detection: m.outlier.as_ref().map(outlier),
+        ..Default::default()
+    };
+    let kind = match &m.discovery {
+        Discovery::Eds(service) => {
+            out.eds_cluster_config =
+                Some(c::EdsClusterConfig { eds_config: ads(), service_name: service.clone() });
+            T::Eds
+        }
+        Discovery::Static(a) => {
+            out.load_assignment = Some(endpoint::encode(a));
+            T::Static
+        }
+        Discovery::StrictDns(a) => {
+            out.load_assignment = Some(endpoint::encode(a));
+            T::StrictDns
+        }
+        Discovery::LogicalDns(a) => {
+            out.load_assignment = Some(endpoint::encode(a));
+            T::LogicalDns
+        }
+        Discovery::OriginalDst => T::OriginalDst,
+    };
+    if matches!(kind, T::StrictDns | T::LogicalDns) {
+        out.dns_lookup_family = c::DnsLookupFamily::V4Preferred.into();
+    }
+    out.cluster_discovery_type = Some(c::ClusterDiscoveryType::Type(kind.into()));
+    let policy = match m.lb {
+        // The only policy that Envoy allows there.
+        _ if matches!(m.discovery, Discovery::OriginalDst) => P::ClusterProvided,
+        LbPolicy::RoundRobin => P::RoundRobin,
+        LbPolicy::LeastRequest => P::LeastRequest,
+        LbPolicy::Random => P::Random,
+        LbPolicy::RingHash(size) => {
+            out.lb_config = Some(c::LbConfig::RingHashLbConfig(c::RingHashLbConfig {
+                minimum_ring_size: Some(gp::UInt64Value { value: size }),
+                ..Default::default()
+            }));
+            P::RingHash
+        }
+        LbPolicy::Maglev(size) => {
+            out.lb_config = Some(c::LbConfig::MaglevLbConfig(c::MaglevLbConfig {
+                table_size: Some(gp::UInt64Value { value: size }),
+            }));
+            P::Maglev
+        }
+    };
+    out.lb_policy = policy.into();
+    out.common_lb_config = Some(c::CommonLbConfig {
+        healthy_panic_threshold: Some(typ::Percent { value: f64::from(m.panic_threshold) }),
+        locality_config_specifier: m.locality_weighted.then(|| {
+            c::common_lb_config::LocalityConfigSpecifier::LocalityWeightedLbConfig(
+                c::common_lb_config::LocalityWeightedLbConfig::default(),
+            )
+        }),
+        ..Default::default()
+    });
+    if let Some(time) = m.keepalive {
+        let secs = u32::try_from(time.as_secs()).unwrap_or(u32::MAX);
+        out.upstream_connection_options = Some(pb::UpstreamConnectionOptions {
+            tcp_keepalive: Some(core::TcpKeepalive { keepalive_time: u32v(secs), ..Default::default() }),
+            ..Default::default()
+        });
+    }
+    out.typed_extension_protocol_options = HashMap::from([(HTTP_OPTIONS.to_owned(), any(&http(m)))]);
+    out
+}
+
+fn http(m: &Cluster) -> up::HttpProtocolOptions {
+    use up::http_protocol_options as o;
+    let explicit = |p| {
+        o::UpstreamProtocolOptions::ExplicitHttpConfig(o::ExplicitHttpConfig { protocol_config: Some(p) })
+    };
+    let h1 = core::Http1ProtocolOptions::default;
+    let h2 = || core::Http2ProtocolOptions { allow_connect: true, ..Default::default() };
+    let protocol = match m.http {
+        UpstreamHttp::Http1 => explicit(o::explicit_http_config::ProtocolConfig::HttpProtocolOptions(h1())),
+        UpstreamHttp::Http2 => explicit(o::explicit_http_config::ProtocolConfig::Http2ProtocolOptions(h2())),
+        UpstreamHttp::Downstream => {
+            o::UpstreamProtocolOptions::UseDownstreamProtocolConfig(o::UseDownstreamHttpConfig {
+                http_protocol_options: Some(h1()),
+                http2_protocol_options: Some(h2()),
+                ..Default::default()
+            })
+        }
+        UpstreamHttp::Auto => o::UpstreamProtocolOptions::AutoConfig(o::AutoHttpConfig {
+            http_protocol_options: Some(h1()),
+            http2_protocol_options: Some(h2()),
+            ..Default::default()
+        }),
+    };
+    let max = m.max_requests_per_connection;
+    let common = (m.idle_timeout.is_some() || max != 0).then(|| core::HttpProtocolOptions {
+        idle_timeout: m.idle_timeout.map(duration),
+        max_requests_per_connection: if max == 0 { None } else { u32v(max) },
+        ..Default::default()
+    });
+    up::HttpProtocolOptions {
+        common_http_protocol_options: common,
+        upstream_protocol_options: Some(protocol),
+        ..Default::default()
+    }
+}
+
+fn socket_match(m: &TransportSocketMatch) -> c::TransportSocketMatch {
+    c::TransportSocketMatch {
+        name: m.name.clone(),
+        r#match: Some(string_struct(&m.labels)),
+        transport_socket: Some(m.tls.as_ref().map_or_else(tls::raw_buffer, tls::upstream)),
+    }
+}
+
+fn limits(l: &CircuitBreakers) -> pb::CircuitBreakers {
+    pb::CircuitBreakers {
+        thresholds: vec![pb::circuit_breakers::Thresholds {
+            max_connections: u32v(l.max_connections),
+            max_pending_requests: u32v(l.max_pending),
+            max_requests: u32v(l.max_requests),
+            max_retries: u32v(l.max_retries),
+            track_remaining: true,
+            ..Default::default()
+        }],
+        ..Default::default()
+    }
+}
+
+fn to_limits(b: Option<pb::CircuitBreakers>) -> Res<CircuitBreakers> {
+    let Some(b) = b else { return Ok(DEFAULT_LIMITS) };
+    refuse!(b; per_host_thresholds);
+    // Only routes that ask for high priority use the other set, and those are refused.
+    let Some(t) = b.thresholds.into_iter().find(|t| t.priority == 0) else { return Ok(DEFAULT_LIMITS) };
+    refuse!(t; retry_budget, max_connection_pools);
+    let or = |v: Option<gp::UInt32Value>, d| v.map_or(d, |v| v.value);
+    Ok(CircuitBreakers {
+        max_connections: or(t.max_connections, DEFAULT_LIMITS.max_connections),
+        max_pending: or(t.max_pending_requests, DEFAULT_LIMITS.max_pending),
+        max_requests: or(t.max_requests, DEFAULT_LIMITS.max_requests),
+        max_retries: or(t.max_retries, DEFAULT_LIMITS.max_retries),
+    })
+}
+
+fn outlier(o: &OutlierDetection) -> pb::OutlierDetection {
+    // Both detectors are switched by their enforcement, since zero is not a valid count.
+    let value = |n: u32| if n == 0 { None } else { u32v(n) };
+    let enforce = |n: u32| u32v(if n == 0 { 0 } else { 100 });
+    pb::OutlierDetection {
+        consecutive_5xx: value(o.consecutive_5xx),
+        enforcing_consecutive_5xx: enforce(o.consecutive_5xx),
+        consecutive_gateway_failure: value(o.consecutive_gateway),
+        enforcing_consecutive_gateway_failure: enforce(o.consecutive_gateway),
+        interval: Some(duration(o.interval)),
+        base_ejection_time: Some(duration(o.base_ejection)),
+        max_ejection_time: Some(duration(o.max_ejection)),
+        max_ejection_percent: u32v(o.max_percent),
+        enforcing_success_rate: u32v(0),
+        always_eject_one_host: boolv(true),
+        ..Default::default()
+    }
+}
+
+fn to_outlier(o: pb::OutlierDetection) -> Res<OutlierDetection> {
+    refuse!(o; split_external_local_origin_errors, enforcing_failure_percentage, monitors, detect_degraded_hosts);
+    let counter = |field: &str, n: Option<gp::UInt32Value>, enforcing: u32| match enforcing {
+        0 => Ok(0),
+        100 => Ok(n.map_or(5, |v| v.value)),
+        _ => Err(Bad::unsupported(field, "enforcement other than 0 or 100 percent")),
+    };
+    let or = |v: Option<gp::UInt32Value>, d| v.map_or(d, |v| v.value);
+    let base = o.base_ejection_time.map_or(Ok(Duration::from_secs(30)), to_duration)?;
+    Ok(OutlierDetection {
+        consecutive_5xx: counter(
+            "enforcing_consecutive_5xx",
+            o.consecutive_5xx,
+            or(o.enforcing_consecutive_5xx, 100),
+        )?,
+        consecutive_gateway: counter(
+            "enforcing_consecutive_gateway_failure",
+            o.consecutive_gateway_failure,
+            or(o.enforcing_consecutive_gateway_failure, 0),
+        )?,
+        interval: o.interval.map_or(Ok(Duration::from_secs(10)), to_duration)?,
+        base_ejection: base,
+        max_ejection: o.max_ejection_time.map_or(Ok(base.max(Duration::from_secs(300))), to_duration)?,
+        max_percent: or(o.max_ejection_percent, 10),
+    })
+}
+
+#[allow(deprecated)]
+pub(super) fn decode(mut m: pb::Cluster) -> Res<Cluster> {
+    refuse!(m;
+        transport_socket_matcher, health_checks, max_requests_per_connection, upstream_bind_config,
+        lb_subset_config, load_balancing_policy, filters, upstream_config, use_tcp_for_dns_lookups,
+        dns_resolvers, connection_pool_per_downstream_connection, http_protocol_options,
+        http2_protocol_options, common_http_protocol_options, upstream_http_protocol_options
+    );
+    let discovery = to_discovery(&mut m)?;
+    let lb = to_lb(&mut m, &discovery)?;
+    let (http, common) = to_http(&mut m).at("typed_extension_protocol_options")?;
+    let common_lb = m.common_lb_config.take().unwrap_or_default();
+    let locality_weighted = match common_lb.locality_config_specifier {
+        Some(c::common_lb_config::LocalityConfigSpecifier::LocalityWeightedLbConfig(_)) => true,
+        // Zone-aware routing needs the proxy's own cluster, which the mesh does not use; without it
+        // Envoy falls back to plain balancing as well.
+        Some(c::common_lb_config::LocalityConfigSpecifier::ZoneAwareLbConfig(_)) | None => false,
+    };
+    let keepalive = m
+        .upstream_connection_options
+        .take()
+        .and_then(|o| o.tcp_keepalive)
+        .map(|k| Duration::from_secs(u64::from(k.keepalive_time.map_or(7200, |t| t.value))));
+    Ok(Cluster {
+        discovery,
+        lb,
+        connect_timeout: m.connect_timeout.map_or(Ok(CONNECT_TIMEOUT), to_duration).at("connect_timeout")?,
+        http,
+        tls: m.transport_socket.map(tls::to_upstream).transpose().at("transport_socket")?.flatten(),
+        tls_matches: each("transport_socket_matches", m.transport_socket_matches, to_socket_match)?,
+        limits: to_limits(m.circuit_breakers).at("circuit_breakers")?,
+        outlier: m.outlier_detection.map(to_outlier).transpose().at("outlier_detection")?,
+        max_requests_per_connection: common.max_requests_per_connection.map_or(0, |v| v.value),
+        idle_timeout: opt(common.idle_timeout)?,
+        // A percentage by its type; truncation is what Envoy does.
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+        panic_threshold: common_lb
+            .healthy_panic_threshold
+            .map_or(PANIC_THRESHOLD, |p| p.value.clamp(0.0, 100.0) as u32),
+        locality_weighted,
+        keepalive,
+        name: m.name,
+    })
+}
+
+fn to_discovery(m: &mut pb::Cluster) -> Res<Discovery> {
+    use c::DiscoveryType as T;
+    let kind = match &m.cluster_discovery_type {
+        Some(c::ClusterDiscoveryType::Type(t)) => T::try_from(*t).map_err(|_| Bad::unsupported("type", t))?,
+        Some(c::ClusterDiscoveryType::ClusterType(t)) => {
+            return Err(Bad::unsupported("cluster_type", format_args!("extension {:?}", t.name)));
+        }
+        None => T::Static,
+    };
+    let mut inline = || endpoint::decode(m.load_assignment.take().unwrap_or_default()).at("load_assignment");
+    Ok(match kind {
+        T::Eds => Discovery::Eds(m.eds_cluster_config.take().unwrap_or_default().service_name),
+        T::Static => Discovery::Static(inline()?),
+        T::StrictDns => Discovery::StrictDns(inline()?),
+        T::LogicalDns => Discovery::LogicalDns(inline()?),
+        T::OriginalDst => {
+            if let Some(c::LbConfig::OriginalDstLbConfig(o)) = m.lb_config.take() {
+                refuse!(o; use_http_header, upstream_port_override, metadata_key);
+            }
+            Discovery::OriginalDst
+        }
+    })
+}
+
+fn to_lb(m: &mut pb::Cluster, discovery: &Discovery) -> Res<LbPolicy> {
+    use c::LbPolicy as P;
+    let policy = P::try_from(m.lb_policy).map_err(|_| Bad::unsupported("lb_policy", m.lb_policy))?;
+    let config = m.lb_config.take();
+    Ok(match (policy, config) {
+        (_, _) if matches!(discovery, Discovery::OriginalDst) => LbPolicy::RoundRobin,
+        (P::RoundRobin, Some(c::LbConfig::RoundRobinLbConfig(o))) => {
+            refuse!(o; slow_start_config);
+            LbPolicy::RoundRobin
+        }
+        (P::LeastRequest, Some(c::LbConfig::LeastRequestLbConfig(o))) => {
+            refuse!(o; slow_start_config);
+            LbPolicy::LeastRequest
+        }
+        (P::RoundRobin, _) => LbPolicy::RoundRobin,
+        (P::LeastRequest, _) => LbPolicy::LeastRequest,
+        (P::Random, _) => LbPolicy::Random,
+        (P::RingHash, config) => {
+            let o = match config {
+                Some(c::LbConfig::RingHashLbConfig(o)) => o,
+                _ => Default::default(),
+            };
+            refuse!(o; hash_function);
+            LbPolicy::RingHash(o.minimum_ring_size.map_or(1024, |v| v.value))
+        }
+        (P::Maglev, config) => {
+            let size = match config {
+                Some(c::LbConfig::MaglevLbConfig(o)) => o.table_size.map(|v| v.value),
+                _ => None,
+            };
+            LbPolicy::Maglev(size.unwrap_or(65_537))
+        }
+        (P::ClusterProvided | P::LoadBalancingPolicyConfig, _) => {
+            return Err(Bad::unsupported("lb_policy", policy.as_str_name()));
+        }
+    })
+}
+
+fn to_http(m: &mut pb::Cluster) -> Res<(UpstreamHttp, core::HttpProtocolOptions)> {
+    use up::http_protocol_options as o;
+    let mut options = std::mem::take(&mut m.typed_extension_protocol_options);
+    let ours = options.remove(HTTP_OPTIONS);
+    if let Some(name) = options.into_keys().next() {
+        return Err(Bad::unsupported(name, "this extension"));
+    }
+    let Some(a) = ours else { return Ok((UpstreamHttp::Http1, Default::default())) };
+    let h: up::HttpProtocolOptions = typed(&a)?;
+    refuse!(h;
+        upstream_http_protocol_options, http_filters, header_validation_config, outlier_detection,
+        request_mirror_policies, hash_policy, retry_policy
+    );
+    let common = h.common_http_protocol_options.unwrap_or_default();
+    refuse!(common; max_connection_duration, max_stream_duration);
+    let http = match h.upstream_protocol_options {
+        Some(o::UpstreamProtocolOptions::ExplicitHttpConfig(e)) => match e.protocol_config {
+            Some(o::explicit_http_config::ProtocolConfig::Http2ProtocolOptions(_)) => UpstreamHttp::Http2,
+            Some(o::explicit_http_config::ProtocolConfig::Http3ProtocolOptions(_)) => {
+                return Err(Bad::unsupported("explicit_http_config", "HTTP/3"));
+            }
+            _ => UpstreamHttp::Http1,
+        },
+        Some(o::UpstreamProtocolOptions::UseDownstreamProtocolConfig(_)) => UpstreamHttp::Downstream,
+        Some(o::UpstreamProtocolOptions::AutoConfig(_)) => UpstreamHttp::Auto,
+        None => UpstreamHttp::Http1,
+    };
+    Ok((http, common))
+}
+
+fn to_socket_match(m: c::TransportSocketMatch) -> Res<TransportSocketMatch> {
+    let socket = m.transport_socket.ok_or_else(|| Bad::new("transport_socket", "is missing"))?;
+    Ok(TransportSocketMatch {
+        name: m.name,
+        labels: m.r#match.map(to_string_map).unwrap_or_default(),
+        tls: tls::to_upstream(socket).at("transport_socket")?,
+    })
+}

@@ -1,0 +1,272 @@
+//! Pieces that several resources share.
+
+use std::{net::IpAddr, time::Duration};
+
+use envoy_types::pb::{
+    envoy::{
+        config::{core::v3 as core, route::v3 as route},
+        r#type::{matcher::v3 as matcher, v3 as typ},
+    },
+    google::protobuf as gp,
+};
+use ipnet::IpNet;
+use mesh_model::proxy::{self as model, HeaderOps, HeaderValueMatch, StringMatch, StringMatchKind};
+use prost::Name;
+
+use super::{At, Bad, Res, refuse};
+
+pub(super) fn any<T: Name>(m: &T) -> gp::Any {
+    gp::Any { type_url: format!("type.googleapis.com/{}", T::full_name()), value: m.encode_to_vec() }
+}
+
+/// Unpacks a typed configuration; the type must be `T`.
+pub(super) fn typed<T: Name + Default>(a: &gp::Any) -> Res<T> {
+    if !is::<T>(a) {
+        return Err(Bad::unsupported("", format_args!("{:?}", a.type_url)));
+    }
+    T::decode(a.value.as_slice()).map_err(|e| Bad::new("", e.to_string()))
+}
+
+/// Whether a typed configuration is a `T`.
+pub(super) fn is<T: Name>(a: &gp::Any) -> bool {
+    a.type_url.rsplit('/').next() == Some(T::full_name().as_str())
+}
+
+pub(super) fn u32v(value: u32) -> Option<gp::UInt32Value> {
+    Some(gp::UInt32Value { value })
+}
+
+pub(super) fn boolv(value: bool) -> Option<gp::BoolValue> {
+    Some(gp::BoolValue { value })
+}
+
+pub(super) fn bool_or(v: Option<gp::BoolValue>, default: bool) -> bool {
+    v.map_or(default, |v| v.value)
+}
+
+pub(super) fn duration(d: Duration) -> gp::Duration {
+    gp::Duration {
+        seconds: i64::try_from(d.as_secs()).unwrap_or(i64::MAX),
+        // Below 10^9.
+        nanos: d.subsec_nanos().cast_signed(),
+    }
+}
+
+pub(super) fn to_duration(d: gp::Duration) -> Res<Duration> {
+    match (u64::try_from(d.seconds), u32::try_from(d.nanos)) {
+        (Ok(s), Ok(n)) if n < 1_000_000_000 => Ok(Duration::new(s, n)),
+        _ => Err(Bad::new("", "is not a positive duration")),
+    }
+}
+
+/// A timeout that Envoy disables with zero and that has a default when absent.
+pub(super) fn zero_off(d: Option<Duration>) -> Option<gp::Duration> {
+    Some(duration(d.unwrap_or_default()))
+}
+
+/// Reverse of [`zero_off`].
+pub(super) fn or_off(d: Option<gp::Duration>, default: Duration) -> Res<Option<Duration>> {
+    let d = d.map_or(Ok(default), to_duration)?;
+    Ok((!d.is_zero()).then_some(d))
+}
+
+/// A duration where absence means absence.
+pub(super) fn opt(d: Option<gp::Duration>) -> Res<Option<Duration>> {
+    d.map(to_duration).transpose()
+}
+
+pub(super) fn cidr(n: &IpNet) -> core::CidrRange {
+    core::CidrRange { address_prefix: n.addr().to_string(), prefix_len: u32v(u32::from(n.prefix_len())) }
+}
+
+pub(super) fn to_cidr(c: core::CidrRange) -> Res<IpNet> {
+    let bad = || Bad::new("", format!("{:?} is not an IP prefix", c.address_prefix));
+    let ip: IpAddr = c.address_prefix.parse().map_err(|_| bad())?;
+    let len = c.prefix_len.map_or(0, |l| l.value);
+    IpNet::new(ip, u8::try_from(len).map_err(|_| bad())?).map_err(|_| bad())
+}
+
+pub(super) fn socket_address(address: &str, port: u16) -> core::Address {
+    core::Address {
+        address: Some(core::address::Address::SocketAddress(core::SocketAddress {
+            address: address.to_owned(),
+            port_specifier: Some(core::socket_address::PortSpecifier::PortValue(u32::from(port))),
+            ..Default::default()
+        })),
+    }
+}
+
+pub(super) fn to_socket_address(a: Option<core::Address>) -> Res<(String, u16)> {
+    let Some(core::address::Address::SocketAddress(s)) = a.and_then(|a| a.address) else {
+        return Err(Bad::unsupported("address", "an address other than socket_address"));
+    };
+    if s.protocol != 0 {
+        return Err(Bad::unsupported("address.protocol", "UDP"));
+    }
+    let Some(core::socket_address::PortSpecifier::PortValue(port)) = s.port_specifier else {
+        return Err(Bad::unsupported("address.port_specifier", "a named port"));
+    };
+    let port = u16::try_from(port).map_err(|_| Bad::new("address.port_value", "is above 65535"))?;
+    Ok((s.address, port))
+}
+
+/// The aggregated stream as the source of a resource.
+pub(super) fn ads() -> Option<core::ConfigSource> {
+    Some(core::ConfigSource {
+        resource_api_version: core::ApiVersion::V3.into(),
+        config_source_specifier: Some(core::config_source::ConfigSourceSpecifier::Ads(
+            core::AggregatedConfigSource::default(),
+        )),
+        ..Default::default()
+    })
+}
+
+pub(super) fn regex(r: &str) -> matcher::RegexMatcher {
+    matcher::RegexMatcher { regex: r.to_owned(), ..Default::default() }
+}
+
+pub(super) fn string_match(m: &StringMatch) -> matcher::StringMatcher {
+    use matcher::string_matcher::MatchPattern as P;
+    let p = match &m.kind {
+        StringMatchKind::Exact(s) => P::Exact(s.clone()),
+        StringMatchKind::Prefix(s) => P::Prefix(s.clone()),
+        StringMatchKind::Suffix(s) => P::Suffix(s.clone()),
+        StringMatchKind::Contains(s) => P::Contains(s.clone()),
+        StringMatchKind::Regex(s) => P::SafeRegex(regex(s)),
+    };
+    matcher::StringMatcher { ignore_case: m.ignore_case, match_pattern: Some(p) }
+}
+
+pub(super) fn to_string_match(m: matcher::StringMatcher) -> Res<StringMatch> {
+    use matcher::string_matcher::MatchPattern as P;
+    let kind = match m.match_pattern {
+        Some(P::Exact(s)) => StringMatchKind::Exact(s),
+        Some(P::Prefix(s)) => StringMatchKind::Prefix(s),
+        Some(P::Suffix(s)) => StringMatchKind::Suffix(s),
+        Some(P::Contains(s)) => StringMatchKind::Contains(s),
+        Some(P::SafeRegex(r)) => StringMatchKind::Regex(r.regex),
+        Some(P::Custom(_)) => return Err(Bad::unsupported("custom", "a custom string matcher")),
+        None => return Err(Bad::new("match_pattern", "is missing")),
+    };
+    Ok(StringMatch { kind, ignore_case: m.ignore_case })
+}
+
+pub(super) fn header_match(h: &model::HeaderMatch) -> route::HeaderMatcher {
+    use route::header_matcher::HeaderMatchSpecifier as S;
+    let spec = match &h.value {
+        HeaderValueMatch::Present(p) => S::PresentMatch(*p),
+        HeaderValueMatch::Value(m) => S::StringMatch(string_match(m)),
+    };
+    route::HeaderMatcher {
+        name: h.name.clone(),
+        invert_match: h.invert,
+        header_match_specifier: Some(spec),
+        ..Default::default()
+    }
+}
+
+#[allow(deprecated)]
+pub(super) fn to_header_match(h: route::HeaderMatcher) -> Res<model::HeaderMatch> {
+    use route::header_matcher::HeaderMatchSpecifier as S;
+    refuse!(h; treat_missing_header_as_empty);
+    let plain = |kind| HeaderValueMatch::Value(StringMatch { kind, ignore_case: false });
+    let value = match h.header_match_specifier {
+        None => HeaderValueMatch::Present(true),
+        Some(S::PresentMatch(p)) => HeaderValueMatch::Present(p),
+        Some(S::StringMatch(m)) => HeaderValueMatch::Value(to_string_match(m).at("string_match")?),
+        Some(S::ExactMatch(s)) => plain(StringMatchKind::Exact(s)),
+        Some(S::PrefixMatch(s)) => plain(StringMatchKind::Prefix(s)),
+        Some(S::SuffixMatch(s)) => plain(StringMatchKind::Suffix(s)),
+        Some(S::ContainsMatch(s)) => plain(StringMatchKind::Contains(s)),
+        Some(S::SafeRegexMatch(r)) => plain(StringMatchKind::Regex(r.regex)),
+        Some(S::RangeMatch(_)) => return Err(Bad::unsupported("range_match", "a range of numbers")),
+    };
+    Ok(model::HeaderMatch { name: h.name.to_ascii_lowercase(), value, invert: h.invert_match })
+}
+
+/// Headers to add and to remove.
+pub(super) fn header_ops(ops: &HeaderOps) -> (Vec<core::HeaderValueOption>, Vec<String>) {
+    use core::header_value_option::HeaderAppendAction as A;
+    let option = |(k, v): &(String, String), action: A| core::HeaderValueOption {
+        header: Some(core::HeaderValue { key: k.clone(), value: v.clone(), ..Default::default() }),
+        append_action: action.into(),
+        ..Default::default()
+    };
+    let add = ops
+        .set
+        .iter()
+        .map(|h| option(h, A::OverwriteIfExistsOrAdd))
+        .chain(ops.add.iter().map(|h| option(h, A::AppendIfExistsOrAdd)))
+        .collect();
+    (add, ops.remove.clone())
+}
+
+#[allow(deprecated)]
+pub(super) fn to_header_ops(add: Vec<core::HeaderValueOption>, remove: Vec<String>) -> Res<HeaderOps> {
+    use core::header_value_option::HeaderAppendAction as A;
+    let mut ops = HeaderOps { remove, ..HeaderOps::default() };
+    for (i, o) in add.into_iter().enumerate() {
+        let h = o.header.unwrap_or_default();
+        if !h.raw_value.is_empty() {
+            return Err(Bad::unsupported(format!("headers_to_add[{i}].raw_value"), "a raw header value"));
+        }
+        // The older boolean: false means overwrite, and it wins where it is set.
+        let action = match o.append {
+            Some(b) if !b.value => A::OverwriteIfExistsOrAdd,
+            _ => A::try_from(o.append_action).unwrap_or(A::AppendIfExistsOrAdd),
+        };
+        match action {
+            A::OverwriteIfExistsOrAdd => ops.set.push((h.key, h.value)),
+            A::AppendIfExistsOrAdd => ops.add.push((h.key, h.value)),
+            A::AddIfAbsent | A::OverwriteIfExists => {
+                let field = format!("headers_to_add[{i}].append_action");
+                return Err(Bad::unsupported(field, action.as_str_name()));
+            }
+        }
+    }
+    Ok(ops)
+}
+
+/// Parts per million.
+pub(super) fn ppm(n: u32) -> typ::FractionalPercent {
+    typ::FractionalPercent {
+        numerator: n,
+        denominator: typ::fractional_percent::DenominatorType::Million.into(),
+    }
+}
+
+pub(super) fn to_ppm(f: &typ::FractionalPercent) -> u32 {
+    use typ::fractional_percent::DenominatorType as D;
+    let scale = match D::try_from(f.denominator) {
+        Ok(D::TenThousand) => 100,
+        Ok(D::Million) => 1,
+        _ => 10_000,
+    };
+    f.numerator.saturating_mul(scale).min(1_000_000)
+}
+
+pub(super) fn string_struct<'a>(fields: impl IntoIterator<Item = (&'a String, &'a String)>) -> gp::Struct {
+    let fields = fields
+        .into_iter()
+        .map(|(k, v)| (k.clone(), gp::Value { kind: Some(gp::value::Kind::StringValue(v.clone())) }))
+        .collect();
+    gp::Struct { fields }
+}
+
+/// String fields of a struct; others are skipped.
+pub(super) fn to_string_map(s: gp::Struct) -> std::collections::BTreeMap<String, String> {
+    s.fields
+        .into_iter()
+        .filter_map(|(k, v)| match v.kind {
+            Some(gp::value::Kind::StringValue(s)) => Some((k, s)),
+            _ => None,
+        })
+        .collect()
+}
+
+pub(super) fn status_code(n: u32) -> Res<u16> {
+    match u16::try_from(n) {
+        Ok(s) if (100..1000).contains(&s) => Ok(s),
+        _ => Err(Bad::new("status", format!("{n} is not an HTTP status"))),
+    }
+}

@@ -1,0 +1,117 @@
+//! Load assignments.
+
+use std::collections::HashMap;
+
+pub(super) use envoy_types::pb::envoy::config::endpoint::v3 as pb;
+use envoy_types::pb::envoy::config::{core::v3 as core, endpoint::v3 as ep};
+use mesh_model::{Locality, proxy as model};
+
+use super::{At, Bad, Res, common::*, each, refuse};
+
+const MATCH: &str = "envoy.transport_socket_match";
+const ISTIO: &str = "istio";
+/// Envoy's default.
+const OVERPROVISIONING: u32 = 140;
+
+pub(super) fn locality(l: &Locality) -> core::Locality {
+    core::Locality { region: l.region.clone(), zone: l.zone.clone(), sub_zone: l.sub_zone.clone() }
+}
+
+pub(super) fn encode(a: &model::LoadAssignment) -> pb::ClusterLoadAssignment {
+    pb::ClusterLoadAssignment {
+        cluster_name: a.name.clone(),
+        endpoints: a.localities.iter().map(group).collect(),
+        policy: Some(ep::cluster_load_assignment::Policy {
+            overprovisioning_factor: u32v(a.overprovisioning),
+            ..Default::default()
+        }),
+        ..Default::default()
+    }
+}
+
+fn group(l: &model::LocalityEndpoints) -> pb::LocalityLbEndpoints {
+    pb::LocalityLbEndpoints {
+        locality: Some(locality(&l.locality)),
+        lb_endpoints: l.endpoints.iter().map(endpoint).collect(),
+        load_balancing_weight: if l.weight == 0 { None } else { u32v(l.weight) },
+        priority: l.priority,
+        ..Default::default()
+    }
+}
+
+fn endpoint(e: &model::LbEndpoint) -> pb::LbEndpoint {
+    let mut filter_metadata = HashMap::new();
+    if !e.transport_labels.is_empty() {
+        filter_metadata.insert(MATCH.to_owned(), string_struct(&e.transport_labels));
+    }
+    if !e.workload.is_empty() {
+        let workload = (&"workload".to_owned(), &e.workload);
+        filter_metadata.insert(ISTIO.to_owned(), string_struct([workload]));
+    }
+    let metadata = (!filter_metadata.is_empty())
+        .then(|| core::Metadata { filter_metadata, typed_filter_metadata: HashMap::new() });
+    let health = match e.health {
+        model::EndpointHealth::Healthy => core::HealthStatus::Healthy,
+        model::EndpointHealth::Unhealthy => core::HealthStatus::Unhealthy,
+        model::EndpointHealth::Draining => core::HealthStatus::Draining,
+    };
+    pb::LbEndpoint {
+        health_status: health.into(),
+        metadata,
+        load_balancing_weight: u32v(e.weight.max(1)),
+        host_identifier: Some(ep::lb_endpoint::HostIdentifier::Endpoint(ep::Endpoint {
+            address: Some(socket_address(&e.address, e.port)),
+            ..Default::default()
+        })),
+    }
+}
+
+pub(super) fn decode(m: pb::ClusterLoadAssignment) -> Res<model::LoadAssignment> {
+    refuse!(m; named_endpoints);
+    let policy = m.policy.unwrap_or_default();
+    refuse!(policy; drop_overloads, weighted_priority_health);
+    Ok(model::LoadAssignment {
+        name: m.cluster_name,
+        localities: each("endpoints", m.endpoints, to_group)?,
+        overprovisioning: policy.overprovisioning_factor.map_or(OVERPROVISIONING, |v| v.value),
+    })
+}
+
+fn to_group(l: pb::LocalityLbEndpoints) -> Res<model::LocalityEndpoints> {
+    refuse!(l; lb_config);
+    let loc = l.locality.unwrap_or_default();
+    if l.priority > 127 {
+        return Err(Bad::new("priority", "is above 127"));
+    }
+    Ok(model::LocalityEndpoints {
+        locality: Locality { region: loc.region, zone: loc.zone, sub_zone: loc.sub_zone },
+        priority: l.priority,
+        weight: l.load_balancing_weight.map_or(0, |v| v.value),
+        endpoints: each("lb_endpoints", l.lb_endpoints, to_endpoint)?,
+    })
+}
+
+fn to_endpoint(e: pb::LbEndpoint) -> Res<model::LbEndpoint> {
+    let Some(ep::lb_endpoint::HostIdentifier::Endpoint(host)) = e.host_identifier else {
+        return Err(Bad::unsupported("endpoint_name", "an endpoint by name"));
+    };
+    let (address, port) = to_socket_address(host.address).at("endpoint")?;
+    let mut metadata = e.metadata.unwrap_or_default().filter_metadata;
+    let transport_labels = metadata.remove(MATCH).map(to_string_map).unwrap_or_default();
+    let workload =
+        metadata.remove(ISTIO).and_then(|s| to_string_map(s).remove("workload")).unwrap_or_default();
+    use core::HealthStatus as H;
+    let health = match H::try_from(e.health_status).unwrap_or(H::Unknown) {
+        H::Unknown | H::Healthy => model::EndpointHealth::Healthy,
+        H::Unhealthy | H::Timeout | H::Degraded => model::EndpointHealth::Unhealthy,
+        H::Draining => model::EndpointHealth::Draining,
+    };
+    Ok(model::LbEndpoint {
+        address,
+        port,
+        weight: e.load_balancing_weight.map_or(1, |v| v.value.max(1)),
+        health,
+        transport_labels,
+        workload,
+    })
+}

@@ -1,0 +1,305 @@
+//! The HTTP connection manager, its filters, and access logs.
+
+use std::{sync::Arc, time::Duration};
+
+use envoy_types::pb::{
+    envoy::{
+        config::{accesslog::v3 as al, core::v3 as core},
+        extensions::{
+            access_loggers::file::v3 as file,
+            filters::{
+                http::{
+                    cors::v3::Cors, fault::v3::HttpFault, grpc_stats::v3 as grpc_stats, rbac::v3::Rbac,
+                    router::v3::Router,
+                },
+                network::http_connection_manager::v3 as hcm,
+            },
+        },
+        r#type::v3 as typ,
+    },
+    google::protobuf as gp,
+};
+use hcm::http_connection_manager as h;
+use mesh_model::proxy::{
+    AccessLog, AccessLogFormat, ForwardClientCert, HttpCodec, HttpConnectionManager, HttpFilter, RouteSource,
+    Tracing,
+};
+
+use super::{At, Bad, Res, common::*, each, rbac, refuse, route};
+
+const WEBSOCKET: &str = "websocket";
+/// Envoy's defaults.
+const IDLE: Duration = Duration::from_secs(3600);
+const STREAM_IDLE: Duration = Duration::from_secs(300);
+
+pub(super) fn encode(m: &HttpConnectionManager) -> hcm::HttpConnectionManager {
+    use h::{CodecType, ForwardClientCertDetails as F, RouteSpecifier, ServerHeaderTransformation as T};
+    let codec = match m.codec {
+        HttpCodec::Auto => CodecType::Auto,
+        HttpCodec::Http1 => CodecType::Http1,
+        HttpCodec::Http2 => CodecType::Http2,
+    };
+    let routes = match &m.routes {
+        RouteSource::Rds(name) => {
+            RouteSpecifier::Rds(hcm::Rds { config_source: ads(), route_config_name: name.clone() })
+        }
+        RouteSource::Inline(r) => RouteSpecifier::RouteConfig(route::encode(r)),
+    };
+    let cert = match m.forward_client_cert {
+        ForwardClientCert::Sanitize => F::Sanitize,
+        ForwardClientCert::ForwardOnly => F::ForwardOnly,
+        ForwardClientCert::AppendForward => F::AppendForward,
+        ForwardClientCert::SanitizeSet => F::SanitizeSet,
+    };
+    let sets =
+        matches!(m.forward_client_cert, ForwardClientCert::AppendForward | ForwardClientCert::SanitizeSet);
+    let mut filters: Vec<hcm::HttpFilter> = m.filters.iter().map(filter).collect();
+    filters.push(named("envoy.filters.http.router", any(&Router::default())));
+    hcm::HttpConnectionManager {
+        codec_type: codec.into(),
+        stat_prefix: if m.stat_prefix.is_empty() { "http".to_owned() } else { m.stat_prefix.clone() },
+        http_filters: filters,
+        tracing: m.tracing.map(|t| h::Tracing {
+            random_sampling: Some(typ::Percent { value: f64::from(t.sampling) / 100.0 }),
+            ..Default::default()
+        }),
+        common_http_protocol_options: Some(core::HttpProtocolOptions {
+            idle_timeout: zero_off(m.idle_timeout),
+            ..Default::default()
+        }),
+        // Absolute URIs are what a client sends that uses us as its HTTP proxy.
+        http_protocol_options: Some(core::Http1ProtocolOptions {
+            allow_absolute_url: boolv(true),
+            accept_http_10: true,
+            ..Default::default()
+        }),
+        http2_protocol_options: m
+            .websocket
+            .then(|| core::Http2ProtocolOptions { allow_connect: true, ..Default::default() }),
+        server_name: m.server_name.clone(),
+        server_header_transformation: if m.server_name.is_empty() { T::PassThrough } else { T::Overwrite }
+            .into(),
+        stream_idle_timeout: zero_off(m.stream_idle_timeout),
+        request_headers_timeout: m.request_headers_timeout.map(duration),
+        access_log: m.access_log.iter().map(access_log).collect(),
+        use_remote_address: boolv(m.use_remote_address),
+        xff_num_trusted_hops: m.trusted_hops,
+        preserve_external_request_id: m.preserve_request_id,
+        forward_client_cert_details: cert.into(),
+        set_current_client_cert_details: sets.then(|| h::SetCurrentClientCertDetails {
+            subject: boolv(true),
+            uri: true,
+            dns: true,
+            ..Default::default()
+        }),
+        upgrade_configs: if m.websocket {
+            vec![h::UpgradeConfig { upgrade_type: WEBSOCKET.to_owned(), ..Default::default() }]
+        } else {
+            vec![]
+        },
+        normalize_path: boolv(m.normalize_path),
+        merge_slashes: m.merge_slashes,
+        route_specifier: Some(routes),
+        ..Default::default()
+    }
+}
+
+pub(super) fn decode(m: hcm::HttpConnectionManager) -> Res<HttpConnectionManager> {
+    use h::{CodecType, ForwardClientCertDetails as F, RouteSpecifier, ServerHeaderTransformation as T};
+    refuse!(m;
+        scheme_header_transformation, request_timeout, original_ip_detection_extensions,
+        early_header_mutation_extensions, skip_xff_append, via, forward_client_cert_matcher,
+        path_with_escaped_slashes_action, local_reply_config, strip_matching_host_port, strip_port_mode,
+        strip_trailing_host_dot, path_normalization_options, typed_header_validation_config,
+        append_x_forwarded_port, forward_proto_config
+    );
+    let codec = match CodecType::try_from(m.codec_type) {
+        Ok(CodecType::Auto) => HttpCodec::Auto,
+        Ok(CodecType::Http1) => HttpCodec::Http1,
+        Ok(CodecType::Http2) => HttpCodec::Http2,
+        _ => return Err(Bad::unsupported("codec_type", "HTTP/3")),
+    };
+    let routes = match m.route_specifier {
+        Some(RouteSpecifier::Rds(r)) => RouteSource::Rds(r.route_config_name),
+        Some(RouteSpecifier::RouteConfig(r)) => {
+            RouteSource::Inline(Arc::new(route::decode(r).at("route_config")?))
+        }
+        Some(RouteSpecifier::ScopedRoutes(_)) => {
+            return Err(Bad::unsupported("scoped_routes", "scoped routing"));
+        }
+        None => return Err(Bad::new("route_specifier", "is missing")),
+    };
+    let forward_client_cert = match F::try_from(m.forward_client_cert_details) {
+        Ok(F::Sanitize) => ForwardClientCert::Sanitize,
+        Ok(F::ForwardOnly) => ForwardClientCert::ForwardOnly,
+        Ok(F::AppendForward) => ForwardClientCert::AppendForward,
+        Ok(F::SanitizeSet) => ForwardClientCert::SanitizeSet,
+        _ => return Err(Bad::unsupported("forward_client_cert_details", "ALWAYS_FORWARD_ONLY")),
+    };
+    let server_name = match T::try_from(m.server_header_transformation) {
+        Ok(T::Overwrite) if m.server_name.is_empty() => "envoy".to_owned(),
+        Ok(T::Overwrite) => m.server_name,
+        Ok(T::PassThrough) => String::new(),
+        _ => return Err(Bad::unsupported("server_header_transformation", "APPEND_IF_ABSENT")),
+    };
+    let mut websocket = false;
+    for (i, u) in m.upgrade_configs.into_iter().enumerate() {
+        let field = format!("upgrade_configs[{i}]");
+        if !u.upgrade_type.eq_ignore_ascii_case(WEBSOCKET) {
+            return Err(Bad::unsupported(field, format_args!("upgrade to {:?}", u.upgrade_type)));
+        }
+        if !u.filters.is_empty() {
+            return Err(Bad::unsupported(field, "filters of an upgrade"));
+        }
+        websocket |= bool_or(u.enabled, true);
+    }
+    let filters = to_filters(m.http_filters)?;
+    let common = m.common_http_protocol_options.unwrap_or_default();
+    refuse!(common; max_connection_duration, max_stream_duration, headers_with_underscores_action);
+    let request_headers_timeout =
+        opt(m.request_headers_timeout).at("request_headers_timeout")?.filter(|d| !d.is_zero());
+    Ok(HttpConnectionManager {
+        stat_prefix: m.stat_prefix,
+        codec,
+        routes,
+        filters,
+        use_remote_address: bool_or(m.use_remote_address, false),
+        trusted_hops: m.xff_num_trusted_hops,
+        forward_client_cert,
+        websocket,
+        server_name,
+        normalize_path: bool_or(m.normalize_path, false),
+        merge_slashes: m.merge_slashes,
+        access_log: each("access_log", m.access_log, to_access_log)?,
+        tracing: m.tracing.map(to_tracing),
+        idle_timeout: or_off(common.idle_timeout, IDLE).at("common_http_protocol_options")?,
+        request_headers_timeout,
+        stream_idle_timeout: or_off(m.stream_idle_timeout, STREAM_IDLE).at("stream_idle_timeout")?,
+        preserve_request_id: m.preserve_external_request_id,
+    })
+}
+
+// A percentage by its type, so below 10,000 after scaling.
+#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+fn to_tracing(t: h::Tracing) -> Tracing {
+    let percent = t.random_sampling.map_or(100.0, |p| p.value).clamp(0.0, 100.0);
+    Tracing { sampling: (percent * 100.0).round() as u32 }
+}
+
+fn named(name: &str, config: gp::Any) -> hcm::HttpFilter {
+    hcm::HttpFilter {
+        name: name.to_owned(),
+        config_type: Some(hcm::http_filter::ConfigType::TypedConfig(config)),
+        ..Default::default()
+    }
+}
+
+fn filter(f: &HttpFilter) -> hcm::HttpFilter {
+    match f {
+        HttpFilter::Rbac(r) => named("envoy.filters.http.rbac", any(&rbac::http(r))),
+        HttpFilter::Cors => named(route::CORS, any(&Cors::default())),
+        HttpFilter::Fault => named(route::FAULT, any(&HttpFault::default())),
+        HttpFilter::GrpcStats => {
+            use grpc_stats::filter_config::PerMethodStatSpecifier as S;
+            let config = grpc_stats::FilterConfig {
+                emit_filter_state: true,
+                per_method_stat_specifier: Some(S::StatsForAllMethods(gp::BoolValue { value: false })),
+                ..Default::default()
+            };
+            named("envoy.filters.http.grpc_stats", any(&config))
+        }
+    }
+}
+
+fn to_filters(list: Vec<hcm::HttpFilter>) -> Res<Vec<HttpFilter>> {
+    let last = list.len().checked_sub(1).ok_or_else(|| Bad::new("http_filters", "is empty"))?;
+    let mut out = Vec::with_capacity(last);
+    for (i, f) in list.into_iter().enumerate() {
+        let field = format!("http_filters[{i}]");
+        refuse!(f; disabled);
+        let Some(hcm::http_filter::ConfigType::TypedConfig(a)) = f.config_type else {
+            return Err(Bad::unsupported(field, "a filter without typed_config"));
+        };
+        let router = is::<Router>(&a);
+        if router != (i == last) {
+            return Err(Bad::new(field, "the router must be the last filter, and only there"));
+        }
+        if router {
+            continue;
+        }
+        out.push(if is::<Rbac>(&a) {
+            HttpFilter::Rbac(rbac::to_http(typed(&a).at(&field)?).at(&field)?)
+        } else if is::<Cors>(&a) {
+            HttpFilter::Cors
+        } else if is::<HttpFault>(&a) {
+            let m: HttpFault = typed(&a).at(&field)?;
+            if m.delay.is_some() || m.abort.is_some() || m.response_rate_limit.is_some() {
+                return Err(Bad::unsupported(field, "a fault on the filter (only on routes)"));
+            }
+            HttpFilter::Fault
+        } else if is::<grpc_stats::FilterConfig>(&a) {
+            HttpFilter::GrpcStats
+        } else if f.is_optional {
+            // The server says that a client may do without it.
+            continue;
+        } else {
+            return Err(Bad::unsupported(field, format_args!("filter {:?} ({})", f.name, a.type_url)));
+        });
+    }
+    Ok(out)
+}
+
+pub(super) fn access_log(l: &AccessLog) -> al::AccessLog {
+    use core::substitution_format_string::Format;
+    let format = match &l.format {
+        AccessLogFormat::Text(s) if s.is_empty() => None,
+        AccessLogFormat::Text(s) => Some(Format::TextFormatSource(core::DataSource {
+            specifier: Some(core::data_source::Specifier::InlineString(s.clone())),
+            ..Default::default()
+        })),
+        AccessLogFormat::Json(map) => Some(Format::JsonFormat(string_struct(map))),
+    };
+    let config = file::FileAccessLog {
+        path: l.path.clone(),
+        access_log_format: format.map(|f| {
+            file::file_access_log::AccessLogFormat::LogFormat(core::SubstitutionFormatString {
+                format: Some(f),
+                ..Default::default()
+            })
+        }),
+    };
+    al::AccessLog {
+        name: "envoy.access_loggers.file".to_owned(),
+        filter: None,
+        config_type: Some(al::access_log::ConfigType::TypedConfig(any(&config))),
+    }
+}
+
+#[allow(deprecated)]
+pub(super) fn to_access_log(l: al::AccessLog) -> Res<AccessLog> {
+    use core::{data_source::Specifier, substitution_format_string::Format};
+    use file::file_access_log::AccessLogFormat as F;
+    refuse!(l; filter);
+    let Some(al::access_log::ConfigType::TypedConfig(a)) = l.config_type else {
+        return Err(Bad::new("typed_config", "is missing"));
+    };
+    let m: file::FileAccessLog = typed(&a)?;
+    let format = match m.access_log_format {
+        None => AccessLogFormat::Text(String::new()),
+        Some(F::Format(s)) => AccessLogFormat::Text(s),
+        Some(F::JsonFormat(s) | F::TypedJsonFormat(s)) => AccessLogFormat::Json(to_string_map(s)),
+        Some(F::LogFormat(f)) => {
+            refuse!(f; formatters);
+            match f.format {
+                None => AccessLogFormat::Text(String::new()),
+                Some(Format::TextFormat(s)) => AccessLogFormat::Text(s),
+                Some(Format::JsonFormat(s)) => AccessLogFormat::Json(to_string_map(s)),
+                Some(Format::TextFormatSource(d)) => match d.specifier {
+                    Some(Specifier::InlineString(s)) => AccessLogFormat::Text(s),
+                    _ => return Err(Bad::unsupported("text_format_source", "a format that is not inline")),
+                },
+            }
+        }
+    };
+    Ok(AccessLog { path: m.path, format })
+}

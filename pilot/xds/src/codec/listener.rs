@@ -1,0 +1,284 @@
+//! Listeners, filter chains and network filters.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+
+pub(super) use envoy_types::pb::envoy::config::listener::v3 as pb;
+use envoy_types::pb::{
+    envoy::{
+        config::{core::v3 as core, listener::v3 as l},
+        extensions::filters::{
+            listener::{
+                http_inspector::v3::HttpInspector, original_dst::v3::OriginalDst,
+                proxy_protocol::v3::ProxyProtocol, tls_inspector::v3::TlsInspector,
+            },
+            network::{
+                http_connection_manager::v3::HttpConnectionManager, rbac::v3::Rbac,
+                sni_cluster::v3::SniCluster, tcp_proxy::v3 as tcp,
+            },
+        },
+    },
+    google::protobuf as gp,
+};
+use mesh_model::proxy::{
+    Direction, FilterChain, FilterChainMatch, Listener, NetworkFilter, TcpProxy, TransportProtocol,
+    WeightedCluster,
+};
+use prost::Name;
+
+use super::{At, Bad, Res, common::*, each, http, rbac, refuse, tls};
+
+/// Envoy's default.
+const INSPECT_TIMEOUT: Duration = Duration::from_secs(15);
+/// Envoy's default.
+const TCP_IDLE: Duration = Duration::from_secs(3600);
+
+pub(super) fn encode(m: &Listener) -> pb::Listener {
+    let mut filters = Vec::new();
+    // The header of the PROXY protocol precedes everything else on the wire.
+    if m.proxy_protocol {
+        filters.push(listener_filter("envoy.filters.listener.proxy_protocol", &ProxyProtocol::default()));
+    }
+    if m.use_original_dst {
+        filters.push(listener_filter("envoy.filters.listener.original_dst", &OriginalDst::default()));
+    }
+    if m.inspect_tls {
+        filters.push(listener_filter("envoy.filters.listener.tls_inspector", &TlsInspector::default()));
+    }
+    if m.inspect_http {
+        filters.push(listener_filter("envoy.filters.listener.http_inspector", &HttpInspector::default()));
+    }
+    let direction = match m.direction {
+        Direction::Unspecified => core::TrafficDirection::Unspecified,
+        Direction::Inbound => core::TrafficDirection::Inbound,
+        Direction::Outbound => core::TrafficDirection::Outbound,
+    };
+    pb::Listener {
+        name: m.name.clone(),
+        address: Some(socket_address(&m.address.ip().to_string(), m.address.port())),
+        filter_chains: m.filter_chains.iter().map(chain).collect(),
+        use_original_dst: m.use_original_dst.then_some(gp::BoolValue { value: true }),
+        default_filter_chain: m.default_filter_chain.as_ref().map(chain),
+        listener_filters: filters,
+        listener_filters_timeout: Some(duration(m.inspect_timeout)),
+        continue_on_listener_filters_timeout: true,
+        transparent: m.transparent.then_some(gp::BoolValue { value: true }),
+        traffic_direction: direction.into(),
+        access_log: m.access_log.iter().map(http::access_log).collect(),
+        bind_to_port: boolv(m.bind_to_port),
+        ..Default::default()
+    }
+}
+
+#[allow(deprecated)]
+pub(super) fn decode(m: pb::Listener) -> Res<Listener> {
+    refuse!(m;
+        additional_addresses, fcds_config, filter_chain_matcher, udp_listener_config, api_listener,
+        connection_balance_config, listener_specifier, socket_options
+    );
+    let (ip, port) = to_socket_address(m.address)?;
+    let ip: IpAddr = ip.parse().map_err(|_| Bad::new("address", format!("{ip:?} is not an IP address")))?;
+    let (mut original_dst, mut inspect_tls, mut inspect_http, mut proxy_protocol) =
+        (false, false, false, false);
+    for (i, f) in m.listener_filters.into_iter().enumerate() {
+        let field = format!("listener_filters[{i}]");
+        refuse!(f; filter_disabled);
+        let Some(l::listener_filter::ConfigType::TypedConfig(a)) = f.config_type else {
+            return Err(Bad::unsupported(field, "a filter without typed_config"));
+        };
+        if is::<OriginalDst>(&a) {
+            original_dst = true;
+        } else if is::<TlsInspector>(&a) {
+            inspect_tls = true;
+        } else if is::<HttpInspector>(&a) {
+            inspect_http = true;
+        } else if is::<ProxyProtocol>(&a) {
+            let p: ProxyProtocol = typed(&a).at(&field)?;
+            refuse!(p; rules, disallowed_versions);
+            if p.allow_requests_without_proxy_protocol {
+                return Err(Bad::unsupported(field, "allow_requests_without_proxy_protocol"));
+            }
+            proxy_protocol = true;
+        } else {
+            return Err(Bad::unsupported(field, format_args!("filter {:?}", a.type_url)));
+        }
+    }
+    let direction = match core::TrafficDirection::try_from(m.traffic_direction) {
+        Ok(core::TrafficDirection::Inbound) => Direction::Inbound,
+        Ok(core::TrafficDirection::Outbound) => Direction::Outbound,
+        _ => Direction::Unspecified,
+    };
+    let bind_v1 = m.deprecated_v1.and_then(|d| d.bind_to_port);
+    Ok(Listener {
+        name: m.name,
+        address: SocketAddr::new(ip, port),
+        bind_to_port: bool_or(m.bind_to_port.or(bind_v1), true),
+        use_original_dst: bool_or(m.use_original_dst, false) || original_dst,
+        transparent: bool_or(m.transparent, false),
+        direction,
+        inspect_tls,
+        inspect_http,
+        proxy_protocol,
+        inspect_timeout: m.listener_filters_timeout.map_or(Ok(INSPECT_TIMEOUT), to_duration)?,
+        filter_chains: each("filter_chains", m.filter_chains, to_chain)?,
+        default_filter_chain: m.default_filter_chain.map(to_chain).transpose().at("default_filter_chain")?,
+        access_log: each("access_log", m.access_log, http::to_access_log)?,
+    })
+}
+
+fn listener_filter<T: Name>(name: &str, config: &T) -> pb::ListenerFilter {
+    pb::ListenerFilter {
+        name: name.to_owned(),
+        config_type: Some(l::listener_filter::ConfigType::TypedConfig(any(config))),
+        ..Default::default()
+    }
+}
+
+fn chain(c: &FilterChain) -> pb::FilterChain {
+    pb::FilterChain {
+        name: c.name.clone(),
+        filter_chain_match: (c.matches != FilterChainMatch::default()).then(|| chain_match(&c.matches)),
+        filters: c.filters.iter().map(filter).collect(),
+        transport_socket: c.tls.as_ref().map(tls::downstream),
+        ..Default::default()
+    }
+}
+
+#[allow(deprecated)]
+fn to_chain(c: pb::FilterChain) -> Res<FilterChain> {
+    if bool_or(c.use_proxy_proto, false) {
+        return Err(Bad::unsupported("use_proxy_proto", "the deprecated field"));
+    }
+    let filters = each("filters", c.filters, to_filter)?;
+    if !matches!(filters.last(), Some(NetworkFilter::Tcp(_) | NetworkFilter::Http(_))) {
+        return Err(Bad::new("filters", "the last filter must be tcp_proxy or http_connection_manager"));
+    }
+    let early = filters.len() - 1;
+    if filters[..early].iter().any(|f| matches!(f, NetworkFilter::Tcp(_) | NetworkFilter::Http(_))) {
+        return Err(Bad::new("filters", "a terminal filter must be the last one"));
+    }
+    Ok(FilterChain {
+        name: c.name,
+        matches: to_chain_match(c.filter_chain_match.unwrap_or_default()).at("filter_chain_match")?,
+        tls: c.transport_socket.map(tls::to_downstream).transpose().at("transport_socket")?.flatten(),
+        filters,
+    })
+}
+
+fn chain_match(m: &FilterChainMatch) -> pb::FilterChainMatch {
+    let transport = match m.transport_protocol {
+        None => "",
+        Some(TransportProtocol::Tls) => "tls",
+        Some(TransportProtocol::RawBuffer) => "raw_buffer",
+    };
+    pb::FilterChainMatch {
+        destination_port: m.destination_port.and_then(|p| u32v(u32::from(p))),
+        prefix_ranges: m.destination_prefixes.iter().map(cidr).collect(),
+        source_prefix_ranges: m.source_prefixes.iter().map(cidr).collect(),
+        server_names: m.server_names.clone(),
+        transport_protocol: transport.to_owned(),
+        application_protocols: m.application_protocols.clone(),
+        ..Default::default()
+    }
+}
+
+fn to_chain_match(m: pb::FilterChainMatch) -> Res<FilterChainMatch> {
+    refuse!(m; address_suffix, suffix_len, direct_source_prefix_ranges, source_type, source_ports);
+    let transport_protocol = match m.transport_protocol.as_str() {
+        "" => None,
+        "tls" => Some(TransportProtocol::Tls),
+        "raw_buffer" => Some(TransportProtocol::RawBuffer),
+        other => return Err(Bad::unsupported("transport_protocol", format_args!("{other:?}"))),
+    };
+    let destination_port = match m.destination_port {
+        None => None,
+        Some(p) => Some(u16::try_from(p.value).map_err(|_| Bad::new("destination_port", "is above 65535"))?),
+    };
+    Ok(FilterChainMatch {
+        destination_port,
+        destination_prefixes: each("prefix_ranges", m.prefix_ranges, to_cidr)?,
+        server_names: m.server_names,
+        transport_protocol,
+        application_protocols: m.application_protocols,
+        source_prefixes: each("source_prefix_ranges", m.source_prefix_ranges, to_cidr)?,
+    })
+}
+
+fn filter(f: &NetworkFilter) -> pb::Filter {
+    let (name, config) = match f {
+        NetworkFilter::Rbac(r) => ("envoy.filters.network.rbac", any(&rbac::network(r))),
+        NetworkFilter::SniCluster => ("envoy.filters.network.sni_cluster", any(&SniCluster::default())),
+        NetworkFilter::Tcp(t) => ("envoy.filters.network.tcp_proxy", any(&tcp_proxy(t))),
+        NetworkFilter::Http(h) => ("envoy.filters.network.http_connection_manager", any(&http::encode(h))),
+    };
+    pb::Filter { name: name.to_owned(), config_type: Some(l::filter::ConfigType::TypedConfig(config)) }
+}
+
+fn to_filter(f: pb::Filter) -> Res<NetworkFilter> {
+    let Some(l::filter::ConfigType::TypedConfig(a)) = f.config_type else {
+        return Err(Bad::unsupported("config_type", "a filter without typed_config"));
+    };
+    if is::<HttpConnectionManager>(&a) {
+        return Ok(NetworkFilter::Http(Box::new(http::decode(typed(&a)?)?)));
+    }
+    if is::<tcp::TcpProxy>(&a) {
+        return Ok(NetworkFilter::Tcp(to_tcp_proxy(typed(&a)?)?));
+    }
+    if is::<Rbac>(&a) {
+        return Ok(NetworkFilter::Rbac(rbac::to_network(typed(&a)?)?));
+    }
+    if is::<SniCluster>(&a) {
+        return Ok(NetworkFilter::SniCluster);
+    }
+    Err(Bad::unsupported("typed_config", format_args!("filter {:?} ({})", f.name, a.type_url)))
+}
+
+fn tcp_proxy(t: &TcpProxy) -> tcp::TcpProxy {
+    use tcp::tcp_proxy as tp;
+    let clusters = match t.clusters.as_slice() {
+        [one] => tp::ClusterSpecifier::Cluster(one.cluster.clone()),
+        many => tp::ClusterSpecifier::WeightedClusters(tp::WeightedCluster {
+            clusters: many
+                .iter()
+                .map(|c| tp::weighted_cluster::ClusterWeight {
+                    name: c.cluster.clone(),
+                    weight: c.weight,
+                    ..Default::default()
+                })
+                .collect(),
+        }),
+    };
+    tcp::TcpProxy {
+        stat_prefix: if t.stat_prefix.is_empty() { "tcp".to_owned() } else { t.stat_prefix.clone() },
+        idle_timeout: zero_off(t.idle_timeout),
+        access_log: t.access_log.iter().map(http::access_log).collect(),
+        cluster_specifier: Some(clusters),
+        ..Default::default()
+    }
+}
+
+#[allow(deprecated)]
+fn to_tcp_proxy(m: tcp::TcpProxy) -> Res<TcpProxy> {
+    use tcp::tcp_proxy as tp;
+    refuse!(m;
+        on_demand, metadata_match, hash_policy, tunneling_config, max_downstream_connection_duration,
+        upstream_connect_mode
+    );
+    let clusters = match m.cluster_specifier {
+        Some(tp::ClusterSpecifier::Cluster(c)) => vec![WeightedCluster::only(c)],
+        Some(tp::ClusterSpecifier::WeightedClusters(w)) => w
+            .clusters
+            .into_iter()
+            .map(|c| WeightedCluster { cluster: c.name, weight: c.weight, ..Default::default() })
+            .collect(),
+        None => return Err(Bad::new("cluster_specifier", "is missing")),
+    };
+    Ok(TcpProxy {
+        stat_prefix: m.stat_prefix,
+        clusters,
+        idle_timeout: or_off(m.idle_timeout, TCP_IDLE).at("idle_timeout")?,
+        access_log: each("access_log", m.access_log, http::to_access_log)?,
+    })
+}

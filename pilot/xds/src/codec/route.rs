@@ -1,0 +1,576 @@
+//! Route configurations.
+
+use std::{collections::HashMap, time::Duration};
+
+pub(super) use envoy_types::pb::envoy::config::route::v3 as pb;
+use envoy_types::pb::envoy::{
+    config::{core::v3 as core, route::v3 as r},
+    extensions::{
+        filters::{
+            common::fault::v3 as fault_common,
+            http::{cors::v3 as cors, fault::v3 as fault},
+        },
+        retry::host::previous_hosts::v3::PreviousHostsPredicate,
+    },
+    r#type::matcher::v3 as matcher,
+};
+use mesh_model::proxy::{
+    AbortKind, Cors, DirectResponse, Fault, Forward, HashPolicy, Mirror, PathMatch, QueryMatch, Redirect,
+    RetryOn, RetryPolicy, Route, RouteAction, RouteConfiguration, RouteMatch, VirtualHost, WeightedCluster,
+};
+
+use super::{At, Bad, Res, common::*, each, refuse};
+
+pub(super) const CORS: &str = "envoy.filters.http.cors";
+pub(super) const FAULT: &str = "envoy.filters.http.fault";
+/// Envoy's timeout of a route that sets none.
+const ROUTE_TIMEOUT: Duration = Duration::from_secs(15);
+const RETRY_BASE: Duration = Duration::from_millis(25);
+
+pub(super) fn encode(c: &RouteConfiguration) -> pb::RouteConfiguration {
+    pb::RouteConfiguration {
+        name: c.name.clone(),
+        virtual_hosts: c.virtual_hosts.iter().map(virtual_host).collect(),
+        // Clusters may arrive after the routes that name them.
+        validate_clusters: boolv(false),
+        ..Default::default()
+    }
+}
+
+pub(super) fn decode(m: pb::RouteConfiguration) -> Res<RouteConfiguration> {
+    refuse!(m;
+        vhds, internal_only_headers, response_headers_to_add, response_headers_to_remove,
+        request_headers_to_add, request_headers_to_remove, cluster_specifier_plugins,
+        request_mirror_policies, ignore_port_in_host_matching, vhost_header,
+        ignore_path_parameters_in_path_matching, typed_per_filter_config, route_specifiers
+    );
+    Ok(RouteConfiguration {
+        name: m.name,
+        virtual_hosts: each("virtual_hosts", m.virtual_hosts, to_virtual_host)?,
+    })
+}
+
+fn virtual_host(v: &VirtualHost) -> pb::VirtualHost {
+    use r::virtual_host::TlsRequirementType as T;
+    let (request_headers_to_add, request_headers_to_remove) = header_ops(&v.request_headers);
+    let (response_headers_to_add, response_headers_to_remove) = header_ops(&v.response_headers);
+    pb::VirtualHost {
+        name: v.name.clone(),
+        domains: v.domains.clone(),
+        routes: v.routes.iter().map(route).collect(),
+        require_tls: if v.require_tls { T::All } else { T::None }.into(),
+        request_headers_to_add,
+        request_headers_to_remove,
+        response_headers_to_add,
+        response_headers_to_remove,
+        ..Default::default()
+    }
+}
+
+#[allow(deprecated)]
+fn to_virtual_host(v: pb::VirtualHost) -> Res<VirtualHost> {
+    use r::virtual_host::TlsRequirementType as T;
+    refuse!(v;
+        matcher, rate_limits, cors, typed_per_filter_config, retry_policy, retry_policy_typed_config,
+        hedge_policy, request_mirror_policies, route_specifiers
+    );
+    let require_tls = match T::try_from(v.require_tls) {
+        Ok(T::None) => false,
+        Ok(T::All) => true,
+        _ => return Err(Bad::unsupported("require_tls", "EXTERNAL_ONLY")),
+    };
+    Ok(VirtualHost {
+        name: v.name,
+        domains: v.domains,
+        require_tls,
+        routes: each("routes", v.routes, to_route)?,
+        request_headers: to_header_ops(v.request_headers_to_add, v.request_headers_to_remove)?,
+        response_headers: to_header_ops(v.response_headers_to_add, v.response_headers_to_remove)?,
+    })
+}
+
+fn route(m: &Route) -> pb::Route {
+    let (request_headers_to_add, request_headers_to_remove) = header_ops(&m.request_headers);
+    let (response_headers_to_add, response_headers_to_remove) = header_ops(&m.response_headers);
+    let mut filters = HashMap::new();
+    if let Some(f) = &m.fault {
+        filters.insert(FAULT.to_owned(), any(&fault(f)));
+    }
+    if let Some(c) = &m.cors {
+        filters.insert(CORS.to_owned(), any(&cors_policy(c)));
+    }
+    let action = match &m.action {
+        RouteAction::Forward(f) => r::route::Action::Route(forward(f)),
+        RouteAction::Redirect(d) => r::route::Action::Redirect(redirect(d)),
+        RouteAction::Direct(d) => r::route::Action::DirectResponse(direct(d)),
+    };
+    pb::Route {
+        name: m.name.clone(),
+        r#match: Some(route_match(&m.matches)),
+        decorator: (!m.operation.is_empty())
+            .then(|| r::Decorator { operation: m.operation.clone(), ..Default::default() }),
+        typed_per_filter_config: filters,
+        request_headers_to_add,
+        request_headers_to_remove,
+        response_headers_to_add,
+        response_headers_to_remove,
+        action: Some(action),
+        ..Default::default()
+    }
+}
+
+fn to_route(m: pb::Route) -> Res<Route> {
+    refuse!(m; tracing, route_specifiers);
+    let mut fault = None;
+    let mut cors = None;
+    for (name, config) in m.typed_per_filter_config {
+        match name.as_str() {
+            FAULT => fault = Some(to_fault(typed(&config).at(FAULT)?).at(FAULT)?),
+            CORS => cors = Some(to_cors(typed(&config).at(CORS)?).at(CORS)?),
+            _ => {
+                let field = format!("typed_per_filter_config[{name}]");
+                return Err(Bad::unsupported(field, "this filter"));
+            }
+        }
+    }
+    let action = match m.action {
+        Some(r::route::Action::Route(a)) => RouteAction::Forward(Box::new(to_forward(a).at("route")?)),
+        Some(r::route::Action::Redirect(a)) => RouteAction::Redirect(to_redirect(a).at("redirect")?),
+        Some(r::route::Action::DirectResponse(a)) => RouteAction::Direct(to_direct(a).at("direct_response")?),
+        Some(_) => return Err(Bad::unsupported("action", "this kind of action")),
+        None => return Err(Bad::new("action", "is missing")),
+    };
+    Ok(Route {
+        name: m.name,
+        matches: to_route_match(m.r#match.unwrap_or_default()).at("match")?,
+        action,
+        request_headers: to_header_ops(m.request_headers_to_add, m.request_headers_to_remove)?,
+        response_headers: to_header_ops(m.response_headers_to_add, m.response_headers_to_remove)?,
+        fault,
+        cors,
+        operation: m.decorator.map(|d| d.operation).unwrap_or_default(),
+    })
+}
+
+fn route_match(m: &RouteMatch) -> r::RouteMatch {
+    use r::route_match::PathSpecifier as P;
+    let path = match &m.path {
+        PathMatch::Prefix(p) => P::Prefix(p.clone()),
+        PathMatch::SegmentPrefix(p) => P::PathSeparatedPrefix(p.clone()),
+        PathMatch::Exact(p) => P::Path(p.clone()),
+        PathMatch::Regex(p) => P::SafeRegex(regex(p)),
+    };
+    let query = |q: &QueryMatch| {
+        use r::query_parameter_matcher::QueryParameterMatchSpecifier as S;
+        let spec = q.value.as_ref().map_or(S::PresentMatch(true), |m| S::StringMatch(string_match(m)));
+        r::QueryParameterMatcher { name: q.name.clone(), query_parameter_match_specifier: Some(spec) }
+    };
+    r::RouteMatch {
+        case_sensitive: boolv(m.case_sensitive),
+        headers: m.headers.iter().map(header_match).collect(),
+        query_parameters: m.query.iter().map(query).collect(),
+        path_specifier: Some(path),
+        ..Default::default()
+    }
+}
+
+fn to_route_match(m: r::RouteMatch) -> Res<RouteMatch> {
+    use r::route_match::PathSpecifier as P;
+    refuse!(m; runtime_fraction, cookies, grpc, tls_context, dynamic_metadata, filter_state);
+    let path = match m.path_specifier {
+        Some(P::Prefix(p)) => PathMatch::Prefix(p),
+        Some(P::PathSeparatedPrefix(p)) => PathMatch::SegmentPrefix(p),
+        Some(P::Path(p)) => PathMatch::Exact(p),
+        Some(P::SafeRegex(p)) => PathMatch::Regex(p.regex),
+        Some(P::ConnectMatcher(_)) => return Err(Bad::unsupported("connect_matcher", "CONNECT")),
+        Some(P::PathMatchPolicy(p)) => {
+            return Err(Bad::unsupported("path_match_policy", format_args!("extension {:?}", p.name)));
+        }
+        None => return Err(Bad::new("path_specifier", "is missing")),
+    };
+    let query = |q: r::QueryParameterMatcher| {
+        use r::query_parameter_matcher::QueryParameterMatchSpecifier as S;
+        let value = match q.query_parameter_match_specifier {
+            Some(S::StringMatch(m)) => Some(to_string_match(m).at("string_match")?),
+            Some(S::PresentMatch(true)) | None => None,
+            Some(S::PresentMatch(false)) => return Err(Bad::unsupported("present_match", "false")),
+        };
+        Ok(QueryMatch { name: q.name, value })
+    };
+    Ok(RouteMatch {
+        path,
+        case_sensitive: bool_or(m.case_sensitive, true),
+        headers: each("headers", m.headers, to_header_match)?,
+        query: each("query_parameters", m.query_parameters, query)?,
+    })
+}
+
+fn substitute((pattern, substitution): &(String, String)) -> matcher::RegexMatchAndSubstitute {
+    matcher::RegexMatchAndSubstitute { pattern: Some(regex(pattern)), substitution: substitution.clone() }
+}
+
+fn weighted(c: &WeightedCluster) -> r::weighted_cluster::ClusterWeight {
+    let (request_headers_to_add, request_headers_to_remove) = header_ops(&c.request_headers);
+    let (response_headers_to_add, response_headers_to_remove) = header_ops(&c.response_headers);
+    r::weighted_cluster::ClusterWeight {
+        name: c.cluster.clone(),
+        weight: u32v(c.weight),
+        request_headers_to_add,
+        request_headers_to_remove,
+        response_headers_to_add,
+        response_headers_to_remove,
+        ..Default::default()
+    }
+}
+
+fn to_weighted(c: r::weighted_cluster::ClusterWeight) -> Res<WeightedCluster> {
+    refuse!(c; cluster_header, metadata_match, typed_per_filter_config, host_rewrite_specifier);
+    Ok(WeightedCluster {
+        cluster: c.name,
+        weight: c.weight.map_or(0, |w| w.value),
+        request_headers: to_header_ops(c.request_headers_to_add, c.request_headers_to_remove)?,
+        response_headers: to_header_ops(c.response_headers_to_add, c.response_headers_to_remove)?,
+    })
+}
+
+fn forward(f: &Forward) -> r::RouteAction {
+    use r::route_action::{ClusterSpecifier as C, HostRewriteSpecifier as H};
+    let cluster = match f.clusters.as_slice() {
+        [one] if *one == WeightedCluster::only(one.cluster.clone()) => C::Cluster(one.cluster.clone()),
+        many => C::WeightedClusters(r::WeightedCluster {
+            clusters: many.iter().map(weighted).collect(),
+            ..Default::default()
+        }),
+    };
+    let mirror = |m: &Mirror| r::route_action::RequestMirrorPolicy {
+        cluster: m.cluster.clone(),
+        runtime_fraction: Some(core::RuntimeFractionalPercent {
+            default_value: Some(ppm(m.fraction)),
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
+    r::RouteAction {
+        prefix_rewrite: f.prefix_rewrite.clone().unwrap_or_default(),
+        regex_rewrite: f.regex_rewrite.as_ref().map(substitute),
+        timeout: zero_off(f.timeout),
+        idle_timeout: f.idle_timeout.map(duration),
+        retry_policy: f.retry.as_ref().map(retry),
+        request_mirror_policies: f.mirrors.iter().map(mirror).collect(),
+        hash_policy: f.hash.iter().map(hash).collect(),
+        cluster_specifier: Some(cluster),
+        host_rewrite_specifier: f.host_rewrite.clone().map(H::HostRewriteLiteral),
+        ..Default::default()
+    }
+}
+
+#[allow(deprecated)]
+fn to_forward(a: r::RouteAction) -> Res<Forward> {
+    use r::route_action::{ClusterSpecifier as C, HostRewriteSpecifier as H};
+    refuse!(a;
+        metadata_match, path_rewrite_policy, path_rewrite, early_data_policy, retry_policy_typed_config,
+        priority, rate_limits, cors, internal_redirect_policy, internal_redirect_action, hedge_policy
+    );
+    let clusters = match a.cluster_specifier {
+        Some(C::Cluster(c)) => vec![WeightedCluster::only(c)],
+        Some(C::WeightedClusters(w)) => each("weighted_clusters.clusters", w.clusters, to_weighted)?,
+        Some(C::ClusterHeader(_)) => {
+            return Err(Bad::unsupported("cluster_header", "a cluster from a header"));
+        }
+        Some(_) => return Err(Bad::unsupported("cluster_specifier", "a cluster specifier extension")),
+        None => return Err(Bad::new("cluster_specifier", "is missing")),
+    };
+    let host_rewrite = match a.host_rewrite_specifier {
+        None => None,
+        Some(H::HostRewriteLiteral(h)) => Some(h),
+        Some(_) => return Err(Bad::unsupported("host_rewrite_specifier", "a rewrite that is not literal")),
+    };
+    // gRPC deadlines: honoured only when asked for, and the engine does not.
+    if a.max_stream_duration.as_ref().is_some_and(|d| d.max_stream_duration.is_some()) {
+        return Err(Bad::unsupported("max_stream_duration", "a limit of stream duration"));
+    }
+    let mirror = |m: r::route_action::RequestMirrorPolicy| {
+        refuse!(m; cluster_header, request_headers_mutations, host_rewrite_literal);
+        let fraction = m.runtime_fraction.and_then(|f| f.default_value).map_or(1_000_000, |f| to_ppm(&f));
+        Ok(Mirror { cluster: m.cluster, fraction })
+    };
+    let regex_rewrite = a.regex_rewrite.map(|s| (s.pattern.unwrap_or_default().regex, s.substitution));
+    Ok(Forward {
+        clusters,
+        timeout: or_off(a.timeout, ROUTE_TIMEOUT).at("timeout")?,
+        idle_timeout: opt(a.idle_timeout).at("idle_timeout")?,
+        retry: a.retry_policy.map(to_retry).transpose().at("retry_policy")?,
+        prefix_rewrite: (!a.prefix_rewrite.is_empty()).then_some(a.prefix_rewrite),
+        regex_rewrite,
+        host_rewrite,
+        mirrors: each("request_mirror_policies", a.request_mirror_policies, mirror)?,
+        hash: each("hash_policy", a.hash_policy, to_hash)?,
+    })
+}
+
+const RETRY_ON: &[(RetryOn, &str)] = &[
+    (RetryOn::ServerError, "5xx"),
+    (RetryOn::GatewayError, "gateway-error"),
+    (RetryOn::ConnectFailure, "connect-failure"),
+    (RetryOn::RefusedStream, "refused-stream"),
+    (RetryOn::Reset, "reset"),
+    (RetryOn::ResetBeforeRequest, "reset-before-request"),
+    (RetryOn::Retriable4xx, "retriable-4xx"),
+    (RetryOn::RetriableStatusCodes, "retriable-status-codes"),
+    (RetryOn::Cancelled, "cancelled"),
+    (RetryOn::DeadlineExceeded, "deadline-exceeded"),
+    (RetryOn::ResourceExhausted, "resource-exhausted"),
+    (RetryOn::Internal, "internal"),
+    (RetryOn::Unavailable, "unavailable"),
+];
+
+fn retry(p: &RetryPolicy) -> r::RetryPolicy {
+    let on: Vec<&str> =
+        p.on.iter().filter_map(|o| RETRY_ON.iter().find(|(k, _)| k == o).map(|(_, s)| *s)).collect();
+    let previous = r::retry_policy::RetryHostPredicate {
+        name: "envoy.retry_host_predicates.previous_hosts".to_owned(),
+        config_type: Some(r::retry_policy::retry_host_predicate::ConfigType::TypedConfig(any(
+            &PreviousHostsPredicate::default(),
+        ))),
+    };
+    let avoid = p.host_selection_attempts > 0;
+    r::RetryPolicy {
+        retry_on: on.join(","),
+        num_retries: u32v(p.attempts),
+        per_try_timeout: p.per_try_timeout.map(duration),
+        retry_host_predicate: if avoid { vec![previous] } else { vec![] },
+        host_selection_retry_max_attempts: i64::from(p.host_selection_attempts),
+        retriable_status_codes: p.status_codes.iter().map(|c| u32::from(*c)).collect(),
+        retry_back_off: Some(r::retry_policy::RetryBackOff {
+            base_interval: Some(duration(p.base_interval)),
+            max_interval: Some(duration(p.max_interval)),
+        }),
+        ..Default::default()
+    }
+}
+
+fn to_retry(p: r::RetryPolicy) -> Res<RetryPolicy> {
+    refuse!(p;
+        per_try_idle_timeout, retry_priority, retry_options_predicates, rate_limited_retry_back_off,
+        retriable_headers, retriable_request_headers
+    );
+    let mut on = Vec::new();
+    for word in p.retry_on.split(',').map(str::trim).filter(|w| !w.is_empty()) {
+        match RETRY_ON.iter().find(|(_, s)| *s == word) {
+            Some((o, _)) if !on.contains(o) => on.push(*o),
+            Some(_) => {}
+            None => return Err(Bad::unsupported("retry_on", format_args!("{word:?}"))),
+        }
+    }
+    let mut avoid = false;
+    for h in &p.retry_host_predicate {
+        if h.name != "envoy.retry_host_predicates.previous_hosts" {
+            return Err(Bad::unsupported("retry_host_predicate", format_args!("extension {:?}", h.name)));
+        }
+        avoid = true;
+    }
+    let back_off = p.retry_back_off.unwrap_or_default();
+    let base = back_off.base_interval.map_or(Ok(RETRY_BASE), to_duration).at("retry_back_off")?;
+    let codes = p.retriable_status_codes.iter().map(|c| status_code(*c)).collect::<Res<Vec<u16>>>()?;
+    let attempts = u32::try_from(p.host_selection_retry_max_attempts.max(0)).unwrap_or(u32::MAX);
+    Ok(RetryPolicy {
+        on,
+        status_codes: codes,
+        attempts: p.num_retries.map_or(1, |n| n.value),
+        per_try_timeout: opt(p.per_try_timeout).at("per_try_timeout")?,
+        base_interval: base,
+        max_interval: back_off.max_interval.map_or(Ok(base * 10), to_duration).at("retry_back_off")?,
+        host_selection_attempts: if avoid { attempts.max(1) } else { 0 },
+    })
+}
+
+fn hash(h: &HashPolicy) -> r::route_action::HashPolicy {
+    use r::route_action::hash_policy as p;
+    let spec = match h {
+        HashPolicy::Header(n) => {
+            p::PolicySpecifier::Header(p::Header { header_name: n.clone(), ..Default::default() })
+        }
+        HashPolicy::Cookie { name, path, ttl } => p::PolicySpecifier::Cookie(p::Cookie {
+            name: name.clone(),
+            path: path.clone(),
+            ttl: ttl.map(duration),
+            ..Default::default()
+        }),
+        HashPolicy::SourceIp => {
+            p::PolicySpecifier::ConnectionProperties(p::ConnectionProperties { source_ip: true })
+        }
+        HashPolicy::Query(n) => p::PolicySpecifier::QueryParameter(p::QueryParameter { name: n.clone() }),
+    };
+    r::route_action::HashPolicy { terminal: false, policy_specifier: Some(spec) }
+}
+
+fn to_hash(h: r::route_action::HashPolicy) -> Res<HashPolicy> {
+    use r::route_action::hash_policy::PolicySpecifier as S;
+    refuse!(h; terminal);
+    Ok(match h.policy_specifier {
+        Some(S::Header(p)) => {
+            refuse!(p; regex_rewrite);
+            HashPolicy::Header(p.header_name)
+        }
+        Some(S::Cookie(p)) => {
+            refuse!(p; attributes);
+            HashPolicy::Cookie { name: p.name, path: p.path, ttl: opt(p.ttl)? }
+        }
+        Some(S::ConnectionProperties(p)) if p.source_ip => HashPolicy::SourceIp,
+        Some(S::QueryParameter(p)) => HashPolicy::Query(p.name),
+        Some(S::FilterState(_)) => return Err(Bad::unsupported("filter_state", "hashing filter state")),
+        Some(S::ConnectionProperties(_)) | None => return Err(Bad::new("policy_specifier", "is missing")),
+    })
+}
+
+const REDIRECTS: &[(u16, r::redirect_action::RedirectResponseCode)] = {
+    use r::redirect_action::RedirectResponseCode as C;
+    &[
+        (301, C::MovedPermanently),
+        (302, C::Found),
+        (303, C::SeeOther),
+        (307, C::TemporaryRedirect),
+        (308, C::PermanentRedirect),
+    ]
+};
+
+fn redirect(d: &Redirect) -> r::RedirectAction {
+    use r::redirect_action::{
+        PathRewriteSpecifier as P, RedirectResponseCode as C, SchemeRewriteSpecifier as S,
+    };
+    let code = REDIRECTS.iter().find(|(n, _)| *n == d.status).map_or(C::MovedPermanently, |(_, c)| *c);
+    let path = match (&d.path, &d.prefix_rewrite) {
+        (Some(p), _) => Some(P::PathRedirect(p.clone())),
+        (None, Some(p)) => Some(P::PrefixRewrite(p.clone())),
+        (None, None) => None,
+    };
+    r::RedirectAction {
+        host_redirect: d.host.clone().unwrap_or_default(),
+        port_redirect: d.port.map_or(0, u32::from),
+        response_code: code.into(),
+        scheme_rewrite_specifier: d.scheme.clone().map(S::SchemeRedirect),
+        path_rewrite_specifier: path,
+        ..Default::default()
+    }
+}
+
+fn to_redirect(a: r::RedirectAction) -> Res<Redirect> {
+    use r::redirect_action::{
+        PathRewriteSpecifier as P, RedirectResponseCode as C, SchemeRewriteSpecifier as S,
+    };
+    refuse!(a; strip_query);
+    let code =
+        C::try_from(a.response_code).map_err(|_| Bad::unsupported("response_code", a.response_code))?;
+    let (path, prefix_rewrite) = match a.path_rewrite_specifier {
+        None => (None, None),
+        Some(P::PathRedirect(p)) => (Some(p), None),
+        Some(P::PrefixRewrite(p)) => (None, Some(p)),
+        Some(P::RegexRewrite(_)) => return Err(Bad::unsupported("regex_rewrite", "a regex in a redirect")),
+        Some(P::PathRewrite(_)) => return Err(Bad::unsupported("path_rewrite", "a template in a redirect")),
+    };
+    Ok(Redirect {
+        scheme: match a.scheme_rewrite_specifier {
+            None | Some(S::HttpsRedirect(false)) => None,
+            Some(S::HttpsRedirect(true)) => Some("https".to_owned()),
+            Some(S::SchemeRedirect(s)) => Some(s),
+        },
+        host: (!a.host_redirect.is_empty()).then_some(a.host_redirect),
+        port: match a.port_redirect {
+            0 => None,
+            p => Some(u16::try_from(p).map_err(|_| Bad::new("port_redirect", "is above 65535"))?),
+        },
+        path,
+        prefix_rewrite,
+        // The table lists every value of the enumeration.
+        status: REDIRECTS.iter().find(|(_, c)| *c == code).map_or(301, |(n, _)| *n),
+    })
+}
+
+fn direct(d: &DirectResponse) -> r::DirectResponseAction {
+    let body = (!d.body.is_empty()).then(|| core::DataSource {
+        specifier: Some(core::data_source::Specifier::InlineBytes(d.body.clone())),
+        ..Default::default()
+    });
+    r::DirectResponseAction { status: u32::from(d.status), body, ..Default::default() }
+}
+
+fn to_direct(a: r::DirectResponseAction) -> Res<DirectResponse> {
+    use core::data_source::Specifier as S;
+    refuse!(a; body_format);
+    let body = match a.body.and_then(|b| b.specifier) {
+        None => vec![],
+        Some(S::InlineBytes(b)) => b,
+        Some(S::InlineString(s)) => s.into_bytes(),
+        Some(_) => return Err(Bad::unsupported("body", "a body that is not inline")),
+    };
+    Ok(DirectResponse { status: status_code(a.status)?, body })
+}
+
+fn fault(f: &Fault) -> fault::HttpFault {
+    let delay = f.delay.map(|(d, n)| fault_common::FaultDelay {
+        percentage: Some(ppm(n)),
+        fault_delay_secifier: Some(fault_common::fault_delay::FaultDelaySecifier::FixedDelay(duration(d))),
+    });
+    let abort = f.abort.map(|(kind, n)| {
+        use fault::fault_abort::ErrorType as E;
+        let error = match kind {
+            AbortKind::Http(s) => E::HttpStatus(u32::from(s)),
+            AbortKind::Grpc(s) => E::GrpcStatus(s),
+        };
+        fault::FaultAbort { percentage: Some(ppm(n)), error_type: Some(error), ..Default::default() }
+    });
+    fault::HttpFault { delay, abort, ..Default::default() }
+}
+
+fn to_fault(m: fault::HttpFault) -> Res<Fault> {
+    refuse!(m; upstream_cluster, headers, downstream_nodes, max_active_faults, response_rate_limit);
+    let share =
+        |p: Option<envoy_types::pb::envoy::r#type::v3::FractionalPercent>| p.map_or(0, |f| to_ppm(&f));
+    let delay = match m.delay {
+        None => None,
+        Some(d) => match d.fault_delay_secifier {
+            Some(fault_common::fault_delay::FaultDelaySecifier::FixedDelay(t)) => {
+                Some((to_duration(t).at("delay.fixed_delay")?, share(d.percentage)))
+            }
+            _ => return Err(Bad::unsupported("delay", "a delay from a header")),
+        },
+    };
+    let abort = match m.abort {
+        None => None,
+        Some(a) => {
+            use fault::fault_abort::ErrorType as E;
+            refuse!(a; response_body);
+            let kind = match a.error_type {
+                Some(E::HttpStatus(s)) => AbortKind::Http(status_code(s).at("abort.http_status")?),
+                Some(E::GrpcStatus(s)) => AbortKind::Grpc(s),
+                _ => return Err(Bad::unsupported("abort", "an abort from a header")),
+            };
+            Some((kind, share(a.percentage)))
+        }
+    };
+    Ok(Fault { delay, abort })
+}
+
+fn cors_policy(c: &Cors) -> cors::CorsPolicy {
+    cors::CorsPolicy {
+        allow_origin_string_match: c.allow_origins.iter().map(string_match).collect(),
+        allow_methods: c.allow_methods.clone(),
+        allow_headers: c.allow_headers.clone(),
+        expose_headers: c.expose_headers.clone(),
+        max_age: c.max_age.clone(),
+        allow_credentials: boolv(c.allow_credentials),
+        ..Default::default()
+    }
+}
+
+fn to_cors(m: cors::CorsPolicy) -> Res<Cors> {
+    refuse!(m; filter_enabled, shadow_enabled, allow_private_network_access);
+    Ok(Cors {
+        allow_origins: each("allow_origin_string_match", m.allow_origin_string_match, to_string_match)?,
+        allow_methods: m.allow_methods,
+        allow_headers: m.allow_headers,
+        expose_headers: m.expose_headers,
+        max_age: m.max_age,
+        allow_credentials: bool_or(m.allow_credentials, false),
+    })
+}

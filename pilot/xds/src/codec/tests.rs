@@ -1,0 +1,514 @@
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use envoy_types::pb::envoy::{
+    config::{cluster::v3 as cds, core::v3 as core, listener::v3 as lds, route::v3 as rds},
+    extensions::filters::{http::lua::v3::Lua, network::http_connection_manager::v3 as hcm},
+};
+use mesh_model::{Locality, proxy::*};
+use proptest::prelude::*;
+
+use super::{common::any as typed_any, *};
+
+fn roots() -> Validation {
+    Validation {
+        trusted: Some(SecretRef::Sds("ROOTCA".into())),
+        sans: vec![StringMatch::exact("spiffe://mesh.local/ns/a/sa/b"), StringMatch::suffix(".example.com")],
+    }
+}
+
+fn downstream_tls() -> DownstreamTls {
+    DownstreamTls {
+        certificate: SecretRef::Sds("default".into()),
+        client_certificate: ClientCertificate::Required(roots()),
+        alpn: vec!["h2".into(), "http/1.1".into()],
+        min_version: TlsVersion::V1_3,
+    }
+}
+
+fn rbac() -> Rbac {
+    let header = HeaderMatch {
+        name: "x-a".into(),
+        value: HeaderValueMatch::Value(StringMatch::prefix("b")),
+        invert: true,
+    };
+    let policy = RbacPolicy {
+        permissions: vec![Permission::And(vec![
+            Permission::Or(vec![
+                Permission::Header(header.clone()),
+                Permission::Path(StringMatch::exact("/x")),
+            ]),
+            Permission::Not(Box::new(Permission::DestinationPort(80))),
+            Permission::DestinationIp("10.0.0.0/8".parse().unwrap()),
+            Permission::ServerName(StringMatch::suffix(".a")),
+            Permission::Any,
+        ])],
+        principals: vec![
+            Principal::And(vec![
+                Principal::Authenticated(Some(StringMatch::regex("spiffe://.*"))),
+                Principal::Authenticated(None),
+                Principal::Not(Box::new(Principal::SourceCluster(StringMatch::exact("east")))),
+            ]),
+            Principal::Or(vec![
+                Principal::DirectRemoteIp("1.2.3.4/32".parse().unwrap()),
+                Principal::RemoteIp("fd00::/8".parse().unwrap()),
+                Principal::Header(header),
+                Principal::Path(StringMatch::prefix("/")),
+            ]),
+            Principal::Any,
+        ],
+    };
+    Rbac {
+        rules: Some(RbacRules {
+            action: RbacAction::Deny,
+            policies: BTreeMap::from([
+                ("ns[a]-policy[b]-rule[0]".into(), policy.clone()),
+                ("p2".into(), policy),
+            ]),
+        }),
+        shadow: Some(RbacRules { action: RbacAction::Log, policies: BTreeMap::new() }),
+        stat_prefix: "s".into(),
+    }
+}
+
+fn ops() -> HeaderOps {
+    HeaderOps {
+        remove: vec!["a".into()],
+        set: vec![("b".into(), "1".into())],
+        add: vec![("c".into(), "2".into()), ("c".into(), "3".into())],
+    }
+}
+
+fn route(name: &str, action: RouteAction) -> Route {
+    Route {
+        name: name.into(),
+        matches: RouteMatch::any(),
+        action,
+        request_headers: HeaderOps::default(),
+        response_headers: HeaderOps::default(),
+        fault: None,
+        cors: None,
+        operation: String::new(),
+    }
+}
+
+fn routes() -> RouteConfiguration {
+    let rich = Route {
+        matches: RouteMatch {
+            path: PathMatch::Regex("/a/.*".into()),
+            case_sensitive: false,
+            headers: vec![
+                HeaderMatch {
+                    name: ":method".into(),
+                    value: HeaderValueMatch::Value(StringMatch::exact("GET")),
+                    invert: false,
+                },
+                HeaderMatch { name: "x".into(), value: HeaderValueMatch::Present(false), invert: false },
+            ],
+            query: vec![
+                QueryMatch { name: "q".into(), value: Some(StringMatch::exact("1")) },
+                QueryMatch { name: "r".into(), value: None },
+            ],
+        },
+        request_headers: ops(),
+        response_headers: ops(),
+        fault: Some(Fault {
+            delay: Some((Duration::from_millis(1500), 250_000)),
+            abort: Some((AbortKind::Grpc(14), 1)),
+        }),
+        cors: Some(Cors {
+            allow_origins: vec![StringMatch::regex(".*")],
+            allow_methods: "GET,POST".into(),
+            allow_headers: "x-a".into(),
+            expose_headers: "x-b".into(),
+            max_age: "60".into(),
+            allow_credentials: true,
+        }),
+        operation: "svc:80/*".into(),
+        ..route(
+            "rich",
+            RouteAction::Forward(Box::new(Forward {
+                clusters: vec![
+                    WeightedCluster {
+                        cluster: "a".into(),
+                        weight: 80,
+                        request_headers: ops(),
+                        response_headers: ops(),
+                    },
+                    WeightedCluster { cluster: "b".into(), weight: 20, ..WeightedCluster::default() },
+                ],
+                timeout: Some(Duration::from_secs(3)),
+                idle_timeout: Some(Duration::from_secs(9)),
+                retry: Some(RetryPolicy {
+                    on: vec![RetryOn::ConnectFailure, RetryOn::RetriableStatusCodes, RetryOn::Unavailable],
+                    status_codes: vec![503],
+                    attempts: 2,
+                    per_try_timeout: Some(Duration::from_millis(400)),
+                    base_interval: Duration::from_millis(25),
+                    max_interval: Duration::from_millis(250),
+                    host_selection_attempts: 5,
+                }),
+                prefix_rewrite: None,
+                regex_rewrite: Some(("^/a".into(), "/b".into())),
+                host_rewrite: Some("h".into()),
+                mirrors: vec![Mirror { cluster: "m".into(), fraction: 1234 }],
+                hash: vec![
+                    HashPolicy::Header("h".into()),
+                    HashPolicy::Cookie { name: "c".into(), path: "/".into(), ttl: Some(Duration::ZERO) },
+                    HashPolicy::SourceIp,
+                    HashPolicy::Query("q".into()),
+                ],
+            })),
+        )
+    };
+    let plain = RouteAction::Forward(Box::new(Forward {
+        clusters: vec![WeightedCluster::only("x")],
+        prefix_rewrite: Some("/n".into()),
+        ..Forward::default()
+    }));
+    let redirect = RouteAction::Redirect(Redirect {
+        scheme: Some("https".into()),
+        host: Some("h".into()),
+        port: Some(8443),
+        path: Some("/p".into()),
+        prefix_rewrite: None,
+        status: 308,
+    });
+    let mut exact = route("redirect", redirect);
+    exact.matches.path = PathMatch::Exact("/e".into());
+    let mut segment =
+        route("direct", RouteAction::Direct(DirectResponse { status: 418, body: b"no".to_vec() }));
+    segment.matches.path = PathMatch::SegmentPrefix("/s".into());
+    RouteConfiguration {
+        name: "9080".into(),
+        virtual_hosts: vec![VirtualHost {
+            name: "v".into(),
+            domains: vec!["a".into(), "*.b".into()],
+            require_tls: true,
+            routes: vec![rich, exact, segment, route("plain", plain)],
+            request_headers: ops(),
+            response_headers: ops(),
+        }],
+    }
+}
+
+fn hcm_model(routes: RouteSource) -> HttpConnectionManager {
+    HttpConnectionManager {
+        stat_prefix: "in".into(),
+        codec: HttpCodec::Auto,
+        routes,
+        filters: vec![HttpFilter::Rbac(rbac()), HttpFilter::GrpcStats, HttpFilter::Cors, HttpFilter::Fault],
+        use_remote_address: true,
+        trusted_hops: 2,
+        forward_client_cert: ForwardClientCert::AppendForward,
+        websocket: true,
+        server_name: "istio-envoy".into(),
+        normalize_path: true,
+        merge_slashes: true,
+        access_log: vec![
+            AccessLog { path: "/dev/stdout".into(), format: AccessLogFormat::Text(String::new()) },
+            AccessLog { path: "/a".into(), format: AccessLogFormat::Text("%PROTOCOL%\n".into()) },
+            AccessLog {
+                path: "/b".into(),
+                format: AccessLogFormat::Json(BTreeMap::from([("a".into(), "%PROTOCOL%".into())])),
+            },
+        ],
+        tracing: Some(Tracing { sampling: 123 }),
+        idle_timeout: None,
+        request_headers_timeout: Some(Duration::from_secs(7)),
+        stream_idle_timeout: None,
+        preserve_request_id: true,
+    }
+}
+
+pub(crate) fn listener() -> Listener {
+    let tcp = NetworkFilter::Tcp(TcpProxy {
+        stat_prefix: "t".into(),
+        clusters: vec![WeightedCluster::only("a")],
+        idle_timeout: Some(Duration::from_secs(60)),
+        access_log: vec![],
+    });
+    let split = NetworkFilter::Tcp(TcpProxy {
+        stat_prefix: "t".into(),
+        clusters: vec![
+            WeightedCluster { cluster: "a".into(), weight: 1, ..WeightedCluster::default() },
+            WeightedCluster { cluster: "b".into(), weight: 3, ..WeightedCluster::default() },
+        ],
+        idle_timeout: None,
+        access_log: vec![],
+    });
+    Listener {
+        name: "virtualInbound".into(),
+        address: "0.0.0.0:15006".parse().unwrap(),
+        bind_to_port: true,
+        use_original_dst: true,
+        transparent: true,
+        direction: Direction::Inbound,
+        inspect_tls: true,
+        inspect_http: true,
+        proxy_protocol: true,
+        inspect_timeout: Duration::from_secs(1),
+        filter_chains: vec![
+            FilterChain {
+                name: "mtls".into(),
+                matches: FilterChainMatch {
+                    destination_port: Some(9080),
+                    destination_prefixes: vec!["10.0.0.1/32".parse().unwrap()],
+                    server_names: vec!["*.local".into()],
+                    transport_protocol: Some(TransportProtocol::Tls),
+                    application_protocols: vec!["istio".into()],
+                    source_prefixes: vec!["::/0".parse().unwrap()],
+                },
+                tls: Some(downstream_tls()),
+                filters: vec![
+                    NetworkFilter::Rbac(rbac()),
+                    NetworkFilter::Http(Box::new(hcm_model(RouteSource::Inline(Arc::new(routes()))))),
+                ],
+            },
+            FilterChain {
+                name: "raw".into(),
+                matches: FilterChainMatch {
+                    transport_protocol: Some(TransportProtocol::RawBuffer),
+                    ..FilterChainMatch::default()
+                },
+                tls: Some(DownstreamTls {
+                    certificate: SecretRef::Files { chain: "/c".into(), key: "/k".into() },
+                    client_certificate: ClientCertificate::Optional(Validation {
+                        trusted: Some(SecretRef::Files { chain: "/r".into(), key: String::new() }),
+                        sans: vec![],
+                    }),
+                    alpn: vec![],
+                    min_version: TlsVersion::V1_2,
+                }),
+                filters: vec![NetworkFilter::SniCluster, split],
+            },
+        ],
+        default_filter_chain: Some(FilterChain {
+            name: "default".into(),
+            matches: FilterChainMatch::default(),
+            tls: None,
+            filters: vec![tcp],
+        }),
+        access_log: vec![],
+    }
+}
+
+fn assignment() -> LoadAssignment {
+    LoadAssignment {
+        name: "outbound|80||a".into(),
+        localities: vec![
+            LocalityEndpoints {
+                locality: Locality { region: "r".into(), zone: "z".into(), sub_zone: "s".into() },
+                priority: 1,
+                weight: 3,
+                endpoints: vec![LbEndpoint {
+                    address: "10.0.0.1".into(),
+                    port: 80,
+                    weight: 5,
+                    health: EndpointHealth::Draining,
+                    transport_labels: BTreeMap::from([
+                        ("tlsMode".into(), "istio".into()),
+                        ("flotilla.dev/cluster".into(), "east".into()),
+                    ]),
+                    workload: "a;b;c;;west".into(),
+                }],
+            },
+            LocalityEndpoints::default(),
+        ],
+        overprovisioning: 140,
+    }
+}
+
+pub(crate) fn cluster() -> Cluster {
+    let tls = UpstreamTls {
+        certificate: Some(SecretRef::Sds("default".into())),
+        validation: roots(),
+        sni: "outbound_.80_._.a".into(),
+        alpn: vec!["istio".into(), "h2".into()],
+    };
+    Cluster {
+        name: "outbound|80||a".into(),
+        discovery: Discovery::Eds("outbound|80||a".into()),
+        lb: LbPolicy::RingHash(2048),
+        connect_timeout: Duration::from_secs(10),
+        http: UpstreamHttp::Http2,
+        tls: None,
+        tls_matches: vec![
+            TransportSocketMatch {
+                name: "tlsMode-istio".into(),
+                labels: BTreeMap::from([("tlsMode".into(), "istio".into())]),
+                tls: Some(tls),
+            },
+            TransportSocketMatch { name: "tlsMode-disabled".into(), labels: BTreeMap::new(), tls: None },
+        ],
+        limits: CircuitBreakers { max_connections: 7, ..CircuitBreakers::default() },
+        outlier: Some(OutlierDetection {
+            consecutive_5xx: 0,
+            consecutive_gateway: 5,
+            interval: Duration::from_secs(1),
+            base_ejection: Duration::from_secs(2),
+            max_ejection: Duration::from_secs(300),
+            max_percent: 100,
+        }),
+        max_requests_per_connection: 9,
+        idle_timeout: Some(Duration::from_secs(11)),
+        panic_threshold: 0,
+        locality_weighted: true,
+        keepalive: Some(Duration::from_secs(300)),
+    }
+}
+
+#[test]
+fn listeners_round_trip() {
+    let l = listener();
+    assert_eq!(decode_listener(&encode_listener(&l)).unwrap(), l);
+    let mut rds = l.clone();
+    rds.filter_chains[0].filters[1] = NetworkFilter::Http(Box::new(hcm_model(RouteSource::Rds("80".into()))));
+    rds.use_original_dst = false;
+    rds.bind_to_port = false;
+    assert_eq!(decode_listener(&encode_listener(&rds)).unwrap(), rds);
+}
+
+#[test]
+fn routes_round_trip() {
+    let r = routes();
+    assert_eq!(decode_route(&encode_route(&r)).unwrap(), r);
+}
+
+#[test]
+fn clusters_round_trip() {
+    let base = cluster();
+    let variants = [
+        (Discovery::Static(assignment()), LbPolicy::RoundRobin, UpstreamHttp::Http1),
+        (Discovery::StrictDns(assignment()), LbPolicy::LeastRequest, UpstreamHttp::Downstream),
+        (Discovery::LogicalDns(assignment()), LbPolicy::Random, UpstreamHttp::Auto),
+        (Discovery::OriginalDst, LbPolicy::RoundRobin, UpstreamHttp::Http1),
+        (Discovery::Eds(String::new()), LbPolicy::Maglev(65_537), UpstreamHttp::Http2),
+    ];
+    assert_eq!(decode_cluster(&encode_cluster(&base)).unwrap(), base);
+    for (discovery, lb, http) in variants {
+        let c = Cluster {
+            discovery,
+            lb,
+            http,
+            tls_matches: vec![],
+            tls: base.tls_matches[0].tls.clone(),
+            outlier: None,
+            keepalive: None,
+            idle_timeout: None,
+            max_requests_per_connection: 0,
+            locality_weighted: false,
+            ..base.clone()
+        };
+        assert_eq!(decode_cluster(&encode_cluster(&c)).unwrap(), c);
+    }
+}
+
+#[test]
+fn endpoints_round_trip() {
+    let a = assignment();
+    assert_eq!(decode_endpoints(&encode_endpoints(&a)).unwrap(), a);
+}
+
+#[test]
+fn secrets_round_trip_and_do_not_print() {
+    let s = Secret {
+        name: "default".into(),
+        kind: SecretKind::Certificate { chain: b"CHAIN".to_vec(), key: b"KEY".to_vec() },
+    };
+    assert_eq!(decode_secret(&encode_secret(&s)).unwrap(), s);
+    assert!(!format!("{s:?}").contains("KEY"));
+    let r = Secret { name: "ROOTCA".into(), kind: SecretKind::Roots(b"PEM".to_vec()) };
+    assert_eq!(decode_secret(&encode_secret(&r)).unwrap(), r);
+}
+
+#[test]
+fn versions_depend_on_content_alone() {
+    let a = listener();
+    assert_eq!(version(&a), version(&listener()));
+    let mut b = a.clone();
+    b.inspect_timeout = Duration::from_secs(2);
+    assert_ne!(version(&a), version(&b));
+}
+
+fn error<T: std::fmt::Debug>(r: Result<T, DecodeError>, resource: &str, field: &str) {
+    let e = r.unwrap_err();
+    assert_eq!(e.resource, resource, "{e}");
+    assert!(e.field.contains(field), "{e}");
+}
+
+#[test]
+fn what_the_model_lacks_is_refused_by_name() {
+    // An HTTP filter that we do not have.
+    let lua = hcm::HttpFilter {
+        name: "lua".into(),
+        config_type: Some(hcm::http_filter::ConfigType::TypedConfig(typed_any(&Lua::default()))),
+        ..Default::default()
+    };
+    let mut h = http::encode(&hcm_model(RouteSource::Rds("80".into())));
+    h.http_filters.insert(0, lua.clone());
+    let listener_with = |h: &hcm::HttpConnectionManager| lds::Listener {
+        name: "l".into(),
+        address: Some(common::socket_address("0.0.0.0", 80)),
+        filter_chains: vec![lds::FilterChain {
+            filters: vec![lds::Filter {
+                name: "hcm".into(),
+                config_type: Some(lds::filter::ConfigType::TypedConfig(typed_any(h))),
+            }],
+            ..Default::default()
+        }],
+        ..Default::default()
+    };
+    error(decode_listener(&pack(&listener_with(&h))), "l", "filter_chains[0].filters[0].http_filters[0]");
+    // Unless the server says that it is optional.
+    h.http_filters[0].is_optional = true;
+    decode_listener(&pack(&listener_with(&h))).unwrap();
+
+    let cases: Vec<(cds::Cluster, &str)> = vec![
+        (
+            cds::Cluster { health_checks: vec![core::HealthCheck::default()], ..Default::default() },
+            "health_checks",
+        ),
+        (cds::Cluster { lb_policy: 7, ..Default::default() }, "lb_policy"),
+        (
+            cds::Cluster {
+                cluster_discovery_type: Some(cds::cluster::ClusterDiscoveryType::ClusterType(
+                    cds::cluster::CustomClusterType::default(),
+                )),
+                ..Default::default()
+            },
+            "cluster_type",
+        ),
+    ];
+    for (mut c, field) in cases {
+        c.name = "c".into();
+        error(decode_cluster(&pack(&c)), "c", field);
+    }
+
+    let mut r = route::encode(&routes());
+    r.virtual_hosts[0].routes[3].action = Some(rds::route::Action::Route(rds::RouteAction {
+        cluster_specifier: Some(rds::route_action::ClusterSpecifier::ClusterHeader("x".into())),
+        ..Default::default()
+    }));
+    error(decode_route(&pack(&r)), "9080", "virtual_hosts[0].routes[3].route.cluster_header");
+    assert!(decode_route(&encode_cluster(&cluster())).unwrap_err().field.contains("type_url"));
+}
+
+proptest! {
+    /// Whatever bytes come, decoding returns.
+    #[test]
+    fn garbage_is_an_error_not_a_panic(bytes in prop::collection::vec(any::<u8>(), 0..400), flip in 0usize..4000) {
+        for (t, good) in [
+            (crate::type_url::LDS, encode_listener(&listener())),
+            (crate::type_url::CDS, encode_cluster(&cluster())),
+            (crate::type_url::RDS, encode_route(&routes())),
+        ] {
+            let raw = crate::pb::Any { type_url: t.to_owned(), value: bytes.clone().into() };
+            let _ = (decode_listener(&raw), decode_cluster(&raw), decode_route(&raw), decode_endpoints(&raw));
+            let mut mutated = good.value.to_vec();
+            let at = flip % mutated.len();
+            mutated[at] ^= bytes.first().copied().unwrap_or(1);
+            let raw = crate::pb::Any { type_url: t.to_owned(), value: mutated.into() };
+            let _ = (decode_listener(&raw), decode_cluster(&raw), decode_route(&raw));
+        }
+    }
+}

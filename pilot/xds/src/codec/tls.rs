@@ -1,0 +1,279 @@
+//! TLS contexts and transport sockets.
+
+use envoy_types::pb::envoy::config::core::v3 as core;
+use envoy_types::pb::envoy::extensions::transport_sockets::raw_buffer::v3::RawBuffer;
+pub(super) use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3 as pb;
+use mesh_model::proxy::{
+    ClientCertificate, DownstreamTls, SecretRef, StringMatch, StringMatchKind, TlsVersion, UpstreamTls,
+    Validation,
+};
+use pb::{
+    CertificateValidationContext, CommonTlsContext, SdsSecretConfig, SubjectAltNameMatcher, TlsCertificate,
+    TlsParameters,
+    common_tls_context::{CombinedCertificateValidationContext, ValidationContextType as V},
+    subject_alt_name_matcher::SanType,
+    tls_parameters::TlsProtocol,
+};
+
+use super::{At, Bad, Res, common::*, refuse};
+
+fn file(name: &str) -> Option<core::DataSource> {
+    Some(core::DataSource {
+        specifier: Some(core::data_source::Specifier::Filename(name.to_owned())),
+        ..Default::default()
+    })
+}
+
+fn to_file(d: Option<core::DataSource>, field: &str) -> Res<String> {
+    match d.and_then(|d| d.specifier) {
+        Some(core::data_source::Specifier::Filename(f)) => Ok(f),
+        None => Err(Bad::new(field, "is missing")),
+        Some(_) => Err(Bad::unsupported(field, "an inline secret (only files and SDS are)")),
+    }
+}
+
+fn sds(name: &str) -> SdsSecretConfig {
+    SdsSecretConfig { name: name.to_owned(), sds_config: ads() }
+}
+
+fn certificate(c: &mut CommonTlsContext, s: &SecretRef) {
+    match s {
+        SecretRef::Sds(name) => c.tls_certificate_sds_secret_configs = vec![sds(name)],
+        SecretRef::Files { chain, key } => {
+            c.tls_certificates = vec![TlsCertificate {
+                certificate_chain: file(chain),
+                private_key: file(key),
+                ..Default::default()
+            }];
+        }
+    }
+}
+
+#[allow(deprecated)]
+fn to_certificate(c: &mut CommonTlsContext) -> Res<Option<SecretRef>> {
+    refuse!(c;
+        tls_certificate_provider_instance, custom_tls_certificate_selector,
+        tls_certificate_certificate_provider, tls_certificate_certificate_provider_instance,
+        custom_handshaker, key_log
+    );
+    let mut certs = std::mem::take(&mut c.tls_certificates);
+    let mut sds = std::mem::take(&mut c.tls_certificate_sds_secret_configs);
+    if certs.len() + sds.len() > 1 {
+        return Err(Bad::unsupported("tls_certificates", "more than one certificate"));
+    }
+    if let Some(s) = sds.pop() {
+        return Ok(Some(SecretRef::Sds(s.name)));
+    }
+    let Some(t) = certs.pop() else { return Ok(None) };
+    refuse!(t; pkcs12, private_key_provider, password);
+    Ok(Some(SecretRef::Files {
+        chain: to_file(t.certificate_chain, "tls_certificates[0].certificate_chain")?,
+        key: to_file(t.private_key, "tls_certificates[0].private_key")?,
+    }))
+}
+
+/// "URI or DNS" takes two matchers in Envoy; SPIFFE IDs are only ever URIs.
+fn sans(list: &[StringMatch]) -> Vec<SubjectAltNameMatcher> {
+    let mut out = Vec::new();
+    for s in list {
+        let spiffe = match &s.kind {
+            StringMatchKind::Exact(v) | StringMatchKind::Prefix(v) => v.starts_with("spiffe://"),
+            _ => false,
+        };
+        let types: &[SanType] = if spiffe { &[SanType::Uri] } else { &[SanType::Uri, SanType::Dns] };
+        for t in types {
+            out.push(SubjectAltNameMatcher {
+                san_type: (*t).into(),
+                matcher: Some(string_match(s)),
+                ..Default::default()
+            });
+        }
+    }
+    out
+}
+
+fn to_sans(list: Vec<SubjectAltNameMatcher>) -> Res<Vec<StringMatch>> {
+    let mut out: Vec<StringMatch> = Vec::new();
+    for (i, s) in list.into_iter().enumerate() {
+        let field = format!("match_typed_subject_alt_names[{i}]");
+        match SanType::try_from(s.san_type) {
+            Ok(SanType::Uri | SanType::Dns) => {}
+            t => return Err(Bad::unsupported(field, format_args!("SAN type {t:?}"))),
+        }
+        let m = to_string_match(s.matcher.unwrap_or_default()).at(field)?;
+        if !out.contains(&m) {
+            out.push(m);
+        }
+    }
+    Ok(out)
+}
+
+fn validation(v: &Validation) -> Option<V> {
+    let context =
+        CertificateValidationContext { match_typed_subject_alt_names: sans(&v.sans), ..Default::default() };
+    Some(match &v.trusted {
+        None if v.sans.is_empty() => return None,
+        None => V::ValidationContext(context),
+        Some(SecretRef::Files { chain, .. }) => {
+            V::ValidationContext(CertificateValidationContext { trusted_ca: file(chain), ..context })
+        }
+        Some(SecretRef::Sds(name)) => V::CombinedValidationContext(CombinedCertificateValidationContext {
+            default_validation_context: Some(context),
+            validation_context_sds_secret_config: Some(sds(name)),
+            ..Default::default()
+        }),
+    })
+}
+
+#[allow(deprecated)]
+fn to_context(c: CertificateValidationContext) -> Res<Validation> {
+    refuse!(c;
+        ca_certificate_provider_instance, system_root_certs, verify_certificate_spki, verify_certificate_hash,
+        match_subject_alt_names, require_signed_certificate_timestamp, crl, allow_expired_certificate,
+        trust_chain_verification, custom_validator_config, only_verify_leaf_cert_crl, max_verify_depth
+    );
+    let trusted = match c.trusted_ca {
+        None => None,
+        ca => Some(SecretRef::Files { chain: to_file(ca, "trusted_ca")?, key: String::new() }),
+    };
+    Ok(Validation { trusted, sans: to_sans(c.match_typed_subject_alt_names)? })
+}
+
+fn to_validation(v: Option<V>) -> Res<Option<Validation>> {
+    Ok(match v {
+        None => None,
+        Some(V::ValidationContext(c)) => Some(to_context(c).at("validation_context")?),
+        Some(V::ValidationContextSdsSecretConfig(s)) => {
+            Some(Validation { trusted: Some(SecretRef::Sds(s.name)), sans: vec![] })
+        }
+        Some(V::CombinedValidationContext(c)) => {
+            let mut v = to_context(c.default_validation_context.unwrap_or_default())
+                .at("combined_validation_context")?;
+            let sds = c.validation_context_sds_secret_config.ok_or_else(|| {
+                Bad::new("combined_validation_context.validation_context_sds_secret_config", "is missing")
+            })?;
+            v.trusted = Some(SecretRef::Sds(sds.name));
+            Some(v)
+        }
+        Some(_) => return Err(Bad::unsupported("validation_context_type", "a certificate provider")),
+    })
+}
+
+fn min_version(v: TlsVersion) -> Option<TlsParameters> {
+    let p = match v {
+        TlsVersion::V1_2 => TlsProtocol::TlSv12,
+        TlsVersion::V1_3 => TlsProtocol::TlSv13,
+    };
+    Some(TlsParameters {
+        tls_minimum_protocol_version: p.into(),
+        // The default maximum of an Envoy client is TLS 1.2.
+        tls_maximum_protocol_version: TlsProtocol::TlSv13.into(),
+        ..Default::default()
+    })
+}
+
+fn to_min_version(p: Option<&TlsParameters>) -> TlsVersion {
+    // 1.0 and 1.1 are not offered by the engine; asking for less than it does is harmless.
+    match p.and_then(|p| TlsProtocol::try_from(p.tls_minimum_protocol_version).ok()) {
+        Some(TlsProtocol::TlSv13) => TlsVersion::V1_3,
+        _ => TlsVersion::V1_2,
+    }
+}
+
+fn socket<T: prost::Name>(name: &str, config: &T) -> core::TransportSocket {
+    core::TransportSocket {
+        name: name.to_owned(),
+        config_type: Some(core::transport_socket::ConfigType::TypedConfig(any(config))),
+    }
+}
+
+pub(super) fn raw_buffer() -> core::TransportSocket {
+    socket("envoy.transport_sockets.raw_buffer", &RawBuffer::default())
+}
+
+pub(super) fn downstream(t: &DownstreamTls) -> core::TransportSocket {
+    let mut common = CommonTlsContext {
+        tls_params: min_version(t.min_version),
+        alpn_protocols: t.alpn.clone(),
+        ..Default::default()
+    };
+    certificate(&mut common, &t.certificate);
+    let (require, v) = match &t.client_certificate {
+        ClientCertificate::None => (false, None),
+        ClientCertificate::Optional(v) => (false, Some(v)),
+        ClientCertificate::Required(v) => (true, Some(v)),
+    };
+    common.validation_context_type = v.and_then(validation);
+    let context = pb::DownstreamTlsContext {
+        common_tls_context: Some(common),
+        require_client_certificate: boolv(require),
+        ..Default::default()
+    };
+    socket("envoy.transport_sockets.tls", &context)
+}
+
+fn config(s: core::TransportSocket) -> Res<envoy_types::pb::google::protobuf::Any> {
+    match s.config_type {
+        Some(core::transport_socket::ConfigType::TypedConfig(a)) => Ok(a),
+        None => Err(Bad::new("typed_config", "is missing")),
+    }
+}
+
+/// `None` is plaintext.
+pub(super) fn to_downstream(s: core::TransportSocket) -> Res<Option<DownstreamTls>> {
+    let a = config(s)?;
+    if is::<RawBuffer>(&a) {
+        return Ok(None);
+    }
+    let m: pb::DownstreamTlsContext = typed(&a)?;
+    refuse!(m; require_sni, ocsp_staple_policy);
+    let mut common = m.common_tls_context.unwrap_or_default();
+    let certificate =
+        to_certificate(&mut common)?.ok_or_else(|| Bad::new("tls_certificates", "is missing"))?;
+    let v = to_validation(common.validation_context_type.take())?;
+    let client_certificate = match (bool_or(m.require_client_certificate, false), v) {
+        (true, v) => ClientCertificate::Required(v.unwrap_or(Validation { trusted: None, sans: vec![] })),
+        (false, Some(v)) => ClientCertificate::Optional(v),
+        (false, None) => ClientCertificate::None,
+    };
+    Ok(Some(DownstreamTls {
+        certificate,
+        client_certificate,
+        alpn: common.alpn_protocols,
+        min_version: to_min_version(common.tls_params.as_ref()),
+    }))
+}
+
+pub(super) fn upstream(t: &UpstreamTls) -> core::TransportSocket {
+    let mut common = CommonTlsContext {
+        tls_params: min_version(TlsVersion::V1_2),
+        alpn_protocols: t.alpn.clone(),
+        validation_context_type: validation(&t.validation),
+        ..Default::default()
+    };
+    if let Some(c) = &t.certificate {
+        certificate(&mut common, c);
+    }
+    let context =
+        pb::UpstreamTlsContext { common_tls_context: Some(common), sni: t.sni.clone(), ..Default::default() };
+    socket("envoy.transport_sockets.tls", &context)
+}
+
+/// `None` is plaintext.
+pub(super) fn to_upstream(s: core::TransportSocket) -> Res<Option<UpstreamTls>> {
+    let a = config(s)?;
+    if is::<RawBuffer>(&a) {
+        return Ok(None);
+    }
+    let m: pb::UpstreamTlsContext = typed(&a)?;
+    refuse!(m; auto_host_sni, auto_sni_san_validation);
+    let mut common = m.common_tls_context.unwrap_or_default();
+    let certificate = to_certificate(&mut common)?;
+    let v = to_validation(common.validation_context_type.take())?;
+    Ok(Some(UpstreamTls {
+        certificate,
+        validation: v.unwrap_or(Validation { trusted: None, sans: vec![] }),
+        sni: m.sni,
+        alpn: common.alpn_protocols,
+    }))
+}
