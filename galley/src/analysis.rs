@@ -94,13 +94,11 @@ impl Index {
         match spec {
             Spec::VirtualService(vs) => self.virtual_service(vs, &key.namespace, p, &mut out),
             Spec::DestinationRule(dr) => self.destination_rule(dr, &key.namespace, p, &mut out),
-            Spec::ServiceExport(_) => {
-                if !self.knows(&qualify(&key.name, &key.namespace)) {
-                    out.warnings.push((
-                        FieldPath::key("metadata"),
-                        format!("there is no Service {}/{}: nothing is exported", key.namespace, key.name),
-                    ));
-                }
+            Spec::ServiceExport(_) if !self.knows(&qualify(&key.name, &key.namespace)) => {
+                out.warnings.push((
+                    FieldPath::key("metadata"),
+                    format!("there is no Service {}/{}: nothing is exported", key.namespace, key.name),
+                ));
             }
             _ => {}
         }

@@ -164,16 +164,17 @@ fn parse_chunk(
         return;
     }
     let is_list = node.get("kind").and_then(Node::as_str) == Some("List");
-    if is_list && let Some(items) = node.get("items") {
-        if let Value::Seq(items) = &items.value {
-            for i in 0..items.len() {
-                let root = Path::root();
-                let prefix = root.key("items").index(i).to_field_path();
-                let places = Places { node: Some(node.clone()), prefix, first_line };
-                out.push(parse_node(file, number, &items[i], places, default_namespace));
-            }
-            return;
+    if is_list
+        && let Some(items) = node.get("items")
+        && let Value::Seq(items) = &items.value
+    {
+        for (i, item) in items.iter().enumerate() {
+            let root = Path::root();
+            let prefix = root.key("items").index(i).to_field_path();
+            let places = Places { node: Some(node.clone()), prefix, first_line };
+            out.push(parse_node(file, number, item, places, default_namespace));
         }
+        return;
     }
     let places = Places { node: Some(node.clone()), prefix: FieldPath::default(), first_line };
     out.push(parse_node(file, number, &node, places, default_namespace));

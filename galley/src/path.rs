@@ -7,7 +7,7 @@ use std::fmt;
 
 /// One step into a document.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Segment {
+pub(crate) enum Segment {
     /// A member of a mapping.
     Key(String),
     /// An element of a sequence.
@@ -16,18 +16,18 @@ pub enum Segment {
 
 /// An owned path from the top of a document.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct FieldPath(pub Vec<Segment>);
+pub(crate) struct FieldPath(pub(crate) Vec<Segment>);
 
 impl FieldPath {
     /// The path of one top-level field.
     #[must_use]
-    pub fn key(name: &str) -> Self {
+    pub(crate) fn key(name: &str) -> Self {
         Self(vec![Segment::Key(name.to_owned())])
     }
 
     /// This path below `parent`.
     #[must_use]
-    pub fn under(mut self, parent: &FieldPath) -> Self {
+    pub(crate) fn under(mut self, parent: &FieldPath) -> Self {
         self.0.splice(0..0, parent.0.iter().cloned());
         self
     }

@@ -41,6 +41,15 @@ struct Applied {
     created: u64,
 }
 
+/// What is known of hosts that the files do not define.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Hosts<'a> {
+    /// These exist, imported from peers, and no others.
+    Known(&'a BTreeSet<String>),
+    /// Nothing: a reference to a host that the files do not define is only a warning.
+    Unknown,
+}
+
 /// State between readings.
 #[derive(Debug)]
 pub(crate) struct Store {
@@ -73,8 +82,12 @@ impl Store {
         }
     }
 
-    /// Takes a complete reading of the sources, and the hosts that peers provide.
-    pub(crate) fn update(&mut self, files: &[SourceFile], extra_hosts: &BTreeSet<String>) -> Outcome {
+    /// Takes a complete reading of the sources.
+    pub(crate) fn update(&mut self, files: &[SourceFile], hosts: Hosts<'_>) -> Outcome {
+        let (withhold, extra_hosts) = match hosts {
+            Hosts::Known(extra) => (true, extra.clone()),
+            Hosts::Unknown => (false, BTreeSet::new()),
+        };
         let mut files: Vec<&SourceFile> = files.iter().collect();
         files.sort_by(|a, b| a.path.cmp(&b.path));
         let mut parsed: Vec<(&SourceFile, Arc<Vec<Parsed>>)> = Vec::with_capacity(files.len());
@@ -106,8 +119,9 @@ impl Store {
         // Duplicates: the first place wins, valid or not, so that which one applies never depends on
         // what was edited last.
         let mut owner: BTreeMap<Key, (usize, usize)> = BTreeMap::new();
-        let mut slots: Vec<(usize, usize, DocumentReport)> = Vec::new();
+        let mut slots: Vec<Vec<DocumentReport>> = Vec::with_capacity(parsed.len());
         for (i, (_, documents)) in parsed.iter().enumerate() {
+            let mut of_file = Vec::with_capacity(documents.len());
             for (j, d) in documents.iter().enumerate() {
                 let mut report = d.report.clone();
                 if let Some(key) = &d.key {
@@ -121,22 +135,27 @@ impl Store {
                         owner.insert(key.clone(), (i, j));
                     }
                 }
-                slots.push((i, j, report));
+                of_file.push(report);
             }
+            slots.push(of_file);
         }
 
         // What each key would be if the analysis agreed: its new version, or its last good one.
         let valid: BTreeMap<&Key, &Document> =
             owner.iter().filter_map(|(k, (i, j))| Some((k, parsed[*i].1[*j].document.as_ref()?))).collect();
+        // A directory that cannot be read hides everything below it.
+        let hidden = |file: &str| {
+            std::path::Path::new(file).ancestors().any(|a| a.to_str().is_some_and(|a| unclear.contains(a)))
+        };
         let kept = |key: &Key| -> Option<&Applied> {
             let old = self.applied.get(key)?;
             let named = owner.contains_key(key);
-            (named || unclear.contains(&old.file)).then_some(old)
+            (named || hidden(&old.file)).then_some(old)
         };
         let candidates = valid.values().copied().chain(
             self.applied.keys().filter(|k| !valid.contains_key(k)).filter_map(|k| Some(&kept(k)?.document)),
         );
-        let index = Index::new(candidates, extra_hosts);
+        let index = Index::new(candidates, &extra_hosts);
 
         let mut next = BTreeMap::new();
         let mut stale = BTreeSet::new();
@@ -145,28 +164,26 @@ impl Store {
             let (file, documents) = &parsed[*i];
             let first_seen = self.seen.get(key).copied().unwrap_or(file.modified);
             seen.insert(key.clone(), first_seen);
-            let slot = slots.iter_mut().find(|(a, b, _)| a == i && b == j).map(|s| &mut s.2);
+            let report = &mut slots[*i][*j];
             let d = &documents[*j];
             let mut refused = d.document.is_none();
             if let Some(document) = &d.document {
                 let analysis = index.check(key, &document.spec);
                 let serving = self.applied.get(key).is_some_and(|old| old.document.spec == document.spec);
-                refused = !analysis.errors.is_empty() && !serving;
-                if let Some(report) = slot {
-                    for (path, message) in analysis.errors {
-                        let f = d.places.finding(path, message);
+                refused = withhold && !analysis.errors.is_empty() && !serving;
+                for (path, message) in analysis.errors {
+                    let mut f = d.places.finding(path, message);
+                    if refused {
+                        report.reject(f.path, f.line, f.message);
+                    } else {
                         if serving {
-                            report.warnings.push(crate::report::Finding {
-                                message: format!("{}; the document served before and stays", f.message),
-                                ..f
-                            });
-                        } else {
-                            report.reject(f.path, f.line, f.message);
+                            f.message.push_str("; the document served before and stays");
                         }
+                        report.warnings.push(f);
                     }
-                    for (path, message) in analysis.warnings {
-                        report.warnings.push(d.places.finding(path, message));
-                    }
+                }
+                for (path, message) in analysis.warnings {
+                    report.warnings.push(d.places.finding(path, message));
                 }
                 if !refused {
                     let mut document = document.clone();
@@ -184,7 +201,7 @@ impl Store {
             }
         }
         for (key, old) in &self.applied {
-            if !owner.contains_key(key) && unclear.contains(&old.file) {
+            if !owner.contains_key(key) && hidden(&old.file) {
                 stale.insert(key.clone());
                 seen.insert(key.clone(), old.created);
                 next.insert(key.clone(), old.clone());
@@ -192,7 +209,7 @@ impl Store {
         }
         self.applied = next;
         self.seen = seen;
-        reports.extend(slots.into_iter().map(|(_, _, r)| r));
+        reports.extend(slots.into_iter().flatten());
         reports.sort_by(|a, b| (&a.file, a.document).cmp(&(&b.file, b.document)));
         let documents = self.applied.iter().map(|(k, a)| (k.clone(), a.document.clone())).collect();
         Outcome { documents, reports, stale }

@@ -31,7 +31,7 @@ fn port_of(o: &Outcome, name: &str) -> u32 {
 }
 
 fn update(s: &mut Store, files: &[SourceFile]) -> Outcome {
-    s.update(files, &BTreeSet::new())
+    s.update(files, Hosts::Known(&BTreeSet::new()))
 }
 
 #[test]
@@ -63,6 +63,13 @@ fn the_rest_applies_and_the_last_good_version_stays() {
     let o = update(&mut s, &[unreadable]);
     assert_eq!(names(&o).len(), 2);
     assert_eq!(o.reports[0].errors[0].message, "permission denied");
+
+    // And a directory that is gone for the moment.
+    let mut a = file("dir/a", &(service("one", 80) + &service("two", 82)));
+    update(&mut s, &[a.clone()]);
+    a.path = "dir".into();
+    a.content = Err("no such directory".into());
+    assert_eq!(names(&update(&mut s, &[a])).len(), 2);
 
     // Repaired, then deleted.
     let o = update(&mut s, &[file("a", &service("one", 90))]);
@@ -108,7 +115,7 @@ fn an_unknown_host_withholds_a_document_until_it_appears() {
     assert_eq!(report.errors[0].line, 7);
     // It comes from a peer.
     let imports = BTreeSet::from(["reviews.default.svc.cluster.local".to_owned()]);
-    let o = s.update(&[file("a", &vs)], &imports);
+    let o = s.update(&[file("a", &vs)], Hosts::Known(&imports));
     assert_eq!(names(&o).len(), 1);
     assert!(o.reports[0].valid);
     // The peer is gone: what serves is not taken back, but its author is told.
@@ -116,7 +123,7 @@ fn an_unknown_host_withholds_a_document_until_it_appears() {
     assert_eq!(names(&o).len(), 1);
     assert!(o.reports[0].valid && o.reports[0].warnings[0].message.contains("stays"));
     // A new version with an unknown host is refused, the old one stays.
-    let o = s.update(&[file("a", &route("vs", "nowhere", "2s"))], &imports);
+    let o = s.update(&[file("a", &route("vs", "nowhere", "2s"))], Hosts::Known(&imports));
     assert_eq!(o.stale.len(), 1);
     let Spec::VirtualService(kept) = &o.documents.values().next().unwrap().spec else { panic!() };
     assert_eq!(kept.hosts, ["reviews"]);

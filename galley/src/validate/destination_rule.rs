@@ -115,10 +115,10 @@ fn load_balancer(lb: &LoadBalancerSettings, p: &Path<'_>, out: &mut Findings) {
         if ring.is_some_and(|n| n > 8 << 20) {
             out.error(&at, "a ring has at most 8388608 entries");
         }
-        if let Some(n) = h.maglev.as_ref().and_then(|m| m.table_size) {
-            if n >= 5_000_011 || !is_prime(n) {
-                out.error(&at.key("maglev").key("tableSize"), format!("{n} is not a prime below 5000011"));
-            }
+        if let Some(n) = h.maglev.as_ref().and_then(|m| m.table_size)
+            && (n >= 5_000_011 || !is_prime(n))
+        {
+            out.error(&at.key("maglev").key("tableSize"), format!("{n} is not a prime below 5000011"));
         }
     }
     if let Some(l) = &lb.locality_lb_setting {
@@ -129,7 +129,7 @@ fn load_balancer(lb: &LoadBalancerSettings, p: &Path<'_>, out: &mut Findings) {
 }
 
 fn is_prime(n: u64) -> bool {
-    n > 1 && (2..).take_while(|d| d * d <= n).all(|d| n % d != 0)
+    n > 1 && (2..).take_while(|d| d * d <= n).all(|d| !n.is_multiple_of(d))
 }
 
 fn locality(l: &LocalityLbSetting, p: &Path<'_>, out: &mut Findings) {

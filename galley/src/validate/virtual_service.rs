@@ -79,8 +79,12 @@ fn overlap(a: &str, b: &str) -> bool {
 
 fn matches_everything(m: &HttpMatchRequest) -> bool {
     let all = HttpMatchRequest { uri: m.uri.clone(), name: m.name.clone(), ..HttpMatchRequest::default() };
-    *m == all && matches!(&m.uri, None | Some(StringMatch::Present))
-        || *m == all && m.uri == Some(StringMatch::Prefix("/".into()))
+    let any_path = match &m.uri {
+        None | Some(StringMatch::Present) => true,
+        Some(StringMatch::Prefix(prefix)) => prefix == "/",
+        Some(_) => false,
+    };
+    *m == all && any_path
 }
 
 fn http_route(r: &HttpRoute, api_version: &str, p: &Path<'_>, out: &mut Findings) {
