@@ -1,0 +1,595 @@
+//! Route tables: which virtual host and route take a request.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use http::Method;
+use mesh_model::proxy as model;
+use regex::bytes::Regex;
+
+use super::CompileError;
+use crate::{
+    http::{
+        headers::{HeaderId, Headers},
+        message::RequestHead,
+    },
+    matcher::{HeaderMatcher, QueryMatcher, StringMatcher, partial_regex, whole_regex},
+    upstream::cluster::ClusterSlot,
+};
+
+/// Finds or makes the slot of a cluster by name.
+pub(crate) type SlotOf<'a> = &'a mut dyn FnMut(&str) -> Arc<ClusterSlot>;
+
+/// A compiled [`model::RouteConfiguration`].
+#[derive(Debug)]
+pub(crate) struct RouteTable {
+    exact: HashMap<String, usize>,
+    /// Longest first.
+    suffixes: Vec<(String, usize)>,
+    /// Longest first.
+    prefixes: Vec<(String, usize)>,
+    any: Option<usize>,
+    hosts: Vec<Arc<VirtualHost>>,
+}
+
+#[derive(Debug)]
+pub(crate) struct VirtualHost {
+    pub(crate) name: Arc<str>,
+    /// First domain without wildcard or port: the service, for metrics.
+    pub(crate) service: Option<Arc<str>>,
+    require_tls: bool,
+    routes: Vec<Arc<Route>>,
+    pub(crate) request_headers: HeaderEdits,
+    pub(crate) response_headers: HeaderEdits,
+}
+
+#[derive(Debug)]
+pub(crate) struct Route {
+    pub(crate) name: Arc<str>,
+    path: PathMatcher,
+    case_sensitive: bool,
+    headers: Vec<HeaderMatcher>,
+    query: Vec<QueryMatcher>,
+    pub(crate) action: Action,
+    pub(crate) request_headers: HeaderEdits,
+    pub(crate) response_headers: HeaderEdits,
+    pub(crate) fault: Option<model::Fault>,
+    pub(crate) cors: Option<Cors>,
+    pub(crate) operation: String,
+}
+
+#[derive(Debug)]
+enum PathMatcher {
+    Prefix(String),
+    Segments(String),
+    Exact(String),
+    Regex(Regex),
+}
+
+#[derive(Debug)]
+pub(crate) enum Action {
+    Forward(Box<Forward>),
+    Redirect(model::Redirect),
+    Direct(model::DirectResponse),
+}
+
+#[derive(Debug)]
+pub(crate) struct Forward {
+    clusters: Vec<Destination>,
+    total_weight: u64,
+    pub(crate) timeout: Option<Duration>,
+    pub(crate) idle_timeout: Option<Duration>,
+    pub(crate) retry: Option<model::RetryPolicy>,
+    prefix_rewrite: Option<String>,
+    regex_rewrite: Option<(Regex, Vec<u8>)>,
+    pub(crate) host_rewrite: Option<String>,
+    pub(crate) mirrors: Vec<(Arc<ClusterSlot>, u32)>,
+    pub(crate) hash: Vec<model::HashPolicy>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Destination {
+    pub(crate) cluster: Arc<ClusterSlot>,
+    weight: u64,
+    pub(crate) request_headers: HeaderEdits,
+    pub(crate) response_headers: HeaderEdits,
+}
+
+#[derive(Debug)]
+pub(crate) struct Cors {
+    pub(crate) origins: Vec<StringMatcher>,
+    pub(crate) config: model::Cors,
+}
+
+/// Compiled [`model::HeaderOps`].
+#[derive(Debug, Default)]
+pub(crate) struct HeaderEdits {
+    remove: Vec<String>,
+    set: Vec<(String, String)>,
+    add: Vec<(String, String)>,
+}
+
+impl HeaderEdits {
+    pub(crate) fn new(ops: &model::HeaderOps) -> Result<Self, CompileError> {
+        let valid = |n: &str, v: &str| {
+            (n.eq_ignore_ascii_case(":authority") || http::HeaderName::from_bytes(n.as_bytes()).is_ok())
+                && http::HeaderValue::from_str(v).is_ok()
+                && !matches!(
+                    HeaderId::of(n.as_bytes()),
+                    HeaderId::ContentLength | HeaderId::TransferEncoding | HeaderId::Connection
+                )
+        };
+        for (n, v) in ops.set.iter().chain(&ops.add) {
+            if !valid(n, v) {
+                return Err(CompileError::Header(n.clone()));
+            }
+        }
+        if let Some(n) = ops.remove.iter().find(|n| !valid(n, "")) {
+            return Err(CompileError::Header(n.clone()));
+        }
+        Ok(Self { remove: ops.remove.clone(), set: ops.set.clone(), add: ops.add.clone() })
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.remove.is_empty() && self.set.is_empty() && self.add.is_empty()
+    }
+
+    /// Applies to a request; `host` and `:authority` change the authority.
+    pub(crate) fn request(&self, req: &mut RequestHead, expand: &dyn Fn(&str) -> String) {
+        for n in &self.remove {
+            req.headers.remove(n.as_bytes());
+        }
+        for (n, v) in &self.set {
+            if is_authority(n) {
+                req.authority = expand(v);
+            } else {
+                req.headers.set(n.as_bytes(), expand(v).as_bytes());
+            }
+        }
+        for (n, v) in &self.add {
+            if !is_authority(n) {
+                req.headers.push(n.as_bytes(), expand(v).as_bytes());
+            }
+        }
+    }
+
+    /// Applies to a response.
+    pub(crate) fn response(&self, headers: &mut Headers, expand: &dyn Fn(&str) -> String) {
+        for n in &self.remove {
+            headers.remove(n.as_bytes());
+        }
+        for (n, v) in &self.set {
+            headers.set(n.as_bytes(), expand(v).as_bytes());
+        }
+        for (n, v) in &self.add {
+            headers.push(n.as_bytes(), expand(v).as_bytes());
+        }
+    }
+}
+
+fn is_authority(name: &str) -> bool {
+    name.eq_ignore_ascii_case("host") || name.eq_ignore_ascii_case(":authority")
+}
+
+/// Result of [`RouteTable::find`].
+pub(crate) enum Found<'a> {
+    Route(&'a Arc<VirtualHost>, &'a Arc<Route>),
+    NeedsTls(&'a Arc<VirtualHost>),
+    NoRoute(&'a Arc<VirtualHost>),
+    NoHost,
+}
+
+impl RouteTable {
+    pub(crate) fn new(c: &model::RouteConfiguration, slot: SlotOf<'_>) -> Result<Self, CompileError> {
+        let mut t = Self {
+            exact: HashMap::new(),
+            suffixes: vec![],
+            prefixes: vec![],
+            any: None,
+            hosts: Vec::with_capacity(c.virtual_hosts.len()),
+        };
+        for (i, vh) in c.virtual_hosts.iter().enumerate() {
+            for d in &vh.domains {
+                let d = d.to_ascii_lowercase();
+                let clash = if d == "*" {
+                    t.any.replace(i).is_some()
+                } else if let Some(suffix) = d.strip_prefix('*') {
+                    let clash = t.suffixes.iter().any(|(s, _)| s == suffix);
+                    t.suffixes.push((suffix.to_owned(), i));
+                    clash
+                } else if let Some(prefix) = d.strip_suffix('*') {
+                    let clash = t.prefixes.iter().any(|(s, _)| s == prefix);
+                    t.prefixes.push((prefix.to_owned(), i));
+                    clash
+                } else {
+                    t.exact.insert(d.clone(), i).is_some()
+                };
+                if clash {
+                    return Err(CompileError::DuplicateDomain(d));
+                }
+            }
+            t.hosts.push(Arc::new(VirtualHost::new(vh, slot)?));
+        }
+        t.suffixes.sort_by_key(|(s, _)| std::cmp::Reverse(s.len()));
+        t.prefixes.sort_by_key(|(s, _)| std::cmp::Reverse(s.len()));
+        Ok(t)
+    }
+
+    /// The virtual host of an authority.
+    pub(crate) fn host(&self, authority: &str) -> Option<&Arc<VirtualHost>> {
+        let lower;
+        let a = if authority.bytes().any(|b| b.is_ascii_uppercase()) {
+            lower = authority.to_ascii_lowercase();
+            lower.as_str()
+        } else {
+            authority
+        };
+        let suffix = || self.suffixes.iter().find(|(s, _)| a.len() > s.len() && a.ends_with(s.as_str())).map(|m| m.1);
+        let prefix = || self.prefixes.iter().find(|(p, _)| a.len() > p.len() && a.starts_with(p.as_str())).map(|m| m.1);
+        let at = self.exact.get(a).copied().or_else(suffix).or_else(prefix).or(self.any)?;
+        self.hosts.get(at)
+    }
+
+    /// The virtual host and route of a request.
+    pub(crate) fn find(&self, req: &RequestHead) -> Found<'_> {
+        let Some(host) = self.host(&req.authority) else { return Found::NoHost };
+        if host.require_tls && !req.https {
+            return Found::NeedsTls(host);
+        }
+        match host.routes.iter().find(|r| r.matches(req)) {
+            Some(r) => Found::Route(host, r),
+            None => Found::NoRoute(host),
+        }
+    }
+}
+
+impl VirtualHost {
+    fn new(vh: &model::VirtualHost, slot: SlotOf<'_>) -> Result<Self, CompileError> {
+        Ok(Self {
+            name: Arc::from(vh.name.as_str()),
+            service: vh
+                .domains
+                .iter()
+                .map(|d| d.rsplit_once(':').map_or(d.as_str(), |(h, _)| h))
+                .find(|d| !d.contains('*') && d.parse::<std::net::IpAddr>().is_err())
+                .map(Arc::from),
+            require_tls: vh.require_tls,
+            routes: vh.routes.iter().map(|r| Route::new(r, slot).map(Arc::new)).collect::<Result<_, _>>()?,
+            request_headers: HeaderEdits::new(&vh.request_headers)?,
+            response_headers: HeaderEdits::new(&vh.response_headers)?,
+        })
+    }
+}
+
+impl Route {
+    fn new(r: &model::Route, slot: SlotOf<'_>) -> Result<Self, CompileError> {
+        let m = &r.matches;
+        let fold = |s: &str| if m.case_sensitive { s.to_owned() } else { s.to_ascii_lowercase() };
+        let path = match &m.path {
+            model::PathMatch::Prefix(s) => PathMatcher::Prefix(fold(s)),
+            model::PathMatch::SegmentPrefix(s) => PathMatcher::Segments(fold(s.trim_end_matches('/'))),
+            model::PathMatch::Exact(s) => PathMatcher::Exact(fold(s)),
+            model::PathMatch::Regex(s) => PathMatcher::Regex(whole_regex(s)?),
+        };
+        let action = match &r.action {
+            model::RouteAction::Forward(f) => Action::Forward(Box::new(Forward::new(f, slot)?)),
+            model::RouteAction::Redirect(d) => {
+                if !matches!(d.status, 301 | 302 | 303 | 307 | 308) {
+                    return Err(CompileError::Status(d.status));
+                }
+                Action::Redirect(d.clone())
+            }
+            model::RouteAction::Direct(d) => {
+                if !(200..=599).contains(&d.status) {
+                    return Err(CompileError::Status(d.status));
+                }
+                Action::Direct(d.clone())
+            }
+        };
+        let cors = match &r.cors {
+            Some(c) => Some(Cors { origins: StringMatcher::all(&c.allow_origins)?, config: c.clone() }),
+            None => None,
+        };
+        Ok(Self {
+            name: Arc::from(r.name.as_str()),
+            path,
+            case_sensitive: m.case_sensitive,
+            headers: m.headers.iter().map(HeaderMatcher::new).collect::<Result<_, _>>()?,
+            query: m.query.iter().map(QueryMatcher::new).collect::<Result<_, _>>()?,
+            action,
+            request_headers: HeaderEdits::new(&r.request_headers)?,
+            response_headers: HeaderEdits::new(&r.response_headers)?,
+            fault: r.fault.clone(),
+            cors,
+            operation: r.operation.clone(),
+        })
+    }
+
+    fn matches(&self, req: &RequestHead) -> bool {
+        // CONNECT has no path; only a route for every path takes it.
+        let raw = if req.method == Method::CONNECT && req.path.is_empty() { "/" } else { req.path_only() };
+        let lower;
+        let path = if self.case_sensitive {
+            raw
+        } else {
+            lower = raw.to_ascii_lowercase();
+            lower.as_str()
+        };
+        let path_ok = match &self.path {
+            PathMatcher::Prefix(p) => path.starts_with(p.as_str()),
+            PathMatcher::Segments(p) => {
+                path.strip_prefix(p.as_str()).is_some_and(|r| r.is_empty() || r.starts_with('/'))
+            }
+            PathMatcher::Exact(p) => path == p,
+            PathMatcher::Regex(r) => r.is_match(raw.as_bytes()),
+        };
+        path_ok && self.headers.iter().all(|h| h.matches(req)) && self.query.iter().all(|q| q.matches(req))
+    }
+
+    /// The path with the matched part replaced.
+    pub(crate) fn replace_matched(&self, path: &str, with: &str) -> String {
+        let (p, query) = match path.split_once('?') {
+            Some((p, q)) => (p, Some(q)),
+            None => (path, None),
+        };
+        let mut out = match &self.path {
+            PathMatcher::Prefix(m) | PathMatcher::Segments(m) => {
+                format!("{with}{}", p.get(m.len()..).unwrap_or_default())
+            }
+            PathMatcher::Exact(_) | PathMatcher::Regex(_) => with.to_owned(),
+        };
+        if let Some(q) = query {
+            out.push('?');
+            out.push_str(q);
+        }
+        if !out.starts_with('/') {
+            out.insert(0, '/');
+        }
+        out
+    }
+}
+
+impl Forward {
+    fn new(f: &model::Forward, slot: SlotOf<'_>) -> Result<Self, CompileError> {
+        if f.clusters.is_empty() {
+            return Err(CompileError::NoCluster);
+        }
+        let only = f.clusters.len() == 1;
+        let mut clusters = Vec::with_capacity(f.clusters.len());
+        for c in &f.clusters {
+            clusters.push(Destination {
+                cluster: slot(&c.cluster),
+                weight: if only { 1 } else { u64::from(c.weight) },
+                request_headers: HeaderEdits::new(&c.request_headers)?,
+                response_headers: HeaderEdits::new(&c.response_headers)?,
+            });
+        }
+        let total_weight = clusters.iter().map(|c| c.weight).sum();
+        if total_weight == 0 {
+            return Err(CompileError::NoWeight);
+        }
+        let regex_rewrite = match &f.regex_rewrite {
+            Some((pattern, with)) => Some((partial_regex(pattern)?, substitution(with))),
+            None => None,
+        };
+        Ok(Self {
+            clusters,
+            total_weight,
+            timeout: f.timeout.filter(|t| !t.is_zero()),
+            idle_timeout: f.idle_timeout,
+            retry: f.retry.clone().filter(|r| r.attempts > 0),
+            prefix_rewrite: f.prefix_rewrite.clone(),
+            regex_rewrite,
+            host_rewrite: f.host_rewrite.clone(),
+            mirrors: f.mirrors.iter().map(|m| (slot(&m.cluster), m.fraction)).collect(),
+            hash: f.hash.clone(),
+        })
+    }
+
+    /// Picks a destination by weight; `random` is uniform.
+    pub(crate) fn destination(&self, random: u64) -> &Destination {
+        if self.clusters.len() > 1 {
+            let mut at = random % self.total_weight;
+            for c in &self.clusters {
+                if at < c.weight {
+                    return c;
+                }
+                at -= c.weight;
+            }
+        }
+        // A route without destinations is refused when it is compiled.
+        &self.clusters[0]
+    }
+
+    /// Rewrites the path; true if it changed.
+    pub(crate) fn rewrite_path(&self, route: &Route, path: &mut String) -> bool {
+        if let Some(with) = &self.prefix_rewrite {
+            *path = route.replace_matched(path, with);
+            return true;
+        }
+        let Some((regex, with)) = &self.regex_rewrite else { return false };
+        let (p, q) = match path.split_once('?') {
+            Some((p, q)) => (p, Some(q)),
+            None => (path.as_str(), None),
+        };
+        let new = regex.replace_all(p.as_bytes(), with.as_slice()).into_owned();
+        // Substitution over ASCII yields ASCII unless the pattern splits a character; then keep the path.
+        let Ok(mut new) = String::from_utf8(new) else { return false };
+        if !new.starts_with('/') {
+            new.insert(0, '/');
+        }
+        if let Some(q) = q {
+            new.push('?');
+            new.push_str(q);
+        }
+        *path = new;
+        true
+    }
+}
+
+/// RE2's `\1` as the `regex` crate's `${1}`.
+fn substitution(s: &str) -> Vec<u8> {
+    let mut out = Vec::with_capacity(s.len());
+    let mut it = s.bytes();
+    while let Some(b) = it.next() {
+        match b {
+            b'$' => out.extend_from_slice(b"$$"),
+            b'\\' => match it.next() {
+                Some(d) if d.is_ascii_digit() => out.extend_from_slice(&[b'$', b'{', d, b'}']),
+                Some(other) => out.push(other),
+                None => out.push(b'\\'),
+            },
+            _ => out.push(b),
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::message::{BodyKind, Version};
+
+    fn req(authority: &str, path: &str) -> RequestHead {
+        RequestHead {
+            method: Method::GET,
+            version: Version::Http11,
+            https: false,
+            authority: authority.into(),
+            path: path.into(),
+            headers: Headers::default(),
+            body: BodyKind::Empty,
+            upgrade: None,
+            expect_continue: false,
+        }
+    }
+
+    fn direct(path: model::PathMatch, body: &str) -> model::Route {
+        model::Route {
+            name: body.into(),
+            matches: model::RouteMatch { path, ..model::RouteMatch::any() },
+            action: model::RouteAction::Direct(model::DirectResponse { status: 200, body: body.into() }),
+            request_headers: model::HeaderOps::default(),
+            response_headers: model::HeaderOps::default(),
+            fault: None,
+            cors: None,
+            operation: String::new(),
+        }
+    }
+
+    fn host(name: &str, domains: &[&str], routes: Vec<model::Route>) -> model::VirtualHost {
+        model::VirtualHost {
+            name: name.into(),
+            domains: domains.iter().map(|d| (*d).to_owned()).collect(),
+            require_tls: false,
+            routes,
+            request_headers: model::HeaderOps::default(),
+            response_headers: model::HeaderOps::default(),
+        }
+    }
+
+    fn table(hosts: Vec<model::VirtualHost>) -> Result<RouteTable, CompileError> {
+        RouteTable::new(&model::RouteConfiguration { name: "r".into(), virtual_hosts: hosts }, &mut ClusterSlot::new)
+    }
+
+    #[test]
+    fn domains_by_specificity() {
+        let t = table(vec![
+            host("any", &["*"], vec![]),
+            host("suffix", &["*.a.com"], vec![]),
+            host("longer", &["*.b.a.com"], vec![]),
+            host("prefix", &["www.*"], vec![]),
+            host("exact", &["x.b.a.com", "x.b.a.com:80"], vec![]),
+        ])
+        .unwrap();
+        for (a, want) in [
+            ("x.b.a.com", "exact"),
+            ("X.b.A.com:80", "exact"),
+            ("x.b.a.com:81", "any"),
+            ("y.b.a.com", "longer"),
+            ("www.a.com", "suffix"),
+            ("www.c.com", "prefix"),
+            ("a.com", "any"),
+            ("", "any"),
+        ] {
+            assert_eq!(&*t.host(a).unwrap().name, want, "{a}");
+        }
+        assert!(matches!(
+            table(vec![host("a", &["x"], vec![]), host("b", &["X"], vec![])]),
+            Err(CompileError::DuplicateDomain(_))
+        ));
+    }
+
+    #[test]
+    fn first_route_wins() {
+        use model::PathMatch as P;
+        let mut folded = direct(P::Prefix("/Fold".into()), "fold");
+        folded.matches.case_sensitive = false;
+        let t = table(vec![host(
+            "h",
+            &["*"],
+            vec![
+                direct(P::Exact("/a".into()), "exact"),
+                direct(P::SegmentPrefix("/seg".into()), "segments"),
+                direct(P::Regex("/r/[0-9]+".into()), "regex"),
+                folded,
+                direct(P::Prefix("/a".into()), "prefix"),
+            ],
+        )])
+        .unwrap();
+        for (path, want) in [
+            ("/a", Some("exact")),
+            ("/a?x=1", Some("exact")),
+            ("/ab", Some("prefix")),
+            ("/seg", Some("segments")),
+            ("/seg/x", Some("segments")),
+            ("/segx", None),
+            ("/r/12", Some("regex")),
+            ("/r/12/3", None),
+            ("/fOLD/x", Some("fold")),
+        ] {
+            let got = match t.find(&req("h", path)) {
+                Found::Route(_, r) => Some(r.name.to_string()),
+                _ => None,
+            };
+            assert_eq!(got.as_deref(), want, "{path}");
+        }
+    }
+
+    #[test]
+    fn rewrites() {
+        let f = model::Forward { clusters: vec![model::WeightedCluster::only("c")], ..model::Forward::default() };
+        let route = |path, f: model::Forward| {
+            let mut r = direct(path, "x");
+            r.action = model::RouteAction::Forward(Box::new(f));
+            Route::new(&r, &mut ClusterSlot::new).unwrap()
+        };
+        let go = |r: &Route, p: &str| {
+            let Action::Forward(f) = &r.action else { unreachable!() };
+            let mut p = p.to_owned();
+            f.rewrite_path(r, &mut p);
+            p
+        };
+        let r = route(
+            model::PathMatch::Prefix("/api/".into()),
+            model::Forward { prefix_rewrite: Some("/".into()), ..f.clone() },
+        );
+        assert_eq!(go(&r, "/api/v1?x=/api/"), "/v1?x=/api/");
+        let r = route(
+            model::PathMatch::Prefix("/".into()),
+            model::Forward { regex_rewrite: Some(("^/user/([^/]+)".into(), r"/u$-\1".into())), ..f },
+        );
+        assert_eq!(go(&r, "/user/joe/x?y"), "/u$-joe/x?y");
+    }
+
+    #[test]
+    fn weights_split_traffic() {
+        let w = |n: &str, weight| model::WeightedCluster { weight, ..model::WeightedCluster::only(n) };
+        let f = model::Forward { clusters: vec![w("a", 80), w("b", 20), w("c", 0)], ..model::Forward::default() };
+        let f = Forward::new(&f, &mut ClusterSlot::new).unwrap();
+        let mut counts = HashMap::new();
+        for i in 0..1000u64 {
+            *counts.entry(f.destination(i).cluster.name.to_string()).or_insert(0) += 1;
+        }
+        assert_eq!((counts["a"], counts["b"], counts.get("c")), (800, 200, None));
+    }
+}

@@ -1,0 +1,32 @@
+//! The client's side of one request, the same for both codecs.
+
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+
+use super::{
+    headers::Headers,
+    message::{Frame, ResponseHead, StreamError},
+};
+
+/// One request of a client. All methods take `&self`: a request's two directions are driven by one task.
+pub(crate) trait Downstream {
+    /// The next piece of the request body; `None` at its end.
+    fn poll_frame(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, StreamError>>>;
+    /// Ready when the client is gone and an answer has no reader.
+    fn poll_gone(&self, cx: &mut Context<'_>) -> Poll<()>;
+    /// Sends the response head. `end`: nothing follows.
+    fn start(&self, head: &ResponseHead, end: bool) -> Result<(), StreamError>;
+    /// Ready when more body may be given.
+    fn poll_room(&self, cx: &mut Context<'_>) -> Poll<Result<(), StreamError>>;
+    /// A piece of the body, after [`Self::poll_room`].
+    fn data(&self, data: Bytes) -> Result<(), StreamError>;
+    /// Ends the response.
+    fn finish(&self, trailers: Option<&Headers>) -> Result<(), StreamError>;
+    /// Sends what is buffered.
+    fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<Result<(), StreamError>>;
+    /// Breaks off a response that cannot be completed, so that the client can tell.
+    fn abort(&self);
+    /// Frames are messages of HTTP/2.
+    fn is_h2(&self) -> bool;
+}

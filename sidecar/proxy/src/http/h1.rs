@@ -1,0 +1,6 @@
+//! HTTP/1.x on `httparse`, strict about everything that two parsers could read differently.
+
+pub(crate) mod body;
+pub(crate) mod client;
+pub(crate) mod parse;
+pub(crate) mod server;

@@ -1,0 +1,270 @@
+//! The upstream side of HTTP/1.x.
+
+use std::{
+    cell::{Cell, RefCell},
+    task::{Context, Poll, ready},
+};
+
+use bytes::BytesMut;
+use http::Method;
+use tokio::time::Instant;
+
+use super::{
+    body::{Decoded, Decoder, Encoder},
+    parse,
+};
+use crate::{
+    http::{
+        headers::{HeaderId, Headers},
+        message::{BodyKind, Frame, RequestHead, ResponseHead, StreamError},
+    },
+    io::{Io, WriteBuf, poll_fill},
+    upstream::cluster::Permit,
+};
+
+/// A connection that may serve requests one after the other.
+pub(crate) struct H1Conn {
+    io: Io,
+    read: BytesMut,
+    write: WriteBuf,
+    /// Requests served before.
+    pub(crate) served: u64,
+    pub(crate) idle_since: Instant,
+    _permit: Permit,
+}
+
+impl H1Conn {
+    pub(crate) fn new(io: Io, permit: Permit) -> Self {
+        Self {
+            io,
+            read: BytesMut::new(),
+            write: WriteBuf::default(),
+            served: 0,
+            idle_since: Instant::now(),
+            _permit: permit,
+        }
+    }
+
+    /// Whether an idle connection can still be used: open, and silent.
+    pub(crate) fn is_open(&mut self) -> bool {
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        self.read.is_empty() && poll_fill(&mut self.io, &mut self.read, &mut cx).is_pending()
+    }
+}
+
+/// One request on a connection.
+pub(crate) struct H1Exchange {
+    inner: RefCell<Inner>,
+    /// The response began to arrive.
+    pub(crate) answered: Cell<bool>,
+}
+
+struct Inner {
+    conn: H1Conn,
+    method: Method,
+    upgrade: bool,
+    encoder: Encoder,
+    request_done: bool,
+    decoder: Decoder,
+    scanned: usize,
+    keep_alive: bool,
+    have_head: bool,
+    ended: bool,
+}
+
+impl H1Exchange {
+    /// Writes the head into the connection's buffer; [`Self::poll_flush`] sends it.
+    pub(crate) fn start(mut conn: H1Conn, head: &RequestHead) -> Self {
+        let upgrade = head.upgrade.is_some();
+        let connect = head.method == Method::CONNECT && !upgrade;
+        let out = &mut conn.write.buf;
+        // An extended CONNECT of HTTP/2 is a GET with Upgrade here (RFC 8441 section 5).
+        let method = if upgrade && head.method == Method::CONNECT { "GET" } else { head.method.as_str() };
+        out.extend_from_slice(method.as_bytes());
+        out.push(b' ');
+        out.extend_from_slice(if connect { head.authority.as_bytes() } else { head.path.as_bytes() });
+        out.extend_from_slice(b" HTTP/1.1\r\nhost: ");
+        out.extend_from_slice(head.authority.as_bytes());
+        out.extend_from_slice(b"\r\n");
+        head.headers.write_h1(out);
+        if let Some(u) = &head.upgrade {
+            out.extend_from_slice(b"connection: Upgrade\r\nupgrade: ");
+            out.extend_from_slice(u.as_bytes());
+            out.extend_from_slice(b"\r\n");
+            if !head.headers.has(HeaderId::SecWebSocketKey) && u == "websocket" {
+                // HTTP/2 has no key; any value will do, the peer's answer is not passed back to a client that
+                // could check it.
+                out.extend_from_slice(b"sec-websocket-key: RmxvdGlsbGEgV2ViU29ja2U=\r\n");
+            }
+        }
+        let encoder = match head.body {
+            BodyKind::Stream if upgrade || connect => Encoder::Raw,
+            BodyKind::Empty => {
+                if !head.headers.has(HeaderId::ContentLength)
+                    && matches!(head.method, Method::POST | Method::PUT | Method::PATCH)
+                {
+                    out.extend_from_slice(b"content-length: 0\r\n");
+                }
+                Encoder::Empty
+            }
+            BodyKind::Length(n) => {
+                if !head.headers.has(HeaderId::ContentLength) {
+                    out.extend_from_slice(format!("content-length: {n}\r\n").as_bytes());
+                }
+                Encoder::Length(n)
+            }
+            BodyKind::Stream => {
+                out.extend_from_slice(b"transfer-encoding: chunked\r\n");
+                Encoder::Chunked
+            }
+        };
+        out.extend_from_slice(b"\r\n");
+        Self {
+            answered: Cell::new(false),
+            inner: RefCell::new(Inner {
+                conn,
+                method: head.method.clone(),
+                upgrade,
+                request_done: encoder == Encoder::Empty,
+                encoder,
+                decoder: Decoder::Raw,
+                scanned: 0,
+                keep_alive: false,
+                have_head: false,
+                ended: false,
+            }),
+        }
+    }
+
+    /// Whether the connection had served others before: then a silent close means that it was stale.
+    pub(crate) fn reused(&self) -> bool {
+        self.inner.borrow().conn.served > 0
+    }
+
+    pub(crate) fn poll_room(&self, cx: &mut Context<'_>) -> Poll<Result<(), StreamError>> {
+        let Inner { conn, .. } = &mut *self.inner.borrow_mut();
+        conn.write.poll_room(&mut conn.io, cx).map_err(|_| StreamError::Reset)
+    }
+
+    pub(crate) fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<Result<(), StreamError>> {
+        let Inner { conn, .. } = &mut *self.inner.borrow_mut();
+        conn.write.poll_flush(&mut conn.io, cx).map_err(|_| StreamError::Reset)
+    }
+
+    pub(crate) fn data(&self, data: &[u8]) -> Result<(), StreamError> {
+        let Inner { conn, encoder, .. } = &mut *self.inner.borrow_mut();
+        encoder.data(data, &mut conn.write.buf)
+    }
+
+    pub(crate) fn finish(&self, trailers: Option<&Headers>) -> Result<(), StreamError> {
+        let Inner { conn, encoder, request_done, .. } = &mut *self.inner.borrow_mut();
+        *request_done = true;
+        encoder.finish(trailers, &mut conn.write.buf)
+    }
+
+    /// Half-closes a tunnel after its last byte.
+    pub(crate) fn poll_shutdown(&self, cx: &mut Context<'_>) -> Poll<Result<(), StreamError>> {
+        let Inner { conn, encoder, .. } = &mut *self.inner.borrow_mut();
+        if *encoder != Encoder::Raw {
+            return Poll::Ready(Ok(()));
+        }
+        ready!(conn.write.poll_flush(&mut conn.io, cx)).map_err(|_| StreamError::Reset)?;
+        use tokio::io::AsyncWrite;
+        std::pin::Pin::new(&mut conn.io).poll_shutdown(cx).map_err(|_| StreamError::Reset)
+    }
+
+    pub(crate) fn poll_head(&self, cx: &mut Context<'_>) -> Poll<Result<ResponseHead, StreamError>> {
+        let inner = &mut *self.inner.borrow_mut();
+        loop {
+            if !inner.conn.read.is_empty() {
+                self.answered.set(true);
+            }
+            let end = parse::find_end(&inner.conn.read, &mut inner.scanned).map_err(head_error)?;
+            let Some(end) = end else {
+                let n = ready!(poll_fill(&mut inner.conn.io, &mut inner.conn.read, cx)).map_err(|_| StreamError::Reset)?;
+                if n == 0 {
+                    return Poll::Ready(Err(StreamError::Reset));
+                }
+                continue;
+            };
+            let block = inner.conn.read.split_to(end);
+            inner.scanned = 0;
+            let parsed = parse::response(&block, &inner.method).map_err(head_error)?;
+            match parsed.head.status {
+                101 if inner.upgrade => {}
+                // Interim answers end here: `100 Continue` was given by this proxy already.
+                100..=199 => {
+                    if parsed.head.status == 101 {
+                        return Poll::Ready(Err(StreamError::Protocol));
+                    }
+                    continue;
+                }
+                _ => {}
+            }
+            inner.have_head = true;
+            inner.keep_alive = parsed.keep_alive;
+            inner.decoder = match parsed.head.body {
+                BodyKind::Empty => Decoder::Done,
+                BodyKind::Length(n) => Decoder::Length(n),
+                BodyKind::Stream if parsed.chunked => Decoder::ChunkSize,
+                BodyKind::Stream => Decoder::Raw,
+            };
+            if parsed.head.status != 101 && inner.upgrade {
+                // A refused upgrade: nothing may follow the request, and the connection is not reused.
+                inner.keep_alive = false;
+                inner.encoder = Encoder::Empty;
+            }
+            return Poll::Ready(Ok(parsed.head));
+        }
+    }
+
+    pub(crate) fn poll_frame(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, StreamError>>> {
+        let inner = &mut *self.inner.borrow_mut();
+        loop {
+            match inner.decoder.decode(&mut inner.conn.read) {
+                Err(e) => {
+                    inner.keep_alive = false;
+                    return Poll::Ready(Some(Err(e)));
+                }
+                Ok(Decoded::Frame(f)) => return Poll::Ready(Some(Ok(f))),
+                Ok(Decoded::End) => return Poll::Ready(None),
+                Ok(Decoded::More) => {}
+            }
+            if inner.ended {
+                return Poll::Ready(inner.decoder.eof().err().map(Err));
+            }
+            let n = ready!(poll_fill(&mut inner.conn.io, &mut inner.conn.read, cx)).map_err(|_| StreamError::Reset);
+            match n {
+                Ok(0) => {
+                    inner.ended = true;
+                    inner.keep_alive = false;
+                }
+                Ok(_) => {}
+                Err(e) => {
+                    inner.keep_alive = false;
+                    return Poll::Ready(Some(Err(e)));
+                }
+            }
+        }
+    }
+
+    /// The connection, if it can serve another request.
+    pub(crate) fn into_reusable(self) -> Option<H1Conn> {
+        let i = self.inner.into_inner();
+        (i.have_head
+            && i.keep_alive
+            && i.request_done
+            && i.decoder.is_done()
+            && i.conn.read.is_empty()
+            && i.conn.write.len() == 0)
+            .then_some(i.conn)
+    }
+}
+
+fn head_error(e: parse::HeadError) -> StreamError {
+    tracing::debug!(error = %e, "upstream response head");
+    match e {
+        parse::HeadError::TooLarge | parse::HeadError::TooManyFields => StreamError::TooLarge,
+        _ => StreamError::Protocol,
+    }
+}

@@ -1,0 +1,407 @@
+//! The downstream side of HTTP/1.x: one task owns the connection and serves its requests in order.
+
+use std::{
+    cell::RefCell,
+    future::poll_fn,
+    pin::Pin,
+    rc::Rc,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use bytes::{Bytes, BytesMut};
+use http::Method;
+use tokio::io::AsyncWrite;
+
+use super::{
+    body::{Decoded, Decoder, Encoder},
+    parse::{self, HeadError},
+};
+use crate::{
+    config::listener::HttpManager,
+    http::{
+        downstream::Downstream,
+        headers::{HeaderId, Headers},
+        message::{BodyKind, Frame, RequestHead, ResponseHead, StreamError, Version},
+        service,
+    },
+    io::{HIGH_WATER, Io, WriteBuf, poll_fill},
+    worker::connection::Connection,
+};
+
+/// A client that sent a request which was answered without reading it may send this much more before the
+/// connection is closed under it.
+const LINGER_BYTES: usize = 256 * 1024;
+const LINGER: Duration = Duration::from_millis(500);
+/// Unread bytes of pipelined requests.
+const MAX_PIPELINED: usize = 64 * 1024;
+/// A client that takes nothing for this long while being answered is gone.
+const WRITE_STALL: Duration = Duration::from_secs(60);
+
+struct Inner {
+    io: Io,
+    read: BytesMut,
+    write: WriteBuf,
+    eof: bool,
+    decoder: Decoder,
+    encoder: Encoder,
+    /// `100 Continue` is owed when the body is asked for.
+    owes_continue: bool,
+    keep_alive: bool,
+    broken: bool,
+    version: Version,
+    head_method: bool,
+    tunnel: bool,
+    started: bool,
+    finished: bool,
+    draining: bool,
+}
+
+/// Serves a connection until it ends.
+pub(crate) async fn serve(io: Io, conn: Rc<Connection>, manager: Arc<HttpManager>) {
+    let down = H1Down {
+        inner: RefCell::new(Inner {
+            io,
+            read: BytesMut::new(),
+            write: WriteBuf::default(),
+            eof: false,
+            decoder: Decoder::Done,
+            encoder: Encoder::Empty,
+            owes_continue: false,
+            keep_alive: true,
+            broken: false,
+            version: Version::Http11,
+            head_method: false,
+            tunnel: false,
+            started: false,
+            finished: false,
+            draining: false,
+        }),
+    };
+    tokio::select! {
+        () = requests(&down, &conn, &manager) => {}
+        () = conn.kill.cancelled() => {}
+    }
+}
+
+enum Next {
+    Request(RequestHead),
+    Refused(HeadError),
+    Timeout,
+    Closed,
+}
+
+async fn requests(down: &H1Down, conn: &Rc<Connection>, manager: &Arc<HttpManager>) {
+    loop {
+        match next_head(down, conn, manager).await {
+            Next::Request(head) => {
+                down.inner.borrow_mut().draining = conn.drain.is_cancelled();
+                service::handle(conn, manager, head, down).await;
+            }
+            Next::Refused(e) => {
+                tracing::debug!(error = %e, peer = %conn.peer, "request refused");
+                service::refuse(conn, manager, down, e.status(), "DPE").await;
+                down.inner.borrow_mut().keep_alive = false;
+            }
+            Next::Timeout => {
+                service::refuse(conn, manager, down, 408, "DPE").await;
+                down.inner.borrow_mut().keep_alive = false;
+            }
+            Next::Closed => return,
+        }
+        if !after(down).await {
+            return;
+        }
+    }
+}
+
+/// Finishes a response; true if another request may follow.
+async fn after(down: &H1Down) -> bool {
+    let flushed = tokio::time::timeout(WRITE_STALL, poll_fn(|cx| down.poll_flush(cx))).await;
+    let reuse = {
+        let i = down.inner.borrow();
+        matches!(flushed, Ok(Ok(()))) && i.keep_alive && i.finished && !i.broken && !i.tunnel && i.decoder.is_done() && !i.eof
+    };
+    if reuse {
+        return true;
+    }
+    // Closing with unread bytes would reset the connection and could destroy the answer on its way.
+    let _ = tokio::time::timeout(LINGER, async {
+        poll_fn(|cx| Pin::new(&mut down.inner.borrow_mut().io).poll_shutdown(cx)).await?;
+        let mut left = LINGER_BYTES;
+        while left > 0 && !down.inner.borrow().eof && !down.inner.borrow().broken {
+            let n = poll_fn(|cx| {
+                let Inner { io, read, .. } = &mut *down.inner.borrow_mut();
+                read.clear();
+                poll_fill(io, read, cx)
+            })
+            .await?;
+            if n == 0 {
+                break;
+            }
+            left = left.saturating_sub(n);
+        }
+        Ok::<_, std::io::Error>(())
+    })
+    .await;
+    false
+}
+
+async fn next_head(down: &H1Down, conn: &Connection, manager: &HttpManager) -> Next {
+    let mut scanned = 0;
+    let mut skipped = 0;
+    loop {
+        // A few empty lines before a request are tolerated (RFC 9112 section 2.2).
+        {
+            let i = &mut *down.inner.borrow_mut();
+            while scanned == 0 && skipped < 4 && i.read.starts_with(b"\r\n") {
+                let _ = i.read.split_to(2);
+                skipped += 1;
+            }
+            if !i.read.is_empty() {
+                match parse::find_end(&i.read, &mut scanned) {
+                    Err(e) => return Next::Refused(e),
+                    Ok(Some(end)) => {
+                        let block = i.read.split_to(end);
+                        return match parse::request(&block, conn.tls) {
+                            Ok(p) => {
+                                i.begin(&p.head, p.keep_alive);
+                                Next::Request(p.head)
+                            }
+                            Err(e) => Next::Refused(e),
+                        };
+                    }
+                    Ok(None) => {}
+                }
+            }
+            if i.eof {
+                return Next::Closed;
+            }
+        }
+        let begun = !down.inner.borrow().read.is_empty();
+        let limit = if begun { manager.config.request_headers_timeout } else { manager.config.idle_timeout };
+        let fill = poll_fn(|cx| {
+            let Inner { io, read, .. } = &mut *down.inner.borrow_mut();
+            poll_fill(io, read, cx)
+        });
+        let n = tokio::select! {
+            n = fill => n,
+            () = conn.drain.cancelled(), if !begun => return Next::Closed,
+            () = after_time(limit) => return if begun { Next::Timeout } else { Next::Closed },
+        };
+        match n {
+            Ok(0) | Err(_) => {
+                let mut i = down.inner.borrow_mut();
+                i.eof = true;
+                return Next::Closed;
+            }
+            Ok(_) => {}
+        }
+    }
+}
+
+async fn after_time(limit: Option<Duration>) {
+    match limit {
+        Some(t) => tokio::time::sleep(t).await,
+        None => std::future::pending().await,
+    }
+}
+
+impl Inner {
+    fn begin(&mut self, head: &RequestHead, keep_alive: bool) {
+        self.decoder = match head.body {
+            BodyKind::Empty => Decoder::Done,
+            BodyKind::Length(n) => Decoder::Length(n),
+            BodyKind::Stream => Decoder::ChunkSize,
+        };
+        self.encoder = Encoder::Empty;
+        self.owes_continue = head.expect_continue;
+        self.keep_alive = keep_alive;
+        self.version = head.version;
+        self.head_method = head.method == Method::HEAD;
+        self.tunnel = head.method == Method::CONNECT;
+        self.started = false;
+        self.finished = false;
+    }
+
+    fn fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize, StreamError>> {
+        match ready!(poll_fill(&mut self.io, &mut self.read, cx)) {
+            Ok(0) => {
+                self.eof = true;
+                Poll::Ready(Ok(0))
+            }
+            Ok(n) => Poll::Ready(Ok(n)),
+            Err(_) => {
+                self.eof = true;
+                self.broken = true;
+                Poll::Ready(Err(StreamError::Reset))
+            }
+        }
+    }
+}
+
+/// A connection as the request that it currently serves.
+pub(crate) struct H1Down {
+    inner: RefCell<Inner>,
+}
+
+impl Downstream for H1Down {
+    fn poll_frame(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, StreamError>>> {
+        let i = &mut *self.inner.borrow_mut();
+        if i.owes_continue && !i.started {
+            i.owes_continue = false;
+            i.write.buf.extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
+        }
+        if i.write.len() > 0 && !i.started {
+            // Only `100 Continue` can be waiting here; the client will not send before it has it.
+            match i.write.poll_flush(&mut i.io, cx) {
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(_)) => return Poll::Ready(Some(Err(StreamError::Reset))),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+        loop {
+            match i.decoder.decode(&mut i.read) {
+                Ok(Decoded::Frame(f)) => return Poll::Ready(Some(Ok(f))),
+                Ok(Decoded::End) => return Poll::Ready(None),
+                Ok(Decoded::More) => {}
+                Err(e) => {
+                    i.keep_alive = false;
+                    return Poll::Ready(Some(Err(e)));
+                }
+            }
+            if i.eof {
+                return Poll::Ready(i.decoder.eof().err().map(Err));
+            }
+            if let Err(e) = ready!(i.fill(cx)) {
+                return Poll::Ready(Some(Err(e)));
+            }
+        }
+    }
+
+    fn poll_gone(&self, cx: &mut Context<'_>) -> Poll<()> {
+        let i = &mut *self.inner.borrow_mut();
+        if i.broken {
+            return Poll::Ready(());
+        }
+        // While a body is still expected its reader finds the end; reading here would take its bytes.
+        if !i.decoder.is_done() {
+            return Poll::Pending;
+        }
+        loop {
+            if i.eof {
+                return Poll::Ready(());
+            }
+            if i.read.len() >= MAX_PIPELINED {
+                return Poll::Pending;
+            }
+            if ready!(i.fill(cx)).is_err() {
+                return Poll::Ready(());
+            }
+        }
+    }
+
+    fn start(&self, head: &ResponseHead, end: bool) -> Result<(), StreamError> {
+        let i = &mut *self.inner.borrow_mut();
+        i.started = true;
+        i.owes_continue = false;
+        let upgraded = head.status == 101;
+        let tunnel = upgraded || (i.tunnel && (200..300).contains(&head.status));
+        i.tunnel = tunnel;
+        // An answer before the end of the request leaves the connection in doubt.
+        if i.draining || (end && !i.decoder.is_done()) {
+            i.keep_alive = false;
+        }
+        let no_body = i.head_method || head.status == 204 || head.status == 304;
+        let mut chunked = false;
+        i.encoder = if tunnel {
+            i.decoder = Decoder::Raw;
+            Encoder::Raw
+        } else if no_body {
+            Encoder::Empty
+        } else {
+            match head.body {
+                BodyKind::Length(n) => Encoder::Length(n),
+                BodyKind::Empty => Encoder::Empty,
+                BodyKind::Stream if i.version == Version::Http10 => {
+                    i.keep_alive = false;
+                    Encoder::Raw
+                }
+                BodyKind::Stream => {
+                    chunked = true;
+                    Encoder::Chunked
+                }
+            }
+        };
+        let out = &mut i.write.buf;
+        out.extend_from_slice(b"HTTP/1.1 ");
+        let code = http::StatusCode::from_u16(head.status).map_err(|_| StreamError::Protocol)?;
+        out.extend_from_slice(code.as_str().as_bytes());
+        out.push(b' ');
+        out.extend_from_slice(code.canonical_reason().unwrap_or("").as_bytes());
+        out.extend_from_slice(b"\r\n");
+        head.headers.write_h1(out);
+        if chunked {
+            out.extend_from_slice(b"transfer-encoding: chunked\r\n");
+        } else if !no_body && !tunnel && head.body == BodyKind::Empty && !head.headers.has(HeaderId::ContentLength) {
+            out.extend_from_slice(b"content-length: 0\r\n");
+        }
+        if upgraded {
+            out.extend_from_slice(b"connection: Upgrade\r\n");
+        } else if !i.keep_alive && !tunnel {
+            out.extend_from_slice(b"connection: close\r\n");
+        } else if i.version == Version::Http10 && !tunnel {
+            out.extend_from_slice(b"connection: keep-alive\r\n");
+        }
+        out.extend_from_slice(b"\r\n");
+        i.finished = end;
+        Ok(())
+    }
+
+    fn poll_room(&self, cx: &mut Context<'_>) -> Poll<Result<(), StreamError>> {
+        let i = &mut *self.inner.borrow_mut();
+        if i.write.len() < HIGH_WATER {
+            return Poll::Ready(Ok(()));
+        }
+        self::flush(i, cx)
+    }
+
+    fn data(&self, data: Bytes) -> Result<(), StreamError> {
+        let Inner { encoder, write, .. } = &mut *self.inner.borrow_mut();
+        encoder.data(&data, &mut write.buf)
+    }
+
+    fn finish(&self, trailers: Option<&Headers>) -> Result<(), StreamError> {
+        let i = &mut *self.inner.borrow_mut();
+        i.finished = true;
+        i.encoder.finish(trailers, &mut i.write.buf)
+    }
+
+    fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<Result<(), StreamError>> {
+        let i = &mut *self.inner.borrow_mut();
+        ready!(self::flush(i, cx))?;
+        if i.tunnel && i.finished && !i.broken {
+            // The end of a tunnel's stream is the half-close of its connection.
+            return Pin::new(&mut i.io).poll_shutdown(cx).map_err(|_| StreamError::Reset);
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn abort(&self) {
+        let i = &mut *self.inner.borrow_mut();
+        i.keep_alive = false;
+        i.broken = true;
+    }
+
+    fn is_h2(&self) -> bool {
+        false
+    }
+}
+
+fn flush(i: &mut Inner, cx: &mut Context<'_>) -> Poll<Result<(), StreamError>> {
+    i.write.poll_flush(&mut i.io, cx).map_err(|_| {
+        i.broken = true;
+        StreamError::Reset
+    })
+}

@@ -1,0 +1,298 @@
+//! The downstream side of HTTP/2: one task for the connection, one for each stream.
+
+use std::{
+    cell::{Cell, RefCell},
+    rc::Rc,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use h2::{Reason, RecvStream, server::SendResponse};
+use http::{HeaderMap, Method, Request, Response, StatusCode};
+use tokio::time::Instant;
+
+use super::{client::poll_recv, send::SendBody};
+use crate::{
+    config::listener::HttpManager,
+    http::{
+        downstream::Downstream,
+        headers::{HeaderId, Headers, list_has},
+        h1::parse::{is_authority, is_path},
+        message::{BodyKind, Frame, MAX_FIELDS, MAX_HEAD, RequestHead, ResponseHead, StreamError, Version},
+        service,
+    },
+    io::Io,
+    worker::connection::Connection,
+};
+
+/// Receive window of one stream.
+const STREAM_WINDOW: u32 = 256 * 1024;
+/// Receive window of a connection.
+const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
+/// Bytes buffered for a stream that its client does not read.
+const SEND_BUFFER: usize = 256 * 1024;
+/// Streams that a client reset before they were looked at (rapid reset).
+const MAX_PENDING_RESETS: usize = 100;
+/// Settings and preface of a new connection.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+
+/// Serves a connection until it ends or drains.
+pub(crate) async fn serve(io: Io, conn: Rc<Connection>, manager: Arc<HttpManager>) {
+    let mut builder = h2::server::Builder::new();
+    builder
+        .initial_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_concurrent_streams(conn.worker.options.max_concurrent_streams)
+        .max_header_list_size(MAX_HEAD as u32)
+        .max_send_buffer_size(SEND_BUFFER)
+        .max_pending_accept_reset_streams(MAX_PENDING_RESETS);
+    if manager.config.websocket {
+        builder.enable_connect_protocol();
+    }
+    let mut h2 = match tokio::time::timeout(HANDSHAKE, builder.handshake::<_, Bytes>(io)).await {
+        Ok(Ok(h2)) => h2,
+        Ok(Err(error)) => {
+            tracing::debug!(%error, peer = %conn.peer, "HTTP/2 handshake");
+            return;
+        }
+        Err(_) => return,
+    };
+    let active = Rc::new(Cell::new(0usize));
+    let last = Rc::new(Cell::new(Instant::now()));
+    let mut draining = false;
+    loop {
+        let idle_at = manager.config.idle_timeout.filter(|_| !draining && active.get() == 0).map(|t| last.get() + t);
+        tokio::select! {
+            // `accept` also drives the connection; dropping its future loses nothing.
+            next = h2.accept() => match next {
+                Some(Ok((request, respond))) => {
+                    active.set(active.get() + 1);
+                    let (conn, manager) = (Rc::clone(&conn), Arc::clone(&manager));
+                    let (active, last) = (Rc::clone(&active), Rc::clone(&last));
+                    tokio::task::spawn_local(async move {
+                        stream(&conn, &manager, request, respond).await;
+                        active.set(active.get() - 1);
+                        last.set(Instant::now());
+                    });
+                }
+                Some(Err(error)) => {
+                    tracing::debug!(%error, peer = %conn.peer, "HTTP/2 connection ended");
+                    return;
+                }
+                None => return,
+            },
+            () = conn.drain.cancelled(), if !draining => {
+                draining = true;
+                h2.graceful_shutdown();
+            }
+            () = conn.kill.cancelled() => return,
+            () = sleep_until(idle_at) => {
+                if active.get() == 0 {
+                    draining = true;
+                    h2.graceful_shutdown();
+                }
+            }
+        }
+    }
+}
+
+async fn sleep_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Serves one stream.
+async fn stream(
+    conn: &Rc<Connection>,
+    manager: &Arc<HttpManager>,
+    request: Request<RecvStream>,
+    mut respond: SendResponse<Bytes>,
+) {
+    let (parts, recv) = request.into_parts();
+    let head = match head(conn, &parts, &recv) {
+        Ok(h) => h,
+        Err(status) => {
+            let mut r = Response::new(());
+            *r.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_REQUEST);
+            let _ = respond.send_response(r, true);
+            return;
+        }
+    };
+    let down = H2Down {
+        inner: RefCell::new(Inner { recv, respond, send: None, data_done: false }),
+    };
+    tokio::select! {
+        () = service::handle(conn, manager, head, &down) => {}
+        () = conn.kill.cancelled() => down.abort(),
+    }
+}
+
+/// Translates a head; `Err` is the status of a refusal.
+fn head(conn: &Connection, parts: &http::request::Parts, recv: &RecvStream) -> Result<RequestHead, u16> {
+    if parts.headers.len() > MAX_FIELDS {
+        return Err(431);
+    }
+    let protocol = parts.extensions.get::<h2::ext::Protocol>().map(|p| p.as_str().to_ascii_lowercase());
+    let uri_authority = parts.uri.authority().map(http::uri::Authority::as_str);
+    let mut hosts = parts.headers.get_all(http::header::HOST).iter();
+    let host = hosts.next();
+    if hosts.next().is_some() {
+        return Err(400);
+    }
+    // `:authority` and `Host` must not disagree (RFC 9113 section 8.3.1): one proxy would route by one, the
+    // next by the other.
+    let authority = match (uri_authority, host.map(http::HeaderValue::to_str)) {
+        (Some(a), None) => a,
+        (Some(a), Some(Ok(h))) if a.eq_ignore_ascii_case(h) => a,
+        (None, Some(Ok(h))) => h,
+        _ => return Err(400),
+    };
+    if !is_authority(authority) {
+        return Err(400);
+    }
+    let connect = parts.method == Method::CONNECT;
+    let path = if connect && protocol.is_none() {
+        ""
+    } else {
+        parts.uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str)
+    };
+    if !is_path(path) || !(path.is_empty() || path.starts_with('/') || (path == "*" && parts.method == Method::OPTIONS)) {
+        return Err(400);
+    }
+    let mut headers = Headers::with_capacity(parts.headers.len() * 40 + 512, parts.headers.len() + 12);
+    for (name, value) in &parts.headers {
+        let (name, value) = (name.as_str().as_bytes(), value.as_bytes());
+        let id = HeaderId::of(name);
+        match id {
+            HeaderId::Host | HeaderId::Expect => continue,
+            HeaderId::Te if !list_has(value, "trailers") => continue,
+            // Connection-specific fields make a message malformed (RFC 9113 section 8.2.2).
+            id if id.is_hop_by_hop() => return Err(400),
+            // HTTP/2 lets a client split cookies; HTTP/1 does not (section 8.2.3).
+            HeaderId::Cookie if headers.has(HeaderId::Cookie) => {
+                let mut joined = headers.get_id(HeaderId::Cookie).unwrap_or_default().to_vec();
+                joined.extend_from_slice(b"; ");
+                joined.extend_from_slice(value);
+                headers.set_id(HeaderId::Cookie, &joined);
+                continue;
+            }
+            _ => {}
+        }
+        // What HTTP/1 would read as a line end must not come out of HTTP/2.
+        if value.iter().any(|b| matches!(b, b'\r' | b'\n' | 0)) {
+            return Err(400);
+        }
+        headers.push(name, value);
+    }
+    let lengths = headers.count_id(HeaderId::ContentLength);
+    let length = headers.str_id(HeaderId::ContentLength).map(str::parse::<u64>).transpose().map_err(|_| 400u16)?;
+    if lengths > 1 {
+        return Err(400);
+    }
+    let body = match (recv.is_end_stream(), length) {
+        (true, None | Some(0)) => BodyKind::Empty,
+        (true, Some(_)) => return Err(400),
+        (false, Some(n)) => BodyKind::Length(n),
+        (false, None) => BodyKind::Stream,
+    };
+    Ok(RequestHead {
+        method: parts.method.clone(),
+        version: Version::Http2,
+        https: conn.tls,
+        authority: authority.to_owned(),
+        path: path.to_owned(),
+        headers,
+        body,
+        upgrade: protocol,
+        expect_continue: false,
+    })
+}
+
+struct H2Down {
+    inner: RefCell<Inner>,
+}
+
+struct Inner {
+    recv: RecvStream,
+    respond: SendResponse<Bytes>,
+    send: Option<SendBody>,
+    data_done: bool,
+}
+
+impl Downstream for H2Down {
+    fn poll_frame(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, StreamError>>> {
+        let Inner { recv, data_done, .. } = &mut *self.inner.borrow_mut();
+        poll_recv(recv, data_done, cx)
+    }
+
+    fn poll_gone(&self, cx: &mut Context<'_>) -> Poll<()> {
+        let inner = &mut *self.inner.borrow_mut();
+        match &mut inner.send {
+            Some(s) => s.poll_reset(cx),
+            None => inner.respond.poll_reset(cx).map(|_| ()),
+        }
+    }
+
+    fn start(&self, head: &ResponseHead, end: bool) -> Result<(), StreamError> {
+        let inner = &mut *self.inner.borrow_mut();
+        let mut response = Response::new(());
+        // An accepted upgrade is 200 in HTTP/2 (RFC 8441 section 5).
+        let status = if head.status == 101 { 200 } else { head.status };
+        *response.status_mut() = StatusCode::from_u16(status).map_err(|_| StreamError::Protocol)?;
+        let mut map: HeaderMap = head.headers.to_map();
+        if head.status == 101 {
+            map.remove("sec-websocket-accept");
+        }
+        *response.headers_mut() = map;
+        let stream = inner.respond.send_response(response, end).map_err(|e| super::send::stream_error(&e))?;
+        inner.send = Some(SendBody::new(stream, end));
+        Ok(())
+    }
+
+    fn poll_room(&self, cx: &mut Context<'_>) -> Poll<Result<(), StreamError>> {
+        match &mut self.inner.borrow_mut().send {
+            Some(s) => s.poll_drain(cx),
+            None => Poll::Ready(Err(StreamError::Protocol)),
+        }
+    }
+
+    fn data(&self, data: Bytes) -> Result<(), StreamError> {
+        match &mut self.inner.borrow_mut().send {
+            Some(s) => {
+                s.data(data);
+                Ok(())
+            }
+            None => Err(StreamError::Protocol),
+        }
+    }
+
+    fn finish(&self, trailers: Option<&Headers>) -> Result<(), StreamError> {
+        if let Some(s) = &mut self.inner.borrow_mut().send {
+            s.finish(trailers);
+        }
+        Ok(())
+    }
+
+    fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<Result<(), StreamError>> {
+        match &mut self.inner.borrow_mut().send {
+            Some(s) => s.poll_drain(cx),
+            None => Poll::Ready(Ok(())),
+        }
+    }
+
+    fn abort(&self) {
+        let inner = &mut *self.inner.borrow_mut();
+        match &mut inner.send {
+            Some(s) => s.reset(Reason::INTERNAL_ERROR),
+            None => inner.respond.send_reset(Reason::INTERNAL_ERROR),
+        }
+    }
+
+    fn is_h2(&self) -> bool {
+        true
+    }
+}

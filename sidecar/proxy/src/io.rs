@@ -1,0 +1,210 @@
+//! A connection's bytes: plain, TLS, or from a trunk, without dynamic dispatch on the common paths.
+
+use std::{
+    io,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use bytes::{Buf, Bytes};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+};
+
+/// A byte stream from elsewhere, such as a stream of a trunk.
+pub trait ByteStream: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> ByteStream for T {}
+
+/// A boxed [`ByteStream`].
+pub type BoxedIo = Box<dyn ByteStream>;
+
+/// A transport below TLS. Bytes that were read for inspection are handed out first.
+pub(crate) struct Transport {
+    stream: Stream,
+    prefix: Bytes,
+}
+
+enum Stream {
+    Tcp(TcpStream),
+    Boxed(BoxedIo),
+}
+
+impl Transport {
+    pub(crate) fn tcp(stream: TcpStream, prefix: Bytes) -> Self {
+        Self { stream: Stream::Tcp(stream), prefix }
+    }
+
+    pub(crate) fn boxed(io: BoxedIo) -> Self {
+        Self { stream: Stream::Boxed(io), prefix: Bytes::new() }
+    }
+}
+
+impl AsyncRead for Transport {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if !this.prefix.is_empty() {
+            let n = this.prefix.len().min(buf.remaining());
+            buf.put_slice(&this.prefix[..n]);
+            this.prefix.advance(n);
+            return Poll::Ready(Ok(()));
+        }
+        match &mut this.stream {
+            Stream::Tcp(s) => Pin::new(s).poll_read(cx, buf),
+            Stream::Boxed(s) => Pin::new(s).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for Transport {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        match &mut self.get_mut().stream {
+            Stream::Tcp(s) => Pin::new(s).poll_write(cx, data),
+            Stream::Boxed(s) => Pin::new(s).poll_write(cx, data),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.get_mut().stream {
+            Stream::Tcp(s) => Pin::new(s).poll_flush(cx),
+            Stream::Boxed(s) => Pin::new(s).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.get_mut().stream {
+            Stream::Tcp(s) => Pin::new(s).poll_shutdown(cx),
+            Stream::Boxed(s) => Pin::new(s).poll_shutdown(cx),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match &mut self.get_mut().stream {
+            Stream::Tcp(s) => Pin::new(s).poll_write_vectored(cx, bufs),
+            Stream::Boxed(s) => Pin::new(s).poll_write_vectored(cx, bufs),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        matches!(self.stream, Stream::Tcp(_))
+    }
+}
+
+/// A connection as the codecs see it.
+pub(crate) enum Io {
+    Plain(Transport),
+    Server(Box<tokio_rustls::server::TlsStream<Transport>>),
+    Client(Box<tokio_rustls::client::TlsStream<Transport>>),
+}
+
+macro_rules! each {
+    ($self:ident, $s:ident => $e:expr) => {
+        match $self.get_mut() {
+            Io::Plain($s) => $e,
+            Io::Server($s) => $e,
+            Io::Client($s) => $e,
+        }
+    };
+}
+
+impl AsyncRead for Io {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        each!(self, s => Pin::new(s).poll_read(cx, buf))
+    }
+}
+
+impl AsyncWrite for Io {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        each!(self, s => Pin::new(s).poll_write(cx, data))
+    }
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        each!(self, s => Pin::new(s).poll_flush(cx))
+    }
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        each!(self, s => Pin::new(s).poll_shutdown(cx))
+    }
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        each!(self, s => Pin::new(s).poll_write_vectored(cx, bufs))
+    }
+    fn is_write_vectored(&self) -> bool {
+        match self {
+            Io::Plain(s) => s.is_write_vectored(),
+            Io::Server(s) => s.is_write_vectored(),
+            Io::Client(s) => s.is_write_vectored(),
+        }
+    }
+}
+
+impl Io {
+    /// ALPN that was negotiated.
+    pub(crate) fn alpn(&self) -> Option<&[u8]> {
+        match self {
+            Io::Plain(_) => None,
+            Io::Server(s) => s.get_ref().1.alpn_protocol(),
+            Io::Client(s) => s.get_ref().1.alpn_protocol(),
+        }
+    }
+}
+
+/// Bytes a connection may hold unsent before its producer is paused.
+pub(crate) const HIGH_WATER: usize = 64 * 1024;
+
+/// A write buffer in front of an [`Io`].
+#[derive(Default)]
+pub(crate) struct WriteBuf {
+    pub(crate) buf: Vec<u8>,
+    sent: usize,
+    needs_flush: bool,
+}
+
+impl WriteBuf {
+    pub(crate) fn len(&self) -> usize {
+        self.buf.len() - self.sent
+    }
+
+    /// Writes and flushes everything; TLS may hold ciphertext that a write left behind.
+    pub(crate) fn poll_flush(&mut self, io: &mut Io, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while self.sent < self.buf.len() {
+            let n = ready!(Pin::new(&mut *io).poll_write(cx, &self.buf[self.sent..]))?;
+            if n == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.sent += n;
+            self.needs_flush = true;
+        }
+        self.buf.clear();
+        self.sent = 0;
+        if self.buf.capacity() > 4 * HIGH_WATER {
+            self.buf.shrink_to(HIGH_WATER);
+        }
+        if self.needs_flush {
+            ready!(Pin::new(io).poll_flush(cx))?;
+            self.needs_flush = false;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Ready when more may be appended.
+    pub(crate) fn poll_room(&mut self, io: &mut Io, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.len() < HIGH_WATER { Poll::Ready(Ok(())) } else { self.poll_flush(io, cx) }
+    }
+}
+
+/// Reads once into `buf`; `Ok(0)` is the end of the stream.
+pub(crate) fn poll_fill(io: &mut Io, buf: &mut bytes::BytesMut, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+    if buf.capacity() - buf.len() < 2048 {
+        buf.reserve(READ_CHUNK);
+    }
+    tokio_util::io::poll_read_buf(Pin::new(io), cx, buf)
+}
+
+/// Spare room made for a read.
+const READ_CHUNK: usize = 16 * 1024;

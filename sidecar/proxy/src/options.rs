@@ -1,0 +1,189 @@
+//! What an engine is told when it starts, and what others plug into it.
+
+use std::{collections::BTreeMap, future::Future, io, net::IpAddr, pin::Pin, sync::Arc, time::Duration};
+
+use mesh_telemetry::metrics::MeshMetrics;
+
+pub use crate::io::{BoxedIo, ByteStream};
+
+/// The workload that this proxy belongs to, for metrics, logs and forwarded identities.
+#[derive(Debug, Clone, Default)]
+pub struct NodeInfo {
+    /// Workload name, such as `reviews-v1`.
+    pub workload: String,
+    /// Namespace.
+    pub namespace: String,
+    /// Cluster ID.
+    pub cluster: String,
+    /// Service account.
+    pub service_account: String,
+    /// SPIFFE ID, empty without one.
+    pub principal: String,
+    /// Labels of the workload.
+    pub labels: BTreeMap<String, String>,
+    /// Node ID, for logs.
+    pub id: String,
+    /// A gateway rather than a sidecar: it reports like a source.
+    pub gateway: bool,
+}
+
+/// Options of an [`crate::Engine`].
+#[derive(Debug, Clone)]
+pub struct EngineOptions {
+    /// Worker threads, each with its own runtime, listeners and pools; at least 1.
+    pub workers: usize,
+    /// Whom the engine serves.
+    pub node: NodeInfo,
+    /// How long connections on removed listeners and filter chains may finish.
+    pub drain_time: Duration,
+    /// Downstream connections per worker; further ones wait in the kernel's backlog.
+    pub max_connections: usize,
+    /// Concurrent streams that an HTTP/2 downstream may open.
+    pub max_concurrent_streams: u32,
+    /// TLS handshake of a downstream connection.
+    pub handshake_timeout: Duration,
+    /// Bytes of a request body kept for a retry.
+    pub retry_buffer: usize,
+}
+
+impl Default for EngineOptions {
+    fn default() -> Self {
+        Self {
+            workers: 1,
+            node: NodeInfo::default(),
+            drain_time: Duration::from_secs(5),
+            max_connections: 16_384,
+            max_concurrent_streams: 1024,
+            handshake_timeout: Duration::from_secs(10),
+            retry_buffer: 64 * 1024,
+        }
+    }
+}
+
+/// What others plug into the engine; every part is optional and costs nothing when absent.
+#[derive(Clone, Default)]
+pub struct Hooks {
+    /// Policy check of requests, and a report of each at its end.
+    pub policy: Option<Arc<dyn PolicyHook>>,
+    /// Connects to addresses of the form `trunk:<name>`.
+    pub dialer: Option<Arc<dyn Dialer>>,
+    /// Mesh metrics to use instead of registering a set of its own.
+    pub metrics: Option<MeshMetrics>,
+}
+
+/// A future of a hook; it runs on the worker that serves the request.
+pub type HookFuture<'a, T> = Pin<Box<dyn Future<Output = T> + 'a>>;
+
+/// Connects through something that is not TCP.
+pub trait Dialer: Send + Sync + 'static {
+    /// Opens a stream to `addr` (with its `trunk:` prefix) for `sni`.
+    fn dial<'a>(&'a self, addr: &'a str, port: u16, sni: &'a str) -> HookFuture<'a, io::Result<BoxedIo>>;
+}
+
+/// Policy and telemetry outside of the proxy.
+pub trait PolicyHook: Send + Sync + 'static {
+    /// Decides on a request before it is forwarded: inbound of a sidecar, and at gateways. The hook bounds its own
+    /// time and decides what to answer when it cannot decide.
+    fn check<'a>(&'a self, request: &'a RequestAttributes<'a>) -> HookFuture<'a, PolicyDecision>;
+    /// Takes note of a finished request; it must not block.
+    fn report(&self, record: &RequestRecord<'_>);
+}
+
+/// Answer of a [`PolicyHook`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PolicyDecision {
+    /// Forward.
+    Allow,
+    /// Answer instead.
+    Deny {
+        /// HTTP status.
+        status: u16,
+        /// Body.
+        body: String,
+        /// gRPC status for gRPC requests; `None` is derived from `status`.
+        grpc: Option<u32>,
+    },
+}
+
+/// Looks up headers without exposing how they are stored.
+pub trait HeaderLookup {
+    /// First value of a header, in any case.
+    fn get(&self, name: &str) -> Option<&[u8]>;
+    /// Visits all headers in order.
+    fn for_each(&self, visit: &mut dyn FnMut(&[u8], &[u8]));
+}
+
+impl HeaderLookup for crate::http::headers::Headers {
+    fn get(&self, name: &str) -> Option<&[u8]> {
+        self.get(name.as_bytes())
+    }
+    fn for_each(&self, visit: &mut dyn FnMut(&[u8], &[u8])) {
+        for (_, n, v) in self.iter() {
+            visit(n, v);
+        }
+    }
+}
+
+/// A request as a policy sees it.
+pub struct RequestAttributes<'a> {
+    /// Method.
+    pub method: &'a str,
+    /// Path and query, normalised as routing saw it.
+    pub path: &'a str,
+    /// Host or authority.
+    pub authority: &'a str,
+    /// `http` or `https`.
+    pub scheme: &'a str,
+    /// Headers.
+    pub headers: &'a dyn HeaderLookup,
+    /// SPIFFE ID of the peer, empty without mutual TLS.
+    pub source_principal: &'a str,
+    /// Cluster that vouches for the peer, empty without mutual TLS.
+    pub source_cluster: &'a str,
+    /// Peer address of the connection.
+    pub source_ip: IpAddr,
+    /// Peer port of the connection.
+    pub source_port: u16,
+    /// Local address of the connection.
+    pub destination_ip: IpAddr,
+    /// Local port of the connection.
+    pub destination_port: u16,
+    /// Host of the destination service, as in metrics.
+    pub destination_service: &'a str,
+    /// Whether the request came from outside of this workload.
+    pub inbound: bool,
+    /// Whether mutual TLS carried it.
+    pub mtls: bool,
+    /// `http` or `grpc`.
+    pub protocol: &'a str,
+}
+
+/// A finished request or TCP connection.
+pub struct RequestRecord<'a> {
+    /// The request; `None` for a TCP connection.
+    pub request: Option<&'a RequestAttributes<'a>>,
+    /// Response headers, if there was a response.
+    pub response_headers: Option<&'a dyn HeaderLookup>,
+    /// HTTP status; 0 without an answer and for TCP.
+    pub status: u16,
+    /// gRPC status of a gRPC response.
+    pub grpc_status: Option<u32>,
+    /// Envoy's response flags, `-` if none.
+    pub flags: &'a str,
+    /// Start to end.
+    pub duration: Duration,
+    /// Body bytes from the client.
+    pub request_bytes: u64,
+    /// Body bytes to the client.
+    pub response_bytes: u64,
+    /// Upstream address, empty without one.
+    pub upstream: &'a str,
+    /// Source principal.
+    pub source_principal: &'a str,
+    /// Source address.
+    pub source_ip: IpAddr,
+    /// Destination service.
+    pub destination_service: &'a str,
+    /// Whether it came from outside of this workload.
+    pub inbound: bool,
+}

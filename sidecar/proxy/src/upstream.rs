@@ -1,0 +1,8 @@
+//! Upstream clusters: hosts, balancing, passive health, connections.
+
+pub(crate) mod cluster;
+pub(crate) mod connect;
+pub(crate) mod dns;
+pub(crate) mod host;
+pub(crate) mod lb;
+pub(crate) mod pool;

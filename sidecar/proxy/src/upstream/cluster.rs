@@ -1,0 +1,423 @@
+//! A cluster: its configuration, hosts, limits and passive health, shared by all workers.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU32, Ordering::Relaxed},
+    },
+};
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+use mesh_model::proxy as model;
+
+use super::{
+    connect::TlsTransport,
+    host::{Host, HostStats, now_ms, unique_id},
+    lb::{LbConfig, LbTables},
+};
+
+/// The place of a cluster by name: routes keep it, so an update of the cluster needs no recompiled route.
+#[derive(Debug)]
+pub(crate) struct ClusterSlot {
+    pub(crate) name: Arc<str>,
+    pub(crate) service: ServiceName,
+    current: ArcSwapOption<Cluster>,
+}
+
+/// The service that a cluster name such as `outbound|9080|v1|reviews.books.svc.cluster.local` names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ServiceName {
+    /// Whole host; empty for names of another form and for inbound clusters without host.
+    pub(crate) host: Arc<str>,
+    pub(crate) name: Arc<str>,
+    pub(crate) namespace: Arc<str>,
+}
+
+impl ServiceName {
+    pub(crate) fn of_cluster(cluster: &str) -> Self {
+        let mut parts = cluster.splitn(4, '|');
+        let host = match (parts.next(), parts.next(), parts.next(), parts.next()) {
+            (Some("outbound" | "inbound"), Some(_), Some(_), Some(host)) => host,
+            _ => "",
+        };
+        Self::of_host(host)
+    }
+
+    pub(crate) fn of_host(host: &str) -> Self {
+        let mut labels = host.splitn(4, '.');
+        let (name, namespace) = match (labels.next(), labels.next(), labels.next()) {
+            (Some(name), Some(ns), Some("svc")) => (name, ns),
+            _ => (host, ""),
+        };
+        Self { host: Arc::from(host), name: Arc::from(name), namespace: Arc::from(namespace) }
+    }
+}
+
+impl ClusterSlot {
+    pub(crate) fn new(name: &str) -> Arc<Self> {
+        Arc::new(Self {
+            name: Arc::from(name),
+            service: ServiceName::of_cluster(name),
+            current: ArcSwapOption::empty(),
+        })
+    }
+
+    pub(crate) fn load(&self) -> Option<Arc<Cluster>> {
+        self.current.load_full()
+    }
+
+    pub(crate) fn store(&self, cluster: Option<Arc<Cluster>>) {
+        self.current.store(cluster);
+    }
+}
+
+/// How connections to an endpoint are made.
+#[derive(Debug)]
+pub(crate) struct TransportSocket {
+    labels: Vec<(String, String)>,
+    pub(crate) tls: Option<TlsTransport>,
+}
+
+/// Counts of a cluster, over all workers; they outlive configuration changes.
+#[derive(Debug, Default)]
+pub(crate) struct Usage {
+    pub(crate) connections: AtomicU32,
+    pub(crate) pending: AtomicU32,
+    pub(crate) requests: AtomicU32,
+    pub(crate) retries: AtomicU32,
+}
+
+/// One use of a limited resource.
+#[derive(Debug)]
+pub(crate) struct Permit(Arc<Usage>, fn(&Usage) -> &AtomicU32);
+
+impl Permit {
+    /// `None`: the limit is reached.
+    pub(crate) fn take(usage: &Arc<Usage>, which: fn(&Usage) -> &AtomicU32, limit: u32) -> Option<Self> {
+        let before = which(usage).fetch_add(1, Relaxed);
+        let permit = Self(Arc::clone(usage), which);
+        (before < limit).then_some(permit)
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        (self.1)(&self.0).fetch_sub(1, Relaxed);
+    }
+}
+
+/// What a request or connection showed about its host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// HTTP status.
+    Status(u16),
+    /// Connect failed, or the connection broke before an answer.
+    Failed,
+    /// A TCP connection was established.
+    Connected,
+}
+
+/// A running cluster.
+#[derive(Debug)]
+pub(crate) struct Cluster {
+    pub(crate) config: Arc<model::Cluster>,
+    pub(crate) sockets: Vec<TransportSocket>,
+    pub(crate) usage: Arc<Usage>,
+    tables: ArcSwap<LbTables>,
+    /// Guards rebuilding, never held while a request picks.
+    members: Mutex<Members>,
+}
+
+#[derive(Debug, Default)]
+struct Members {
+    assignment: Arc<model::LoadAssignment>,
+    hosts: Vec<Arc<Host>>,
+    last_sweep: u64,
+}
+
+/// Identity of a host over updates: same place reached the same way.
+type HostKey = (String, u16, usize, u32);
+
+fn key(e: &model::LbEndpoint, socket: usize, nth: u32) -> HostKey {
+    (e.address.clone(), e.port, socket, nth)
+}
+
+impl Cluster {
+    /// Builds a cluster; hosts of `previous` that are reached the same way keep their state and pools.
+    pub(crate) fn new(config: Arc<model::Cluster>, previous: Option<&Cluster>) -> Self {
+        let mut sockets = vec![TransportSocket { labels: vec![], tls: config.tls.clone().map(TlsTransport::new) }];
+        sockets.extend(config.tls_matches.iter().map(|m| TransportSocket {
+            labels: m.labels.iter().map(|(k, v)| (k.clone(), v.clone())).collect(),
+            tls: m.tls.clone().map(TlsTransport::new),
+        }));
+        let same_transport = |p: &Cluster| {
+            let (a, b) = (&p.config, &config);
+            a.tls == b.tls && a.tls_matches == b.tls_matches && a.http == b.http && a.keepalive == b.keepalive
+        };
+        let this = Self {
+            config,
+            sockets,
+            usage: previous.map(|p| Arc::clone(&p.usage)).unwrap_or_default(),
+            tables: ArcSwap::from_pointee(LbTables::default()),
+            members: Mutex::new(Members::default()),
+        };
+        if let Some(p) = previous {
+            let old = p.members.lock().unwrap_or_else(PoisonError::into_inner);
+            if same_transport(p) {
+                let mut m = this.members.lock().unwrap_or_else(PoisonError::into_inner);
+                m.hosts.clone_from(&old.hosts);
+            } else {
+                for h in &old.hosts {
+                    h.stats.gone.store(true, Relaxed);
+                }
+            }
+        }
+        this
+    }
+
+    fn socket_of(&self, e: &model::LbEndpoint) -> usize {
+        let fits = |s: &TransportSocket| s.labels.iter().all(|(k, v)| e.transport_labels.get(k) == Some(v));
+        self.sockets.iter().skip(1).position(fits).map_or(0, |i| i + 1)
+    }
+
+    /// Replaces the hosts. Hosts that stay keep their pools, counters and ejection.
+    pub(crate) fn set_assignment(&self, assignment: Arc<model::LoadAssignment>) {
+        let mut m = self.members.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut old: HashMap<HostKey, Arc<HostStats>> = HashMap::with_capacity(m.hosts.len());
+        for h in &m.hosts {
+            let (address, port) = match &h.addr {
+                super::host::HostAddr::Socket(a) => (a.ip().to_string(), a.port()),
+                super::host::HostAddr::Trunk(n, p) | super::host::HostAddr::Unresolved(n, p) => (n.clone(), *p),
+            };
+            let mut k = (address, port, h.transport, 0);
+            while old.contains_key(&k) {
+                k.3 += 1;
+            }
+            old.insert(k, Arc::clone(&h.stats));
+        }
+        let mut hosts = Vec::new();
+        for (i, l) in assignment.localities.iter().enumerate() {
+            for e in &l.endpoints {
+                let socket = self.socket_of(e);
+                let stats = (0..4).find_map(|nth| old.remove(&key(e, socket, nth)));
+                hosts.push(Arc::new(Host::new(e, i, l.priority, socket, stats)));
+            }
+        }
+        for stats in old.into_values() {
+            stats.gone.store(true, Relaxed);
+        }
+        m.hosts = hosts;
+        m.assignment = assignment;
+        self.rebuild(&m);
+    }
+
+    fn rebuild(&self, m: &Members) {
+        let weights: Vec<u32> = m.assignment.localities.iter().map(|l| l.weight).collect();
+        let c = LbConfig {
+            policy: self.config.lb,
+            panic_threshold: self.config.panic_threshold,
+            locality_weighted: self.config.locality_weighted,
+            overprovisioning: m.assignment.overprovisioning,
+        };
+        self.tables.store(Arc::new(LbTables::new(m.hosts.clone(), &weights, c, unique_id())));
+    }
+
+    pub(crate) fn tables(&self) -> arc_swap::Guard<Arc<LbTables>> {
+        self.tables.load()
+    }
+
+    pub(crate) fn assignment(&self) -> Arc<model::LoadAssignment> {
+        Arc::clone(&self.members.lock().unwrap_or_else(PoisonError::into_inner).assignment)
+    }
+
+    /// The cluster is removed: its pools close as they become idle.
+    pub(crate) fn retire(&self) {
+        for h in &self.members.lock().unwrap_or_else(PoisonError::into_inner).hosts {
+            h.stats.gone.store(true, Relaxed);
+        }
+    }
+
+    /// Notes what a host did; may eject it.
+    pub(crate) fn observe(&self, host: &Host, outcome: Outcome) {
+        let Some(o) = self.config.outlier else { return };
+        let s = &host.stats;
+        let (bad, gateway) = match outcome {
+            Outcome::Status(c) => ((500..600).contains(&c), matches!(c, 502..=504)),
+            Outcome::Failed => (true, true),
+            Outcome::Connected => (false, false),
+        };
+        // Written only when it changes, so that healthy hosts do not bounce a cache line between workers.
+        if !bad && s.consecutive_5xx.load(Relaxed) != 0 {
+            s.consecutive_5xx.store(0, Relaxed);
+        }
+        if !gateway && s.consecutive_gateway.load(Relaxed) != 0 {
+            s.consecutive_gateway.store(0, Relaxed);
+        }
+        let mut eject = false;
+        if bad {
+            eject |= s.consecutive_5xx.fetch_add(1, Relaxed) + 1 >= o.consecutive_5xx && o.consecutive_5xx > 0;
+        }
+        if gateway {
+            eject |=
+                s.consecutive_gateway.fetch_add(1, Relaxed) + 1 >= o.consecutive_gateway && o.consecutive_gateway > 0;
+        }
+        if eject && !s.is_ejected() {
+            self.eject(s, &o);
+        }
+    }
+
+    fn eject(&self, s: &HostStats, o: &model::OutlierDetection) {
+        let m = self.members.lock().unwrap_or_else(PoisonError::into_inner);
+        let ejected = m.hosts.iter().filter(|h| h.stats.is_ejected()).count();
+        // One host may always be ejected, further ones up to the share.
+        if s.is_ejected() || (ejected > 0 && (ejected + 1) * 100 > o.max_percent as usize * m.hosts.len()) {
+            return;
+        }
+        let n = s.ejections.fetch_add(1, Relaxed) + 1;
+        let time = o.base_ejection.saturating_mul(n).min(o.max_ejection.max(o.base_ejection));
+        let ms = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        s.ejected_until.store(now_ms().saturating_add(ms), Relaxed);
+        s.ejected.store(true, Relaxed);
+        s.consecutive_5xx.store(0, Relaxed);
+        s.consecutive_gateway.store(0, Relaxed);
+        tracing::debug!(cluster = %self.config.name, ejection_ms = ms, "host ejected");
+        self.rebuild(&m);
+    }
+
+    /// Lets ejected hosts return when their time is over. Called often; acts once an interval.
+    pub(crate) fn sweep(&self) {
+        let Some(o) = self.config.outlier else { return };
+        let now = now_ms();
+        let mut m = self.members.lock().unwrap_or_else(PoisonError::into_inner);
+        let interval = u64::try_from(o.interval.as_millis()).unwrap_or(u64::MAX).max(10);
+        if now.saturating_sub(m.last_sweep) < interval {
+            return;
+        }
+        m.last_sweep = now;
+        let mut changed = false;
+        for h in &m.hosts {
+            let s = &h.stats;
+            if s.is_ejected() {
+                if now >= s.ejected_until.load(Relaxed) {
+                    s.ejected.store(false, Relaxed);
+                    changed = true;
+                }
+            } else if s.ejections.load(Relaxed) > 0 {
+                // A whole interval without ejection makes the next one shorter again.
+                s.ejections.fetch_sub(1, Relaxed);
+            }
+        }
+        if changed {
+            self.rebuild(&m);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    pub(crate) fn cluster(hosts: u32, outlier: Option<model::OutlierDetection>) -> Cluster {
+        let c = model::Cluster {
+            name: "outbound|80||a.b.svc.cluster.local".into(),
+            discovery: model::Discovery::Eds("x".into()),
+            lb: model::LbPolicy::RoundRobin,
+            connect_timeout: Duration::from_secs(1),
+            http: model::UpstreamHttp::Http1,
+            tls: None,
+            tls_matches: vec![],
+            limits: model::CircuitBreakers::default(),
+            outlier,
+            max_requests_per_connection: 0,
+            idle_timeout: None,
+            panic_threshold: 0,
+            locality_weighted: false,
+            keepalive: None,
+        };
+        let c = Cluster::new(Arc::new(c), None);
+        c.set_assignment(Arc::new(assignment(hosts)));
+        c
+    }
+
+    fn assignment(hosts: u32) -> model::LoadAssignment {
+        let endpoints = (1..=hosts)
+            .map(|n| model::LbEndpoint {
+                address: format!("10.0.0.{n}"),
+                port: 80,
+                weight: 1,
+                health: model::EndpointHealth::Healthy,
+                transport_labels: Default::default(),
+                workload: String::new(),
+            })
+            .collect();
+        let l = model::LocalityEndpoints { endpoints, ..model::LocalityEndpoints::default() };
+        model::LoadAssignment { name: "x".into(), localities: vec![l], overprovisioning: 140 }
+    }
+
+    #[test]
+    fn ejection_is_limited_and_grows() {
+        let o = model::OutlierDetection {
+            consecutive_5xx: 3,
+            consecutive_gateway: 0,
+            interval: Duration::from_millis(10),
+            base_ejection: Duration::from_millis(30),
+            max_ejection: Duration::from_secs(1),
+            max_percent: 50,
+        };
+        let c = cluster(4, Some(o));
+        let hosts = c.tables().hosts.clone();
+        for h in &hosts {
+            c.observe(h, Outcome::Status(500));
+            c.observe(h, Outcome::Failed);
+            c.observe(h, Outcome::Status(200));
+            c.observe(h, Outcome::Status(500));
+            c.observe(h, Outcome::Status(503));
+            assert!(!h.stats.is_ejected(), "a success starts the count again");
+        }
+        for h in &hosts {
+            c.observe(h, Outcome::Failed);
+        }
+        assert_eq!(hosts.iter().filter(|h| h.stats.is_ejected()).count(), 2, "half may be ejected");
+        std::thread::sleep(Duration::from_millis(50));
+        c.sweep();
+        assert!(hosts.iter().all(|h| !h.stats.is_ejected()));
+        let first = &hosts[0];
+        let before = now_ms();
+        for _ in 0..3 {
+            c.observe(first, Outcome::Failed);
+        }
+        let until = first.stats.ejected_until.load(Relaxed);
+        assert!(until >= before + 60, "the second ejection is twice as long");
+    }
+
+    #[test]
+    fn hosts_keep_their_state_over_updates() {
+        let c = cluster(3, None);
+        let ids: Vec<_> = c.tables().hosts.iter().map(|h| h.stats.id).collect();
+        let gone = Arc::clone(&c.tables().hosts[2].stats);
+        c.set_assignment(Arc::new(assignment(2)));
+        let now: Vec<_> = c.tables().hosts.iter().map(|h| h.stats.id).collect();
+        assert_eq!(now, ids[..2]);
+        assert!(gone.gone.load(Relaxed));
+        let again = Cluster::new(Arc::clone(&c.config), Some(&c));
+        again.set_assignment(Arc::new(assignment(2)));
+        assert_eq!(again.tables().hosts.iter().map(|h| h.stats.id).collect::<Vec<_>>(), ids[..2]);
+        let mut other = (*c.config).clone();
+        other.http = model::UpstreamHttp::Http2;
+        let other = Cluster::new(Arc::new(other), Some(&again));
+        other.set_assignment(Arc::new(assignment(2)));
+        assert!(other.tables().hosts.iter().all(|h| !ids.contains(&h.stats.id)));
+    }
+
+    #[test]
+    fn service_names() {
+        let s = ServiceName::of_cluster("outbound|9080|v1|reviews.books.svc.cluster.local");
+        assert_eq!((&*s.host, &*s.name, &*s.namespace), ("reviews.books.svc.cluster.local", "reviews", "books"));
+        let s = ServiceName::of_cluster("outbound|443||www.example.com");
+        assert_eq!((&*s.name, &*s.namespace), ("www.example.com", ""));
+        assert_eq!(&*ServiceName::of_cluster("PassthroughCluster").host, "");
+    }
+}

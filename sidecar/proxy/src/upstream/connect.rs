@@ -1,0 +1,193 @@
+//! Opens connections to hosts: TCP or a trunk, with or without TLS.
+
+use std::{io, sync::Arc, time::Duration};
+
+use arc_swap::ArcSwapOption;
+use bytes::Bytes;
+use mesh_identity::SecretStore;
+use mesh_model::proxy as model;
+use rustls::pki_types::ServerName;
+use tokio::net::TcpSocket;
+
+use super::{
+    cluster::Cluster,
+    host::{Host, HostAddr},
+};
+use crate::{
+    io::{Io, Transport},
+    options::Dialer,
+};
+
+/// Unacknowledged data for this long means that the peer is gone: without it a black hole between gateways
+/// would hold requests until their own timeout, and shared HTTP/2 connections for good.
+const USER_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Why there is no connection.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum ConnectError {
+    #[error("connect timeout")]
+    Timeout,
+    #[error("{0}")]
+    Tcp(String),
+    #[error("TLS: {0}")]
+    Tls(String),
+    #[error("no dialer for {0}")]
+    NoDialer(String),
+    #[error("{0} is not resolved")]
+    Unresolved(String),
+    /// A limit of the cluster.
+    #[error("overflow")]
+    Overflow,
+}
+
+/// Which application protocol a connection is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Want {
+    /// What TLS negotiates, or no HTTP at all.
+    Any,
+    Http1,
+    Http2,
+}
+
+/// TLS towards upstream; the rustls configuration is made once for each protocol, and reads certificates
+/// and roots at each handshake.
+#[derive(Debug)]
+pub(crate) struct TlsTransport {
+    spec: model::UpstreamTls,
+    configs: [ArcSwapOption<rustls::ClientConfig>; 3],
+}
+
+impl TlsTransport {
+    pub(crate) fn new(spec: model::UpstreamTls) -> Self {
+        Self { spec, configs: Default::default() }
+    }
+
+    fn config(&self, secrets: &SecretStore, want: Want) -> Result<Arc<rustls::ClientConfig>, ConnectError> {
+        let slot = &self.configs[want as usize];
+        if let Some(c) = slot.load_full() {
+            return Ok(c);
+        }
+        let spec = model::UpstreamTls { alpn: alpn(&self.spec.alpn, want), ..self.spec.clone() };
+        // A secret that is not there yet is an error of this attempt only.
+        let c = secrets.client_config(&spec).map_err(|e| ConnectError::Tls(e.to_string()))?;
+        slot.store(Some(Arc::clone(&c)));
+        Ok(c)
+    }
+}
+
+fn is_h2(p: &str) -> bool {
+    p == "h2" || p.ends_with("-h2")
+}
+
+fn alpn(offered: &[String], want: Want) -> Vec<String> {
+    let mut out: Vec<String> = match want {
+        Want::Any => return offered.to_vec(),
+        Want::Http1 => offered.iter().filter(|p| !is_h2(p)).cloned().collect(),
+        Want::Http2 => offered.iter().filter(|p| !p.contains("http/1.")).cloned().collect(),
+    };
+    match want {
+        Want::Http1 if out.is_empty() && !offered.is_empty() => out.push("http/1.1".into()),
+        Want::Http2 if !out.iter().any(|p| is_h2(p)) => out.push("h2".into()),
+        _ => {}
+    }
+    out
+}
+
+/// Whether TLS agreed on HTTP/2.
+pub(crate) fn negotiated_h2(io: &Io) -> bool {
+    io.alpn().is_some_and(|p| std::str::from_utf8(p).is_ok_and(is_h2))
+}
+
+/// Connects within the cluster's connect timeout.
+pub(crate) async fn connect(
+    cluster: &Cluster,
+    host: &Host,
+    want: Want,
+    secrets: &SecretStore,
+    dialer: Option<&dyn Dialer>,
+) -> Result<Io, ConnectError> {
+    let limit = cluster.config.connect_timeout.max(Duration::from_millis(1));
+    match tokio::time::timeout(limit, connect_now(cluster, host, want, secrets, dialer)).await {
+        Ok(r) => r,
+        Err(_) => Err(ConnectError::Timeout),
+    }
+}
+
+async fn connect_now(
+    cluster: &Cluster,
+    host: &Host,
+    want: Want,
+    secrets: &SecretStore,
+    dialer: Option<&dyn Dialer>,
+) -> Result<Io, ConnectError> {
+    let tls = cluster.sockets.get(host.transport).and_then(|s| s.tls.as_ref());
+    let tcp = |e: io::Error| ConnectError::Tcp(e.to_string());
+    let transport = match &host.addr {
+        HostAddr::Socket(addr) => {
+            let socket = if addr.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }.map_err(tcp)?;
+            let s = socket2::SockRef::from(&socket);
+            if let Some(idle) = cluster.config.keepalive {
+                let _ = s.set_tcp_keepalive(&socket2::TcpKeepalive::new().with_time(idle));
+            }
+            let _ = s.set_tcp_user_timeout(Some(USER_TIMEOUT));
+            let stream = socket.connect(*addr).await.map_err(tcp)?;
+            let _ = stream.set_nodelay(true);
+            Transport::tcp(stream, Bytes::new())
+        }
+        HostAddr::Trunk(name, port) => {
+            let dialer = dialer.ok_or_else(|| ConnectError::NoDialer(name.clone()))?;
+            let sni = tls.map_or("", |t| t.spec.sni.as_str());
+            Transport::boxed(dialer.dial(name, *port, sni).await.map_err(tcp)?)
+        }
+        HostAddr::Unresolved(name, _) => return Err(ConnectError::Unresolved(name.clone())),
+    };
+    let Some(tls) = tls else { return Ok(Io::Plain(transport)) };
+    let config = tls.config(secrets, want)?;
+    let name = server_name(&tls.spec.sni, host);
+    let stream = tokio_rustls::TlsConnector::from(config)
+        .connect(name, transport)
+        .await
+        .map_err(|e| ConnectError::Tls(e.to_string()))?;
+    Ok(Io::Client(Box::new(stream)))
+}
+
+/// The SNI as rustls wants it. Istio's `outbound_.9080_.v1_.host` is accepted as a DNS name; without one an
+/// address is given, which sends no SNI.
+fn server_name(sni: &str, host: &Host) -> ServerName<'static> {
+    if let Ok(n @ ServerName::DnsName(_)) = ServerName::try_from(sni.to_owned()) {
+        return n;
+    }
+    let ip = match &host.addr {
+        HostAddr::Socket(a) => a.ip(),
+        _ => std::net::IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED),
+    };
+    ServerName::from(ip)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mesh_sni_is_a_valid_server_name() {
+        let host = Host::original("10.0.0.1:80".parse().unwrap());
+        for sni in [
+            "outbound_.9080_._.reviews.books.svc.cluster.local",
+            "outbound_.9080_.v1_.reviews.books.svc.east.clusterset.local",
+            "federation.east.clusterset.local",
+        ] {
+            assert!(matches!(server_name(sni, &host), ServerName::DnsName(n) if n.as_ref() == sni));
+        }
+        assert!(matches!(server_name("", &host), ServerName::IpAddress(_)));
+    }
+
+    #[test]
+    fn alpn_follows_the_protocol() {
+        let offered = ["istio-h2".to_owned(), "h2".into(), "http/1.1".into(), "istio".into()];
+        assert_eq!(alpn(&offered, Want::Http1), ["http/1.1", "istio"]);
+        assert_eq!(alpn(&offered, Want::Http2), ["istio-h2", "h2", "istio"]);
+        assert_eq!(alpn(&["h2".to_owned()], Want::Http1), ["http/1.1"]);
+        assert_eq!(alpn(&[], Want::Http1), [""; 0]);
+        assert_eq!(alpn(&[], Want::Http2), ["h2"]);
+    }
+}

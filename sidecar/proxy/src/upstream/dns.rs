@@ -1,0 +1,66 @@
+//! Clusters whose hosts are names: resolved again and again, off the workers.
+
+use std::{net::IpAddr, sync::{Arc, Weak}, time::Duration};
+
+use mesh_model::proxy as model;
+
+use super::cluster::Cluster;
+
+/// Time between resolutions; Envoy's `dns_refresh_rate` default.
+const REFRESH: Duration = Duration::from_secs(5);
+/// Time between resolutions after a failure.
+const RETRY: Duration = Duration::from_secs(1);
+/// A resolver that answers later than this is treated as failing.
+const TIMEOUT: Duration = Duration::from_secs(5);
+/// Addresses used of one name.
+const MAX_ADDRESSES: usize = 256;
+
+/// Keeps the hosts of a DNS cluster up to date for as long as the cluster is in use.
+pub(crate) async fn refresh(cluster: Weak<Cluster>, authored: model::LoadAssignment, one: bool) {
+    loop {
+        let (resolved, complete) = resolve(&authored, one).await;
+        let Some(c) = cluster.upgrade() else { return };
+        // Last-known-good: names that cannot be resolved now remove no hosts.
+        if (complete || c.tables().hosts.is_empty()) && *c.assignment() != resolved {
+            c.set_assignment(Arc::new(resolved));
+        }
+        drop(c);
+        tokio::time::sleep(if complete { REFRESH } else { RETRY }).await;
+    }
+}
+
+async fn resolve(authored: &model::LoadAssignment, one: bool) -> (model::LoadAssignment, bool) {
+    let mut out = authored.clone();
+    let mut complete = true;
+    for l in &mut out.localities {
+        let mut endpoints = Vec::new();
+        for e in &l.endpoints {
+            if e.address.parse::<IpAddr>().is_ok() || e.address.starts_with("trunk:") {
+                endpoints.push(e.clone());
+                continue;
+            }
+            match tokio::time::timeout(TIMEOUT, tokio::net::lookup_host((e.address.as_str(), e.port))).await {
+                Ok(Ok(found)) => {
+                    let mut ips: Vec<IpAddr> = found.map(|a| a.ip()).collect();
+                    ips.sort_unstable();
+                    ips.dedup();
+                    // IPv4 first where both exist, as Envoy's AUTO would on hosts without IPv6 routes.
+                    if ips.iter().any(IpAddr::is_ipv4) {
+                        ips.retain(IpAddr::is_ipv4);
+                    }
+                    let n = if one { 1 } else { MAX_ADDRESSES };
+                    endpoints.extend(
+                        ips.into_iter().take(n).map(|ip| model::LbEndpoint { address: ip.to_string(), ..e.clone() }),
+                    );
+                }
+                Ok(Err(error)) => {
+                    tracing::debug!(name = %e.address, %error, "cannot resolve");
+                    complete = false;
+                }
+                Err(_) => complete = false,
+            }
+        }
+        l.endpoints = endpoints;
+    }
+    (out, complete)
+}

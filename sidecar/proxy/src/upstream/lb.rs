@@ -1,0 +1,392 @@
+//! Balancing tables: computed when hosts or their health change, only read when a request picks.
+//!
+//! Priorities take load as Envoy spreads it: a priority's health is its healthy share times the
+//! overprovisioning factor, and each takes up to that percentage of what those before it left. Below the
+//! panic threshold health is ignored, since most of a cluster failing more often means that the checks are
+//! wrong than that spreading the rest over few hosts would help.
+
+use std::{
+    hash::Hasher,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+};
+
+use mesh_model::proxy as model;
+
+use super::host::Host;
+
+/// Longest weighted round-robin sequence; weights are scaled down to it.
+const MAX_SEQUENCE: u64 = 1024;
+
+/// Source of randomness of one worker (`wyrand`); not for secrets.
+#[derive(Debug, Clone)]
+pub(crate) struct Rng(std::cell::Cell<u64>);
+
+impl Rng {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self(std::cell::Cell::new(seed))
+    }
+
+    pub(crate) fn next(&self) -> u64 {
+        let s = self.0.get().wrapping_add(0xa076_1d64_78bd_642f);
+        self.0.set(s);
+        let t = u128::from(s) * u128::from(s ^ 0xe703_7ed1_a0b4_28db);
+        (t ^ (t >> 64)) as u64
+    }
+
+    /// True in `n` of a million cases.
+    pub(crate) fn chance_ppm(&self, n: u32) -> bool {
+        n >= 1_000_000 || (n > 0 && self.next() % 1_000_000 < u64::from(n))
+    }
+}
+
+/// A hash that is the same in every process, so that all proxies agree on a ring.
+pub(crate) fn stable_hash(bytes: &[u8]) -> u64 {
+    struct Fnv(u64);
+    impl Hasher for Fnv {
+        fn finish(&self) -> u64 {
+            // Murmur's finaliser: FNV alone leaves the high bits of short keys alike.
+            let mut h = self.0;
+            h ^= h >> 33;
+            h = h.wrapping_mul(0xff51_afd7_ed55_8ccd);
+            h ^= h >> 33;
+            h = h.wrapping_mul(0xc4ce_b9fe_1a85_ec53);
+            h ^ (h >> 33)
+        }
+        fn write(&mut self, bytes: &[u8]) {
+            for b in bytes {
+                self.0 = (self.0 ^ u64::from(*b)).wrapping_mul(0x0100_0000_01b3);
+            }
+        }
+    }
+    let mut h = Fnv(0xcbf2_9ce4_8422_2325);
+    h.write(bytes);
+    h.finish()
+}
+
+#[derive(Debug)]
+enum Policy {
+    /// Positions into hosts in turn.
+    Sequence(Vec<u32>, AtomicUsize),
+    /// Cumulative weights.
+    Random(Vec<u64>),
+    LeastRequest(Vec<u64>),
+    /// Sorted points of a ring.
+    Ring(Vec<(u64, u32)>),
+    Maglev(Vec<u32>),
+}
+
+/// Hosts to choose from by one policy.
+#[derive(Debug)]
+struct Table {
+    hosts: Vec<Arc<Host>>,
+    policy: Policy,
+}
+
+fn cumulative(hosts: &[Arc<Host>]) -> Vec<u64> {
+    hosts
+        .iter()
+        .scan(0u64, |sum, h| {
+            *sum += u64::from(h.weight);
+            Some(*sum)
+        })
+        .collect()
+}
+
+fn gcd(a: u64, b: u64) -> u64 {
+    if b == 0 { a } else { gcd(b, a % b) }
+}
+
+/// Smooth weighted round robin, laid out once.
+fn sequence(hosts: &[Arc<Host>]) -> Vec<u32> {
+    let divisor = hosts.iter().fold(0, |g, h| gcd(u64::from(h.weight), g)).max(1);
+    let mut weights: Vec<u64> = hosts.iter().map(|h| u64::from(h.weight) / divisor).collect();
+    let limit = MAX_SEQUENCE.max(hosts.len() as u64 * 8);
+    let total: u64 = weights.iter().sum();
+    if total > limit {
+        for w in &mut weights {
+            *w = (*w * limit / total).max(1);
+        }
+    }
+    let total: i64 = weights.iter().sum::<u64>() as i64;
+    if weights.iter().all(|w| *w == 1) {
+        return (0..hosts.len() as u32).collect();
+    }
+    let mut current = vec![0i64; hosts.len()];
+    (0..total)
+        .map(|_| {
+            let mut best = 0;
+            for i in 0..current.len() {
+                current[i] += weights[i] as i64;
+                if current[i] > current[best] {
+                    best = i;
+                }
+            }
+            current[best] -= total;
+            best as u32
+        })
+        .collect()
+}
+
+fn ring(hosts: &[Arc<Host>], min_size: u64) -> Vec<(u64, u32)> {
+    let size = min_size.clamp(hosts.len() as u64, 8 * 1024 * 1024);
+    let total: u64 = hosts.iter().map(|h| u64::from(h.weight)).sum();
+    let mut points = Vec::with_capacity(size as usize + hosts.len());
+    for (i, h) in hosts.iter().enumerate() {
+        let n = (size * u64::from(h.weight)).div_ceil(total.max(1));
+        for k in 0..n {
+            points.push((stable_hash(format!("{}_{k}", h.display).as_bytes()), i as u32));
+        }
+    }
+    points.sort_unstable();
+    points
+}
+
+fn maglev(hosts: &[Arc<Host>], size: u64) -> Vec<u32> {
+    // Any size at least as large as the hosts works; primes make every permutation reach every slot.
+    let m = next_prime(size.clamp(hosts.len() as u64 + 2, 5_000_011));
+    let max = hosts.iter().map(|h| h.weight).max().unwrap_or(1);
+    let mut rows: Vec<(u64, u64, u64, f64)> = hosts
+        .iter()
+        .map(|h| {
+            let hash = stable_hash(h.display.as_bytes());
+            (hash % m, (hash >> 32) % (m - 1) + 1, 0, 0.0)
+        })
+        .collect();
+    let mut table = vec![u32::MAX; m as usize];
+    let mut filled = 0;
+    let mut turn = 0.0;
+    while filled < m {
+        turn += 1.0;
+        for (i, (offset, skip, next, target)) in rows.iter_mut().enumerate() {
+            let share = f64::from(hosts[i].weight) / f64::from(max);
+            if turn * share < *target {
+                continue;
+            }
+            *target += 1.0;
+            loop {
+                let slot = ((*offset + *skip * *next) % m) as usize;
+                *next += 1;
+                if table[slot] == u32::MAX {
+                    table[slot] = i as u32;
+                    filled += 1;
+                    break;
+                }
+            }
+            if filled == m {
+                break;
+            }
+        }
+    }
+    table
+}
+
+fn next_prime(mut n: u64) -> u64 {
+    let is_prime = |n: u64| n >= 2 && (2..).take_while(|d| d * d <= n).all(|d| !n.is_multiple_of(d));
+    while !is_prime(n) {
+        n += 1;
+    }
+    n
+}
+
+impl Table {
+    fn new(hosts: Vec<Arc<Host>>, policy: model::LbPolicy, seed: u64) -> Self {
+        let policy = match policy {
+            _ if hosts.is_empty() => Policy::Random(vec![]),
+            model::LbPolicy::RoundRobin => {
+                let s = sequence(&hosts);
+                let start = (seed % s.len().max(1) as u64) as usize;
+                Policy::Sequence(s, AtomicUsize::new(start))
+            }
+            model::LbPolicy::LeastRequest => Policy::LeastRequest(cumulative(&hosts)),
+            model::LbPolicy::Random => Policy::Random(cumulative(&hosts)),
+            model::LbPolicy::RingHash(n) => Policy::Ring(ring(&hosts, n)),
+            model::LbPolicy::Maglev(n) => Policy::Maglev(maglev(&hosts, n)),
+        };
+        Self { hosts, policy }
+    }
+
+    fn pick(&self, rng: &Rng, hash: Option<u64>) -> Option<&Arc<Host>> {
+        let weighted = |c: &[u64]| {
+            let at = rng.next() % c.last().copied().unwrap_or(1).max(1);
+            c.partition_point(|sum| *sum <= at)
+        };
+        let at = match &self.policy {
+            Policy::Sequence(s, cursor) => {
+                *s.get(cursor.fetch_add(1, Relaxed) % s.len().max(1))? as usize
+            }
+            Policy::Random(c) => weighted(c),
+            Policy::LeastRequest(c) => {
+                let (a, b) = (weighted(c), weighted(c));
+                let load = |i: usize| self.hosts.get(i).map_or(u32::MAX, |h| h.stats.active.load(Relaxed));
+                if load(b) < load(a) { b } else { a }
+            }
+            Policy::Ring(points) => {
+                let h = hash.unwrap_or_else(|| rng.next());
+                let at = points.partition_point(|p| p.0 < h);
+                points.get(at).or_else(|| points.first())?.1 as usize
+            }
+            Policy::Maglev(t) => {
+                let h = hash.unwrap_or_else(|| rng.next());
+                *t.get((h % t.len().max(1) as u64) as usize)? as usize
+            }
+        };
+        self.hosts.get(at)
+    }
+}
+
+#[derive(Debug)]
+struct Priority {
+    /// Percent of all load.
+    load: u64,
+    /// One table, or one for each locality with its share.
+    tables: Vec<(u64, Table)>,
+    total: u64,
+}
+
+/// Everything that a pick needs.
+#[derive(Debug, Default)]
+pub(crate) struct LbTables {
+    /// All hosts, whatever their health.
+    pub(crate) hosts: Vec<Arc<Host>>,
+    priorities: Vec<Priority>,
+}
+
+/// What the tables are made from, besides the hosts.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct LbConfig {
+    pub(crate) policy: model::LbPolicy,
+    pub(crate) panic_threshold: u32,
+    pub(crate) locality_weighted: bool,
+    pub(crate) overprovisioning: u32,
+}
+
+impl LbTables {
+    /// `locality_weights` by locality index of the hosts.
+    pub(crate) fn new(hosts: Vec<Arc<Host>>, locality_weights: &[u32], c: LbConfig, seed: u64) -> Self {
+        let factor = u64::from(if c.overprovisioning == 0 { 140 } else { c.overprovisioning });
+        let levels = hosts.iter().map(|h| h.priority + 1).max().unwrap_or(0);
+        let usable = |h: &Arc<Host>| h.health != model::EndpointHealth::Draining;
+        let health = |n: usize, of: usize| if of == 0 { 0 } else { (factor * n as u64 / of as u64).min(100) };
+        let groups: Vec<(Vec<Arc<Host>>, Vec<Arc<Host>>)> = (0..levels)
+            .map(|p| {
+                let all: Vec<_> = hosts.iter().filter(|h| h.priority == p && usable(h)).cloned().collect();
+                let healthy = all.iter().filter(|h| h.is_healthy()).cloned().collect();
+                (all, healthy)
+            })
+            .collect();
+        let healths: Vec<u64> = groups.iter().map(|(all, ok)| health(ok.len(), all.len())).collect();
+        let total: u64 = healths.iter().sum::<u64>().min(100);
+        let mut panics: Vec<bool> = groups
+            .iter()
+            .map(|(all, ok)| {
+                total < 100 && !all.is_empty() && (ok.len() * 100) < c.panic_threshold as usize * all.len()
+            })
+            .collect();
+        let mut loads = vec![0u64; groups.len()];
+        if total > 0 {
+            let mut left = 100;
+            for (load, h) in loads.iter_mut().zip(&healths) {
+                *load = (h * 100 / total).min(left);
+                left -= *load;
+            }
+            // Rounding leaves a few percent; they go to the first priority that takes load.
+            if let Some(first) = loads.iter_mut().find(|l| **l > 0) {
+                *first += left;
+            }
+        } else if c.panic_threshold > 0 {
+            let all: u64 = groups.iter().map(|g| g.0.len() as u64).sum();
+            for ((load, panic), g) in loads.iter_mut().zip(&mut panics).zip(&groups) {
+                *load = (g.0.len() as u64 * 100).div_ceil(all.max(1));
+                *panic = !g.0.is_empty();
+            }
+        }
+        let mut priorities = Vec::with_capacity(groups.len());
+        for (i, (all, ok)) in groups.into_iter().enumerate() {
+            let chosen = if panics[i] { all.clone() } else { ok };
+            let tables: Vec<(u64, Table)> = if c.locality_weighted {
+                (0..locality_weights.len())
+                    .filter_map(|l| {
+                        let mine: Vec<_> = chosen.iter().filter(|h| h.locality == l).cloned().collect();
+                        let of = all.iter().filter(|h| h.locality == l).count();
+                        let weight = u64::from(locality_weights[l]) * health(mine.len(), of);
+                        (!mine.is_empty() && weight > 0).then(|| (weight, Table::new(mine, c.policy, seed)))
+                    })
+                    .collect()
+            } else if chosen.is_empty() {
+                vec![]
+            } else {
+                vec![(1, Table::new(chosen, c.policy, seed))]
+            };
+            let total = tables.iter().map(|t| t.0).sum();
+            priorities.push(Priority { load: loads[i], tables, total });
+        }
+        Self { hosts, priorities }
+    }
+
+    /// Picks a host; with `hash`, the same one for the same hash.
+    pub(crate) fn pick(&self, rng: &Rng, hash: Option<u64>) -> Option<&Arc<Host>> {
+        let priority = match self.priorities.as_slice() {
+            [] => return None,
+            [only] => only,
+            several => {
+                let sum: u64 = several.iter().map(|p| p.load).sum();
+                if sum == 0 {
+                    return None;
+                }
+                let mut at = hash.unwrap_or_else(|| rng.next()) % sum;
+                several.iter().find(|p| {
+                    if at < p.load {
+                        return true;
+                    }
+                    at -= p.load;
+                    false
+                })?
+            }
+        };
+        let table = match priority.tables.as_slice() {
+            [] => return None,
+            [(_, only)] => only,
+            several => {
+                let mut at = hash.unwrap_or_else(|| rng.next()) % priority.total.max(1);
+                &several
+                    .iter()
+                    .find(|(w, _)| {
+                        if at < *w {
+                            return true;
+                        }
+                        at -= w;
+                        false
+                    })?
+                    .1
+            }
+        };
+        table.pick(rng, hash)
+    }
+
+    /// Picks, and picks again up to `attempts` times while the host is one of `avoid`.
+    pub(crate) fn pick_avoiding(
+        &self,
+        rng: &Rng,
+        hash: Option<u64>,
+        avoid: &[u64],
+        attempts: u32,
+    ) -> Option<&Arc<Host>> {
+        let mut host = self.pick(rng, hash)?;
+        if hash.is_none() {
+            for _ in 0..attempts {
+                if !avoid.contains(&host.stats.id) {
+                    break;
+                }
+                host = self.pick(rng, None)?;
+            }
+        }
+        Some(host)
+    }
+}
+
+#[cfg(test)]
+#[path = "lb/tests.rs"]
+mod tests;

@@ -1,0 +1,335 @@
+//! Connections of one worker to one host.
+//!
+//! HTTP/2 keeps a single connection for as long as its streams suffice: measured against one connection for
+//! each caller it halves the cost of a sidecar pair. Dials are guarded: whoever needs a connection while one is
+//! being made waits for that one, since a pool in which every waiter dials ends up with one connection each.
+
+use std::{
+    cell::{Cell, RefCell},
+    rc::Rc,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use mesh_model::proxy::UpstreamHttp;
+use tokio::{sync::Notify, time::Instant};
+
+use super::{
+    cluster::{Cluster, Permit},
+    connect::{ConnectError, Want, connect, negotiated_h2},
+    host::Host,
+};
+use crate::{http::h1::client::H1Conn, worker::Worker};
+
+/// Idle time of upstream connections without a configured one; Envoy's default is an hour, which outlives every
+/// middlebox.
+const DEFAULT_IDLE: Duration = Duration::from_secs(300);
+/// Receive window of one stream.
+const STREAM_WINDOW: u32 = 256 * 1024;
+/// Receive window of a connection: 16 streams may stall without stopping the others.
+const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
+
+/// Which pool of a host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct PoolKey {
+    host: u64,
+    want: Want,
+}
+
+/// Connections to one host for one protocol.
+pub(crate) struct Pool {
+    host: Arc<Host>,
+    cluster: RefCell<Arc<Cluster>>,
+    h1: RefCell<Vec<H1Conn>>,
+    h2: RefCell<Vec<Rc<H2Conn>>>,
+    dial: RefCell<Option<Rc<Dial>>>,
+    /// TLS chose HTTP/1 last time.
+    learned_h1: Cell<bool>,
+    /// A connection came back.
+    returned: Notify,
+}
+
+struct Dial {
+    done: RefCell<Option<Result<(), ConnectError>>>,
+    notify: Notify,
+}
+
+/// A connection for one request.
+pub(crate) enum Acquired {
+    H1(H1Conn),
+    H2(Rc<H2Conn>),
+}
+
+/// An HTTP/2 connection that many requests share.
+pub(crate) struct H2Conn {
+    pub(crate) send: h2::client::SendRequest<Bytes>,
+    pub(crate) active: Cell<usize>,
+    total: Cell<u64>,
+    closed: Cell<bool>,
+    idle_since: Cell<Instant>,
+    _permit: Permit,
+}
+
+impl H2Conn {
+    fn has_room(&self) -> bool {
+        !self.closed.get() && self.active.get() < self.send.current_max_send_streams()
+    }
+
+    /// No further requests.
+    pub(crate) fn retire(&self) {
+        self.closed.set(true);
+    }
+}
+
+impl Pool {
+    fn new(cluster: Arc<Cluster>, host: Arc<Host>) -> Rc<Self> {
+        Rc::new(Self {
+            host,
+            cluster: RefCell::new(cluster),
+            h1: RefCell::default(),
+            h2: RefCell::default(),
+            dial: RefCell::default(),
+            learned_h1: Cell::new(false),
+            returned: Notify::new(),
+        })
+    }
+
+    fn idle_h1(&self) -> Option<H1Conn> {
+        loop {
+            // The most recent first: it is the least likely to have been closed by the peer.
+            let mut c = self.h1.borrow_mut().pop()?;
+            if c.is_open() {
+                return Some(c);
+            }
+        }
+    }
+
+    fn shared_h2(&self) -> Option<Rc<H2Conn>> {
+        let max = u64::from(self.cluster.borrow().config.max_requests_per_connection);
+        let mut all = self.h2.borrow_mut();
+        all.retain(|c| !c.closed.get());
+        let c = all.iter().find(|c| c.has_room()).cloned()?;
+        c.total.set(c.total.get() + 1);
+        if max > 0 && c.total.get() >= max {
+            c.retire();
+        }
+        Some(c)
+    }
+
+    /// Takes a connection back.
+    pub(crate) fn put_h1(&self, mut conn: H1Conn) {
+        let max = u64::from(self.cluster.borrow().config.max_requests_per_connection);
+        conn.served += 1;
+        if (max == 0 || conn.served < max) && !self.host.stats.gone.load(Relaxed) {
+            conn.idle_since = Instant::now();
+            self.h1.borrow_mut().push(conn);
+        }
+        self.returned.notify_one();
+    }
+
+    /// Closes what has been idle for too long; true if nothing is left.
+    fn sweep(&self, now: Instant) -> bool {
+        let gone = self.host.stats.gone.load(Relaxed);
+        let idle = if gone { Duration::ZERO } else { self.cluster.borrow().config.idle_timeout.unwrap_or(DEFAULT_IDLE) };
+        self.h1.borrow_mut().retain(|c| now.duration_since(c.idle_since) < idle);
+        self.h2.borrow_mut().retain(|c| {
+            !c.closed.get() && !(c.active.get() == 0 && now.duration_since(c.idle_since.get()) >= idle)
+        });
+        self.h1.borrow().is_empty() && self.h2.borrow().is_empty() && self.dial.borrow().is_none()
+    }
+}
+
+/// The protocol for a request to `cluster`.
+pub(crate) fn want(cluster: &Cluster, downstream_h2: bool, upgrade: bool) -> Want {
+    if upgrade {
+        // Upgrades always take a connection of their own; HTTP/1.1 says that plainly.
+        return Want::Http1;
+    }
+    match cluster.config.http {
+        UpstreamHttp::Http1 => Want::Http1,
+        UpstreamHttp::Http2 => Want::Http2,
+        UpstreamHttp::Downstream => if downstream_h2 { Want::Http2 } else { Want::Http1 },
+        UpstreamHttp::Auto => Want::Any,
+    }
+}
+
+/// Finds or makes the pool of a host.
+pub(crate) fn pool_of(worker: &Worker, cluster: &Arc<Cluster>, host: &Arc<Host>, want: Want) -> Rc<Pool> {
+    let key = PoolKey { host: host.stats.id, want };
+    let mut pools = worker.pools.borrow_mut();
+    let pool = pools.entry(key).or_insert_with(|| Pool::new(Arc::clone(cluster), Arc::clone(host)));
+    if !Arc::ptr_eq(&pool.cluster.borrow(), cluster) {
+        *pool.cluster.borrow_mut() = Arc::clone(cluster);
+    }
+    Rc::clone(pool)
+}
+
+/// Closes idle connections of all pools.
+pub(crate) fn sweep(worker: &Worker) {
+    let now = Instant::now();
+    worker.pools.borrow_mut().retain(|_, p| !(p.sweep(now) && Rc::strong_count(p) == 1));
+}
+
+/// A connection to `host`: an idle one, room on a shared one, or a new one.
+pub(crate) async fn acquire(
+    worker: &Rc<Worker>,
+    cluster: &Arc<Cluster>,
+    host: &Arc<Host>,
+    pool: &Rc<Pool>,
+    want: Want,
+) -> Result<Acquired, ConnectError> {
+    let mut pending: Option<Permit> = None;
+    // Each round either returns, fails, or waited for someone else's progress.
+    for _ in 0..64 {
+        if want != Want::Http1
+            && let Some(c) = pool.shared_h2()
+        {
+            return Ok(Acquired::H2(c));
+        }
+        if want != Want::Http2
+            && let Some(c) = pool.idle_h1()
+        {
+            return Ok(Acquired::H1(c));
+        }
+        if pending.is_none() {
+            let limit = cluster.config.limits.max_pending;
+            pending = Some(Permit::take(&cluster.usage, |u| &u.pending, limit).ok_or(ConnectError::Overflow)?);
+        }
+        if want == Want::Http2 || (want == Want::Any && !pool.learned_h1.get()) {
+            shared_dial(worker, cluster, host, pool, want).await?;
+            continue;
+        }
+        let Some(permit) = Permit::take(&cluster.usage, |u| &u.connections, cluster.config.limits.max_connections) else {
+            wait_for_return(cluster, pool).await?;
+            continue;
+        };
+        let io = connect(cluster, host, want, &worker.secrets, worker.dialer()).await?;
+        if want == Want::Any && negotiated_h2(&io) {
+            pool.learned_h1.set(false);
+            let c = start_h2(io, permit).await?;
+            pool.h2.borrow_mut().push(Rc::new(c));
+            continue;
+        }
+        return Ok(Acquired::H1(H1Conn::new(io, permit)));
+    }
+    Err(ConnectError::Overflow)
+}
+
+/// All connections that the cluster may have are busy: wait for one. The pools of other workers count too
+/// but cannot wake this one, hence the short tick.
+async fn wait_for_return(cluster: &Cluster, pool: &Pool) -> Result<(), ConnectError> {
+    const TICK: Duration = Duration::from_millis(10);
+    let deadline = Instant::now() + cluster.config.connect_timeout.max(TICK);
+    loop {
+        let _ = tokio::time::timeout(TICK, pool.returned.notified()).await;
+        if !pool.h1.borrow().is_empty()
+            || cluster.usage.connections.load(Relaxed) < cluster.config.limits.max_connections
+        {
+            return Ok(());
+        }
+        if Instant::now() >= deadline {
+            return Err(ConnectError::Overflow);
+        }
+    }
+}
+
+async fn shared_dial(
+    worker: &Rc<Worker>,
+    cluster: &Arc<Cluster>,
+    host: &Arc<Host>,
+    pool: &Rc<Pool>,
+    want: Want,
+) -> Result<(), ConnectError> {
+    let running = pool.dial.borrow().clone();
+    let dial = match running {
+        Some(d) => d,
+        None => {
+            let permit = Permit::take(&cluster.usage, |u| &u.connections, cluster.config.limits.max_connections)
+                .ok_or(ConnectError::Overflow)?;
+            let d = Rc::new(Dial { done: RefCell::new(None), notify: Notify::new() });
+            *pool.dial.borrow_mut() = Some(Rc::clone(&d));
+            // Its own task: the request that happened to come first may be cancelled, the others still wait.
+            let (worker, cluster, host, pool, dial) =
+                (Rc::clone(worker), Arc::clone(cluster), Arc::clone(host), Rc::clone(pool), Rc::clone(&d));
+            tokio::task::spawn_local(async move {
+                let result = dial_into(&worker, &cluster, &host, &pool, want, permit).await;
+                *pool.dial.borrow_mut() = None;
+                *dial.done.borrow_mut() = Some(result);
+                dial.notify.notify_waiters();
+            });
+            d
+        }
+    };
+    loop {
+        let notified = dial.notify.notified();
+        if let Some(r) = dial.done.borrow().as_ref() {
+            return r.clone();
+        }
+        notified.await;
+    }
+}
+
+async fn dial_into(
+    worker: &Worker,
+    cluster: &Cluster,
+    host: &Host,
+    pool: &Pool,
+    want: Want,
+    permit: Permit,
+) -> Result<(), ConnectError> {
+    let io = connect(cluster, host, want, &worker.secrets, worker.dialer()).await?;
+    if want == Want::Http2 || negotiated_h2(&io) {
+        let c = start_h2(io, permit).await?;
+        pool.h2.borrow_mut().push(Rc::new(c));
+    } else {
+        pool.learned_h1.set(true);
+        pool.h1.borrow_mut().push(H1Conn::new(io, permit));
+    }
+    Ok(())
+}
+
+async fn start_h2(io: crate::io::Io, permit: Permit) -> Result<H2Conn, ConnectError> {
+    let handshake = h2::client::Builder::new()
+        .initial_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_header_list_size(crate::http::message::MAX_HEAD as u32)
+        .enable_push(false)
+        .handshake::<_, Bytes>(io);
+    let (send, connection) = match tokio::time::timeout(Duration::from_secs(5), handshake).await {
+        Ok(Ok(pair)) => pair,
+        Ok(Err(e)) => return Err(ConnectError::Tcp(e.to_string())),
+        Err(_) => return Err(ConnectError::Timeout),
+    };
+    // The driver ends when the peer closes or the last handle goes; requests then find the handle unusable.
+    tokio::task::spawn_local(async move {
+        if let Err(error) = connection.await {
+            tracing::debug!(%error, "upstream HTTP/2 connection ended");
+        }
+    });
+    Ok(H2Conn {
+        send,
+        active: Cell::new(0),
+        total: Cell::new(0),
+        closed: Cell::new(false),
+        idle_since: Cell::new(Instant::now()),
+        _permit: permit,
+    })
+}
+
+/// A stream's share of a connection.
+pub(crate) struct StreamGuard(Rc<H2Conn>);
+
+impl StreamGuard {
+    pub(crate) fn new(conn: &Rc<H2Conn>) -> Self {
+        conn.active.set(conn.active.get() + 1);
+        Self(Rc::clone(conn))
+    }
+}
+
+impl Drop for StreamGuard {
+    fn drop(&mut self) {
+        self.0.active.set(self.0.active.get() - 1);
+        self.0.idle_since.set(Instant::now());
+    }
+}
