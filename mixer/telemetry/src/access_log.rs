@@ -376,10 +376,20 @@ fn field(name: &str) -> Option<Field> {
         "TRACE_ID" => Field::TraceId,
         "VIRTUAL_CLUSTER_NAME" => Field::VirtualClusterName,
         "FILTER_CHAIN_NAME" => Field::FilterChainName,
-        "DYNAMIC_METADATA" | "FILTER_STATE" | "ENVIRONMENT" | "CEL" | "METADATA" | "UPSTREAM_METADATA"
-        | "DOWNSTREAM_LOCAL_URI_SAN" | "DOWNSTREAM_TLS_CIPHER" | "DOWNSTREAM_TLS_SESSION_ID"
-        | "DOWNSTREAM_LOCAL_SUBJECT" | "DOWNSTREAM_PEER_ISSUER" | "DOWNSTREAM_PEER_FINGERPRINT_256"
-        | "CONNECTION_ID" | "RESPONSE_TX_DURATION" => Field::None,
+        "DYNAMIC_METADATA"
+        | "FILTER_STATE"
+        | "ENVIRONMENT"
+        | "CEL"
+        | "METADATA"
+        | "UPSTREAM_METADATA"
+        | "DOWNSTREAM_LOCAL_URI_SAN"
+        | "DOWNSTREAM_TLS_CIPHER"
+        | "DOWNSTREAM_TLS_SESSION_ID"
+        | "DOWNSTREAM_LOCAL_SUBJECT"
+        | "DOWNSTREAM_PEER_ISSUER"
+        | "DOWNSTREAM_PEER_FINGERPRINT_256"
+        | "CONNECTION_ID"
+        | "RESPONSE_TX_DURATION" => Field::None,
         _ => return None,
     })
 }
@@ -567,7 +577,10 @@ mod tests {
             assert!(Template::new(bad).is_err(), "{bad}");
         }
         let line = text("");
-        assert!(line.starts_with("[2024-02-29T12:34:56.789Z] \"GET /a -\" 200 - - - \"-\" - - - -"), "{line}");
+        assert!(
+            line.starts_with("[2024-02-29T12:34:56.789Z] \"GET /a -\" 200 - - - \"-\" - - - -"),
+            "{line}"
+        );
     }
 
     #[test]
@@ -575,9 +588,14 @@ mod tests {
         let line = text("\"%REQ(USER-AGENT)%\" end");
         assert_eq!(line, "\"x\\\" 200\\x0d\\x0ainjected\" end\n");
         let f = AccessLogFormat::Json(
-            [("a", "%REQ(USER-AGENT)%"), ("c", "%RESPONSE_CODE%"), ("m", "%REQ(X)%"), ("t", "x-%RESPONSE_CODE%")]
-                .map(|(k, v)| (k.to_owned(), v.to_owned()))
-                .into(),
+            [
+                ("a", "%REQ(USER-AGENT)%"),
+                ("c", "%RESPONSE_CODE%"),
+                ("m", "%REQ(X)%"),
+                ("t", "x-%RESPONSE_CODE%"),
+            ]
+            .map(|(k, v)| (k.to_owned(), v.to_owned()))
+            .into(),
         );
         let line = Format::new(&f).unwrap().render(&Sample);
         let v: serde_json::Value = serde_json::from_str(&line).unwrap();

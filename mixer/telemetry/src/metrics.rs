@@ -14,7 +14,9 @@ use std::{
 };
 
 use prometheus_client::{
-    encoding::{EncodeLabelSet, EncodeLabelValue, EncodeMetric, LabelValueEncoder, MetricEncoder, NoLabelSet},
+    encoding::{
+        EncodeLabelSet, EncodeLabelValue, EncodeMetric, LabelValueEncoder, MetricEncoder, NoLabelSet,
+    },
     metrics::{MetricType, TypedMetric, counter::Counter, family::Family},
     registry::Registry,
 };
@@ -113,8 +115,25 @@ pub struct TcpLabels {
 
 /// Bounds of the histograms, Envoy's defaults: milliseconds, and bytes with the same steps.
 const BOUNDS: [f64; 19] = [
-    0.5, 1.0, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0, 2500.0, 5000.0, 10_000.0, 30_000.0, 60_000.0,
-    300_000.0, 600_000.0, 1_800_000.0, 3_600_000.0,
+    0.5,
+    1.0,
+    5.0,
+    10.0,
+    25.0,
+    50.0,
+    100.0,
+    250.0,
+    500.0,
+    1000.0,
+    2500.0,
+    5000.0,
+    10_000.0,
+    30_000.0,
+    60_000.0,
+    300_000.0,
+    600_000.0,
+    1_800_000.0,
+    3_600_000.0,
 ];
 
 /// A histogram that is only atomics.
@@ -222,8 +241,16 @@ impl MeshMetrics {
         registry.register("istio_response_bytes", "Size of response bodies", m.response_bytes.clone());
         registry.register("istio_tcp_connections_opened", "TCP connections opened", m.tcp_opened.clone());
         registry.register("istio_tcp_connections_closed", "TCP connections closed", m.tcp_closed.clone());
-        registry.register("istio_tcp_sent_bytes", "Bytes to the client of a TCP connection", m.tcp_sent.clone());
-        registry.register("istio_tcp_received_bytes", "Bytes from the client of a TCP connection", m.tcp_received.clone());
+        registry.register(
+            "istio_tcp_sent_bytes",
+            "Bytes to the client of a TCP connection",
+            m.tcp_sent.clone(),
+        );
+        registry.register(
+            "istio_tcp_received_bytes",
+            "Bytes from the client of a TCP connection",
+            m.tcp_received.clone(),
+        );
         registry.register(
             "flotilla_access_log_dropped",
             "Access log lines dropped because the writer was behind",
@@ -297,7 +324,10 @@ mod tests {
         s.observe(Duration::from_millis(40), 0, 0);
         let mut out = String::new();
         prometheus_client::encoding::text::encode(&mut out, &registry).unwrap();
-        assert!(out.contains("istio_requests_total{reporter=\"destination\",source_workload=\"unknown\""), "{out}");
+        assert!(
+            out.contains("istio_requests_total{reporter=\"destination\",source_workload=\"unknown\""),
+            "{out}"
+        );
         assert!(out.contains("response_code=\"200\""), "{out}");
         let line = |name: &str, le: &str| {
             out.lines()

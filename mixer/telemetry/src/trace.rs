@@ -113,7 +113,13 @@ impl TraceContext {
     #[must_use]
     pub fn to_traceparent(self) -> String {
         let mut s = String::with_capacity(55);
-        let _ = write!(s, "00-{:032x}-{:016x}-{:02x}", self.trace_id, self.span_id, u8::from(self.sampled == Some(true)));
+        let _ = write!(
+            s,
+            "00-{:032x}-{:016x}-{:02x}",
+            self.trace_id,
+            self.span_id,
+            u8::from(self.sampled == Some(true))
+        );
         s
     }
 
@@ -170,7 +176,11 @@ impl Drop for TracingGuard {
 ///
 /// # Errors
 /// A subscriber exists, or the collector's address is not usable.
-pub fn init_tracing(service_name: &str, otlp_endpoint: Option<&str>, json: bool) -> Result<TracingGuard, TracingError> {
+pub fn init_tracing(
+    service_name: &str,
+    otlp_endpoint: Option<&str>,
+    json: bool,
+) -> Result<TracingGuard, TracingError> {
     let provider = match otlp_endpoint {
         None => None,
         Some(endpoint) => {
@@ -226,7 +236,10 @@ mod tests {
     #[test]
     fn b3() {
         let single = |s| TraceContext::parse(&TraceHeaders { b3: Some(s), ..TraceHeaders::default() });
-        assert_eq!(single("80f198ee56343ba864fe8b2a57d3eff7-e457b5a2e4d86bd1-d").unwrap().sampled, Some(true));
+        assert_eq!(
+            single("80f198ee56343ba864fe8b2a57d3eff7-e457b5a2e4d86bd1-d").unwrap().sampled,
+            Some(true)
+        );
         assert_eq!(single("a3ce929d0e0e4736-e457b5a2e4d86bd1").unwrap().sampled, None);
         assert!(single("0").is_none());
         let h = TraceHeaders {

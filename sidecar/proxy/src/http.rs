@@ -1,6 +1,5 @@
 //! HTTP: codecs, and what happens to a request between them.
 
-pub(crate) mod body;
 pub(crate) mod downstream;
 pub(crate) mod edge;
 pub(crate) mod exchange;

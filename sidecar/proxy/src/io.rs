@@ -3,6 +3,7 @@
 use std::{
     io,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
@@ -28,6 +29,40 @@ pub(crate) struct Transport {
 enum Stream {
     Tcp(TcpStream),
     Boxed(BoxedIo),
+}
+
+/// Bytes that were already read, then the rest of the stream.
+pub(crate) struct Prefixed {
+    prefix: Bytes,
+    inner: Io,
+}
+
+impl AsyncRead for Prefixed {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if !self.prefix.is_empty() {
+            let n = self.prefix.len().min(buf.remaining());
+            buf.put_slice(&self.prefix[..n]);
+            self.prefix.advance(n);
+            return Poll::Ready(Ok(()));
+        }
+        Pin::new(&mut self.inner).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Prefixed {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_write(cx, data)
+    }
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_flush(cx)
+    }
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_shutdown(cx)
+    }
 }
 
 impl Transport {
@@ -99,6 +134,8 @@ pub(crate) enum Io {
     Plain(Transport),
     Server(Box<tokio_rustls::server::TlsStream<Transport>>),
     Client(Box<tokio_rustls::client::TlsStream<Transport>>),
+    /// A TLS stream of which some plaintext was read to tell its protocol.
+    Prefixed(Box<Prefixed>),
 }
 
 macro_rules! each {
@@ -107,6 +144,7 @@ macro_rules! each {
             Io::Plain($s) => $e,
             Io::Server($s) => $e,
             Io::Client($s) => $e,
+            Io::Prefixed($s) => $e,
         }
     };
 }
@@ -139,6 +177,7 @@ impl AsyncWrite for Io {
             Io::Plain(s) => s.is_write_vectored(),
             Io::Server(s) => s.is_write_vectored(),
             Io::Client(s) => s.is_write_vectored(),
+            Io::Prefixed(_) => false,
         }
     }
 }
@@ -150,6 +189,25 @@ impl Io {
             Io::Plain(_) => None,
             Io::Server(s) => s.get_ref().1.alpn_protocol(),
             Io::Client(s) => s.get_ref().1.alpn_protocol(),
+            Io::Prefixed(p) => p.inner.alpn(),
+        }
+    }
+
+    /// SPIFFE ID of the server at the other end.
+    pub(crate) fn peer_principal(&self) -> Option<Arc<str>> {
+        let Io::Client(s) = self else { return None };
+        let identity = mesh_identity::peer_identity(s.get_ref().1.peer_certificates()?)?;
+        identity.spiffe.map(|id| Arc::from(id.as_str()))
+    }
+
+    /// Gives bytes that were read back to the reader.
+    pub(crate) fn with_prefix(self, prefix: Bytes) -> Self {
+        match self {
+            Io::Plain(mut t) if t.prefix.is_empty() => {
+                t.prefix = prefix;
+                Io::Plain(t)
+            }
+            inner => Io::Prefixed(Box::new(Prefixed { prefix, inner })),
         }
     }
 }
@@ -199,7 +257,11 @@ impl WriteBuf {
 }
 
 /// Reads once into `buf`; `Ok(0)` is the end of the stream.
-pub(crate) fn poll_fill(io: &mut Io, buf: &mut bytes::BytesMut, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+pub(crate) fn poll_fill(
+    io: &mut Io,
+    buf: &mut bytes::BytesMut,
+    cx: &mut Context<'_>,
+) -> Poll<io::Result<usize>> {
     if buf.capacity() - buf.len() < 2048 {
         buf.reserve(READ_CHUNK);
     }

@@ -1,1 +1,28 @@
-//! mesh-proxy
+//! The data-plane engine of sidecars and gateways.
+//!
+//! It executes [`mesh_model::proxy`] resources and knows neither xDS nor protobuf. Each worker is a thread with
+//! a current-thread runtime, its own listening sockets (`SO_REUSEPORT`) and its own connection pools, so a
+//! request crosses no thread and takes no lock. [`Engine::apply`] compiles a [`ConfigSnapshot`] off the hot path
+//! and publishes it by swapping pointers; connections in flight keep the filter chain that they began with and
+//! look routes, clusters and hosts up in what is current.
+//!
+//! Deliberately absent: discovery, certificates' issuance, and any protocol to a control plane.
+
+mod config;
+mod engine;
+mod http;
+mod io;
+mod listener;
+mod matcher;
+mod options;
+mod rbac;
+mod tcp;
+mod upstream;
+mod worker;
+
+pub use config::{ApplyReport, ConfigSnapshot};
+pub use engine::{ClusterStatus, Engine, EngineError, EngineStatus, HostStatus, ListenerStatus};
+pub use options::{
+    BoxedIo, ByteStream, Dialer, EngineOptions, HeaderLookup, HookFuture, Hooks, NodeInfo, PolicyDecision,
+    PolicyHook, RequestAttributes, RequestRecord,
+};

@@ -97,7 +97,9 @@ impl Cond {
         if depth > MAX_DEPTH {
             return Err(RbacError::TooDeep);
         }
-        let list = |l: &[model::Permission]| l.iter().map(|p| Self::permission(p, depth + 1)).collect::<Result<_, _>>();
+        let list = |l: &[model::Permission]| {
+            l.iter().map(|p| Self::permission(p, depth + 1)).collect::<Result<_, _>>()
+        };
         Ok(match p {
             model::Permission::Any => Self::Any,
             model::Permission::And(l) => Self::And(list(l)?),
@@ -115,7 +117,9 @@ impl Cond {
         if depth > MAX_DEPTH {
             return Err(RbacError::TooDeep);
         }
-        let list = |l: &[model::Principal]| l.iter().map(|p| Self::principal(p, depth + 1)).collect::<Result<_, _>>();
+        let list = |l: &[model::Principal]| {
+            l.iter().map(|p| Self::principal(p, depth + 1)).collect::<Result<_, _>>()
+        };
         Ok(match p {
             model::Principal::Any => Self::Any,
             model::Principal::And(l) => Self::And(list(l)?),
@@ -175,8 +179,16 @@ impl Rules {
             .map(|(name, p)| {
                 Ok(Policy {
                     name: name.clone(),
-                    permissions: p.permissions.iter().map(|c| Cond::permission(c, 0)).collect::<Result<_, _>>()?,
-                    principals: p.principals.iter().map(|c| Cond::principal(c, 0)).collect::<Result<_, _>>()?,
+                    permissions: p
+                        .permissions
+                        .iter()
+                        .map(|c| Cond::permission(c, 0))
+                        .collect::<Result<_, _>>()?,
+                    principals: p
+                        .principals
+                        .iter()
+                        .map(|c| Cond::principal(c, 0))
+                        .collect::<Result<_, _>>()?,
                 })
             })
             .collect::<Result<_, RbacError>>()?;
@@ -221,7 +233,8 @@ impl Rbac {
         match self.rules.as_ref().map(|r| r.check(f)) {
             Some(Err(policy)) => {
                 // The name appears in logs only; blanks would break their columns.
-                let policy: String = policy.chars().map(|c| if c.is_whitespace() { '_' } else { c }).collect();
+                let policy: String =
+                    policy.chars().map(|c| if c.is_whitespace() { '_' } else { c }).collect();
                 Err(format!("rbac_access_denied_matched_policy[{policy}]"))
             }
             _ => Ok(()),
@@ -250,7 +263,10 @@ mod tests {
     fn rbac(action: RbacAction, permissions: Vec<Pm>, principals: Vec<Pr>) -> Rbac {
         let policy = model::RbacPolicy { permissions, principals };
         Rbac::new(&model::Rbac {
-            rules: Some(model::RbacRules { action, policies: [("ns[a]-policy[p]-rule[0]".into(), policy)].into() }),
+            rules: Some(model::RbacRules {
+                action,
+                policies: [("ns[a]-policy[p]-rule[0]".into(), policy)].into(),
+            }),
             ..model::Rbac::default()
         })
         .unwrap()
@@ -259,16 +275,30 @@ mod tests {
     #[test]
     fn principals_and_places() {
         let me = ["spiffe://mesh.local/ns/a/sa/b".to_owned()];
-        let ok = |pm, pr, principals: &[String]| rbac(RbacAction::Allow, vec![pm], vec![pr]).check(&facts(principals, None)).is_ok();
+        let ok = |pm, pr, principals: &[String]| {
+            rbac(RbacAction::Allow, vec![pm], vec![pr]).check(&facts(principals, None)).is_ok()
+        };
         assert!(ok(Pm::Any, Pr::Authenticated(None), &me));
         assert!(!ok(Pm::Any, Pr::Authenticated(None), &[]));
         assert!(ok(Pm::Any, Pr::Authenticated(Some(StringMatch::exact(me[0].clone()))), &me));
-        assert!(!ok(Pm::Any, Pr::Authenticated(Some(StringMatch::exact("spiffe://mesh.local/ns/a/sa/c"))), &me));
+        assert!(!ok(
+            Pm::Any,
+            Pr::Authenticated(Some(StringMatch::exact("spiffe://mesh.local/ns/a/sa/c"))),
+            &me
+        ));
         assert!(ok(Pm::DestinationPort(9080), Pr::SourceCluster(StringMatch::exact("east")), &[]));
         assert!(!ok(Pm::DestinationPort(9081), Pr::Any, &[]));
-        assert!(ok(Pm::DestinationIp("10.0.0.0/8".parse().unwrap()), Pr::DirectRemoteIp("10.0.0.2/32".parse().unwrap()), &[]));
+        assert!(ok(
+            Pm::DestinationIp("10.0.0.0/8".parse().unwrap()),
+            Pr::DirectRemoteIp("10.0.0.2/32".parse().unwrap()),
+            &[]
+        ));
         assert!(ok(Pm::Any, Pr::RemoteIp("1.2.3.0/24".parse().unwrap()), &[]));
-        assert!(ok(Pm::ServerName(StringMatch::prefix("outbound_")), Pr::Not(Box::new(Pr::RemoteIp("9.9.9.9/32".parse().unwrap()))), &[]));
+        assert!(ok(
+            Pm::ServerName(StringMatch::prefix("outbound_")),
+            Pr::Not(Box::new(Pr::RemoteIp("9.9.9.9/32".parse().unwrap()))),
+            &[]
+        ));
         assert!(ok(Pm::Not(Box::new(Pm::DestinationPort(1))), Pr::Any, &[]));
     }
 
@@ -281,19 +311,29 @@ mod tests {
         assert!(denied(rbac(RbacAction::Allow, vec![Pm::Not(Box::new(path()))], vec![Pr::Any])));
         assert!(denied(rbac(RbacAction::Deny, vec![path()], vec![Pr::Any])));
         assert!(denied(rbac(RbacAction::Deny, vec![Pm::Not(Box::new(path()))], vec![Pr::Any])));
-        assert!(!denied(rbac(RbacAction::Deny, vec![Pm::And(vec![path(), Pm::DestinationPort(1)])], vec![Pr::Any])));
+        assert!(!denied(rbac(
+            RbacAction::Deny,
+            vec![Pm::And(vec![path(), Pm::DestinationPort(1)])],
+            vec![Pr::Any]
+        )));
     }
 
     #[test]
     fn denial_names_the_policy_and_empty_rules() {
         let r = rbac(RbacAction::Deny, vec![Pm::Any], vec![Pr::Any]);
-        assert_eq!(r.check(&facts(&[], None)).unwrap_err(), "rbac_access_denied_matched_policy[ns[a]-policy[p]-rule[0]]");
+        assert_eq!(
+            r.check(&facts(&[], None)).unwrap_err(),
+            "rbac_access_denied_matched_policy[ns[a]-policy[p]-rule[0]]"
+        );
         let allow_nothing = Rbac::new(&model::Rbac {
             rules: Some(model::RbacRules { action: RbacAction::Allow, policies: Default::default() }),
             ..model::Rbac::default()
         })
         .unwrap();
-        assert_eq!(allow_nothing.check(&facts(&[], None)).unwrap_err(), "rbac_access_denied_matched_policy[none]");
+        assert_eq!(
+            allow_nothing.check(&facts(&[], None)).unwrap_err(),
+            "rbac_access_denied_matched_policy[none]"
+        );
         assert!(Rbac::new(&model::Rbac::default()).unwrap().check(&facts(&[], None)).is_ok());
         let mut deep = Pm::Any;
         for _ in 0..100 {

@@ -33,6 +33,8 @@ pub(crate) struct RouteTable {
 
 #[derive(Debug)]
 pub(crate) struct VirtualHost {
+    /// For debugging output.
+    #[cfg_attr(not(test), allow(dead_code, reason = "read by Debug only"))]
     pub(crate) name: Arc<str>,
     /// First domain without wildcard or port: the service, for metrics.
     pub(crate) service: Option<Arc<str>>,
@@ -223,8 +225,11 @@ impl RouteTable {
         } else {
             authority
         };
-        let suffix = || self.suffixes.iter().find(|(s, _)| a.len() > s.len() && a.ends_with(s.as_str())).map(|m| m.1);
-        let prefix = || self.prefixes.iter().find(|(p, _)| a.len() > p.len() && a.starts_with(p.as_str())).map(|m| m.1);
+        let suffix =
+            || self.suffixes.iter().find(|(s, _)| a.len() > s.len() && a.ends_with(s.as_str())).map(|m| m.1);
+        let prefix = || {
+            self.prefixes.iter().find(|(p, _)| a.len() > p.len() && a.starts_with(p.as_str())).map(|m| m.1)
+        };
         let at = self.exact.get(a).copied().or_else(suffix).or_else(prefix).or(self.any)?;
         self.hosts.get(at)
     }
@@ -488,7 +493,10 @@ mod tests {
     }
 
     fn table(hosts: Vec<model::VirtualHost>) -> Result<RouteTable, CompileError> {
-        RouteTable::new(&model::RouteConfiguration { name: "r".into(), virtual_hosts: hosts }, &mut ClusterSlot::new)
+        RouteTable::new(
+            &model::RouteConfiguration { name: "r".into(), virtual_hosts: hosts },
+            &mut ClusterSlot::new,
+        )
     }
 
     #[test]
@@ -557,7 +565,8 @@ mod tests {
 
     #[test]
     fn rewrites() {
-        let f = model::Forward { clusters: vec![model::WeightedCluster::only("c")], ..model::Forward::default() };
+        let f =
+            model::Forward { clusters: vec![model::WeightedCluster::only("c")], ..model::Forward::default() };
         let route = |path, f: model::Forward| {
             let mut r = direct(path, "x");
             r.action = model::RouteAction::Forward(Box::new(f));
@@ -584,7 +593,8 @@ mod tests {
     #[test]
     fn weights_split_traffic() {
         let w = |n: &str, weight| model::WeightedCluster { weight, ..model::WeightedCluster::only(n) };
-        let f = model::Forward { clusters: vec![w("a", 80), w("b", 20), w("c", 0)], ..model::Forward::default() };
+        let f =
+            model::Forward { clusters: vec![w("a", 80), w("b", 20), w("c", 0)], ..model::Forward::default() };
         let f = Forward::new(&f, &mut ClusterSlot::new).unwrap();
         let mut counts = HashMap::new();
         for i in 0..1000u64 {

@@ -151,17 +151,13 @@ impl Headers {
         Self { arena: Vec::with_capacity(bytes), entries: Vec::with_capacity(fields) }
     }
 
+    #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
         self.entries.len()
     }
 
     pub(crate) fn is_empty(&self) -> bool {
         self.entries.is_empty()
-    }
-
-    /// Bytes of names and values, with four for `: ` and the line end of each.
-    pub(crate) fn wire_len(&self) -> usize {
-        self.entries.iter().map(|e| usize::from(e.name_len) + e.value_len as usize + 4).sum()
     }
 
     fn name_of(&self, e: &Entry) -> &[u8] {

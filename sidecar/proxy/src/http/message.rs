@@ -71,9 +71,9 @@ impl RequestHead {
     }
 
     pub(crate) fn is_grpc(&self) -> bool {
-        self.headers
-            .get_id(super::headers::HeaderId::ContentType)
-            .is_some_and(|v| v.starts_with(b"application/grpc") && matches!(v.get(16), None | Some(b'+' | b';')))
+        self.headers.get_id(super::headers::HeaderId::ContentType).is_some_and(|v| {
+            v.starts_with(b"application/grpc") && matches!(v.get(16), None | Some(b'+' | b';'))
+        })
     }
 }
 

@@ -20,6 +20,7 @@ use super::{
 /// The place of a cluster by name: routes keep it, so an update of the cluster needs no recompiled route.
 #[derive(Debug)]
 pub(crate) struct ClusterSlot {
+    pub(crate) id: u64,
     pub(crate) name: Arc<str>,
     pub(crate) service: ServiceName,
     current: ArcSwapOption<Cluster>,
@@ -57,6 +58,7 @@ impl ServiceName {
 impl ClusterSlot {
     pub(crate) fn new(name: &str) -> Arc<Self> {
         Arc::new(Self {
+            id: unique_id(),
             name: Arc::from(name),
             service: ServiceName::of_cluster(name),
             current: ArcSwapOption::empty(),
@@ -146,13 +148,13 @@ fn key(e: &model::LbEndpoint, socket: usize, nth: u32) -> HostKey {
 impl Cluster {
     /// Builds a cluster; hosts of `previous` that are reached the same way keep their state and pools.
     pub(crate) fn new(config: Arc<model::Cluster>, previous: Option<&Cluster>) -> Self {
-        let mut sockets = vec![TransportSocket { labels: vec![], tls: config.tls.clone().map(TlsTransport::new) }];
+        let mut sockets =
+            vec![TransportSocket { labels: vec![], tls: config.tls.clone().map(TlsTransport::new) }];
         sockets.extend(config.tls_matches.iter().map(|m| TransportSocket {
             labels: m.labels.iter().map(|(k, v)| (k.clone(), v.clone())).collect(),
             tls: m.tls.clone().map(TlsTransport::new),
         }));
-        let same_transport = |p: &Cluster| {
-            let (a, b) = (&p.config, &config);
+        let same_transport = |a: &model::Cluster, b: &model::Cluster| {
             a.tls == b.tls && a.tls_matches == b.tls_matches && a.http == b.http && a.keepalive == b.keepalive
         };
         let this = Self {
@@ -164,7 +166,7 @@ impl Cluster {
         };
         if let Some(p) = previous {
             let old = p.members.lock().unwrap_or_else(PoisonError::into_inner);
-            if same_transport(p) {
+            if same_transport(&p.config, &this.config) {
                 let mut m = this.members.lock().unwrap_or_else(PoisonError::into_inner);
                 m.hosts.clone_from(&old.hosts);
             } else {
@@ -188,7 +190,9 @@ impl Cluster {
         for h in &m.hosts {
             let (address, port) = match &h.addr {
                 super::host::HostAddr::Socket(a) => (a.ip().to_string(), a.port()),
-                super::host::HostAddr::Trunk(n, p) | super::host::HostAddr::Unresolved(n, p) => (n.clone(), *p),
+                super::host::HostAddr::Trunk(n, p) | super::host::HostAddr::Unresolved(n, p) => {
+                    (n.clone(), *p)
+                }
             };
             let mut k = (address, port, h.transport, 0);
             while old.contains_key(&k) {
@@ -256,11 +260,12 @@ impl Cluster {
         }
         let mut eject = false;
         if bad {
-            eject |= s.consecutive_5xx.fetch_add(1, Relaxed) + 1 >= o.consecutive_5xx && o.consecutive_5xx > 0;
+            eject |=
+                s.consecutive_5xx.fetch_add(1, Relaxed) + 1 >= o.consecutive_5xx && o.consecutive_5xx > 0;
         }
         if gateway {
-            eject |=
-                s.consecutive_gateway.fetch_add(1, Relaxed) + 1 >= o.consecutive_gateway && o.consecutive_gateway > 0;
+            eject |= s.consecutive_gateway.fetch_add(1, Relaxed) + 1 >= o.consecutive_gateway
+                && o.consecutive_gateway > 0;
         }
         if eject && !s.is_ejected() {
             self.eject(s, &o);
@@ -415,7 +420,10 @@ mod tests {
     #[test]
     fn service_names() {
         let s = ServiceName::of_cluster("outbound|9080|v1|reviews.books.svc.cluster.local");
-        assert_eq!((&*s.host, &*s.name, &*s.namespace), ("reviews.books.svc.cluster.local", "reviews", "books"));
+        assert_eq!(
+            (&*s.host, &*s.name, &*s.namespace),
+            ("reviews.books.svc.cluster.local", "reviews", "books")
+        );
         let s = ServiceName::of_cluster("outbound|443||www.example.com");
         assert_eq!((&*s.name, &*s.namespace), ("www.example.com", ""));
         assert_eq!(&*ServiceName::of_cluster("PassthroughCluster").host, "");

@@ -124,7 +124,8 @@ async fn connect_now(
     let tcp = |e: io::Error| ConnectError::Tcp(e.to_string());
     let transport = match &host.addr {
         HostAddr::Socket(addr) => {
-            let socket = if addr.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }.map_err(tcp)?;
+            let socket =
+                if addr.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }.map_err(tcp)?;
             let s = socket2::SockRef::from(&socket);
             if let Some(idle) = cluster.config.keepalive {
                 let _ = s.set_tcp_keepalive(&socket2::TcpKeepalive::new().with_time(idle));

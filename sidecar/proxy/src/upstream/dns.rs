@@ -1,6 +1,10 @@
 //! Clusters whose hosts are names: resolved again and again, off the workers.
 
-use std::{net::IpAddr, sync::{Arc, Weak}, time::Duration};
+use std::{
+    net::IpAddr,
+    sync::{Arc, Weak},
+    time::Duration,
+};
 
 use mesh_model::proxy as model;
 
@@ -50,7 +54,9 @@ async fn resolve(authored: &model::LoadAssignment, one: bool) -> (model::LoadAss
                     }
                     let n = if one { 1 } else { MAX_ADDRESSES };
                     endpoints.extend(
-                        ips.into_iter().take(n).map(|ip| model::LbEndpoint { address: ip.to_string(), ..e.clone() }),
+                        ips.into_iter()
+                            .take(n)
+                            .map(|ip| model::LbEndpoint { address: ip.to_string(), ..e.clone() }),
                     );
                 }
                 Ok(Err(error)) => {

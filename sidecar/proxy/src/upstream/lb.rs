@@ -214,9 +214,7 @@ impl Table {
             c.partition_point(|sum| *sum <= at)
         };
         let at = match &self.policy {
-            Policy::Sequence(s, cursor) => {
-                *s.get(cursor.fetch_add(1, Relaxed) % s.len().max(1))? as usize
-            }
+            Policy::Sequence(s, cursor) => *s.get(cursor.fetch_add(1, Relaxed) % s.len().max(1))? as usize,
             Policy::Random(c) => weighted(c),
             Policy::LeastRequest(c) => {
                 let (a, b) = (weighted(c), weighted(c));

@@ -68,6 +68,8 @@ pub(crate) struct H2Conn {
     total: Cell<u64>,
     closed: Cell<bool>,
     idle_since: Cell<Instant>,
+    /// SPIFFE ID of the server.
+    pub(crate) peer: Option<Arc<str>>,
     _permit: Permit,
 }
 
@@ -131,7 +133,11 @@ impl Pool {
     /// Closes what has been idle for too long; true if nothing is left.
     fn sweep(&self, now: Instant) -> bool {
         let gone = self.host.stats.gone.load(Relaxed);
-        let idle = if gone { Duration::ZERO } else { self.cluster.borrow().config.idle_timeout.unwrap_or(DEFAULT_IDLE) };
+        let idle = if gone {
+            Duration::ZERO
+        } else {
+            self.cluster.borrow().config.idle_timeout.unwrap_or(DEFAULT_IDLE)
+        };
         self.h1.borrow_mut().retain(|c| now.duration_since(c.idle_since) < idle);
         self.h2.borrow_mut().retain(|c| {
             !c.closed.get() && !(c.active.get() == 0 && now.duration_since(c.idle_since.get()) >= idle)
@@ -149,7 +155,13 @@ pub(crate) fn want(cluster: &Cluster, downstream_h2: bool, upgrade: bool) -> Wan
     match cluster.config.http {
         UpstreamHttp::Http1 => Want::Http1,
         UpstreamHttp::Http2 => Want::Http2,
-        UpstreamHttp::Downstream => if downstream_h2 { Want::Http2 } else { Want::Http1 },
+        UpstreamHttp::Downstream => {
+            if downstream_h2 {
+                Want::Http2
+            } else {
+                Want::Http1
+            }
+        }
         UpstreamHttp::Auto => Want::Any,
     }
 }
@@ -194,13 +206,16 @@ pub(crate) async fn acquire(
         }
         if pending.is_none() {
             let limit = cluster.config.limits.max_pending;
-            pending = Some(Permit::take(&cluster.usage, |u| &u.pending, limit).ok_or(ConnectError::Overflow)?);
+            pending =
+                Some(Permit::take(&cluster.usage, |u| &u.pending, limit).ok_or(ConnectError::Overflow)?);
         }
         if want == Want::Http2 || (want == Want::Any && !pool.learned_h1.get()) {
             shared_dial(worker, cluster, host, pool, want).await?;
             continue;
         }
-        let Some(permit) = Permit::take(&cluster.usage, |u| &u.connections, cluster.config.limits.max_connections) else {
+        let Some(permit) =
+            Permit::take(&cluster.usage, |u| &u.connections, cluster.config.limits.max_connections)
+        else {
             wait_for_return(cluster, pool).await?;
             continue;
         };
@@ -245,8 +260,9 @@ async fn shared_dial(
     let dial = match running {
         Some(d) => d,
         None => {
-            let permit = Permit::take(&cluster.usage, |u| &u.connections, cluster.config.limits.max_connections)
-                .ok_or(ConnectError::Overflow)?;
+            let permit =
+                Permit::take(&cluster.usage, |u| &u.connections, cluster.config.limits.max_connections)
+                    .ok_or(ConnectError::Overflow)?;
             let d = Rc::new(Dial { done: RefCell::new(None), notify: Notify::new() });
             *pool.dial.borrow_mut() = Some(Rc::clone(&d));
             // Its own task: the request that happened to come first may be cancelled, the others still wait.
@@ -290,6 +306,7 @@ async fn dial_into(
 }
 
 async fn start_h2(io: crate::io::Io, permit: Permit) -> Result<H2Conn, ConnectError> {
+    let peer = io.peer_principal();
     let handshake = h2::client::Builder::new()
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
@@ -313,6 +330,7 @@ async fn start_h2(io: crate::io::Io, permit: Permit) -> Result<H2Conn, ConnectEr
         total: Cell::new(0),
         closed: Cell::new(false),
         idle_since: Cell::new(Instant::now()),
+        peer,
         _permit: permit,
     })
 }
@@ -324,6 +342,10 @@ impl StreamGuard {
     pub(crate) fn new(conn: &Rc<H2Conn>) -> Self {
         conn.active.set(conn.active.get() + 1);
         Self(Rc::clone(conn))
+    }
+
+    pub(crate) fn conn(&self) -> &H2Conn {
+        &self.0
     }
 }
 

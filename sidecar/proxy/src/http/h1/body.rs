@@ -86,7 +86,9 @@ impl Decoder {
                     match buf.get(..2) {
                         Some(b"\r\n") => {}
                         Some(_) => return Err(StreamError::Protocol),
-                        None if buf.first().is_some_and(|b| *b != b'\r') => return Err(StreamError::Protocol),
+                        None if buf.first().is_some_and(|b| *b != b'\r') => {
+                            return Err(StreamError::Protocol);
+                        }
                         None => return Ok(Decoded::More),
                     }
                     let _ = buf.split_to(2);
@@ -184,7 +186,8 @@ fn chunk_size(line: &[u8]) -> Result<u64, StreamError> {
     }
     let rest = &line[digits..];
     // White space before `;` is bad white space (RFC 9112 section 7.1.1); control characters never belong.
-    if !(rest.is_empty() || rest[0] == b';') || rest.iter().any(|b| (*b < 0x20 && *b != b'\t') || *b == 0x7f) {
+    if !(rest.is_empty() || rest[0] == b';') || rest.iter().any(|b| (*b < 0x20 && *b != b'\t') || *b == 0x7f)
+    {
         return Err(StreamError::Protocol);
     }
     let mut n = 0u64;
@@ -230,7 +233,11 @@ impl Encoder {
     }
 
     /// Ends the body. `Err`: it is shorter than declared, and the connection must be closed.
-    pub(crate) fn finish(&mut self, trailers: Option<&Headers>, out: &mut Vec<u8>) -> Result<(), StreamError> {
+    pub(crate) fn finish(
+        &mut self,
+        trailers: Option<&Headers>,
+        out: &mut Vec<u8>,
+    ) -> Result<(), StreamError> {
         match self {
             Self::Length(left) if *left > 0 => return Err(StreamError::Protocol),
             Self::Chunked => {

@@ -30,12 +30,15 @@ pub(crate) struct H1Conn {
     /// Requests served before.
     pub(crate) served: u64,
     pub(crate) idle_since: Instant,
+    /// SPIFFE ID of the server.
+    peer: Option<std::sync::Arc<str>>,
     _permit: Permit,
 }
 
 impl H1Conn {
     pub(crate) fn new(io: Io, permit: Permit) -> Self {
         Self {
+            peer: io.peer_principal(),
             io,
             read: BytesMut::new(),
             write: WriteBuf::default(),
@@ -136,6 +139,30 @@ impl H1Exchange {
         }
     }
 
+    /// A tunnel: no request is written, and the answer is made up (CONNECT to a TCP service).
+    pub(crate) fn tunnel(conn: H1Conn) -> Self {
+        Self {
+            answered: Cell::new(true),
+            inner: RefCell::new(Inner {
+                conn,
+                method: Method::CONNECT,
+                upgrade: false,
+                encoder: Encoder::Raw,
+                request_done: false,
+                decoder: Decoder::Raw,
+                scanned: 0,
+                keep_alive: false,
+                have_head: true,
+                ended: false,
+            }),
+        }
+    }
+
+    /// SPIFFE ID of the server.
+    pub(crate) fn peer(&self) -> Option<std::sync::Arc<str>> {
+        self.inner.borrow().conn.peer.clone()
+    }
+
     /// Whether the connection had served others before: then a silent close means that it was stale.
     pub(crate) fn reused(&self) -> bool {
         self.inner.borrow().conn.served > 0
@@ -175,13 +202,21 @@ impl H1Exchange {
 
     pub(crate) fn poll_head(&self, cx: &mut Context<'_>) -> Poll<Result<ResponseHead, StreamError>> {
         let inner = &mut *self.inner.borrow_mut();
+        if inner.have_head {
+            return Poll::Ready(Ok(ResponseHead {
+                status: 200,
+                headers: Headers::default(),
+                body: BodyKind::Stream,
+            }));
+        }
         loop {
             if !inner.conn.read.is_empty() {
                 self.answered.set(true);
             }
             let end = parse::find_end(&inner.conn.read, &mut inner.scanned).map_err(head_error)?;
             let Some(end) = end else {
-                let n = ready!(poll_fill(&mut inner.conn.io, &mut inner.conn.read, cx)).map_err(|_| StreamError::Reset)?;
+                let n = ready!(poll_fill(&mut inner.conn.io, &mut inner.conn.read, cx))
+                    .map_err(|_| StreamError::Reset)?;
                 if n == 0 {
                     return Poll::Ready(Err(StreamError::Reset));
                 }
@@ -233,7 +268,8 @@ impl H1Exchange {
             if inner.ended {
                 return Poll::Ready(inner.decoder.eof().err().map(Err));
             }
-            let n = ready!(poll_fill(&mut inner.conn.io, &mut inner.conn.read, cx)).map_err(|_| StreamError::Reset);
+            let n = ready!(poll_fill(&mut inner.conn.io, &mut inner.conn.read, cx))
+                .map_err(|_| StreamError::Reset);
             match n {
                 Ok(0) => {
                     inner.ended = true;

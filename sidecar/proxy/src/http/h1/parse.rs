@@ -301,7 +301,27 @@ fn strip_connection(headers: &mut Headers, nominated: &[Vec<u8>]) {
 /// `host[:port]` with nothing that a URI would read as another part.
 pub(crate) fn is_authority(s: &str) -> bool {
     let ok = |b: u8| {
-        b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_' | b'~' | b':' | b'[' | b']' | b'%' | b'*' | b'!' | b'$' | b'&' | b'\'' | b'(' | b')' | b'+' | b';' | b'=')
+        b.is_ascii_alphanumeric()
+            || matches!(
+                b,
+                b'.' | b'-'
+                    | b'_'
+                    | b'~'
+                    | b':'
+                    | b'['
+                    | b']'
+                    | b'%'
+                    | b'*'
+                    | b'!'
+                    | b'$'
+                    | b'&'
+                    | b'\''
+                    | b'('
+                    | b')'
+                    | b'+'
+                    | b';'
+                    | b'='
+            )
     };
     if s.is_empty() || s.len() > 512 || !s.bytes().all(ok) {
         return false;
@@ -434,7 +454,8 @@ mod tests {
     #[test]
     fn forms_of_the_target() {
         let get = |t: &str| {
-            parse(format!("GET {t} HTTP/1.1\r\nHost: h:80\r\n\r\n").as_bytes()).map(|p| (p.head.authority, p.head.path))
+            parse(format!("GET {t} HTTP/1.1\r\nHost: h:80\r\n\r\n").as_bytes())
+                .map(|p| (p.head.authority, p.head.path))
         };
         assert_eq!(get("/a?b").unwrap(), ("h:80".into(), "/a?b".into()));
         assert_eq!(get("http://x.y/a?b").unwrap(), ("x.y".into(), "/a?b".into()));
@@ -464,12 +485,17 @@ mod tests {
         let p = r(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", Method::GET).unwrap();
         assert!(p.keep_alive && p.head.body == BodyKind::Length(5));
         let p = r(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", Method::HEAD).unwrap();
-        assert!(p.keep_alive && p.head.body == BodyKind::Empty && p.head.headers.has(HeaderId::ContentLength));
+        assert!(
+            p.keep_alive && p.head.body == BodyKind::Empty && p.head.headers.has(HeaderId::ContentLength)
+        );
         let p = r(b"HTTP/1.1 200 OK\r\n\r\n", Method::GET).unwrap();
         assert!(!p.keep_alive && p.head.body == BodyKind::Stream && !p.chunked);
         let p = r(b"HTTP/1.0 304 x\r\n\r\n", Method::GET).unwrap();
         assert!(!p.keep_alive && p.head.body == BodyKind::Empty);
-        assert!(r(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n", Method::GET).is_err());
+        assert!(
+            r(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n", Method::GET)
+                .is_err()
+        );
     }
 
     proptest::proptest! {

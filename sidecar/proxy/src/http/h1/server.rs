@@ -24,6 +24,7 @@ use crate::{
         downstream::Downstream,
         headers::{HeaderId, Headers},
         message::{BodyKind, Frame, RequestHead, ResponseHead, StreamError, Version},
+        record::Flag,
         service,
     },
     io::{HIGH_WATER, Io, WriteBuf, poll_fill},
@@ -101,12 +102,12 @@ async fn requests(down: &H1Down, conn: &Rc<Connection>, manager: &Arc<HttpManage
             }
             Next::Refused(e) => {
                 tracing::debug!(error = %e, peer = %conn.peer, "request refused");
-                service::refuse(conn, manager, down, e.status(), "DPE").await;
-                down.inner.borrow_mut().keep_alive = false;
+                down.inner.borrow_mut().begin_refusal();
+                service::refuse(conn, manager, down, e.status(), Flag::Dpe).await;
             }
             Next::Timeout => {
-                service::refuse(conn, manager, down, 408, "DPE").await;
-                down.inner.borrow_mut().keep_alive = false;
+                down.inner.borrow_mut().begin_refusal();
+                service::refuse(conn, manager, down, 408, Flag::Dpe).await;
             }
             Next::Closed => return,
         }
@@ -121,7 +122,13 @@ async fn after(down: &H1Down) -> bool {
     let flushed = tokio::time::timeout(WRITE_STALL, poll_fn(|cx| down.poll_flush(cx))).await;
     let reuse = {
         let i = down.inner.borrow();
-        matches!(flushed, Ok(Ok(()))) && i.keep_alive && i.finished && !i.broken && !i.tunnel && i.decoder.is_done() && !i.eof
+        matches!(flushed, Ok(Ok(())))
+            && i.keep_alive
+            && i.finished
+            && !i.broken
+            && !i.tunnel
+            && i.decoder.is_done()
+            && !i.eof
     };
     if reuse {
         return true;
@@ -221,6 +228,18 @@ impl Inner {
         self.version = head.version;
         self.head_method = head.method == Method::HEAD;
         self.tunnel = head.method == Method::CONNECT;
+        self.started = false;
+        self.finished = false;
+    }
+
+    /// What follows an unreadable request cannot be told apart from it: answer and close.
+    fn begin_refusal(&mut self) {
+        self.decoder = Decoder::Done;
+        self.owes_continue = false;
+        self.keep_alive = false;
+        self.version = Version::Http11;
+        self.head_method = false;
+        self.tunnel = false;
         self.started = false;
         self.finished = false;
     }
@@ -344,7 +363,11 @@ impl Downstream for H1Down {
         head.headers.write_h1(out);
         if chunked {
             out.extend_from_slice(b"transfer-encoding: chunked\r\n");
-        } else if !no_body && !tunnel && head.body == BodyKind::Empty && !head.headers.has(HeaderId::ContentLength) {
+        } else if !no_body
+            && !tunnel
+            && head.body == BodyKind::Empty
+            && !head.headers.has(HeaderId::ContentLength)
+        {
             out.extend_from_slice(b"content-length: 0\r\n");
         }
         if upgraded {

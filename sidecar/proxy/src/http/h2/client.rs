@@ -23,7 +23,7 @@ use crate::{
 
 pub(crate) struct H2Exchange {
     inner: RefCell<Inner>,
-    _guard: StreamGuard,
+    guard: StreamGuard,
 }
 
 struct Inner {
@@ -67,7 +67,7 @@ impl H2Exchange {
                     recv: None,
                     data_done: false,
                 }),
-                _guard: guard,
+                guard,
             }),
             Err(e) => {
                 tracing::debug!(error = %e, "upstream HTTP/2 connection takes no request");
@@ -75,6 +75,11 @@ impl H2Exchange {
                 Err(StartError::Closed)
             }
         }
+    }
+
+    /// SPIFFE ID of the server.
+    pub(crate) fn peer(&self) -> Option<std::sync::Arc<str>> {
+        self.guard.conn().peer.clone()
     }
 
     pub(crate) fn poll_room(&self, cx: &mut Context<'_>) -> Poll<Result<(), StreamError>> {

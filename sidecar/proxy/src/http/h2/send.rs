@@ -19,7 +19,9 @@ pub(crate) struct SendBody {
 pub(crate) fn stream_error(e: &h2::Error) -> StreamError {
     match e.reason() {
         Some(Reason::REFUSED_STREAM) => StreamError::Refused,
-        Some(Reason::PROTOCOL_ERROR | Reason::FRAME_SIZE_ERROR | Reason::COMPRESSION_ERROR) => StreamError::Protocol,
+        Some(Reason::PROTOCOL_ERROR | Reason::FRAME_SIZE_ERROR | Reason::COMPRESSION_ERROR) => {
+            StreamError::Protocol
+        }
         _ if e.is_go_away() && e.is_remote() && e.reason() == Some(Reason::NO_ERROR) => StreamError::Refused,
         _ => StreamError::Reset,
     }

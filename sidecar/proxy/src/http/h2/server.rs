@@ -18,8 +18,8 @@ use crate::{
     config::listener::HttpManager,
     http::{
         downstream::Downstream,
-        headers::{HeaderId, Headers, list_has},
         h1::parse::{is_authority, is_path},
+        headers::{HeaderId, Headers, list_has},
         message::{BodyKind, Frame, MAX_FIELDS, MAX_HEAD, RequestHead, ResponseHead, StreamError, Version},
         service,
     },
@@ -63,7 +63,8 @@ pub(crate) async fn serve(io: Io, conn: Rc<Connection>, manager: Arc<HttpManager
     let last = Rc::new(Cell::new(Instant::now()));
     let mut draining = false;
     loop {
-        let idle_at = manager.config.idle_timeout.filter(|_| !draining && active.get() == 0).map(|t| last.get() + t);
+        let idle_at =
+            manager.config.idle_timeout.filter(|_| !draining && active.get() == 0).map(|t| last.get() + t);
         tokio::select! {
             // `accept` also drives the connection; dropping its future loses nothing.
             next = h2.accept() => match next {
@@ -122,9 +123,7 @@ async fn stream(
             return;
         }
     };
-    let down = H2Down {
-        inner: RefCell::new(Inner { recv, respond, send: None, data_done: false }),
-    };
+    let down = H2Down { inner: RefCell::new(Inner { recv, respond, send: None, data_done: false }) };
     tokio::select! {
         () = service::handle(conn, manager, head, &down) => {}
         () = conn.kill.cancelled() => down.abort(),
@@ -160,7 +159,9 @@ fn head(conn: &Connection, parts: &http::request::Parts, recv: &RecvStream) -> R
     } else {
         parts.uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str)
     };
-    if !is_path(path) || !(path.is_empty() || path.starts_with('/') || (path == "*" && parts.method == Method::OPTIONS)) {
+    if !is_path(path)
+        || !(path.is_empty() || path.starts_with('/') || (path == "*" && parts.method == Method::OPTIONS))
+    {
         return Err(400);
     }
     let mut headers = Headers::with_capacity(parts.headers.len() * 40 + 512, parts.headers.len() + 12);
@@ -189,7 +190,8 @@ fn head(conn: &Connection, parts: &http::request::Parts, recv: &RecvStream) -> R
         headers.push(name, value);
     }
     let lengths = headers.count_id(HeaderId::ContentLength);
-    let length = headers.str_id(HeaderId::ContentLength).map(str::parse::<u64>).transpose().map_err(|_| 400u16)?;
+    let length =
+        headers.str_id(HeaderId::ContentLength).map(str::parse::<u64>).transpose().map_err(|_| 400u16)?;
     if lengths > 1 {
         return Err(400);
     }

@@ -1,0 +1,458 @@
+//! Listeners and filter chains, compiled, and the choice of a chain.
+
+use std::{
+    collections::HashMap,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+use ipnet::IpNet;
+use mesh_identity::{IdentityError, SecretStore};
+use mesh_model::proxy as model;
+use mesh_telemetry::access_log::{Format, LogSink};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    CompileError, RouteSlot,
+    route::{RouteTable, SlotOf},
+};
+use crate::{rbac::Rbac, upstream::cluster::ClusterSlot};
+
+/// A listener that may be replaced in place while its sockets stay.
+#[derive(Debug)]
+pub(crate) struct ListenerSlot {
+    pub(crate) name: String,
+    pub(crate) current: ArcSwap<Listener>,
+}
+
+/// A compiled [`model::Listener`].
+#[derive(Debug)]
+pub(crate) struct Listener {
+    pub(crate) model: Arc<model::Listener>,
+    chains: Vec<Arc<Chain>>,
+    default: Option<Arc<Chain>>,
+    /// Positions in `chains` by destination port; chains without a port under `None`.
+    by_port: HashMap<Option<u16>, Vec<usize>>,
+    pub(crate) logs: Vec<AccessLog>,
+}
+
+/// A compiled filter chain. It lives for as long as its connections.
+#[derive(Debug)]
+pub(crate) struct Chain {
+    pub(crate) model: model::FilterChain,
+    tls: Option<DownstreamTls>,
+    pub(crate) rbac: Vec<Rbac>,
+    /// The SNI names the cluster.
+    pub(crate) sni_cluster: bool,
+    pub(crate) terminal: Terminal,
+    /// Connections should end when they can.
+    pub(crate) drain: CancellationToken,
+    /// Connections end now.
+    pub(crate) kill: CancellationToken,
+}
+
+#[derive(Debug)]
+pub(crate) enum Terminal {
+    Http(Arc<HttpManager>),
+    Tcp(TcpProxy),
+}
+
+/// A compiled HTTP connection manager.
+#[derive(Debug)]
+pub(crate) struct HttpManager {
+    pub(crate) config: model::HttpConnectionManager,
+    routes: Routes,
+    pub(crate) filters: Vec<HttpFilter>,
+    pub(crate) logs: Vec<AccessLog>,
+}
+
+#[derive(Debug)]
+enum Routes {
+    Slot(Arc<RouteSlot>),
+    Inline(Arc<RouteTable>),
+}
+
+#[derive(Debug)]
+pub(crate) enum HttpFilter {
+    Rbac(Rbac),
+    Cors,
+    Fault,
+    GrpcStats,
+}
+
+/// A compiled TCP proxy.
+#[derive(Debug)]
+pub(crate) struct TcpProxy {
+    pub(crate) config: model::TcpProxy,
+    clusters: Vec<(Arc<ClusterSlot>, u64)>,
+    total: u64,
+    pub(crate) logs: Vec<AccessLog>,
+}
+
+/// A log with its format.
+#[derive(Debug, Clone)]
+pub(crate) struct AccessLog {
+    pub(crate) format: Arc<Format>,
+    pub(crate) sink: Arc<LogSink>,
+}
+
+/// TLS of a chain; the rustls configuration is made at the first handshake and reads secrets at each.
+#[derive(Debug)]
+struct DownstreamTls {
+    spec: model::DownstreamTls,
+    config: ArcSwapOption<rustls::ServerConfig>,
+}
+
+/// Finds or makes what chains refer to by name.
+pub(crate) struct Names<'a> {
+    pub(crate) cluster: SlotOf<'a>,
+    pub(crate) route: &'a mut dyn FnMut(&str) -> Arc<RouteSlot>,
+    pub(crate) log: &'a mut dyn FnMut(&str) -> Result<Arc<LogSink>, CompileError>,
+}
+
+impl Names<'_> {
+    fn logs(&mut self, logs: &[model::AccessLog]) -> Result<Vec<AccessLog>, CompileError> {
+        logs.iter()
+            .map(|l| Ok(AccessLog { format: Arc::new(Format::new(&l.format)?), sink: (self.log)(&l.path)? }))
+            .collect()
+    }
+}
+
+/// What is known of a connection when its chain is chosen.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ConnectionFacts<'a> {
+    pub(crate) destination: SocketAddr,
+    pub(crate) source: IpAddr,
+    pub(crate) tls: bool,
+    pub(crate) sni: Option<&'a str>,
+    pub(crate) alpn: &'a [String],
+}
+
+impl Listener {
+    /// Compiles; chains that are equal to one of `previous` are taken over with their connections.
+    pub(crate) fn new(
+        model: Arc<model::Listener>,
+        previous: Option<&Listener>,
+        names: &mut Names<'_>,
+    ) -> Result<Self, CompileError> {
+        let mut chain = |c: &model::FilterChain| -> Result<Arc<Chain>, CompileError> {
+            match previous.and_then(|p| p.all_chains().find(|o| o.model == *c)) {
+                Some(same) => Ok(Arc::clone(same)),
+                None => Ok(Arc::new(Chain::new(c, names)?)),
+            }
+        };
+        let chains: Vec<_> = model.filter_chains.iter().map(&mut chain).collect::<Result<_, _>>()?;
+        let default = model.default_filter_chain.as_ref().map(&mut chain).transpose()?;
+        let mut by_port: HashMap<Option<u16>, Vec<usize>> = HashMap::new();
+        for (i, c) in chains.iter().enumerate() {
+            by_port.entry(c.model.matches.destination_port).or_default().push(i);
+        }
+        let logs = names.logs(&model.access_log)?;
+        Ok(Self { model, chains, default, by_port, logs })
+    }
+
+    pub(crate) fn all_chains(&self) -> impl Iterator<Item = &Arc<Chain>> {
+        self.chains.iter().chain(&self.default)
+    }
+
+    fn at_port(&self, port: u16) -> &[usize] {
+        // A chain for the port hides those for any port, whether or not the rest of it matches (Envoy).
+        self.by_port.get(&Some(port)).or_else(|| self.by_port.get(&None)).map_or(&[], Vec::as_slice)
+    }
+
+    /// Whether the choice of a chain at this destination depends on a ClientHello, and on HTTP detection.
+    pub(crate) fn inspection(&self, destination: SocketAddr) -> (bool, bool) {
+        let mut needs = (false, false);
+        for i in self.at_port(destination.port()) {
+            let m = &self.chains[*i].model.matches;
+            let http =
+                m.application_protocols.iter().any(|p| matches!(p.as_str(), "http/1.1" | "h2c" | "http/1.0"));
+            needs.0 |= m.transport_protocol.is_some()
+                || !m.server_names.is_empty()
+                || !m.application_protocols.is_empty();
+            needs.1 |= http;
+        }
+        (needs.0 && self.model.inspect_tls, needs.1 && self.model.inspect_http)
+    }
+
+    /// The chain of a connection: at each step only the most specific candidates remain.
+    pub(crate) fn chain(&self, f: &ConnectionFacts<'_>) -> Option<&Arc<Chain>> {
+        let mut left: Vec<usize> = self.at_port(f.destination.port()).to_vec();
+        let matches = |i: usize| &self.chains[i].model.matches;
+        let narrow = |left: &mut Vec<usize>, rank: &dyn Fn(usize) -> Option<usize>| {
+            let best = left.iter().filter_map(|i| rank(*i)).max();
+            left.retain(|i| best.is_some() && rank(*i) == best);
+        };
+        narrow(&mut left, &|i| prefix_rank(&matches(i).destination_prefixes, f.destination.ip()));
+        narrow(&mut left, &|i| name_rank(&matches(i).server_names, f.sni));
+        narrow(&mut left, &|i| match matches(i).transport_protocol {
+            None => Some(0),
+            Some(model::TransportProtocol::Tls) => f.tls.then_some(1),
+            Some(model::TransportProtocol::RawBuffer) => (!f.tls).then_some(1),
+        });
+        narrow(&mut left, &|i| {
+            let p = &matches(i).application_protocols;
+            if p.is_empty() { Some(0) } else { f.alpn.iter().any(|a| p.contains(a)).then_some(1) }
+        });
+        narrow(&mut left, &|i| prefix_rank(&matches(i).source_prefixes, f.source));
+        left.first().and_then(|i| self.chains.get(*i)).or(self.default.as_ref())
+    }
+}
+
+/// Rank of the longest prefix that contains the address; an empty list contains all of them.
+fn prefix_rank(prefixes: &[IpNet], ip: IpAddr) -> Option<usize> {
+    if prefixes.is_empty() {
+        return Some(0);
+    }
+    prefixes.iter().filter(|n| n.contains(&ip)).map(|n| usize::from(n.prefix_len()) + 1).max()
+}
+
+fn name_rank(names: &[String], sni: Option<&str>) -> Option<usize> {
+    if names.is_empty() {
+        return Some(0);
+    }
+    let sni = sni?;
+    names
+        .iter()
+        .filter_map(|n| match n.strip_prefix('*') {
+            Some("") => Some(1),
+            Some(suffix) => {
+                let fits = sni.len() > suffix.len()
+                    && sni.get(sni.len() - suffix.len()..).is_some_and(|s| s.eq_ignore_ascii_case(suffix));
+                fits.then_some(suffix.len() + 1)
+            }
+            None => n.eq_ignore_ascii_case(sni).then_some(usize::MAX),
+        })
+        .max()
+}
+
+impl Chain {
+    fn new(c: &model::FilterChain, names: &mut Names<'_>) -> Result<Self, CompileError> {
+        let mut rbac = vec![];
+        let mut sni_cluster = false;
+        let mut terminal = None;
+        for f in &c.filters {
+            if terminal.is_some() {
+                return Err(CompileError::BehindTerminal(c.name.clone()));
+            }
+            match f {
+                model::NetworkFilter::Rbac(r) => rbac.push(Rbac::new(r)?),
+                model::NetworkFilter::SniCluster => sni_cluster = true,
+                model::NetworkFilter::Tcp(t) => terminal = Some(Terminal::Tcp(TcpProxy::new(t, names)?)),
+                model::NetworkFilter::Http(h) => {
+                    terminal = Some(Terminal::Http(Arc::new(HttpManager::new(h, names)?)))
+                }
+            }
+        }
+        Ok(Self {
+            model: c.clone(),
+            tls: c.tls.clone().map(|spec| DownstreamTls { spec, config: ArcSwapOption::empty() }),
+            rbac,
+            sni_cluster,
+            terminal: terminal.ok_or_else(|| CompileError::NoTerminal(c.name.clone()))?,
+            drain: CancellationToken::new(),
+            kill: CancellationToken::new(),
+        })
+    }
+
+    /// The rustls configuration, if this chain terminates TLS.
+    pub(crate) fn server_config(
+        &self,
+        secrets: &SecretStore,
+    ) -> Option<Result<Arc<rustls::ServerConfig>, IdentityError>> {
+        let tls = self.tls.as_ref()?;
+        if let Some(c) = tls.config.load_full() {
+            return Some(Ok(c));
+        }
+        let made = secrets.server_config(&tls.spec);
+        if let Ok(c) = &made {
+            tls.config.store(Some(Arc::clone(c)));
+        }
+        Some(made)
+    }
+}
+
+impl HttpManager {
+    fn new(c: &model::HttpConnectionManager, names: &mut Names<'_>) -> Result<Self, CompileError> {
+        let routes = match &c.routes {
+            model::RouteSource::Rds(name) => Routes::Slot((names.route)(name)),
+            model::RouteSource::Inline(r) => Routes::Inline(Arc::new(RouteTable::new(r, names.cluster)?)),
+        };
+        let filters = c
+            .filters
+            .iter()
+            .map(|f| {
+                Ok(match f {
+                    model::HttpFilter::Rbac(r) => HttpFilter::Rbac(Rbac::new(r)?),
+                    model::HttpFilter::Cors => HttpFilter::Cors,
+                    model::HttpFilter::Fault => HttpFilter::Fault,
+                    model::HttpFilter::GrpcStats => HttpFilter::GrpcStats,
+                })
+            })
+            .collect::<Result<_, CompileError>>()?;
+        Ok(Self { config: c.clone(), routes, filters, logs: names.logs(&c.access_log)? })
+    }
+
+    /// The routes in force now; `None` until RDS has answered.
+    pub(crate) fn routes(&self) -> Option<Arc<RouteTable>> {
+        match &self.routes {
+            Routes::Slot(s) => s.current.load_full(),
+            Routes::Inline(t) => Some(Arc::clone(t)),
+        }
+    }
+}
+
+impl TcpProxy {
+    fn new(c: &model::TcpProxy, names: &mut Names<'_>) -> Result<Self, CompileError> {
+        if c.clusters.is_empty() {
+            return Err(CompileError::NoCluster);
+        }
+        let only = c.clusters.len() == 1;
+        let clusters: Vec<_> = c
+            .clusters
+            .iter()
+            .map(|w| ((names.cluster)(&w.cluster), if only { 1 } else { u64::from(w.weight) }))
+            .collect();
+        let total = clusters.iter().map(|c| c.1).sum();
+        if total == 0 {
+            return Err(CompileError::NoWeight);
+        }
+        Ok(Self { config: c.clone(), clusters, total, logs: names.logs(&c.access_log)? })
+    }
+
+    /// Picks a destination by weight.
+    pub(crate) fn destination(&self, random: u64) -> &Arc<ClusterSlot> {
+        let mut at = random % self.total;
+        for (c, w) in &self.clusters {
+            if at < *w {
+                return c;
+            }
+            at -= w;
+        }
+        // A proxy without clusters is refused when it is compiled.
+        &self.clusters[0].0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn listener(chains: Vec<(&str, model::FilterChainMatch)>, default: bool) -> Listener {
+        let tcp = || {
+            vec![model::NetworkFilter::Tcp(model::TcpProxy {
+                stat_prefix: String::new(),
+                clusters: vec![model::WeightedCluster::only("c")],
+                idle_timeout: None,
+                access_log: vec![],
+            })]
+        };
+        let chain = |name: &str, matches| model::FilterChain {
+            name: name.into(),
+            matches,
+            tls: None,
+            filters: tcp(),
+        };
+        let l = model::Listener {
+            name: "l".into(),
+            address: "0.0.0.0:15006".parse().unwrap(),
+            bind_to_port: true,
+            use_original_dst: true,
+            transparent: false,
+            direction: model::Direction::Inbound,
+            inspect_tls: true,
+            inspect_http: true,
+            proxy_protocol: false,
+            inspect_timeout: Duration::from_secs(1),
+            filter_chains: chains.into_iter().map(|(n, m)| chain(n, m)).collect(),
+            default_filter_chain: default.then(|| chain("default", model::FilterChainMatch::default())),
+            access_log: vec![],
+        };
+        let mut names = Names {
+            cluster: &mut ClusterSlot::new,
+            route: &mut |_| unreachable!(),
+            log: &mut |_| unreachable!(),
+        };
+        Listener::new(Arc::new(l), None, &mut names).unwrap()
+    }
+
+    #[test]
+    fn the_most_specific_chain_wins() {
+        type M = model::FilterChainMatch;
+        let tls = Some(model::TransportProtocol::Tls);
+        let raw = Some(model::TransportProtocol::RawBuffer);
+        let names = |n: &[&str]| n.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>();
+        let l = listener(
+            vec![
+                ("any", M::default()),
+                ("tls", M { transport_protocol: tls, ..M::default() }),
+                (
+                    "tls-alpn",
+                    M { transport_protocol: tls, application_protocols: names(&["istio"]), ..M::default() },
+                ),
+                ("port", M { destination_port: Some(80), transport_protocol: raw, ..M::default() }),
+                ("net", M { destination_prefixes: vec!["10.1.0.0/16".parse().unwrap()], ..M::default() }),
+                (
+                    "net-host",
+                    M {
+                        destination_prefixes: vec!["10.1.1.1/32".parse().unwrap()],
+                        server_names: names(&["a.com"]),
+                        ..M::default()
+                    },
+                ),
+                (
+                    "sni",
+                    M { server_names: names(&["a.b.com", "*.com"]), transport_protocol: tls, ..M::default() },
+                ),
+                (
+                    "sni-long",
+                    M { server_names: names(&["*.b.com"]), transport_protocol: tls, ..M::default() },
+                ),
+                ("source", M { source_prefixes: vec!["9.9.9.0/24".parse().unwrap()], ..M::default() }),
+            ],
+            true,
+        );
+        let go = |dst: &str, tls: bool, sni: Option<&str>, alpn: &[&str], src: &str| {
+            let alpn = names(alpn);
+            let f = ConnectionFacts {
+                destination: dst.parse().unwrap(),
+                source: src.parse().unwrap(),
+                tls,
+                sni,
+                alpn: &alpn,
+            };
+            l.chain(&f).map(|c| c.model.name.clone()).unwrap()
+        };
+        assert_eq!(go("1.1.1.1:1", false, None, &[], "2.2.2.2"), "any");
+        assert_eq!(go("1.1.1.1:1", true, None, &[], "2.2.2.2"), "tls");
+        assert_eq!(go("1.1.1.1:1", true, None, &["h2", "istio"], "2.2.2.2"), "tls-alpn");
+        assert_eq!(go("1.1.1.1:80", false, None, &[], "2.2.2.2"), "port");
+        assert_eq!(
+            go("1.1.1.1:80", true, None, &[], "2.2.2.2"),
+            "default",
+            "a port match does not fall back"
+        );
+        assert_eq!(go("10.1.2.3:1", false, None, &[], "2.2.2.2"), "net");
+        assert_eq!(go("10.1.1.1:1", true, Some("b.com"), &[], "2.2.2.2"), "default");
+        assert_eq!(go("1.1.1.1:1", true, Some("A.B.com"), &[], "2.2.2.2"), "sni");
+        assert_eq!(go("1.1.1.1:1", true, Some("x.b.com"), &[], "2.2.2.2"), "sni-long");
+        assert_eq!(go("1.1.1.1:1", true, Some("x.c.com"), &[], "2.2.2.2"), "sni");
+        assert_eq!(go("1.1.1.1:1", true, Some("com"), &[], "2.2.2.2"), "tls");
+        assert_eq!(go("1.1.1.1:1", false, None, &[], "9.9.9.9"), "source");
+        assert_eq!(l.inspection("1.1.1.1:1".parse().unwrap()), (true, false));
+        assert_eq!(l.inspection("1.1.1.1:80".parse().unwrap()), (true, false));
+    }
+
+    #[test]
+    fn no_inspection_where_it_decides_nothing() {
+        let l = listener(
+            vec![("plain", model::FilterChainMatch { destination_port: Some(3306), ..Default::default() })],
+            true,
+        );
+        assert_eq!(l.inspection("1.1.1.1:3306".parse().unwrap()), (false, false));
+        assert_eq!(l.inspection("1.1.1.1:80".parse().unwrap()), (false, false));
+    }
+}

@@ -1,0 +1,247 @@
+//! The engine: worker threads, a control thread for what is not on a request's path, and the configuration.
+
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    sync::{Arc, Mutex, PoisonError, atomic::Ordering::Relaxed},
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use arc_swap::ArcSwap;
+use mesh_identity::SecretStore;
+use mesh_telemetry::metrics::MeshMetrics;
+use prometheus_client::registry::Registry;
+use serde::Serialize;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    config::{ApplyReport, Compiled, ConfigSnapshot, apply::Applier},
+    options::{EngineOptions, Hooks},
+    worker::{self, NodeLabels, Shared, Totals},
+};
+
+/// How often ejected hosts are looked at; their own interval is longer.
+const SWEEP: Duration = Duration::from_millis(50);
+
+/// The engine cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// A thread or its runtime could not be started.
+    #[error("cannot start a thread")]
+    Thread(#[source] std::io::Error),
+    /// `workers` is 0.
+    #[error("an engine needs at least one worker")]
+    NoWorkers,
+}
+
+/// A running data plane. Dropping it ends every connection; [`Engine::drain`] lets them finish.
+pub struct Engine {
+    shared: Arc<Shared>,
+    applier: Arc<Mutex<Applier>>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+/// State of an engine, for admin pages.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct EngineStatus {
+    /// Downstream connections now.
+    pub connections: u64,
+    /// Downstream connections since the start.
+    pub connections_total: u64,
+    /// Requests in flight.
+    pub requests: u64,
+    /// Requests since the start.
+    pub requests_total: u64,
+    /// Listeners with sockets.
+    pub listeners: Vec<ListenerStatus>,
+    /// Clusters by name.
+    pub clusters: BTreeMap<String, ClusterStatus>,
+}
+
+/// A bound listener.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ListenerStatus {
+    /// Name.
+    pub name: String,
+    /// Address, with the port that was chosen if 0 was asked for.
+    pub address: SocketAddr,
+}
+
+/// A cluster's hosts and use.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ClusterStatus {
+    /// Upstream connections.
+    pub connections: u32,
+    /// Requests in flight.
+    pub requests: u32,
+    /// Requests waiting for a connection.
+    pub pending: u32,
+    /// Hosts.
+    pub hosts: Vec<HostStatus>,
+}
+
+/// A host of a cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct HostStatus {
+    /// `address:port`.
+    pub address: String,
+    /// Priority.
+    pub priority: u32,
+    /// Weight.
+    pub weight: u32,
+    /// Requests in flight.
+    pub active: u32,
+    /// Takes traffic.
+    pub healthy: bool,
+    /// Ejected by outlier detection.
+    pub ejected: bool,
+}
+
+impl Engine {
+    /// Starts workers without configuration. Mesh metrics are registered in `registry` unless `hooks` brings some.
+    ///
+    /// # Errors
+    /// Threads cannot be started.
+    pub fn start(
+        options: EngineOptions,
+        secrets: Arc<SecretStore>,
+        registry: &mut Registry,
+        hooks: Hooks,
+    ) -> Result<Self, EngineError> {
+        if options.workers == 0 {
+            return Err(EngineError::NoWorkers);
+        }
+        let metrics = hooks.metrics.clone().unwrap_or_else(|| MeshMetrics::register(registry));
+        let dropped = metrics.log_lines_dropped().clone();
+        let shared = Arc::new(Shared {
+            labels: NodeLabels::new(&options.node),
+            options,
+            secrets,
+            hooks,
+            metrics,
+            compiled: ArcSwap::from_pointee(Compiled::default()),
+            totals: Arc::new(Totals::default()),
+            stop: CancellationToken::new(),
+        });
+        let mut threads = Vec::new();
+        let mut commands = Vec::new();
+        for i in 0..shared.options.workers {
+            let (c, t) = worker::spawn(i, Arc::clone(&shared)).map_err(EngineError::Thread)?;
+            commands.push(c);
+            threads.push(t);
+        }
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(EngineError::Thread)?;
+        let drain = shared.options.drain_time;
+        let applier = Arc::new(Mutex::new(Applier::new(commands, runtime.handle().clone(), drain, dropped)));
+        let (clusters, stop) = (Arc::downgrade(&applier), shared.stop.clone());
+        let control = std::thread::Builder::new().name("engine-control".into()).spawn(move || {
+            runtime.block_on(async move {
+                let mut tick = tokio::time::interval(SWEEP);
+                loop {
+                    tokio::select! {
+                        _ = tick.tick() => {}
+                        () = stop.cancelled() => return,
+                    }
+                    let Some(applier) = clusters.upgrade() else { return };
+                    // An apply in progress is not waited for: the next tick will do.
+                    let all: Vec<_> = match applier.try_lock() {
+                        Ok(a) => a.all_clusters().collect(),
+                        Err(_) => continue,
+                    };
+                    for c in all {
+                        c.sweep();
+                    }
+                }
+            });
+        });
+        threads.push(control.map_err(EngineError::Thread)?);
+        Ok(Self { shared, applier, threads })
+    }
+
+    fn applier(&self) -> std::sync::MutexGuard<'_, Applier> {
+        self.applier.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Puts a configuration into force. What is unchanged keeps its state; a resource that cannot be used is
+    /// reported, keeps its previous version, and the rest applies. Blocks for compiling and binding: call it off
+    /// any runtime's workers, or with `spawn_blocking`, when configurations are large.
+    pub fn apply(&self, snapshot: ConfigSnapshot) -> ApplyReport {
+        let shared = &self.shared;
+        self.applier().apply(snapshot, &|c| shared.compiled.store(Arc::new(c)))
+    }
+
+    /// State for admin pages.
+    #[must_use]
+    pub fn status(&self) -> EngineStatus {
+        let t = &self.shared.totals;
+        let a = self.applier();
+        let mut listeners: Vec<_> = a
+            .bound()
+            .iter()
+            .map(|(n, address)| ListenerStatus { name: n.clone(), address: *address })
+            .collect();
+        listeners.sort_by(|a, b| a.name.cmp(&b.name));
+        let clusters = a
+            .all_clusters()
+            .map(|c| {
+                let hosts = c
+                    .tables()
+                    .hosts
+                    .iter()
+                    .map(|h| HostStatus {
+                        address: h.display.to_string(),
+                        priority: h.priority,
+                        weight: h.weight,
+                        active: h.stats.active.load(Relaxed),
+                        healthy: h.is_healthy(),
+                        ejected: h.stats.is_ejected(),
+                    })
+                    .collect();
+                let status = ClusterStatus {
+                    connections: c.usage.connections.load(Relaxed),
+                    requests: c.usage.requests.load(Relaxed),
+                    pending: c.usage.pending.load(Relaxed),
+                    hosts,
+                };
+                (c.config.name.clone(), status)
+            })
+            .collect();
+        EngineStatus {
+            connections: t.connections.load(Relaxed),
+            connections_total: t.connections_total.load(Relaxed),
+            requests: t.requests.load(Relaxed),
+            requests_total: t.requests_total.load(Relaxed),
+            listeners,
+            clusters,
+        }
+    }
+
+    /// Stops accepting, lets streams finish until `deadline`, then ends what is left.
+    pub async fn drain(mut self, deadline: Duration) {
+        self.applier().stop();
+        let end = tokio::time::Instant::now() + deadline;
+        while self.shared.totals.connections.load(Relaxed) > 0 && tokio::time::Instant::now() < end {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        self.applier().kill();
+        self.shared.stop.cancel();
+        let threads = std::mem::take(&mut self.threads);
+        let _ = tokio::task::spawn_blocking(move || {
+            for t in threads {
+                let _ = t.join();
+            }
+        })
+        .await;
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.applier().kill();
+        self.shared.stop.cancel();
+    }
+}

@@ -1,0 +1,179 @@
+//! What a proxy writes about a request into its headers, and what it must not believe.
+//!
+//! At the edge of the mesh (`use_remote_address`) the client is a stranger: `x-envoy-*`, `x-forwarded-proto` and
+//! request IDs of its own are dropped. Inside, they come from a proxy of the mesh and are kept.
+
+use std::{fmt::Write as _, net::IpAddr};
+
+use mesh_model::proxy::ForwardClientCert;
+use mesh_telemetry::trace::{TraceContext, TraceHeaders};
+
+use super::{
+    headers::{HeaderId, Headers},
+    message::RequestHead,
+    record::Record,
+};
+use crate::{config::listener::HttpManager, worker::connection::Connection};
+
+/// Prepares the headers of a request.
+pub(crate) fn prepare(conn: &Connection, manager: &HttpManager, head: &mut RequestHead, rec: &mut Record) {
+    let edge = manager.config.use_remote_address;
+    if edge {
+        head.headers.retain(|_, name, _| !(name.len() >= 8 && name[..8].eq_ignore_ascii_case(b"x-envoy-")));
+    }
+    rec.remote = forwarded_for(conn, manager, &mut head.headers);
+    if edge && manager.config.trusted_hops == 0 {
+        head.headers.remove_id(HeaderId::XForwardedProto);
+    }
+    match head.headers.get_id(HeaderId::XForwardedProto) {
+        Some(p) => head.https = p.eq_ignore_ascii_case(b"https"),
+        None => {
+            head.https = conn.tls && (edge || !conn.mtls());
+            head.headers.push_id(HeaderId::XForwardedProto, if head.https { b"https" } else { b"http" });
+        }
+    }
+    let keep_id = head.headers.has(HeaderId::XRequestId) && (!edge || manager.config.preserve_request_id);
+    if !keep_id {
+        head.headers
+            .set_id(HeaderId::XRequestId, uuid(conn.worker.rng.next(), conn.worker.rng.next()).as_bytes());
+    }
+    client_cert(conn, manager, &mut head.headers);
+    trace(conn, manager, &mut head.headers, rec);
+}
+
+/// Maintains `x-forwarded-for`; returns the client's address.
+fn forwarded_for(conn: &Connection, manager: &HttpManager, headers: &mut Headers) -> IpAddr {
+    let peer = conn.peer.ip();
+    let hops = manager.config.trusted_hops as usize;
+    let edge = manager.config.use_remote_address;
+    let back = if edge { hops } else { hops + 1 };
+    let mut remote = peer;
+    if back > 0
+        && let Some(all) = headers.joined(HeaderId::XForwardedFor.name().as_bytes())
+        && let Some(address) = all.rsplit(|b| *b == b',').nth(back - 1)
+        && let Some(ip) = std::str::from_utf8(address).ok().and_then(|s| s.trim().parse().ok())
+    {
+        remote = ip;
+    }
+    if edge {
+        let mut value = headers
+            .joined(HeaderId::XForwardedFor.name().as_bytes())
+            .map_or_else(Vec::new, |v| v.into_owned());
+        if !value.is_empty() {
+            value.push(b',');
+        }
+        value.extend_from_slice(peer.to_string().as_bytes());
+        headers.set_id(HeaderId::XForwardedFor, &value);
+    }
+    remote
+}
+
+/// `x-forwarded-client-cert` (Envoy's format). Values come from a verified certificate, yet its subject is free
+/// text: quotes and backslashes are escaped so that it cannot add elements.
+fn client_cert(conn: &Connection, manager: &HttpManager, headers: &mut Headers) {
+    let mode = manager.config.forward_client_cert;
+    let identity = conn.identity.as_deref().filter(|_| conn.tls);
+    let Some(identity) = identity else {
+        headers.remove_id(HeaderId::XForwardedClientCert);
+        return;
+    };
+    match mode {
+        ForwardClientCert::Sanitize => headers.remove_id(HeaderId::XForwardedClientCert),
+        ForwardClientCert::ForwardOnly => {}
+        ForwardClientCert::AppendForward | ForwardClientCert::SanitizeSet => {
+            let mut v = String::new();
+            let by = &conn.worker.options.node.principal;
+            if !by.is_empty() {
+                let _ = write!(v, "By={by};");
+            }
+            v.push_str("Hash=");
+            for b in identity.leaf_sha256 {
+                let _ = write!(v, "{b:02x}");
+            }
+            v.push_str(";Subject=\"");
+            for c in identity.subject.chars().filter(|c| !c.is_control() && c.is_ascii()) {
+                if matches!(c, '"' | '\\') {
+                    v.push('\\');
+                }
+                v.push(c);
+            }
+            v.push('"');
+            for uri in &identity.uri_sans {
+                if uri.bytes().all(|b| b.is_ascii_graphic() && !matches!(b, b',' | b';' | b'"' | b'\\')) {
+                    let _ = write!(v, ";URI={uri}");
+                }
+            }
+            if mode == ForwardClientCert::AppendForward
+                && let Some(old) = headers.joined(HeaderId::XForwardedClientCert.name().as_bytes())
+            {
+                let mut joined = old.into_owned();
+                joined.push(b',');
+                joined.extend_from_slice(v.as_bytes());
+                headers.set_id(HeaderId::XForwardedClientCert, &joined);
+            } else {
+                headers.set_id(HeaderId::XForwardedClientCert, v.as_bytes());
+            }
+        }
+    }
+}
+
+/// Continues the caller's trace, or begins one, if tracing is on; else headers pass as they are.
+fn trace(conn: &Connection, manager: &HttpManager, headers: &mut Headers, rec: &mut Record) {
+    let Some(config) = manager.config.tracing else { return };
+    let found = TraceHeaders {
+        traceparent: headers.str_id(HeaderId::Traceparent),
+        b3: headers.str_id(HeaderId::B3),
+        b3_trace_id: headers.str_id(HeaderId::XB3TraceId),
+        b3_span_id: headers.str_id(HeaderId::XB3SpanId),
+        b3_sampled: headers.str_id(HeaderId::XB3Sampled),
+        b3_flags: headers.str_id(HeaderId::XB3Flags),
+    };
+    let (w3c, b3) = (found.traceparent.is_some(), found.b3.is_some() || found.b3_trace_id.is_some());
+    let rng = &conn.worker.rng;
+    let sample = || (rng.next() % 10_000) < u64::from(config.sampling);
+    let context = match TraceContext::parse(&found) {
+        Some(c) => {
+            let c = c.child(rng.next());
+            TraceContext { sampled: Some(c.sampled.unwrap_or_else(sample)), ..c }
+        }
+        None => {
+            // A state without a valid parent belongs to nothing.
+            headers.remove_id(HeaderId::Tracestate);
+            let id = (u128::from(rng.next()) << 64) | u128::from(rng.next());
+            TraceContext::root(id, rng.next(), sample())
+        }
+    };
+    rec.trace = Some(context);
+    if w3c || !b3 {
+        headers.set_id(HeaderId::Traceparent, context.to_traceparent().as_bytes());
+    }
+    if b3 || !w3c {
+        headers.remove_id(HeaderId::B3);
+        headers.remove_id(HeaderId::XB3ParentSpanId);
+        for (name, value) in context.to_b3().into_iter().flatten() {
+            headers.set(name.as_bytes(), value.as_bytes());
+        }
+    }
+}
+
+/// A version 4 UUID of two random numbers.
+fn uuid(a: u64, b: u64) -> String {
+    let (a, b) = ((a & !0xf000) | 0x4000, (b & !(0xc << 60)) | (0x8 << 60));
+    format!(
+        "{:08x}-{:04x}-{:04x}-{:04x}-{:012x}",
+        a >> 32,
+        (a >> 16) & 0xffff,
+        a & 0xffff,
+        b >> 48,
+        b & 0xffff_ffff_ffff
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn uuids_have_version_and_variant() {
+        assert_eq!(super::uuid(0, 0), "00000000-0000-4000-8000-000000000000");
+        assert_eq!(super::uuid(u64::MAX, u64::MAX), "ffffffff-ffff-4fff-bfff-ffffffffffff");
+    }
+}

@@ -1,0 +1,675 @@
+//! The router: picks a destination and host, tries, tries again where that is safe, and passes the answer on.
+
+use std::{
+    cell::{Cell, RefCell},
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use http::Method;
+use mesh_model::proxy::{HashPolicy, RetryOn, RetryPolicy};
+
+use super::{
+    downstream::Downstream,
+    exchange::{self, Failure, Replay, RequestPump, Stage, Timers, Upstream},
+    filters::Passed,
+    h1::client::{H1Conn, H1Exchange},
+    h2::client::{H2Exchange, StartError},
+    headers::HeaderId,
+    local_reply::{self, LocalReply, http_of_grpc},
+    message::{BodyKind, RequestHead, ResponseHead, StreamError, Version},
+    record::{Flag, Record},
+};
+use crate::{
+    config::{
+        listener::HttpManager,
+        route::{Destination, Forward, Route, VirtualHost},
+    },
+    matcher::{cookie, query_value},
+    upstream::{
+        cluster::{Cluster, ClusterSlot, Outcome, Permit},
+        connect::{ConnectError, Want, connect},
+        host::{ActiveGuard, Host},
+        lb::stable_hash,
+        pool::{self, Acquired, Pool},
+    },
+    worker::{Worker, connection::Connection},
+};
+
+/// What a request is forwarded by.
+pub(crate) struct Context<'a> {
+    pub(crate) conn: &'a Rc<Connection>,
+    pub(crate) manager: &'a Arc<HttpManager>,
+    pub(crate) route: &'a Route,
+    pub(crate) vhost: &'a VirtualHost,
+    pub(crate) forward: &'a Forward,
+    pub(crate) passed: &'a Passed,
+}
+
+/// Why a try brought no answer.
+#[derive(Debug)]
+enum TryError {
+    NoHost,
+    Overflow,
+    Connect(ConnectError),
+    Exchange(Failure),
+    /// The request cannot be expressed upstream.
+    Invalid,
+}
+
+/// Forwards; `Err` is an answer of our own.
+pub(crate) async fn forward<D: Downstream>(
+    ctx: &Context<'_>,
+    head: &mut RequestHead,
+    down: &D,
+    rec: &mut Record,
+) -> Result<(), LocalReply> {
+    let worker = &ctx.conn.worker;
+    let destination = ctx.forward.destination(worker.rng.next());
+    let slot = Arc::clone(&destination.cluster);
+    rec.cluster = Some(Arc::clone(&slot));
+    let Some(cluster) = slot.load() else {
+        rec.flag(Flag::Nc);
+        rec.details = "cluster_not_found".into();
+        return Err(LocalReply { status: 503, ..LocalReply::default() });
+    };
+    let Some(_permit) = Permit::take(&cluster.usage, |u| &u.requests, cluster.config.limits.max_requests)
+    else {
+        return Err(failure(rec, &TryError::Overflow, false));
+    };
+    let limits = Limits::new(ctx, head);
+    rewrite(ctx, destination, head, &limits);
+    let hash = hash(ctx, head);
+    let upgrade = head.upgrade.is_some() || head.method == Method::CONNECT;
+    let mirrors: Vec<_> = ctx
+        .forward
+        .mirrors
+        .iter()
+        .filter(|(_, share)| !upgrade && worker.rng.chance_ppm(*share))
+        .map(|(slot, _)| Arc::clone(slot))
+        .collect();
+    let retry = limits.retry.as_ref();
+    // Without a policy a body is still kept for the one retry on a stale connection, but only a small one.
+    let keep = match (upgrade, retry.is_some() || !mirrors.is_empty()) {
+        (true, _) => 0,
+        (false, true) => worker.options.retry_buffer,
+        (false, false) => worker.options.retry_buffer.min(4096),
+    };
+    let replay = RefCell::new(Replay::new(keep, head.body));
+    if head.body == BodyKind::Empty {
+        mirror(ctx, head, &mirrors, vec![]);
+    }
+    let (received, sent) = (Cell::new(0), Cell::new(0));
+    let idle = ctx.forward.idle_timeout.or(ctx.manager.config.stream_idle_timeout);
+    let mut timers = Timers::new(limits.timeout.filter(|_| !upgrade), idle);
+    let mut state = Tries { tried: Vec::new(), retries: 0, stale: 0 };
+    let result = loop {
+        rec.attempts += 1;
+        let mut t =
+            Try { ctx, cluster: &cluster, head, down, replay: &replay, received: &received, hash, upgrade };
+        let (outcome, up) = t.run(&mut timers, &limits, &state, rec).await;
+        if let Some(host) = &rec.host {
+            observe(&cluster, host, &outcome);
+            if !state.tried.contains(&host.stats.id) {
+                state.tried.push(host.stats.id);
+            }
+        }
+        match next(ctx, &cluster, &outcome, &up, &replay, head, &limits, &mut state, rec) {
+            Next::Again(wait, permit) => {
+                drop(up);
+                if let Err(f) = timers.back_off(wait).await {
+                    break Err(failure(rec, &TryError::Exchange(f), false));
+                }
+                drop(permit);
+            }
+            Next::Stop => match (outcome, up) {
+                (Ok(response), Some(open)) => {
+                    let flow = Flow { down, replay: &replay, received: &received, sent: &sent };
+                    respond(ctx, destination, &open, &mut timers, head, response, &flow, rec).await;
+                    give_back(open);
+                    break Ok(());
+                }
+                (Ok(_), None) => break Err(failure(rec, &TryError::NoHost, false)),
+                (Err(e), _) => {
+                    let exhausted = state.retries > 0 && retry.is_some_and(|r| state.retries >= r.attempts);
+                    break Err(failure(rec, &e, exhausted));
+                }
+            },
+        }
+    };
+    if head.body != BodyKind::Empty
+        && let Some(body) = replay.borrow().whole()
+    {
+        mirror(ctx, head, &mirrors, body);
+    }
+    rec.bytes_received = received.get();
+    rec.bytes_sent += sent.get();
+    result
+}
+
+/// Limits of this request: the route's, or the caller's wishes where it is one of the mesh.
+struct Limits {
+    timeout: Option<Duration>,
+    retry: Option<RetryPolicy>,
+}
+
+impl Limits {
+    fn new(ctx: &Context<'_>, head: &mut RequestHead) -> Self {
+        let mut timeout = ctx.forward.timeout;
+        let mut retry = ctx.forward.retry.clone();
+        let number =
+            |id, head: &RequestHead| head.headers.str_id(id).and_then(|v| v.trim().parse::<u64>().ok());
+        if ctx.conn.outbound() {
+            if let Some(ms) = number(HeaderId::XEnvoyUpstreamRqTimeoutMs, head) {
+                timeout = Some(Duration::from_millis(ms)).filter(|t| !t.is_zero());
+            }
+            if let (Some(n), Some(r)) = (number(HeaderId::XEnvoyMaxRetries, head), retry.as_mut()) {
+                r.attempts = u32::try_from(n).unwrap_or(u32::MAX).min(100);
+            }
+            head.headers.remove_id(HeaderId::XEnvoyUpstreamRqTimeoutMs);
+            head.headers.remove_id(HeaderId::XEnvoyMaxRetries);
+        }
+        if ctx.passed.faulted {
+            retry = None;
+        }
+        Self { timeout, retry: retry.filter(|r| r.attempts > 0) }
+    }
+}
+
+fn rewrite(ctx: &Context<'_>, d: &Destination, head: &mut RequestHead, limits: &Limits) {
+    let before = head.path.clone();
+    if ctx.forward.rewrite_path(ctx.route, &mut head.path) {
+        head.headers.set_id(HeaderId::XEnvoyOriginalPath, before.as_bytes());
+    }
+    if let Some(h) = &ctx.forward.host_rewrite {
+        head.authority.clone_from(h);
+    }
+    if let Some(t) = limits.timeout {
+        head.headers.set_id(HeaderId::XEnvoyExpectedRqTimeoutMs, t.as_millis().to_string().as_bytes());
+    }
+    // Most specific first, as Envoy: destination, route, virtual host.
+    for edits in [&d.request_headers, &ctx.route.request_headers, &ctx.vhost.request_headers] {
+        if !edits.is_empty() {
+            let remote = ctx.conn.peer.ip();
+            edits.request(head, &|v| expand(v, remote));
+        }
+    }
+}
+
+/// The few variables that header values may hold.
+fn expand(value: &str, remote: std::net::IpAddr) -> String {
+    if !value.contains('%') {
+        return value.to_owned();
+    }
+    value.replace("%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%", &remote.to_string()).replace("%%", "%")
+}
+
+fn hash(ctx: &Context<'_>, head: &RequestHead) -> Option<u64> {
+    ctx.forward.hash.iter().find_map(|p| match p {
+        HashPolicy::Header(name) => {
+            crate::matcher::header_value(head, name.to_ascii_lowercase().as_bytes()).map(|v| stable_hash(&v))
+        }
+        HashPolicy::Cookie { name, .. } => cookie(&head.headers, name).map(|v| stable_hash(v.as_bytes())),
+        HashPolicy::SourceIp => Some(stable_hash(ctx.conn.peer.ip().to_string().as_bytes())),
+        HashPolicy::Query(name) => {
+            head.query().and_then(|q| query_value(q, name)).map(|v| stable_hash(v.as_bytes()))
+        }
+    })
+}
+
+struct Tries {
+    tried: Vec<u64>,
+    retries: u32,
+    /// Tries repeated because a connection turned out to be dead before it was used.
+    stale: u32,
+}
+
+struct Try<'a, D> {
+    ctx: &'a Context<'a>,
+    cluster: &'a Arc<Cluster>,
+    head: &'a RequestHead,
+    down: &'a D,
+    replay: &'a RefCell<Replay>,
+    received: &'a Cell<u64>,
+    hash: Option<u64>,
+    upgrade: bool,
+}
+
+/// An open upstream stream and where its connection belongs.
+struct Open {
+    up: Upstream,
+    pool: Rc<Pool>,
+    stage: Stage,
+    /// Counts the request for its host.
+    _active: ActiveGuard,
+}
+
+impl<D: Downstream> Try<'_, D> {
+    async fn run(
+        &mut self,
+        timers: &mut Timers,
+        limits: &Limits,
+        state: &Tries,
+        rec: &mut Record,
+    ) -> (Result<ResponseHead, TryError>, Option<Open>) {
+        let mut open = match self.open(limits, state, rec).await {
+            Ok(open) => open,
+            Err(e) => return (Err(e), None),
+        };
+        rec.peer = open.up.peer();
+        let mut pump = RequestPump::new(self.down, &open.up, self.replay, self.received, open.stage);
+        let per_try = limits.retry.as_ref().and_then(|r| r.per_try_timeout).filter(|t| !t.is_zero());
+        let r = exchange::request(&mut pump, timers, per_try, self.upgrade).await.map_err(TryError::Exchange);
+        if r.is_ok() {
+            rec.first_byte = Some(Instant::now());
+        }
+        open.stage = pump.stage();
+        (r, Some(open))
+    }
+
+    async fn open(&self, limits: &Limits, state: &Tries, rec: &mut Record) -> Result<Open, TryError> {
+        let conn = self.ctx.conn;
+        let avoid = limits.retry.as_ref().map_or(0, |r| r.host_selection_attempts);
+        let avoid = if state.retries > 0 { avoid } else { 0 };
+        rec.host = None;
+        let host = if self.cluster.config.discovery == mesh_model::proxy::Discovery::OriginalDst {
+            crate::tcp::pick(conn, self.cluster, &[]).map_err(|_| TryError::NoHost)?
+        } else {
+            let tables = self.cluster.tables();
+            let picked = tables.pick_avoiding(&conn.worker.rng, self.hash, &state.tried, avoid);
+            picked.cloned().ok_or(TryError::NoHost)?
+        };
+        rec.host = Some(Arc::clone(&host));
+        let guard = ActiveGuard::new(&host.stats);
+        let (up, pool) = stream(&conn.worker, self.cluster, &host, self.head, self.down.is_h2()).await?;
+        Ok(Open { up, pool, stage: Stage::first(self.head.body), _active: guard })
+    }
+}
+
+/// Opens a stream to a host.
+async fn stream(
+    worker: &Rc<Worker>,
+    cluster: &Arc<Cluster>,
+    host: &Arc<Host>,
+    head: &RequestHead,
+    downstream_h2: bool,
+) -> Result<(Upstream, Rc<Pool>), TryError> {
+    let connect_method = head.method == Method::CONNECT && head.upgrade.is_none();
+    let want = pool::want(cluster, downstream_h2, head.upgrade.is_some() || connect_method);
+    let pool = pool::pool_of(worker, cluster, host, want);
+    let connect_error = |e| match e {
+        ConnectError::Overflow => TryError::Overflow,
+        e => TryError::Connect(e),
+    };
+    if connect_method {
+        let permit = Permit::take(&cluster.usage, |u| &u.connections, cluster.config.limits.max_connections)
+            .ok_or(TryError::Overflow)?;
+        let io = connect(cluster, host, Want::Any, &worker.secrets, worker.dialer())
+            .await
+            .map_err(connect_error)?;
+        return Ok((Upstream::H1(H1Exchange::tunnel(H1Conn::new(io, permit))), pool));
+    }
+    // A connection may close between being found and being used; that many in a row is no accident.
+    for _ in 0..3 {
+        match pool::acquire(worker, cluster, host, &pool, want).await.map_err(connect_error)? {
+            Acquired::H1(c) => return Ok((Upstream::H1(H1Exchange::start(c, head)), pool)),
+            Acquired::H2(c) => match H2Exchange::start(&c, head) {
+                Ok(x) => return Ok((Upstream::H2(x), pool)),
+                Err(StartError::Closed) => {}
+                Err(StartError::Invalid) => return Err(TryError::Invalid),
+            },
+        }
+    }
+    Err(TryError::Exchange(Failure::Upstream(StreamError::Refused)))
+}
+
+/// Returns an HTTP/1 connection to its pool after a complete exchange.
+fn give_back(open: Open) {
+    if let Upstream::H1(x) = open.up
+        && let Some(c) = x.into_reusable()
+    {
+        open.pool.put_h1(c);
+    }
+}
+
+fn observe(cluster: &Cluster, host: &Host, outcome: &Result<ResponseHead, TryError>) {
+    let o = match outcome {
+        Ok(r) => Outcome::Status(effective_status(r)),
+        Err(TryError::Connect(_) | TryError::Exchange(Failure::Upstream(_))) => Outcome::Failed,
+        Err(TryError::Exchange(Failure::PerTryTimeout | Failure::Timeout)) => Outcome::Status(504),
+        Err(_) => return,
+    };
+    cluster.observe(host, o);
+}
+
+fn grpc_status(r: &ResponseHead) -> Option<u32> {
+    r.headers.str_id(HeaderId::GrpcStatus).and_then(|v| v.parse().ok())
+}
+
+/// The status by which a host is judged: a gRPC error that came as a head alone counts as what it means.
+fn effective_status(r: &ResponseHead) -> u16 {
+    grpc_status(r).filter(|_| r.status == 200).map_or(r.status, http_of_grpc)
+}
+
+enum Next {
+    Again(Duration, Option<Permit>),
+    Stop,
+}
+
+fn next(
+    ctx: &Context<'_>,
+    cluster: &Cluster,
+    outcome: &Result<ResponseHead, TryError>,
+    up: &Option<Open>,
+    replay: &RefCell<Replay>,
+    head: &RequestHead,
+    limits: &Limits,
+    state: &mut Tries,
+    rec: &mut Record,
+) -> Next {
+    if !replay.borrow().is_intact() {
+        return Next::Stop;
+    }
+    // A connection that died unused says nothing about the host: once more on a fresh one, policy or not.
+    if state.stale == 0 && died_unused(outcome, up, head) {
+        state.stale = 1;
+        return Next::Again(Duration::ZERO, None);
+    }
+    let Some(policy) = &limits.retry else { return Next::Stop };
+    if state.retries >= policy.attempts || !retriable(policy, outcome, up) {
+        return Next::Stop;
+    }
+    let Some(permit) = Permit::take(&cluster.usage, |u| &u.retries, cluster.config.limits.max_retries) else {
+        rec.flag(Flag::Uo);
+        return Next::Stop;
+    };
+    state.retries += 1;
+    let base = policy.base_interval.max(Duration::from_millis(1));
+    let bound = base.saturating_mul(1 << state.retries.min(16)).min(policy.max_interval.max(base));
+    let micros = u64::try_from(bound.as_micros()).unwrap_or(u64::MAX).max(1);
+    Next::Again(Duration::from_micros(ctx.conn.worker.rng.next() % micros), Some(permit))
+}
+
+fn died_unused(outcome: &Result<ResponseHead, TryError>, up: &Option<Open>, head: &RequestHead) -> bool {
+    match (outcome, up.as_ref().map(|u| &u.up)) {
+        // The peer says that it did not process the stream (RFC 9113 section 8.7).
+        (Err(TryError::Exchange(Failure::Upstream(StreamError::Refused))), Some(Upstream::H2(_))) => true,
+        (Err(TryError::Exchange(Failure::Upstream(StreamError::Reset))), Some(Upstream::H1(x))) => {
+            x.reused() && !x.answered.get() && head.method.is_idempotent()
+        }
+        _ => false,
+    }
+}
+
+fn retriable(policy: &RetryPolicy, outcome: &Result<ResponseHead, TryError>, up: &Option<Open>) -> bool {
+    policy.on.iter().any(|on| match outcome {
+        Ok(r) => match on {
+            RetryOn::ServerError => r.status >= 500,
+            RetryOn::GatewayError => matches!(r.status, 502..=504),
+            RetryOn::Retriable4xx => r.status == 409,
+            RetryOn::RetriableStatusCodes => policy.status_codes.contains(&r.status),
+            RetryOn::Cancelled => grpc_status(r) == Some(1),
+            RetryOn::DeadlineExceeded => grpc_status(r) == Some(4),
+            RetryOn::ResourceExhausted => grpc_status(r) == Some(8),
+            RetryOn::Internal => grpc_status(r) == Some(13),
+            RetryOn::Unavailable => grpc_status(r) == Some(14),
+            _ => false,
+        },
+        Err(TryError::Connect(_)) => {
+            matches!(
+                on,
+                RetryOn::ConnectFailure
+                    | RetryOn::ServerError
+                    | RetryOn::GatewayError
+                    | RetryOn::Reset
+                    | RetryOn::ResetBeforeRequest
+            )
+        }
+        Err(TryError::Exchange(Failure::Upstream(e))) => match on {
+            RetryOn::ServerError | RetryOn::GatewayError | RetryOn::Reset => true,
+            RetryOn::RefusedStream => *e == StreamError::Refused,
+            RetryOn::ResetBeforeRequest => up.is_none() || *e == StreamError::Refused,
+            _ => false,
+        },
+        Err(TryError::Exchange(Failure::PerTryTimeout)) => {
+            matches!(on, RetryOn::ServerError | RetryOn::GatewayError | RetryOn::Reset)
+        }
+        // Another destination might have a host, but a try again has the same; an overflow must not add load.
+        Err(_) => false,
+    })
+}
+
+/// Envoy's answers and flags for what went wrong.
+fn failure(rec: &mut Record, e: &TryError, exhausted: bool) -> LocalReply {
+    const PREFIX: &str = "upstream connect error or disconnect/reset before headers. ";
+    if exhausted {
+        rec.flag(Flag::Urx);
+    }
+    let reply = |rec: &mut Record, flag, details: &'static str, status, body: String| {
+        rec.flag(flag);
+        rec.details = details.into();
+        LocalReply::text(status, body)
+    };
+    match e {
+        TryError::NoHost => reply(rec, Flag::Uh, "no_healthy_upstream", 503, "no healthy upstream".into()),
+        TryError::Overflow => {
+            let mut r = reply(
+                rec,
+                Flag::Uo,
+                "upstream_reset_before_response_started{overflow}",
+                503,
+                format!("{PREFIX}reset reason: overflow"),
+            );
+            r.headers.push_id(HeaderId::XEnvoyOverloaded, b"true");
+            r
+        }
+        TryError::Connect(ConnectError::Timeout) => reply(
+            rec,
+            Flag::Uf,
+            "upstream_reset_before_response_started{connection_timeout}",
+            503,
+            format!("{PREFIX}reset reason: connection timeout"),
+        ),
+        TryError::Connect(e) => {
+            // The reason helps who reads the log; the client need not learn addresses or certificates.
+            rec.transport_failure = e.to_string();
+            reply(
+                rec,
+                Flag::Uf,
+                "upstream_reset_before_response_started{remote_connection_failure}",
+                503,
+                format!("{PREFIX}reset reason: remote connection failure"),
+            )
+        }
+        TryError::Invalid => reply(rec, Flag::Dpe, "request_not_forwardable", 400, "Bad Request".into()),
+        TryError::Exchange(f) => match f {
+            Failure::Timeout | Failure::PerTryTimeout => {
+                reply(rec, Flag::Ut, "response_timeout", 504, "upstream request timeout".into())
+            }
+            Failure::Idle => reply(rec, Flag::Si, "stream_idle_timeout", 504, "stream timeout".into()),
+            Failure::Upstream(StreamError::Protocol | StreamError::TooLarge) => reply(
+                rec,
+                Flag::Upe,
+                "upstream_reset_before_response_started{protocol_error}",
+                502,
+                format!("{PREFIX}reset reason: protocol error"),
+            ),
+            Failure::Upstream(StreamError::Refused) => reply(
+                rec,
+                Flag::Ur,
+                "upstream_reset_before_response_started{remote_refused_stream_reset}",
+                503,
+                format!("{PREFIX}reset reason: remote refused stream reset"),
+            ),
+            Failure::Upstream(StreamError::Reset) => reply(
+                rec,
+                Flag::Uc,
+                "upstream_reset_before_response_started{connection_termination}",
+                503,
+                format!("{PREFIX}reset reason: connection termination"),
+            ),
+            Failure::Downstream(StreamError::Reset | StreamError::Refused) => {
+                reply(rec, Flag::Dc, "downstream_remote_disconnect", 0, String::new())
+            }
+            Failure::Downstream(_) => reply(rec, Flag::Dpe, "http1.codec_error", 400, "Bad Request".into()),
+        },
+    }
+}
+
+/// The two directions of a request and what moved in them.
+struct Flow<'a, D> {
+    down: &'a D,
+    replay: &'a RefCell<Replay>,
+    received: &'a Cell<u64>,
+    sent: &'a Cell<u64>,
+}
+
+/// Passes an answer on.
+async fn respond<D: Downstream>(
+    ctx: &Context<'_>,
+    destination: &Destination,
+    open: &Open,
+    timers: &mut Timers,
+    request: &RequestHead,
+    mut response: ResponseHead,
+    flow: &Flow<'_, D>,
+    rec: &mut Record,
+) {
+    let down = flow.down;
+    finish_response(ctx, destination, request, &mut response, rec);
+    rec.status = response.status;
+    let connect = request.method == Method::CONNECT && request.upgrade.is_none();
+    let tunnel = response.status == 101 || (connect && (200..300).contains(&response.status));
+    let end = response.body == BodyKind::Empty && !tunnel;
+    let started = down.start(&response, end);
+    rec.response = Some(response);
+    if started.is_err() {
+        rec.flag(Flag::Dc);
+        return;
+    }
+    if end {
+        if std::future::poll_fn(|cx| down.poll_flush(cx)).await.is_err() {
+            rec.flag(Flag::Dc);
+        }
+        return;
+    }
+    // A refused upgrade is an ordinary answer; the bytes held back belong to nobody.
+    let stage = if request.upgrade.is_some() && !tunnel { Stage::Refused } else { open.stage };
+    let mut pump = RequestPump::new(down, &open.up, flow.replay, flow.received, stage);
+    match exchange::response(&mut pump, timers, flow.sent, tunnel).await {
+        Ok(trailers) => rec.trailers = trailers,
+        Err(f) => {
+            let (flag, details) = match f {
+                Failure::Downstream(_) => (Flag::Dc, "downstream_remote_disconnect"),
+                Failure::Timeout | Failure::PerTryTimeout => (Flag::Ut, "response_timeout"),
+                Failure::Idle => (Flag::Si, "stream_idle_timeout"),
+                Failure::Upstream(StreamError::Refused) => {
+                    (Flag::Ur, "upstream_reset_after_response_started{remote_reset}")
+                }
+                Failure::Upstream(StreamError::Protocol | StreamError::TooLarge) => {
+                    (Flag::Upe, "upstream_reset_after_response_started{protocol_error}")
+                }
+                Failure::Upstream(StreamError::Reset) => {
+                    (Flag::Uc, "upstream_reset_after_response_started{connection_termination}")
+                }
+            };
+            rec.flag(flag);
+            rec.details = details.into();
+            down.abort();
+        }
+    }
+}
+
+fn finish_response(
+    ctx: &Context<'_>,
+    destination: &Destination,
+    request: &RequestHead,
+    response: &mut ResponseHead,
+    rec: &Record,
+) {
+    let h = &mut response.headers;
+    h.remove_id(HeaderId::XEnvoyInternal);
+    h.remove_id(HeaderId::XEnvoyDecoratorOperation);
+    h.set_id(HeaderId::XEnvoyUpstreamServiceTime, rec.started.elapsed().as_millis().to_string().as_bytes());
+    for edits in [&destination.response_headers, &ctx.route.response_headers, &ctx.vhost.response_headers] {
+        if !edits.is_empty() {
+            let remote = ctx.conn.peer.ip();
+            edits.response(h, &|v| expand(v, remote));
+        }
+    }
+    if let Some(cors) = &ctx.passed.cors {
+        for (id, _, v) in cors.iter() {
+            if id == HeaderId::Vary {
+                h.push_id(id, v);
+            } else {
+                h.set_id(id, v);
+            }
+        }
+    }
+    set_cookie(ctx, request, h);
+    local_reply::stamp(h, &ctx.manager.config.server_name);
+}
+
+/// Makes the cookie of a cookie hash that the client did not have, so that it comes back to the same host.
+fn set_cookie(ctx: &Context<'_>, request: &RequestHead, headers: &mut super::headers::Headers) {
+    for p in &ctx.forward.hash {
+        if let HashPolicy::Cookie { name, path, ttl: Some(ttl) } = p
+            && cookie(&request.headers, name).is_none()
+        {
+            let mut v = format!("{name}=\"{:016x}\"", ctx.conn.worker.rng.next());
+            if !ttl.is_zero() {
+                v.push_str(&format!("; Max-Age={}", ttl.as_secs()));
+            }
+            if !path.is_empty() {
+                v.push_str("; Path=");
+                v.push_str(path);
+            }
+            v.push_str("; HttpOnly");
+            headers.push_id(HeaderId::SetCookie, v.as_bytes());
+        }
+    }
+}
+
+/// Sends copies; their answers are read and dropped, their failures are nobody's.
+fn mirror(ctx: &Context<'_>, head: &RequestHead, to: &[Arc<ClusterSlot>], body: Vec<bytes::Bytes>) {
+    for slot in to {
+        let Some(cluster) = slot.load() else { continue };
+        let mut head = head.clone();
+        head.authority = match head.authority.rsplit_once(':') {
+            Some((h, p)) if p.parse::<u16>().is_ok() => format!("{h}-shadow:{p}"),
+            _ => format!("{}-shadow", head.authority),
+        };
+        head.headers.remove_id(HeaderId::ContentLength);
+        let length: usize = body.iter().map(bytes::Bytes::len).sum();
+        head.body = if length == 0 { BodyKind::Empty } else { BodyKind::Length(length as u64) };
+        head.expect_continue = false;
+        if length > 0 {
+            head.headers.push_id(HeaderId::ContentLength, length.to_string().as_bytes());
+        }
+        let (worker, body) = (Rc::clone(&ctx.conn.worker), body.clone());
+        let limit = ctx.forward.timeout.unwrap_or(MIRROR_TIMEOUT).min(MIRROR_TIMEOUT);
+        tokio::task::spawn_local(async move {
+            let _ = tokio::time::timeout(limit, shadow(&worker, &cluster, &head, body)).await;
+        });
+    }
+}
+
+/// Nobody waits for a copy; it may not hold resources for longer than this.
+const MIRROR_TIMEOUT: Duration = Duration::from_secs(15);
+
+async fn shadow(
+    worker: &Rc<Worker>,
+    cluster: &Arc<Cluster>,
+    head: &RequestHead,
+    body: Vec<bytes::Bytes>,
+) -> Option<()> {
+    let _permit = Permit::take(&cluster.usage, |u| &u.requests, cluster.config.limits.max_requests)?;
+    let host = Arc::clone(cluster.tables().pick(&worker.rng, None)?);
+    let active = ActiveGuard::new(&host.stats);
+    let (up, pool) = stream(worker, cluster, &host, head, head.version == Version::Http2).await.ok()?;
+    let r = exchange::drop_answer(&up, body, head.body).await;
+    cluster.observe(&host, r.map_or(Outcome::Failed, Outcome::Status));
+    give_back(Open { up, pool, stage: Stage::Done, _active: active });
+    Some(())
+}

@@ -1,0 +1,246 @@
+//! What happens to a request: prepare, route, filter, act, record.
+
+use std::{rc::Rc, sync::Arc};
+
+use http::Method;
+use mesh_model::proxy as model;
+
+use super::{
+    downstream::Downstream,
+    edge, filters,
+    headers::{HeaderId, Headers},
+    local_reply::{self, LocalReply},
+    message::{BodyKind, RequestHead, Version},
+    path,
+    record::{Flag, Record, attributes},
+    router,
+};
+use crate::{
+    config::{
+        listener::HttpManager,
+        route::{Action, Found, Route, VirtualHost},
+    },
+    options::PolicyDecision,
+    worker::{Gauge, connection::Connection},
+};
+
+/// Serves one request.
+pub(crate) async fn handle<D: Downstream>(
+    conn: &Rc<Connection>,
+    manager: &Arc<HttpManager>,
+    mut head: RequestHead,
+    down: &D,
+) {
+    let _gauge = Gauge::new(&conn.worker.shared.totals, |t| &t.requests, |t| &t.requests_total);
+    let mut rec = Record::new(conn, Some(&head));
+    if let Err(reply) = serve(conn, manager, &mut head, down, &mut rec).await {
+        local_reply::send(down, &head, &manager.config.server_name, reply, &mut rec).await;
+    }
+    rec.finish(conn, manager, &head);
+}
+
+/// Answers bytes that are not an acceptable request.
+pub(crate) async fn refuse<D: Downstream>(
+    conn: &Rc<Connection>,
+    manager: &Arc<HttpManager>,
+    down: &D,
+    status: u16,
+    flag: Flag,
+) {
+    let mut rec = Record::new(conn, None);
+    rec.flag(flag);
+    rec.details = "http1.codec_error".into();
+    let head = RequestHead {
+        method: Method::GET,
+        version: Version::Http11,
+        https: conn.tls,
+        authority: String::new(),
+        path: String::new(),
+        headers: Headers::default(),
+        body: BodyKind::Empty,
+        upgrade: None,
+        expect_continue: false,
+    };
+    let reason =
+        http::StatusCode::from_u16(status).ok().and_then(|s| s.canonical_reason()).unwrap_or_default();
+    let reply = LocalReply::text(status, reason);
+    local_reply::send(down, &head, &manager.config.server_name, reply, &mut rec).await;
+    rec.finish_unread(conn, manager);
+}
+
+/// Serves a request; `Err` is an answer of our own.
+async fn serve<D: Downstream>(
+    conn: &Rc<Connection>,
+    manager: &Arc<HttpManager>,
+    head: &mut RequestHead,
+    down: &D,
+    rec: &mut Record,
+) -> Result<(), LocalReply> {
+    let config = &manager.config;
+    if path::normalize(&mut head.path, config.normalize_path, config.merge_slashes).is_err() {
+        rec.details = "path_normalization_failed".into();
+        return Err(LocalReply::text(400, "Bad Request"));
+    }
+    edge::prepare(conn, manager, head, rec);
+    upgrade(manager, head, rec)?;
+    // The table is kept for the request: an update in between does not mix two versions.
+    let table = manager.routes();
+    let found = table.as_ref().map_or(Found::NoHost, |t| t.find(head));
+    let (vhost, route) = match found {
+        Found::Route(v, r) => (Some(Arc::clone(v)), Some(Arc::clone(r))),
+        Found::NeedsTls(v) | Found::NoRoute(v) => (Some(Arc::clone(v)), None),
+        Found::NoHost => (None, None),
+    };
+    let needs_tls = matches!(found, Found::NeedsTls(_));
+    if let Some(v) = &vhost {
+        rec.service.clone_from(&v.service);
+    }
+    if let Some(r) = &route {
+        rec.route = Some(Arc::clone(&r.name));
+        if !r.operation.is_empty() && conn.outbound() {
+            head.headers.set_id(HeaderId::XEnvoyDecoratorOperation, r.operation.as_bytes());
+        }
+    }
+    let passed = filters::run(conn, manager, head, route.as_deref(), rec).await?;
+    let (Some(vhost), Some(route)) = (vhost, route) else {
+        if needs_tls {
+            rec.details = "ssl_redirect".into();
+            return Err(redirect_to_tls(head));
+        }
+        rec.flag(Flag::Nr);
+        rec.details = "route_not_found".into();
+        return Err(LocalReply { status: 404, ..LocalReply::default() });
+    };
+    policy(conn, head, rec, &route).await?;
+    match &route.action {
+        Action::Direct(d) => {
+            rec.details = "direct_response".into();
+            let mut reply = LocalReply {
+                status: d.status,
+                body: bytes::Bytes::copy_from_slice(&d.body),
+                is_text: true,
+                ..LocalReply::default()
+            };
+            finish_headers(&mut reply.headers, &route, &vhost, passed.cors.as_ref());
+            Err(reply)
+        }
+        Action::Redirect(r) => {
+            rec.details = "direct_response".into();
+            let mut reply = LocalReply { status: r.status, ..LocalReply::default() };
+            reply.headers.push_id(HeaderId::Location, location(head, r, &route).as_bytes());
+            finish_headers(&mut reply.headers, &route, &vhost, passed.cors.as_ref());
+            Err(reply)
+        }
+        Action::Forward(f) => {
+            let ctx =
+                router::Context { conn, manager, route: &route, vhost: &vhost, forward: f, passed: &passed };
+            router::forward(&ctx, head, down, rec).await
+        }
+    }
+}
+
+/// Accepts an upgrade or makes the request an ordinary one.
+fn upgrade(manager: &HttpManager, head: &mut RequestHead, rec: &mut Record) -> Result<(), LocalReply> {
+    match head.upgrade.as_deref() {
+        Some("websocket") if manager.config.websocket => {
+            head.body = BodyKind::Stream;
+            head.headers.remove_id(HeaderId::ContentLength);
+            Ok(())
+        }
+        // An HTTP/1 client that offers something else is served without it (RFC 9110 section 7.8); in HTTP/2 the
+        // protocol is all there is to the request.
+        Some(_) if head.version != Version::Http2 => {
+            head.upgrade = None;
+            Ok(())
+        }
+        Some(_) => {
+            rec.details = "upgrade_failed".into();
+            Err(LocalReply { status: 403, ..LocalReply::default() })
+        }
+        None => {
+            if head.method == Method::CONNECT {
+                head.body = BodyKind::Stream;
+            }
+            Ok(())
+        }
+    }
+}
+
+/// Asks the policy hook, where the request enters a workload or the mesh.
+async fn policy(
+    conn: &Connection,
+    head: &RequestHead,
+    rec: &mut Record,
+    route: &Route,
+) -> Result<(), LocalReply> {
+    let Some(hook) = &conn.worker.shared.hooks.policy else { return Ok(()) };
+    if conn.outbound() {
+        return Ok(());
+    }
+    if let Action::Forward(f) = &route.action
+        && rec.cluster.is_none()
+        && rec.service.is_none()
+    {
+        rec.cluster = Some(Arc::clone(&f.destination(0).cluster));
+    }
+    let service = rec.destination_service(conn, head);
+    let attributes = attributes(conn, head, &service.host, rec.is_grpc);
+    match hook.check(&attributes).await {
+        PolicyDecision::Allow => Ok(()),
+        PolicyDecision::Deny { status, body, grpc } => {
+            rec.flag(Flag::Uaex);
+            rec.details = "policy_denied".into();
+            Err(LocalReply { grpc, ..LocalReply::text(status, body) })
+        }
+    }
+}
+
+/// Response headers of route and virtual host, and cross-origin ones.
+fn finish_headers(headers: &mut Headers, route: &Route, vhost: &VirtualHost, cors: Option<&Headers>) {
+    let plain = |v: &str| v.to_owned();
+    route.response_headers.response(headers, &plain);
+    vhost.response_headers.response(headers, &plain);
+    if let Some(c) = cors {
+        for (id, _, v) in c.iter() {
+            headers.push_id(id, v);
+        }
+    }
+}
+
+fn redirect_to_tls(head: &RequestHead) -> LocalReply {
+    let host = strip_port(&head.authority);
+    let mut reply = LocalReply { status: 301, ..LocalReply::default() };
+    reply.headers.push_id(HeaderId::Location, format!("https://{host}{}", head.path).as_bytes());
+    reply
+}
+
+fn strip_port(authority: &str) -> &str {
+    match authority.rsplit_once(':') {
+        Some((h, p)) if p.bytes().all(|b| b.is_ascii_digit()) && (!h.contains(':') || h.ends_with(']')) => h,
+        _ => authority,
+    }
+}
+
+fn location(head: &RequestHead, r: &model::Redirect, route: &Route) -> String {
+    let old = if head.https { "https" } else { "http" };
+    let scheme = r.scheme.as_deref().unwrap_or(old);
+    let mut host = r.host.clone().unwrap_or_else(|| head.authority.clone());
+    if let Some(port) = r.port {
+        host = format!("{}:{port}", strip_port(&host));
+    } else if r.host.is_none() && scheme != old {
+        // A default port of the old scheme means nothing in the new one.
+        let default = if old == "http" { ":80" } else { ":443" };
+        if let Some(h) = host.strip_suffix(default) {
+            host = h.to_owned();
+        }
+    }
+    let path = match (&r.path, &r.prefix_rewrite) {
+        (Some(p), _) => match (p.contains('?'), head.query()) {
+            (false, Some(q)) => format!("{p}?{q}"),
+            _ => p.clone(),
+        },
+        (None, Some(with)) => route.replace_matched(&head.path, with),
+        (None, None) => head.path.clone(),
+    };
+    format!("{scheme}://{host}{path}")
+}

@@ -1,0 +1,301 @@
+//! From an accepted socket to the code that serves it.
+
+use std::{io, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
+
+use bytes::{Bytes, BytesMut};
+use mesh_model::proxy as model;
+use tokio::{io::AsyncReadExt, net::TcpStream, time::Instant};
+
+use super::{
+    inspect::{self, ClientHello, Seen},
+    proxy_protocol,
+};
+use crate::{
+    config::listener::{Chain, ConnectionFacts, HttpManager, Listener, ListenerSlot, Terminal},
+    http::{h1, h2, record::TcpRecord},
+    io::{Io, Transport},
+    tcp,
+    worker::{
+        Gauge, Worker,
+        connection::{Connection, SourceLabels},
+    },
+};
+
+/// Time for a PROXY protocol header; a load balancer sends it at once.
+const PROXY_HEADER: Duration = Duration::from_secs(5);
+
+/// Serves an accepted connection until it ends.
+pub(crate) async fn accepted(
+    worker: &Rc<Worker>,
+    slot: &Arc<ListenerSlot>,
+    mut stream: TcpStream,
+    direct_peer: SocketAddr,
+) {
+    let _gauge = Gauge::new(&worker.shared.totals, |t| &t.connections, |t| &t.connections_total);
+    let _ = stream.set_nodelay(true);
+    let bound = slot.current.load_full();
+    let mut buf = BytesMut::new();
+    let (mut peer, mut local) = (direct_peer, stream.local_addr().unwrap_or(bound.model.address));
+    let mut redirected = false;
+    if bound.model.proxy_protocol {
+        match proxy_header(&mut stream, &mut buf).await {
+            Ok(Some((source, destination))) => {
+                peer = source;
+                local = destination;
+            }
+            Ok(None) => {}
+            Err(error) => {
+                tracing::debug!(%error, %direct_peer, "PROXY protocol");
+                return;
+            }
+        }
+    }
+    let mut listener = bound;
+    if listener.model.use_original_dst {
+        if let Some(original) = original_destination(&stream, listener.model.transparent) {
+            redirected = if listener.model.transparent {
+                original.port() != listener.model.address.port()
+            } else {
+                stream.local_addr().is_ok_and(|l| l != original)
+            };
+            local = original;
+        }
+        if let Some(other) = hand_over(worker, local, slot) {
+            listener = other;
+        }
+    }
+    let (hello, http) = inspect(&listener, local, &mut stream, &mut buf).await;
+    let tls = hello.is_some();
+    let hello = hello.unwrap_or_default();
+    let mut alpn = hello.alpn;
+    alpn.extend(http.map(str::to_owned));
+    let facts = ConnectionFacts {
+        destination: local,
+        source: peer.ip(),
+        tls,
+        sni: hello.sni.as_deref(),
+        alpn: &alpn,
+    };
+    let Some(chain) = listener.chain(&facts).cloned() else {
+        tracing::debug!(listener = %listener.model.name, %peer, %local, "no filter chain");
+        TcpRecord::refused(worker, &listener, peer, local, hello.sni.as_deref(), "NR").log(&listener.logs);
+        return;
+    };
+    let accepted = Accepted { peer, direct_peer, local, redirected, sni: hello.sni };
+    serve(worker, listener, chain, stream, buf.freeze(), accepted).await;
+}
+
+struct Accepted {
+    peer: SocketAddr,
+    direct_peer: SocketAddr,
+    local: SocketAddr,
+    redirected: bool,
+    sni: Option<String>,
+}
+
+async fn serve(
+    worker: &Rc<Worker>,
+    listener: Arc<Listener>,
+    chain: Arc<Chain>,
+    stream: TcpStream,
+    prefix: Bytes,
+    a: Accepted,
+) {
+    let transport = Transport::tcp(stream, prefix);
+    let mut sni = a.sni;
+    let (io, identity, tls) = match chain.server_config(&worker.secrets) {
+        None => (Io::Plain(transport), None, false),
+        Some(Err(error)) => {
+            tracing::warn!(%error, listener = %listener.model.name, "no TLS configuration");
+            return;
+        }
+        Some(Ok(config)) => {
+            let handshake = tokio_rustls::TlsAcceptor::from(config).accept(transport);
+            match tokio::time::timeout(worker.options.handshake_timeout, handshake).await {
+                Ok(Ok(s)) => {
+                    let session = s.get_ref().1;
+                    let identity =
+                        session.peer_certificates().and_then(mesh_identity::peer_identity).map(Arc::new);
+                    if sni.is_none() {
+                        sni = session.server_name().map(str::to_owned);
+                    }
+                    (Io::Server(Box::new(s)), identity, true)
+                }
+                Ok(Err(error)) => {
+                    tracing::debug!(%error, peer = %a.peer, "TLS handshake");
+                    TcpRecord::refused(worker, &listener, a.peer, a.local, sni.as_deref(), "-")
+                        .log(&listener.logs);
+                    return;
+                }
+                Err(_) => return,
+            }
+        }
+    };
+    let conn = Rc::new(Connection {
+        source: SourceLabels::new(worker, identity.as_deref()),
+        worker: Rc::clone(worker),
+        drain: chain.drain.clone(),
+        kill: chain.kill.clone(),
+        listener,
+        peer: a.peer,
+        direct_peer: a.direct_peer,
+        local: a.local,
+        redirected: a.redirected,
+        sni,
+        tls,
+        identity,
+        started: std::time::Instant::now(),
+        started_at: std::time::SystemTime::now(),
+        series: Default::default(),
+        chain,
+    });
+    // HTTP filters see requests; network filters see only the connection.
+    for rbac in &conn.chain.rbac {
+        if let Err(policy) = rbac.check(&conn.facts(conn.peer.ip(), None)) {
+            tracing::debug!(%policy, peer = %conn.peer, "connection denied");
+            let logs = match &conn.chain.terminal {
+                Terminal::Tcp(t) => &t.logs,
+                Terminal::Http(h) => &h.logs,
+            };
+            let mut record = TcpRecord::new(&conn);
+            record.flags = "UAEX";
+            record.details = policy;
+            record.log(logs);
+            return;
+        }
+    }
+    match &conn.chain.terminal {
+        Terminal::Tcp(_) => tcp::serve(io, Rc::clone(&conn)).await,
+        Terminal::Http(manager) => http(io, Rc::clone(&conn), Arc::clone(manager)).await,
+    }
+}
+
+async fn http(mut io: Io, conn: Rc<Connection>, manager: Arc<HttpManager>) {
+    let h2 = match manager.config.codec {
+        model::HttpCodec::Http1 => false,
+        model::HttpCodec::Http2 => true,
+        model::HttpCodec::Auto => match io.alpn() {
+            Some(p) if p == b"h2" || p.ends_with(b"-h2") => true,
+            Some(p) if p.starts_with(b"http/1") => false,
+            // No ALPN says which: the first bytes do, whether they are inside of TLS or not.
+            _ => match sniff(&mut io, &conn, &manager).await {
+                Some((read, h2)) => {
+                    io = io.with_prefix(read);
+                    h2
+                }
+                None => return,
+            },
+        },
+    };
+    if h2 { h2::server::serve(io, conn, manager).await } else { h1::server::serve(io, conn, manager).await }
+}
+
+async fn sniff(io: &mut Io, conn: &Connection, manager: &HttpManager) -> Option<(Bytes, bool)> {
+    let mut buf = BytesMut::with_capacity(4096);
+    let limit = manager
+        .config
+        .request_headers_timeout
+        .or(manager.config.idle_timeout)
+        .unwrap_or(Duration::from_secs(3600));
+    let deadline = Instant::now() + limit;
+    let h2 = loop {
+        match inspect::preface(&buf) {
+            Seen::Yes(()) => break true,
+            Seen::No => break false,
+            Seen::More => {}
+        }
+        tokio::select! {
+            n = io.read_buf(&mut buf) => match n {
+                Ok(0) | Err(_) => return None,
+                Ok(_) => {}
+            },
+            () = conn.drain.cancelled() => return None,
+            () = tokio::time::sleep_until(deadline) => return None,
+        }
+    };
+    Some((buf.freeze(), h2))
+}
+
+/// Reads what the choice of a chain depends on.
+async fn inspect(
+    listener: &Listener,
+    destination: SocketAddr,
+    stream: &mut TcpStream,
+    buf: &mut BytesMut,
+) -> (Option<ClientHello>, Option<&'static str>) {
+    let (want_tls, want_http) = listener.inspection(destination);
+    if !want_tls && !want_http {
+        return (None, None);
+    }
+    let limit = listener.model.inspect_timeout;
+    let deadline = Instant::now() + if limit.is_zero() { Duration::from_secs(15) } else { limit };
+    loop {
+        let tls = if want_tls { inspect::client_hello(buf) } else { Seen::No };
+        let http = if want_http { inspect::http(buf) } else { Seen::No };
+        match (tls, http) {
+            (Seen::Yes(h), _) => return (Some(h), None),
+            (Seen::No, Seen::Yes(v)) => return (None, Some(v)),
+            (Seen::No, Seen::No) => return (None, None),
+            _ => {}
+        }
+        if buf.len() > inspect::MAX_HELLO * 2 {
+            return (None, None);
+        }
+        buf.reserve(4096);
+        match tokio::time::timeout_at(deadline, stream.read_buf(buf)).await {
+            Ok(Ok(n)) if n > 0 => {}
+            // Silent or gone: go on with what is known.
+            _ => return (None, None),
+        }
+    }
+}
+
+async fn proxy_header(
+    stream: &mut TcpStream,
+    buf: &mut BytesMut,
+) -> io::Result<Option<(SocketAddr, SocketAddr)>> {
+    let read = async {
+        loop {
+            match proxy_protocol::decode(buf) {
+                Ok(Some(h)) => {
+                    let _ = buf.split_to(h.len);
+                    return Ok(h.addresses);
+                }
+                Ok(None) => {}
+                Err(e) => return Err(io::Error::new(io::ErrorKind::InvalidData, e)),
+            }
+            buf.reserve(1024);
+            if stream.read_buf(buf).await? == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+        }
+    };
+    tokio::time::timeout(PROXY_HEADER, read).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+}
+
+/// Where a redirected connection was going: the local address under TPROXY, else what netfilter remembers.
+fn original_destination(stream: &TcpStream, transparent: bool) -> Option<SocketAddr> {
+    let local = stream.local_addr().ok()?;
+    if transparent {
+        return Some(local);
+    }
+    let s = socket2::SockRef::from(stream);
+    let original = if local.is_ipv4() { s.original_dst_v4() } else { s.original_dst_v6() };
+    original.ok().and_then(|a| a.as_socket())
+}
+
+/// The listener for an original destination: that exact address, then any address with its port.
+fn hand_over(worker: &Worker, original: SocketAddr, from: &Arc<ListenerSlot>) -> Option<Arc<Listener>> {
+    let compiled = worker.shared.compiled.load();
+    let any: std::net::IpAddr = if original.is_ipv4() {
+        std::net::Ipv4Addr::UNSPECIFIED.into()
+    } else {
+        std::net::Ipv6Addr::UNSPECIFIED.into()
+    };
+    let found = compiled
+        .by_address
+        .get(&original)
+        .or_else(|| compiled.by_address.get(&SocketAddr::new(any, original.port())))
+        .filter(|l| !Arc::ptr_eq(l, from))?;
+    Some(found.current.load_full())
+}

@@ -1,0 +1,119 @@
+//! PROXY protocol, versions 1 and 2: the client's real addresses, from a trusted load balancer in front.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+/// A decoded header: its length, and source and destination unless it is `LOCAL` or `UNKNOWN`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Header {
+    pub(crate) len: usize,
+    pub(crate) addresses: Option<(SocketAddr, SocketAddr)>,
+}
+
+/// The bytes are not a PROXY protocol header.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("no valid PROXY protocol header")]
+pub(crate) struct Invalid;
+
+const V2: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
+/// Longest version 1 line.
+const V1_MAX: usize = 107;
+/// Type-length-values beyond this are not for us.
+const V2_MAX: usize = 4096;
+
+/// Decodes; `Ok(None)` asks for more bytes.
+pub(crate) fn decode(buf: &[u8]) -> Result<Option<Header>, Invalid> {
+    let n = buf.len().min(V2.len());
+    if buf[..n] == V2[..n] {
+        return v2(buf);
+    }
+    let n = buf.len().min(6);
+    if buf[..n] != b"PROXY "[..n] {
+        return Err(Invalid);
+    }
+    let Some(end) = buf.iter().take(V1_MAX).position(|b| *b == b'\n') else {
+        return if buf.len() >= V1_MAX { Err(Invalid) } else { Ok(None) };
+    };
+    let line = std::str::from_utf8(&buf[..=end]).ok().and_then(|l| l.strip_suffix("\r\n")).ok_or(Invalid)?;
+    let mut it = line.split(' ').skip(1);
+    let family = it.next().ok_or(Invalid)?;
+    if family == "UNKNOWN" {
+        return Ok(Some(Header { len: end + 1, addresses: None }));
+    }
+    let mut ip = || it.next().and_then(|s| s.parse::<IpAddr>().ok()).ok_or(Invalid);
+    let (src, dst) = (ip()?, ip()?);
+    let mut port = || it.next().and_then(|s| s.parse::<u16>().ok()).ok_or(Invalid);
+    let (sport, dport) = (port()?, port()?);
+    let fits = matches!(
+        (family, src, dst),
+        ("TCP4", IpAddr::V4(_), IpAddr::V4(_)) | ("TCP6", IpAddr::V6(_), IpAddr::V6(_))
+    );
+    if !fits || it.next().is_some() {
+        return Err(Invalid);
+    }
+    Ok(Some(Header {
+        len: end + 1,
+        addresses: Some((SocketAddr::new(src, sport), SocketAddr::new(dst, dport))),
+    }))
+}
+
+fn v2(buf: &[u8]) -> Result<Option<Header>, Invalid> {
+    let Some(head) = buf.get(..16) else { return Ok(None) };
+    let len = usize::from(u16::from_be_bytes([head[14], head[15]]));
+    if head[12] >> 4 != 2 || head[12] & 0xf > 1 || len > V2_MAX {
+        return Err(Invalid);
+    }
+    let Some(body) = buf.get(16..16 + len) else { return Ok(None) };
+    let port = |at: usize| body.get(at..at + 2).map(|b| u16::from_be_bytes([b[0], b[1]])).ok_or(Invalid);
+    let addresses = match (head[12] & 0xf, head[13]) {
+        (0, _) => None,
+        (_, 0x11) => {
+            let ip = |at: usize| -> Result<IpAddr, Invalid> {
+                let b: [u8; 4] = body.get(at..at + 4).and_then(|b| b.try_into().ok()).ok_or(Invalid)?;
+                Ok(Ipv4Addr::from(b).into())
+            };
+            Some((SocketAddr::new(ip(0)?, port(8)?), SocketAddr::new(ip(4)?, port(10)?)))
+        }
+        (_, 0x21) => {
+            let ip = |at: usize| -> Result<IpAddr, Invalid> {
+                let b: [u8; 16] = body.get(at..at + 16).and_then(|b| b.try_into().ok()).ok_or(Invalid)?;
+                Ok(Ipv6Addr::from(b).into())
+            };
+            Some((SocketAddr::new(ip(0)?, port(32)?), SocketAddr::new(ip(16)?, port(34)?)))
+        }
+        (_, 0x00) => None,
+        _ => return Err(Invalid),
+    };
+    Ok(Some(Header { len: 16 + len, addresses }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_versions_in_any_pieces() {
+        let v1 = b"PROXY TCP4 1.2.3.4 5.6.7.8 1000 443\r\n";
+        let mut v2 = V2.to_vec();
+        v2.extend([0x21, 0x11, 0, 15, 1, 2, 3, 4, 5, 6, 7, 8, 0x03, 0xe8, 0x01, 0xbb, 9, 9, 9]);
+        let want = Some(("1.2.3.4:1000".parse().unwrap(), "5.6.7.8:443".parse().unwrap()));
+        for raw in [&v1[..], &v2] {
+            for cut in 0..raw.len() {
+                assert_eq!(decode(&raw[..cut]), Ok(None));
+            }
+            let mut more = raw.to_vec();
+            more.extend_from_slice(b"rest");
+            assert_eq!(decode(&more), Ok(Some(Header { len: raw.len(), addresses: want })));
+        }
+        assert_eq!(decode(b"PROXY UNKNOWN\r\n").unwrap().unwrap().addresses, None);
+        let local = [V2, &[0x20, 0, 0, 0]].concat();
+        assert_eq!(decode(&local).unwrap().unwrap(), Header { len: 16, addresses: None });
+        for bad in [
+            &b"GET / HTTP/1.1\r\n"[..],
+            b"PROXY TCP4 ::1 ::1 1 2\r\n",
+            b"PROXY TCP4 1.2.3.4 5.6.7.8 1\r\n",
+            b"PROXY TCP4 1.2.3.4 5.6.7.8 1 2\n",
+        ] {
+            assert_eq!(decode(bad), Err(Invalid), "{:?}", String::from_utf8_lossy(bad));
+        }
+    }
+}

@@ -1,0 +1,293 @@
+//! The TCP proxy: bytes both ways, each direction paced by its reader and closed on its own.
+
+use std::{
+    cell::Cell,
+    future::{Future as _, poll_fn},
+    pin::Pin,
+    rc::Rc,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use mesh_model::proxy::Discovery;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::Instant,
+};
+
+use crate::{
+    config::listener::{TcpProxy, Terminal},
+    http::record::TcpRecord,
+    io::Io,
+    upstream::{
+        cluster::{Cluster, ClusterSlot, Outcome, Permit},
+        connect::{ConnectError, Want, connect},
+        host::{ActiveGuard, Host},
+    },
+    worker::connection::Connection,
+};
+
+/// Bytes moved at once in one direction.
+const BUFFER: usize = 16 * 1024;
+/// Hosts tried before giving up; Envoy's `max_connect_attempts` is one, but a refused connection has cost the
+/// client nothing yet.
+const CONNECT_ATTEMPTS: usize = 3;
+
+/// Serves a connection until both directions have ended.
+pub(crate) async fn serve(mut down: Io, conn: Rc<Connection>) {
+    let Terminal::Tcp(proxy) = &conn.chain.terminal else { return };
+    let mut record = TcpRecord::new(&conn);
+    let slot = destination(&conn, proxy);
+    if let Some(slot) = &slot {
+        record.cluster = Some(Arc::clone(slot));
+    }
+    let result = match &slot {
+        None => Err(("NC", "cluster_not_found".to_owned())),
+        Some(slot) => match slot.load() {
+            None => Err(("NC", "cluster_not_found".to_owned())),
+            Some(cluster) => run(&mut down, &conn, proxy, &cluster, &mut record).await,
+        },
+    };
+    if let Err((flags, details)) = result {
+        record.flags = flags;
+        record.details = details;
+    }
+    let _ =
+        tokio::time::timeout(Duration::from_millis(500), poll_fn(|cx| Pin::new(&mut down).poll_shutdown(cx)))
+            .await;
+    record.finish(&proxy.logs);
+}
+
+fn destination(conn: &Connection, proxy: &TcpProxy) -> Option<Arc<ClusterSlot>> {
+    if conn.chain.sni_cluster {
+        let sni = conn.sni.as_deref()?;
+        let compiled = conn.worker.shared.compiled.load();
+        // An SNI names a cluster of this proxy or nothing: no fallback, or a stranger could choose it. Istio's
+        // SNI form of a cluster name is looked up as that name as well.
+        return compiled
+            .clusters
+            .get(sni)
+            .or_else(|| compiled.clusters.get(sni_to_cluster(sni)?.as_str()))
+            .cloned();
+    }
+    Some(Arc::clone(proxy.destination(conn.worker.rng.next())))
+}
+
+/// `outbound_.9080_.v1_.host` as `outbound|9080|v1|host`.
+fn sni_to_cluster(sni: &str) -> Option<String> {
+    let rest = sni.strip_prefix("outbound_.")?;
+    let (port, rest) = rest.split_once("_.")?;
+    let (subset, host) = match rest.strip_prefix("_.") {
+        Some(host) => ("", host),
+        None => rest.split_once("_.")?,
+    };
+    Some(format!("outbound|{port}|{subset}|{host}"))
+}
+
+type Failure = (&'static str, String);
+
+async fn run(
+    down: &mut Io,
+    conn: &Rc<Connection>,
+    proxy: &TcpProxy,
+    cluster: &Arc<Cluster>,
+    record: &mut TcpRecord,
+) -> Result<(), Failure> {
+    let Some(_permit) =
+        Permit::take(&cluster.usage, |u| &u.connections, cluster.config.limits.max_connections)
+    else {
+        return Err(("UO", "upstream_overflow".into()));
+    };
+    let (mut up, host) = dial(conn, cluster).await?;
+    let _active = ActiveGuard::new(&host.stats);
+    record.host = Some(Arc::clone(&host));
+    record.opened();
+    let idle = proxy.config.idle_timeout.filter(|t| !t.is_zero());
+    let (received, sent) = (Cell::new(0), Cell::new(0));
+    let result = tokio::select! {
+        r = copy_both(down, &mut up, &received, &sent, idle) => r,
+        () = conn.kill.cancelled() => Err(("DC", "drained".into())),
+    };
+    record.received = received.get();
+    record.sent = sent.get();
+    result
+}
+
+async fn dial(conn: &Rc<Connection>, cluster: &Arc<Cluster>) -> Result<(Io, Arc<Host>), Failure> {
+    let mut tried = Vec::new();
+    let mut last = ("UH", "no_healthy_upstream".to_owned());
+    for _ in 0..CONNECT_ATTEMPTS {
+        let host = match pick(conn, cluster, &tried) {
+            Ok(h) => h,
+            Err(e) => return Err(if tried.is_empty() { e } else { last }),
+        };
+        if tried.contains(&host.stats.id) {
+            break;
+        }
+        tried.push(host.stats.id);
+        match connect(cluster, &host, Want::Any, &conn.worker.secrets, conn.worker.dialer()).await {
+            Ok(io) => {
+                cluster.observe(&host, Outcome::Connected);
+                return Ok((io, host));
+            }
+            Err(e) => {
+                cluster.observe(&host, Outcome::Failed);
+                let timeout = matches!(e, ConnectError::Timeout);
+                last = (
+                    "UF",
+                    if timeout {
+                        "connect_timeout".to_owned()
+                    } else {
+                        format!("upstream_connect_failure[{e}]")
+                    },
+                );
+            }
+        }
+    }
+    Err(last)
+}
+
+/// A host for a connection.
+pub(crate) fn pick(conn: &Connection, cluster: &Cluster, tried: &[u64]) -> Result<Arc<Host>, Failure> {
+    if cluster.config.discovery == Discovery::OriginalDst {
+        // Sending a connection that came here on purpose to where it came from would loop.
+        if !conn.redirected {
+            return Err(("UH", "original_dst_not_redirected".into()));
+        }
+        return Ok(Arc::new(Host::original(conn.local)));
+    }
+    let hash = matches!(
+        cluster.config.lb,
+        mesh_model::proxy::LbPolicy::RingHash(_) | mesh_model::proxy::LbPolicy::Maglev(_)
+    )
+    .then(|| crate::upstream::lb::stable_hash(conn.peer.ip().to_string().as_bytes()));
+    let hash = hash.filter(|_| tried.is_empty());
+    let tables = cluster.tables();
+    tables
+        .pick_avoiding(&conn.worker.rng, hash, tried, 5)
+        .cloned()
+        .ok_or_else(|| ("UH", "no_healthy_upstream".to_owned()))
+}
+
+struct Half {
+    buf: Box<[u8]>,
+    start: usize,
+    end: usize,
+    eof: bool,
+    dirty: bool,
+    done: bool,
+}
+
+impl Half {
+    fn new() -> Self {
+        Self {
+            buf: vec![0; BUFFER].into_boxed_slice(),
+            start: 0,
+            end: 0,
+            eof: false,
+            dirty: false,
+            done: false,
+        }
+    }
+
+    /// Moves bytes until one side must wait; `Ready` when the reader has ended and the writer was told.
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &mut Io,
+        to: &mut Io,
+        moved: &Cell<u64>,
+    ) -> Poll<std::io::Result<()>> {
+        if self.done {
+            return Poll::Ready(Ok(()));
+        }
+        loop {
+            if self.start == self.end && !self.eof {
+                let mut b = ReadBuf::new(&mut self.buf);
+                match Pin::new(&mut *from).poll_read(cx, &mut b) {
+                    Poll::Ready(r) => {
+                        r?;
+                        self.start = 0;
+                        self.end = b.filled().len();
+                        self.eof = self.end == 0;
+                    }
+                    Poll::Pending => {
+                        // Nothing to read: what was written should not wait inside of TLS.
+                        if self.dirty && Pin::new(&mut *to).poll_flush(cx)?.is_ready() {
+                            self.dirty = false;
+                        }
+                        return Poll::Pending;
+                    }
+                }
+            }
+            while self.start < self.end {
+                let n = ready!(Pin::new(&mut *to).poll_write(cx, &self.buf[self.start..self.end]))?;
+                if n == 0 {
+                    return Poll::Ready(Err(std::io::ErrorKind::WriteZero.into()));
+                }
+                self.start += n;
+                self.dirty = true;
+                moved.set(moved.get() + n as u64);
+            }
+            if self.eof {
+                ready!(Pin::new(&mut *to).poll_flush(cx))?;
+                ready!(Pin::new(&mut *to).poll_shutdown(cx))?;
+                self.done = true;
+                return Poll::Ready(Ok(()));
+            }
+        }
+    }
+}
+
+async fn copy_both(
+    down: &mut Io,
+    up: &mut Io,
+    received: &Cell<u64>,
+    sent: &Cell<u64>,
+    idle: Option<Duration>,
+) -> Result<(), Failure> {
+    let (mut request, mut response) = (Half::new(), Half::new());
+    let mut timer = idle.map(|t| Box::pin(tokio::time::sleep(t)));
+    let mut seen = 0;
+    poll_fn(|cx| {
+        let a = request.poll(cx, down, up, received);
+        let b = response.poll(cx, up, down, sent);
+        match (a, b) {
+            (Poll::Ready(Err(_)), _) => {
+                return Poll::Ready(Err(("DC", "downstream_or_upstream_reset".to_owned())));
+            }
+            (_, Poll::Ready(Err(_))) => return Poll::Ready(Err(("UC", "upstream_reset".to_owned()))),
+            (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) => return Poll::Ready(Ok(())),
+            _ => {}
+        }
+        if let (Some(t), Some(limit)) = (timer.as_mut(), idle) {
+            // Activity is noticed when the timer fires rather than by moving the timer at each byte.
+            while t.as_mut().poll(cx).is_ready() {
+                let now = received.get() + sent.get();
+                if now == seen {
+                    return Poll::Ready(Err(("SI", "idle_timeout".to_owned())));
+                }
+                seen = now;
+                t.as_mut().reset(Instant::now() + limit);
+            }
+        }
+        Poll::Pending
+    })
+    .await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sni_names_clusters() {
+        assert_eq!(
+            sni_to_cluster("outbound_.9080_._.a.b.svc.cluster.local").unwrap(),
+            "outbound|9080||a.b.svc.cluster.local"
+        );
+        assert_eq!(sni_to_cluster("outbound_.9080_.v1_.a.b").unwrap(), "outbound|9080|v1|a.b");
+        assert_eq!(sni_to_cluster("a.b"), None);
+    }
+}

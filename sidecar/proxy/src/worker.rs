@@ -1,0 +1,247 @@
+//! A worker: one thread, one runtime, everything that its connections share without locks.
+
+pub(crate) mod connection;
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashMap,
+    rc::Rc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use arc_swap::ArcSwap;
+use mesh_identity::SecretStore;
+use mesh_telemetry::metrics::MeshMetrics;
+use tokio::{
+    net::TcpListener,
+    sync::{Notify, mpsc},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    config::Compiled,
+    listener::{accept, bind::BoundListener},
+    options::{Dialer, EngineOptions, Hooks, NodeInfo},
+    upstream::{
+        lb::Rng,
+        pool::{self, Pool, PoolKey},
+    },
+};
+
+/// Commands are few (listeners come and go) and are sent by a thread that may wait.
+const COMMANDS: usize = 1024;
+
+/// What the control side asks of a worker.
+pub(crate) enum Command {
+    Listen(BoundListener),
+    Unlisten(String),
+}
+
+/// The sending end of a worker's commands.
+#[derive(Clone)]
+pub(crate) struct Commands(mpsc::Sender<Command>);
+
+impl Commands {
+    /// Queues a command. A full queue means a worker that has stopped turning; the command is dropped and said.
+    pub(crate) fn send(&self, c: Command) {
+        if self.0.try_send(c).is_err() {
+            tracing::error!("a worker does not take commands");
+        }
+    }
+}
+
+/// Numbers of the whole engine.
+#[derive(Debug, Default)]
+pub(crate) struct Totals {
+    pub(crate) connections: AtomicU64,
+    pub(crate) connections_total: AtomicU64,
+    pub(crate) requests: AtomicU64,
+    pub(crate) requests_total: AtomicU64,
+}
+
+/// Adds one to a number for as long as it lives.
+pub(crate) struct Gauge(Arc<Totals>, fn(&Totals) -> &AtomicU64);
+
+impl Gauge {
+    pub(crate) fn new(
+        totals: &Arc<Totals>,
+        now: fn(&Totals) -> &AtomicU64,
+        total: fn(&Totals) -> &AtomicU64,
+    ) -> Self {
+        now(totals).fetch_add(1, Relaxed);
+        total(totals).fetch_add(1, Relaxed);
+        Self(Arc::clone(totals), now)
+    }
+}
+
+impl Drop for Gauge {
+    fn drop(&mut self) {
+        (self.1)(&self.0).fetch_sub(1, Relaxed);
+    }
+}
+
+/// What all workers share.
+pub(crate) struct Shared {
+    pub(crate) options: EngineOptions,
+    pub(crate) secrets: Arc<SecretStore>,
+    pub(crate) hooks: Hooks,
+    pub(crate) metrics: MeshMetrics,
+    pub(crate) labels: NodeLabels,
+    pub(crate) compiled: ArcSwap<Compiled>,
+    pub(crate) totals: Arc<Totals>,
+    pub(crate) stop: CancellationToken,
+}
+
+/// The node's own metric labels, shared by all series.
+pub(crate) struct NodeLabels {
+    pub(crate) workload: Arc<str>,
+    pub(crate) namespace: Arc<str>,
+    pub(crate) cluster: Arc<str>,
+    pub(crate) principal: Arc<str>,
+    pub(crate) unknown: Arc<str>,
+}
+
+impl NodeLabels {
+    pub(crate) fn new(n: &NodeInfo) -> Self {
+        let unknown: Arc<str> = Arc::from("unknown");
+        let or = |s: &str| if s.is_empty() { Arc::clone(&unknown) } else { Arc::from(s) };
+        Self {
+            workload: or(&n.workload),
+            namespace: or(&n.namespace),
+            cluster: or(&n.cluster),
+            principal: or(&n.principal),
+            unknown,
+        }
+    }
+}
+
+/// State of one worker.
+pub(crate) struct Worker {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) options: EngineOptions,
+    pub(crate) secrets: Arc<SecretStore>,
+    pub(crate) pools: RefCell<HashMap<PoolKey, Rc<Pool>>>,
+    pub(crate) rng: Rng,
+    /// Authorities seen by inbound listeners that name no service, kept few: they become metric labels.
+    pub(crate) services: RefCell<HashMap<String, Rc<crate::upstream::cluster::ServiceName>>>,
+    open: Cell<usize>,
+    closed: Notify,
+}
+
+impl Worker {
+    pub(crate) fn dialer(&self) -> Option<&dyn Dialer> {
+        self.shared.hooks.dialer.as_deref()
+    }
+
+    /// Takes a place for a connection, waiting while the worker is full.
+    async fn admit(self: &Rc<Self>) -> Admission {
+        while self.open.get() >= self.options.max_connections {
+            self.closed.notified().await;
+        }
+        self.open.set(self.open.get() + 1);
+        Admission(Rc::clone(self))
+    }
+}
+
+/// A connection's place in a worker.
+pub(crate) struct Admission(Rc<Worker>);
+
+impl Drop for Admission {
+    fn drop(&mut self) {
+        self.0.open.set(self.0.open.get() - 1);
+        self.0.closed.notify_one();
+    }
+}
+
+/// Starts a worker thread.
+pub(crate) fn spawn(
+    index: usize,
+    shared: Arc<Shared>,
+) -> std::io::Result<(Commands, std::thread::JoinHandle<()>)> {
+    let (tx, rx) = mpsc::channel(COMMANDS);
+    let thread = std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build_local(tokio::runtime::LocalOptions::default());
+        match runtime {
+            Ok(rt) => rt.block_on(run(shared, rx)),
+            Err(error) => tracing::error!(%error, "worker runtime"),
+        }
+    })?;
+    Ok((Commands(tx), thread))
+}
+
+async fn run(shared: Arc<Shared>, mut commands: mpsc::Receiver<Command>) {
+    let worker = Rc::new(Worker {
+        options: shared.options.clone(),
+        secrets: Arc::clone(&shared.secrets),
+        pools: RefCell::default(),
+        rng: Rng::new(rand::random()),
+        services: RefCell::default(),
+        open: Cell::new(0),
+        closed: Notify::new(),
+        shared,
+    });
+    let mut listening: HashMap<String, CancellationToken> = HashMap::new();
+    let mut sweep = tokio::time::interval(Duration::from_secs(1));
+    sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            c = commands.recv() => match c {
+                Some(Command::Listen(l)) => {
+                    let stop = CancellationToken::new();
+                    if let Some(old) = listening.insert(l.slot.name.clone(), stop.clone()) {
+                        old.cancel();
+                    }
+                    tokio::task::spawn_local(listen(Rc::clone(&worker), l, stop));
+                }
+                Some(Command::Unlisten(name)) => {
+                    if let Some(stop) = listening.remove(&name) {
+                        stop.cancel();
+                    }
+                }
+                None => break,
+            },
+            _ = sweep.tick() => pool::sweep(&worker),
+            () = worker.shared.stop.cancelled() => break,
+        }
+    }
+}
+
+async fn listen(worker: Rc<Worker>, l: BoundListener, stop: CancellationToken) {
+    let listener = match TcpListener::from_std(l.socket) {
+        Ok(listener) => listener,
+        Err(error) => {
+            tracing::error!(%error, listener = %l.slot.name, "cannot listen");
+            return;
+        }
+    };
+    loop {
+        let admission = tokio::select! {
+            a = worker.admit() => a,
+            () = stop.cancelled() => return,
+        };
+        let accepted = tokio::select! {
+            a = listener.accept() => a,
+            () = stop.cancelled() => return,
+        };
+        match accepted {
+            Ok((stream, peer)) => {
+                let (worker, slot) = (Rc::clone(&worker), Arc::clone(&l.slot));
+                tokio::task::spawn_local(async move {
+                    accept::accepted(&worker, &slot, stream, peer).await;
+                    drop(admission);
+                });
+            }
+            Err(error) => {
+                // Out of file descriptors, or the peer was gone again; neither is helped by trying at once.
+                tracing::debug!(%error, listener = %l.slot.name, "accept");
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        }
+    }
+}

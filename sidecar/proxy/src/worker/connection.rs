@@ -1,0 +1,116 @@
+//! A downstream connection and what is known about it.
+
+use std::{
+    cell::RefCell,
+    net::SocketAddr,
+    rc::Rc,
+    sync::Arc,
+    time::{Instant, SystemTime},
+};
+
+use mesh_identity::PeerIdentity;
+use mesh_model::proxy::Direction;
+use mesh_telemetry::metrics::RequestSeries;
+use tokio_util::sync::CancellationToken;
+
+use super::Worker;
+use crate::{
+    config::listener::{Chain, Listener},
+    http::{message::RequestHead, record::SeriesKey},
+    rbac::Facts,
+};
+
+/// A connection that a filter chain serves.
+pub(crate) struct Connection {
+    pub(crate) worker: Rc<Worker>,
+    pub(crate) listener: Arc<Listener>,
+    pub(crate) chain: Arc<Chain>,
+    /// The peer, by PROXY protocol if the listener expects it.
+    pub(crate) peer: SocketAddr,
+    /// The peer of the socket.
+    pub(crate) direct_peer: SocketAddr,
+    /// Where the client meant to connect.
+    pub(crate) local: SocketAddr,
+    /// Whether that is another place than this proxy.
+    pub(crate) redirected: bool,
+    pub(crate) sni: Option<String>,
+    pub(crate) tls: bool,
+    pub(crate) identity: Option<Arc<PeerIdentity>>,
+    pub(crate) source: SourceLabels,
+    pub(crate) drain: CancellationToken,
+    pub(crate) kill: CancellationToken,
+    pub(crate) started: Instant,
+    pub(crate) started_at: SystemTime,
+    /// Metric series used lately, most recent first.
+    pub(crate) series: RefCell<Vec<(SeriesKey, RequestSeries)>>,
+}
+
+/// Metric labels of the peer.
+pub(crate) struct SourceLabels {
+    pub(crate) workload: Arc<str>,
+    pub(crate) namespace: Arc<str>,
+    pub(crate) principal: Arc<str>,
+    pub(crate) cluster: Arc<str>,
+}
+
+impl SourceLabels {
+    /// From the certificate: the service account stands for the workload, whose name a principal does not hold.
+    pub(crate) fn new(worker: &Worker, identity: Option<&PeerIdentity>) -> Self {
+        let unknown = || Arc::clone(&worker.shared.labels.unknown);
+        let spiffe = identity.and_then(|i| i.spiffe.as_ref());
+        let (namespace, account) = match spiffe.and_then(|s| s.namespace_and_account()) {
+            Some((ns, sa)) => (Arc::from(ns), Arc::from(sa)),
+            None => (unknown(), unknown()),
+        };
+        Self {
+            workload: account,
+            namespace,
+            principal: spiffe.map_or_else(unknown, |s| Arc::from(s.as_str())),
+            cluster: identity
+                .and_then(|i| i.cluster.as_ref())
+                .map_or_else(unknown, |c| Arc::from(c.as_str())),
+        }
+    }
+}
+
+impl Connection {
+    pub(crate) fn inbound(&self) -> bool {
+        self.listener.model.direction == Direction::Inbound
+    }
+
+    pub(crate) fn outbound(&self) -> bool {
+        self.listener.model.direction == Direction::Outbound
+    }
+
+    pub(crate) fn mtls(&self) -> bool {
+        self.tls && self.identity.is_some()
+    }
+
+    /// SPIFFE ID of the peer, or empty.
+    pub(crate) fn principal(&self) -> &str {
+        self.identity.as_ref().and_then(|i| i.spiffe.as_ref()).map_or("", |s| s.as_str())
+    }
+
+    /// Cluster of the peer, or empty.
+    pub(crate) fn peer_cluster(&self) -> &str {
+        self.identity.as_ref().and_then(|i| i.cluster.as_ref()).map_or("", |c| c.as_str())
+    }
+
+    /// What authorization looks at.
+    pub(crate) fn facts<'a>(
+        &'a self,
+        remote: std::net::IpAddr,
+        request: Option<&'a RequestHead>,
+    ) -> Facts<'a> {
+        Facts {
+            local: self.local,
+            peer: self.direct_peer.ip(),
+            remote,
+            sni: self.sni.as_deref(),
+            principals: self.identity.as_ref().map_or(&[], |i| i.uri_sans.as_slice()),
+            authenticated: self.identity.is_some(),
+            cluster: self.identity.as_ref().and_then(|i| i.cluster.as_ref()).map(|c| c.as_str()),
+            request,
+        }
+    }
+}

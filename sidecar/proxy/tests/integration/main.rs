@@ -1,0 +1,6 @@
+//! The engine over real sockets.
+
+mod http1;
+mod support;
+mod tcp;
+mod tls;

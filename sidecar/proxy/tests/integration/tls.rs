@@ -1,0 +1,206 @@
+//! Mutual TLS between two engines, and the choice of chains by what a ClientHello says.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use mesh_model::proxy::*;
+use mesh_proxy::{EngineOptions, Hooks, NodeInfo};
+
+use crate::support::*;
+
+const REVIEWS: &str = "spiffe://mesh.local/ns/books/sa/reviews";
+const PRODUCT: &str = "spiffe://mesh.local/ns/front/sa/product";
+const SNI: &str = "outbound_.9080_._.reviews.books.svc.cluster.local";
+
+/// A server's sidecar: mutual TLS or plain text in, the application behind.
+fn server_side(ca: &Ca, app: std::net::SocketAddr, filters: Vec<HttpFilter>, permissive: bool) -> Proxy {
+    let mut m = inline(vec![vhost(&["*"], vec![route(forward("inbound|9080||"))])]);
+    m.filters = filters;
+    let mut tls = http_chain(m.clone());
+    tls.tls = Some(downstream_mtls());
+    tls.matches = FilterChainMatch {
+        transport_protocol: Some(TransportProtocol::Tls),
+        server_names: vec!["*.reviews.books.svc.cluster.local".into()],
+        ..FilterChainMatch::default()
+    };
+    let mut chains = vec![tls];
+    if permissive {
+        let mut plain = http_chain(m);
+        plain.name = "plain".into();
+        plain.matches.transport_protocol = Some(TransportProtocol::RawBuffer);
+        chains.push(plain);
+    }
+    let p = Proxy::new()
+        .cluster(cluster("inbound|9080||", &[app]))
+        .listener(listener(Direction::Inbound, chains));
+    ca.enroll(&p.secrets, "east", REVIEWS);
+    p
+}
+
+fn client_side(ca: &Ca, server: std::net::SocketAddr, http: UpstreamHttp, alpn: &[&str], san: &str) -> Proxy {
+    let node = NodeInfo {
+        workload: "product-v1".into(),
+        namespace: "front".into(),
+        cluster: "west".into(),
+        principal: PRODUCT.into(),
+        ..NodeInfo::default()
+    };
+    let mut c = cluster("outbound|9080||reviews.books.svc.cluster.local", &[server]);
+    c.http = http;
+    c.tls_matches = vec![TransportSocketMatch {
+        name: "mtls".into(),
+        labels: [("tlsMode".to_owned(), "istio".to_owned())].into(),
+        tls: Some(upstream_mtls(SNI, san, alpn)),
+    }];
+    if let Discovery::Static(a) = &mut c.discovery {
+        a.localities[0].endpoints[0].transport_labels =
+            BTreeMap::from([("tlsMode".to_owned(), "istio".to_owned())]);
+    }
+    let name = c.name.clone();
+    let p = Proxy::with(EngineOptions { node, ..EngineOptions::default() }, Hooks::default())
+        .cluster(c)
+        .listener(listener(
+            Direction::Outbound,
+            vec![http_chain(inline(vec![vhost(&["*"], vec![route(forward(&name))])]))],
+        ));
+    ca.enroll(&p.secrets, "west", PRODUCT);
+    p
+}
+
+#[tokio::test]
+async fn two_sidecars_speak_mutual_tls_over_one_http2_connection() {
+    let app = Upstream::new("app").await;
+    let ca = Ca::new();
+    let server = server_side(&ca, app.address, vec![], false).run();
+    let client = client_side(&ca, server.address("l"), UpstreamHttp::Auto, &["h2"], REVIEWS).run();
+    let all = (0..20).map(|_| client.get("reviews.books:9080", "/a"));
+    for r in futures::future::join_all(all).await {
+        assert_eq!(r.status, 200, "{r:?}");
+        assert!(
+            r.body.contains("x-forwarded-client-cert: By=spiffe://mesh.local/ns/books/sa/reviews;Hash="),
+            "{r:?}"
+        );
+        assert!(r.body.contains(&format!("URI={PRODUCT}")), "{r:?}");
+        assert!(r.body.contains("x-forwarded-proto: http\n"), "{r:?}");
+    }
+    assert_eq!(server.engine.status().connections_total, 1, "one connection between the sidecars");
+    server
+        .metric(&[
+            "istio_requests_total",
+            "reporter=\"destination\"",
+            "source_workload_namespace=\"front\"",
+            "source_cluster=\"west\"",
+            "connection_security_policy=\"mutual_tls\"",
+            "response_code=\"200\"",
+        ])
+        .await;
+    client
+        .metric(&[
+            "istio_requests_total",
+            "reporter=\"source\"",
+            "destination_service=\"reviews.books.svc.cluster.local\"",
+            "destination_service_namespace=\"books\"",
+            "destination_principal=\"spiffe://mesh.local/ns/books/sa/reviews\"",
+        ])
+        .await;
+}
+
+#[tokio::test]
+async fn http1_between_sidecars_when_h2_is_not_offered() {
+    let app = Upstream::new("app").await;
+    let ca = Ca::new();
+    let server = server_side(&ca, app.address, vec![], false).run();
+    let client = client_side(&ca, server.address("l"), UpstreamHttp::Auto, &["http/1.1"], REVIEWS).run();
+    for _ in 0..3 {
+        assert_eq!(client.get("reviews", "/a").await.status, 200);
+    }
+    assert_eq!(server.engine.status().connections_total, 1);
+}
+
+#[tokio::test]
+async fn the_wrong_server_and_plain_text_are_refused() {
+    let app = Upstream::new("app").await;
+    let ca = Ca::new();
+    let server = server_side(&ca, app.address, vec![], false).run();
+    let client = client_side(
+        &ca,
+        server.address("l"),
+        UpstreamHttp::Auto,
+        &["h2"],
+        "spiffe://mesh.local/ns/books/sa/ratings",
+    )
+    .run();
+    let r = client.get("reviews", "/a").await;
+    assert_eq!(r.status, 503, "{r:?}");
+    assert!(!r.body.contains("spiffe"), "the reason is not for the client: {r:?}");
+    assert_eq!(server.raw("l", "GET / HTTP/1.1\r\nHost: a\r\n\r\n").await, "", "strict");
+    assert_eq!(app.requests(), 0);
+    let other = Ca::new();
+    let stranger = client_side(&other, server.address("l"), UpstreamHttp::Auto, &["h2"], REVIEWS).run();
+    assert_eq!(stranger.get("reviews", "/a").await.status, 503);
+    assert_eq!(app.requests(), 0);
+}
+
+#[tokio::test]
+async fn permissive_takes_both_and_policy_tells_them_apart() {
+    let app = Upstream::new("app").await;
+    let ca = Ca::new();
+    let policy = Rbac {
+        rules: Some(RbacRules {
+            action: RbacAction::Allow,
+            policies: [(
+                "p".to_owned(),
+                RbacPolicy {
+                    permissions: vec![Permission::Any],
+                    principals: vec![Principal::And(vec![
+                        Principal::Authenticated(Some(StringMatch::exact(PRODUCT))),
+                        Principal::SourceCluster(StringMatch::exact("west")),
+                    ])],
+                },
+            )]
+            .into(),
+        }),
+        ..Rbac::default()
+    };
+    let server = server_side(&ca, app.address, vec![HttpFilter::Rbac(policy)], true).run();
+    let client = client_side(&ca, server.address("l"), UpstreamHttp::Auto, &["h2"], REVIEWS).run();
+    assert_eq!(client.get("reviews", "/a").await.status, 200);
+    let r = server
+        .send("reviews", "/a", "X-Forwarded-Client-Cert: URI=spiffe://mesh.local/ns/front/sa/product\r\n")
+        .await;
+    assert_eq!((r.status, r.body.as_str()), (403, "RBAC: access denied"));
+    assert_eq!(app.requests(), 1);
+}
+
+#[tokio::test]
+async fn a_gateway_passes_sessions_through_by_sni() {
+    let app = Upstream::new("app").await;
+    let ca = Ca::new();
+    let server = server_side(&ca, app.address, vec![], false).run();
+    let mut c = chain(vec![NetworkFilter::SniCluster, tcp_filter("none")]);
+    c.matches.transport_protocol = Some(TransportProtocol::Tls);
+    let gateway = Proxy::new()
+        .cluster(cluster("outbound_.9080_._.reviews.books.svc.cluster.local", &[server.address("l")]))
+        .listener(listener(Direction::Unspecified, vec![c]))
+        .run();
+    let client = client_side(&ca, gateway.address("l"), UpstreamHttp::Auto, &["h2"], REVIEWS).run();
+    let r = client.get("reviews", "/a").await;
+    assert_eq!(r.status, 200, "{r:?}");
+    assert!(r.body.contains(&format!("URI={PRODUCT}")), "the caller's identity survives: {r:?}");
+    assert_eq!(gateway.raw("l", "GET / HTTP/1.1\r\nHost: a\r\n\r\n").await, "", "not TLS");
+}
+
+#[tokio::test]
+async fn certificates_rotate_under_open_connections() {
+    let app = Upstream::new("app").await;
+    let ca = Ca::new();
+    let server = server_side(&ca, app.address, vec![], false).run();
+    let client = client_side(&ca, server.address("l"), UpstreamHttp::Auto, &["h2"], REVIEWS).run();
+    assert_eq!(client.get("reviews", "/a").await.status, 200);
+    ca.enroll(&server.secrets, "east", REVIEWS);
+    ca.enroll(&client.secrets, "west", PRODUCT);
+    for _ in 0..3 {
+        assert_eq!(client.get("reviews", "/a").await.status, 200);
+    }
+    assert_eq!(server.engine.status().connections_total, 1);
+    tokio::time::sleep(Duration::from_millis(1)).await;
+}
