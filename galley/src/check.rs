@@ -77,7 +77,7 @@ mod tests {
         let a = tmp.path().join("a.yaml");
         let check = |paths: &[PathBuf], stdin: &str| validate_files(paths, &mut stdin.as_bytes());
 
-        let v = check(&[a.clone()], "");
+        let v = check(std::slice::from_ref(&a), "");
         assert_eq!((v.exit_code(), v.reports.len()), (0, 1));
         let json = serde_json::to_value(&v.reports).unwrap();
         assert_eq!(

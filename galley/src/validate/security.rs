@@ -66,9 +66,8 @@ pub(super) fn check_request(a: &RequestAuthentication, p: &Path<'_>, out: &mut F
         if !r.jwks.is_empty() && !r.jwks_uri.is_empty() {
             out.error(&at, "only one of jwks and jwksUri is allowed");
         }
-        if !r.jwks_uri.is_empty()
-            && !(r.jwks_uri.starts_with("https://") || r.jwks_uri.starts_with("http://"))
-        {
+        let uri = r.jwks_uri.as_str();
+        if !["http://", "https://"].iter().any(|scheme| uri.is_empty() || uri.starts_with(scheme)) {
             out.error(&at.key("jwksUri"), "expected an http or https URI");
         }
         if !r.jwks.is_empty() && serde_json::from_str::<serde_json::Value>(&r.jwks).is_err() {
