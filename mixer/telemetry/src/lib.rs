@@ -4,5 +4,9 @@
 //! owner can stop, and no call on a request's path blocks or takes a lock that another worker holds for long.
 
 pub mod access_log;
+pub mod attributes;
+pub mod check;
 pub mod metrics;
+pub mod proto;
+pub mod report;
 pub mod trace;
