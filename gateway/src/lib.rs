@@ -1,1 +1,64 @@
-//! gateway
+//! Ingress, egress and east-west gateways: the sidecar's engine at the edge of a cluster.
+//!
+//! What a gateway serves comes from the control plane alone. An east-west gateway passes inner mTLS
+//! sessions on by their SNI and never holds a workload's key; with `--trunk` it also speaks QUIC to
+//! its peers.
+
+mod credentials;
+mod trunk;
+
+use std::{net::SocketAddr, path::PathBuf};
+
+use anyhow::Context;
+use mesh_agent::{Agent, AgentOptions, ProxyArgs};
+use mesh_identity::SecretStore;
+use mesh_proxy::Hooks;
+use mesh_xds::NodeKind;
+use prometheus_client::registry::Registry;
+
+/// Flags of `flotilla gateway`.
+#[derive(Debug, Clone, clap::Args)]
+pub struct GatewayArgs {
+    #[command(flatten)]
+    proxy: ProxyArgs,
+    /// Speak QUIC to peers' gateways on this UDP address (usually port 15443)
+    #[arg(long)]
+    trunk: Option<SocketAddr>,
+    /// The gateway's own east-west listener, to which sessions from trunks are handed
+    #[arg(long, default_value = "127.0.0.1:15443")]
+    trunk_deliver: SocketAddr,
+    /// Directory of server credentials: `<name>/tls.crt`, `<name>/tls.key` and optionally
+    /// `<name>/ca.crt` serve `credentialName: <name>`; changes are picked up
+    #[arg(long)]
+    credentials: Option<PathBuf>,
+}
+
+/// Runs until SIGTERM or SIGINT, then drains.
+///
+/// # Errors
+/// Flags that are not valid, files that cannot be read, addresses that cannot be bound.
+pub async fn run(args: GatewayArgs) -> anyhow::Result<()> {
+    let _tracing =
+        mesh_telemetry::trace::init_tracing("flotilla-gateway", args.proxy.otlp.as_deref(), false)?;
+    let stop = mesh_runtime::shutdown::on_signal()?;
+    let store = SecretStore::new();
+    let mut registry = Registry::default();
+    let _credentials = args.credentials.map(|dir| credentials::follow(dir, store.clone()));
+    let mut hooks = Hooks::default();
+    if let Some(listen) = args.trunk {
+        let dialer = trunk::start(listen, args.trunk_deliver, &store, &mut registry)
+            .with_context(|| format!("--trunk {listen}"))?;
+        hooks.dialer = Some(dialer);
+    }
+    let agent = Agent::start(AgentOptions {
+        args: args.proxy,
+        kind: NodeKind::Router,
+        hooks,
+        name_table: false,
+        registry,
+        store,
+    })
+    .await?;
+    agent.run(stop).await;
+    Ok(())
+}

@@ -1,1 +1,80 @@
-//! sidecar
+//! A workload's proxy: the agent of the mesh, with a resolver for the workload's names.
+
+pub mod iptables;
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
+
+use anyhow::Context;
+use mesh_agent::{Agent, AgentOptions, ProxyArgs};
+use mesh_dns::Names;
+use mesh_identity::SecretStore;
+use mesh_proxy::Hooks;
+use mesh_xds::{NodeKind, nds::NameTable};
+use prometheus_client::registry::Registry;
+use tokio::{sync::watch, task::JoinHandle};
+
+/// Flags of `flotilla sidecar`.
+#[derive(Debug, Clone, clap::Args)]
+pub struct SidecarArgs {
+    #[command(flatten)]
+    proxy: ProxyArgs,
+    /// Answer DNS for the workload here, UDP and TCP; other names go to --dns-upstream
+    #[arg(long)]
+    dns: Option<SocketAddr>,
+    /// Resolver for names outside the mesh; the system's by default
+    #[arg(long)]
+    dns_upstream: Option<SocketAddr>,
+}
+
+/// Runs until SIGTERM or SIGINT, then drains.
+///
+/// # Errors
+/// Flags that are not valid, files that cannot be read, addresses that cannot be bound.
+pub async fn run(args: SidecarArgs) -> anyhow::Result<()> {
+    let _tracing =
+        mesh_telemetry::trace::init_tracing("flotilla-sidecar", args.proxy.otlp.as_deref(), false)?;
+    let stop = mesh_runtime::shutdown::on_signal()?;
+    let agent = Agent::start(AgentOptions {
+        args: args.proxy,
+        kind: NodeKind::Sidecar,
+        hooks: Hooks::default(),
+        name_table: args.dns.is_some(),
+        registry: Registry::default(),
+        store: SecretStore::new(),
+    })
+    .await?;
+    let _dns = match args.dns {
+        None => None,
+        Some(address) => {
+            let (names, follow) = follow_names(agent.names());
+            let server = mesh_dns::Server::start(address, args.dns_upstream, names)
+                .await
+                .with_context(|| format!("--dns {address}"))?;
+            Some((server, follow))
+        }
+    };
+    agent.run(stop).await;
+    Ok(())
+}
+
+/// Turns the control plane's name table into the resolver's as it changes.
+fn follow_names(mut tables: watch::Receiver<Arc<NameTable>>) -> (watch::Receiver<Arc<Names>>, JoinHandle<()>) {
+    let (tx, rx) = watch::channel(Arc::default());
+    let task = tokio::spawn(async move {
+        loop {
+            let table = tables.borrow_and_update().clone();
+            let hosts = table.table.iter().flat_map(|(host, info)| {
+                let ips: Vec<IpAddr> = info.ips.iter().filter_map(|ip| ip.parse().ok()).collect();
+                std::iter::once(host).chain(&info.alt_hosts).map(move |h| (h.clone(), ips.clone()))
+            });
+            tx.send_replace(Arc::new(Names::new(hosts)));
+            if tables.changed().await.is_err() {
+                return;
+            }
+        }
+    });
+    (rx, task)
+}

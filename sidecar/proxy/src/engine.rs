@@ -39,7 +39,7 @@ pub enum EngineError {
 pub struct Engine {
     shared: Arc<Shared>,
     applier: Arc<Mutex<Applier>>,
-    threads: Vec<JoinHandle<()>>,
+    threads: std::sync::Mutex<Vec<JoinHandle<()>>>,
 }
 
 /// State of an engine, for admin pages.
@@ -159,7 +159,7 @@ impl Engine {
             });
         });
         threads.push(control.map_err(EngineError::Thread)?);
-        Ok(Self { shared, applier, threads })
+        Ok(Self { shared, applier, threads: threads.into() })
     }
 
     fn applier(&self) -> std::sync::MutexGuard<'_, Applier> {
@@ -221,7 +221,7 @@ impl Engine {
     }
 
     /// Stops accepting, lets streams finish until `deadline`, then ends what is left.
-    pub async fn drain(mut self, deadline: Duration) {
+    pub async fn drain(&self, deadline: Duration) {
         self.applier().stop();
         let end = tokio::time::Instant::now() + deadline;
         while self.shared.totals.connections.load(Relaxed) > 0 && tokio::time::Instant::now() < end {
@@ -229,7 +229,8 @@ impl Engine {
         }
         self.applier().kill();
         self.shared.stop.cancel();
-        let threads = std::mem::take(&mut self.threads);
+        let threads =
+            std::mem::take(&mut *self.threads.lock().unwrap_or_else(std::sync::PoisonError::into_inner));
         let _ = tokio::task::spawn_blocking(move || {
             for t in threads {
                 let _ = t.join();

@@ -1,0 +1,86 @@
+//! Server credentials of a gateway from a directory, as mounted secrets are laid out.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use mesh_identity::SecretStore;
+use tokio::task::JoinHandle;
+
+/// Mounted secrets change by swapping symlinks, which file notification reports unreliably; looking
+/// at a few modification times costs nothing.
+const INTERVAL: Duration = Duration::from_secs(1);
+
+/// Ends the task when dropped.
+pub(crate) struct Follow(JoinHandle<()>);
+
+impl Drop for Follow {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Loads `<dir>/<name>/{tls.crt,tls.key,ca.crt}` as `kubernetes://<name>` (and
+/// `kubernetes://<name>-cacert`), now and whenever they change.
+pub(crate) fn follow(dir: PathBuf, store: Arc<SecretStore>) -> Follow {
+    Follow(tokio::spawn(async move {
+        let mut seen = BTreeMap::new();
+        loop {
+            scan(&dir, &store, &mut seen);
+            tokio::time::sleep(INTERVAL).await;
+        }
+    }))
+}
+
+fn modified(path: &Path) -> Option<SystemTime> {
+    std::fs::metadata(path).and_then(|m| m.modified()).ok()
+}
+
+fn scan(dir: &Path, store: &SecretStore, seen: &mut BTreeMap<String, [Option<SystemTime>; 3]>) {
+    let entries = match std::fs::read_dir(dir) {
+        Ok(e) => e,
+        Err(error) => {
+            if seen.insert(String::new(), [None; 3]).is_none() {
+                tracing::warn!(dir = %dir.display(), %error, "no credentials");
+            }
+            return;
+        }
+    };
+    let mut present = Vec::new();
+    for entry in entries.flatten() {
+        let Ok(name) = entry.file_name().into_string() else { continue };
+        let (crt, key, ca) =
+            (entry.path().join("tls.crt"), entry.path().join("tls.key"), entry.path().join("ca.crt"));
+        let stamp = [modified(&crt), modified(&key), modified(&ca)];
+        if stamp[0].is_none() || stamp[1].is_none() {
+            continue;
+        }
+        present.push(name.clone());
+        if seen.insert(name.clone(), stamp) == Some(stamp) {
+            continue;
+        }
+        let sds = format!("kubernetes://{name}");
+        let loaded = (|| -> anyhow::Result<()> {
+            store.set_identity(&sds, &std::fs::read(&crt)?, &std::fs::read(&key)?)?;
+            if stamp[2].is_some() {
+                store.set_trust(&format!("{sds}-cacert"), &std::fs::read(&ca)?)?;
+            }
+            Ok(())
+        })();
+        match loaded {
+            Ok(()) => tracing::info!(%name, "credential loaded"),
+            Err(error) => tracing::warn!(%name, error = %format!("{error:#}"), "credential not loaded; the last one stays"),
+        }
+    }
+    seen.retain(|name, _| {
+        let keep = name.is_empty() || present.contains(name);
+        if !keep {
+            store.remove_identity(&format!("kubernetes://{name}"));
+            tracing::info!(%name, "credential removed");
+        }
+        keep
+    });
+}

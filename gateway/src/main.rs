@@ -1,0 +1,29 @@
+//! `flotilla-gateway`: a workload's proxy without the control plane linked in.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+#[derive(Debug, Parser)]
+#[command(name = "flotilla-gateway", version, about = "An ingress, egress or east-west gateway")]
+struct Cli {
+    #[command(flatten)]
+    args: gateway::GatewayArgs,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    // Agent work only: the engine has threads of its own.
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+    let result = match runtime {
+        Ok(r) => r.block_on(gateway::run(cli.args)),
+        Err(e) => Err(e.into()),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::from(mesh_runtime::exit::UNUSABLE)
+        }
+    }
+}

@@ -1,0 +1,241 @@
+//! The running whole: certificate, configuration, engine, admin pages.
+
+use std::{sync::Arc, time::Duration};
+
+use anyhow::Context;
+use mesh_identity::{SecretStore, TRUST_BUNDLE, WORKLOAD_SVID};
+use mesh_model::proxy::{SecretRef, StringMatch, UpstreamTls, Validation};
+use mesh_proxy::{ApplyReport, ConfigSnapshot, Engine, EngineOptions, Hooks};
+use mesh_runtime::{
+    admin::{metrics_router, ready_router, serve},
+    ready::Readiness,
+};
+use mesh_xds::{
+    ClientOptions, Endpoint, NodeKind,
+    client::{
+        Mode,
+        proxy::{ProxyClient, ProxyClientOptions, ProxyState},
+    },
+    nds::NameTable,
+};
+use prometheus_client::registry::Registry;
+use tokio::{sync::watch, task::JoinHandle};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    ProxyArgs,
+    admin::{AdminState, router},
+    svid::{Renewal, SvidOptions},
+};
+
+/// What a sidecar or gateway adds to the common flags.
+pub struct AgentOptions {
+    /// Flags.
+    pub args: ProxyArgs,
+    /// Sidecar or router.
+    pub kind: NodeKind,
+    /// What it plugs into the engine.
+    pub hooks: Hooks,
+    /// Whether it wants the mesh's name table.
+    pub name_table: bool,
+    /// Metrics registered so far, such as those of the hooks.
+    pub registry: Registry,
+    /// Secrets, if the caller needs them before the engine starts.
+    pub store: Arc<SecretStore>,
+}
+
+/// A data-plane process's inner life. Dropping it stops everything at once; [`Agent::run`] ends it
+/// gracefully.
+pub struct Agent {
+    engine: Arc<Engine>,
+    client: ProxyClient,
+    drain: Duration,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        for t in &self.tasks {
+            t.abort();
+        }
+    }
+}
+
+/// The control plane as a TLS peer: any control plane of this trust domain.
+fn discovery(args: &ProxyArgs, store: &SecretStore) -> anyhow::Result<Endpoint> {
+    let san = format!("spiffe://{}/ns/flotilla-system/sa/control-plane", args.trust_domain);
+    let server_name = "control-plane.flotilla-system.svc";
+    let config = store.client_config(&UpstreamTls {
+        certificate: Some(SecretRef::Sds(WORKLOAD_SVID.into())),
+        validation: Validation {
+            trusted: Some(SecretRef::Sds(TRUST_BUNDLE.into())),
+            sans: vec![StringMatch::exact(san)],
+        },
+        sni: server_name.into(),
+        alpn: vec!["h2".into()],
+    })?;
+    Ok(Endpoint::Tls { address: args.discovery.clone(), server_name: server_name.into(), config })
+}
+
+impl Agent {
+    /// Starts everything; traffic flows as soon as certificate and configuration have arrived.
+    ///
+    /// # Errors
+    /// Flags that are not valid, files that cannot be read, addresses that cannot be bound.
+    pub async fn start(options: AgentOptions) -> anyhow::Result<Self> {
+        let AgentOptions { args, kind, hooks, name_table, mut registry, store } = options;
+        let mut waited = false;
+        let root = loop {
+            match std::fs::read(&args.root_cert) {
+                Ok(r) => break r,
+                // A cluster that has yet to join its mesh has no root; its proxies need not be started
+                // again when it has.
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                    if !waited {
+                        tracing::info!(path = %args.root_cert.display(), "waiting for the mesh's root certificate");
+                        waited = true;
+                    }
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+                Err(e) => return Err(e).context(format!("--root-cert {}", args.root_cert.display())),
+            }
+        };
+        store.set_trust(TRUST_BUNDLE, &root)?;
+        let node = args.node(kind)?;
+        let identity = args.identity()?;
+        let endpoint = discovery(&args, &store)?;
+        let readiness = Readiness::default();
+
+        let engine = Engine::start(
+            EngineOptions {
+                workers: args.workers(),
+                node: mesh_proxy::NodeInfo {
+                    workload: args.workload.clone(),
+                    namespace: args.namespace.clone(),
+                    cluster: args.cluster.to_string(),
+                    service_account: args.service_account.clone(),
+                    principal: identity.to_string(),
+                    labels: args.label_map()?,
+                    id: node.id.clone(),
+                    gateway: kind == NodeKind::Router,
+                },
+                drain_time: args.drain(),
+                ..EngineOptions::default()
+            },
+            store.clone(),
+            &mut registry,
+            hooks,
+        )?;
+        let engine = Arc::new(engine);
+
+        let mut tasks = Vec::new();
+        let svid = readiness.wait_for("certificate");
+        let renewal = Renewal::new(
+            SvidOptions {
+                endpoint: endpoint.clone(),
+                identity,
+                token_file: args.token_file.clone(),
+                state_dir: args.state_dir.clone(),
+            },
+            store.clone(),
+        );
+        let mut have = store.subscribe();
+        let secrets = store.clone();
+        tasks.push(tokio::spawn(async move {
+            let _waiting = svid;
+            while !secrets.has_identity(WORKLOAD_SVID) {
+                if have.changed().await.is_err() {
+                    return;
+                }
+            }
+        }));
+        let identity_status = renewal.status();
+        tasks.push(tokio::spawn(renewal.run()));
+
+        let client = ProxyClient::start(ProxyClientOptions {
+            client: ClientOptions { endpoint, node, mode: Mode::Delta },
+            cache: args.state_dir.as_ref().map(|d| d.join("xds.cache")),
+            name_table,
+        });
+        let reports = watch::Sender::new(Arc::new(ApplyReport::default()));
+        let report = reports.subscribe();
+        let configured = readiness.wait_for("configuration");
+        tasks.push(tokio::spawn(apply(client.state(), client.health(), engine.clone(), reports, configured)));
+
+        let registry = Arc::new(registry);
+        let admin = AdminState {
+            engine: engine.clone(),
+            state: client.state(),
+            health: client.health(),
+            report,
+            identity: identity_status,
+            store,
+        };
+        let pages =
+            router(admin).merge(ready_router(readiness.clone())).merge(metrics_router(registry.clone()));
+        for (what, address, router) in [
+            ("admin", args.admin, pages),
+            ("readiness", args.readiness, ready_router(readiness.clone())),
+            ("metrics", args.metrics, metrics_router(registry)),
+        ] {
+            let (_, task) = serve(address, router).await.with_context(|| format!("--{what} {address}"))?;
+            tasks.push(task);
+        }
+        Ok(Self { engine, client, drain: args.drain(), tasks })
+    }
+
+    /// The mesh's names, for a resolver.
+    #[must_use]
+    pub fn names(&self) -> watch::Receiver<Arc<NameTable>> {
+        self.client.names()
+    }
+
+    /// Runs until `stop`, then lets connections finish for the drain time.
+    pub async fn run(self, stop: CancellationToken) {
+        stop.cancelled().await;
+        tracing::info!(seconds = self.drain.as_secs(), "draining");
+        self.engine.drain(self.drain).await;
+    }
+}
+
+/// Applies every complete state to the engine.
+async fn apply(
+    mut states: watch::Receiver<Arc<ProxyState>>,
+    health: watch::Receiver<mesh_xds::client::proxy::ClientHealth>,
+    engine: Arc<Engine>,
+    reports: watch::Sender<Arc<ApplyReport>>,
+    configured: mesh_runtime::ready::ReadyGuard,
+) {
+    let mut waiting = Some(configured);
+    loop {
+        let state = states.borrow_and_update().clone();
+        let known = {
+            let h = health.borrow();
+            h.synced || h.from_cache
+        };
+        if known {
+            let snapshot = ConfigSnapshot {
+                listeners: state.listeners.clone(),
+                routes: state.routes.clone(),
+                clusters: state.clusters.clone(),
+                endpoints: state.endpoints.clone(),
+            };
+            let engine = engine.clone();
+            // Compiling large tables takes milliseconds; the admin pages need not wait for it.
+            match tokio::task::spawn_blocking(move || engine.apply(snapshot)).await {
+                Ok(report) => {
+                    for (kind, name, reason) in &report.rejected {
+                        tracing::warn!(%kind, %name, %reason, "a resource was not applied");
+                    }
+                    reports.send_replace(Arc::new(report));
+                    waiting = None;
+                }
+                Err(error) => tracing::error!(%error, "applying configuration failed"),
+            }
+        }
+        if states.changed().await.is_err() {
+            drop(waiting);
+            return;
+        }
+    }
+}

@@ -1,0 +1,23 @@
+//! What makes an engine a member of the mesh.
+//!
+//! An [`Agent`] proves its workload to the cluster's CA and keeps its certificate fresh, follows the
+//! control plane, applies what it says to the engine, and serves the admin pages. Sidecar and
+//! gateway differ in what they add to it, not in this.
+//!
+//! Invariants: the private key is made here and leaves the process only for a file of mode 0600; a
+//! control plane that does not answer changes nothing about traffic; the engine never waits for
+//! anything in this crate.
+
+mod admin;
+mod agent;
+mod args;
+mod svid;
+
+pub use agent::{Agent, AgentOptions};
+pub use args::ProxyArgs;
+pub use svid::{Renewal, SvidError, SvidOptions};
+
+pub(crate) mod pb {
+    #![allow(missing_docs, unreachable_pub, clippy::all)]
+    tonic::include_proto!("istio.v1.auth");
+}
