@@ -26,6 +26,7 @@ pub(crate) struct Index {
     hosts: BTreeSet<String>,
     wildcards: Vec<String>,
     gateways: BTreeSet<String>,
+    delegates: BTreeSet<String>,
     subsets: BTreeMap<String, BTreeSet<String>>,
 }
 
@@ -71,6 +72,9 @@ impl Index {
                 }
                 Spec::Gateway(_) => {
                     index.gateways.insert(format!("{}/{}", m.namespace, m.name));
+                }
+                Spec::VirtualService(v) if v.hosts.is_empty() => {
+                    index.delegates.insert(format!("{}/{}", m.namespace, m.name));
                 }
                 Spec::DestinationRule(r) => {
                     let subsets = index.subsets.entry(qualify(&r.host, &m.namespace)).or_default();
@@ -135,6 +139,14 @@ impl Index {
         let http = p.key("http");
         for (i, r) in vs.http.iter().enumerate() {
             let at = http.index(i);
+            if let Some(d) = &r.delegate {
+                let ns = if d.namespace.is_empty() { namespace } else { &d.namespace };
+                let full = format!("{ns}/{}", d.name);
+                if !self.delegates.contains(&full) {
+                    let path = at.key("delegate").to_field_path();
+                    out.warnings.push((path, format!("there is no VirtualService {full} without hosts")));
+                }
+            }
             let route = at.key("route");
             for (j, d) in r.route.iter().enumerate() {
                 self.destination(d.destination.as_ref(), namespace, &route.index(j).key("destination"), out);

@@ -142,7 +142,11 @@ fn virtual_services() {
 
     let vs = |s: &str| net("VirtualService", s);
     let to = "http: [{route: [{destination: {host: a}}]}]";
-    rejected(&vs(&format!("hosts: []\n{to}")), "spec.hosts", 5, "at least one host");
+    rejected(&vs(&format!("hosts: []\ngateways: [gw]\n{to}")), "spec.hosts", 5, "at least one host");
+    rejected(&vs("tcp: [{route: [{destination: {host: a}}]}]"), "spec.hosts", 0, "at least one host");
+    rejected(&vs("http: [{delegate: {name: a}}]"), "spec.hosts", 0, "cannot delegate again");
+    warned(&vs(to), "spec.hosts", "only as a delegate");
+    accepted(&vs("hosts: [a]\nhttp: [{delegate: {name: a, namespace: b}}]"));
     rejected(&vs(&format!("hosts: ['*']\n{to}")), "spec.hosts[0]", 5, "only allowed at a gateway");
     accepted(&vs(&format!("hosts: ['*']\ngateways: [books/gw]\n{to}")));
     rejected(&vs(&format!("hosts: ['*.com', '*.foo.com']\n{to}")), "spec.hosts[1]", 5, "overlaps");
@@ -198,7 +202,7 @@ fn virtual_services() {
         ("corsPolicy: {allowMethods: [GETT]}", ".corsPolicy.allowMethods[0]", "HTTP method"),
         ("corsPolicy: {maxAge: 1500ms}", ".corsPolicy.maxAge", "whole number of seconds"),
         ("{mirror: {host: a}, mirrors: [{destination: {host: a}}]}", ".mirrors", "only one of"),
-        ("delegate: {name: a}", ".delegate", "not supported"),
+        ("delegate: {name: 'a b'}", ".delegate.name", "not the name"),
         ("directResponse: {status: 99}", ".directResponse.status", "200..599"),
     ] {
         let actions = ["redirect", "route", "directResponse", "delegate"];

@@ -29,6 +29,8 @@ pub(super) fn check_service(s: &Service, p: &Path<'_>, out: &mut Findings) {
         );
     }
     out.unenforced(s.session_affinity == "ClientIP", p, "sessionAffinity");
+    out.unenforced(!s.external_ips.is_empty(), p, "externalIPs");
+    out.unenforced(s.publish_not_ready_addresses, p, "publishNotReadyAddresses");
     let ips = std::iter::once((&s.cluster_ip, p.key("clusterIP")));
     let ips: Vec<_> = ips.chain(s.cluster_ips.iter().map(|ip| (ip, p.key("clusterIPs")))).collect();
     for (ip, at) in ips {

@@ -2,7 +2,7 @@
 
 use mesh_model::authored::{
     ClientTlsMode, ClientTlsSettings, ConnectionPoolSettings, DestinationRule, H2UpgradePolicy,
-    LoadBalancerSettings, LocalityLbSetting, OutlierDetection, TrafficPolicy,
+    LoadBalancerSettings, LocalityLbSetting, OutlierDetection, SimpleLb, TrafficPolicy,
 };
 
 use super::common::{self, Findings};
@@ -28,7 +28,9 @@ pub(super) fn check(dr: &DestinationRule, p: &Path<'_>, out: &mut Findings) {
             traffic_policy(t, &at.key("trafficPolicy"), out);
         }
     }
-    out.unenforced(dr.workload_selector.is_some(), p, "workloadSelector");
+    if let Some(w) = &dr.workload_selector {
+        common::labels(&w.match_labels, &p.key("workloadSelector").key("matchLabels"), out);
+    }
 }
 
 fn traffic_policy(t: &TrafficPolicy, p: &Path<'_>, out: &mut Findings) {
@@ -83,6 +85,9 @@ fn blocks(
 }
 
 fn load_balancer(lb: &LoadBalancerSettings, p: &Path<'_>, out: &mut Findings) {
+    if lb.simple == Some(SimpleLb::Passthrough) {
+        out.warning(&p.key("simple"), "PASSTHROUGH is accepted but not enforced yet: ROUND_ROBIN is used");
+    }
     if lb.simple.is_some() && lb.consistent_hash.is_some() {
         out.error(p, "only one of simple and consistentHash is allowed");
     }
@@ -159,9 +164,6 @@ fn locality(l: &LocalityLbSetting, p: &Path<'_>, out: &mut Findings) {
             out.error(&at, "failover is between regions: no zones, no wildcards");
         }
     }
-    out.unenforced(!l.distribute.is_empty(), p, "distribute");
-    out.unenforced(!l.failover.is_empty(), p, "failover");
-    out.unenforced(!l.failover_priority.is_empty(), p, "failoverPriority");
 }
 
 pub(super) fn connection_pool(c: &ConnectionPoolSettings, p: &Path<'_>, out: &mut Findings) {
@@ -215,7 +217,6 @@ fn outlier_detection(o: &OutlierDetection, p: &Path<'_>, out: &mut Findings) {
         );
     }
     out.unenforced(o.split_external_local_origin_errors, p, "splitExternalLocalOriginErrors");
-    out.unenforced(o.min_health_percent != 0, p, "minHealthPercent");
     out.unenforced(!o.outlier_detection_http_error_codes.is_empty(), p, "outlierDetectionHttpErrorCodes");
 }
 

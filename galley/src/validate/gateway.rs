@@ -146,9 +146,13 @@ pub(super) fn tls(t: &ServerTlsSettings, p: &Path<'_>, out: &mut Findings) {
     out.unenforced(t.max_protocol_version == TlsProtocol::V1_2, p, "maxProtocolVersion");
     out.unenforced(!t.cipher_suites.is_empty(), p, "cipherSuites");
     out.unenforced(!t.ca_crl.is_empty(), p, "caCrl");
-    out.unenforced(!t.credential_names.is_empty(), p, "credentialNames");
-    out.unenforced(!t.tls_certificates.is_empty(), p, "tlsCertificates");
-    out.unenforced(!t.ca_cert_credential_name.is_empty(), p, "caCertCredentialName");
+    for (n, field) in
+        [(t.credential_names.len(), "credentialNames"), (t.tls_certificates.len(), "tlsCertificates")]
+    {
+        if n > 1 {
+            out.warning(&p.key(field), "only the first certificate is used yet");
+        }
+    }
     for (set, field) in [
         (!t.verify_certificate_spki.is_empty(), "verifyCertificateSpki"),
         (!t.verify_certificate_hash.is_empty(), "verifyCertificateHash"),

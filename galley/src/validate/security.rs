@@ -100,7 +100,7 @@ pub(super) fn check_authorization(a: &AuthorizationPolicy, p: &Path<'_>, out: &m
         AuthorizationAction::Audit => {
             out.warning(
                 &p.key("action"),
-                "action AUDIT is accepted but not enforced yet: matches are not recorded",
+                "action AUDIT never changes an outcome, and nothing collects its marks yet",
             );
         }
         AuthorizationAction::Allow | AuthorizationAction::Deny => {}

@@ -38,9 +38,7 @@ pub(super) fn check(s: &Sidecar, p: &Path<'_>, out: &mut Findings) {
     }
     out.unenforced(!s.ingress.is_empty(), p, "ingress");
     out.unenforced(s.inbound_connection_pool.is_some(), p, "inboundConnectionPool");
-    out.unenforced(!s.egress.is_empty(), p, "egress");
     if let Some(o) = &s.outbound_traffic_policy {
-        out.unenforced(true, p, "outboundTrafficPolicy");
         out.unenforced(o.egress_proxy.is_some(), &p.key("outboundTrafficPolicy"), "egressProxy");
     }
 }
@@ -91,6 +89,9 @@ fn egress_listener(l: &IstioEgressListener, p: &Path<'_>, out: &mut Findings) {
     } else if !unix && !l.bind.is_empty() && l.bind.parse::<std::net::IpAddr>().is_err() {
         out.error(&p.key("bind"), format!("{:?} is neither an IP address nor unix://", l.bind));
     }
+    out.unenforced(l.port.is_some(), p, "port");
+    out.unenforced(!l.bind.is_empty(), p, "bind");
+    out.unenforced(l.capture_mode != CaptureMode::Default, p, "captureMode");
     let hosts = p.key("hosts");
     if l.hosts.is_empty() {
         out.error(&hosts, "at least one host is required");
@@ -101,7 +102,11 @@ fn egress_listener(l: &IstioEgressListener, p: &Path<'_>, out: &mut Findings) {
             out.error(&at, format!("{h:?} is not namespace/host"));
             continue;
         };
-        let ns = ns.strip_prefix('~').filter(|n| !n.is_empty()).unwrap_or(ns);
+        if ns.len() > 1 && ns.starts_with('~') {
+            // Ignoring it would show what its author wants hidden.
+            out.error(&at, "excluding a namespace with '~' is not supported yet");
+            continue;
+        }
         if !matches!(ns, "*" | "." | "~") && !common::is_dns1123_label(ns) {
             out.error(&at, format!("{ns:?} is not a namespace, '*', '.' or '~'"));
         }

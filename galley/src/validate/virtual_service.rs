@@ -15,7 +15,7 @@ pub(super) fn check(vs: &VirtualService, api_version: &str, p: &Path<'_>, out: &
     let on_mesh = vs.gateways.is_empty() || vs.gateways.iter().any(|g| g == "mesh");
     let hosts = p.key("hosts");
     if vs.hosts.is_empty() {
-        out.error(&hosts, "at least one host is required");
+        delegate(vs, &hosts, out);
     }
     for (i, h) in vs.hosts.iter().enumerate() {
         let at = hosts.index(i);
@@ -67,6 +67,23 @@ pub(super) fn check(vs: &VirtualService, api_version: &str, p: &Path<'_>, out: &
     }
 }
 
+/// A VirtualService without hosts is the part of another that delegates to it.
+fn delegate(vs: &VirtualService, hosts: &Path<'_>, out: &mut Findings) {
+    if vs.http.is_empty() || !vs.tls.is_empty() || !vs.tcp.is_empty() || !vs.gateways.is_empty() {
+        out.error(
+            hosts,
+            "at least one host is required (only a delegate has none, and then only http routes)",
+        );
+    } else if vs.http.iter().any(|r| r.delegate.is_some()) {
+        out.error(hosts, "a VirtualService without hosts is a delegate, and delegates cannot delegate again");
+    } else {
+        out.warning(
+            hosts,
+            "without hosts it has no effect of its own, only as a delegate of another VirtualService",
+        );
+    }
+}
+
 /// Whether one name matches some host of the other.
 fn overlap(a: &str, b: &str) -> bool {
     match (a.strip_prefix('*'), b.strip_prefix('*')) {
@@ -92,15 +109,21 @@ fn http_route(r: &HttpRoute, api_version: &str, p: &Path<'_>, out: &mut Findings
     for (i, x) in r.matches.iter().enumerate() {
         http_match(x, &m.index(i), out);
     }
-    if r.delegate.is_some() {
-        out.error(&p.key("delegate"), "delegate is not supported yet");
+    if let Some(d) = &r.delegate {
+        let at = p.key("delegate");
+        if !common::is_fqdn(&d.name) {
+            out.error(&at.key("name"), format!("{:?} is not the name of a VirtualService", d.name));
+        }
+        if !d.namespace.is_empty() && !common::is_dns1123_label(&d.namespace) {
+            out.error(&at.key("namespace"), format!("{:?} is not a namespace", d.namespace));
+        }
     }
     let actions = usize::from(!r.route.is_empty())
         + usize::from(r.redirect.is_some())
         + usize::from(r.direct_response.is_some())
         + usize::from(r.delegate.is_some());
     if actions == 0 {
-        out.error(p, "one of route, redirect and directResponse is required");
+        out.error(p, "one of route, redirect, directResponse and delegate is required");
     } else if actions > 1 {
         out.error(p, "only one of route, redirect, directResponse and delegate is allowed");
     }
@@ -165,8 +188,15 @@ fn http_route(r: &HttpRoute, api_version: &str, p: &Path<'_>, out: &mut Findings
         cors(c, &p.key("corsPolicy"), out);
     }
     headers(r.headers.as_ref(), &p.key("headers"), out);
-    out.unenforced(!r.append_headers.is_empty(), p, "appendHeaders");
-    out.unenforced(!r.remove_response_headers.is_empty(), p, "removeResponseHeaders");
+    for (map, field) in
+        [(&r.append_headers, "appendHeaders"), (&r.remove_response_headers, "removeResponseHeaders")]
+    {
+        let at = p.key(field);
+        for (name, value) in map {
+            common::header_name(name, &at.key(name), out);
+            common::header_value(value, &at.key(name), out);
+        }
+    }
     if r.websocket_upgrade {
         out.warning(&p.key("websocketUpgrade"), "without effect: upgrades are always accepted");
     }
@@ -258,7 +288,6 @@ fn redirect(x: &mesh_model::authored::HttpRedirect, p: &Path<'_>, out: &mut Find
     if let Some(n) = x.port {
         common::port(n, &p.key("port"), out);
     }
-    out.unenforced(x.derive_port.is_some(), p, "derivePort");
     if !matches!(x.redirect_code, 0 | 301 | 302 | 303 | 307 | 308) {
         out.error(
             &p.key("redirectCode"),
