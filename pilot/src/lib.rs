@@ -1,1 +1,24 @@
-//! pilot
+//! Pilot: services and configuration in, configuration of every proxy out.
+//!
+//! Inputs are documents of galley (services, workloads, routing, policy) and of the federation
+//! component (what peers export). From them pilot builds one [`world::World`] per change, and from a
+//! world and a proxy's node the [`generate`] functions, which are pure, make listeners, routes,
+//! clusters and endpoints. [`source`] serves them over ADS; [`exports`] are published for the
+//! federation component.
+//!
+//! What is deliberately absent: pods of other clusters. Remote services are weights behind gateways.
+
+pub mod config;
+pub mod debug;
+pub mod exports;
+pub mod generate;
+pub mod hosts;
+pub mod index;
+mod metrics;
+pub mod proxy;
+mod run;
+pub mod source;
+pub mod world;
+
+pub use run::{Pilot, PilotHandle, PilotOptions};
+pub use world::Settings;

@@ -1,6 +1,6 @@
 //! The name table (`istio.networking.nds.v1.NameTable`): what a workload's resolver answers.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use prost::Message as _;
 
@@ -10,8 +10,8 @@ use crate::{pb, type_url};
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub struct NameTable {
     /// Fully qualified host (or wildcard) to its addresses.
-    #[prost(map = "string, message", tag = "1")]
-    pub table: HashMap<String, NameInfo>,
+    #[prost(btree_map = "string, message", tag = "1")]
+    pub table: BTreeMap<String, NameInfo>,
 }
 
 /// One name.

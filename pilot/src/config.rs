@@ -1,0 +1,230 @@
+//! Configuration as pilot works with it: typed documents in the order that conflicts are resolved
+//! in, oldest first.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
+
+use mesh_model::{
+    authored::{
+        AuthorizationPolicy, DestinationRule, Gateway, Kind, MeshConfig, PeerAuthentication, Service,
+        ServiceEntry, ServiceExport, Sidecar, Spec, VirtualService, WorkloadEntry,
+    },
+    federation::{ImportedService, PeerCluster, type_url},
+    registry::Labels,
+};
+use mesh_xds::mcp;
+use serde::Serialize;
+
+/// Kinds that pilot reads from galley.
+pub const GALLEY_KINDS: &[Kind] = &[
+    Kind::Service,
+    Kind::WorkloadEntry,
+    Kind::ServiceEntry,
+    Kind::VirtualService,
+    Kind::DestinationRule,
+    Kind::Gateway,
+    Kind::Sidecar,
+    Kind::PeerAuthentication,
+    Kind::AuthorizationPolicy,
+    Kind::ServiceExport,
+    Kind::MeshConfig,
+];
+
+/// Types that pilot reads from the federation component.
+pub const FEDERATION_TYPES: &[&str] = &[type_url::IMPORTED_SERVICE, type_url::PEER_CLUSTER];
+
+/// A document with what its metadata says.
+#[derive(Debug, Clone)]
+pub struct Doc<T> {
+    /// Name within its namespace.
+    pub name: String,
+    /// Namespace.
+    pub namespace: String,
+    /// Seconds since the epoch.
+    pub created: u64,
+    /// Labels of the object.
+    pub labels: Arc<Labels>,
+    /// Annotations of the object.
+    pub annotations: Arc<Labels>,
+    /// Content.
+    pub spec: Arc<T>,
+}
+
+/// Something in the configuration that pilot cannot do as written. Shown by `/debug/problems`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Problem {
+    /// Object, such as `VirtualService books/reviews`.
+    pub object: String,
+    /// What is wrong and what pilot does instead.
+    pub message: String,
+}
+
+/// All configuration of this cluster and what peers export to it.
+#[derive(Debug, Clone, Default)]
+pub struct Config {
+    /// Services of the platform.
+    pub services: Vec<Doc<Service>>,
+    /// Workloads.
+    pub workload_entries: Vec<Doc<WorkloadEntry>>,
+    /// Services from configuration.
+    pub service_entries: Vec<Doc<ServiceEntry>>,
+    /// Routing.
+    pub virtual_services: Vec<Doc<VirtualService>>,
+    /// Client-side policy.
+    pub destination_rules: Vec<Doc<DestinationRule>>,
+    /// Edges.
+    pub gateways: Vec<Doc<Gateway>>,
+    /// Scoping.
+    pub sidecars: Vec<Doc<Sidecar>>,
+    /// Inbound mTLS.
+    pub peer_authentications: Vec<Doc<PeerAuthentication>>,
+    /// Inbound authorisation.
+    pub authorization_policies: Vec<Doc<AuthorizationPolicy>>,
+    /// What is exported.
+    pub service_exports: Vec<Doc<ServiceExport>>,
+    /// Settings; defaults without a document.
+    pub mesh: Arc<MeshConfig>,
+    /// What peers export.
+    pub imports: Vec<Arc<ImportedService>>,
+    /// The peers.
+    pub peers: Vec<Arc<PeerCluster>>,
+    /// Documents that could not be read.
+    pub problems: Vec<Problem>,
+}
+
+/// Reads documents, remembering those that did not change.
+#[derive(Default)]
+pub struct Reader {
+    parsed: HashMap<(Kind, String), (Arc<mcp::Document>, Result<Spec, String>)>,
+    imports: HashMap<String, (Arc<mcp::Document>, Arc<ImportedService>)>,
+}
+
+impl Reader {
+    /// Turns the states of both sources into a configuration.
+    pub fn read(&mut self, galley: &mcp::ConfigState, federation: &mcp::ConfigState) -> Config {
+        let mut config = Config::default();
+        let mut parsed = HashMap::with_capacity(self.parsed.len());
+        for kind in GALLEY_KINDS {
+            for (name, doc) in galley.of(kind.type_url()) {
+                let key = (*kind, name.clone());
+                let spec = match self.parsed.remove(&key) {
+                    Some((d, spec)) if Arc::ptr_eq(&d, doc) => spec,
+                    _ => Spec::from_json(*kind, doc.body.clone()).map_err(|e| e.to_string()),
+                };
+                match &spec {
+                    Ok(spec) => config.add(doc, spec),
+                    Err(e) => config.problems.push(Problem {
+                        object: format!("{} {name}", kind.name()),
+                        message: format!("ignored: {e}"),
+                    }),
+                }
+                parsed.insert(key, (doc.clone(), spec));
+            }
+        }
+        self.parsed = parsed;
+        config.sort();
+
+        let mut imports = HashMap::with_capacity(self.imports.len());
+        for (name, doc) in federation.of(type_url::IMPORTED_SERVICE) {
+            let import = match self.imports.remove(name) {
+                Some((d, i)) if Arc::ptr_eq(&d, doc) => Ok(i),
+                _ => doc.spec::<ImportedService>().map(Arc::new),
+            };
+            match import {
+                Ok(i) => {
+                    config.imports.push(i.clone());
+                    imports.insert(name.clone(), (doc.clone(), i));
+                }
+                Err(e) => config.problems.push(Problem {
+                    object: format!("ImportedService {name}"),
+                    message: format!("ignored: {e}"),
+                }),
+            }
+        }
+        self.imports = imports;
+        for (name, doc) in federation.of(type_url::PEER_CLUSTER) {
+            match doc.spec::<PeerCluster>() {
+                Ok(p) => config.peers.push(Arc::new(p)),
+                Err(e) => config.problems.push(Problem {
+                    object: format!("PeerCluster {name}"),
+                    message: format!("ignored: {e}"),
+                }),
+            }
+        }
+        config.imports.sort_by(|a, b| {
+            (&a.service.namespace, &a.service.name, &a.cluster).cmp(&(
+                &b.service.namespace,
+                &b.service.name,
+                &b.cluster,
+            ))
+        });
+        config.peers.sort_by(|a, b| a.id.cmp(&b.id));
+        config
+    }
+}
+
+impl Config {
+    fn add(&mut self, doc: &mcp::Document, spec: &Spec) {
+        let (namespace, name) = doc.namespaced_name();
+        fn wrap<T>(doc: &mcp::Document, ns: &str, name: &str, spec: &Arc<T>) -> Doc<T> {
+            Doc {
+                name: name.to_owned(),
+                namespace: ns.to_owned(),
+                created: doc.created,
+                labels: Arc::new(doc.labels.clone()),
+                annotations: Arc::new(doc.annotations.clone()),
+                spec: spec.clone(),
+            }
+        }
+        macro_rules! into {
+            ($list:ident, $s:expr) => {
+                self.$list.push(wrap(doc, namespace, name, $s))
+            };
+        }
+        match spec {
+            Spec::Service(s) => into!(services, s),
+            Spec::WorkloadEntry(s) => into!(workload_entries, s),
+            Spec::ServiceEntry(s) => into!(service_entries, s),
+            Spec::VirtualService(s) => into!(virtual_services, s),
+            Spec::DestinationRule(s) => into!(destination_rules, s),
+            Spec::Gateway(s) => into!(gateways, s),
+            Spec::Sidecar(s) => into!(sidecars, s),
+            Spec::PeerAuthentication(s) => into!(peer_authentications, s),
+            Spec::AuthorizationPolicy(s) => into!(authorization_policies, s),
+            Spec::ServiceExport(s) => into!(service_exports, s),
+            Spec::MeshConfig(s) => self.mesh = s.clone(),
+            // Not subscribed to.
+            _ => {}
+        }
+    }
+
+    fn sort(&mut self) {
+        fn by_age<T>(list: &mut [Doc<T>]) {
+            list.sort_by(|a, b| (a.created, &a.namespace, &a.name).cmp(&(b.created, &b.namespace, &b.name)));
+        }
+        by_age(&mut self.services);
+        by_age(&mut self.workload_entries);
+        by_age(&mut self.service_entries);
+        by_age(&mut self.virtual_services);
+        by_age(&mut self.destination_rules);
+        by_age(&mut self.gateways);
+        by_age(&mut self.sidecars);
+        by_age(&mut self.peer_authentications);
+        by_age(&mut self.authorization_policies);
+        by_age(&mut self.service_exports);
+    }
+
+    /// Namespace whose policies apply to the whole mesh.
+    #[must_use]
+    pub fn root_namespace(&self) -> &str {
+        self.mesh.root_namespace.as_deref().unwrap_or("istio-system")
+    }
+}
+
+/// Whether `selector` is a subset of `labels`; an empty selector matches.
+#[must_use]
+pub fn selects(selector: &BTreeMap<String, String>, labels: &Labels) -> bool {
+    selector.iter().all(|(k, v)| labels.get(k) == Some(v))
+}

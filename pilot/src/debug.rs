@@ -1,0 +1,204 @@
+//! Pages for operators and the command line. All are read-only JSON.
+//!
+//! | path | content |
+//! |---|---|
+//! | `/ready` | 200 once configuration has been read |
+//! | `/debug/syncz` | per proxy and type: versions sent and acknowledged, `SYNCED`, `STALE` or `NACKED` with the reason |
+//! | `/debug/config_dump?proxyID=<name>.<namespace>` | listeners, routes, clusters and endpoints of a proxy as the control plane sees them |
+//! | `/debug/registryz` | services |
+//! | `/debug/endpointz` | endpoints of every service, imports included |
+//! | `/debug/configz` | documents read, by kind |
+//! | `/debug/problems` | what in the configuration cannot be done as written |
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, PoisonError},
+};
+
+use axum::{
+    Json, Router,
+    extract::{Query, State},
+    http::StatusCode,
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use mesh_xds::{AdsService, NodeInfo, type_url};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use tokio::sync::watch;
+
+use crate::{config::Doc, run::Shared, source::PilotSource};
+
+#[derive(Clone)]
+struct Pages {
+    service: AdsService<PilotSource>,
+    ready: watch::Receiver<bool>,
+    shared: Arc<Shared>,
+}
+
+pub(crate) fn router(
+    service: AdsService<PilotSource>,
+    ready: watch::Receiver<bool>,
+    shared: Arc<Shared>,
+) -> Router {
+    Router::new()
+        .route("/ready", get(is_ready))
+        .route("/debug/syncz", get(syncz))
+        .route("/debug/config_dump", get(config_dump))
+        .route("/debug/registryz", get(registryz))
+        .route("/debug/endpointz", get(endpointz))
+        .route("/debug/configz", get(configz))
+        .route("/debug/problems", get(problems))
+        .with_state(Pages { service, ready, shared })
+}
+
+async fn is_ready(State(p): State<Pages>) -> Response {
+    if *p.ready.borrow() {
+        (StatusCode::OK, "ready\n").into_response()
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, "configuration has not been read yet\n").into_response()
+    }
+}
+
+/// A proxy in `/debug/syncz`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct SyncStatus {
+    /// `name.namespace`.
+    pub proxy: String,
+    /// Whole node ID.
+    pub node: String,
+    /// Cluster, from the node's metadata.
+    pub cluster_id: String,
+    /// `flotilla`, `envoy` ...
+    pub user_agent: String,
+    /// Seconds since its stream opened.
+    pub connected_seconds: u64,
+    /// By short type name, such as `CDS`.
+    pub types: BTreeMap<String, TypeSync>,
+}
+
+/// One type of a proxy in `/debug/syncz`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct TypeSync {
+    /// `SYNCED`, `STALE` or `NACKED`.
+    pub status: String,
+    /// Version last sent.
+    pub sent: String,
+    /// Version last acknowledged.
+    pub acked: String,
+    /// Why the last one was rejected.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+fn proxy_name(n: &NodeInfo) -> String {
+    format!("{}.{}", n.name, n.namespace)
+}
+
+async fn syncz(State(p): State<Pages>) -> Json<Vec<SyncStatus>> {
+    let clients = p.service.status().clients();
+    let list = clients.into_iter().map(|c| SyncStatus {
+        proxy: proxy_name(&c.node),
+        cluster_id: c.node.meta("CLUSTER_ID").unwrap_or_default().to_owned(),
+        user_agent: c.node.user_agent.clone(),
+        connected_seconds: c.connected.elapsed().map_or(0, |d| d.as_secs()),
+        node: c.node.id,
+        types: c
+            .types
+            .into_iter()
+            .map(|(t, s)| {
+                let sync = TypeSync {
+                    status: s.state().to_owned(),
+                    sent: s.sent_version,
+                    acked: s.acked_version,
+                    error: s.error,
+                };
+                (type_url::short(&t).to_owned(), sync)
+            })
+            .collect(),
+    });
+    Json(list.collect())
+}
+
+#[derive(Deserialize)]
+struct ProxyQuery {
+    #[serde(rename = "proxyID")]
+    proxy: Option<String>,
+}
+
+async fn config_dump(State(p): State<Pages>, Query(q): Query<ProxyQuery>) -> Response {
+    let Some(wanted) = q.proxy else {
+        return (StatusCode::BAD_REQUEST, "proxyID=<name>.<namespace> is needed\n").into_response();
+    };
+    let source = p.service.source().clone();
+    let node = source.nodes().into_iter().find(|n| n.id == wanted || proxy_name(n) == wanted);
+    let Some(node) = node else {
+        return (StatusCode::NOT_FOUND, format!("no connected proxy {wanted:?}\n")).into_response();
+    };
+    // Generating takes milliseconds in a large mesh; not on the threads that serve streams.
+    let made = tokio::task::spawn_blocking(move || source.configuration(&node)).await;
+    match made {
+        Ok(Ok(g)) => Json(json!({
+            "listeners": g.listeners.values().collect::<Vec<_>>(),
+            "routes": g.routes.values().collect::<Vec<_>>(),
+            "clusters": g.clusters.values().collect::<Vec<_>>(),
+            "endpoints": g.endpoints.values().collect::<Vec<_>>(),
+        }))
+        .into_response(),
+        Ok(Err(e)) => (StatusCode::BAD_REQUEST, format!("{e}\n")).into_response(),
+        Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+    }
+}
+
+async fn registryz(State(p): State<Pages>) -> Json<Value> {
+    let world = p.service.source().world();
+    let list = world.iter().flat_map(|w| w.index.services.values()).map(|e| {
+        json!({
+            "service": e.service,
+            "origin": format!("{:?}", e.origin),
+            "aliases": e.aliases,
+            "assignedAddress": e.assigned_vip,
+            "identities": e.identities,
+            "exported": e.exported,
+            "importedFrom": e.imports.iter().map(|i| i.cluster.to_string()).collect::<Vec<_>>(),
+        })
+    });
+    Json(list.collect())
+}
+
+async fn endpointz(State(p): State<Pages>) -> Json<Value> {
+    let world = p.service.source().world();
+    let list = world
+        .iter()
+        .flat_map(|w| w.index.services.values())
+        .map(|e| json!({ "host": e.service.host, "endpoints": e.endpoints, "imports": e.imports }));
+    Json(list.collect())
+}
+
+async fn configz(State(p): State<Pages>) -> Json<Value> {
+    fn list<T: Serialize>(docs: &[Doc<T>]) -> Value {
+        docs.iter().map(|d| json!({"name": d.name, "namespace": d.namespace, "spec": &*d.spec})).collect()
+    }
+    let Some(w) = p.service.source().world() else { return Json(json!({})) };
+    let c = &w.config;
+    Json(json!({
+        "Service": list(&c.services),
+        "WorkloadEntry": list(&c.workload_entries),
+        "ServiceEntry": list(&c.service_entries),
+        "VirtualService": list(&c.virtual_services),
+        "DestinationRule": list(&c.destination_rules),
+        "Gateway": list(&c.gateways),
+        "Sidecar": list(&c.sidecars),
+        "PeerAuthentication": list(&c.peer_authentications),
+        "AuthorizationPolicy": list(&c.authorization_policies),
+        "ServiceExport": list(&c.service_exports),
+        "MeshConfig": &*c.mesh,
+        "ImportedService": c.imports,
+        "PeerCluster": c.peers,
+    }))
+}
+
+async fn problems(State(p): State<Pages>) -> Json<Value> {
+    let list = p.shared.problems.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    Json(json!(list))
+}

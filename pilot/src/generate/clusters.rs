@@ -1,0 +1,290 @@
+//! Outbound clusters.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use mesh_model::{
+    authored::{
+        ClientTlsMode, ClientTlsSettings, ConnectionPoolSettings, DestinationRule, H2UpgradePolicy,
+        LoadBalancerSettings, OutlierDetection as AuthoredOutlier, SimpleLb, Subset, TrafficPolicy,
+    },
+    proxy::{
+        Cluster, Discovery, LbPolicy, OutlierDetection, SecretRef, StringMatch, TransportSocketMatch,
+        UpstreamHttp, UpstreamTls, Validation,
+    },
+    registry::{Labels, Protocol, Resolution, ServicePort},
+};
+
+use super::{
+    Ctx, Generated,
+    common::{BLACK_HOLE, PASSTHROUGH, cluster_name, member_sni, sni_name},
+    endpoints::{self, CLUSTER_LABEL, TLS_LABEL},
+};
+use crate::{
+    index::{Entry, Origin},
+    world::effective_policy,
+};
+
+/// Roots for servers outside the mesh, where a user names none.
+const SYSTEM_ROOTS: &str = "/etc/ssl/certs/ca-certificates.crt";
+
+/// Passive health of services with remote endpoints: a gateway whose peer is broken is taken out for
+/// this service and peer only, quickly, and tried again soon.
+const REMOTE_OUTLIER: OutlierDetection = OutlierDetection {
+    consecutive_5xx: 0,
+    consecutive_gateway: 5,
+    interval: Duration::from_secs(5),
+    base_ejection: Duration::from_secs(10),
+    max_ejection: Duration::from_secs(300),
+    max_percent: 100,
+};
+
+/// Clusters and endpoints of everything that the proxy may call.
+pub(super) fn outbound(ctx: &Ctx<'_>, out: &mut Generated) {
+    out.cluster(ctx.black_hole());
+    if !ctx.proxy.router {
+        out.cluster(ctx.passthrough(PASSTHROUGH));
+    }
+    debug_assert!(out.clusters.contains_key(BLACK_HOLE));
+    for entry in &ctx.visible {
+        let rule = ctx.world.destination_rule(ctx.proxy, entry);
+        let rule = rule.as_deref();
+        for port in &entry.service.ports {
+            add(ctx, out, entry, port, rule, None);
+            for subset in rule.map(|r| r.subsets.as_slice()).unwrap_or_default() {
+                add(ctx, out, entry, port, rule, Some(subset));
+            }
+        }
+    }
+}
+
+fn add(
+    ctx: &Ctx<'_>,
+    out: &mut Generated,
+    entry: &Entry,
+    port: &ServicePort,
+    rule: Option<&DestinationRule>,
+    subset: Option<&Subset>,
+) {
+    let subset_name = subset.map_or("", |s| s.name.as_str());
+    let none = Labels::new();
+    let labels = subset.map_or(&none, |s| &s.labels);
+    let name = cluster_name(port.port, subset_name, &entry.service.host);
+    let policy = effective_policy(rule, subset, port.port);
+    let lb = policy.load_balancer.as_ref();
+    let passthrough = lb.is_some_and(|l| l.simple == Some(SimpleLb::Passthrough));
+
+    let discovery = match entry.service.resolution {
+        Resolution::Passthrough => Discovery::OriginalDst,
+        _ if passthrough => Discovery::OriginalDst,
+        Resolution::Static => {
+            let a = endpoints::assignment(ctx, entry, port, labels, &name, &policy);
+            out.assignment(a);
+            Discovery::Eds(name.clone())
+        }
+        Resolution::Dns => {
+            Discovery::StrictDns(endpoints::assignment(ctx, entry, port, labels, &name, &policy))
+        }
+    };
+    let mut c = ctx.base_cluster(&name, discovery);
+    c.http = http_version(ctx, port.protocol);
+    balance(&mut c, lb);
+    pool(&mut c, policy.connection_pool.as_ref(), port.protocol);
+    c.outlier = match &policy.outlier_detection {
+        Some(o) => Some(outlier(o)),
+        None if entry.imports.is_empty() => None,
+        None => Some(REMOTE_OUTLIER),
+    };
+    c.locality_weighted = endpoints::locality_setting(&policy).is_some_and(|s| !s.distribute.is_empty());
+    if let Some(o) = &policy.outlier_detection
+        && let Ok(p) = u32::try_from(o.min_health_percent)
+    {
+        c.panic_threshold = p.min(100);
+    }
+    transport(ctx, &mut c, entry, port, subset_name, &policy);
+    out.cluster(c);
+}
+
+fn http_version(_ctx: &Ctx<'_>, p: Protocol) -> UpstreamHttp {
+    match p {
+        p if p.is_http2() => UpstreamHttp::Http2,
+        // What the application speaks is what its peer understands.
+        Protocol::Auto => UpstreamHttp::Downstream,
+        _ => UpstreamHttp::Http1,
+    }
+}
+
+fn balance(c: &mut Cluster, lb: Option<&LoadBalancerSettings>) {
+    let Some(lb) = lb else { return };
+    if let Some(h) = &lb.consistent_hash {
+        c.lb = match (&h.maglev, &h.ring_hash) {
+            (Some(m), _) => LbPolicy::Maglev(m.table_size.unwrap_or(65_537)),
+            (None, Some(r)) => LbPolicy::RingHash(r.minimum_ring_size.unwrap_or(1024)),
+            (None, None) => LbPolicy::RingHash(h.minimum_ring_size.filter(|s| *s > 0).unwrap_or(1024)),
+        };
+        return;
+    }
+    c.lb = match lb.simple {
+        Some(SimpleLb::RoundRobin | SimpleLb::Passthrough) => LbPolicy::RoundRobin,
+        Some(SimpleLb::Random) => LbPolicy::Random,
+        Some(SimpleLb::LeastConn | SimpleLb::LeastRequest | SimpleLb::Unspecified) | None => {
+            LbPolicy::LeastRequest
+        }
+    };
+}
+
+/// A count that a user set; 0 and below is "not set".
+fn count(n: i32) -> Option<u32> {
+    u32::try_from(n).ok().filter(|n| *n > 0)
+}
+
+pub(super) fn pool(c: &mut Cluster, pool: Option<&ConnectionPoolSettings>, protocol: Protocol) {
+    let Some(pool) = pool else { return };
+    if let Some(t) = &pool.tcp {
+        if let Some(n) = count(t.max_connections) {
+            c.limits.max_connections = n;
+        }
+        if let Some(d) = t.connect_timeout {
+            c.connect_timeout = d.into();
+        }
+        if let Some(k) = &t.tcp_keepalive {
+            c.keepalive = Some(k.time.map_or(Duration::from_secs(7200), Duration::from));
+        }
+    }
+    if let Some(h) = &pool.http {
+        if let Some(n) = count(h.http1_max_pending_requests) {
+            c.limits.max_pending = n;
+        }
+        if let Some(n) = count(h.http2_max_requests) {
+            c.limits.max_requests = n;
+        }
+        if let Some(n) = count(h.max_retries) {
+            c.limits.max_retries = n;
+        }
+        c.max_requests_per_connection = count(h.max_requests_per_connection).unwrap_or(0);
+        c.idle_timeout = h.idle_timeout.map(Duration::from);
+        if h.use_client_protocol {
+            c.http = UpstreamHttp::Downstream;
+        } else if h.h2_upgrade_policy == H2UpgradePolicy::Upgrade && protocol.is_http() {
+            c.http = UpstreamHttp::Http2;
+        }
+    }
+}
+
+fn outlier(o: &AuthoredOutlier) -> OutlierDetection {
+    let base = o.base_ejection_time.map_or(Duration::from_secs(30), Duration::from);
+    // The 1.0 field counted gateway errors.
+    let legacy = count(o.consecutive_errors);
+    OutlierDetection {
+        consecutive_5xx: o.consecutive_5xx_errors.unwrap_or(if legacy.is_some() { 0 } else { 5 }),
+        consecutive_gateway: o.consecutive_gateway_errors.or(legacy).unwrap_or(0),
+        interval: o.interval.map_or(Duration::from_secs(10), Duration::from),
+        base_ejection: base,
+        max_ejection: base.max(Duration::from_secs(300)),
+        max_percent: count(o.max_ejection_percent).unwrap_or(10).min(100),
+    }
+}
+
+/// TLS to the endpoints: what a rule says, else mesh mTLS to those that have a proxy. Endpoints
+/// behind gateways are always mesh mTLS: gateways route by its server name.
+fn transport(
+    ctx: &Ctx<'_>,
+    c: &mut Cluster,
+    entry: &Entry,
+    port: &ServicePort,
+    subset: &str,
+    policy: &TrafficPolicy,
+) {
+    let http2 = c.http == UpstreamHttp::Http2;
+    let s = &entry.service;
+    let mesh = |sni: String| ctx.mesh_tls(&entry.identities, sni, http2);
+    for i in &entry.imports {
+        let sni = member_sni(port.port, subset, &s.name, &s.namespace, i.cluster.as_str());
+        c.tls_matches.push(TransportSocketMatch {
+            name: format!("cluster-{}", i.cluster),
+            labels: BTreeMap::from([
+                (CLUSTER_LABEL.to_owned(), i.cluster.to_string()),
+                (TLS_LABEL.to_owned(), "istio".to_owned()),
+            ]),
+            tls: Some(mesh(sni)),
+        });
+    }
+    // A member's part of a service is the service to its workloads.
+    let own_host = if entry.origin == Origin::Member {
+        crate::hosts::service_host(&s.name, &s.namespace)
+    } else {
+        s.host.clone()
+    };
+    let own_sni = sni_name(port.port, subset, &own_host);
+    match &policy.tls {
+        None => {
+            if s.mesh_external || s.resolution != Resolution::Static {
+                return;
+            }
+            c.tls_matches.push(TransportSocketMatch {
+                name: "tlsMode-istio".to_owned(),
+                labels: BTreeMap::from([(TLS_LABEL.to_owned(), "istio".to_owned())]),
+                tls: Some(mesh(own_sni)),
+            });
+            c.tls_matches.push(TransportSocketMatch {
+                name: "tlsMode-disabled".to_owned(),
+                labels: BTreeMap::new(),
+                tls: None,
+            });
+        }
+        Some(t) => match t.mode {
+            ClientTlsMode::Disable => {}
+            ClientTlsMode::IstioMutual => {
+                let sni = if t.sni.is_empty() { own_sni } else { t.sni.clone() };
+                let mut tls = mesh(sni);
+                if !t.subject_alt_names.is_empty() {
+                    tls.validation.sans = t.subject_alt_names.iter().map(StringMatch::exact).collect();
+                }
+                c.tls = Some(tls);
+            }
+            ClientTlsMode::Simple | ClientTlsMode::Mutual => {
+                c.tls = Some(foreign_tls(entry, t, http2));
+            }
+        },
+    }
+}
+
+/// TLS to a server outside the mesh.
+fn foreign_tls(entry: &Entry, t: &ClientTlsSettings, http2: bool) -> UpstreamTls {
+    let mutual = t.mode == ClientTlsMode::Mutual;
+    let credential = |suffix: &str| SecretRef::Sds(format!("kubernetes://{}{suffix}", t.credential_name));
+    let certificate = match (mutual, t.credential_name.is_empty()) {
+        (false, _) => None,
+        (true, false) => Some(credential("")),
+        (true, true) => {
+            Some(SecretRef::Files { chain: t.client_certificate.clone(), key: t.private_key.clone() })
+        }
+    };
+    let file = |f: &str| SecretRef::Files { chain: f.to_owned(), key: String::new() };
+    let trusted = if t.insecure_skip_verify == Some(true) {
+        None
+    } else if !t.credential_name.is_empty() {
+        Some(credential("-cacert"))
+    } else if !t.ca_certificates.is_empty() {
+        Some(file(&t.ca_certificates))
+    } else {
+        Some(file(SYSTEM_ROOTS))
+    };
+    let host = &entry.service.host;
+    let sni = match t.sni.as_str() {
+        "" if host.starts_with('*') => String::new(),
+        "" => host.clone(),
+        sni => sni.to_owned(),
+    };
+    let wanted = if t.subject_alt_names.is_empty() { &entry.subject_alt_names } else { &t.subject_alt_names };
+    let mut sans: Vec<StringMatch> = wanted.iter().map(StringMatch::exact).collect();
+    // A chain to a public root proves little without the name.
+    if sans.is_empty() && trusted.is_some() && !sni.is_empty() {
+        sans.push(StringMatch::exact(&sni));
+    }
+    UpstreamTls {
+        certificate,
+        validation: Validation { trusted, sans },
+        sni,
+        alpn: if http2 { vec!["h2".to_owned()] } else { vec![] },
+    }
+}

@@ -1,0 +1,277 @@
+//! Pieces of listeners and clusters that several generators use.
+
+use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
+
+use mesh_model::{
+    authored::AccessLogEncoding,
+    proxy::{
+        AccessLog, AccessLogFormat, CircuitBreakers, Cluster, Direction, Discovery, FilterChain,
+        FilterChainMatch, ForwardClientCert, HttpCodec, HttpConnectionManager, HttpFilter, LbPolicy,
+        Listener, LoadAssignment, NetworkFilter, RouteSource, SecretRef, StringMatch, TcpProxy, Tracing,
+        UpstreamHttp, UpstreamTls, Validation, WeightedCluster,
+    },
+};
+
+use super::Ctx;
+
+/// Accepts and closes: where undeclared destinations go with `REGISTRY_ONLY`.
+pub(super) const BLACK_HOLE: &str = "BlackHoleCluster";
+/// Where undeclared destinations go with `ALLOW_ANY`.
+pub(super) const PASSTHROUGH: &str = "PassthroughCluster";
+/// Where connections to undeclared ports of the workload go.
+pub(super) const INBOUND_PASSTHROUGH: &str = "InboundPassthroughCluster";
+
+/// TCP connections without a byte are kept as long as Envoy keeps them.
+const TCP_IDLE: Duration = Duration::from_secs(3600);
+const HTTP_IDLE: Duration = Duration::from_secs(3600);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Waiting for the first bytes. A server-first protocol on an undeclared port loses this much per
+/// connection; Istio's value has moved between 100 ms and 5 s and is off today.
+pub(super) const INSPECT_TIMEOUT: Duration = Duration::from_millis(500);
+/// Fields of a JSON access log line.
+const JSON_FIELDS: &[(&str, &str)] = &[
+    ("authority", "%REQ(:AUTHORITY)%"),
+    ("bytes_received", "%BYTES_RECEIVED%"),
+    ("bytes_sent", "%BYTES_SENT%"),
+    ("downstream_local_address", "%DOWNSTREAM_LOCAL_ADDRESS%"),
+    ("downstream_remote_address", "%DOWNSTREAM_REMOTE_ADDRESS%"),
+    ("duration", "%DURATION%"),
+    ("method", "%REQ(:METHOD)%"),
+    ("path", "%REQ(X-ENVOY-ORIGINAL-PATH?:PATH)%"),
+    ("protocol", "%PROTOCOL%"),
+    ("request_id", "%REQ(X-REQUEST-ID)%"),
+    ("requested_server_name", "%REQUESTED_SERVER_NAME%"),
+    ("response_code", "%RESPONSE_CODE%"),
+    ("response_code_details", "%RESPONSE_CODE_DETAILS%"),
+    ("response_flags", "%RESPONSE_FLAGS%"),
+    ("route_name", "%ROUTE_NAME%"),
+    ("start_time", "%START_TIME%"),
+    ("upstream_cluster", "%UPSTREAM_CLUSTER%"),
+    ("upstream_host", "%UPSTREAM_HOST%"),
+    ("upstream_service_time", "%RESP(X-ENVOY-UPSTREAM-SERVICE-TIME)%"),
+    ("upstream_transport_failure_reason", "%UPSTREAM_TRANSPORT_FAILURE_REASON%"),
+    ("user_agent", "%REQ(USER-AGENT)%"),
+    ("x_forwarded_for", "%REQ(X-FORWARDED-FOR)%"),
+];
+
+/// Name of an outbound cluster, and of its load assignment.
+pub(super) fn cluster_name(port: u16, subset: &str, host: &str) -> String {
+    format!("outbound|{port}|{subset}|{host}")
+}
+
+/// The same as a server name; also the cluster's name at gateways that route by it.
+pub(super) fn sni_name(port: u16, subset: &str, host: &str) -> String {
+    format!("outbound_.{port}_.{subset}_.{host}")
+}
+
+/// The server name of a service in one member.
+pub(super) fn member_sni(port: u16, subset: &str, name: &str, namespace: &str, cluster: &str) -> String {
+    sni_name(port, subset, &crate::hosts::member_host(name, namespace, cluster))
+}
+
+impl Ctx<'_> {
+    pub(super) fn access_log(&self) -> Vec<AccessLog> {
+        let mesh = &self.world.config.mesh;
+        let Some(path) = mesh.access_log_file.clone().filter(|p| !p.is_empty()) else { return vec![] };
+        let text = mesh.access_log_format.clone().unwrap_or_default();
+        let format = match mesh.access_log_encoding {
+            AccessLogEncoding::Text => AccessLogFormat::Text(text),
+            AccessLogEncoding::Json => {
+                // A JSON object of templates, or the standard fields.
+                let custom: Option<BTreeMap<String, String>> = serde_json::from_str(&text).ok();
+                AccessLogFormat::Json(custom.unwrap_or_else(|| {
+                    JSON_FIELDS.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()
+                }))
+            }
+        };
+        vec![AccessLog { path, format }]
+    }
+
+    fn tracing(&self) -> Tracing {
+        let percent = self.world.config.mesh.trace_sampling.unwrap_or(1.0).clamp(0.0, 100.0);
+        // At most 10,000 by the clamp.
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+        let sampling = (percent * 100.0).round() as u32;
+        Tracing { sampling }
+    }
+
+    pub(super) fn connect_timeout(&self) -> Duration {
+        self.world.config.mesh.default_connect_timeout.map_or(CONNECT_TIMEOUT, Duration::from)
+    }
+
+    /// The workload's own certificate.
+    pub(super) fn own_certificate(&self) -> SecretRef {
+        match &self.proxy.tls_files {
+            Some((chain, key, _)) => SecretRef::Files { chain: chain.clone(), key: key.clone() },
+            None => SecretRef::Sds("default".to_owned()),
+        }
+    }
+
+    /// The roots of the mesh.
+    pub(super) fn mesh_roots(&self) -> SecretRef {
+        match &self.proxy.tls_files {
+            Some((_, _, root)) => SecretRef::Files { chain: root.clone(), key: String::new() },
+            None => SecretRef::Sds("ROOTCA".to_owned()),
+        }
+    }
+
+    /// Mesh mTLS to peers with one of these identities.
+    pub(super) fn mesh_tls<'s>(
+        &self,
+        identities: impl IntoIterator<Item = &'s String>,
+        sni: String,
+        http2: bool,
+    ) -> UpstreamTls {
+        let mut alpn = vec!["istio".to_owned()];
+        if http2 {
+            alpn.push("h2".to_owned());
+        }
+        UpstreamTls {
+            certificate: Some(self.own_certificate()),
+            validation: Validation {
+                trusted: Some(self.mesh_roots()),
+                sans: identities.into_iter().map(StringMatch::exact).collect(),
+            },
+            sni,
+            alpn,
+        }
+    }
+
+    pub(super) fn tcp_filter(&self, stat_prefix: &str, clusters: Vec<WeightedCluster>) -> NetworkFilter {
+        NetworkFilter::Tcp(TcpProxy {
+            stat_prefix: stat_prefix.to_owned(),
+            clusters,
+            idle_timeout: Some(TCP_IDLE),
+            access_log: self.access_log(),
+        })
+    }
+
+    pub(super) fn tcp_to(&self, cluster: &str) -> NetworkFilter {
+        self.tcp_filter(cluster, vec![WeightedCluster::only(cluster)])
+    }
+
+    /// A connection manager with the mesh's settings for one side.
+    pub(super) fn hcm(&self, stat_prefix: &str, routes: RouteSource, side: Side) -> HttpConnectionManager {
+        let mut filters = vec![HttpFilter::GrpcStats];
+        if side != Side::Inbound {
+            filters.push(HttpFilter::Cors);
+            filters.push(HttpFilter::Fault);
+        }
+        HttpConnectionManager {
+            stat_prefix: stat_prefix.to_owned(),
+            codec: HttpCodec::Auto,
+            routes,
+            filters,
+            use_remote_address: side == Side::Edge,
+            trusted_hops: 0,
+            forward_client_cert: match side {
+                Side::Inbound => ForwardClientCert::AppendForward,
+                Side::Outbound => ForwardClientCert::Sanitize,
+                Side::Edge => ForwardClientCert::SanitizeSet,
+            },
+            websocket: true,
+            server_name: match side {
+                // The workload's own answer keeps its name on the way through the client's proxy.
+                Side::Outbound => String::new(),
+                Side::Inbound | Side::Edge => "istio-envoy".to_owned(),
+            },
+            normalize_path: true,
+            merge_slashes: false,
+            access_log: self.access_log(),
+            tracing: Some(self.tracing()),
+            idle_timeout: Some(HTTP_IDLE),
+            // Edges face strangers: a request head must arrive in time.
+            request_headers_timeout: (side == Side::Edge).then_some(Duration::from_secs(60)),
+            stream_idle_timeout: (side == Side::Edge).then_some(Duration::from_secs(300)),
+            preserve_request_id: side != Side::Edge,
+        }
+    }
+
+    pub(super) fn http_filter(&self, stat_prefix: &str, routes: RouteSource, side: Side) -> NetworkFilter {
+        NetworkFilter::Http(Box::new(self.hcm(stat_prefix, routes, side)))
+    }
+
+    /// A cluster with the mesh's defaults.
+    pub(super) fn base_cluster(&self, name: &str, discovery: Discovery) -> Cluster {
+        Cluster {
+            name: name.to_owned(),
+            discovery,
+            lb: LbPolicy::LeastRequest,
+            connect_timeout: self.connect_timeout(),
+            http: UpstreamHttp::Http1,
+            tls: None,
+            tls_matches: vec![],
+            limits: CircuitBreakers::default(),
+            outlier: None,
+            max_requests_per_connection: 0,
+            idle_timeout: None,
+            // Never send to hosts that are known to be bad only because many are.
+            panic_threshold: 0,
+            locality_weighted: false,
+            keepalive: None,
+        }
+    }
+
+    pub(super) fn passthrough(&self, name: &str) -> Cluster {
+        Cluster {
+            lb: LbPolicy::RoundRobin,
+            http: UpstreamHttp::Downstream,
+            ..self.base_cluster(name, Discovery::OriginalDst)
+        }
+    }
+
+    pub(super) fn black_hole(&self) -> Cluster {
+        self.base_cluster(
+            BLACK_HOLE,
+            Discovery::Static(LoadAssignment {
+                name: BLACK_HOLE.to_owned(),
+                localities: vec![],
+                overprovisioning: 140,
+            }),
+        )
+    }
+}
+
+/// Which side of traffic a connection manager is on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Side {
+    /// Towards the workload.
+    Inbound,
+    /// From the workload.
+    Outbound,
+    /// At a gateway.
+    Edge,
+}
+
+/// A listener without chains.
+pub(super) fn listener(name: String, address: SocketAddr, direction: Direction) -> Listener {
+    Listener {
+        name,
+        address,
+        bind_to_port: true,
+        use_original_dst: false,
+        transparent: false,
+        direction,
+        inspect_tls: false,
+        inspect_http: false,
+        proxy_protocol: false,
+        inspect_timeout: INSPECT_TIMEOUT,
+        filter_chains: vec![],
+        default_filter_chain: None,
+        access_log: vec![],
+    }
+}
+
+/// A chain without TLS.
+pub(super) fn chain(
+    name: impl Into<String>,
+    matches: FilterChainMatch,
+    filters: Vec<NetworkFilter>,
+) -> FilterChain {
+    FilterChain { name: name.into(), matches, tls: None, filters }
+}
+
+/// What the HTTP inspector finds.
+pub(super) fn http_protocols() -> Vec<String> {
+    ["http/1.0", "http/1.1", "h2c"].map(str::to_owned).to_vec()
+}

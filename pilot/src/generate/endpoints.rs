@@ -1,0 +1,320 @@
+//! Load assignments: local endpoints, and peers' services behind this cluster's own gateways.
+//!
+//! A remote endpoint is one of this cluster's east-west gateways with the peer's name in its
+//! transport labels, which chooses the server name that the gateway routes by. Weights keep the
+//! peers' shares exact whatever the number of gateways: local weights are multiplied by the number
+//! of gateways, and each gateway carries the peer's whole weight.
+//!
+//! Unless a destination rule asks for locality load balancing, everything that is live is one
+//! priority. Peers whose lease has lapsed come last: used when nothing else is left.
+
+use std::collections::BTreeMap;
+
+use mesh_model::{
+    Locality,
+    authored::{LocalityLbSetting, MutualTlsMode, TrafficPolicy},
+    federation::LeaseState,
+    proxy::{EndpointHealth, LbEndpoint, LoadAssignment, LocalityEndpoints},
+    registry::{Health, Labels, ServicePort, TlsMode},
+};
+
+use super::Ctx;
+use crate::{config::selects, index::Entry};
+
+/// Transport label with the peer whose gateway a remote endpoint stands for.
+pub(super) const CLUSTER_LABEL: &str = "flotilla.dev/cluster";
+/// Transport label of endpoints that accept mesh mTLS.
+pub(super) const TLS_LABEL: &str = "tlsMode";
+
+/// Endpoints that share everything that decides their priority.
+struct Group {
+    locality: Locality,
+    lapsed: bool,
+    /// Labels that `failoverPriority` may compare.
+    labels: Labels,
+    endpoints: Vec<LbEndpoint>,
+}
+
+/// Whether this policy balances by locality.
+pub(super) fn locality_setting(policy: &TrafficPolicy) -> Option<&LocalityLbSetting> {
+    // Failover without outlier detection would have nothing to fail over on.
+    policy.outlier_detection.as_ref()?;
+    policy
+        .load_balancer
+        .as_ref()
+        .and_then(|l| l.locality_lb_setting.as_ref())
+        .filter(|s| s.enabled != Some(false))
+}
+
+pub(super) fn assignment(
+    ctx: &Ctx<'_>,
+    entry: &Entry,
+    port: &ServicePort,
+    subset: &Labels,
+    name: &str,
+    policy: &TrafficPolicy,
+) -> LoadAssignment {
+    let groups = groups(ctx, entry, port, subset);
+    let setting = locality_setting(policy);
+    let localities = match setting {
+        Some(s) if !s.distribute.is_empty() => distribute(ctx, groups, s),
+        setting => prioritise(ctx, groups, setting),
+    };
+    LoadAssignment { name: name.to_owned(), localities, overprovisioning: 140 }
+}
+
+fn groups(ctx: &Ctx<'_>, entry: &Entry, port: &ServicePort, subset: &Labels) -> Vec<Group> {
+    let gateways = &ctx.world.index.east_west;
+    let scale = u32::try_from(gateways.len()).unwrap_or(u32::MAX).max(1);
+    let scale = if entry.imports.is_empty() { 1 } else { scale };
+    let own = ctx.world.settings.cluster.as_str();
+    let network = ctx.proxy.network.as_ref().unwrap_or(&ctx.world.settings.network);
+    let mut groups: BTreeMap<(bool, Locality, String), Group> = BTreeMap::new();
+    for e in entry.endpoints_of(port, subset) {
+        // Of a network that this proxy cannot reach.
+        if e.network.as_ref().is_some_and(|n| n != network) {
+            continue;
+        }
+        let mtls = e.tls == TlsMode::Mutual
+            && ctx.world.mtls_mode(&entry.service.namespace, &e.labels, e.port) != MutualTlsMode::Disable;
+        let transport_labels =
+            if mtls { BTreeMap::from([(TLS_LABEL.to_owned(), "istio".to_owned())]) } else { BTreeMap::new() };
+        let (namespace, name) = e.workload.as_deref().and_then(|w| w.split_once('/')).unwrap_or_default();
+        let workload = if name.is_empty() {
+            String::new()
+        } else {
+            let canonical = ["service.istio.io/canonical-name", "app"]
+                .iter()
+                .find_map(|k| e.labels.get(*k))
+                .map_or(name, String::as_str);
+            let revision = ["service.istio.io/canonical-revision", "version"]
+                .iter()
+                .find_map(|k| e.labels.get(*k))
+                .map_or("latest", String::as_str);
+            format!("{name};{namespace};{canonical};{revision};{own}")
+        };
+        let g = groups.entry((false, e.locality.clone(), String::new())).or_insert_with(|| Group {
+            locality: e.locality.clone(),
+            lapsed: false,
+            labels: failover_labels(&e.locality, own, network.as_str()),
+            endpoints: vec![],
+        });
+        g.endpoints.push(LbEndpoint {
+            address: e.address.clone(),
+            port: e.port,
+            weight: e.weight.saturating_mul(scale),
+            health: match e.health {
+                Health::Healthy => EndpointHealth::Healthy,
+                Health::Unhealthy => EndpointHealth::Unhealthy,
+                Health::Draining => EndpointHealth::Draining,
+            },
+            transport_labels,
+            workload,
+        });
+    }
+    for i in &entry.imports {
+        // The peer may not have this port; the oldest export defined ours.
+        if !i.service.ports.iter().any(|p| p.port == port.port) {
+            continue;
+        }
+        let peer = ctx.world.config.peers.iter().find(|p| p.id == i.cluster);
+        let lapsed = i.lease == LeaseState::Lapsed || peer.is_some_and(|p| p.lease == LeaseState::Lapsed);
+        let mut weights: BTreeMap<&Locality, u32> = BTreeMap::new();
+        for g in i.service.groups.iter().filter(|g| selects(subset, &g.labels)) {
+            let w = weights.entry(&g.locality).or_default();
+            *w = w.saturating_add(g.healthy_weight);
+        }
+        for (locality, weight) in weights {
+            // A peer without a healthy endpoint would only answer that it has none.
+            if weight == 0 {
+                continue;
+            }
+            let network = peer.map_or("", |p| p.network.as_str());
+            let key = (lapsed, locality.clone(), i.cluster.to_string());
+            let g = groups.entry(key).or_insert_with(|| Group {
+                locality: locality.clone(),
+                lapsed,
+                labels: failover_labels(locality, i.cluster.as_str(), network),
+                endpoints: vec![],
+            });
+            for gw in gateways {
+                g.endpoints.push(LbEndpoint {
+                    address: gw.ip().to_string(),
+                    port: gw.port(),
+                    weight,
+                    health: EndpointHealth::Healthy,
+                    transport_labels: BTreeMap::from([
+                        (CLUSTER_LABEL.to_owned(), i.cluster.to_string()),
+                        (TLS_LABEL.to_owned(), "istio".to_owned()),
+                    ]),
+                    workload: format!(
+                        "{};{};{};;{}",
+                        i.service.name, i.service.namespace, i.service.name, i.cluster
+                    ),
+                });
+            }
+        }
+    }
+    groups.into_values().filter(|g| !g.endpoints.is_empty()).collect()
+}
+
+fn failover_labels(l: &Locality, cluster: &str, network: &str) -> Labels {
+    [
+        ("topology.kubernetes.io/region", l.region.as_str()),
+        ("topology.kubernetes.io/zone", l.zone.as_str()),
+        ("topology.istio.io/subzone", l.sub_zone.as_str()),
+        ("topology.istio.io/cluster", cluster),
+        ("topology.istio.io/network", network),
+    ]
+    .into_iter()
+    .map(|(k, v)| (k.to_owned(), v.to_owned()))
+    .collect()
+}
+
+/// Puts groups of one priority and locality together, as clients expect localities to be unique.
+fn collect(groups: impl IntoIterator<Item = (u32, u32, Group)>) -> Vec<LocalityEndpoints> {
+    let mut out: BTreeMap<(u32, Locality), LocalityEndpoints> = BTreeMap::new();
+    for (priority, weight, g) in groups {
+        let slot = out.entry((priority, g.locality.clone())).or_insert_with(|| LocalityEndpoints {
+            locality: g.locality.clone(),
+            priority,
+            weight: 0,
+            endpoints: vec![],
+        });
+        slot.weight = slot.weight.saturating_add(weight);
+        slot.endpoints.extend(g.endpoints);
+    }
+    out.into_values().collect()
+}
+
+fn prioritise(
+    ctx: &Ctx<'_>,
+    groups: Vec<Group>,
+    setting: Option<&LocalityLbSetting>,
+) -> Vec<LocalityEndpoints> {
+    let mut ranked: Vec<(u32, Group)> = groups
+        .into_iter()
+        .map(|g| {
+            let rank = setting.map_or(0, |s| rank(ctx, &g, s));
+            // Behind every rank that a live endpoint can have.
+            (if g.lapsed { rank.saturating_add(1000) } else { rank }, g)
+        })
+        .collect();
+    ranked.sort_by_key(|(r, _)| *r);
+    // Priorities must not have gaps.
+    let mut priority = 0;
+    let mut last = ranked.first().map_or(0, |(r, _)| *r);
+    let compact = ranked.into_iter().map(|(r, g)| {
+        if r != last {
+            priority += 1;
+            last = r;
+        }
+        (priority, 0, g)
+    });
+    collect(compact.collect::<Vec<_>>())
+}
+
+/// 0 is the caller's own place.
+fn rank(ctx: &Ctx<'_>, g: &Group, s: &LocalityLbSetting) -> u32 {
+    let here = &ctx.proxy.locality;
+    if !s.failover_priority.is_empty() {
+        let own = failover_labels(
+            here,
+            ctx.world.settings.cluster.as_str(),
+            ctx.proxy.network.as_ref().unwrap_or(&ctx.world.settings.network).as_str(),
+        );
+        let total = s.failover_priority.len();
+        let matched = s
+            .failover_priority
+            .iter()
+            .take_while(|p| {
+                let (key, wanted) = match p.split_once('=') {
+                    Some((k, v)) => (k, Some(v)),
+                    None => (
+                        p.as_str(),
+                        own.get(p.as_str()).or(ctx.proxy.labels.get(p.as_str())).map(String::as_str),
+                    ),
+                };
+                wanted.is_some() && g.labels.get(key).map(String::as_str) == wanted
+            })
+            .count();
+        return u32::try_from(total - matched).unwrap_or(u32::MAX / 2);
+    }
+    let there = &g.locality;
+    if here.region != there.region {
+        let preferred = s.failover.iter().any(|f| f.from == here.region && f.to == there.region);
+        let ruled = s.failover.iter().any(|f| f.from == here.region);
+        return if ruled && !preferred { 4 } else { 3 };
+    }
+    if here.zone != there.zone {
+        2
+    } else if here.sub_zone != there.sub_zone {
+        1
+    } else {
+        0
+    }
+}
+
+/// Fixed shares by the caller's locality; localities without one get nothing.
+fn distribute(ctx: &Ctx<'_>, groups: Vec<Group>, s: &LocalityLbSetting) -> Vec<LocalityEndpoints> {
+    let here = ctx.proxy.locality.to_string();
+    let Some(rule) = s.distribute.iter().find(|d| locality_matches(&d.from, &here)) else {
+        return prioritise(ctx, groups, None);
+    };
+    let mut out = Vec::new();
+    let (live, lapsed): (Vec<Group>, Vec<Group>) = groups.into_iter().partition(|g| !g.lapsed);
+    let mut shares: BTreeMap<&str, Vec<Group>> = BTreeMap::new();
+    for g in live {
+        let there = g.locality.to_string();
+        // The most specific pattern.
+        let to = rule.to.keys().filter(|p| locality_matches(p, &there)).max_by_key(|p| p.len());
+        if let Some(to) = to {
+            shares.entry(to).or_default().push(g);
+        }
+    }
+    for (to, groups) in shares {
+        let share = rule.to.get(to).copied().unwrap_or_default();
+        let weight = |g: &Group| g.endpoints.iter().map(|e| u64::from(e.weight)).sum::<u64>();
+        let total: u64 = groups.iter().map(weight).sum::<u64>().max(1);
+        for g in groups {
+            // Scaled so that small parts of a share do not vanish.
+            let part = u64::from(share) * 1000 * weight(&g) / total;
+            out.push((0, u32::try_from(part).unwrap_or(u32::MAX).max(1), g));
+        }
+    }
+    let last = u32::from(!out.is_empty());
+    out.extend(lapsed.into_iter().map(|g| (last, 1, g)));
+    collect(out)
+}
+
+/// `region/zone/*` and the like.
+fn locality_matches(pattern: &str, locality: &str) -> bool {
+    let mut there = locality.split('/');
+    for part in pattern.split('/') {
+        if part == "*" {
+            return true;
+        }
+        if there.next().unwrap_or_default() != part {
+            return false;
+        }
+    }
+    true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn locality_patterns() {
+        for (p, l, yes) in [
+            ("*", "", true),
+            ("r", "r/z", true),
+            ("r/*", "r/z/s", true),
+            ("r/z", "r/y", false),
+            ("r/z/s", "r/z/s", true),
+        ] {
+            assert_eq!(locality_matches(p, l), yes, "{p} {l}");
+        }
+    }
+}

@@ -1,0 +1,291 @@
+//! Listeners of ingress and egress gateways, from the `Gateway` documents that select them.
+//!
+//! Servers of one port share a listener: plain HTTP servers one route configuration, TLS servers one
+//! chain per set of server names. Of several plain servers on a port only those of the oldest
+//! protocol family are served, as two cannot share a socket.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+};
+
+use mesh_model::{
+    authored::{Gateway, Server, ServerTlsMode, ServerTlsSettings, TlsProtocol},
+    proxy::{
+        ClientCertificate, Direction, DownstreamTls, FilterChain, FilterChainMatch, Listener, RouteSource,
+        SecretRef, StringMatch, TlsVersion, TransportProtocol, Validation,
+    },
+    registry::Protocol,
+};
+
+use super::{
+    Ctx, Generated,
+    common::{Side, chain, listener},
+    gateway_routes,
+    http::Scope,
+    tcp,
+};
+use crate::config::{Doc, selects};
+
+/// A server with the document that it is in.
+#[derive(Clone, Copy)]
+pub(super) struct Served<'a> {
+    pub(super) gateway: &'a Doc<Gateway>,
+    pub(super) server: &'a Server,
+    pub(super) number: u16,
+    pub(super) protocol: Protocol,
+}
+
+impl Served<'_> {
+    /// `namespace/name`.
+    pub(super) fn key(&self) -> String {
+        format!("{}/{}", self.gateway.namespace, self.gateway.name)
+    }
+
+    fn tls(&self) -> Option<&ServerTlsSettings> {
+        self.server.tls.as_ref().filter(|_| self.protocol.is_tls())
+    }
+
+    /// Hosts without their namespace part.
+    pub(super) fn hosts(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.server.hosts.iter().map(|h| h.split_once('/').unwrap_or(("*", h)))
+    }
+}
+
+pub(super) fn generate(ctx: &Ctx<'_>, out: &mut Generated) {
+    let mut ports: BTreeMap<u16, Vec<Served<'_>>> = BTreeMap::new();
+    for gateway in &ctx.world.config.gateways {
+        if !selects(&gateway.spec.selector, &ctx.proxy.labels) {
+            continue;
+        }
+        for server in &gateway.spec.servers {
+            let Some(port) = &server.port else { continue };
+            let Ok(number) = u16::try_from(port.number) else { continue };
+            let protocol = Protocol::parse(&port.protocol).unwrap_or(Protocol::Tcp);
+            ports.entry(number).or_default().push(Served { gateway, server, number, protocol });
+        }
+    }
+    for (number, servers) in ports {
+        if let Some(l) = port_listener(ctx, out, number, &servers) {
+            out.listener(l);
+        }
+    }
+}
+
+/// Where the proxy really listens: a service in front of the gateway may map ports.
+fn bound_port(ctx: &Ctx<'_>, number: u16) -> u16 {
+    ctx.world
+        .index
+        .instances(&ctx.proxy.addresses)
+        .into_iter()
+        .find(|(e, i)| {
+            e.service.namespace == ctx.proxy.namespace
+                && e.service.ports.iter().any(|p| p.port == number && p.name == i.service_port)
+        })
+        .map_or(number, |(_, i)| i.port)
+}
+
+fn port_listener(
+    ctx: &Ctx<'_>,
+    out: &mut Generated,
+    number: u16,
+    servers: &[Served<'_>],
+) -> Option<Listener> {
+    let bind = bound_port(ctx, number);
+    let ip = ctx.proxy.bind();
+    let mut l = listener(format!("{ip}_{bind}"), SocketAddr::new(ip, bind), Direction::Unspecified);
+
+    let plain: Vec<Served<'_>> = servers.iter().filter(|s| s.tls().is_none()).copied().collect();
+    if let Some(first) = plain.first() {
+        if first.protocol.is_http() {
+            let same: Vec<Served<'_>> = plain.iter().filter(|s| s.protocol.is_http()).copied().collect();
+            let name = format!("http.{number}");
+            out.route(gateway_routes::generate(ctx, &name, number, &same));
+            l.filter_chains.push(chain(
+                name.clone(),
+                FilterChainMatch::default(),
+                vec![ctx.http_filter(&format!("gateway_{number}"), RouteSource::Rds(name), Side::Edge)],
+            ));
+        } else {
+            l.filter_chains.extend(tcp_chains(ctx, first));
+        }
+    }
+    for s in servers.iter().filter(|s| s.tls().is_some()) {
+        for c in tls_chains(ctx, out, s) {
+            tcp::push(&mut l.filter_chains, c);
+        }
+    }
+    l.inspect_tls = l
+        .filter_chains
+        .iter()
+        .any(|c| !c.matches.server_names.is_empty() || c.matches.transport_protocol.is_some());
+    // Plain and TLS servers on one port are told apart by the first bytes.
+    if l.inspect_tls {
+        for c in &mut l.filter_chains {
+            if c.tls.is_none() && c.matches == FilterChainMatch::default() {
+                c.matches.transport_protocol = Some(TransportProtocol::RawBuffer);
+            }
+        }
+    }
+    (!l.filter_chains.is_empty()).then_some(l)
+}
+
+fn gateways(s: &Served<'_>) -> BTreeSet<String> {
+    BTreeSet::from([s.key()])
+}
+
+/// Chains of a TCP server: the first `tcp` route of a bound document whose match fits.
+fn tcp_chains(ctx: &Ctx<'_>, s: &Served<'_>) -> Vec<FilterChain> {
+    let own = gateways(s);
+    let scope = Scope::Gateways(&own);
+    let mut out = Vec::new();
+    for (doc, _) in ctx.world.virtual_services().filter(|(d, _)| scope.bound(d)) {
+        for r in &doc.spec.tcp {
+            let name = format!("{}/{}", doc.namespace, doc.name);
+            let Some(f) = tcp::filter(ctx, &doc.namespace, s.number, &r.route, &name) else { continue };
+            if r.matches.is_empty() {
+                tcp::push(&mut out, chain(name, FilterChainMatch::default(), vec![f]));
+                return out;
+            }
+            for m in &r.matches {
+                if (m.port == 0 || m.port == u32::from(s.number))
+                    && scope.source_matches(
+                        ctx,
+                        &doc.namespace,
+                        &m.gateways,
+                        &m.source_labels,
+                        &m.source_namespace,
+                    )
+                {
+                    let matches = FilterChainMatch {
+                        destination_prefixes: tcp::prefixes(&m.destination_subnets),
+                        ..FilterChainMatch::default()
+                    };
+                    tcp::push(&mut out, chain(name.clone(), matches, vec![f.clone()]));
+                }
+            }
+        }
+    }
+    out
+}
+
+/// Server names of a server; none means any.
+fn server_names(s: &Served<'_>) -> Vec<String> {
+    let names: Vec<String> = s.hosts().map(|(_, h)| h.to_ascii_lowercase()).collect();
+    if names.iter().any(|n| n == "*") { vec![] } else { names }
+}
+
+fn tls_match(server_names: Vec<String>) -> FilterChainMatch {
+    FilterChainMatch {
+        server_names,
+        transport_protocol: Some(TransportProtocol::Tls),
+        ..FilterChainMatch::default()
+    }
+}
+
+fn tls_chains(ctx: &Ctx<'_>, out: &mut Generated, s: &Served<'_>) -> Vec<FilterChain> {
+    let Some(settings) = s.tls() else { return vec![] };
+    match settings.mode {
+        ServerTlsMode::Passthrough => passthrough_chains(ctx, s),
+        ServerTlsMode::AutoPassthrough => super::sni::auto_passthrough(ctx, out, s),
+        _ => {
+            let Some(tls) = termination(ctx, settings, s.protocol == Protocol::Https) else { return vec![] };
+            let filters = if s.protocol == Protocol::Https {
+                let port = s.server.port.as_ref().map(|p| p.name.as_str()).unwrap_or_default();
+                let name = format!("https.{}.{port}.{}.{}", s.number, s.gateway.name, s.gateway.namespace);
+                out.route(gateway_routes::generate(ctx, &name, s.number, std::slice::from_ref(s)));
+                vec![ctx.http_filter(&format!("gateway_{}", s.number), RouteSource::Rds(name), Side::Edge)]
+            } else {
+                // Bytes inside the session that ends here.
+                match tcp_chains(ctx, s).into_iter().next() {
+                    Some(c) => c.filters,
+                    None => return vec![],
+                }
+            };
+            let name = format!("{}-{}", s.key(), s.number);
+            vec![FilterChain { tls: Some(tls), ..chain(name, tls_match(server_names(s)), filters) }]
+        }
+    }
+}
+
+/// Chains of a server that only routes by server name.
+fn passthrough_chains(ctx: &Ctx<'_>, s: &Served<'_>) -> Vec<FilterChain> {
+    let own = gateways(s);
+    let scope = Scope::Gateways(&own);
+    let mut out = Vec::new();
+    for (doc, _) in ctx.world.virtual_services().filter(|(d, _)| scope.bound(d)) {
+        for r in &doc.spec.tls {
+            let name = format!("{}/{}", doc.namespace, doc.name);
+            let Some(f) = tcp::filter(ctx, &doc.namespace, s.number, &r.route, &name) else { continue };
+            for m in &r.matches {
+                let here = (m.port == 0 || m.port == u32::from(s.number))
+                    && scope.source_matches(
+                        ctx,
+                        &doc.namespace,
+                        &m.gateways,
+                        &m.source_labels,
+                        &m.source_namespace,
+                    );
+                let names: Vec<String> = m
+                    .sni_hosts
+                    .iter()
+                    .map(|h| h.to_ascii_lowercase())
+                    .filter(|h| s.hosts().any(|(_, own)| crate::hosts::overlaps(own, h)))
+                    .collect();
+                if here && !names.is_empty() {
+                    tcp::push(&mut out, chain(name.clone(), tls_match(names), vec![f.clone()]));
+                }
+            }
+        }
+    }
+    out
+}
+
+fn termination(ctx: &Ctx<'_>, t: &ServerTlsSettings, http: bool) -> Option<DownstreamTls> {
+    let sds = |name: &str, suffix: &str| SecretRef::Sds(format!("kubernetes://{name}{suffix}"));
+    let credential = [&t.credential_name].into_iter().chain(&t.credential_names).find(|c| !c.is_empty());
+    let (certificate, roots) = if t.mode == ServerTlsMode::IstioMutual {
+        (ctx.own_certificate(), Some(ctx.mesh_roots()))
+    } else if let Some(name) = credential {
+        let ca = if t.ca_cert_credential_name.is_empty() {
+            sds(name, "-cacert")
+        } else {
+            sds(&t.ca_cert_credential_name, "")
+        };
+        (sds(name, ""), Some(ca))
+    } else {
+        let (chain, key) = match t.tls_certificates.first() {
+            Some(c) => (&c.server_certificate, &c.private_key),
+            None => (&t.server_certificate, &t.private_key),
+        };
+        // Validation has refused it; a listener without a certificate would serve nobody.
+        if chain.is_empty() || key.is_empty() {
+            return None;
+        }
+        let ca = (!t.ca_certificates.is_empty())
+            .then(|| SecretRef::Files { chain: t.ca_certificates.clone(), key: String::new() });
+        (SecretRef::Files { chain: chain.clone(), key: key.clone() }, ca)
+    };
+    let validation = || Validation {
+        trusted: roots.clone(),
+        sans: t.subject_alt_names.iter().map(StringMatch::exact).collect(),
+    };
+    let client_certificate = match t.mode {
+        ServerTlsMode::Mutual | ServerTlsMode::IstioMutual => {
+            // Without roots nobody could be verified.
+            roots.as_ref()?;
+            ClientCertificate::Required(validation())
+        }
+        ServerTlsMode::OptionalMutual => {
+            roots.as_ref()?;
+            ClientCertificate::Optional(validation())
+        }
+        _ => ClientCertificate::None,
+    };
+    let min_version = match t.min_protocol_version {
+        TlsProtocol::V1_3 => TlsVersion::V1_3,
+        _ => TlsVersion::V1_2,
+    };
+    let alpn = if http { vec!["h2".to_owned(), "http/1.1".to_owned()] } else { vec![] };
+    Some(DownstreamTls { certificate, client_certificate, alpn, min_version })
+}

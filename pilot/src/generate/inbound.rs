@@ -1,0 +1,261 @@
+//! Inbound listeners of a sidecar: what the workload serves, behind mTLS and authorisation.
+//!
+//! - `STRICT`: mesh mTLS only; anything else finds no chain and is closed.
+//! - `PERMISSIVE`: mesh mTLS (recognised by the ALPN `istio`), the application's own TLS untouched,
+//!   and plaintext. A plaintext client of a server-first protocol waits for the inspection timeout.
+//! - `DISABLE`: bytes as they come.
+//!
+//! Ports without a declared protocol are HTTP or bytes by inspection in plaintext, bytes inside mTLS
+//! (nothing outside the session tells what is in it); declare the protocol to get HTTP policies.
+
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
+
+use mesh_model::{
+    authored::MutualTlsMode,
+    proxy::{
+        ClientCertificate, Cluster, Direction, Discovery, DownstreamTls, EndpointHealth, FilterChain,
+        FilterChainMatch, Forward, HttpFilter, LbEndpoint, LoadAssignment, LocalityEndpoints, NetworkFilter,
+        RouteAction, RouteConfiguration, RouteMatch, RouteSource, TlsVersion, TransportProtocol,
+        UpstreamHttp, Validation, WeightedCluster,
+    },
+    registry::Protocol,
+};
+
+use super::{
+    Ctx, Generated, clusters,
+    common::{INBOUND_PASSTHROUGH, Side, chain, http_protocols, listener},
+    http, rbac, routes,
+};
+use crate::{index::Entry, proxy::Interception, world::effective_policy};
+
+const VIRTUAL_INBOUND: &str = "virtualInbound";
+/// ALPN by which a mesh client makes itself known.
+const MESH_ALPN: [&str; 5] = ["istio-peer-exchange", "istio", "istio-http/1.0", "istio-http/1.1", "istio-h2"];
+
+/// A port of the workload.
+struct Port<'a> {
+    number: u16,
+    protocol: Protocol,
+    entry: &'a Entry,
+    service_port: u16,
+    to: SocketAddr,
+}
+
+pub(super) fn generate(ctx: &Ctx<'_>, out: &mut Generated) {
+    let ports = ports(ctx);
+    for p in ports.values() {
+        out.cluster(cluster(ctx, p));
+    }
+    if ctx.proxy.interception == Interception::None {
+        for p in ports.values() {
+            let ip = ctx.proxy.bind();
+            let mut l =
+                listener(format!("{ip}_{}", p.number), SocketAddr::new(ip, p.number), Direction::Inbound);
+            l.filter_chains = port_chains(ctx, p, FilterChainMatch::default());
+            inspect(&mut l);
+            // In clear there is no other way in, so nothing may share the HTTP proxy's address.
+            if !out.listeners.contains_key(&l.name) {
+                out.listener(l);
+            }
+        }
+        return;
+    }
+    out.cluster(ctx.passthrough(INBOUND_PASSTHROUGH));
+    let any = match ctx.proxy.addresses.first() {
+        Some(std::net::IpAddr::V6(_)) => std::net::IpAddr::from([0u16; 8]),
+        _ => std::net::IpAddr::from([0, 0, 0, 0]),
+    };
+    let mut l = listener(
+        VIRTUAL_INBOUND.to_owned(),
+        SocketAddr::new(any, mesh_runtime::ports::INBOUND),
+        Direction::Inbound,
+    );
+    l.use_original_dst = true;
+    l.transparent = ctx.proxy.interception == Interception::Tproxy;
+    for p in ports.values() {
+        let at = FilterChainMatch { destination_port: Some(p.number), ..FilterChainMatch::default() };
+        l.filter_chains.extend(port_chains(ctx, p, at));
+    }
+    l.filter_chains.extend(passthrough_chains(ctx));
+    inspect(&mut l);
+    out.listener(l);
+}
+
+/// Turns on the inspection that the chains need and no more, since it costs a peek per connection.
+fn inspect(l: &mut mesh_model::proxy::Listener) {
+    let tls = |m: &FilterChainMatch| m.transport_protocol.is_some() || !m.server_names.is_empty();
+    l.inspect_tls = l.filter_chains.iter().any(|c| tls(&c.matches));
+    l.inspect_http =
+        l.filter_chains.iter().any(|c| c.matches.application_protocols.iter().any(|p| p == "http/1.1"));
+}
+
+/// Ports that services say the workload has. If several services share one, the oldest decides.
+fn ports<'a>(ctx: &Ctx<'a>) -> BTreeMap<u16, Port<'a>> {
+    let mut found = ctx.world.index.instances(&ctx.proxy.addresses);
+    found.retain(|(e, _)| e.service.namespace == ctx.proxy.namespace);
+    found.sort_by_key(|(e, _)| (e.service.created, e.service.host.clone()));
+    let mut out = BTreeMap::new();
+    for (entry, endpoint) in found {
+        let Some(p) = entry.service.ports.iter().find(|p| p.name == endpoint.service_port) else { continue };
+        let to = ctx
+            .proxy
+            .inbound
+            .get(&endpoint.port)
+            .copied()
+            .unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], endpoint.port)));
+        out.entry(endpoint.port).or_insert(Port {
+            number: endpoint.port,
+            protocol: p.protocol,
+            entry,
+            service_port: p.port,
+            to,
+        });
+    }
+    out
+}
+
+fn cluster_name(port: u16) -> String {
+    format!("inbound|{port}||")
+}
+
+fn cluster(ctx: &Ctx<'_>, p: &Port<'_>) -> Cluster {
+    let name = cluster_name(p.number);
+    let endpoint = LbEndpoint {
+        address: p.to.ip().to_string(),
+        port: p.to.port(),
+        weight: 1,
+        health: EndpointHealth::Healthy,
+        transport_labels: BTreeMap::new(),
+        workload: String::new(),
+    };
+    let assignment = LoadAssignment {
+        name: name.clone(),
+        localities: vec![LocalityEndpoints { endpoints: vec![endpoint], ..LocalityEndpoints::default() }],
+        overprovisioning: 140,
+    };
+    let mut c = ctx.base_cluster(&name, Discovery::Static(assignment));
+    // The pool settings of the service's own rule apply here as well.
+    let rule = ctx.world.destination_rule(ctx.proxy, p.entry);
+    let policy = effective_policy(rule.as_deref(), None, p.service_port);
+    clusters::pool(&mut c, policy.connection_pool.as_ref(), Protocol::Tcp);
+    c.http = match p.protocol {
+        x if x.is_http2() => UpstreamHttp::Http2,
+        Protocol::Auto => UpstreamHttp::Downstream,
+        _ => UpstreamHttp::Http1,
+    };
+    c
+}
+
+fn mutual_tls(ctx: &Ctx<'_>, http: bool) -> DownstreamTls {
+    // `istio` comes last: it is what a client offers that wants neither HTTP version by ALPN.
+    let alpn: &[&str] = if http { &["h2", "http/1.1", "istio"] } else { &["istio"] };
+    DownstreamTls {
+        certificate: ctx.own_certificate(),
+        client_certificate: ClientCertificate::Required(Validation {
+            trusted: Some(ctx.mesh_roots()),
+            sans: vec![],
+        }),
+        alpn: alpn.iter().map(|s| (*s).to_owned()).collect(),
+        min_version: TlsVersion::V1_2,
+    }
+}
+
+fn port_chains(ctx: &Ctx<'_>, p: &Port<'_>, at: FilterChainMatch) -> Vec<FilterChain> {
+    let mode = ctx.world.mtls_mode(&ctx.proxy.namespace, &ctx.proxy.labels, p.number);
+    let http = p.protocol.is_http();
+    let name = format!("{VIRTUAL_INBOUND}-{}", p.number);
+    let filters =
+        |http: bool| if http { http_filters(ctx, p) } else { tcp_filters(ctx, &cluster_name(p.number)) };
+    let tls = FilterChainMatch { transport_protocol: Some(TransportProtocol::Tls), ..at.clone() };
+    let mut out = Vec::new();
+    if mode != MutualTlsMode::Disable {
+        let mut m = tls.clone();
+        if mode == MutualTlsMode::Permissive {
+            m.application_protocols = MESH_ALPN.map(str::to_owned).to_vec();
+        }
+        out.push(FilterChain { tls: Some(mutual_tls(ctx, http)), ..chain(name.clone(), m, filters(http)) });
+    }
+    match mode {
+        MutualTlsMode::Strict => return out,
+        MutualTlsMode::Disable => {
+            plain(&mut out, ctx, p, &name, at);
+        }
+        _ => {
+            // The application's own TLS, for it alone to read.
+            out.push(chain(format!("{name}-tls"), tls, filters(false)));
+            let raw = FilterChainMatch { transport_protocol: Some(TransportProtocol::RawBuffer), ..at };
+            plain(&mut out, ctx, p, &name, raw);
+        }
+    }
+    out
+}
+
+/// Plaintext chains of a port.
+fn plain(out: &mut Vec<FilterChain>, ctx: &Ctx<'_>, p: &Port<'_>, name: &str, at: FilterChainMatch) {
+    if p.protocol == Protocol::Auto {
+        let m = FilterChainMatch { application_protocols: http_protocols(), ..at.clone() };
+        out.push(chain(format!("{name}-http"), m, http_filters(ctx, p)));
+    }
+    let filters =
+        if p.protocol.is_http() { http_filters(ctx, p) } else { tcp_filters(ctx, &cluster_name(p.number)) };
+    out.push(chain(format!("{name}-plain"), at, filters));
+}
+
+fn http_filters(ctx: &Ctx<'_>, p: &Port<'_>) -> Vec<NetworkFilter> {
+    let cluster = cluster_name(p.number);
+    let forward = Forward { clusters: vec![WeightedCluster::only(&cluster)], ..Forward::default() };
+    let mut route = http::route(RouteMatch::any(), RouteAction::Forward(Box::new(forward)));
+    route.name = "default".to_owned();
+    route.operation = format!("{}:{}/*", p.entry.service.host, p.service_port);
+    let config = RouteConfiguration {
+        name: cluster,
+        virtual_hosts: vec![routes::virtual_host(
+            format!("inbound|http|{}", p.service_port),
+            vec!["*".to_owned()],
+            vec![route],
+        )],
+    };
+    let source = RouteSource::Inline(Arc::new(config));
+    let mut hcm = ctx.hcm(&format!("inbound_0.0.0.0_{}", p.number), source, Side::Inbound);
+    let mut filters: Vec<HttpFilter> = rbac::http(ctx).into_iter().map(HttpFilter::Rbac).collect();
+    filters.append(&mut hcm.filters);
+    hcm.filters = filters;
+    vec![NetworkFilter::Http(Box::new(hcm))]
+}
+
+fn tcp_filters(ctx: &Ctx<'_>, cluster: &str) -> Vec<NetworkFilter> {
+    let mut out: Vec<NetworkFilter> = rbac::tcp(ctx).into_iter().map(NetworkFilter::Rbac).collect();
+    out.push(ctx.tcp_to(cluster));
+    out
+}
+
+/// Chains of ports that no service declares: to the same port of the workload, under the same rules.
+fn passthrough_chains(ctx: &Ctx<'_>) -> Vec<FilterChain> {
+    let mode = ctx.world.mtls_mode(&ctx.proxy.namespace, &ctx.proxy.labels, 0);
+    let filters = || tcp_filters(ctx, INBOUND_PASSTHROUGH);
+    let tls =
+        FilterChainMatch { transport_protocol: Some(TransportProtocol::Tls), ..FilterChainMatch::default() };
+    let mtls = |m: FilterChainMatch| FilterChain {
+        tls: Some(mutual_tls(ctx, false)),
+        ..chain(VIRTUAL_INBOUND, m, filters())
+    };
+    match mode {
+        MutualTlsMode::Disable => {
+            vec![chain(format!("{VIRTUAL_INBOUND}-plain"), FilterChainMatch::default(), filters())]
+        }
+        MutualTlsMode::Strict => vec![mtls(tls)],
+        _ => {
+            let mut mesh = tls.clone();
+            mesh.application_protocols = MESH_ALPN.map(str::to_owned).to_vec();
+            let raw = FilterChainMatch {
+                transport_protocol: Some(TransportProtocol::RawBuffer),
+                ..FilterChainMatch::default()
+            };
+            vec![
+                mtls(mesh),
+                chain(format!("{VIRTUAL_INBOUND}-tls"), tls, filters()),
+                chain(format!("{VIRTUAL_INBOUND}-plain"), raw, filters()),
+            ]
+        }
+    }
+}

@@ -1,0 +1,244 @@
+//! Outbound listeners of a sidecar.
+//!
+//! With interception: one listener takes every redirected connection and hands it to the unbound
+//! listener of its original destination: `<vip>_<port>` for a service with an address, else
+//! `0.0.0.0_<port>`. Without interception only the HTTP proxy listener is bound.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, SocketAddr},
+};
+
+use mesh_model::{
+    proxy::{Direction, FilterChain, FilterChainMatch, Listener, RouteSource, TransportProtocol},
+    registry::{Protocol, Resolution},
+};
+
+use super::{
+    Ctx, Generated,
+    common::{BLACK_HOLE, PASSTHROUGH, Side, chain, http_protocols, listener},
+    routes, tcp,
+};
+use crate::{
+    index::{Entry, Origin},
+    proxy::Interception,
+};
+
+const VIRTUAL_OUTBOUND: &str = "virtualOutbound";
+
+/// What shares the wildcard address of one port.
+#[derive(Default)]
+struct Plan {
+    http: bool,
+    sni: Vec<FilterChain>,
+    tcp: Option<Vec<FilterChain>>,
+}
+
+pub(super) fn generate(ctx: &Ctx<'_>, out: &mut Generated) {
+    if let Some(port) = ctx.proxy.http_proxy_port {
+        let address = SocketAddr::new(ctx.proxy.addresses.first().copied().unwrap_or(ctx.proxy.bind()), port);
+        let mut l = listener(format!("{}_{port}", address.ip()), address, Direction::Outbound);
+        l.filter_chains = vec![chain(
+            routes::HTTP_PROXY,
+            FilterChainMatch::default(),
+            vec![ctx.http_filter(
+                "outbound_http_proxy",
+                RouteSource::Rds(routes::HTTP_PROXY.to_owned()),
+                Side::Outbound,
+            )],
+        )];
+        out.listener(l);
+        out.route(routes::http_proxy(ctx));
+    }
+    if ctx.proxy.interception == Interception::None {
+        return;
+    }
+    let mut plans: BTreeMap<u16, Plan> = BTreeMap::new();
+    for e in &ctx.visible {
+        let mut seen = BTreeSet::new();
+        for p in &e.service.ports {
+            if seen.insert(p.port) {
+                service_port(ctx, out, &mut plans, e, p.port, p.protocol);
+            }
+        }
+    }
+    for (port, plan) in plans {
+        if plan.http {
+            out.route(routes::port(ctx, port));
+        }
+        out.listener(wildcard(ctx, port, plan));
+    }
+    out.listener(catch_all(ctx));
+}
+
+fn unbound(ip: IpAddr, port: u16) -> Listener {
+    let mut l = listener(format!("{ip}_{port}"), SocketAddr::new(ip, port), Direction::Outbound);
+    l.bind_to_port = false;
+    l
+}
+
+/// Adds a listener for an address unless another service has it: services of one address must differ
+/// in ports.
+fn add(out: &mut Generated, l: Listener) {
+    out.listeners.entry(l.name.clone()).or_insert(l);
+}
+
+fn service_port(
+    ctx: &Ctx<'_>,
+    out: &mut Generated,
+    plans: &mut BTreeMap<u16, Plan>,
+    e: &Entry,
+    port: u16,
+    protocol: Protocol,
+) {
+    let s = &e.service;
+    // Addresses that callers connect to: the service's, or for headless ones their endpoints'.
+    let addresses: Vec<IpAddr> = if s.headless {
+        let mut own: Vec<IpAddr> = e.endpoints.iter().filter_map(|e| e.address.parse().ok()).collect();
+        own.sort_unstable();
+        own.dedup();
+        own
+    } else {
+        s.addresses.clone()
+    };
+    // Callers that do not use the mesh's DNS connect to an address that we do not know.
+    let unknown_address = (e.origin == Origin::Entry && e.assigned_vip) || addresses.is_empty();
+    match protocol {
+        p if p.is_http() => plans.entry(port).or_default().http = true,
+        Protocol::Udp => {}
+        Protocol::Auto => {
+            if unknown_address {
+                plans.entry(port).or_default().http = true;
+            }
+            if addresses.is_empty() {
+                return;
+            }
+            let name = routes::single_name(e, port);
+            out.route(routes::single(ctx, e, port));
+            for ip in addresses {
+                let mut l = unbound(ip, port);
+                l.inspect_http = true;
+                let http = FilterChainMatch {
+                    application_protocols: http_protocols(),
+                    ..FilterChainMatch::default()
+                };
+                l.filter_chains = vec![chain(
+                    name.clone(),
+                    http,
+                    vec![ctx.http_filter(
+                        &format!("outbound_{name}"),
+                        RouteSource::Rds(name.clone()),
+                        Side::Outbound,
+                    )],
+                )];
+                l.default_filter_chain = tcp::tcp_chains(ctx, e, port).pop();
+                add(out, l);
+            }
+        }
+        p if p.is_tls() => {
+            let chains = tcp::tls_chains(ctx, e, port);
+            if unknown_address {
+                let plan = plans.entry(port).or_default();
+                for c in chains.clone() {
+                    tcp::push(&mut plan.sni, c);
+                }
+            }
+            for ip in addresses {
+                let mut l = unbound(ip, port);
+                // By server name only if a document asks for it; else everything at this address is
+                // this service.
+                if chains.len() > 1 {
+                    l.inspect_tls = true;
+                    l.filter_chains.clone_from(&chains);
+                }
+                l.default_filter_chain = tcp::tcp_chains(ctx, e, port).pop();
+                add(out, l);
+            }
+        }
+        _ => {
+            let chains = tcp::tcp_chains(ctx, e, port);
+            if unknown_address && s.resolution != Resolution::Static {
+                // Without an address a TCP port is told apart by its number alone: the first has it.
+                plans.entry(port).or_default().tcp.get_or_insert_with(|| chains.clone());
+            }
+            for ip in addresses {
+                let mut l = unbound(ip, port);
+                l.filter_chains.clone_from(&chains);
+                add(out, l);
+            }
+        }
+    }
+}
+
+/// The listener of everything on one port that has no address of its own.
+fn wildcard(ctx: &Ctx<'_>, port: u16, plan: Plan) -> Listener {
+    let any = match ctx.proxy.addresses.first() {
+        Some(IpAddr::V6(_)) => IpAddr::from([0u16; 8]),
+        _ => IpAddr::from([0, 0, 0, 0]),
+    };
+    let mut l = unbound(any, port);
+    let name = port.to_string();
+    let http = |matches| {
+        chain(
+            name.clone(),
+            matches,
+            vec![ctx.http_filter(
+                &format!("outbound_{any}_{name}"),
+                RouteSource::Rds(name.clone()),
+                Side::Outbound,
+            )],
+        )
+    };
+    let Plan { http: has_http, sni, tcp } = plan;
+    let mut fallback = undeclared(ctx);
+    if let Some(chains) = &tcp
+        && let Some(last) = chains.last()
+    {
+        fallback = last.clone();
+    }
+    if !sni.is_empty() {
+        l.inspect_tls = true;
+        l.filter_chains = sni;
+        if has_http {
+            l.filter_chains.push(http(FilterChainMatch {
+                transport_protocol: Some(TransportProtocol::RawBuffer),
+                ..FilterChainMatch::default()
+            }));
+        }
+        l.default_filter_chain = Some(fallback);
+    } else if has_http && tcp.is_some() {
+        l.inspect_http = true;
+        l.filter_chains = vec![http(FilterChainMatch {
+            application_protocols: http_protocols(),
+            ..FilterChainMatch::default()
+        })];
+        l.default_filter_chain = Some(fallback);
+    } else if has_http {
+        l.filter_chains = vec![http(FilterChainMatch::default())];
+    } else {
+        l.filter_chains = tcp.unwrap_or_default();
+    }
+    l
+}
+
+/// Connections to destinations that nobody declared.
+fn undeclared(ctx: &Ctx<'_>) -> FilterChain {
+    let to = if ctx.world.allow_any(ctx.proxy) { PASSTHROUGH } else { BLACK_HOLE };
+    chain(format!("{VIRTUAL_OUTBOUND}-{to}"), FilterChainMatch::default(), vec![ctx.tcp_to(to)])
+}
+
+fn catch_all(ctx: &Ctx<'_>) -> Listener {
+    let any = match ctx.proxy.addresses.first() {
+        Some(IpAddr::V6(_)) => IpAddr::from([0u16; 8]),
+        _ => IpAddr::from([0, 0, 0, 0]),
+    };
+    let mut l = listener(
+        VIRTUAL_OUTBOUND.to_owned(),
+        SocketAddr::new(any, mesh_runtime::ports::OUTBOUND),
+        Direction::Outbound,
+    );
+    l.use_original_dst = true;
+    l.transparent = ctx.proxy.interception == Interception::Tproxy;
+    l.filter_chains = vec![undeclared(ctx)];
+    l
+}

@@ -1,0 +1,401 @@
+//! `AuthorizationPolicy` as RBAC filters.
+//!
+//! Order: AUDIT (never changes the outcome), DENY, ALLOW. Inside a source or operation fields are
+//! ANDed and their values ORed; entries of `from` and `to` are ORed; `from`, `to` and every `when`
+//! are ANDed.
+//!
+//! What cannot be evaluated is decided so that nobody gets in who should not:
+//!
+//! - a condition that this proxy cannot check (request authentication, `source.cluster` on a foreign
+//!   proxy) makes an ALLOW rule match nothing, and is dropped from a DENY rule, which then denies more;
+//! - HTTP conditions on a TCP port likewise;
+//! - `CUSTOM` needs an external authoriser, which is not supported: its rules deny.
+
+use std::collections::BTreeMap;
+
+use ipnet::IpNet;
+use mesh_model::{
+    authored::{AuthorizationAction, AuthorizationPolicy, AuthorizationRule, Condition, Operation, Source},
+    proxy::{
+        HeaderMatch, HeaderValueMatch, Permission, Principal, Rbac, RbacAction, RbacPolicy, RbacRules,
+        StringMatch, StringMatchKind,
+    },
+};
+
+use super::Ctx;
+use crate::config::{Doc, selects};
+
+/// Annotation of policies that are only evaluated and logged.
+const DRY_RUN: &str = "istio.io/dry-run";
+
+/// Filters for HTTP traffic.
+pub(super) fn http(ctx: &Ctx<'_>) -> Vec<Rbac> {
+    filters(ctx, true)
+}
+
+/// Filters for bytes.
+pub(super) fn tcp(ctx: &Ctx<'_>) -> Vec<Rbac> {
+    filters(ctx, false)
+}
+
+fn applies(ctx: &Ctx<'_>, p: &Doc<AuthorizationPolicy>) -> bool {
+    let root = ctx.world.config.root_namespace();
+    if p.namespace != ctx.proxy.namespace && p.namespace != root {
+        return false;
+    }
+    // Attached to a gateway of the Gateway API, which is not served here.
+    if p.spec.target_ref.is_some() || !p.spec.target_refs.is_empty() {
+        return false;
+    }
+    p.spec.selector.as_ref().is_none_or(|s| selects(&s.match_labels, &ctx.proxy.labels))
+}
+
+fn filters(ctx: &Ctx<'_>, http: bool) -> Vec<Rbac> {
+    let mut enforced: BTreeMap<u8, BTreeMap<String, RbacPolicy>> = BTreeMap::new();
+    let mut shadow: BTreeMap<u8, BTreeMap<String, RbacPolicy>> = BTreeMap::new();
+    for doc in ctx.world.config.authorization_policies.iter().filter(|p| applies(ctx, p)) {
+        let (slot, action) = match doc.spec.action {
+            AuthorizationAction::Audit => (0, RbacAction::Log),
+            AuthorizationAction::Deny | AuthorizationAction::Custom => (1, RbacAction::Deny),
+            AuthorizationAction::Allow => (2, RbacAction::Allow),
+        };
+        let dry = doc.annotations.get(DRY_RUN).is_some_and(|v| v == "true");
+        // An ALLOW policy without rules matches nothing and yet is there, so everything is denied.
+        let rules = if dry { &mut shadow } else { &mut enforced }.entry(slot).or_default();
+        for (i, rule) in doc.spec.rules.iter().enumerate() {
+            let maker = Maker { ctx, namespace: &doc.namespace, http, action };
+            if let Some(p) = maker.rule(rule) {
+                rules.insert(format!("ns[{}]-policy[{}]-rule[{i}]", doc.namespace, doc.name), p);
+            }
+        }
+    }
+    let action = |slot| match slot {
+        0 => RbacAction::Log,
+        1 => RbacAction::Deny,
+        _ => RbacAction::Allow,
+    };
+    let mut out = Vec::new();
+    for slot in 0u8..=2 {
+        let make = |m: Option<BTreeMap<String, RbacPolicy>>| {
+            m.map(|policies| RbacRules { action: action(slot), policies })
+        };
+        let rules = make(enforced.remove(&slot));
+        let dry = make(shadow.remove(&slot));
+        if rules.is_some() || dry.is_some() {
+            let stat_prefix = if http { String::new() } else { "tcp.".to_owned() };
+            out.push(Rbac { rules, shadow: dry, stat_prefix });
+        }
+    }
+    out
+}
+
+/// A condition that this proxy or protocol cannot check.
+struct Unknown;
+
+type Checked<T> = Result<T, Unknown>;
+
+struct Maker<'a> {
+    ctx: &'a Ctx<'a>,
+    namespace: &'a str,
+    http: bool,
+    action: RbacAction,
+}
+
+impl Maker<'_> {
+    /// `None` if the rule matches nothing.
+    fn rule(&self, rule: &AuthorizationRule) -> Option<RbacPolicy> {
+        let mut common_permissions = Vec::new();
+        let mut common_principals = Vec::new();
+        for w in &rule.when {
+            self.keep(self.when(w, &mut common_permissions, &mut common_principals))?;
+        }
+        let permissions = match rule.to.as_deref() {
+            None | Some([]) => vec![and_permissions(common_permissions)],
+            Some(list) => self.alternatives(list.iter().map(|t| t.operation.as_ref()), |m, o| {
+                let mut all = common_permissions.clone();
+                m.operation(o, &mut all)?;
+                Some(and_permissions(all))
+            })?,
+        };
+        let principals = match rule.from.as_deref() {
+            None | Some([]) => vec![and_principals(common_principals)],
+            Some(list) => self.alternatives(list.iter().map(|f| f.source.as_ref()), |m, s| {
+                let mut all = common_principals.clone();
+                m.source(s, &mut all)?;
+                Some(and_principals(all))
+            })?,
+        };
+        Some(RbacPolicy { permissions, principals })
+    }
+
+    /// Entries of which one must match; `None` if none can.
+    fn alternatives<'i, I: 'i, O>(
+        &self,
+        list: impl Iterator<Item = Option<&'i I>>,
+        f: impl Fn(&Self, &I) -> Option<O>,
+    ) -> Option<Vec<O>> {
+        let out: Vec<O> = list.flatten().filter_map(|i| f(self, i)).collect();
+        (!out.is_empty()).then_some(out)
+    }
+
+    /// Applies the rule for unknown conditions: `None` gives up the entry.
+    fn keep(&self, r: Checked<()>) -> Option<()> {
+        match (r, self.action) {
+            (Ok(()), _) | (Err(Unknown), RbacAction::Deny) => Some(()),
+            (Err(Unknown), RbacAction::Allow | RbacAction::Log) => None,
+        }
+    }
+
+    fn http_only(&self) -> Checked<()> {
+        if self.http { Ok(()) } else { Err(Unknown) }
+    }
+
+    fn operation(&self, o: &Operation, out: &mut Vec<Permission>) -> Option<()> {
+        let fields: [(&[String], &[String], fn(&str) -> Option<Permission>, bool); 4] = [
+            (&o.hosts, &o.not_hosts, host, true),
+            (&o.methods, &o.not_methods, |v| Some(header_permission(":method", v)), true),
+            (&o.paths, &o.not_paths, |v| Some(Permission::Path(path(v))), true),
+            (&o.ports, &o.not_ports, |v| v.parse().ok().map(Permission::DestinationPort), false),
+        ];
+        for (yes, no, make, http) in fields {
+            if yes.is_empty() && no.is_empty() {
+                continue;
+            }
+            if http {
+                let r = self.http_only();
+                let unknown = r.is_err();
+                self.keep(r)?;
+                if unknown {
+                    continue;
+                }
+            }
+            permission_values(yes, no, make, out);
+        }
+        Some(())
+    }
+
+    fn source(&self, s: &Source, out: &mut Vec<Principal>) -> Option<()> {
+        let ns = |v: &str| Some(Principal::Authenticated(Some(namespace(v))));
+        let account = |v: &str| Some(Principal::Authenticated(Some(self.service_account(v))));
+        principal_values(&s.principals, &s.not_principals, principal, out);
+        principal_values(&s.namespaces, &s.not_namespaces, ns, out);
+        principal_values(&s.service_accounts, &s.not_service_accounts, account, out);
+        principal_values(&s.trust_domains, &s.not_trust_domains, trust_domain, out);
+        principal_values(&s.ip_blocks, &s.not_ip_blocks, |v| net(v).map(Principal::DirectRemoteIp), out);
+        principal_values(
+            &s.remote_ip_blocks,
+            &s.not_remote_ip_blocks,
+            |v| net(v).map(Principal::RemoteIp),
+            out,
+        );
+        if !(s.request_principals.is_empty() && s.not_request_principals.is_empty()) {
+            self.keep(Err(Unknown))?;
+        }
+        Some(())
+    }
+
+    fn service_account(&self, v: &str) -> StringMatch {
+        let (ns, sa) = v.split_once('/').unwrap_or((self.namespace, v));
+        StringMatch::regex(format!("spiffe://[^/]+/ns/{}/sa/{}", regex::escape(ns), regex::escape(sa)))
+    }
+
+    fn when(
+        &self,
+        c: &Condition,
+        permissions: &mut Vec<Permission>,
+        principals: &mut Vec<Principal>,
+    ) -> Checked<()> {
+        let (yes, no) = (c.values.as_slice(), c.not_values.as_slice());
+        if let Some(name) = c.key.strip_prefix("request.headers[").and_then(|k| k.strip_suffix(']')) {
+            self.http_only()?;
+            let name = name.to_ascii_lowercase();
+            principal_values(yes, no, |v| Some(Principal::Header(header(&name, v, false))), principals);
+            return Ok(());
+        }
+        match c.key.as_str() {
+            "source.ip" => principal_values(yes, no, |v| net(v).map(Principal::DirectRemoteIp), principals),
+            "remote.ip" => principal_values(yes, no, |v| net(v).map(Principal::RemoteIp), principals),
+            "source.namespace" => {
+                principal_values(yes, no, |v| Some(Principal::Authenticated(Some(namespace(v)))), principals)
+            }
+            "source.serviceAccount" => principal_values(
+                yes,
+                no,
+                |v| Some(Principal::Authenticated(Some(self.service_account(v)))),
+                principals,
+            ),
+            "source.principal" => principal_values(yes, no, principal, principals),
+            "source.cluster" => {
+                if !self.ctx.proxy.flotilla {
+                    return Err(Unknown);
+                }
+                principal_values(yes, no, |v| Some(Principal::SourceCluster(pattern(v))), principals);
+            }
+            "destination.ip" => {
+                permission_values(yes, no, |v| net(v).map(Permission::DestinationIp), permissions)
+            }
+            "destination.port" => {
+                permission_values(yes, no, |v| v.parse().ok().map(Permission::DestinationPort), permissions);
+            }
+            "connection.sni" => {
+                permission_values(yes, no, |v| Some(Permission::ServerName(pattern(v))), permissions);
+            }
+            _ => return Err(Unknown),
+        }
+        Ok(())
+    }
+}
+
+/// Adds "any of `yes`" and "none of `no`". Values that cannot be parsed never match.
+fn permission_values(
+    yes: &[String],
+    no: &[String],
+    make: impl Fn(&str) -> Option<Permission>,
+    out: &mut Vec<Permission>,
+) {
+    if !yes.is_empty() {
+        out.push(Permission::Or(yes.iter().filter_map(|v| make(v)).collect()).or_never());
+    }
+    let none: Vec<Permission> = no.iter().filter_map(|v| make(v)).collect();
+    if !none.is_empty() {
+        out.push(Permission::Not(Box::new(Permission::Or(none))));
+    }
+}
+
+fn principal_values(
+    yes: &[String],
+    no: &[String],
+    make: impl Fn(&str) -> Option<Principal>,
+    out: &mut Vec<Principal>,
+) {
+    if !yes.is_empty() {
+        out.push(Principal::Or(yes.iter().filter_map(|v| make(v)).collect()).or_never());
+    }
+    let none: Vec<Principal> = no.iter().filter_map(|v| make(v)).collect();
+    if !none.is_empty() {
+        out.push(Principal::Not(Box::new(Principal::Or(none))));
+    }
+}
+
+/// Envoy refuses an empty list of alternatives; it means "never".
+trait OrNever {
+    fn or_never(self) -> Self;
+}
+
+impl OrNever for Permission {
+    fn or_never(self) -> Self {
+        match self {
+            Self::Or(l) if l.is_empty() => Self::Not(Box::new(Self::Any)),
+            other => other,
+        }
+    }
+}
+
+impl OrNever for Principal {
+    fn or_never(self) -> Self {
+        match self {
+            Self::Or(l) if l.is_empty() => Self::Not(Box::new(Self::Any)),
+            other => other,
+        }
+    }
+}
+
+fn and_permissions(mut list: Vec<Permission>) -> Permission {
+    match list.len() {
+        0 => Permission::Any,
+        1 => list.remove(0),
+        _ => Permission::And(list),
+    }
+}
+
+fn and_principals(mut list: Vec<Principal>) -> Principal {
+    match list.len() {
+        0 => Principal::Any,
+        1 => list.remove(0),
+        _ => Principal::And(list),
+    }
+}
+
+fn net(v: &str) -> Option<IpNet> {
+    v.parse().ok().or_else(|| v.parse::<std::net::IpAddr>().ok().map(IpNet::from))
+}
+
+/// Exact, `prefix*`, `*suffix`, or `*` for anything that is not empty.
+fn pattern(v: &str) -> StringMatch {
+    if v == "*" {
+        StringMatch::regex(".+")
+    } else if let Some(p) = v.strip_suffix('*') {
+        StringMatch::prefix(p)
+    } else if let Some(s) = v.strip_prefix('*') {
+        StringMatch::suffix(s)
+    } else {
+        StringMatch::exact(v)
+    }
+}
+
+fn principal(v: &str) -> Option<Principal> {
+    let m = pattern(v);
+    Some(Principal::Authenticated(match m.kind {
+        StringMatchKind::Regex(_) => None,
+        StringMatchKind::Exact(s) => Some(StringMatch::exact(format!("spiffe://{s}"))),
+        StringMatchKind::Prefix(s) => Some(StringMatch::prefix(format!("spiffe://{s}"))),
+        _ => Some(m),
+    }))
+}
+
+fn trust_domain(v: &str) -> Option<Principal> {
+    let m = pattern(v);
+    Some(Principal::Authenticated(Some(match m.kind {
+        StringMatchKind::Exact(s) => StringMatch::prefix(format!("spiffe://{s}/")),
+        StringMatchKind::Prefix(s) => StringMatch::prefix(format!("spiffe://{s}")),
+        StringMatchKind::Suffix(s) => StringMatch::regex(format!("spiffe://[^/]*{}/.*", regex::escape(&s))),
+        _ => StringMatch::prefix("spiffe://"),
+    })))
+}
+
+/// The namespace part of a SPIFFE ID.
+fn namespace(v: &str) -> StringMatch {
+    let inner = match pattern(v).kind {
+        StringMatchKind::Exact(s) => regex::escape(&s),
+        StringMatchKind::Prefix(s) => format!("{}[^/]*", regex::escape(&s)),
+        StringMatchKind::Suffix(s) => format!("[^/]*{}", regex::escape(&s)),
+        _ => "[^/]+".to_owned(),
+    };
+    StringMatch::regex(format!("spiffe://[^/]+/ns/{inner}/.*"))
+}
+
+fn header(name: &str, v: &str, ignore_case: bool) -> HeaderMatch {
+    let value = if v == "*" {
+        HeaderValueMatch::Present(true)
+    } else {
+        let mut m = pattern(v);
+        m.ignore_case = ignore_case && !matches!(m.kind, StringMatchKind::Regex(_));
+        HeaderValueMatch::Value(m)
+    };
+    HeaderMatch { name: name.to_owned(), value, invert: false }
+}
+
+fn header_permission(name: &str, v: &str) -> Permission {
+    Permission::Header(header(name, v, false))
+}
+
+/// Host names compare without case.
+fn host(v: &str) -> Option<Permission> {
+    Some(Permission::Header(header(":authority", v, true)))
+}
+
+/// A path, or a template with `{*}` for one segment and `{**}` for the rest.
+fn path(v: &str) -> StringMatch {
+    if !v.contains("{*}") && !v.contains("{**}") {
+        return pattern(v);
+    }
+    let parts: Vec<String> = v
+        .split('/')
+        .map(|s| match s {
+            "{*}" => "[^/]+".to_owned(),
+            "{**}" => ".*".to_owned(),
+            s => regex::escape(s),
+        })
+        .collect();
+    StringMatch::regex(parts.join("/"))
+}

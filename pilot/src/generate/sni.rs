@@ -1,0 +1,200 @@
+//! East-west gateways: one listener that forwards by server name and terminates nothing.
+//!
+//! | server name | goes to |
+//! |---|---|
+//! | `outbound_.<port>_.<subset>_.<svc>.<ns>.svc.<self>.clusterset.local` | own healthy workloads, if the service is exported |
+//! | `outbound_.<port>_.<subset>_.<svc>.<ns>.svc.cluster.local` | the same, as Istio's gateways write it |
+//! | `*.svc.<peer>.clusterset.local`, `federation.<peer>…`, `join.<peer>…` | that peer's gateways |
+//! | `federation.<self>.clusterset.local`, `join.<self>…` | this cluster's control plane |
+//! | anything else | closed |
+//!
+//! A service that is not exported has no chain, so its name is as unknown as any other. One listener
+//! serves both directions: a peer that dials it with another peer's name is forwarded there, where the
+//! inner session is verified like any other; such transit shows in the peer's cluster metrics.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+};
+
+use mesh_model::{
+    federation::{PeerCluster, Transport},
+    proxy::{
+        Cluster, Direction, Discovery, EndpointHealth, FilterChain, FilterChainMatch, LbEndpoint,
+        LoadAssignment, LocalityEndpoints, TransportProtocol,
+    },
+    registry::{Health, Labels, ServicePort, TlsMode},
+};
+
+use super::{
+    Ctx, Generated,
+    common::{chain, listener, member_sni, sni_name},
+    gateway::Served,
+    tcp,
+};
+use crate::{
+    hosts,
+    index::{Entry, Origin},
+};
+
+/// Cluster of this cluster's control plane.
+const CONTROL_PLANE: &str = "control-plane";
+
+pub(super) fn generate(ctx: &Ctx<'_>, out: &mut Generated) {
+    let own = ctx.world.settings.cluster.as_str();
+    let ip = ctx.proxy.bind();
+    let port = mesh_runtime::ports::EAST_WEST;
+    let mut l = listener(format!("{ip}_{port}"), SocketAddr::new(ip, port), Direction::Unspecified);
+    l.inspect_tls = true;
+    // A client that sends nothing has no server name and no chain; a slow one gets a fair time.
+    l.inspect_timeout = std::time::Duration::from_secs(5);
+    let exported: Vec<&Entry> = ctx
+        .world
+        .index
+        .services
+        .values()
+        .map(|e| &**e)
+        .filter(|e| e.exported && e.origin == Origin::Platform)
+        .collect();
+    for e in exported {
+        service_chains(ctx, out, e, &mut l.filter_chains, |port, subset| {
+            let s = &e.service;
+            vec![member_sni(port, subset, &s.name, &s.namespace, own), sni_name(port, subset, &s.host)]
+        });
+    }
+    let federation = ctx.proxy.federation.or(ctx.world.settings.federation_address);
+    if let Some(address) = federation {
+        out.cluster(fixed(ctx, CONTROL_PLANE, &address.ip().to_string(), address.port()));
+        let names = [format!("federation.{own}.clusterset.local"), format!("join.{own}.clusterset.local")];
+        tcp::push(&mut l.filter_chains, to(ctx, CONTROL_PLANE, names.to_vec()));
+    }
+    for peer in ctx.world.config.peers.iter().filter(|p| p.id != ctx.world.settings.cluster) {
+        let name = format!("peer|{}", peer.id);
+        peer_cluster(ctx, out, &name, peer);
+        let names = vec![
+            format!("*.svc.{}.clusterset.local", peer.id),
+            format!("federation.{}.clusterset.local", peer.id),
+            format!("join.{}.clusterset.local", peer.id),
+        ];
+        tcp::push(&mut l.filter_chains, to(ctx, &name, names));
+    }
+    // Envoy refuses a listener without chains; there is nothing to forward then.
+    if !l.filter_chains.is_empty() {
+        out.listener(l);
+    }
+}
+
+fn to(ctx: &Ctx<'_>, cluster: &str, server_names: Vec<String>) -> FilterChain {
+    let m = FilterChainMatch {
+        server_names,
+        transport_protocol: Some(TransportProtocol::Tls),
+        ..FilterChainMatch::default()
+    };
+    chain(cluster, m, vec![ctx.tcp_to(cluster)])
+}
+
+/// Chains and clusters of a service's ports and subsets.
+fn service_chains(
+    ctx: &Ctx<'_>,
+    out: &mut Generated,
+    e: &Entry,
+    chains: &mut Vec<FilterChain>,
+    names: impl Fn(u16, &str) -> Vec<String>,
+) {
+    let rule = ctx.world.destination_rule(ctx.proxy, e);
+    let none = Labels::new();
+    let mut seen = BTreeSet::new();
+    for p in e.service.ports.iter().filter(|p| seen.insert(p.port)) {
+        let subsets = rule.iter().flat_map(|r| &r.subsets).map(|s| (s.name.as_str(), &s.labels));
+        for (subset, labels) in std::iter::once(("", &none)).chain(subsets) {
+            let name = sni_name(p.port, subset, &e.service.host);
+            out.assignment(local_endpoints(e, p, labels, &name));
+            out.cluster(Cluster { ..ctx.base_cluster(&name, Discovery::Eds(name.clone())) });
+            // Names are unique by construction; comparing each with all others would be quadratic.
+            chains.push(to(ctx, &name, names(p.port, subset)));
+        }
+    }
+}
+
+/// Workloads of this cluster that can end an inner session.
+fn local_endpoints(e: &Entry, p: &ServicePort, labels: &Labels, name: &str) -> LoadAssignment {
+    let mut by_locality: BTreeMap<_, Vec<LbEndpoint>> = BTreeMap::new();
+    for x in e.endpoints_of(p, labels).filter(|x| x.tls == TlsMode::Mutual) {
+        by_locality.entry(x.locality.clone()).or_default().push(LbEndpoint {
+            address: x.address.clone(),
+            port: x.port,
+            weight: x.weight,
+            health: match x.health {
+                Health::Healthy => EndpointHealth::Healthy,
+                Health::Unhealthy => EndpointHealth::Unhealthy,
+                Health::Draining => EndpointHealth::Draining,
+            },
+            transport_labels: BTreeMap::new(),
+            workload: String::new(),
+        });
+    }
+    LoadAssignment {
+        name: name.to_owned(),
+        localities: by_locality
+            .into_iter()
+            .map(|(locality, endpoints)| LocalityEndpoints { locality, priority: 0, weight: 0, endpoints })
+            .collect(),
+        overprovisioning: 140,
+    }
+}
+
+fn plain(address: String, port: u16, weight: u32) -> LbEndpoint {
+    LbEndpoint {
+        address,
+        port,
+        weight,
+        health: EndpointHealth::Healthy,
+        transport_labels: BTreeMap::new(),
+        workload: String::new(),
+    }
+}
+
+fn group(name: &str, endpoints: Vec<LbEndpoint>) -> LoadAssignment {
+    LoadAssignment {
+        name: name.to_owned(),
+        localities: vec![LocalityEndpoints { endpoints, ..LocalityEndpoints::default() }],
+        overprovisioning: 140,
+    }
+}
+
+fn fixed(ctx: &Ctx<'_>, name: &str, address: &str, port: u16) -> Cluster {
+    let a = group(name, vec![plain(address.to_owned(), port, 1)]);
+    ctx.base_cluster(name, Discovery::Static(a))
+}
+
+/// The way to a peer: its gateways over TCP, or the trunk to it.
+fn peer_cluster(ctx: &Ctx<'_>, out: &mut Generated, name: &str, peer: &PeerCluster) {
+    let wanted = ctx.world.config.mesh.transport.unwrap_or(Transport::Tcp);
+    // Only our own gateway has trunks.
+    let quic = wanted == Transport::Quic && peer.transports.contains(&Transport::Quic) && ctx.proxy.flotilla;
+    let endpoints = if quic {
+        vec![plain(format!("trunk:{}", peer.id), mesh_runtime::ports::EAST_WEST, 1)]
+    } else {
+        peer.gateways
+            .iter()
+            .filter(|g| g.weight > 0)
+            .map(|g| plain(g.address.ip().to_string(), g.address.port(), g.weight))
+            .collect()
+    };
+    out.assignment(group(name, endpoints));
+    out.cluster(ctx.base_cluster(name, Discovery::Eds(name.to_owned())));
+}
+
+/// Chains of a `Gateway` server in mode `AUTO_PASSTHROUGH`: services whose server name is one of the
+/// server's hosts. As in Istio every service of the cluster qualifies; the choice is the operator's.
+pub(super) fn auto_passthrough(ctx: &Ctx<'_>, out: &mut Generated, s: &Served<'_>) -> Vec<FilterChain> {
+    let mut chains = Vec::new();
+    for e in ctx.visible.iter().filter(|e| e.origin == Origin::Platform) {
+        if s.hosts().any(|(_, own)| hosts::covers(own, &e.service.host)) {
+            service_chains(ctx, out, e, &mut chains, |port, subset| {
+                vec![sni_name(port, subset, &e.service.host)]
+            });
+        }
+    }
+    chains
+}

@@ -1,0 +1,150 @@
+//! TCP and TLS routes of a service: filter chains from a `VirtualService`, else one to the service.
+
+use ipnet::IpNet;
+use mesh_model::{
+    authored::{RouteDestination, VirtualService},
+    proxy::{FilterChain, FilterChainMatch, NetworkFilter, TransportProtocol, WeightedCluster},
+};
+
+use super::{
+    Ctx,
+    common::{chain, cluster_name},
+    http::{self, Scope},
+};
+use crate::{config::Doc, index::Entry};
+
+/// Weighted destinations as a TCP filter; `None` without a destination.
+pub(super) fn filter(
+    ctx: &Ctx<'_>,
+    namespace: &str,
+    port: u16,
+    routes: &[RouteDestination],
+    stat_prefix: &str,
+) -> Option<NetworkFilter> {
+    let single = routes.len() == 1;
+    let all_zero = routes.iter().all(|r| r.weight <= 0);
+    let clusters: Vec<WeightedCluster> = routes
+        .iter()
+        .filter_map(|r| {
+            let d = r.destination.as_ref()?;
+            let weight = u32::try_from(r.weight).unwrap_or(0);
+            if weight == 0 && !single && !all_zero {
+                return None;
+            }
+            let cluster = http::destination(ctx, namespace, d, port).0;
+            Some(WeightedCluster { cluster, weight: weight.max(1), ..WeightedCluster::default() })
+        })
+        .collect();
+    let clusters = match clusters.as_slice() {
+        [] => return None,
+        [one] => vec![WeightedCluster::only(one.cluster.clone())],
+        _ => clusters,
+    };
+    Some(ctx.tcp_filter(stat_prefix, clusters))
+}
+
+/// Address prefixes of a match; what cannot be parsed never matches and is left out.
+pub(super) fn prefixes(list: &[String]) -> Vec<IpNet> {
+    list.iter()
+        .filter_map(|s| {
+            s.parse::<IpNet>().ok().or_else(|| s.parse::<std::net::IpAddr>().ok().map(IpNet::from))
+        })
+        .collect()
+}
+
+fn document<'a>(ctx: &Ctx<'a>, entry: &Entry) -> Option<&'a Doc<VirtualService>> {
+    ctx.world.virtual_service(ctx.proxy, &entry.service.host, |d| Scope::Mesh.bound(d))
+}
+
+/// Chains of a TCP port, most specific first; the last one matches everything.
+pub(super) fn tcp_chains(ctx: &Ctx<'_>, entry: &Entry, port: u16) -> Vec<FilterChain> {
+    let cluster = cluster_name(port, "", &entry.service.host);
+    let mut chains: Vec<FilterChain> = Vec::new();
+    if let Some(doc) = document(ctx, entry) {
+        for r in &doc.spec.tcp {
+            let Some(f) = filter(ctx, &doc.namespace, port, &r.route, &cluster) else { continue };
+            if r.matches.is_empty() {
+                push(&mut chains, chain(cluster.clone(), FilterChainMatch::default(), vec![f]));
+                return chains;
+            }
+            for m in &r.matches {
+                let here = (m.port == 0 || m.port == u32::from(port))
+                    && Scope::Mesh.source_matches(
+                        ctx,
+                        &doc.namespace,
+                        &m.gateways,
+                        &m.source_labels,
+                        &m.source_namespace,
+                    );
+                if !here {
+                    continue;
+                }
+                let matches = FilterChainMatch {
+                    destination_prefixes: prefixes(&m.destination_subnets),
+                    ..FilterChainMatch::default()
+                };
+                let all = matches == FilterChainMatch::default();
+                push(&mut chains, chain(cluster.clone(), matches, vec![f.clone()]));
+                if all {
+                    return chains;
+                }
+            }
+        }
+    }
+    push(&mut chains, chain(cluster.clone(), FilterChainMatch::default(), vec![ctx.tcp_to(&cluster)]));
+    chains
+}
+
+/// Chains of a TLS port by server name, from the document, then the service's own host.
+pub(super) fn tls_chains(ctx: &Ctx<'_>, entry: &Entry, port: u16) -> Vec<FilterChain> {
+    let cluster = cluster_name(port, "", &entry.service.host);
+    let mut chains = Vec::new();
+    let sni = |names: &[String]| FilterChainMatch {
+        server_names: names.iter().map(|n| n.to_ascii_lowercase()).collect(),
+        transport_protocol: Some(TransportProtocol::Tls),
+        ..FilterChainMatch::default()
+    };
+    if let Some(doc) = document(ctx, entry) {
+        for r in &doc.spec.tls {
+            let Some(f) = filter(ctx, &doc.namespace, port, &r.route, &cluster) else { continue };
+            for m in &r.matches {
+                let here = (m.port == 0 || m.port == u32::from(port))
+                    && Scope::Mesh.source_matches(
+                        ctx,
+                        &doc.namespace,
+                        &m.gateways,
+                        &m.source_labels,
+                        &m.source_namespace,
+                    );
+                if here && !m.sni_hosts.is_empty() {
+                    let mut matches = sni(&m.sni_hosts);
+                    matches.destination_prefixes = prefixes(&m.destination_subnets);
+                    push(&mut chains, chain(cluster.clone(), matches, vec![f.clone()]));
+                }
+            }
+        }
+    }
+    let mut names = vec![entry.service.host.clone()];
+    names.extend(entry.aliases.iter().cloned());
+    push(&mut chains, chain(cluster.clone(), sni(&names), vec![ctx.tcp_to(&cluster)]));
+    chains
+}
+
+/// Adds a chain unless its match, or all of its server names, are taken: a proxy refuses a listener
+/// with two chains for the same connection.
+pub(super) fn push(chains: &mut Vec<FilterChain>, mut c: FilterChain) {
+    let bare = |m: &FilterChainMatch| FilterChainMatch { server_names: vec![], ..m.clone() };
+    let mine = bare(&c.matches);
+    let had_names = !c.matches.server_names.is_empty();
+    for other in chains.iter().filter(|o| bare(&o.matches) == mine) {
+        if had_names {
+            c.matches.server_names.retain(|n| !other.matches.server_names.contains(n));
+        } else if other.matches.server_names.is_empty() {
+            return;
+        }
+    }
+    if had_names && c.matches.server_names.is_empty() {
+        return;
+    }
+    chains.push(c);
+}

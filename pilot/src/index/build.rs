@@ -1,0 +1,572 @@
+//! Building the index.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
+
+use mesh_model::{
+    ClusterId, Locality, NetworkId, SpiffeId,
+    authored::{IntOrString, Location, Resolution as AuthoredResolution, WorkloadEntry},
+    federation::ImportedService,
+    registry::{Endpoint, Health, Labels, Protocol, Resolution, Service, ServicePort, TlsMode},
+};
+
+use super::{Entry, Index, Local, Origin, vips};
+use crate::{
+    config::{Config, Doc, Problem, selects},
+    hosts,
+};
+
+/// Set on workloads with a proxy that accepts mesh mTLS.
+const TLS_MODE: &str = "security.istio.io/tlsMode";
+/// Namespaces that a service is visible in.
+const EXPORT_TO: &str = "networking.istio.io/exportTo";
+/// Health that a platform or a health checker has written on a `WorkloadEntry`.
+const HEALTH: &str = "flotilla.dev/health";
+/// Port of east-west gateways unless their workload says another.
+const EAST_WEST_PORT: u16 = 15443;
+
+struct Builder<'a> {
+    config: &'a Config,
+    local: &'a Local,
+    workloads: HashMap<&'a str, Vec<&'a Doc<WorkloadEntry>>>,
+    imports: HashMap<(&'a str, &'a str), Vec<Arc<ImportedService>>>,
+    exports: BTreeSet<(&'a str, &'a str)>,
+    entries: BTreeMap<String, Entry>,
+    problems: Vec<Problem>,
+}
+
+/// Builds the index, and tells what it could not use.
+#[must_use]
+pub fn build(config: &Config, local: &Local) -> (Index, Vec<Problem>) {
+    let mut workloads: HashMap<&str, Vec<&Doc<WorkloadEntry>>> = HashMap::new();
+    for w in &config.workload_entries {
+        workloads.entry(&w.namespace).or_default().push(w);
+    }
+    let mut imports: HashMap<(&str, &str), Vec<Arc<ImportedService>>> = HashMap::new();
+    for i in &config.imports {
+        // A peer that echoes our own services back would make a loop.
+        if i.cluster != local.cluster {
+            imports.entry((&i.service.namespace, &i.service.name)).or_default().push(i.clone());
+        }
+    }
+    let exports = config.service_exports.iter().map(|e| (e.namespace.as_str(), e.name.as_str())).collect();
+    let mut b = Builder {
+        config,
+        local,
+        workloads,
+        imports,
+        exports,
+        entries: BTreeMap::new(),
+        problems: Vec::new(),
+    };
+    b.platform();
+    b.service_entries();
+    b.imported();
+    b.members();
+    let east_west = b.east_west();
+    let mut problems = std::mem::take(&mut b.problems);
+    let index = finish(b.entries, east_west, &mut problems);
+    (index, problems)
+}
+
+fn finish(
+    mut entries: BTreeMap<String, Entry>,
+    east_west: Vec<SocketAddr>,
+    problems: &mut Vec<Problem>,
+) -> Index {
+    let assigned: Vec<(String, IpAddr)> = {
+        let without = entries
+            .iter()
+            .filter(|(h, e)| e.service.addresses.is_empty() && !e.service.headless && !h.starts_with('*'))
+            .map(|(h, _)| h.as_str());
+        vips::assign(without).into_iter().map(|(h, ip)| (h.to_owned(), ip)).collect()
+    };
+    for (host, ip) in assigned {
+        if let Some(e) = entries.get_mut(&host) {
+            e.service.addresses = vec![ip];
+            e.assigned_vip = true;
+        }
+    }
+    let mut index = Index { east_west, ..Index::default() };
+    for (host, entry) in &entries {
+        for a in &entry.aliases {
+            if entries.contains_key(a) || index.aliases.insert(a.clone(), host.clone()).is_some() {
+                problems.push(Problem {
+                    object: format!("Service {host}"),
+                    message: format!("its alias {a} is taken by another service"),
+                });
+            }
+        }
+        // Members repeat the endpoints of the service they are part of.
+        if entry.origin == Origin::Member {
+            continue;
+        }
+        for (i, e) in entry.endpoints.iter().enumerate() {
+            if let Ok(ip) = e.address.parse() {
+                index.by_address.entry(ip).or_default().push((host.clone(), i));
+            }
+        }
+    }
+    index.services = entries.into_iter().map(|(h, e)| (h, Arc::new(e))).collect();
+    index
+}
+
+impl<'a> Builder<'a> {
+    fn problem(&mut self, object: impl Into<String>, message: impl Into<String>) {
+        self.problems.push(Problem { object: object.into(), message: message.into() });
+    }
+
+    fn identity(&self, namespace: &str, account: &str) -> Option<String> {
+        if account.starts_with("spiffe://") {
+            return SpiffeId::parse(account).ok().map(|id| id.as_str().to_owned());
+        }
+        let account = if account.is_empty() { "default" } else { account };
+        SpiffeId::workload(&self.local.trust_domain, namespace, account).ok().map(|id| id.as_str().to_owned())
+    }
+
+    /// `Service` documents.
+    fn platform(&mut self) {
+        let config = self.config;
+        for doc in &config.services {
+            let spec = &doc.spec;
+            let object = format!("Service {}/{}", doc.namespace, doc.name);
+            let host = hosts::service_host(&doc.name, &doc.namespace);
+            let mut ports = Vec::new();
+            let mut targets = Vec::new();
+            for p in &spec.ports {
+                if p.protocol.eq_ignore_ascii_case("UDP") || p.protocol.eq_ignore_ascii_case("SCTP") {
+                    continue;
+                }
+                let Ok(number) = u16::try_from(p.port) else {
+                    self.problem(&object, format!("port {} is ignored: above 65535", p.port));
+                    continue;
+                };
+                let protocol = Protocol::select(p.app_protocol.as_deref(), &p.name);
+                if protocol == Protocol::Udp || number == 0 {
+                    continue;
+                }
+                ports.push(ServicePort { name: p.name.clone(), port: number, protocol });
+                targets.push(p.target_port.clone());
+            }
+            let external = spec.service_type == "ExternalName";
+            let addresses: Vec<IpAddr> = if spec.cluster_ips.is_empty() {
+                spec.cluster_ip.parse().into_iter().collect()
+            } else {
+                spec.cluster_ips.iter().filter_map(|a| a.parse().ok()).collect()
+            };
+            let export_to = doc
+                .annotations
+                .get(EXPORT_TO)
+                .map(|v| v.split(',').map(|s| s.trim().to_owned()).filter(|s| !s.is_empty()).collect())
+                .unwrap_or_default();
+            let service = Service {
+                host: host.clone(),
+                name: doc.name.clone(),
+                namespace: doc.namespace.clone(),
+                addresses,
+                ports,
+                resolution: if external { Resolution::Dns } else { Resolution::Static },
+                mesh_external: external,
+                headless: spec.headless(),
+                export_to,
+                labels: (*doc.labels).clone(),
+                created: doc.created,
+            };
+            let mut entry = self.entry(service, Origin::Platform);
+            if external {
+                for p in &entry.service.ports {
+                    entry.endpoints.push(inline(&spec.external_name, p.port, &p.name));
+                }
+            } else if !spec.selector.is_empty() {
+                self.select_workloads(&mut entry, &spec.selector, &targets, &object);
+            }
+            self.merge_imports(&mut entry);
+            self.entries.insert(host, entry);
+        }
+    }
+
+    fn entry(&self, service: Service, origin: Origin) -> Entry {
+        let exported = origin == Origin::Platform
+            && self.exports.contains(&(service.namespace.as_str(), service.name.as_str()));
+        Entry {
+            service,
+            origin,
+            aliases: vec![],
+            assigned_vip: false,
+            endpoints: vec![],
+            imports: vec![],
+            identities: BTreeSet::new(),
+            subject_alt_names: vec![],
+            exported,
+        }
+    }
+
+    /// Adds the workloads of the service's namespace that a selector selects.
+    fn select_workloads(
+        &mut self,
+        entry: &mut Entry,
+        selector: &Labels,
+        targets: &[Option<IntOrString>],
+        object: &str,
+    ) {
+        let namespace = entry.service.namespace.clone();
+        let selected: Vec<&Doc<WorkloadEntry>> = self
+            .workloads
+            .get(namespace.as_str())
+            .into_iter()
+            .flatten()
+            .filter(|w| selects(selector, &workload_labels(w)))
+            .copied()
+            .collect();
+        for w in selected {
+            for (i, port) in entry.service.ports.iter().enumerate() {
+                let target = targets.get(i).and_then(Option::as_ref);
+                match target_port(&w.spec, port, target) {
+                    Ok(number) => {
+                        let e = self.workload_endpoint(w, port, number);
+                        match e {
+                            Ok(e) => entry.endpoints.push(e),
+                            Err(message) => {
+                                self.problem(format!("WorkloadEntry {}/{}", w.namespace, w.name), message);
+                                break;
+                            }
+                        }
+                    }
+                    Err(message) => self.problem(object, message),
+                }
+            }
+            if let Some(id) = self.identity(&namespace, &w.spec.service_account) {
+                entry.identities.insert(id);
+            }
+        }
+    }
+
+    fn workload_endpoint(
+        &self,
+        w: &Doc<WorkloadEntry>,
+        port: &ServicePort,
+        number: u16,
+    ) -> Result<Endpoint, String> {
+        let spec = &w.spec;
+        if spec.address.is_empty() {
+            return Err("ignored: it has no address; workloads of other networks are imported through \
+                        the federation, not listed"
+                .to_owned());
+        }
+        if spec.address.starts_with("unix:") {
+            return Err("ignored: unix socket addresses are not supported".to_owned());
+        }
+        let labels = workload_labels(w);
+        let tls = match labels.get(TLS_MODE).or_else(|| w.labels.get(TLS_MODE)) {
+            Some(v) if v == "istio" => TlsMode::Mutual,
+            _ => TlsMode::Disabled,
+        };
+        let health = match w.annotations.get(HEALTH).map(String::as_str) {
+            Some("unhealthy") => Health::Unhealthy,
+            Some("draining") => Health::Draining,
+            _ => Health::Healthy,
+        };
+        Ok(Endpoint {
+            address: spec.address.clone(),
+            port: number,
+            service_port: port.name.clone(),
+            service_account: spec.service_account.clone(),
+            locality: Locality::from(spec.locality.clone()),
+            network: NetworkId::new(&spec.network).ok(),
+            cluster: Some(self.local.cluster.clone()),
+            weight: spec.weight.max(1),
+            health,
+            tls,
+            workload: Some(Arc::from(format!("{}/{}", w.namespace, w.name))),
+            labels,
+        })
+    }
+
+    /// `ServiceEntry` documents: one service per host.
+    fn service_entries(&mut self) {
+        let config = self.config;
+        for doc in &config.service_entries {
+            let spec = &doc.spec;
+            let object = format!("ServiceEntry {}/{}", doc.namespace, doc.name);
+            let mut ports = Vec::new();
+            let mut targets = Vec::new();
+            for p in &spec.ports {
+                match u16::try_from(p.number) {
+                    Ok(number) if number > 0 => {
+                        let protocol = Protocol::parse(&p.protocol).unwrap_or(Protocol::Tcp);
+                        if protocol != Protocol::Udp {
+                            ports.push(ServicePort { name: p.name.clone(), port: number, protocol });
+                            targets.push((p.target_port > 0).then_some(IntOrString::Int(p.target_port)));
+                        }
+                    }
+                    _ => self.problem(&object, format!("port {} is ignored", p.number)),
+                }
+            }
+            let resolution = match spec.resolution {
+                AuthoredResolution::None => Resolution::Passthrough,
+                AuthoredResolution::Static => Resolution::Static,
+                AuthoredResolution::Dns | AuthoredResolution::DnsRoundRobin => Resolution::Dns,
+                AuthoredResolution::DynamicDns => {
+                    self.problem(&object, "resolution DYNAMIC_DNS is treated as NONE");
+                    Resolution::Passthrough
+                }
+            };
+            let mut addresses = Vec::new();
+            for a in &spec.addresses {
+                match a.parse::<IpAddr>() {
+                    Ok(ip) => addresses.push(ip),
+                    Err(_) => match a.parse::<ipnet::IpNet>() {
+                        Ok(net) if net.prefix_len() == net.max_prefix_len() => addresses.push(net.addr()),
+                        _ => self.problem(
+                            &object,
+                            format!("address {a} is ignored: only single addresses are supported"),
+                        ),
+                    },
+                }
+            }
+            for host in &spec.hosts {
+                let host = host.to_ascii_lowercase();
+                if !hosts::plausible(&host) {
+                    self.problem(&object, format!("host {host:?} is ignored: not a DNS name"));
+                    continue;
+                }
+                if self.entries.contains_key(&host) {
+                    self.problem(&object, format!("host {host} is ignored: an older service has it"));
+                    continue;
+                }
+                let service = Service {
+                    host: host.clone(),
+                    name: host.clone(),
+                    namespace: doc.namespace.clone(),
+                    addresses: addresses.clone(),
+                    ports: ports.clone(),
+                    resolution,
+                    mesh_external: spec.location == Location::MeshExternal,
+                    headless: false,
+                    export_to: spec.export_to.clone(),
+                    labels: (*doc.labels).clone(),
+                    created: doc.created,
+                };
+                let mut entry = self.entry(service, Origin::Entry);
+                entry.subject_alt_names.clone_from(&spec.subject_alt_names);
+                if let Some(selector) = &spec.workload_selector {
+                    self.select_workloads(&mut entry, &selector.labels, &targets, &object);
+                }
+                for e in &spec.endpoints {
+                    self.inline_endpoint(&mut entry, e, &targets, &object);
+                }
+                // Without endpoints, the name itself is what is resolved.
+                if resolution == Resolution::Dns && entry.endpoints.is_empty() && !host.starts_with('*') {
+                    for (i, p) in ports.iter().enumerate() {
+                        let number = match targets.get(i) {
+                            Some(Some(IntOrString::Int(n))) => u16::try_from(*n).unwrap_or(p.port),
+                            _ => p.port,
+                        };
+                        entry.endpoints.push(inline(&host, number, &p.name));
+                    }
+                }
+                self.entries.insert(host, entry);
+            }
+        }
+    }
+
+    fn inline_endpoint(
+        &mut self,
+        entry: &mut Entry,
+        e: &WorkloadEntry,
+        targets: &[Option<IntOrString>],
+        object: &str,
+    ) {
+        let doc = Doc {
+            name: e.address.clone(),
+            namespace: entry.service.namespace.clone(),
+            created: 0,
+            labels: Arc::default(),
+            annotations: Arc::default(),
+            spec: Arc::new(e.clone()),
+        };
+        for (i, port) in entry.service.ports.iter().enumerate() {
+            let target = targets.get(i).and_then(Option::as_ref);
+            let made = target_port(e, port, target).and_then(|n| self.workload_endpoint(&doc, port, n));
+            match made {
+                Ok(mut made) => {
+                    made.workload = None;
+                    entry.endpoints.push(made);
+                }
+                Err(message) => self.problem(object, format!("endpoint {}: {message}", e.address)),
+            }
+        }
+        if !e.service_account.is_empty()
+            && let Some(id) = self.identity(&entry.service.namespace, &e.service_account)
+        {
+            entry.identities.insert(id);
+        }
+    }
+
+    /// Adds what peers run of a service.
+    fn merge_imports(&mut self, entry: &mut Entry) {
+        let s = &entry.service;
+        let key = (s.namespace.as_str(), s.name.as_str());
+        let imports = self.imports.get(&key).cloned().unwrap_or_default();
+        if !imports.is_empty() || entry.exported {
+            entry.aliases = aliases(&s.name, &s.namespace);
+        }
+        for i in imports {
+            for a in &i.service.service_accounts {
+                match self.identity(&i.service.namespace, a) {
+                    Some(id) => {
+                        entry.identities.insert(id);
+                    }
+                    None => self.problem(
+                        format!("ImportedService {}/{}", i.cluster, entry.service.host),
+                        format!("service account {a:?} is not valid"),
+                    ),
+                }
+            }
+            entry.imports.push(i);
+        }
+    }
+
+    /// Services that only peers have. Conflicting definitions: the oldest export wins (MCS API).
+    fn imported(&mut self) {
+        let mut keys: Vec<(&str, &str)> = self.imports.keys().copied().collect();
+        keys.sort_unstable();
+        for (namespace, name) in keys {
+            let host = hosts::service_host(name, namespace);
+            if self.entries.contains_key(&host) {
+                continue;
+            }
+            let Some(oldest) = self
+                .imports
+                .get(&(namespace, name))
+                .and_then(|l| l.iter().min_by_key(|i| (i.service.exported_at, i.cluster.clone())))
+                .cloned()
+            else {
+                continue;
+            };
+            let service = Service {
+                host: host.clone(),
+                name: name.to_owned(),
+                namespace: namespace.to_owned(),
+                addresses: vec![],
+                ports: oldest.service.ports.clone(),
+                resolution: Resolution::Static,
+                mesh_external: false,
+                // Pods of other clusters are not known, so there is nothing but a VIP to offer.
+                headless: false,
+                export_to: vec![],
+                labels: Labels::new(),
+                created: oldest.service.exported_at,
+            };
+            let mut entry = self.entry(service, Origin::Imported);
+            self.merge_imports(&mut entry);
+            self.entries.insert(host, entry);
+        }
+    }
+
+    /// The parts of services that single members run.
+    fn members(&mut self) {
+        let mut out = Vec::new();
+        for e in self.entries.values() {
+            if e.aliases.is_empty() {
+                continue;
+            }
+            let part = |cluster: &ClusterId| {
+                let s = &e.service;
+                let host = hosts::member_host(&s.name, &s.namespace, cluster.as_str());
+                let service = Service { host, addresses: vec![], headless: false, ..s.clone() };
+                let mut m = Entry { service, origin: Origin::Member, aliases: vec![], ..e.clone() };
+                m.imports.clear();
+                m.endpoints.clear();
+                m.exported = false;
+                m
+            };
+            for i in &e.imports {
+                let mut m = part(&i.cluster);
+                m.imports = vec![i.clone()];
+                out.push(m);
+            }
+            if e.exported {
+                let mut m = part(&self.local.cluster);
+                m.endpoints.clone_from(&e.endpoints);
+                out.push(m);
+            }
+        }
+        self.entries.extend(out.into_iter().map(|m| (m.service.host.clone(), m)));
+    }
+
+    /// Addresses of this cluster's own east-west gateways.
+    fn east_west(&self) -> Vec<SocketAddr> {
+        if !self.local.east_west.is_empty() {
+            return self.local.east_west.clone();
+        }
+        let mut found: Vec<SocketAddr> = self
+            .config
+            .workload_entries
+            .iter()
+            .filter(|w| workload_labels(w).get("istio").is_some_and(|v| v == "eastwestgateway"))
+            .filter(|w| w.annotations.get(HEALTH).is_none_or(|h| h == "healthy"))
+            .filter_map(|w| {
+                let port = w.spec.ports.get("tls").and_then(|p| u16::try_from(*p).ok());
+                Some(SocketAddr::new(w.spec.address.parse().ok()?, port.unwrap_or(EAST_WEST_PORT)))
+            })
+            .collect();
+        found.sort_unstable();
+        found.dedup();
+        found
+    }
+}
+
+/// Labels of a workload: those of its template, completed by those of the object.
+pub(crate) fn workload_labels(w: &Doc<WorkloadEntry>) -> Labels {
+    let mut labels = w.spec.labels.clone();
+    for (k, v) in w.labels.iter() {
+        labels.entry(k.clone()).or_insert_with(|| v.clone());
+    }
+    labels
+}
+
+/// Names of a service in any cluster.
+fn aliases(name: &str, namespace: &str) -> Vec<String> {
+    vec![format!("{name}.{namespace}.{}", hosts::CLUSTERSET_DOMAIN), format!("{name}.{namespace}.global")]
+}
+
+fn inline(address: &str, port: u16, service_port: &str) -> Endpoint {
+    Endpoint {
+        address: address.to_owned(),
+        port,
+        service_port: service_port.to_owned(),
+        labels: Labels::new(),
+        service_account: String::new(),
+        locality: Locality::default(),
+        network: None,
+        cluster: None,
+        weight: 1,
+        health: Health::Healthy,
+        tls: TlsMode::Disabled,
+        workload: None,
+    }
+}
+
+/// Port of a workload that serves a service port: what the workload says for it, then the service's
+/// target port (a name is looked up at the workload), then the service port itself.
+fn target_port(w: &WorkloadEntry, port: &ServicePort, target: Option<&IntOrString>) -> Result<u16, String> {
+    let number = match (w.ports.get(&port.name), target) {
+        (Some(n), _) => *n,
+        (None, Some(IntOrString::Int(n))) if *n > 0 => *n,
+        (None, Some(IntOrString::String(name))) => match w.ports.get(name) {
+            Some(n) => *n,
+            None => {
+                return Err(format!("targetPort {name:?} is not a port of workload {}", w.address));
+            }
+        },
+        _ => u32::from(port.port),
+    };
+    match u16::try_from(number) {
+        Ok(n) if n > 0 => Ok(n),
+        _ => Err(format!("port {number} is not between 1 and 65535")),
+    }
+}

@@ -1,0 +1,197 @@
+//! A proxy as generators see it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, SocketAddr},
+};
+
+use mesh_model::{Locality, NetworkId, registry::Labels};
+use mesh_xds::{NodeInfo, NodeKind};
+use serde_json::Value;
+
+/// How connections of a workload reach its proxy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Interception {
+    /// NAT; the original destination is a socket option.
+    Redirect,
+    /// Transparent proxying.
+    Tproxy,
+    /// None: the proxy binds the workload's own ports, applications use it as an HTTP proxy.
+    None,
+}
+
+/// A proxy that asked for configuration. Made of its node only; equal nodes get equal
+/// configuration.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ProxyNode {
+    /// Node ID.
+    pub id: String,
+    /// Whether it is a gateway.
+    pub router: bool,
+    /// `ROUTER_MODE=sni-dnat`: an east-west gateway.
+    pub east_west: bool,
+    /// Addresses of the workload; at least one.
+    pub addresses: Vec<IpAddr>,
+    /// Namespace.
+    pub namespace: String,
+    /// Service account.
+    pub service_account: String,
+    /// Labels.
+    pub labels: Labels,
+    /// Where it runs.
+    pub locality: Locality,
+    /// Network; `None` is the cluster's.
+    pub network: Option<NetworkId>,
+    /// Interception.
+    pub interception: Interception,
+    /// Port of an outbound HTTP proxy on the workload's address.
+    pub http_proxy_port: Option<u16>,
+    /// Without interception: where the application listens, by workload port.
+    pub inbound: BTreeMap<u16, SocketAddr>,
+    /// Our own proxy, which knows more than Envoy.
+    pub flotilla: bool,
+    /// Certificate, key and root files, for proxies without a secret store: `(chain, key, root)`.
+    pub tls_files: Option<(String, String, String)>,
+    /// Where this cluster's federation endpoint listens (east-west gateways).
+    pub federation: Option<SocketAddr>,
+}
+
+/// Why a node gets no configuration.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ProxyError {
+    /// Not a proxy.
+    #[error("node {0:?} is not a proxy")]
+    NotAProxy(String),
+    /// A metadata value that cannot be used.
+    #[error("node metadata {key}: {value} is not {expected}")]
+    Metadata {
+        /// Key.
+        key: &'static str,
+        /// Value as text.
+        value: String,
+        /// What it should be.
+        expected: &'static str,
+    },
+}
+
+fn number(v: &Value) -> Option<u16> {
+    match v {
+        Value::Number(n) => n.as_u64().and_then(|n| u16::try_from(n).ok()),
+        Value::String(s) => s.parse().ok(),
+        _ => None,
+    }
+}
+
+impl ProxyNode {
+    /// Reads a node.
+    ///
+    /// # Errors
+    /// [`ProxyError`] naming the metadata key that cannot be used.
+    pub fn new(node: &NodeInfo) -> Result<Self, ProxyError> {
+        let first = match (node.kind, node.ip) {
+            (NodeKind::Sidecar | NodeKind::Router, Some(ip)) => ip,
+            _ => return Err(ProxyError::NotAProxy(node.id.clone())),
+        };
+        let bad = |key, expected| {
+            let value = node.metadata.get(key).map(ToString::to_string).unwrap_or_default();
+            ProxyError::Metadata { key, value, expected }
+        };
+        let mut addresses = vec![first];
+        if let Some(v) = node.metadata.get("INSTANCE_IPS") {
+            let list: Vec<&str> = match v {
+                Value::String(s) => s.split(',').map(str::trim).filter(|s| !s.is_empty()).collect(),
+                Value::Array(a) => a.iter().filter_map(Value::as_str).collect(),
+                _ => return Err(bad("INSTANCE_IPS", "a list of addresses")),
+            };
+            for a in list {
+                let ip = a.parse().map_err(|_| bad("INSTANCE_IPS", "a list of addresses"))?;
+                if !addresses.contains(&ip) {
+                    addresses.push(ip);
+                }
+            }
+        }
+        let interception = match node.meta("INTERCEPTION_MODE") {
+            None | Some("REDIRECT" | "") => Interception::Redirect,
+            Some("TPROXY") => Interception::Tproxy,
+            Some("NONE") => Interception::None,
+            Some(_) => return Err(bad("INTERCEPTION_MODE", "REDIRECT, TPROXY or NONE")),
+        };
+        let http_proxy_port = match node.metadata.get("HTTP_PROXY_PORT") {
+            None => None,
+            Some(v) => Some(number(v).ok_or_else(|| bad("HTTP_PROXY_PORT", "a port"))?).filter(|p| *p > 0),
+        };
+        let mut inbound = BTreeMap::new();
+        if let Some(v) = node.metadata.get("FLOTILLA_INBOUND") {
+            let expected = "an object of port to address";
+            let map = v.as_object().ok_or_else(|| bad("FLOTILLA_INBOUND", expected))?;
+            for (k, v) in map {
+                let port = k.parse().map_err(|_| bad("FLOTILLA_INBOUND", expected))?;
+                let to = v.as_str().and_then(|s| s.parse().ok());
+                inbound.insert(port, to.ok_or_else(|| bad("FLOTILLA_INBOUND", expected))?);
+            }
+        }
+        let labels = match node.metadata.get("LABELS") {
+            Some(Value::Object(o)) => {
+                o.iter().filter_map(|(k, v)| Some((k.clone(), v.as_str()?.to_owned()))).collect()
+            }
+            _ => Labels::new(),
+        };
+        let file = |key| node.meta(key).map(str::to_owned);
+        let tls_files =
+            match (file("TLS_CLIENT_CERT_CHAIN"), file("TLS_CLIENT_KEY"), file("TLS_CLIENT_ROOT_CERT")) {
+                (Some(c), Some(k), Some(r)) => Some((c, k, r)),
+                _ => None,
+            };
+        let federation = match node.meta("FEDERATION_ADDRESS") {
+            None => None,
+            Some(a) => Some(a.parse().map_err(|_| bad("FEDERATION_ADDRESS", "an address with a port"))?),
+        };
+        Ok(Self {
+            id: node.id.clone(),
+            router: node.kind == NodeKind::Router,
+            east_west: node.kind == NodeKind::Router && node.meta("ROUTER_MODE") == Some("sni-dnat"),
+            addresses,
+            namespace: node.namespace.clone(),
+            service_account: node.meta("SERVICE_ACCOUNT").unwrap_or("default").to_owned(),
+            labels,
+            locality: node.locality.clone(),
+            network: node.meta("NETWORK").and_then(|n| NetworkId::new(n).ok()),
+            interception,
+            http_proxy_port,
+            inbound,
+            flotilla: node.is_flotilla(),
+            tls_files,
+            federation,
+        })
+    }
+
+    /// Address that listeners of its own bind to: with interception every address, otherwise the
+    /// workload's, since others may share the host.
+    #[must_use]
+    pub fn bind(&self) -> IpAddr {
+        // `new` puts at least one address in.
+        let first = self.addresses.first().copied();
+        match (self.interception, first) {
+            (Interception::None, Some(ip)) => ip,
+            (_, Some(IpAddr::V6(_))) => IpAddr::from([0u16; 8]),
+            _ => IpAddr::from([0, 0, 0, 0]),
+        }
+    }
+
+    /// Whether something with these `exportTo` values in `namespace` is visible to this proxy.
+    #[must_use]
+    pub fn sees(&self, namespace: &str, export_to: &[String]) -> bool {
+        export_to.is_empty()
+            || export_to.iter().any(|e| match e.as_str() {
+                "*" => true,
+                "." => namespace == self.namespace,
+                other => other == self.namespace,
+            })
+    }
+
+    /// All of its addresses.
+    #[must_use]
+    pub fn address_set(&self) -> BTreeSet<IpAddr> {
+        self.addresses.iter().copied().collect()
+    }
+}

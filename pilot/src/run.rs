@@ -1,0 +1,290 @@
+//! Running pilot: follow the inputs, rebuild the world, publish.
+
+use std::{
+    io,
+    path::PathBuf,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use mesh_model::{authored::Kind, federation::type_url};
+use mesh_xds::{
+    AdsService, Endpoint, NodeInfo,
+    mcp::{ConfigClient, ConfigServer, ConfigState},
+    server::StatusBoard,
+};
+use tokio::{sync::watch, task::JoinHandle, time::Instant};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use crate::{
+    config::{Config, FEDERATION_TYPES, GALLEY_KINDS, Problem, Reader},
+    exports, metrics,
+    source::PilotSource,
+    world::{Settings, World},
+};
+
+/// Changes are collected until nothing changed for this long ...
+const QUIET: Duration = Duration::from_millis(100);
+/// ... or the oldest of them has waited for this long.
+const MAX_WAIT: Duration = Duration::from_secs(10);
+/// Endpoints, leases and exports: where traffic goes matters more than the number of pushes.
+const QUIET_ENDPOINTS: Duration = Duration::from_millis(20);
+/// How long the start waits for the federation component. Peers are not needed to serve what is
+/// local.
+const FEDERATION_GRACE: Duration = Duration::from_secs(3);
+
+/// What a pilot needs to know.
+#[derive(Debug, Clone)]
+pub struct PilotOptions {
+    /// Cluster, network, trust domain and addresses.
+    pub settings: Settings,
+    /// Where galley serves configuration.
+    pub galley: Endpoint,
+    /// Where the federation component serves imports and peers; `None` for a cluster alone.
+    pub federation: Option<Endpoint>,
+    /// Unix socket on which exports are published for the federation component.
+    pub export_socket: Option<PathBuf>,
+}
+
+/// The service discovery and configuration component.
+pub struct Pilot;
+
+/// A running pilot. Dropping it stops everything it started.
+pub struct PilotHandle {
+    service: AdsService<PilotSource>,
+    exports: ConfigServer,
+    ready: watch::Receiver<bool>,
+    shared: Arc<Shared>,
+    tasks: Mutex<Vec<JoinHandle<()>>>,
+    stop: CancellationToken,
+    _guard: DropGuard,
+}
+
+/// Counters and findings for operators.
+#[derive(Default)]
+pub(crate) struct Shared {
+    pub(crate) rebuilds: AtomicU64,
+    pub(crate) last_rebuild_micros: AtomicU64,
+    pub(crate) problems: Mutex<Vec<Problem>>,
+}
+
+impl Pilot {
+    /// Starts on the current runtime.
+    ///
+    /// # Errors
+    /// If the export socket cannot be bound.
+    pub fn start(options: PilotOptions) -> io::Result<PilotHandle> {
+        let stop = CancellationToken::new();
+        let source = Arc::new(PilotSource::new());
+        let service = AdsService::new(source.clone()).until(stop.clone());
+        let exports = ConfigServer::new();
+        let shared = Arc::new(Shared::default());
+        let mut tasks = Vec::new();
+        if let Some(path) = &options.export_socket {
+            let listener = mesh_xds::server::conn::bind_unix(path)?;
+            let (server, stop) = (exports.clone(), stop.clone());
+            tasks.push(tokio::spawn(async move {
+                if let Err(e) = server.serve(mesh_xds::server::conn::unix(listener), stop).await {
+                    tracing::error!(error = %e, "the export server failed");
+                }
+            }));
+        }
+        let (ready_tx, ready) = watch::channel(false);
+        let follow = Follow {
+            galley: follow_galley(options.galley, &options.settings),
+            federation: options.federation.map(|e| follow_federation(e, &options.settings)),
+            settings: options.settings,
+            source,
+            exports: exports.clone(),
+            shared: shared.clone(),
+            ready: ready_tx,
+        };
+        let token = stop.clone();
+        tasks.push(tokio::spawn(async move {
+            tokio::select! {
+                () = token.cancelled() => {}
+                () = follow.run() => tracing::error!("configuration is no longer followed"),
+            }
+        }));
+        let guard = stop.clone().drop_guard();
+        Ok(PilotHandle { service, exports, ready, shared, tasks: Mutex::new(tasks), stop, _guard: guard })
+    }
+}
+
+impl PilotHandle {
+    /// The ADS service, to be added to a gRPC server whose connections are
+    /// [`mesh_xds::server::conn::Conn`]s.
+    #[must_use]
+    pub fn ads_service(&self) -> AdsService<PilotSource> {
+        self.service.clone()
+    }
+
+    /// The server of exports, for a process that reads them without a socket.
+    #[must_use]
+    pub fn export_server(&self) -> ConfigServer {
+        self.exports.clone()
+    }
+
+    /// Clients and what they have acknowledged.
+    #[must_use]
+    pub fn status(&self) -> Arc<StatusBoard> {
+        self.service.status()
+    }
+
+    /// True once configuration has been read and proxies can be served.
+    #[must_use]
+    pub fn ready(&self) -> watch::Receiver<bool> {
+        self.ready.clone()
+    }
+
+    /// Pages for operators; see [`crate::debug`].
+    #[must_use]
+    pub fn debug_router(&self) -> axum::Router {
+        crate::debug::router(self.service.clone(), self.ready.clone(), self.shared.clone())
+    }
+
+    /// Adds pilot's metrics to a registry.
+    pub fn register_metrics(&self, registry: &mut prometheus_client::registry::Registry) {
+        registry.register_collector(Box::new(metrics::Metrics::new(&self.service, self.shared.clone())));
+    }
+
+    /// What in the configuration cannot be done as written.
+    #[must_use]
+    pub fn problems(&self) -> Vec<Problem> {
+        self.shared.problems.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Ends all streams and waits for the tasks.
+    pub async fn shutdown(&self) {
+        self.stop.cancel();
+        let tasks = std::mem::take(&mut *self.tasks.lock().unwrap_or_else(PoisonError::into_inner));
+        for t in tasks {
+            if let Err(e) = t.await
+                && e.is_panic()
+            {
+                tracing::error!(error = %e, "a task of pilot failed");
+            }
+        }
+    }
+}
+
+fn follow_galley(endpoint: Endpoint, settings: &Settings) -> ConfigClient {
+    let types: Vec<&str> = GALLEY_KINDS.iter().map(|k| k.type_url()).collect();
+    ConfigClient::start(endpoint, NodeInfo::component(&format!("pilot.{}", settings.cluster)), &types)
+}
+
+fn follow_federation(endpoint: Endpoint, settings: &Settings) -> ConfigClient {
+    let node = NodeInfo::component(&format!("pilot.{}", settings.cluster));
+    ConfigClient::start(endpoint, node, FEDERATION_TYPES)
+}
+
+struct Follow {
+    galley: ConfigClient,
+    federation: Option<ConfigClient>,
+    settings: Settings,
+    source: Arc<PilotSource>,
+    exports: ConfigServer,
+    shared: Arc<Shared>,
+    ready: watch::Sender<bool>,
+}
+
+impl Follow {
+    async fn run(self) {
+        let mut galley = self.galley.watch();
+        // Without a federation component: a channel that never changes, kept open.
+        let (idle, never) = watch::channel(Arc::<ConfigState>::default());
+        let _idle = idle;
+        let mut federation = self.federation.as_ref().map_or(never, ConfigClient::watch);
+
+        // A pilot that served before it has read everything would tell proxies to drop what is missing.
+        if galley.wait_for(|s| s.synced).await.is_err() {
+            return;
+        }
+        if self.federation.is_some() {
+            let synced = federation.wait_for(|s| s.synced);
+            if tokio::time::timeout(FEDERATION_GRACE, synced).await.is_err() {
+                tracing::warn!("the federation component does not answer; starting without peers");
+            }
+        }
+        let mut reader = Reader::default();
+        loop {
+            let (g, f) = (galley.borrow_and_update().clone(), federation.borrow_and_update().clone());
+            let config = reader.read(&g, &f);
+            self.rebuild(config);
+            if !*self.ready.borrow() {
+                tracing::info!("configuration has been read");
+                self.ready.send_replace(true);
+            }
+            if settle(&mut galley, &mut federation, &g, &f).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    fn rebuild(&self, config: Config) {
+        let started = std::time::Instant::now();
+        let world = Arc::new(World::new(self.settings.clone(), config));
+        let (documents, found) = exports::exports(&world);
+        self.exports.publish_type(type_url::EXPORTED_SERVICE, documents);
+        let mut problems = world.problems.clone();
+        problems.extend(found);
+        *self.shared.problems.lock().unwrap_or_else(PoisonError::into_inner) = problems;
+        self.source.update(world);
+        let micros = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
+        self.shared.last_rebuild_micros.store(micros, Ordering::Relaxed);
+        self.shared.rebuilds.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// Waits for a change, then until changes pause.
+async fn settle(
+    galley: &mut watch::Receiver<Arc<ConfigState>>,
+    federation: &mut watch::Receiver<Arc<ConfigState>>,
+    old_galley: &ConfigState,
+    old_federation: &ConfigState,
+) -> Result<(), watch::error::RecvError> {
+    let mut quiet_until: Option<Instant> = None;
+    let mut latest = Instant::now();
+    loop {
+        let deadline = quiet_until.map(|q| q.min(latest));
+        tokio::select! {
+            r = galley.changed() => r?,
+            r = federation.changed() => r?,
+            () = tokio::time::sleep_until(deadline.unwrap_or(latest)), if deadline.is_some() => return Ok(()),
+        }
+        // `changed` marks as seen; the caller reads the latest again.
+        let only_endpoints = {
+            let (g, f) = (galley.borrow(), federation.borrow());
+            if same_documents(&g, old_galley, false) && same_documents(&f, old_federation, false) {
+                // Only the connection came or went.
+                quiet_until = None;
+                continue;
+            }
+            same_documents(&g, old_galley, true)
+        };
+        let now = Instant::now();
+        if quiet_until.is_none() {
+            latest = now + MAX_WAIT;
+        }
+        quiet_until = Some(now + if only_endpoints { QUIET_ENDPOINTS } else { QUIET });
+    }
+}
+
+/// Whether two states hold the same documents, optionally apart from workloads.
+fn same_documents(a: &ConfigState, b: &ConfigState, but_workloads: bool) -> bool {
+    let skip = Kind::WorkloadEntry.type_url();
+    let relevant = |s: &ConfigState| s.documents.len();
+    if relevant(a) != relevant(b) {
+        return false;
+    }
+    a.documents.iter().all(|(t, docs)| {
+        (but_workloads && t == skip)
+            || b.documents.get(t).is_some_and(|other| {
+                docs.len() == other.len()
+                    && docs.iter().zip(other).all(|((n, d), (m, e))| n == m && Arc::ptr_eq(d, e))
+            })
+    })
+}

@@ -1,0 +1,380 @@
+//! Everything generators read, with the look-ups that several of them need.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    net::SocketAddr,
+    sync::Arc,
+};
+
+use mesh_model::{
+    ClusterId, NetworkId, TrustDomain,
+    authored::{
+        DestinationRule, MutualTlsMode, OutboundTrafficMode, Sidecar, Subset, TrafficPolicy, VirtualService,
+    },
+    registry::Labels,
+};
+
+use crate::{
+    config::{Config, Doc, Problem, selects},
+    hosts,
+    index::{self, Entry, Index, Local},
+    proxy::ProxyNode,
+};
+
+/// Settings of a control plane that are not documents.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// This cluster.
+    pub cluster: ClusterId,
+    /// Its network.
+    pub network: NetworkId,
+    /// Its trust domain.
+    pub trust_domain: TrustDomain,
+    /// Own east-west gateways; empty means those that the registry knows.
+    pub east_west: Vec<SocketAddr>,
+    /// Where east-west gateways find this cluster's federation endpoint.
+    pub federation_address: Option<SocketAddr>,
+}
+
+/// A consistent input of all generators.
+#[derive(Debug)]
+pub struct World {
+    /// Settings.
+    pub settings: Settings,
+    /// Documents.
+    pub config: Config,
+    /// Services.
+    pub index: Index,
+    /// What could not be used.
+    pub problems: Vec<Problem>,
+    rules: BTreeMap<String, NamespaceRules>,
+    virtual_services: VirtualServices,
+    /// By namespace, positions in the configuration.
+    peer_auth: HashMap<String, Vec<usize>>,
+}
+
+#[derive(Debug, Default)]
+struct NamespaceRules {
+    exact: HashMap<String, Rule>,
+    /// Longest first.
+    wildcards: Vec<(String, Rule)>,
+}
+
+/// Destination rules of one namespace for one host, merged.
+#[derive(Debug, Clone)]
+struct Rule {
+    rule: Arc<DestinationRule>,
+    namespace: String,
+}
+
+/// Virtual services by host.
+#[derive(Debug, Default)]
+struct VirtualServices {
+    exact: HashMap<String, Vec<usize>>,
+    /// Longest first.
+    wildcards: Vec<(String, usize)>,
+    /// Resolved hosts of each document.
+    hosts: Vec<Vec<String>>,
+}
+
+impl World {
+    /// Prepares all look-ups.
+    #[must_use]
+    pub fn new(settings: Settings, config: Config) -> Self {
+        let trust_domain = config
+            .mesh
+            .trust_domain
+            .as_deref()
+            .and_then(|t| TrustDomain::new(t).ok())
+            .unwrap_or_else(|| settings.trust_domain.clone());
+        let settings = Settings { trust_domain, ..settings };
+        let local = Local {
+            cluster: settings.cluster.clone(),
+            trust_domain: settings.trust_domain.clone(),
+            east_west: settings.east_west.clone(),
+        };
+        let (index, found) = index::build(&config, &local);
+        let mut problems = config.problems.clone();
+        problems.extend(found);
+        let mut peer_auth: HashMap<String, Vec<usize>> = HashMap::new();
+        for (i, p) in config.peer_authentications.iter().enumerate() {
+            peer_auth.entry(p.namespace.clone()).or_default().push(i);
+        }
+        let rules = destination_rules(&config, &index);
+        let virtual_services = virtual_services(&config, &index);
+        problems.sort();
+        problems.dedup();
+        Self { settings, config, index, problems, rules, virtual_services, peer_auth }
+    }
+
+    // ------------------------------------------------------------ destinations
+
+    /// The destination rule that applies to a host for a client: of the client's namespace, then
+    /// the service's, then the root namespace; the most specific host in the first that has one.
+    #[must_use]
+    pub fn destination_rule(&self, proxy: &ProxyNode, entry: &Entry) -> Option<Arc<DestinationRule>> {
+        let root = self.config.root_namespace();
+        for ns in [proxy.namespace.as_str(), entry.service.namespace.as_str(), root] {
+            let Some(rules) = self.rules.get(ns) else { continue };
+            let found = rules
+                .exact
+                .get(&entry.service.host)
+                .or_else(|| {
+                    rules
+                        .wildcards
+                        .iter()
+                        .find(|(p, _)| hosts::covers(p, &entry.service.host))
+                        .map(|(_, r)| r)
+                })
+                .filter(|r| proxy.sees(&r.namespace, &r.rule.export_to))
+                .filter(|r| {
+                    r.rule.workload_selector.as_ref().is_none_or(|s| {
+                        r.namespace == proxy.namespace && selects(&s.match_labels, &proxy.labels)
+                    })
+                });
+            if let Some(r) = found {
+                return Some(r.rule.clone());
+            }
+        }
+        None
+    }
+
+    // --------------------------------------------------------- virtual services
+
+    /// The virtual service that a proxy applies to a host, if `bound` says it is for this kind of
+    /// proxy. The most specific host wins, then the oldest document.
+    pub fn virtual_service<'a>(
+        &'a self,
+        proxy: &ProxyNode,
+        host: &str,
+        bound: impl Fn(&Doc<VirtualService>) -> bool,
+    ) -> Option<&'a Doc<VirtualService>> {
+        let list = &self.config.virtual_services;
+        let usable = |i: usize| {
+            let d = list.get(i)?;
+            (proxy.sees(&d.namespace, &d.spec.export_to) && bound(d)).then_some(d)
+        };
+        if let Some(found) =
+            self.virtual_services.exact.get(host).into_iter().flatten().find_map(|i| usable(*i))
+        {
+            return Some(found);
+        }
+        self.virtual_services
+            .wildcards
+            .iter()
+            .filter(|(p, _)| hosts::covers(p, host))
+            .find_map(|(_, i)| usable(*i))
+    }
+
+    /// All virtual services with their resolved hosts, oldest first.
+    pub fn virtual_services(&self) -> impl Iterator<Item = (&Doc<VirtualService>, &[String])> {
+        self.config.virtual_services.iter().zip(self.virtual_services.hosts.iter().map(Vec::as_slice))
+    }
+
+    // ------------------------------------------------------------------ inbound
+
+    /// mTLS mode of a workload port (PeerAuthentication): mesh, namespace, workload and port level,
+    /// each overriding the one before unless `UNSET`. Permissive without any.
+    #[must_use]
+    pub fn mtls_mode(&self, namespace: &str, labels: &Labels, port: u16) -> MutualTlsMode {
+        let mut mode = MutualTlsMode::Permissive;
+        let mut set = |m: MutualTlsMode| {
+            if m != MutualTlsMode::Unset {
+                mode = m;
+            }
+        };
+        let root = self.config.root_namespace();
+        let of = |ns: &str| {
+            self.peer_auth
+                .get(ns)
+                .into_iter()
+                .flatten()
+                .filter_map(|i| self.config.peer_authentications.get(*i))
+        };
+        let broad = |ns: &str| {
+            of(ns)
+                .find(|p| p.spec.selector.as_ref().is_none_or(|s| s.match_labels.is_empty()))
+                .and_then(|p| p.spec.mtls.as_ref())
+                .map_or(MutualTlsMode::Unset, |m| m.mode)
+        };
+        set(broad(root));
+        if namespace != root {
+            set(broad(namespace));
+        }
+        // Selectors in the root namespace have no effect.
+        if let Some(p) = of(namespace).filter(|_| namespace != root).find(|p| {
+            p.spec
+                .selector
+                .as_ref()
+                .is_some_and(|s| !s.match_labels.is_empty() && selects(&s.match_labels, labels))
+        }) {
+            set(p.spec.mtls.as_ref().map_or(MutualTlsMode::Unset, |m| m.mode));
+            if let Some(m) = p.spec.port_level_mtls.as_ref().and_then(|m| m.get(&port.to_string())) {
+                set(m.mode);
+            }
+        }
+        mode
+    }
+
+    // ------------------------------------------------------------------ scoping
+
+    /// The `Sidecar` that applies to a workload: one that selects it, its namespace's, the root
+    /// namespace's.
+    #[must_use]
+    pub fn sidecar(&self, proxy: &ProxyNode) -> Option<&Doc<Sidecar>> {
+        if proxy.router {
+            return None;
+        }
+        let in_ns =
+            |ns: &str| self.config.sidecars.iter().filter(move |s| s.namespace == ns).collect::<Vec<_>>();
+        let own = in_ns(&proxy.namespace);
+        own.iter()
+            .find(|s| s.spec.workload_selector.as_ref().is_some_and(|w| selects(&w.labels, &proxy.labels)))
+            .or_else(|| own.iter().find(|s| s.spec.workload_selector.is_none()))
+            .copied()
+            .or_else(|| {
+                in_ns(self.config.root_namespace()).into_iter().find(|s| s.spec.workload_selector.is_none())
+            })
+    }
+
+    /// Services that a proxy may call, by host.
+    #[must_use]
+    pub fn visible<'a>(&'a self, proxy: &ProxyNode) -> Vec<&'a Arc<Entry>> {
+        let scope: Option<Vec<(String, String)>> = self.sidecar(proxy).map(|s| {
+            s.spec
+                .egress
+                .iter()
+                .flat_map(|e| &e.hosts)
+                .map(|h| {
+                    let (ns, host) = h.split_once('/').unwrap_or(("*", h));
+                    (ns.to_owned(), host.to_owned())
+                })
+                .collect()
+        });
+        // A Sidecar without egress is about ingress only.
+        let scope = scope.filter(|s| !s.is_empty());
+        self.index
+            .services
+            .values()
+            .filter(|e| proxy.sees(&e.service.namespace, &e.service.export_to))
+            .filter(|e| {
+                scope.as_ref().is_none_or(|s| {
+                    s.iter().any(|(ns, host)| {
+                        let ns_ok = match ns.as_str() {
+                            "*" => true,
+                            "." => e.service.namespace == proxy.namespace,
+                            "~" => false,
+                            other => e.service.namespace == other,
+                        };
+                        ns_ok
+                            && (hosts::covers(host, &e.service.host)
+                                || e.aliases.iter().any(|a| hosts::covers(host, a)))
+                    })
+                })
+            })
+            .collect()
+    }
+
+    /// Whether destinations that nobody declared may be called.
+    #[must_use]
+    pub fn allow_any(&self, proxy: &ProxyNode) -> bool {
+        let own = self.sidecar(proxy).and_then(|s| s.spec.outbound_traffic_policy.as_ref());
+        own.or(self.config.mesh.outbound_traffic_policy.as_ref())
+            .is_none_or(|p| p.mode == OutboundTrafficMode::AllowAny)
+    }
+}
+
+fn destination_rules(config: &Config, index: &Index) -> BTreeMap<String, NamespaceRules> {
+    let mut out: BTreeMap<String, NamespaceRules> = BTreeMap::new();
+    for doc in &config.destination_rules {
+        let host = hosts::resolve(&doc.spec.host, &doc.namespace);
+        let host = index.canonical(&host).to_owned();
+        let rules = out.entry(doc.namespace.clone()).or_default();
+        let fresh = Rule { rule: doc.spec.clone(), namespace: doc.namespace.clone() };
+        let slot = if host.starts_with('*') {
+            match rules.wildcards.iter_mut().find(|(h, _)| *h == host) {
+                Some((_, r)) => Some(r),
+                None => {
+                    rules.wildcards.push((host, fresh));
+                    continue;
+                }
+            }
+        } else {
+            match rules.exact.get_mut(&host) {
+                Some(r) => Some(r),
+                None => {
+                    rules.exact.insert(host, fresh);
+                    continue;
+                }
+            }
+        };
+        // A later rule for the same host adds subsets, and a policy if there is none.
+        if let Some(r) = slot {
+            let mut merged = (*r.rule).clone();
+            let known: BTreeSet<String> = merged.subsets.iter().map(|s| s.name.clone()).collect();
+            merged.subsets.extend(doc.spec.subsets.iter().filter(|s| !known.contains(&s.name)).cloned());
+            if merged.traffic_policy.is_none() {
+                merged.traffic_policy.clone_from(&doc.spec.traffic_policy);
+            }
+            r.rule = Arc::new(merged);
+        }
+    }
+    for rules in out.values_mut() {
+        rules.wildcards.sort_by(|a, b| b.0.len().cmp(&a.0.len()).then_with(|| a.0.cmp(&b.0)));
+    }
+    out
+}
+
+fn virtual_services(config: &Config, index: &Index) -> VirtualServices {
+    let mut out = VirtualServices::default();
+    for (i, doc) in config.virtual_services.iter().enumerate() {
+        let mut resolved = Vec::new();
+        for h in &doc.spec.hosts {
+            let host = hosts::resolve(h, &doc.namespace);
+            let host = index.canonical(&host).to_owned();
+            if host.starts_with('*') {
+                out.wildcards.push((host.clone(), i));
+            } else {
+                out.exact.entry(host.clone()).or_default().push(i);
+            }
+            resolved.push(host);
+        }
+        out.hosts.push(resolved);
+    }
+    // Stable: of equal patterns the oldest document stays first.
+    out.wildcards.sort_by(|a, b| b.0.len().cmp(&a.0.len()).then_with(|| a.0.cmp(&b.0)));
+    out
+}
+
+/// What a destination rule says for one port and subset. Blocks of the subset replace those of the
+/// rule; settings of the port replace all of them.
+#[must_use]
+pub fn effective_policy(rule: Option<&DestinationRule>, subset: Option<&Subset>, port: u16) -> TrafficPolicy {
+    let top = rule.and_then(|r| r.traffic_policy.as_ref());
+    let sub = subset.and_then(|s| s.traffic_policy.as_ref());
+    let of_port = |p: Option<&TrafficPolicy>| {
+        p.and_then(|p| {
+            p.port_level_settings
+                .iter()
+                .find(|s| s.port.as_ref().is_some_and(|sel| sel.number == u32::from(port)))
+        })
+        .cloned()
+    };
+    if let Some(p) = of_port(sub).or_else(|| of_port(top)) {
+        return TrafficPolicy {
+            load_balancer: p.load_balancer,
+            connection_pool: p.connection_pool,
+            outlier_detection: p.outlier_detection,
+            tls: p.tls,
+            ..TrafficPolicy::default()
+        };
+    }
+    let pick = |f: fn(&TrafficPolicy) -> bool| sub.filter(|p| f(p)).or(top);
+    TrafficPolicy {
+        load_balancer: pick(|p| p.load_balancer.is_some()).and_then(|p| p.load_balancer.clone()),
+        connection_pool: pick(|p| p.connection_pool.is_some()).and_then(|p| p.connection_pool.clone()),
+        outlier_detection: pick(|p| p.outlier_detection.is_some()).and_then(|p| p.outlier_detection.clone()),
+        tls: pick(|p| p.tls.is_some()).and_then(|p| p.tls.clone()),
+        ..TrafficPolicy::default()
+    }
+}
