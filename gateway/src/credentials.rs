@@ -72,7 +72,9 @@ fn scan(dir: &Path, store: &SecretStore, seen: &mut BTreeMap<String, [Option<Sys
         })();
         match loaded {
             Ok(()) => tracing::info!(%name, "credential loaded"),
-            Err(error) => tracing::warn!(%name, error = %format!("{error:#}"), "credential not loaded; the last one stays"),
+            Err(error) => {
+                tracing::warn!(%name, error = %format!("{error:#}"), "credential not loaded; the last one stays")
+            }
         }
     }
     seen.retain(|name, _| {

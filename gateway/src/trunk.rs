@@ -39,10 +39,9 @@ fn expected(sni: &str) -> Option<ClusterId> {
 impl Dialer for TrunkDialer {
     fn dial<'a>(&'a self, addr: &'a str, port: u16, sni: &'a str) -> HookFuture<'a, io::Result<BoxedIo>> {
         Box::pin(async move {
-            let ip: IpAddr = addr
-                .strip_prefix("trunk:")
-                .and_then(|a| a.parse().ok())
-                .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, format!("{addr:?} is no trunk")))?;
+            let ip: IpAddr = addr.strip_prefix("trunk:").and_then(|a| a.parse().ok()).ok_or_else(|| {
+                io::Error::new(io::ErrorKind::InvalidInput, format!("{addr:?} is no trunk"))
+            })?;
             let (trunk, expect) = (self.trunk.clone(), expected(sni));
             let dial = self
                 .runtime
@@ -60,7 +59,10 @@ mod tests {
     #[test]
     fn the_inner_name_says_which_cluster_to_expect() {
         let peer = |s| expected(s).map(|c| c.to_string());
-        assert_eq!(peer("outbound_.9080_.v1_.reviews.books.svc.east.clusterset.local").as_deref(), Some("east"));
+        assert_eq!(
+            peer("outbound_.9080_.v1_.reviews.books.svc.east.clusterset.local").as_deref(),
+            Some("east")
+        );
         assert_eq!(peer("federation.east.clusterset.local").as_deref(), Some("east"));
         assert_eq!(peer("outbound_.9080_._.reviews.books.svc.cluster.local"), None);
         assert_eq!(peer(""), None);

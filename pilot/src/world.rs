@@ -11,6 +11,7 @@ use mesh_model::{
     authored::{
         DestinationRule, MutualTlsMode, OutboundTrafficMode, Sidecar, Subset, TrafficPolicy, VirtualService,
     },
+    federation::Transport,
     registry::Labels,
 };
 
@@ -34,6 +35,8 @@ pub struct Settings {
     pub east_west: Vec<SocketAddr>,
     /// Where east-west gateways find this cluster's federation endpoint.
     pub federation_address: Option<SocketAddr>,
+    /// Transport to peers unless the mesh's configuration names one.
+    pub transport: Transport,
 }
 
 /// A consistent input of all generators.

@@ -61,7 +61,9 @@ pub async fn run(args: SidecarArgs) -> anyhow::Result<()> {
 }
 
 /// Turns the control plane's name table into the resolver's as it changes.
-fn follow_names(mut tables: watch::Receiver<Arc<NameTable>>) -> (watch::Receiver<Arc<Names>>, JoinHandle<()>) {
+fn follow_names(
+    mut tables: watch::Receiver<Arc<NameTable>>,
+) -> (watch::Receiver<Arc<Names>>, JoinHandle<()>) {
     let (tx, rx) = watch::channel(Arc::default());
     let task = tokio::spawn(async move {
         loop {

@@ -148,8 +148,7 @@ impl Trunk {
         secrets: &SecretStore,
         metrics: TrunkMetrics,
     ) -> Result<Self, TrunkError> {
-        let trust =
-            || Validation { trusted: Some(SecretRef::Sds(TRUST_BUNDLE.into())), sans: vec![] };
+        let trust = || Validation { trusted: Some(SecretRef::Sds(TRUST_BUNDLE.into())), sans: vec![] };
         let server = secrets.server_config(&DownstreamTls {
             certificate: SecretRef::Sds(WORKLOAD_SVID.into()),
             client_certificate: ClientCertificate::Required(trust()),
@@ -244,10 +243,8 @@ impl Trunk {
         }
         let dial = async {
             // The name only has to be one: whom the certificate may name is checked afterwards.
-            let connecting = self
-                .endpoint
-                .connect(address, "trunk.flotilla.internal")
-                .map_err(|e| e.to_string())?;
+            let connecting =
+                self.endpoint.connect(address, "trunk.flotilla.internal").map_err(|e| e.to_string())?;
             connecting.await.map_err(|e| e.to_string())
         };
         let result = match tokio::time::timeout(QUIC_PATIENCE, dial).await {
@@ -318,7 +315,9 @@ async fn accept(endpoint: Endpoint, deliver_to: SocketAddr, metrics: TrunkMetric
                             // Whoever breaks first ends the session; both ends see it.
                             let _ = tokio::io::copy_bidirectional(&mut session, &mut local).await;
                         }
-                        Ok(Err(error)) => tracing::warn!(%error, %deliver_to, "the east-west listener is away"),
+                        Ok(Err(error)) => {
+                            tracing::warn!(%error, %deliver_to, "the east-west listener is away")
+                        }
                         Err(_) => tracing::warn!(%deliver_to, "the east-west listener does not answer"),
                     }
                 });

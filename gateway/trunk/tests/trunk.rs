@@ -22,7 +22,8 @@ fn params(uri: &str, ca: bool) -> CertificateParams {
     if ca {
         p.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     } else {
-        p.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        p.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
     }
     p
 }
@@ -39,9 +40,11 @@ fn gateway(root: &Ca, trust: &Ca, cluster: &str) -> Arc<SecretStore> {
     )
     .unwrap();
     let key = KeyPair::generate().unwrap();
-    let leaf = params("spiffe://mesh.local/ns/flotilla-system/sa/eastwest", false).signed_by(&key, &i).unwrap();
+    let leaf =
+        params("spiffe://mesh.local/ns/flotilla-system/sa/eastwest", false).signed_by(&key, &i).unwrap();
     let s = SecretStore::new();
-    s.set_identity(WORKLOAD_SVID, (leaf.pem() + &i.pem()).as_bytes(), key.serialize_pem().as_bytes()).unwrap();
+    s.set_identity(WORKLOAD_SVID, (leaf.pem() + &i.pem()).as_bytes(), key.serialize_pem().as_bytes())
+        .unwrap();
     s.set_trust(TRUST_BUNDLE, trust.pem().as_bytes()).unwrap();
     s
 }

@@ -1,3 +1,110 @@
-//! flotilla
+//! `flotilla`: every role of the mesh as a subcommand, and what operators type.
+//!
+//! Exit codes: 0 done, 1 the answer is no, 2 the question could not be asked.
 
-fn main() {}
+mod commands;
+mod demo;
+mod local;
+mod output;
+mod roles;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Debug, Parser)]
+#[command(
+    name = "flotilla",
+    version,
+    about = "A multi-cluster federated service mesh",
+    propagate_version = true
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    // --- operators
+    /// Found a mesh: make this cluster its first member, with a root CA of its own
+    Found(commands::mesh::FoundArgs),
+    /// Create tokens: for clusters that join, for workloads that ask for a certificate
+    Token(commands::token::TokenArgs),
+    /// Join the mesh that a token is from
+    JoinCluster(commands::mesh::JoinArgs),
+    /// Leave the mesh; succeeds when every member confirmed that nothing refers to this cluster
+    LeaveCluster(commands::mesh::LeaveArgs),
+    /// List the members of the mesh as this cluster sees them
+    Clusters(commands::mesh::ClustersArgs),
+    /// Check configuration files
+    Validate(commands::validate::ValidateArgs),
+    /// Show which proxies are connected and in sync
+    ProxyStatus(commands::proxy::StatusArgs),
+    /// Show what the control plane configures for a proxy
+    ProxyConfig(commands::proxy::ConfigArgs),
+    /// Install or remove the rules that capture a workload's traffic
+    Iptables(sidecar::iptables::IptablesArgs),
+    /// Two clusters on this machine, joined and serving each other, told as a story
+    Demo(demo::DemoArgs),
+    // --- roles
+    /// Run a whole control plane: galley, pilot, citadel, mixer and federation
+    ControlPlane(roles::control_plane::ControlPlaneArgs),
+    /// Run a workload's proxy
+    Sidecar(sidecar::SidecarArgs),
+    /// Run an ingress, egress or east-west gateway
+    Gateway(gateway::GatewayArgs),
+    /// Run parts of the sample application
+    Sample {
+        #[command(subcommand)]
+        sample: Sample,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum Sample {
+    /// One service of the bookstore
+    Bookstore(bookstore::Args),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    if std::env::var_os(demo::DIE_WITH_PARENT).is_some() {
+        // Asked for by a parent that must not leave processes behind, however it ends.
+        let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
+    }
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(r) => r,
+        Err(e) => {
+            eprintln!("error: cannot start: {e}");
+            return ExitCode::from(mesh_runtime::exit::UNUSABLE);
+        }
+    };
+    match runtime.block_on(run(cli.command)) {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::from(mesh_runtime::exit::UNUSABLE)
+        }
+    }
+}
+
+async fn run(command: Command) -> anyhow::Result<u8> {
+    let done = |()| mesh_runtime::exit::OK;
+    match command {
+        Command::Found(a) => commands::mesh::found(a).await,
+        Command::Token(a) => commands::token::run(a).await,
+        Command::JoinCluster(a) => commands::mesh::join(a).await,
+        Command::LeaveCluster(a) => commands::mesh::leave(a).await,
+        Command::Clusters(a) => commands::mesh::clusters(a).await,
+        Command::Validate(a) => commands::validate::run(&a),
+        Command::ProxyStatus(a) => commands::proxy::status(a).await,
+        Command::ProxyConfig(a) => commands::proxy::config(a).await,
+        Command::Iptables(a) => sidecar::iptables::run(&a).map(done),
+        Command::Demo(a) => demo::run(a).await,
+        Command::ControlPlane(a) => roles::control_plane::run(a).await.map(done),
+        Command::Sidecar(a) => sidecar::run(a).await.map(done),
+        Command::Gateway(a) => gateway::run(a).await.map(done),
+        Command::Sample { sample: Sample::Bookstore(a) } => bookstore::run(a).await.map(done),
+    }
+}

@@ -26,10 +26,7 @@ fn client(server: SocketAddr, tcp: bool) -> TokioResolver {
     b.build().unwrap()
 }
 
-async fn start(
-    hosts: &[(&str, &str)],
-    upstream: Option<SocketAddr>,
-) -> (Server, watch::Sender<Arc<Names>>) {
+async fn start(hosts: &[(&str, &str)], upstream: Option<SocketAddr>) -> (Server, watch::Sender<Arc<Names>>) {
     let names = Names::new(hosts.iter().map(|(h, ip)| ((*h).to_owned(), vec![ip.parse().unwrap()])));
     let (tx, rx) = watch::channel(Arc::new(names));
     (Server::start("127.0.0.1:0".parse().unwrap(), upstream, rx).await.unwrap(), tx)

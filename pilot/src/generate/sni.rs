@@ -169,18 +169,16 @@ fn fixed(ctx: &Ctx<'_>, name: &str, address: &str, port: u16) -> Cluster {
 
 /// The way to a peer: its gateways over TCP, or the trunk to it.
 fn peer_cluster(ctx: &Ctx<'_>, out: &mut Generated, name: &str, peer: &PeerCluster) {
-    let wanted = ctx.world.config.mesh.transport.unwrap_or(Transport::Tcp);
+    let wanted = ctx.world.config.mesh.transport.unwrap_or(ctx.world.settings.transport);
     // Only our own gateway has trunks.
     let quic = wanted == Transport::Quic && peer.transports.contains(&Transport::Quic) && ctx.proxy.flotilla;
-    let endpoints = if quic {
-        vec![plain(format!("trunk:{}", peer.id), mesh_runtime::ports::EAST_WEST, 1)]
-    } else {
-        peer.gateways
-            .iter()
-            .filter(|g| g.weight > 0)
-            .map(|g| plain(g.address.ip().to_string(), g.address.port(), g.weight))
-            .collect()
-    };
+    let address = |ip: std::net::IpAddr| if quic { format!("trunk:{ip}") } else { ip.to_string() };
+    let endpoints = peer
+        .gateways
+        .iter()
+        .filter(|g| g.weight > 0)
+        .map(|g| plain(address(g.address.ip()), g.address.port(), g.weight))
+        .collect();
     out.assignment(group(name, endpoints));
     out.cluster(ctx.base_cluster(name, Discovery::Eds(name.to_owned())));
 }

@@ -1,0 +1,6 @@
+//! What operators type.
+
+pub(crate) mod mesh;
+pub(crate) mod proxy;
+pub(crate) mod token;
+pub(crate) mod validate;

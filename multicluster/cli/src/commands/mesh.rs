@@ -1,0 +1,236 @@
+//! `found`, `join-cluster`, `leave-cluster`, `clusters`.
+
+use std::time::Instant;
+
+use anyhow::Context;
+use mesh_runtime::exit;
+use multicluster::{
+    admin_pb::{ClustersRequest, LeaveMeshRequest, PrepareJoinRequest},
+    authority_pb::FoundRequest,
+    join::join as dial_and_join,
+    token::JoinToken,
+};
+
+use crate::{
+    local::{Local, refusal},
+    output::{self, Format, human},
+};
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct FoundArgs {
+    #[command(flatten)]
+    local: Local,
+    /// Trust domain of the mesh
+    #[arg(long, default_value = mesh_model::TrustDomain::DEFAULT)]
+    trust_domain: String,
+    /// Output format
+    #[arg(short, long, value_enum, default_value_t)]
+    output: Format,
+}
+
+pub(crate) async fn found(args: FoundArgs) -> anyhow::Result<u8> {
+    let request = FoundRequest { trust_domain: args.trust_domain };
+    match args.local.authority().await?.found(request).await {
+        Ok(r) => {
+            let r = r.into_inner();
+            match args.output {
+                Format::Json => output::json(&serde_json::json!({
+                    "trustDomain": r.trust_domain, "cluster": r.cluster, "rootPin": r.root_pin,
+                    "rootCert": r.bundle,
+                }))?,
+                Format::Text => {
+                    println!(
+                        "Founded mesh {} with cluster {} as its first member.",
+                        r.trust_domain, r.cluster
+                    );
+                    println!("Root certificate SHA-256: {}", r.root_pin);
+                    println!(
+                        "Next: `flotilla token create` here, `flotilla join-cluster TOKEN` in the next cluster."
+                    );
+                }
+            }
+            Ok(exit::OK)
+        }
+        Err(s) => {
+            eprintln!("error: no mesh was founded: {}", refusal(&s));
+            Ok(exit::FAILED)
+        }
+    }
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct JoinArgs {
+    /// Join token from `flotilla token create`; `-` reads it from standard input
+    token: String,
+    #[command(flatten)]
+    local: Local,
+    /// Output format
+    #[arg(short, long, value_enum, default_value_t)]
+    output: Format,
+}
+
+pub(crate) async fn join(args: JoinArgs) -> anyhow::Result<u8> {
+    let started = Instant::now();
+    let text = match args.token.as_str() {
+        "-" => std::io::read_to_string(std::io::stdin()).context("standard input")?,
+        t => t.to_owned(),
+    };
+    let now =
+        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_secs();
+    let say = |line: String| {
+        if args.output == Format::Text {
+            println!("{line}");
+        }
+    };
+    let failed = |e: String| {
+        eprintln!("error: not joined: {e}");
+        Ok(exit::FAILED)
+    };
+    let token = match JoinToken::parse(&text, now) {
+        Ok(t) => t,
+        Err(e) => return failed(e.to_string()),
+    };
+    let mut admin = args.local.admin().await?;
+    let prepared = match admin.prepare_join(PrepareJoinRequest {}).await {
+        Ok(r) => r.into_inner(),
+        Err(s) => return failed(refusal(&s)),
+    };
+    let newcomer = prepared.newcomer.context("the control plane did not say who it is")?;
+    let name = newcomer.cluster.clone();
+    say(format!("Joining mesh {} as {name} through {} ...", token.trust_domain, token.cluster));
+    let answer = match dial_and_join(&token, newcomer, prepared.csr).await {
+        Ok(a) => a,
+        Err(e) => return failed(format!("{:#}", anyhow::Error::from(e))),
+    };
+    say(format!("  {} proved the pinned root and signed this cluster's intermediate", token.cluster));
+    let root = answer.bundle.clone();
+    let members = match admin.complete_join(answer).await {
+        Ok(r) => r.into_inner().members,
+        Err(s) => return failed(refusal(&s)),
+    };
+    match args.output {
+        Format::Json => output::json(&serde_json::json!({
+            "trustDomain": token.trust_domain, "cluster": name, "members": members,
+            "seconds": started.elapsed().as_secs_f64(), "rootCert": root,
+        }))?,
+        Format::Text => {
+            println!("  members: {}", members.join(", "));
+            println!("Joined in {}.", human(started.elapsed()));
+        }
+    }
+    Ok(exit::OK)
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct LeaveArgs {
+    #[command(flatten)]
+    local: Local,
+    /// Leave although members cannot be told; they keep this cluster, lapsed, until an operator there
+    /// removes it
+    #[arg(long)]
+    force: bool,
+    /// Output format
+    #[arg(short, long, value_enum, default_value_t)]
+    output: Format,
+}
+
+pub(crate) async fn leave(args: LeaveArgs) -> anyhow::Result<u8> {
+    let answer = match args.local.admin().await?.leave(LeaveMeshRequest { force: args.force }).await {
+        Ok(r) => r.into_inner(),
+        Err(s) => {
+            eprintln!("error: not left: {}", refusal(&s));
+            return Ok(exit::FAILED);
+        }
+    };
+    let clean = answer.peers.iter().all(|p| p.references == 0 && p.error.is_empty());
+    if args.output == Format::Json {
+        let peers: Vec<_> = answer
+            .peers
+            .iter()
+            .map(|p| serde_json::json!({"cluster": p.cluster, "references": p.references, "error": p.error}))
+            .collect();
+        output::json(&serde_json::json!({"left": clean || args.force, "confirmed": clean, "peers": peers}))?;
+    } else {
+        for p in &answer.peers {
+            match p.error.as_str() {
+                "" => println!("  {}: {} references left", p.cluster, p.references),
+                e => println!("  {}: not confirmed: {e}", p.cluster),
+            }
+        }
+        match (clean, args.force) {
+            (true, _) => println!("Left the mesh; no member refers to this cluster."),
+            (false, true) => println!("Left the mesh; the members above may still refer to this cluster."),
+            (false, false) => {
+                println!(
+                    "Nothing was changed here. Try again, or use --force to leave without confirmation."
+                );
+            }
+        }
+    }
+    Ok(if clean || args.force { exit::OK } else { exit::FAILED })
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct ClustersArgs {
+    #[command(flatten)]
+    local: Local,
+    /// Output format
+    #[arg(short, long, value_enum, default_value_t)]
+    output: Format,
+}
+
+pub(crate) async fn clusters(args: ClustersArgs) -> anyhow::Result<u8> {
+    let r = match args.local.admin().await?.clusters(ClustersRequest {}).await {
+        Ok(r) => r.into_inner(),
+        Err(s) => anyhow::bail!(refusal(&s)),
+    };
+    if args.output == Format::Json {
+        let all: Vec<_> = r
+            .clusters
+            .iter()
+            .map(|c| {
+                let m = c.member.clone().unwrap_or_default();
+                serde_json::json!({
+                    "cluster": m.cluster, "network": m.network, "state": c.state,
+                    "leaseAgeMs": c.lease_age_ms, "importedServices": c.imported_services,
+                    "offset": c.offset, "transports": m.transports,
+                    "gateways": m.gateways.iter().map(|g| &g.address).collect::<Vec<_>>(),
+                    "lastError": c.last_error,
+                })
+            })
+            .collect();
+        output::json(&serde_json::json!({"self": r.self_, "trustDomain": r.trust_domain, "clusters": all}))?;
+        return Ok(exit::OK);
+    }
+    if r.trust_domain.is_empty() {
+        println!("Cluster {} is in no mesh.", r.self_);
+        return Ok(exit::OK);
+    }
+    println!("Mesh {}, seen from {}:", r.trust_domain, r.self_);
+    let rows = r.clusters.iter().map(|c| {
+        let m = c.member.clone().unwrap_or_default();
+        let gateways: Vec<_> = m.gateways.iter().map(|g| g.address.as_str()).collect();
+        let age = if c.lease_age_ms == 0 && c.state != "connected" {
+            "-".into()
+        } else {
+            format!("{:.1}s", c.lease_age_ms as f64 / 1000.0)
+        };
+        [
+            m.cluster.clone(),
+            c.state.clone(),
+            age,
+            c.imported_services.to_string(),
+            m.transports.join(","),
+            gateways.join(","),
+            c.last_error.clone(),
+        ]
+    });
+    println!(
+        "{}",
+        output::table(
+            ["CLUSTER", "STATE", "LEASE AGE", "SERVICES", "TRANSPORT", "GATEWAYS", "LAST ERROR"],
+            rows
+        )
+    );
+    Ok(exit::OK)
+}

@@ -1,0 +1,3 @@
+//! Roles that are made of several components.
+
+pub(crate) mod control_plane;

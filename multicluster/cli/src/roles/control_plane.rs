@@ -1,0 +1,294 @@
+//! `flotilla control-plane`: galley, pilot, citadel, mixer and federation in one process.
+//!
+//! They meet over the same protocols as separate processes would: configuration, exports and imports
+//! over MCP on private unix sockets, the CA over its authority socket, proxies over port 15012.
+
+use std::{collections::BTreeSet, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+
+use anyhow::Context;
+use citadel::{Citadel, CitadelOptions};
+use galley::{Galley, GalleyOptions, Listen};
+use mesh_identity::{SecretStore, TRUST_BUNDLE, WORKLOAD_SVID};
+use mesh_model::{
+    ClusterId, NetworkId, TrustDomain,
+    federation::{GatewayAddress, ImportedService, Transport, type_url},
+    proxy::{ClientCertificate, DownstreamTls, SecretRef, TlsVersion, Validation},
+};
+use mesh_runtime::{
+    admin::{metrics_router, ready_router, serve},
+    ports,
+    ready::Readiness,
+};
+use mesh_xds::{Endpoint, NodeInfo, mcp::ConfigClient, server::conn};
+use multicluster::{Federation, FederationOptions};
+use pilot::{Pilot, PilotOptions, Settings};
+use tokio::{net::TcpListener, sync::watch, task::JoinSet};
+
+use crate::local::socket;
+
+/// Flags of `flotilla control-plane`.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct ControlPlaneArgs {
+    /// This cluster: a DNS label, unique in the mesh
+    #[arg(long, env = "FLOTILLA_CLUSTER")]
+    cluster: ClusterId,
+    /// Network of its workloads; defaults to the cluster
+    #[arg(long, env = "FLOTILLA_NETWORK")]
+    network: Option<NetworkId>,
+    /// Trust domain of the mesh
+    #[arg(long, env = "FLOTILLA_TRUST_DOMAIN", default_value = TrustDomain::DEFAULT)]
+    trust_domain: TrustDomain,
+    /// Directory for keys, state and private sockets
+    #[arg(long, env = "FLOTILLA_STATE_DIR", default_value = "/var/lib/flotilla")]
+    state_dir: PathBuf,
+    /// Directory of configuration documents, repeated; read again when it changes
+    #[arg(long = "config")]
+    config: Vec<PathBuf>,
+    /// xDS and certificate service for proxies, TLS
+    #[arg(long, default_value_t = SocketAddr::from(([0, 0, 0, 0], ports::XDS)))]
+    xds: SocketAddr,
+    /// xDS in clear text; a loopback address, for proxies in this very host or for debugging
+    #[arg(long, value_parser = loopback)]
+    xds_plaintext: Option<SocketAddr>,
+    /// Readiness and metrics
+    #[arg(long, default_value_t = SocketAddr::from(([0, 0, 0, 0], ports::CONTROL_METRICS)))]
+    metrics: SocketAddr,
+    /// Federation with peers, TLS; reached through the east-west gateway
+    #[arg(long, default_value_t = SocketAddr::from(([0, 0, 0, 0], ports::FEDERATION)))]
+    federation: SocketAddr,
+    /// Mixer's Check and Report, TLS
+    #[arg(long, default_value_t = SocketAddr::from(([0, 0, 0, 0], ports::MIXER)))]
+    mixer: SocketAddr,
+    /// Where the east-west gateway finds the federation service; --federation by default
+    #[arg(long)]
+    federation_address: Option<SocketAddr>,
+    /// Address of this cluster's east-west gateway as peers reach it, repeated
+    #[arg(long = "gateway-address")]
+    gateway_address: Vec<SocketAddr>,
+    /// Address of this cluster's east-west gateway as its own workloads reach it, repeated; defaults to
+    /// --gateway-address
+    #[arg(long = "gateway-internal")]
+    gateway_internal: Vec<SocketAddr>,
+    /// Dial peers through this gateway of this cluster instead of dialling theirs
+    #[arg(long)]
+    gateway_via: Option<SocketAddr>,
+    /// Transports that the gateways accept, preferred first
+    #[arg(long, value_delimiter = ',', value_enum, default_values_t = [TransportFlag::Tcp])]
+    transport: Vec<TransportFlag>,
+    /// Lifetime of workload certificates, hours
+    #[arg(long, default_value_t = 24, value_parser = clap::value_parser!(u64).range(1..=2160))]
+    workload_ttl_hours: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum TransportFlag {
+    /// TCP by SNI
+    Tcp,
+    /// QUIC trunk
+    Quic,
+}
+
+fn loopback(s: &str) -> Result<SocketAddr, String> {
+    let a: SocketAddr = s.parse().map_err(|e| format!("{e}"))?;
+    if a.ip().is_loopback() { Ok(a) } else { Err("clear text is served on loopback addresses only".into()) }
+}
+
+/// Runs until SIGTERM or SIGINT.
+pub(crate) async fn run(args: ControlPlaneArgs) -> anyhow::Result<()> {
+    let _tracing = mesh_telemetry::trace::init_tracing("flotilla-control-plane", None, false)?;
+    let stop = mesh_runtime::shutdown::on_signal()?;
+    mesh_runtime::files::private_dir(&args.state_dir)
+        .with_context(|| format!("--state-dir {}", args.state_dir.display()))?;
+    let at = |name: &str| args.state_dir.join(name);
+    let unix = |name: &str| Endpoint::Unix(args.state_dir.join(name));
+    let readiness = Readiness::default();
+    let starting = readiness.wait_for("components");
+    let mut registry = prometheus_client::registry::Registry::default();
+    let network = match &args.network {
+        Some(n) => n.clone(),
+        None => NetworkId::new(args.cluster.as_str())?,
+    };
+    let transports: Vec<Transport> = args
+        .transport
+        .iter()
+        .map(|t| match t {
+            TransportFlag::Tcp => Transport::Tcp,
+            TransportFlag::Quic => Transport::Quic,
+        })
+        .collect();
+    let preferred = transports.first().copied().unwrap_or(Transport::Tcp);
+    let internal =
+        if args.gateway_internal.is_empty() { &args.gateway_address } else { &args.gateway_internal };
+
+    let citadel = Citadel::start(CitadelOptions {
+        cluster: args.cluster.clone(),
+        state_dir: args.state_dir.clone(),
+        socket: at(socket::CITADEL),
+        workload_ttl: Duration::from_secs(args.workload_ttl_hours * 3600),
+    })?;
+    let dns = vec![
+        "control-plane.flotilla-system.svc".to_owned(),
+        format!("federation.{}.clusterset.local", args.cluster),
+        format!("join.{}.clusterset.local", args.cluster),
+    ];
+    let (secrets, _renewal) = citadel.control_plane_secrets(dns);
+
+    let federation = Federation::start(
+        FederationOptions {
+            cluster: args.cluster.clone(),
+            network: network.clone(),
+            gateways: args
+                .gateway_address
+                .iter()
+                .map(|a| GatewayAddress { address: *a, weight: 1 })
+                .collect(),
+            transports,
+            listen: args.federation,
+            via: args.gateway_via,
+            state_dir: args.state_dir.clone(),
+            socket: at(socket::FEDERATION),
+            authority_socket: at(socket::CITADEL),
+            exports: unix(socket::PILOT),
+        },
+        secrets.clone(),
+    )
+    .await?;
+
+    let mut tasks = JoinSet::new();
+    // Routes may name hosts that only peers have; those kept from before must be known before galley
+    // reads the configuration, or it would withhold such routes.
+    let imports = ConfigClient::start(
+        unix(socket::FEDERATION),
+        NodeInfo::component("galley"),
+        &[type_url::IMPORTED_SERVICE],
+    );
+    let mut first = imports.watch();
+    let _ = tokio::time::timeout(Duration::from_secs(3), first.wait_for(|s| s.synced)).await;
+    let (hosts_tx, hosts) = watch::channel(imported_hosts(&imports));
+    tasks.spawn(follow_imported_hosts(imports, hosts_tx));
+    let mut options = GalleyOptions::new(args.config.clone(), Some(Listen::Unix(at(socket::GALLEY))));
+    options.extra_hosts = Some(hosts);
+    let galley = Galley::start(options).await?;
+    galley.register_metrics(&mut registry);
+
+    let pilot = Pilot::start(PilotOptions {
+        settings: Settings {
+            cluster: args.cluster.clone(),
+            network,
+            trust_domain: args.trust_domain.clone(),
+            east_west: internal.clone(),
+            federation_address: Some(args.federation_address.unwrap_or_else(|| federation.address())),
+            transport: preferred,
+        },
+        galley: unix(socket::GALLEY),
+        federation: Some(unix(socket::FEDERATION)),
+        export_socket: Some(at(socket::PILOT)),
+    })
+    .with_context(|| at(socket::PILOT).display().to_string())?;
+    pilot.register_metrics(&mut registry);
+
+    let mixer = mixer::Mixer::start(mixer::MixerOptions::new(unix(socket::GALLEY)))?;
+
+    // Proxies.
+    let tls = server_tls(&secrets)?;
+    let listener = TcpListener::bind(args.xds).await.with_context(|| format!("--xds {}", args.xds))?;
+    let server = grpc()
+        .add_service(pilot.ads_service())
+        .add_service(citadel.certificate_service())
+        .serve_with_incoming(conn::tls(listener, tls.clone()));
+    tasks.spawn(async move { report("xDS", server.await) });
+    if let Some(address) = args.xds_plaintext {
+        let listener =
+            TcpListener::bind(address).await.with_context(|| format!("--xds-plaintext {address}"))?;
+        let server = grpc().add_service(pilot.ads_service()).serve_with_incoming(conn::tcp(listener));
+        tasks.spawn(async move { report("plaintext xDS", server.await) });
+    }
+    let listener = TcpListener::bind(args.mixer).await.with_context(|| format!("--mixer {}", args.mixer))?;
+    let server = grpc().add_service(mixer.service()).serve_with_incoming(conn::tls(listener, tls));
+    tasks.spawn(async move { report("mixer", server.await) });
+
+    // Operators: debug pages on a private socket, readiness and metrics on a port.
+    let debug = axum::Router::new()
+        .nest("/pilot", pilot.debug_router())
+        .nest("/galley", galley.debug_router())
+        .nest("/mixer", mixer.metrics_router());
+    let debug_socket =
+        conn::bind_unix(&at(socket::DEBUG)).with_context(|| at(socket::DEBUG).display().to_string())?;
+    tasks.spawn(async move {
+        if let Err(error) = axum::serve(debug_socket, debug).await {
+            tracing::error!(%error, "debug socket ended");
+        }
+    });
+    let mut configured = pilot.ready();
+    let waiting = readiness.wait_for("configuration");
+    tasks.spawn(async move {
+        let _ = configured.wait_for(|r| *r).await;
+        drop(waiting);
+    });
+    let pages = ready_router(readiness.clone()).merge(metrics_router(Arc::new(registry)));
+    serve(args.metrics, pages).await.with_context(|| format!("--metrics {}", args.metrics))?;
+    tracing::info!(cluster = %args.cluster, xds = %args.xds, "control plane is up");
+    drop(starting);
+
+    stop.cancelled().await;
+    tracing::info!("stopping");
+    pilot.shutdown().await;
+    Ok(())
+}
+
+fn grpc() -> tonic::transport::Server {
+    tonic::transport::Server::builder()
+        .http2_keepalive_interval(Some(Duration::from_secs(30)))
+        .http2_keepalive_timeout(Some(Duration::from_secs(10)))
+        .max_concurrent_streams(1024)
+}
+
+fn report(what: &str, result: Result<(), tonic::transport::Error>) {
+    if let Err(error) = result {
+        tracing::error!(%error, what, "server ended");
+    }
+}
+
+/// TLS for proxies: a client certificate if they have one, since the first request of a workload is
+/// for its certificate.
+fn server_tls(secrets: &SecretStore) -> anyhow::Result<Arc<rustls::ServerConfig>> {
+    Ok(secrets.server_config(&DownstreamTls {
+        certificate: SecretRef::Sds(WORKLOAD_SVID.into()),
+        client_certificate: ClientCertificate::Optional(Validation {
+            trusted: Some(SecretRef::Sds(TRUST_BUNDLE.into())),
+            sans: vec![],
+        }),
+        alpn: vec!["h2".into()],
+        min_version: TlsVersion::V1_3,
+    })?)
+}
+
+/// Hosts that peers provide.
+fn imported_hosts(imports: &ConfigClient) -> Arc<BTreeSet<String>> {
+    let mut set = BTreeSet::new();
+    for (_, doc) in imports.state().of(type_url::IMPORTED_SERVICE) {
+        if let Ok(i) = doc.spec::<ImportedService>() {
+            let (name, ns) = (&i.service.name, &i.service.namespace);
+            set.insert(i.service.host.clone());
+            set.insert(format!("{name}.{ns}.svc.cluster.local"));
+            set.insert(format!("{name}.{ns}.svc.clusterset.local"));
+            set.insert(format!("{name}.{ns}.global"));
+        }
+    }
+    Arc::new(set)
+}
+
+async fn follow_imported_hosts(imports: ConfigClient, hosts: watch::Sender<Arc<BTreeSet<String>>>) {
+    let mut state = imports.watch();
+    while state.changed().await.is_ok() {
+        state.borrow_and_update();
+        let set = imported_hosts(&imports);
+        hosts.send_if_modified(|old| {
+            let changed = *old != set;
+            if changed {
+                *old = set;
+            }
+            changed
+        });
+    }
+}
