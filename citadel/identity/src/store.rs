@@ -47,6 +47,9 @@ pub struct SecretStore {
     provider: Arc<CryptoProvider>,
     cells: Mutex<Cells>,
     trust_generation: Arc<AtomicU64>,
+    /// Moves with every change: a client must not resume a session that it opened as somebody else,
+    /// or as nobody.
+    client_generation: Arc<AtomicU64>,
     changes: watch::Sender<u64>,
 }
 
@@ -70,6 +73,7 @@ impl SecretStore {
             provider: crypto_provider(),
             cells: Mutex::default(),
             trust_generation: Arc::default(),
+            client_generation: Arc::default(),
             changes: watch::Sender::new(0),
         })
     }
@@ -194,7 +198,7 @@ impl SecretStore {
         };
         config.alpn_protocols = tls.alpn.iter().map(|p| p.as_bytes().to_vec()).collect();
         config.enable_sni = !tls.sni.is_empty();
-        config.resumption = Resumption::store(Arc::new(ClientSessions::new(self.trust_generation.clone())));
+        config.resumption = Resumption::store(Arc::new(ClientSessions::new(self.client_generation.clone())));
         Ok(Arc::new(config))
     }
 
@@ -244,6 +248,7 @@ impl SecretStore {
     }
 
     fn changed(&self) {
+        self.client_generation.fetch_add(1, Ordering::AcqRel);
         self.changes.send_modify(|n| *n += 1);
     }
 }

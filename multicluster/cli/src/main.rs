@@ -108,3 +108,13 @@ async fn run(command: Command) -> anyhow::Result<u8> {
         Command::Sample { sample: Sample::Bookstore(a) } => bookstore::run(a).await.map(done),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        super::Cli::command().debug_assert();
+    }
+}

@@ -84,6 +84,15 @@ impl Agent {
     /// Flags that are not valid, files that cannot be read, addresses that cannot be bound.
     pub async fn start(options: AgentOptions) -> anyhow::Result<Self> {
         let AgentOptions { args, kind, hooks, name_table, mut registry, store } = options;
+        // Whoever waits for this proxy is told what it waits for, from the first moment on.
+        let readiness = Readiness::default();
+        let mut tasks = Vec::new();
+        let (_, task) = serve(args.readiness, ready_router(readiness.clone()))
+            .await
+            .with_context(|| format!("--readiness {}", args.readiness))?;
+        tasks.push(task);
+        let svid = readiness.wait_for("certificate");
+        let configured = readiness.wait_for("configuration");
         let mut waited = false;
         let root = loop {
             match std::fs::read(&args.root_cert) {
@@ -104,8 +113,6 @@ impl Agent {
         let node = args.node(kind)?;
         let identity = args.identity()?;
         let endpoint = discovery(&args, &store)?;
-        let readiness = Readiness::default();
-
         let engine = Engine::start(
             EngineOptions {
                 workers: args.workers(),
@@ -128,8 +135,6 @@ impl Agent {
         )?;
         let engine = Arc::new(engine);
 
-        let mut tasks = Vec::new();
-        let svid = readiness.wait_for("certificate");
         let renewal = Renewal::new(
             SvidOptions {
                 endpoint: endpoint.clone(),
@@ -152,6 +157,13 @@ impl Agent {
         let identity_status = renewal.status();
         tasks.push(tokio::spawn(renewal.run()));
 
+        // Without a certificate the control plane would only send us away; with a kept configuration the
+        // engine starts from it at once, control plane or not.
+        let cached = args.state_dir.as_ref().is_some_and(|d| d.join("xds.cache").exists());
+        let mut have = store.subscribe();
+        while !cached && !store.has_identity(WORKLOAD_SVID) {
+            have.changed().await.context("the secret store is gone")?;
+        }
         let client = ProxyClient::start(ProxyClientOptions {
             client: ClientOptions { endpoint, node, mode: Mode::Delta },
             cache: args.state_dir.as_ref().map(|d| d.join("xds.cache")),
@@ -159,7 +171,6 @@ impl Agent {
         });
         let reports = watch::Sender::new(Arc::new(ApplyReport::default()));
         let report = reports.subscribe();
-        let configured = readiness.wait_for("configuration");
         tasks.push(tokio::spawn(apply(client.state(), client.health(), engine.clone(), reports, configured)));
 
         let registry = Arc::new(registry);
@@ -173,11 +184,9 @@ impl Agent {
         };
         let pages =
             router(admin).merge(ready_router(readiness.clone())).merge(metrics_router(registry.clone()));
-        for (what, address, router) in [
-            ("admin", args.admin, pages),
-            ("readiness", args.readiness, ready_router(readiness.clone())),
-            ("metrics", args.metrics, metrics_router(registry)),
-        ] {
+        for (what, address, router) in
+            [("admin", args.admin, pages), ("metrics", args.metrics, metrics_router(registry))]
+        {
             let (_, task) = serve(address, router).await.with_context(|| format!("--{what} {address}"))?;
             tasks.push(task);
         }

@@ -244,3 +244,25 @@ fn bad_secrets_leave_the_old_entry() {
     let generation = s.trust_generation();
     assert_eq!(generation, 1);
 }
+
+/// A workload asks for its first certificate without one; what it opens afterwards must not be a
+/// resumption of that anonymous session.
+#[test]
+fn a_session_without_identity_is_not_resumed_with_one() {
+    let root = root();
+    let west = intermediate(&root, WEST);
+    let (b, bk) = leaf(&west, &[B]);
+    let server = store((&(b + &west.pem()), &bk), &root.pem());
+    let mut tls = server_tls();
+    tls.client_certificate = ClientCertificate::Optional(validation(&[]));
+    let server = server.server_config(&tls).unwrap();
+    let workload = SecretStore::new();
+    workload.set_trust(TRUST_BUNDLE, root.pem().as_bytes()).unwrap();
+    let client = workload.client_config(&client_tls(&[B])).unwrap();
+    let (s, _) = handshake(&server, &client, &sni()).unwrap();
+    assert!(s.peer_certificates().is_none());
+    let (a, ak) = leaf(&west, &[A]);
+    workload.set_identity(WORKLOAD_SVID, (a + &west.pem()).as_bytes(), ak.as_bytes()).unwrap();
+    let (s, _) = handshake(&server, &client, &sni()).unwrap();
+    assert!(s.peer_certificates().is_some());
+}

@@ -24,7 +24,7 @@ use call::{Client, Outcome};
 
 /// Which service to be, and as whom.
 #[derive(Debug, Clone, clap::Parser)]
-#[command(about = "The sample bookstore: one of four services")]
+#[command(about = "The sample bookstore: one of four services", disable_version_flag = true)]
 pub struct Args {
     /// Service to be.
     #[arg(long, value_enum)]

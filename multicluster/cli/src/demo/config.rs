@@ -35,12 +35,18 @@ pub(crate) fn application(c: &Cluster) -> String {
             c = c.name,
         );
     }
+    // Subsets are known to both sides of a call: to the caller that routes to them and to the gateway
+    // that finds their pods.
+    out.push_str(&subsets());
+    out.push_str(MESH);
     if c.name == "west" {
         out.push_str(&ingress());
-        out.push_str(&subsets());
     }
     out
 }
+
+const MESH: &str = "---\napiVersion: flotilla.dev/v1alpha1\nkind: MeshConfig\nmetadata:\n  name: mesh\nspec:\n  \
+                    accessLogFile: /dev/stdout\n---\n";
 
 fn ingress() -> String {
     format!(

@@ -502,6 +502,22 @@ impl<'a> Story<'a> {
         }
     }
 
+    /// Waits until the storefront's sidecar executes something that reads `text`.
+    async fn until_configured(&self, text: &str) -> anyhow::Result<Duration> {
+        let begun = Instant::now();
+        let admin = self.west().workload("storefront", "v1")?.admin();
+        loop {
+            let dump = http::get(admin, "/config_dump", "admin", &[], LIMIT).await?.text();
+            if dump.replace(char::is_whitespace, "").contains(text) {
+                return Ok(begun.elapsed());
+            }
+            if begun.elapsed() > CONVERGE {
+                bail!("the change did not reach the sidecar within {} s", CONVERGE.as_secs());
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
     fn show_split(&self, split: &BTreeMap<(String, String), usize>, n: usize) {
         let rows = split.iter().map(|((version, cluster), count)| {
             [
