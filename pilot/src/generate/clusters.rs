@@ -92,7 +92,12 @@ fn add(
     c.outlier = match &policy.outlier_detection {
         Some(o) => Some(outlier(o)),
         None if entry.imports.is_empty() => None,
-        None => Some(REMOTE_OUTLIER),
+        None => {
+            // Nobody asked for this detection, so it may prefer hosts but never leave a caller with none:
+            // when all are ejected, all are used.
+            c.panic_threshold = 1;
+            Some(REMOTE_OUTLIER)
+        }
     };
     c.locality_weighted = endpoints::locality_setting(&policy).is_some_and(|s| !s.distribute.is_empty());
     if let Some(o) = &policy.outlier_detection
