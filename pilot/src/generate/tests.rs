@@ -1,1 +1,927 @@
+//! Configuration in, what a proxy would execute out.
 
+use std::{collections::BTreeMap, sync::Arc};
+
+use mesh_model::{ClusterId, Locality, NetworkId, TrustDomain, proxy::*};
+use mesh_xds::{
+    NodeInfo, NodeKind, codec,
+    mcp::{ConfigState, Document},
+};
+use serde_json::{Map, Value, json};
+
+use super::*;
+use crate::{
+    config::Reader,
+    exports,
+    world::{Settings, World},
+};
+
+pub(crate) fn settings() -> Settings {
+    Settings {
+        cluster: ClusterId::new("west").unwrap(),
+        network: NetworkId::new("net-west").unwrap(),
+        trust_domain: TrustDomain::default(),
+        east_west: vec!["10.1.0.100:15443".parse().unwrap()],
+        federation_address: Some("127.0.0.1:15016".parse().unwrap()),
+        transport: mesh_model::federation::Transport::Tcp,
+    }
+}
+
+/// Documents as `(type, namespace/name, labels, spec)`.
+#[derive(Default, Clone)]
+pub(crate) struct Docs(Vec<(String, Document)>);
+
+impl Docs {
+    pub(crate) fn add(mut self, kind: &str, name: &str, spec: Value) -> Self {
+        let t = match kind {
+            "Service" => "core/v1/Service".to_owned(),
+            "ServiceExport" => "multicluster.x-k8s.io/v1alpha1/ServiceExport".to_owned(),
+            "MeshConfig" | "ImportedService" | "PeerCluster" => format!("flotilla.dev/v1alpha1/{kind}"),
+            "PeerAuthentication" | "AuthorizationPolicy" => format!("security.istio.io/v1/{kind}"),
+            _ => format!("networking.istio.io/v1/{kind}"),
+        };
+        let created = 1000 + self.0.len() as u64;
+        let doc = Document { name: name.to_owned(), created, body: spec, ..Document::default() };
+        self.0.push((t, doc));
+        self
+    }
+
+    pub(crate) fn annotate(mut self, key: &str, value: &str) -> Self {
+        let (_, d) = self.0.last_mut().unwrap();
+        d.annotations.insert(key.to_owned(), value.to_owned());
+        self
+    }
+
+    pub(crate) fn states(&self) -> (ConfigState, ConfigState) {
+        let mut galley = ConfigState::default();
+        let mut federation = ConfigState::default();
+        for (t, d) in &self.0 {
+            let to = if t.contains("ImportedService") || t.contains("PeerCluster") {
+                &mut federation
+            } else {
+                &mut galley
+            };
+            to.documents.entry(t.clone()).or_default().insert(d.name.clone(), Arc::new(d.clone()));
+        }
+        (galley, federation)
+    }
+
+    pub(crate) fn world(&self) -> World {
+        let (galley, federation) = self.states();
+        let w = World::new(settings(), Reader::default().read(&galley, &federation));
+        assert!(w.config.problems.is_empty(), "{:?}", w.config.problems);
+        w
+    }
+
+    fn generate(&self, node: &NodeInfo) -> Generated {
+        let g = generate(&ProxyNode::new(node).unwrap(), &self.world());
+        check(&g);
+        g
+    }
+}
+
+/// What must hold for every generated configuration.
+fn check(g: &Generated) {
+    for l in g.listeners.values() {
+        assert_eq!(codec::decode_listener(&codec::encode_listener(l)).as_ref(), Ok(l));
+        for c in l.filter_chains.iter().chain(&l.default_filter_chain) {
+            for f in &c.filters {
+                if let NetworkFilter::Http(h) = f
+                    && let RouteSource::Rds(name) = &h.routes
+                {
+                    assert!(g.routes.contains_key(name), "{}: route {name} is missing", l.name);
+                }
+                if let NetworkFilter::Tcp(t) = f {
+                    for c in &t.clusters {
+                        assert!(g.clusters.contains_key(&c.cluster), "{}: {} is missing", l.name, c.cluster);
+                    }
+                }
+            }
+        }
+        // No two chains for the same connection.
+        for (i, a) in l.filter_chains.iter().enumerate() {
+            for b in &l.filter_chains[i + 1..] {
+                assert_ne!(a.matches, b.matches, "{}", l.name);
+            }
+        }
+    }
+    for r in g.routes.values() {
+        assert_eq!(codec::decode_route(&codec::encode_route(r)).as_ref(), Ok(r));
+        let mut domains = std::collections::BTreeSet::new();
+        for v in &r.virtual_hosts {
+            assert!(!v.domains.is_empty(), "{}", v.name);
+            for d in &v.domains {
+                assert!(domains.insert(d.clone()), "{}: {d} twice", r.name);
+            }
+        }
+    }
+    for c in g.clusters.values() {
+        assert_eq!(codec::decode_cluster(&codec::encode_cluster(c)).as_ref(), Ok(c));
+        if let Discovery::Eds(name) = &c.discovery {
+            assert!(g.endpoints.contains_key(name), "{name} has no endpoints");
+        }
+    }
+    for e in g.endpoints.values() {
+        assert_eq!(codec::decode_endpoints(&codec::encode_endpoints(e)).as_ref(), Ok(e));
+        let mut priorities: Vec<u32> = e.localities.iter().map(|l| l.priority).collect();
+        priorities.dedup();
+        assert!(priorities.iter().enumerate().all(|(i, p)| i as u32 == *p || priorities.contains(&(*p - 1))));
+    }
+}
+
+pub(crate) fn node(kind: NodeKind, ip: &str, name: &str, meta: Value) -> NodeInfo {
+    let mut map: Map<String, Value> = meta.as_object().cloned().unwrap_or_default();
+    map.entry("NAMESPACE").or_insert("books".into());
+    map.entry("CLUSTER_ID").or_insert("west".into());
+    NodeInfo::proxy(
+        kind,
+        ip.parse().unwrap(),
+        name,
+        "books",
+        "books.svc.cluster.local",
+        map,
+        Locality::from("r1/z1".to_owned()),
+    )
+}
+
+pub(crate) fn productpage() -> NodeInfo {
+    node(
+        NodeKind::Sidecar,
+        "10.1.0.1",
+        "productpage-v1",
+        json!({"LABELS": {"app": "productpage", "version": "v1"}, "SERVICE_ACCOUNT": "productpage"}),
+    )
+}
+
+fn service(port: u16, name: &str, app: &str) -> Value {
+    json!({"selector": {"app": app}, "ports": [{"name": name, "port": port, "targetPort": port}],
+           "clusterIP": format!("10.96.0.{}", app.len())})
+}
+
+fn workload(ip: &str, app: &str, version: &str) -> Value {
+    json!({"address": ip, "serviceAccount": app, "locality": "r1/z1",
+           "labels": {"app": app, "version": version, "security.istio.io/tlsMode": "istio"}})
+}
+
+fn import(cluster: &str, lease: &str, groups: Value) -> Value {
+    json!({"cluster": cluster, "lease": lease, "service": {
+        "name": "reviews", "namespace": "books", "host": "reviews.books.svc.cluster.local",
+        "ports": [{"name": "http", "port": 9080, "protocol": "http"}], "groups": groups,
+        "serviceAccounts": ["spiffe://mesh.local/ns/books/sa/reviews-east"], "exportedAt": 5, "slots": 4}})
+}
+
+fn peer(id: &str, ip: &str) -> Value {
+    json!({"id": id, "network": format!("net-{id}"), "gateways": [{"address": format!("{ip}:15443"), "weight": 1}],
+           "transports": ["quic", "tcp"], "lease": "live"})
+}
+
+/// The sample application: reviews v1 here, v2 and v3 in the east.
+pub(crate) fn bookstore() -> Docs {
+    Docs::default()
+        .add("Service", "books/productpage", service(9080, "http", "productpage"))
+        .add("WorkloadEntry", "books/productpage-v1", workload("10.1.0.1", "productpage", "v1"))
+        .add("Service", "books/reviews", service(9080, "http", "reviews"))
+        .add("WorkloadEntry", "books/reviews-v1", workload("10.1.0.5", "reviews", "v1"))
+        .add(
+            "DestinationRule",
+            "books/reviews",
+            json!({"host": "reviews", "subsets": [
+                {"name": "v1", "labels": {"version": "v1"}},
+                {"name": "v2", "labels": {"version": "v2"}},
+                {"name": "v3", "labels": {"version": "v3"}}]}),
+        )
+        .add(
+            "ImportedService",
+            "east/books/reviews",
+            import(
+                "east",
+                "live",
+                json!([
+                    {"labels": {"app": "reviews", "version": "v2"}, "locality": "r2/z1", "healthyWeight": 2},
+                    {"labels": {"app": "reviews", "version": "v3"}, "locality": "r2/z1", "healthyWeight": 1}
+                ]),
+            ),
+        )
+        .add("PeerCluster", "east", peer("east", "203.0.113.2"))
+}
+
+fn http(l: &FilterChain) -> &HttpConnectionManager {
+    match l.filters.last() {
+        Some(NetworkFilter::Http(h)) => h,
+        other => panic!("not HTTP: {other:?}"),
+    }
+}
+
+fn tcp_cluster(c: &FilterChain) -> &str {
+    match c.filters.last() {
+        Some(NetworkFilter::Tcp(t)) => &t.clusters[0].cluster,
+        other => panic!("not TCP: {other:?}"),
+    }
+}
+
+fn vhost<'a>(r: &'a RouteConfiguration, domain: &str) -> &'a VirtualHost {
+    r.virtual_hosts.iter().find(|v| v.domains.iter().any(|d| d == domain)).unwrap_or_else(|| {
+        panic!("no {domain} in {:?}", r.virtual_hosts.iter().map(|v| &v.domains).collect::<Vec<_>>())
+    })
+}
+
+fn forward(r: &Route) -> &Forward {
+    match &r.action {
+        RouteAction::Forward(f) => f,
+        other => panic!("{other:?}"),
+    }
+}
+
+const REVIEWS: &str = "outbound|9080||reviews.books.svc.cluster.local";
+
+#[test]
+fn a_service_with_remote_parts() {
+    let g = bookstore().generate(&productpage());
+    let c = &g.clusters[REVIEWS];
+    assert_eq!(c.discovery, Discovery::Eds(REVIEWS.into()));
+    let remote = &c.tls_matches[0];
+    assert_eq!(remote.labels["flotilla.dev/cluster"], "east");
+    let tls = remote.tls.as_ref().unwrap();
+    assert_eq!(tls.sni, "outbound_.9080_._.reviews.books.svc.east.clusterset.local");
+    assert_eq!(
+        tls.validation.sans,
+        [
+            StringMatch::exact("spiffe://mesh.local/ns/books/sa/reviews"),
+            StringMatch::exact("spiffe://mesh.local/ns/books/sa/reviews-east")
+        ]
+    );
+    let local = c.tls_matches[1].tls.as_ref().unwrap();
+    assert_eq!(local.sni, "outbound_.9080_._.reviews.books.svc.cluster.local");
+    assert!(c.tls_matches[2].tls.is_none() && c.tls_matches[2].labels.is_empty());
+    assert!(c.outlier.is_some(), "remote endpoints are ejected by default");
+
+    let e = &g.endpoints[REVIEWS];
+    assert_eq!(e.localities.len(), 2);
+    assert!(e.localities.iter().all(|l| l.priority == 0));
+    let here = &e.localities[0].endpoints[0];
+    assert_eq!((here.address.as_str(), here.weight), ("10.1.0.5", 1));
+    assert_eq!(here.transport_labels["tlsMode"], "istio");
+    assert_eq!(here.workload, "reviews-v1;books;reviews;v1;west");
+    let there = &e.localities[1].endpoints[0];
+    assert_eq!((there.address.as_str(), there.port, there.weight), ("10.1.0.100", 15443, 3));
+
+    // Subsets select groups.
+    let weights = |v: &str| -> Vec<(String, u32)> {
+        g.endpoints[&format!("outbound|9080|{v}|reviews.books.svc.cluster.local")]
+            .localities
+            .iter()
+            .flat_map(|l| &l.endpoints)
+            .map(|e| (e.address.clone(), e.weight))
+            .collect()
+    };
+    assert_eq!(weights("v1"), [("10.1.0.5".to_owned(), 1)]);
+    assert_eq!(weights("v2"), [("10.1.0.100".to_owned(), 2)]);
+    let v2 = &g.clusters["outbound|9080|v2|reviews.books.svc.cluster.local"];
+    let sni = &v2.tls_matches[0].tls.as_ref().unwrap().sni;
+    assert_eq!(sni, "outbound_.9080_.v2_.reviews.books.svc.east.clusterset.local");
+    // Nothing has a cluster of its own for the peer's part, except by its member name.
+    assert!(g.clusters.contains_key("outbound|9080||reviews.books.svc.east.clusterset.local"));
+}
+
+#[test]
+fn weights_are_exact_with_several_gateways() {
+    let mut docs = bookstore();
+    docs = docs.add(
+        "ImportedService",
+        "north/books/reviews",
+        import(
+            "north",
+            "live",
+            json!([
+        {"labels": {"version": "v1"}, "locality": "r3", "healthyWeight": 5}]),
+        ),
+    );
+    let (galley, federation) = docs.states();
+    let mut s = settings();
+    s.east_west = vec!["10.1.0.100:15443".parse().unwrap(), "10.1.0.101:15443".parse().unwrap()];
+    let w = World::new(s, Reader::default().read(&galley, &federation));
+    let g = generate(&ProxyNode::new(&productpage()).unwrap(), &w);
+    let mut by_cluster: BTreeMap<String, u32> = BTreeMap::new();
+    for e in g.endpoints[REVIEWS].localities.iter().flat_map(|l| &l.endpoints) {
+        let to = e.transport_labels.get("flotilla.dev/cluster").cloned().unwrap_or_default();
+        *by_cluster.entry(to).or_default() += e.weight;
+    }
+    // 1 local : 3 east : 5 north.
+    assert_eq!(by_cluster, BTreeMap::from([(String::new(), 2), ("east".into(), 6), ("north".into(), 10)]));
+}
+
+#[test]
+fn a_lapsed_peer_comes_last() {
+    let docs = bookstore().add(
+        "ImportedService",
+        "east/books/reviews",
+        import("east", "lapsed", json!([{"labels": {}, "locality": "r2/z1", "healthyWeight": 2}])),
+    );
+    let e = &docs.generate(&productpage()).endpoints[REVIEWS];
+    assert_eq!(
+        e.localities.iter().map(|l| (l.priority, l.endpoints.len())).collect::<Vec<_>>(),
+        [(0, 1), (1, 1)]
+    );
+    // Without anything live it is what is left.
+    let only = Docs::default()
+        .add(
+            "ImportedService",
+            "east/books/reviews",
+            import("east", "lapsed", json!([{"labels": {}, "locality": "", "healthyWeight": 2}])),
+        )
+        .generate(&productpage());
+    assert_eq!(only.endpoints[REVIEWS].localities[0].priority, 0);
+}
+
+#[test]
+fn an_imported_service_without_a_local_one() {
+    let docs = Docs::default()
+        .add(
+            "ImportedService",
+            "east/books/reviews",
+            import("east", "live", json!([{"labels": {}, "locality": "", "healthyWeight": 2}])),
+        )
+        .add("PeerCluster", "east", peer("east", "203.0.113.2"));
+    let g = docs.generate(&productpage());
+    let r = &g.routes["9080"];
+    let v = vhost(r, "reviews.books.svc.cluster.local");
+    for d in [
+        "reviews",
+        "reviews:9080",
+        "reviews.books",
+        "reviews.books.svc",
+        "reviews.books.svc.clusterset.local",
+        "reviews.books.global",
+        "reviews.books.global:9080",
+    ] {
+        assert!(v.domains.iter().any(|x| x == d), "{d} not in {:?}", v.domains);
+    }
+    let names = name_table(&ProxyNode::new(&productpage()).unwrap(), &docs.world());
+    let n = &names.table["reviews.books.svc.cluster.local"];
+    assert!(n.ips[0].starts_with("240.240."), "{n:?}");
+    assert!(n.alt_hosts.contains(&"reviews.books.svc.clusterset.local".to_owned()));
+    assert!(v.domains.contains(&n.ips[0]));
+}
+
+#[test]
+fn outbound_listeners_of_a_sidecar() {
+    let docs = bookstore()
+        .add("Service", "books/db", service(3306, "mysql", "db"))
+        .add("Service", "books/raw", service(7000, "", "raw"))
+        .add("Service", "books/secure", service(8443, "tls", "secure"))
+        .add(
+            "ServiceEntry",
+            "books/ext",
+            json!({"hosts": ["api.example.com"], "ports": [{"number": 443, "name": "https", "protocol": "HTTPS"},
+                   {"number": 80, "name": "http", "protocol": "HTTP"}], "resolution": "DNS"}),
+        );
+    let g = docs.generate(&productpage());
+    let v = &g.listeners["virtualOutbound"];
+    assert!(v.use_original_dst && v.bind_to_port && !v.transparent);
+    assert_eq!(tcp_cluster(&v.filter_chains[0]), "PassthroughCluster");
+    let h = &g.listeners["0.0.0.0_9080"];
+    assert!(!h.bind_to_port && !h.inspect_http);
+    assert_eq!(http(&h.filter_chains[0]).routes, RouteSource::Rds("9080".into()));
+    let db = &g.listeners["10.96.0.2_3306"];
+    assert!(!db.inspect_http && !db.inspect_tls, "server-first protocols must not wait");
+    assert_eq!(tcp_cluster(&db.filter_chains[0]), "outbound|3306||db.books.svc.cluster.local");
+    let raw = &g.listeners["10.96.0.3_7000"];
+    assert!(raw.inspect_http);
+    assert_eq!(
+        http(&raw.filter_chains[0]).routes,
+        RouteSource::Rds("raw.books.svc.cluster.local:7000".into())
+    );
+    assert_eq!(
+        tcp_cluster(raw.default_filter_chain.as_ref().unwrap()),
+        "outbound|7000||raw.books.svc.cluster.local"
+    );
+    assert_eq!(
+        tcp_cluster(g.listeners["10.96.0.6_8443"].default_filter_chain.as_ref().unwrap()),
+        "outbound|8443||secure.books.svc.cluster.local"
+    );
+    // An external host is told apart by its server name.
+    let ext = &g.listeners["0.0.0.0_443"];
+    assert!(ext.inspect_tls);
+    assert_eq!(ext.filter_chains[0].matches.server_names, ["api.example.com"]);
+    let c = &g.clusters["outbound|443||api.example.com"];
+    assert!(c.tls.is_none() && c.tls_matches.is_empty(), "no mesh TLS outside the mesh");
+    assert!(
+        matches!(&c.discovery, Discovery::StrictDns(a) if a.localities[0].endpoints[0].address == "api.example.com")
+    );
+    assert_eq!(vhost(&g.routes["80"], "api.example.com").name, "api.example.com:80");
+    assert_eq!(vhost(&g.routes["80"], "*").name, "allow_any");
+}
+
+#[test]
+fn undeclared_destinations_can_be_refused() {
+    let docs =
+        bookstore().add("MeshConfig", "mesh", json!({"outboundTrafficPolicy": {"mode": "REGISTRY_ONLY"}}));
+    let g = docs.generate(&productpage());
+    assert_eq!(tcp_cluster(&g.listeners["virtualOutbound"].filter_chains[0]), "BlackHoleCluster");
+    assert_eq!(vhost(&g.routes["9080"], "*").name, "block_all");
+}
+
+#[test]
+fn without_interception_the_ports_are_bound() {
+    let n = node(
+        NodeKind::Sidecar,
+        "10.1.0.5",
+        "reviews-v1",
+        json!({"LABELS": {"app": "reviews", "version": "v1"}, "INTERCEPTION_MODE": "NONE", "HTTP_PROXY_PORT": 15080,
+               "FLOTILLA_INBOUND": {"9080": "127.10.1.5:19080"}}),
+    );
+    let g = bookstore().generate(&n);
+    assert_eq!(g.listeners.keys().collect::<Vec<_>>(), ["10.1.0.5_15080", "10.1.0.5_9080"]);
+    let proxy = &g.routes["http_proxy"];
+    let v = vhost(proxy, "reviews.books.svc.cluster.local:9080");
+    assert!(!v.domains.contains(&"reviews.books.svc.cluster.local".to_owned()), "a bare host means port 80");
+    assert_eq!(vhost(proxy, "*").name, "block_all");
+    let Discovery::Static(a) = &g.clusters["inbound|9080||"].discovery else { panic!() };
+    let e = &a.localities[0].endpoints[0];
+    assert_eq!((e.address.as_str(), e.port), ("127.10.1.5", 19080));
+    let inbound = &g.listeners["10.1.0.5_9080"];
+    assert!(inbound.bind_to_port && inbound.inspect_tls);
+    assert_eq!(inbound.filter_chains.len(), 3, "mTLS, the application's own TLS, plaintext");
+}
+
+#[test]
+fn inbound_modes() {
+    let with = |mode: &str| {
+        bookstore()
+            .add("PeerAuthentication", "books/default", json!({"mtls": {"mode": mode}}))
+            .generate(&productpage())
+    };
+    let chains = |g: &Generated| -> Vec<FilterChain> {
+        let l = g.listeners["virtualInbound"].clone();
+        l.filter_chains.into_iter().filter(|c| c.matches.destination_port == Some(9080)).collect()
+    };
+    let strict = chains(&with("STRICT"));
+    assert_eq!(strict.len(), 1);
+    let tls = strict[0].tls.as_ref().unwrap();
+    assert!(matches!(&tls.client_certificate, ClientCertificate::Required(v) if v.trusted.is_some()));
+    assert_eq!(strict[0].matches.transport_protocol, Some(TransportProtocol::Tls));
+    assert!(strict[0].matches.application_protocols.is_empty());
+
+    let permissive = chains(&with("PERMISSIVE"));
+    assert_eq!(permissive.len(), 3);
+    assert!(permissive[0].matches.application_protocols.contains(&"istio".to_owned()));
+    assert!(permissive[2].tls.is_none());
+    assert_eq!(permissive[2].matches.transport_protocol, Some(TransportProtocol::RawBuffer));
+
+    let g = with("DISABLE");
+    let disable = chains(&g);
+    assert_eq!((disable.len(), disable[0].tls.is_none()), (1, true));
+    // Callers are told not to try mTLS.
+    let e = &g.endpoints["outbound|9080||productpage.books.svc.cluster.local"].localities[0].endpoints[0];
+    assert!(e.transport_labels.is_empty());
+    // Undeclared ports are not a way around.
+    let l = &with("STRICT").listeners["virtualInbound"];
+    assert!(l.filter_chains.iter().all(|c| c.tls.is_some()));
+}
+
+#[test]
+fn peer_authentication_levels() {
+    let docs = bookstore()
+        .add("PeerAuthentication", "istio-system/default", json!({"mtls": {"mode": "STRICT"}}))
+        .add(
+            "PeerAuthentication",
+            "books/pp",
+            json!({"selector": {"matchLabels": {"app": "productpage"}},
+             "mtls": {"mode": "PERMISSIVE"}, "portLevelMtls": {"9080": {"mode": "DISABLE"}}}),
+        );
+    let w = docs.world();
+    use mesh_model::authored::MutualTlsMode as M;
+    let labels = |app: &str| [("app".to_owned(), app.to_owned())].into();
+    assert_eq!(w.mtls_mode("books", &labels("reviews"), 9080), M::Strict);
+    assert_eq!(w.mtls_mode("books", &labels("productpage"), 9080), M::Disable);
+    assert_eq!(w.mtls_mode("books", &labels("productpage"), 80), M::Permissive);
+    assert_eq!(w.mtls_mode("other", &labels("x"), 80), M::Strict);
+}
+
+fn vs(spec: Value) -> Vec<Route> {
+    let docs = bookstore().add("VirtualService", "books/reviews", spec);
+    let g = docs.generate(&productpage());
+    vhost(&g.routes["9080"], "reviews").routes.clone()
+}
+
+#[test]
+fn virtual_service_matches() {
+    let routes = vs(json!({"hosts": ["reviews"], "http": [
+        {"name": "jason", "match": [
+            {"headers": {"end-user": {"exact": "jason"}}, "uri": {"prefix": "/reviews"}, "method": {"exact": "GET"}},
+            {"queryParams": {"v": {"regex": "2.*"}}, "withoutHeaders": {"x-no": {}}, "ignoreUriCase": true, "uri": {"exact": "/A"}},
+            {"port": 1, "uri": {"exact": "/never"}},
+            {"sourceLabels": {"app": "other"}, "uri": {"exact": "/never"}},
+            {"gateways": ["edge"], "uri": {"exact": "/never"}}],
+         "route": [{"destination": {"host": "reviews", "subset": "v2"}}]},
+        {"route": [{"destination": {"host": "reviews", "subset": "v1"}, "weight": 80},
+                   {"destination": {"host": "reviews", "subset": "v3"}, "weight": 20},
+                   {"destination": {"host": "reviews", "subset": "v2"}, "weight": 0}]},
+        {"match": [{"uri": {"prefix": "/unreachable"}}], "route": [{"destination": {"host": "reviews"}}]}
+    ]}));
+    assert_eq!(routes.len(), 3, "{routes:#?}");
+    let m = &routes[0].matches;
+    assert_eq!(routes[0].name, "jason");
+    assert_eq!(m.path, PathMatch::Prefix("/reviews".into()));
+    let names: Vec<&str> = m.headers.iter().map(|h| h.name.as_str()).collect();
+    assert_eq!(names, [":method", "end-user"]);
+    let m = &routes[1].matches;
+    assert!(!m.case_sensitive && m.headers[0].invert);
+    assert_eq!(m.query[0].value, Some(StringMatch::regex("2.*")));
+    let f = forward(&routes[2]);
+    let split: Vec<(&str, u32)> = f.clusters.iter().map(|c| (c.cluster.as_str(), c.weight)).collect();
+    assert_eq!(
+        split,
+        [
+            ("outbound|9080|v1|reviews.books.svc.cluster.local", 80),
+            ("outbound|9080|v3|reviews.books.svc.cluster.local", 20)
+        ]
+    );
+    assert_eq!(f.timeout, None);
+    assert_eq!(f.retry.as_ref().unwrap().attempts, 2);
+}
+
+#[test]
+fn virtual_service_actions() {
+    let routes = vs(json!({"hosts": ["reviews"], "http": [
+        {"match": [{"uri": {"exact": "/r"}}], "redirect": {"uri": "/n", "authority": "h", "redirectCode": 308, "scheme": "https", "port": 8443}},
+        {"match": [{"uri": {"exact": "/d"}}], "directResponse": {"status": 418, "body": {"string": "tea"}}},
+        {"match": [{"uri": {"prefix": "/p"}}], "rewrite": {"uri": "/q", "authority": "x"}, "timeout": "1.5s",
+         "retries": {"attempts": 3, "perTryTimeout": "2s", "retryOn": "gateway-error,503,reset"},
+         "fault": {"delay": {"fixedDelay": "7s", "percentage": {"value": 0.5}}, "abort": {"httpStatus": 500, "percent": 10}},
+         "mirror": {"host": "reviews", "subset": "v3"}, "mirrorPercentage": {"value": 25.0},
+         "corsPolicy": {"allowOrigins": [{"prefix": "https://a"}], "allowMethods": ["GET", "POST"], "maxAge": "24h", "allowCredentials": true},
+         "headers": {"request": {"set": {"a": "1"}, "add": {"b": "2"}, "remove": ["c"]}, "response": {"remove": ["d"]}},
+         "route": [{"destination": {"host": "reviews"}}]},
+        {"match": [{"uri": {"regex": "/x/.*"}}], "rewrite": {"uriRegexRewrite": {"match": "^/x", "rewrite": "/y"}}, "retries": {"attempts": 0},
+         "fault": {"abort": {"grpcStatus": "UNAVAILABLE", "percentage": {"value": 100.0}}},
+         "route": [{"destination": {"host": "reviews", "port": {"number": 9080}}}]}
+    ]}));
+    let RouteAction::Redirect(r) = &routes[0].action else { panic!() };
+    assert_eq!(
+        (r.status, r.port, r.path.as_deref(), r.host.as_deref()),
+        (308, Some(8443), Some("/n"), Some("h"))
+    );
+    let RouteAction::Direct(d) = &routes[1].action else { panic!() };
+    assert_eq!((d.status, d.body.as_slice()), (418, b"tea".as_slice()));
+    let f = forward(&routes[2]);
+    assert_eq!((f.prefix_rewrite.as_deref(), f.host_rewrite.as_deref()), (Some("/q"), Some("x")));
+    assert_eq!(f.timeout.unwrap().as_millis(), 1500);
+    let retry = f.retry.as_ref().unwrap();
+    assert_eq!(retry.on, [RetryOn::GatewayError, RetryOn::Reset, RetryOn::RetriableStatusCodes]);
+    assert_eq!(retry.status_codes, [503]);
+    assert_eq!(f.mirrors[0].fraction, 250_000);
+    let fault = routes[2].fault.as_ref().unwrap();
+    assert_eq!(fault.delay.unwrap().1, 5_000);
+    assert_eq!(fault.abort, Some((AbortKind::Http(500), 100_000)));
+    let cors = routes[2].cors.as_ref().unwrap();
+    assert_eq!((cors.allow_methods.as_str(), cors.max_age.as_str()), ("GET,POST", "86400"));
+    assert_eq!(routes[2].request_headers.set, [("a".to_owned(), "1".to_owned())]);
+    assert_eq!(routes[2].response_headers.remove, ["d"]);
+    let f = forward(&routes[3]);
+    assert!(f.retry.is_none());
+    assert_eq!(f.regex_rewrite.as_ref().unwrap().1, "/y");
+    assert_eq!(routes[3].fault.as_ref().unwrap().abort, Some((AbortKind::Grpc(14), 1_000_000)));
+}
+
+#[test]
+fn destination_rule_settings() {
+    let docs = bookstore().add(
+        "DestinationRule",
+        "books/pp",
+        json!({"host": "productpage", "trafficPolicy": {
+            "loadBalancer": {"consistentHash": {"httpCookie": {"name": "u", "ttl": "0s"}}},
+            "connectionPool": {"tcp": {"maxConnections": 7, "connectTimeout": "250ms"}, "http": {"http1MaxPendingRequests": 3, "maxRequestsPerConnection": 1}},
+            "outlierDetection": {"consecutive5xxErrors": 3, "interval": "1s", "baseEjectionTime": "2s", "maxEjectionPercent": 100},
+            "tls": {"mode": "DISABLE"}}}),
+    );
+    let g = docs.generate(&productpage());
+    let c = &g.clusters["outbound|9080||productpage.books.svc.cluster.local"];
+    assert_eq!(c.lb, LbPolicy::RingHash(1024));
+    assert_eq!((c.limits.max_connections, c.limits.max_pending, c.max_requests_per_connection), (7, 3, 1));
+    assert_eq!(c.connect_timeout.as_millis(), 250);
+    let o = c.outlier.unwrap();
+    assert_eq!((o.consecutive_5xx, o.consecutive_gateway, o.max_percent), (3, 0, 100));
+    assert!(c.tls.is_none() && c.tls_matches.is_empty());
+    let r = &vhost(&g.routes["9080"], "productpage").routes[0];
+    assert_eq!(
+        forward(r).hash,
+        [HashPolicy::Cookie { name: "u".into(), path: String::new(), ttl: Some(std::time::Duration::ZERO) }]
+    );
+    // The rule's pool settings hold at the workload as well.
+    assert_eq!(g.clusters["inbound|9080||"].limits.max_connections, 7);
+}
+
+#[test]
+fn locality_failover_and_distribution() {
+    let rule = |lb: Value| {
+        bookstore()
+            .add("WorkloadEntry", "books/reviews-far", json!({"address": "10.1.0.6", "serviceAccount": "reviews", "locality": "r1/z2",
+                 "labels": {"app": "reviews", "version": "v1", "security.istio.io/tlsMode": "istio"}}))
+            .add("DestinationRule", "books/reviews", json!({"host": "reviews", "trafficPolicy": {
+                 "outlierDetection": {"consecutive5xxErrors": 5}, "loadBalancer": {"localityLbSetting": lb}}}))
+            .generate(&productpage())
+    };
+    let g = rule(json!({"enabled": true}));
+    let order: Vec<(u32, String)> =
+        g.endpoints[REVIEWS].localities.iter().map(|l| (l.priority, l.locality.to_string())).collect();
+    assert_eq!(order, [(0, "r1/z1".into()), (1, "r1/z2".into()), (2, "r2/z1".into())]);
+    let g = rule(json!({"distribute": [{"from": "r1/*", "to": {"r1/z1": 70, "r2/*": 30}}]}));
+    let e = &g.endpoints[REVIEWS];
+    let shares: Vec<(String, u32)> =
+        e.localities.iter().map(|l| (l.locality.to_string(), l.weight)).collect();
+    assert_eq!(shares, [("r1/z1".into(), 70_000), ("r2/z1".into(), 30_000)]);
+    assert!(g.clusters[REVIEWS].locality_weighted);
+    let g = rule(json!({"failoverPriority": ["topology.istio.io/cluster"]}));
+    assert_eq!(g.endpoints[REVIEWS].localities.iter().map(|l| l.priority).collect::<Vec<_>>(), [0, 0, 1]);
+}
+
+fn rbac_of(g: &Generated, port: u16) -> Vec<Rbac> {
+    let l = &g.listeners["virtualInbound"];
+    let c = l.filter_chains.iter().find(|c| c.matches.destination_port == Some(port)).unwrap();
+    let mut out = vec![];
+    for f in &c.filters {
+        match f {
+            NetworkFilter::Rbac(r) => out.push(r.clone()),
+            NetworkFilter::Http(h) => out.extend(h.filters.iter().filter_map(|f| match f {
+                HttpFilter::Rbac(r) => Some(r.clone()),
+                _ => None,
+            })),
+            _ => {}
+        }
+    }
+    out
+}
+
+#[test]
+fn authorization() {
+    let docs = bookstore()
+        .add("AuthorizationPolicy", "books/deny", json!({"action": "DENY", "rules": [
+            {"from": [{"source": {"notNamespaces": ["books"]}}], "to": [{"operation": {"methods": ["DELETE"], "paths": ["/admin/*"]}}]}]}))
+        .add("AuthorizationPolicy", "books/allow", json!({"selector": {"matchLabels": {"app": "productpage"}}, "rules": [
+            {"from": [{"source": {"principals": ["mesh.local/ns/books/sa/web"]}}, {"source": {"ipBlocks": ["10.0.0.0/8"]}}],
+             "to": [{"operation": {"methods": ["GET"], "hosts": ["a.example.com"], "ports": ["9080"]}}],
+             "when": [{"key": "source.cluster", "values": ["east"]}, {"key": "request.headers[x-t]", "notValues": ["1"]}]}]}))
+        .add("AuthorizationPolicy", "books/other", json!({"selector": {"matchLabels": {"app": "none"}}, "rules": [{}]}))
+        .add("AuthorizationPolicy", "books/audit", json!({"action": "AUDIT", "rules": [{}]}))
+        .add("AuthorizationPolicy", "books/dry", json!({"rules": [{}]})).annotate("istio.io/dry-run", "true");
+    let g = docs.generate(&productpage());
+    let filters = rbac_of(&g, 9080);
+    let actions: Vec<RbacAction> = filters.iter().map(|r| r.rules.as_ref().unwrap().action).collect();
+    assert_eq!(actions, [RbacAction::Log, RbacAction::Deny, RbacAction::Allow]);
+    let deny = &filters[1].rules.as_ref().unwrap().policies["ns[books]-policy[deny]-rule[0]"];
+    assert!(matches!(&deny.principals[0], Principal::Not(_)));
+    let Permission::And(parts) = &deny.permissions[0] else { panic!("{deny:?}") };
+    assert!(parts.contains(&Permission::Or(vec![Permission::Path(StringMatch::prefix("/admin/"))])));
+    let allow = filters[2].rules.as_ref().unwrap();
+    assert_eq!(allow.policies.keys().collect::<Vec<_>>(), ["ns[books]-policy[allow]-rule[0]"]);
+    let rule = &allow.policies["ns[books]-policy[allow]-rule[0]"];
+    assert_eq!(rule.principals.len(), 2);
+    let Principal::And(parts) = &rule.principals[0] else { panic!() };
+    assert!(parts.contains(&Principal::Or(vec![Principal::SourceCluster(StringMatch::exact("east"))])));
+    assert!(parts.contains(&Principal::Or(vec![Principal::Authenticated(Some(StringMatch::exact(
+        "spiffe://mesh.local/ns/books/sa/web"
+    )))])));
+    assert!(filters[2].shadow.is_some(), "dry runs are only logged");
+}
+
+#[test]
+fn what_cannot_be_checked_does_not_open_doors() {
+    let world = |action: &str, rule: Value| {
+        bookstore().add("AuthorizationPolicy", "books/p", json!({"action": action, "rules": [rule]}))
+    };
+    let foreign = || {
+        let mut n = productpage();
+        n.user_agent = "envoy".into();
+        n
+    };
+    let cluster = json!({"when": [{"key": "source.cluster", "notValues": ["east"]}]});
+    let allow = rbac_of(&world("ALLOW", cluster.clone()).generate(&foreign()), 9080);
+    assert!(
+        allow[0].rules.as_ref().unwrap().policies.is_empty(),
+        "an ALLOW rule that matches nothing denies"
+    );
+    let deny = rbac_of(&world("DENY", cluster).generate(&foreign()), 9080);
+    let p = deny[0].rules.as_ref().unwrap().policies.values().next().unwrap();
+    assert_eq!(p.principals, [Principal::Any], "a DENY rule denies more");
+    // No request authentication, no custom authoriser.
+    let jwt = json!({"from": [{"source": {"requestPrincipals": ["*"]}}]});
+    let allow = rbac_of(&world("ALLOW", jwt).generate(&productpage()), 9080);
+    assert!(allow[0].rules.as_ref().unwrap().policies.is_empty());
+    let custom = rbac_of(&world("CUSTOM", json!({})).generate(&productpage()), 9080);
+    assert_eq!(custom[0].rules.as_ref().unwrap().action, RbacAction::Deny);
+    // HTTP conditions on bytes.
+    let tcp = |action: &str| {
+        world(action, json!({"to": [{"operation": {"methods": ["GET"], "ports": ["7"]}}]}))
+            .add(
+                "Service",
+                "books/db",
+                json!({"selector": {"app": "productpage"}, "ports": [{"name": "tcp", "port": 7}]}),
+            )
+            .generate(&productpage())
+    };
+    assert!(rbac_of(&tcp("ALLOW"), 7)[0].rules.as_ref().unwrap().policies.is_empty());
+    let g = tcp("DENY");
+    let p = rbac_of(&g, 7)[0].rules.as_ref().unwrap().policies.values().next().unwrap().clone();
+    assert_eq!(p.permissions, [Permission::Or(vec![Permission::DestinationPort(7)])]);
+    // `spec: {}` denies everything.
+    let none = bookstore().add("AuthorizationPolicy", "books/none", json!({})).generate(&productpage());
+    assert!(rbac_of(&none, 9080)[0].rules.as_ref().unwrap().policies.is_empty());
+}
+
+fn gateway_node(labels: Value, mode: &str) -> NodeInfo {
+    node(NodeKind::Router, "10.1.0.100", "gw", json!({"LABELS": labels, "ROUTER_MODE": mode}))
+}
+
+#[test]
+fn ingress() {
+    let docs = bookstore()
+        .add("Gateway", "books/edge", json!({"selector": {"istio": "ingressgateway"}, "servers": [
+            {"port": {"number": 80, "name": "http", "protocol": "HTTP"}, "hosts": ["shop.example.com", "*.other.com"]},
+            {"port": {"number": 443, "name": "https", "protocol": "HTTPS"}, "hosts": ["shop.example.com"], "tls": {"mode": "MUTUAL", "credentialName": "shop"}},
+            {"port": {"number": 443, "name": "pass", "protocol": "TLS"}, "hosts": ["raw.example.com"], "tls": {"mode": "PASSTHROUGH"}},
+            {"port": {"number": 9000, "name": "tcp", "protocol": "TCP"}, "hosts": ["*"]}]}))
+        .add("Gateway", "books/old", json!({"selector": {"istio": "ingressgateway"}, "servers": [
+            {"port": {"number": 81, "name": "http", "protocol": "HTTP"}, "hosts": ["secure.example.com"], "tls": {"httpsRedirect": true}}]}))
+        .add("VirtualService", "books/shop", json!({"hosts": ["shop.example.com"], "gateways": ["edge"], "http": [
+            {"route": [{"destination": {"host": "reviews", "port": {"number": 9080}}}]}]}))
+        .add("VirtualService", "books/shop-admin", json!({"hosts": ["shop.example.com"], "gateways": ["books/edge"], "http": [
+            {"match": [{"uri": {"prefix": "/admin"}}], "route": [{"destination": {"host": "productpage"}}]}]}))
+        .add("VirtualService", "books/raw", json!({"hosts": ["raw.example.com"], "gateways": ["edge"],
+            "tls": [{"match": [{"port": 443, "sniHosts": ["raw.example.com"]}], "route": [{"destination": {"host": "reviews", "port": {"number": 9080}}}]}],
+            "tcp": [{"match": [{"port": 9000}], "route": [{"destination": {"host": "reviews", "port": {"number": 9080}}}]}]}));
+    let g = docs.generate(&gateway_node(json!({"istio": "ingressgateway"}), ""));
+    assert!(!g.listeners.contains_key("virtualInbound"));
+    let l = &g.listeners["0.0.0.0_80"];
+    assert!(http(&l.filter_chains[0]).use_remote_address);
+    let v = vhost(&g.routes["http.80"], "shop.example.com");
+    assert_eq!(v.routes.len(), 2);
+    assert_eq!(v.routes[0].matches.path, PathMatch::Prefix("/admin".into()), "catch-all routes come last");
+    let s = &g.listeners["0.0.0.0_443"];
+    assert!(s.inspect_tls);
+    let mutual = s.filter_chains[0].tls.as_ref().unwrap();
+    assert_eq!(mutual.certificate, SecretRef::Sds("kubernetes://shop".into()));
+    assert!(
+        matches!(&mutual.client_certificate, ClientCertificate::Required(v) if v.trusted == Some(SecretRef::Sds("kubernetes://shop-cacert".into())))
+    );
+    assert_eq!(http(&s.filter_chains[0]).routes, RouteSource::Rds("https.443.https.edge.books".into()));
+    assert_eq!(s.filter_chains[1].matches.server_names, ["raw.example.com"]);
+    assert!(s.filter_chains[1].tls.is_none());
+    assert_eq!(tcp_cluster(&g.listeners["0.0.0.0_9000"].filter_chains[0]), REVIEWS);
+    assert!(vhost(&g.routes["http.81"], "secure.example.com").require_tls);
+    // Another gateway has none of it.
+    assert!(docs.generate(&gateway_node(json!({"istio": "egressgateway"}), "")).listeners.is_empty());
+}
+
+#[test]
+fn egress_through_a_gateway() {
+    let docs = bookstore()
+        .add("Service", "books/egress", service(80, "http", "egress"))
+        .add("WorkloadEntry", "books/egress", json!({"address": "10.1.0.100", "labels": {"app": "egress", "security.istio.io/tlsMode": "istio"}, "ports": {"http": 8080}}))
+        .add("ServiceEntry", "books/ext", json!({"hosts": ["ext.example.com"], "ports": [{"number": 80, "name": "http", "protocol": "HTTP"}], "resolution": "DNS"}))
+        .add("Gateway", "books/out", json!({"selector": {"app": "egress"}, "servers": [{"port": {"number": 80, "name": "http", "protocol": "HTTP"}, "hosts": ["ext.example.com"]}]}))
+        .add("VirtualService", "books/ext", json!({"hosts": ["ext.example.com"], "gateways": ["mesh", "out"], "http": [
+            {"match": [{"gateways": ["mesh"], "port": 80}], "route": [{"destination": {"host": "egress", "port": {"number": 80}}}]},
+            {"match": [{"gateways": ["out"], "port": 80}], "route": [{"destination": {"host": "ext.example.com", "port": {"number": 80}}}]}]}));
+    let side = docs.generate(&productpage());
+    let r = vhost(&side.routes["80"], "ext.example.com");
+    assert_eq!(forward(&r.routes[0]).clusters[0].cluster, "outbound|80||egress.books.svc.cluster.local");
+    let gw = docs.generate(&gateway_node(json!({"app": "egress"}), ""));
+    assert_eq!(gw.listeners.keys().collect::<Vec<_>>(), ["0.0.0.0_8080"], "the service maps 80 to 8080");
+    let r = vhost(&gw.routes["http.80"], "ext.example.com");
+    assert_eq!(forward(&r.routes[0]).clusters[0].cluster, "outbound|80||ext.example.com");
+}
+
+fn sni_target<'a>(l: &'a Listener, name: &str) -> Option<&'a str> {
+    let exact = l.filter_chains.iter().find(|c| c.matches.server_names.iter().any(|n| n == name));
+    exact
+        .or_else(|| {
+            l.filter_chains.iter().find(|c| {
+                c.matches.server_names.iter().any(|n| n.starts_with('*') && name.ends_with(&n[1..]))
+            })
+        })
+        .map(tcp_cluster)
+}
+
+#[test]
+fn east_west_forwards_only_what_is_exported() {
+    let docs = bookstore().add("ServiceExport", "books/reviews", json!({}));
+    let g = docs.generate(&gateway_node(json!({"istio": "eastwestgateway"}), "sni-dnat"));
+    let l = &g.listeners["0.0.0.0_15443"];
+    assert!(l.inspect_tls && l.default_filter_chain.is_none());
+    assert!(l.filter_chains.iter().all(|c| c.tls.is_none()), "nothing is terminated");
+    let own = Some("outbound_.9080_._.reviews.books.svc.cluster.local");
+    assert_eq!(sni_target(l, "outbound_.9080_._.reviews.books.svc.west.clusterset.local"), own);
+    assert_eq!(sni_target(l, "outbound_.9080_._.reviews.books.svc.cluster.local"), own);
+    assert_eq!(
+        sni_target(l, "outbound_.9080_.v1_.reviews.books.svc.west.clusterset.local"),
+        Some("outbound_.9080_.v1_.reviews.books.svc.cluster.local")
+    );
+    assert_eq!(sni_target(l, "outbound_.9080_._.productpage.books.svc.west.clusterset.local"), None);
+    assert_eq!(sni_target(l, "outbound_.9080_._.productpage.books.svc.cluster.local"), None);
+    assert_eq!(sni_target(l, "outbound_.9080_._.reviews.books.svc.east.clusterset.local"), Some("peer|east"));
+    assert_eq!(sni_target(l, "federation.east.clusterset.local"), Some("peer|east"));
+    assert_eq!(sni_target(l, "federation.west.clusterset.local"), Some("control-plane"));
+    assert_eq!(sni_target(l, "join.west.clusterset.local"), Some("control-plane"));
+    assert_eq!(sni_target(l, "evil.example.com"), None);
+    // Only own workloads: forwarding back out would loop.
+    let e: Vec<&str> = g.endpoints[own.unwrap()]
+        .localities
+        .iter()
+        .flat_map(|l| &l.endpoints)
+        .map(|e| e.address.as_str())
+        .collect();
+    assert_eq!(e, ["10.1.0.5"]);
+    let peer = |g: &Generated| g.endpoints["peer|east"].localities[0].endpoints[0].address.clone();
+    assert_eq!(peer(&g), "203.0.113.2");
+    let quic = docs.add("MeshConfig", "mesh", json!({"transport": "quic"}));
+    let g = quic.generate(&gateway_node(json!({}), "sni-dnat"));
+    assert_eq!(peer(&g), "trunk:east");
+}
+
+#[test]
+fn exports_are_groups_not_pods() {
+    let docs = bookstore()
+        .add("WorkloadEntry", "books/reviews-v1b", workload("10.1.0.7", "reviews", "v1"))
+        .add("WorkloadEntry", "books/reviews-v1c", workload("10.1.0.8", "reviews", "v1"))
+        .annotate("flotilla.dev/health", "unhealthy")
+        .add("ServiceExport", "books/reviews", json!({}))
+        .add("ServiceExport", "books/missing", json!({}));
+    let (out, problems) = exports::exports(&docs.world());
+    assert_eq!(out.len(), 1);
+    let e: mesh_model::federation::ExportedService = out["books/reviews"].spec().unwrap();
+    assert_eq!(e.groups.len(), 1);
+    assert_eq!(e.groups[0].healthy_weight, 2);
+    assert_eq!(e.service_accounts, ["spiffe://mesh.local/ns/books/sa/reviews"]);
+    assert_eq!((e.slots, e.ports[0].port), (2, 9080));
+    assert!(problems.iter().any(|p| p.object == "ServiceExport books/missing"), "{problems:?}");
+}
+
+#[test]
+fn scoping() {
+    let docs = bookstore()
+        .add("Service", "shop/cart", service(9080, "http", "cart"))
+        .add("Service", "shop/hidden", service(9081, "http", "hidden"))
+        .annotate("networking.istio.io/exportTo", ".")
+        .add("Sidecar", "books/default", json!({"egress": [{"hosts": ["./*", "~/*"]}]}));
+    let g = docs.generate(&productpage());
+    assert!(g.clusters.contains_key(REVIEWS));
+    assert!(!g.clusters.contains_key("outbound|9080||cart.shop.svc.cluster.local"));
+    let mut other = productpage();
+    other.metadata.insert("NAMESPACE".into(), "free".into());
+    other.namespace = "free".into();
+    let g = docs.generate(&other);
+    assert!(g.clusters.contains_key("outbound|9080||cart.shop.svc.cluster.local"));
+    assert!(!g.clusters.contains_key("outbound|9081||hidden.shop.svc.cluster.local"));
+    // Short names are those of the caller's namespace.
+    let v = vhost(&g.routes["9080"], "reviews.books");
+    assert!(!v.domains.contains(&"reviews".to_owned()));
+}
+
+#[test]
+fn tls_origination() {
+    let docs = bookstore()
+        .add("ServiceEntry", "books/ext", json!({"hosts": ["ext.example.com"], "ports": [{"number": 443, "name": "http", "protocol": "HTTP"}], "resolution": "DNS"}))
+        .add("DestinationRule", "books/ext", json!({"host": "ext.example.com", "trafficPolicy": {"portLevelSettings": [{"port": {"number": 443}, "tls": {"mode": "SIMPLE"}}]}}));
+    let c = &docs.generate(&productpage()).clusters["outbound|443||ext.example.com"];
+    let t = c.tls.as_ref().unwrap();
+    assert_eq!(t.sni, "ext.example.com");
+    assert_eq!(t.validation.sans, [StringMatch::exact("ext.example.com")]);
+    assert!(t.certificate.is_none() && t.validation.trusted.is_some());
+}
+
+#[test]
+fn equal_inputs_give_equal_versions() {
+    let a = bookstore().generate(&productpage());
+    let b = bookstore().generate(&productpage());
+    assert_eq!(codec::version(&a.listeners), codec::version(&b.listeners));
+    assert_eq!(codec::version(&a.clusters), codec::version(&b.clusters));
+    let t = |d: &Docs| name_table(&ProxyNode::new(&productpage()).unwrap(), &d.world()).to_any();
+    assert_eq!(t(&bookstore()), t(&bookstore()));
+}
+
+/// Twice the services may cost somewhat more than twice the time, not four times.
+#[test]
+fn cost_grows_with_the_number_of_services() {
+    let world = |n: usize| {
+        let mut docs = Docs::default();
+        for i in 0..n {
+            docs = docs
+                .add("Service", &format!("ns{}/s{i}", i % 50), json!({"selector": {"app": format!("s{i}")}, "ports": [{"name": "http", "port": 8080}]}))
+                .add("WorkloadEntry", &format!("ns{}/s{i}", i % 50), json!({"address": format!("10.{}.{}.{}", i / 65536, (i / 256) % 256, i % 256), "labels": {"app": format!("s{i}"), "security.istio.io/tlsMode": "istio"}}));
+        }
+        docs.states()
+    };
+    let time = |n: usize| {
+        let (g, f) = world(n);
+        let started = std::time::Instant::now();
+        let w = World::new(settings(), Reader::default().read(&g, &f));
+        let made = generate(&ProxyNode::new(&productpage()).unwrap(), &w);
+        assert_eq!(made.clusters.len(), n + 3);
+        started.elapsed()
+    };
+    time(100);
+    let (small, large) = (time(500), time(4000));
+    assert!(large < small * 40, "8 times the services took {large:?} against {small:?}");
+    assert!(large.as_secs() < 20, "{large:?}");
+}
