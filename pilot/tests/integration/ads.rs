@@ -1,0 +1,175 @@
+use std::collections::BTreeMap;
+
+use axum::body::Body;
+use mesh_model::federation::type_url;
+use mesh_xds::{
+    Endpoint, NodeInfo,
+    client::{
+        ClientOptions, Mode,
+        proxy::{ProxyClient, ProxyClientOptions},
+    },
+    mcp::ConfigClient,
+};
+use serde_json::{Value, json};
+
+use crate::{WORKLOAD, documents, plane, sidecar, until, workload};
+
+const REVIEWS: &str = "outbound|9080||reviews.books.svc.cluster.local";
+
+fn client(xds: std::net::SocketAddr, node: NodeInfo, mode: Mode) -> ProxyClient {
+    ProxyClient::start(ProxyClientOptions {
+        client: ClientOptions { endpoint: Endpoint::Plain(xds.to_string()), node, mode },
+        cache: None,
+        name_table: true,
+    })
+}
+
+async fn page(router: axum::Router, path: &str) -> (u16, Value) {
+    let request = axum::http::Request::get(path).body(Body::empty()).unwrap();
+    let response = tower::ServiceExt::oneshot(router, request).await.unwrap();
+    let status = response.status().as_u16();
+    let bytes = axum::body::to_bytes(response.into_body(), 10_000_000).await.unwrap();
+    (status, serde_json::from_slice(&bytes).unwrap_or(Value::Null))
+}
+
+fn import(lease: &str) -> Value {
+    json!({"cluster": "east", "lease": lease, "service": {
+        "name": "reviews", "namespace": "books", "host": "reviews.books.svc.cluster.local",
+        "ports": [{"name": "http", "port": 9080, "protocol": "http"}],
+        "groups": [{"labels": {"app": "reviews"}, "locality": "", "healthyWeight": 2}],
+        "serviceAccounts": [], "exportedAt": 5, "slots": 1}})
+}
+
+#[tokio::test]
+async fn changes_reach_proxies() {
+    let plane = plane().await;
+    until(&mut plane.pilot.ready(), "readiness", |r| *r).await;
+    for mode in [Mode::Delta, Mode::Sotw] {
+        let proxy = client(plane.xds, sidecar("127.10.0.1", "productpage", &[]), mode);
+        let mut state = proxy.state();
+        let s = until(&mut state, "configuration", |s| s.listeners.contains_key("virtualInbound")).await;
+        assert_eq!(s.endpoints[REVIEWS].localities[0].endpoints.len(), 1);
+        assert!(s.routes.contains_key("9080"));
+        let names = until(&mut proxy.names(), "names", |n| !n.table.is_empty()).await;
+        assert!(names.table.contains_key("reviews.books.svc.cluster.local"));
+
+        // A workload comes.
+        let name = "books/reviews-v1b";
+        let doc = documents(&[(WORKLOAD, name, workload("127.10.0.6", "reviews"))])
+            .remove(WORKLOAD)
+            .and_then(|mut m| m.remove(name));
+        plane.galley.update(WORKLOAD, [(name.to_owned(), doc)]);
+        until(&mut state, "a second endpoint", |s| {
+            s.endpoints.get(REVIEWS).is_some_and(|e| e.localities[0].endpoints.len() == 2)
+        })
+        .await;
+
+        // A peer comes, and its lease lapses.
+        let publish = |lease: &str| {
+            let t = type_url::IMPORTED_SERVICE;
+            plane.federation.publish(documents(&[(t, "east/books/reviews", import(lease))]));
+        };
+        publish("live");
+        until(&mut state, "remote endpoints", |s| {
+            let remote =
+                |e: &mesh_model::proxy::LbEndpoint| e.transport_labels.contains_key("flotilla.dev/cluster");
+            s.endpoints
+                .get(REVIEWS)
+                .is_some_and(|e| e.localities.iter().flat_map(|l| &l.endpoints).any(remote))
+        })
+        .await;
+        publish("lapsed");
+        until(&mut state, "demotion", |s| {
+            s.endpoints.get(REVIEWS).is_some_and(|e| e.localities.iter().any(|l| l.priority == 1))
+        })
+        .await;
+
+        // Both go.
+        plane.federation.publish(BTreeMap::from([(type_url::IMPORTED_SERVICE.to_owned(), BTreeMap::new())]));
+        plane.galley.update(WORKLOAD, [(name.to_owned(), None)]);
+        until(&mut state, "the first state", |s| {
+            s.endpoints
+                .get(REVIEWS)
+                .is_some_and(|e| e.localities.len() == 1 && e.localities[0].endpoints.len() == 1)
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn operators_see_what_proxies_have() {
+    let plane = plane().await;
+    until(&mut plane.pilot.ready(), "readiness", |r| *r).await;
+    let proxy = client(plane.xds, sidecar("127.10.0.1", "productpage", &[]), Mode::Delta);
+    until(&mut proxy.state(), "configuration", |s| !s.listeners.is_empty()).await;
+    let router = plane.pilot.debug_router();
+    let mut synced = Value::Null;
+    for _ in 0..200 {
+        synced = page(router.clone(), "/debug/syncz").await.1;
+        if synced[0]["types"]["RDS"]["status"] == "SYNCED" && synced[0]["types"]["LDS"]["status"] == "SYNCED"
+        {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    assert_eq!(synced[0]["proxy"], "productpage-v1.books", "{synced}");
+    assert_eq!(synced[0]["cluster_id"], "west");
+    assert_eq!(synced[0]["types"]["CDS"]["status"], "SYNCED");
+
+    let (status, dump) = page(router.clone(), "/debug/config_dump?proxyID=productpage-v1.books").await;
+    assert_eq!(status, 200);
+    assert!(dump["clusters"].as_array().unwrap().iter().any(|c| c["name"] == REVIEWS));
+    assert_eq!(page(router.clone(), "/debug/config_dump?proxyID=nobody.books").await.0, 404);
+    let (_, registry) = page(router.clone(), "/debug/registryz").await;
+    assert!(
+        registry
+            .as_array()
+            .unwrap()
+            .iter()
+            .any(|e| e["service"]["host"] == "reviews.books.svc.cluster.local")
+    );
+    for path in ["/ready", "/debug/endpointz", "/debug/configz", "/debug/problems"] {
+        assert_eq!(page(router.clone(), path).await.0, 200, "{path}");
+    }
+    let mut registry = prometheus_client::registry::Registry::default();
+    plane.pilot.register_metrics(&mut registry);
+    let mut text = String::new();
+    prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+    assert!(text.contains("pilot_xds 1\n"), "{text}");
+    assert!(text.contains("pilot_xds_pushes_total "), "{text}");
+}
+
+#[tokio::test]
+async fn exports_are_published() {
+    let plane = plane().await;
+    let socket = plane.dir.path().join("pilot.sock");
+    let reader = ConfigClient::start(
+        Endpoint::Unix(socket),
+        NodeInfo::component("federation"),
+        &[type_url::EXPORTED_SERVICE],
+    );
+    let s = until(&mut reader.watch(), "exports", |s| s.of(type_url::EXPORTED_SERVICE).count() == 1).await;
+    let e: mesh_model::federation::ExportedService =
+        s.documents[type_url::EXPORTED_SERVICE]["books/reviews"].spec().unwrap();
+    assert_eq!(e.groups[0].healthy_weight, 1);
+    plane.pilot.shutdown().await;
+}
+
+#[tokio::test]
+async fn nobody_is_served_before_configuration_is_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let pilot = pilot::Pilot::start(pilot::PilotOptions {
+        settings: crate::settings(),
+        galley: Endpoint::Unix(dir.path().join("absent.sock")),
+        federation: None,
+        export_socket: None,
+    })
+    .unwrap();
+    assert!(!*pilot.ready().borrow());
+    let service = pilot.ads_service();
+    let peer = mesh_xds::PeerInfo::plain(mesh_xds::server::Transport::Unix, None);
+    let node = sidecar("127.10.0.1", "productpage", &[]);
+    let e = mesh_xds::ResourceSource::authorize(&**service.source(), &peer, &node).unwrap_err();
+    assert_eq!(e.code(), tonic::Code::Unavailable);
+    assert_eq!(page(pilot.debug_router(), "/ready").await.0, 503);
+}

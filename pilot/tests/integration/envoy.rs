@@ -1,0 +1,229 @@
+//! A real Envoy takes what pilot generates.
+
+use std::{
+    fs,
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, SanType};
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+use crate::{documents, plane, until};
+
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+async fn get(port: u16, path: &str) -> Option<String> {
+    let mut s = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.ok()?;
+    let request = format!("GET {path} HTTP/1.1\r\nHost: admin\r\nConnection: close\r\n\r\n");
+    s.write_all(request.as_bytes()).await.ok()?;
+    let mut out = String::new();
+    tokio::time::timeout(Duration::from_secs(10), s.read_to_string(&mut out)).await.ok()?.ok()?;
+    Some(out)
+}
+
+fn write_certificates(dir: &std::path::Path) {
+    let ca_key = KeyPair::generate().unwrap();
+    let mut ca = CertificateParams::default();
+    ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let root = ca.self_signed(&ca_key).unwrap();
+    let issuer = Issuer::new(ca, ca_key);
+    let key = KeyPair::generate().unwrap();
+    let mut leaf = CertificateParams::default();
+    leaf.subject_alt_names =
+        vec![SanType::URI("spiffe://mesh.local/ns/books/sa/productpage".try_into().unwrap())];
+    let leaf = leaf.signed_by(&key, &issuer).unwrap();
+    fs::write(dir.join("cert.pem"), leaf.pem()).unwrap();
+    fs::write(dir.join("key.pem"), key.serialize_pem()).unwrap();
+    fs::write(dir.join("root.pem"), root.pem()).unwrap();
+}
+
+/// Documents that use every feature whose encoding Envoy checks.
+fn rich() -> Vec<(&'static str, &'static str, Value)> {
+    let mut docs = crate::bookstore();
+    docs.extend([
+        ("core/v1/Service", "books/db", json!({"selector": {"app": "db"}, "clusterIP": "10.96.0.9", "ports": [{"name": "tcp", "port": 3306}, {"name": "any", "port": 7000}, {"name": "tls", "port": 8443}]})),
+        ("networking.istio.io/v1/ServiceEntry", "books/ext", json!({"hosts": ["ext.example.com"], "resolution": "DNS",
+            "ports": [{"number": 443, "name": "https", "protocol": "HTTPS"}, {"number": 80, "name": "http", "protocol": "HTTP"}]})),
+        ("networking.istio.io/v1/ServiceEntry", "books/any", json!({"hosts": ["*.any.example.com"], "resolution": "NONE",
+            "ports": [{"number": 443, "name": "https", "protocol": "HTTPS"}]})),
+        ("networking.istio.io/v1/DestinationRule", "books/reviews", json!({"host": "reviews", "subsets": [{"name": "v1", "labels": {"app": "reviews"}}],
+            "trafficPolicy": {"loadBalancer": {"consistentHash": {"httpCookie": {"name": "u", "path": "/", "ttl": "0s"}}},
+                "connectionPool": {"tcp": {"maxConnections": 10, "tcpKeepalive": {"time": "300s"}}, "http": {"maxRequestsPerConnection": 5, "idleTimeout": "30s"}},
+                "outlierDetection": {"consecutive5xxErrors": 3, "consecutiveGatewayErrors": 2, "interval": "1s", "baseEjectionTime": "3s"}}})),
+        ("networking.istio.io/v1/VirtualService", "books/reviews", json!({"hosts": ["reviews"], "http": [
+            {"match": [{"uri": {"prefix": "/a"}, "headers": {"x": {"regex": "a.*"}}, "queryParams": {"q": {"exact": "1"}}, "withoutHeaders": {"n": {}}}],
+             "rewrite": {"uri": "/b"}, "timeout": "2s", "retries": {"attempts": 2, "retryOn": "5xx,503"},
+             "fault": {"delay": {"fixedDelay": "1s", "percentage": {"value": 1.0}}, "abort": {"httpStatus": 503, "percentage": {"value": 1.0}}},
+             "corsPolicy": {"allowOrigins": [{"exact": "*"}], "maxAge": "60s"}, "mirror": {"host": "productpage"},
+             "headers": {"request": {"set": {"a": "b"}, "add": {"c": "d"}, "remove": ["e"]}},
+             "route": [{"destination": {"host": "reviews", "subset": "v1"}, "weight": 90}, {"destination": {"host": "reviews"}, "weight": 10}]},
+            {"match": [{"uri": {"exact": "/r"}}], "redirect": {"uri": "/n"}},
+            {"match": [{"uri": {"regex": "/t/.*"}}], "rewrite": {"uriRegexRewrite": {"match": "^/t", "rewrite": "/u"}}, "route": [{"destination": {"host": "reviews"}}]},
+            {"directResponse": {"status": 404, "body": {"string": "no"}}}]})),
+        ("networking.istio.io/v1/VirtualService", "books/tls", json!({"hosts": ["db"], "tls": [{"match": [{"sniHosts": ["db.example.com"]}], "route": [{"destination": {"host": "db", "port": {"number": 8443}}}]}]})),
+        ("security.istio.io/v1/AuthorizationPolicy", "books/allow", json!({"rules": [
+            {"from": [{"source": {"principals": ["mesh.local/ns/books/sa/*"], "notNamespaces": ["x"], "ipBlocks": ["10.0.0.0/8"]}}],
+             "to": [{"operation": {"methods": ["GET"], "paths": ["/a*", "/b/{*}"], "hosts": ["a.b"], "ports": ["9080"]}}],
+             "when": [{"key": "request.headers[x]", "values": ["*"]}, {"key": "connection.sni", "values": ["a*"]}]}]})),
+        ("security.istio.io/v1/AuthorizationPolicy", "books/deny", json!({"action": "DENY", "rules": [{"to": [{"operation": {"ports": ["1"]}}]}]})),
+        ("security.istio.io/v1/AuthorizationPolicy", "books/audit", json!({"action": "AUDIT", "rules": [{}]})),
+        ("flotilla.dev/v1alpha1/MeshConfig", "mesh", json!({"accessLogFile": "/dev/null", "accessLogEncoding": "JSON", "traceSampling": 50.0})),
+    ]);
+    docs
+}
+
+fn import() -> Value {
+    json!({"cluster": "east", "lease": "live", "service": {
+        "name": "reviews", "namespace": "books", "host": "reviews.books.svc.cluster.local",
+        "ports": [{"name": "http", "port": 9080, "protocol": "http"}],
+        "groups": [{"labels": {"app": "reviews"}, "locality": "r/z", "healthyWeight": 2}],
+        "serviceAccounts": ["spiffe://mesh.local/ns/books/sa/reviews"], "exportedAt": 5, "slots": 1}})
+}
+
+fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// Runs the Envoy named by `FLOTILLA_ENVOY` as a node and returns its dump once it has listeners.
+async fn run(plane: &crate::Plane, id: &str, mut metadata: Value, delta: bool) -> Value {
+    let envoy = std::env::var("FLOTILLA_ENVOY").expect("FLOTILLA_ENVOY names an Envoy binary");
+    let dir = plane.dir.path();
+    for (key, file) in [
+        ("TLS_CLIENT_CERT_CHAIN", "cert.pem"),
+        ("TLS_CLIENT_KEY", "key.pem"),
+        ("TLS_CLIENT_ROOT_CERT", "root.pem"),
+    ] {
+        metadata[key] = dir.join(file).to_str().unwrap().into();
+    }
+    let admin = free_port();
+    let bootstrap = json!({
+        "node": {"id": id, "cluster": "test", "metadata": metadata},
+        "admin": {"address": {"socket_address": {"address": "127.0.0.1", "port_value": admin}}},
+        "dynamic_resources": {
+            "ads_config": {"api_type": if delta { "DELTA_GRPC" } else { "GRPC" }, "transport_api_version": "V3",
+                "grpc_services": [{"envoy_grpc": {"cluster_name": "xds"}}]},
+            "cds_config": {"ads": {}, "resource_api_version": "V3"},
+            "lds_config": {"ads": {}, "resource_api_version": "V3"}},
+        "static_resources": {"clusters": [{"name": "xds", "type": "STATIC", "connect_timeout": "1s",
+            "typed_extension_protocol_options": {"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+                "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
+                "explicit_http_config": {"http2_protocol_options": {}}}},
+            "load_assignment": {"cluster_name": "xds", "endpoints": [{"lb_endpoints": [{"endpoint": {"address":
+                {"socket_address": {"address": "127.0.0.1", "port_value": plane.xds.port()}}}}]}]}}]}});
+    let config = dir.join(format!("envoy-{admin}.json"));
+    fs::write(&config, bootstrap.to_string()).unwrap();
+    let log = dir.join(format!("envoy-{admin}.log"));
+    let child = Command::new(envoy)
+        .args([
+            "-c",
+            config.to_str().unwrap(),
+            "--use-dynamic-base-id",
+            "-l",
+            "warning",
+            "--concurrency",
+            "1",
+        ])
+        .args(["--log-path", log.to_str().unwrap()])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let _running = Running(child);
+    let board = plane.pilot.status();
+    // Until all four types are answered.
+    for _ in 0..300 {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let clients = board.clients();
+        let Some(c) = clients.iter().find(|c| c.node.id == id) else { continue };
+        let nacked: Vec<String> =
+            c.types.iter().filter_map(|(t, s)| s.error.as_ref().map(|e| format!("{t}: {e}"))).collect();
+        assert!(nacked.is_empty(), "{nacked:#?}");
+        let synced = c.types.len() >= 4 && c.types.values().all(|s| s.state() == "SYNCED");
+        if synced {
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            let dump = get(admin, "/config_dump?include_eds").await.unwrap_or_default();
+            let body = dump.split_once("\r\n\r\n").map(|(_, b)| b).unwrap_or_default();
+            // Chunked: the JSON starts at the first brace, and chunk sizes are lines of their own.
+            return parse_chunked(body);
+        }
+    }
+    panic!("{:#?}\n{}", board.clients(), fs::read_to_string(log).unwrap_or_default());
+}
+
+fn parse_chunked(body: &str) -> Value {
+    let mut out = String::new();
+    let mut rest = body;
+    while let Some((size, after)) = rest.split_once("\r\n") {
+        let Ok(n) = usize::from_str_radix(size.trim(), 16) else { break };
+        if n == 0 {
+            break;
+        }
+        out.push_str(&after[..n]);
+        rest = &after[n + 2..];
+    }
+    serde_json::from_str(if out.is_empty() { body } else { &out }).unwrap()
+}
+
+fn no_errors(dump: &Value) {
+    let text = dump.to_string();
+    assert!(!text.contains("error_state"), "{dump:#}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs an Envoy binary in FLOTILLA_ENVOY"]
+async fn envoy_accepts_everything() {
+    let plane = plane().await;
+    write_certificates(plane.dir.path());
+    plane.galley.publish(documents(&rich()));
+    plane.federation.publish(documents(&[(
+        mesh_model::federation::type_url::IMPORTED_SERVICE,
+        "east/books/reviews",
+        import(),
+    )]));
+    plane.federation.publish(documents(&[(
+        mesh_model::federation::type_url::PEER_CLUSTER,
+        "east",
+        json!({"id": "east", "network": "east", "gateways": [{"address": "127.20.0.2:15443", "weight": 1}],
+               "transports": ["tcp"], "lease": "live"}),
+    )]));
+    until(&mut plane.pilot.ready(), "readiness", |r| *r).await;
+    let source = plane.pilot.ads_service().source().clone();
+    for _ in 0..100 {
+        let w = source.world();
+        if w.is_some_and(|w| !w.config.peers.is_empty() && !w.config.authorization_policies.is_empty()) {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let labels = json!({"app": "productpage"});
+    for delta in [true, false] {
+        let meta = json!({"NAMESPACE": "books", "SERVICE_ACCOUNT": "productpage", "LABELS": labels});
+        let id = "sidecar~127.10.0.1~productpage-v1.books~books.svc.cluster.local";
+        let dump = run(&plane, id, meta, delta).await;
+        no_errors(&dump);
+        let text = dump.to_string();
+        for part in [
+            "virtualInbound",
+            "virtualOutbound",
+            "outbound|9080|v1|reviews.books.svc.cluster.local",
+            "ext.example.com",
+        ] {
+            assert!(text.contains(part), "{part} is missing");
+        }
+
+        let meta = json!({"NAMESPACE": "books", "LABELS": {"istio": "eastwestgateway"}, "ROUTER_MODE": "sni-dnat", "INTERCEPTION_MODE": "NONE"});
+        let id = "router~127.10.0.2~eastwest.books~books.svc.cluster.local";
+        let dump = run(&plane, id, meta, delta).await;
+        no_errors(&dump);
+        assert!(dump.to_string().contains("peer|east"));
+    }
+}
