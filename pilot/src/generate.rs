@@ -84,17 +84,42 @@ impl<'a> Ctx<'a> {
 /// Generates the configuration of a proxy.
 #[must_use]
 pub fn generate(proxy: &ProxyNode, world: &World) -> Generated {
+    let mut out = shared(&proxy.class(), world);
+    let mut own = own(proxy, world);
+    out.listeners.append(&mut own.listeners);
+    out.routes.append(&mut own.routes);
+    out.clusters.append(&mut own.clusters);
+    out.endpoints.append(&mut own.endpoints);
+    out
+}
+
+/// The part that all proxies of a [`ProxyNode::class`] have in common: what they may call.
+#[must_use]
+pub fn shared(class: &ProxyNode, world: &World) -> Generated {
+    let mut out = Generated::default();
+    if class.east_west {
+        return out;
+    }
+    let ctx = Ctx::new(class, world);
+    clusters::outbound(&ctx, &mut out);
+    if !class.router {
+        outbound::shared(&ctx, &mut out);
+    }
+    out
+}
+
+/// The part that depends on the proxy's own addresses: what it serves. Its names are not those of
+/// the [`shared`] part.
+#[must_use]
+pub fn own(proxy: &ProxyNode, world: &World) -> Generated {
     let ctx = Ctx::new(proxy, world);
     let mut out = Generated::default();
     if proxy.east_west {
         sni::generate(&ctx, &mut out);
-        return out;
-    }
-    clusters::outbound(&ctx, &mut out);
-    if proxy.router {
+    } else if proxy.router {
         gateway::generate(&ctx, &mut out);
     } else {
-        outbound::generate(&ctx, &mut out);
+        outbound::own(&ctx, &mut out);
         inbound::generate(&ctx, &mut out);
     }
     out

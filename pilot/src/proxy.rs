@@ -1,7 +1,7 @@
 //! A proxy as generators see it.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     net::{IpAddr, SocketAddr},
 };
 
@@ -22,7 +22,7 @@ pub enum Interception {
 
 /// A proxy that asked for configuration. Made of its node only; equal nodes get equal
 /// configuration.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct ProxyNode {
     /// Node ID.
     pub id: String,
@@ -189,9 +189,20 @@ impl ProxyNode {
             })
     }
 
-    /// All of its addresses.
+    /// This proxy without what only its inbound side depends on. Replicas of a workload are of one
+    /// class, and what they may call is generated once for all of them.
     #[must_use]
-    pub fn address_set(&self) -> BTreeSet<IpAddr> {
-        self.addresses.iter().copied().collect()
+    pub fn class(&self) -> Self {
+        let family = match self.addresses.first() {
+            Some(IpAddr::V6(_)) => IpAddr::from([0u16; 8]),
+            _ => IpAddr::from([0, 0, 0, 0]),
+        };
+        Self {
+            id: String::new(),
+            addresses: vec![family],
+            inbound: BTreeMap::new(),
+            federation: None,
+            ..self.clone()
+        }
     }
 }

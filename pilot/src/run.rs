@@ -141,7 +141,6 @@ impl PilotHandle {
     }
 
     /// Pages for operators; see [`crate::debug`].
-    #[must_use]
     pub fn debug_router(&self) -> axum::Router {
         crate::debug::router(self.service.clone(), self.ready.clone(), self.shared.clone())
     }

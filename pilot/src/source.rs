@@ -3,7 +3,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock},
 };
 
 use mesh_identity::peer_identity;
@@ -30,8 +30,17 @@ pub struct PilotSource {
     world: RwLock<(u64, Option<Arc<World>>)>,
     changes: watch::Sender<u64>,
     proxies: Mutex<HashMap<String, Cached>>,
+    classes: Mutex<Classes>,
     encoded: EncodeCache,
     empty: Arc<TypeSnapshot>,
+}
+
+/// What proxies of a class have in common, for one generation of the world.
+#[derive(Default)]
+struct Classes {
+    generation: u64,
+    /// Empty while it is made; others of the class wait for it instead of making it again.
+    parts: HashMap<ProxyNode, Arc<OnceLock<Snapshots>>>,
 }
 
 struct Cached {
@@ -106,6 +115,7 @@ impl PilotSource {
             world: RwLock::new((0, None)),
             changes: watch::Sender::new(0),
             proxies: Mutex::default(),
+            classes: Mutex::default(),
             encoded: EncodeCache::default(),
             empty: Arc::default(),
         }
@@ -150,7 +160,7 @@ impl PilotSource {
         Ok(self.world().map(|w| generate::generate(&proxy, &w)).unwrap_or_default())
     }
 
-    fn generate(&self, node: &NodeInfo, world: &World) -> Snapshots {
+    fn generate(&self, node: &NodeInfo, world: &World, generation: u64) -> Snapshots {
         let proxy = match ProxyNode::new(node) {
             Ok(p) => p,
             Err(e) => {
@@ -159,22 +169,50 @@ impl PilotSource {
             }
         };
         let started = std::time::Instant::now();
-        let g = generate::generate(&proxy, world);
-        let names = BTreeMap::from([("name-table".to_owned(), generate::name_table(&proxy, world))]);
+        let class = proxy.class();
+        let slot = {
+            let mut classes = lock(&self.classes);
+            // An older world than the newest is still in somebody's hands: not kept.
+            if generation > classes.generation {
+                classes.generation = generation;
+                classes.parts.clear();
+            }
+            if generation == classes.generation {
+                classes.parts.entry(class.clone()).or_default().clone()
+            } else {
+                Arc::default()
+            }
+        };
+        let shared = slot.get_or_init(|| {
+            let mut part = self.encode(&generate::shared(&class, world));
+            let names = generate::name_table(&class, world).to_any();
+            let nds = TypeSnapshot::build([("name-table".to_owned(), names)]);
+            part.insert(NDS, Arc::new(nds));
+            part
+        });
+        let mut out = self.encode(&generate::own(&proxy, world));
+        for (t, part) in shared {
+            let merged = match out.get(t) {
+                Some(own) if !own.resources.is_empty() => {
+                    let all = part.resources.values().chain(own.resources.values());
+                    Arc::new(TypeSnapshot::from_versions(all.cloned()))
+                }
+                _ => part.clone(),
+            };
+            out.insert(t, merged);
+        }
+        tracing::debug!(node = %node.id, elapsed = ?started.elapsed(), "generated");
+        out
+    }
+
+    fn encode(&self, g: &Generated) -> Snapshots {
         let e = &self.encoded;
-        let nds = names.into_iter().map(|(name, t)| (name, t.to_any()));
-        let out = Snapshots::from([
+        Snapshots::from([
             (LDS, e.snapshot(LDS, &g.listeners, codec::encode_listener)),
             (RDS, e.snapshot(RDS, &g.routes, codec::encode_route)),
             (CDS, e.snapshot(CDS, &g.clusters, codec::encode_cluster)),
             (EDS, e.snapshot(EDS, &g.endpoints, codec::encode_endpoints)),
-            (NDS, Arc::new(TypeSnapshot::build(nds))),
-        ]);
-        tracing::debug!(
-            node = %node.id, clusters = g.clusters.len(), listeners = g.listeners.len(),
-            elapsed = ?started.elapsed(), "generated"
-        );
-        out
+        ])
     }
 }
 
@@ -190,7 +228,7 @@ impl ResourceSource for PilotSource {
         let slot = slot.unwrap_or_default();
         let mut slot = lock(&slot);
         if slot.generation != generation {
-            slot.snapshots = self.generate(node, &world);
+            slot.snapshots = self.generate(node, &world, generation);
             slot.generation = generation;
         }
         slot.snapshots.get(type_url).cloned().unwrap_or_else(|| self.empty.clone())

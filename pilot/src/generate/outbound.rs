@@ -34,20 +34,24 @@ struct Plan {
     tcp: Option<Vec<FilterChain>>,
 }
 
-pub(super) fn generate(ctx: &Ctx<'_>, out: &mut Generated) {
+/// The HTTP proxy listener, on the workload's own address.
+pub(super) fn own(ctx: &Ctx<'_>, out: &mut Generated) {
     if let Some(port) = ctx.proxy.http_proxy_port {
         let address = SocketAddr::new(ctx.proxy.addresses.first().copied().unwrap_or(ctx.proxy.bind()), port);
         let mut l = listener(format!("{}_{port}", address.ip()), address, Direction::Outbound);
+        let routes = RouteSource::Rds(routes::HTTP_PROXY.to_owned());
         l.filter_chains = vec![chain(
             routes::HTTP_PROXY,
             FilterChainMatch::default(),
-            vec![ctx.http_filter(
-                "outbound_http_proxy",
-                RouteSource::Rds(routes::HTTP_PROXY.to_owned()),
-                Side::Outbound,
-            )],
+            vec![ctx.http_filter("outbound_http_proxy", routes, Side::Outbound)],
         )];
         out.listener(l);
+    }
+}
+
+/// Listeners of what the workload calls, and all outbound routes.
+pub(super) fn shared(ctx: &Ctx<'_>, out: &mut Generated) {
+    if ctx.proxy.http_proxy_port.is_some() {
         out.route(routes::http_proxy(ctx));
     }
     if ctx.proxy.interception == Interception::None {

@@ -891,6 +891,25 @@ fn tls_origination() {
 }
 
 #[test]
+fn replicas_share_what_they_call() {
+    let w = bookstore().world();
+    let first = ProxyNode::new(&productpage()).unwrap();
+    let mut second = productpage();
+    second.ip = Some("10.1.0.9".parse().unwrap());
+    second.id = second.id.replace("10.1.0.1", "10.1.0.9");
+    let second = ProxyNode::new(&second).unwrap();
+    assert_eq!(first.class(), second.class());
+    for p in [&first, &second] {
+        let (shared, own) = (shared(&p.class(), &w), own(p, &w));
+        assert!(shared.listeners.keys().all(|k| !own.listeners.contains_key(k)));
+        assert!(shared.clusters.keys().all(|k| !own.clusters.contains_key(k)));
+    }
+    let mut other = productpage();
+    other.metadata.insert("LABELS".into(), json!({"app": "other"}));
+    assert_ne!(first.class(), ProxyNode::new(&other).unwrap().class());
+}
+
+#[test]
 fn equal_inputs_give_equal_versions() {
     let a = bookstore().generate(&productpage());
     let b = bookstore().generate(&productpage());

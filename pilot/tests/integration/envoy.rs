@@ -70,6 +70,13 @@ fn rich() -> Vec<(&'static str, &'static str, Value)> {
             {"match": [{"uri": {"regex": "/t/.*"}}], "rewrite": {"uriRegexRewrite": {"match": "^/t", "rewrite": "/u"}}, "route": [{"destination": {"host": "reviews"}}]},
             {"directResponse": {"status": 404, "body": {"string": "no"}}}]})),
         ("networking.istio.io/v1/VirtualService", "books/tls", json!({"hosts": ["db"], "tls": [{"match": [{"sniHosts": ["db.example.com"]}], "route": [{"destination": {"host": "db", "port": {"number": 8443}}}]}]})),
+        ("networking.istio.io/v1/Gateway", "books/edge", json!({"selector": {"istio": "ingressgateway"}, "servers": [
+            {"port": {"number": 18080, "name": "http", "protocol": "HTTP"}, "hosts": ["shop.example.com"]},
+            {"port": {"number": 18443, "name": "https", "protocol": "HTTPS"}, "hosts": ["shop.example.com"], "tls": {"mode": "ISTIO_MUTUAL"}},
+            {"port": {"number": 18443, "name": "tls", "protocol": "TLS"}, "hosts": ["raw.example.com"], "tls": {"mode": "PASSTHROUGH"}}]})),
+        ("networking.istio.io/v1/VirtualService", "books/shop", json!({"hosts": ["shop.example.com", "raw.example.com"], "gateways": ["edge"],
+            "http": [{"route": [{"destination": {"host": "reviews"}}]}],
+            "tls": [{"match": [{"sniHosts": ["raw.example.com"]}], "route": [{"destination": {"host": "db", "port": {"number": 8443}}}]}]})),
         ("security.istio.io/v1/AuthorizationPolicy", "books/allow", json!({"rules": [
             {"from": [{"source": {"principals": ["mesh.local/ns/books/sa/*"], "notNamespaces": ["x"], "ipBlocks": ["10.0.0.0/8"]}}],
              "to": [{"operation": {"methods": ["GET"], "paths": ["/a*", "/b/{*}"], "hosts": ["a.b"], "ports": ["9080"]}}],
@@ -139,7 +146,7 @@ async fn run(plane: &crate::Plane, id: &str, mut metadata: Value, delta: bool) -
         .unwrap();
     let _running = Running(child);
     let board = plane.pilot.status();
-    // Until all four types are answered.
+    // Until all types are answered; what forwards by server name has no routes.
     for _ in 0..300 {
         tokio::time::sleep(Duration::from_millis(100)).await;
         let clients = board.clients();
@@ -147,7 +154,8 @@ async fn run(plane: &crate::Plane, id: &str, mut metadata: Value, delta: bool) -
         let nacked: Vec<String> =
             c.types.iter().filter_map(|(t, s)| s.error.as_ref().map(|e| format!("{t}: {e}"))).collect();
         assert!(nacked.is_empty(), "{nacked:#?}");
-        let synced = c.types.len() >= 4 && c.types.values().all(|s| s.state() == "SYNCED");
+        let synced = c.types.len() >= if id.starts_with("router") { 3 } else { 4 }
+            && c.types.values().all(|s| s.state() == "SYNCED");
         if synced {
             tokio::time::sleep(Duration::from_millis(500)).await;
             let dump = get(admin, "/config_dump?include_eds").await.unwrap_or_default();
@@ -225,5 +233,12 @@ async fn envoy_accepts_everything() {
         let dump = run(&plane, id, meta, delta).await;
         no_errors(&dump);
         assert!(dump.to_string().contains("peer|east"));
+
+        let meta =
+            json!({"NAMESPACE": "books", "LABELS": {"istio": "ingressgateway"}, "INTERCEPTION_MODE": "NONE"});
+        let id = "router~127.10.0.3~ingress.books~books.svc.cluster.local";
+        let dump = run(&plane, id, meta, delta).await;
+        no_errors(&dump);
+        assert!(dump.to_string().contains("shop.example.com"));
     }
 }

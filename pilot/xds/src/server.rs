@@ -62,26 +62,41 @@ pub fn content_version(bytes: &[u8]) -> String {
     h.finish()
 }
 
-/// FNV-1a with 128 bits: stable across builds and processes, which `std`'s hasher does not promise.
-/// 64 bits would collide within a mesh's lifetime with a probability one can write down.
-pub(crate) struct VersionHasher(u128);
+/// SHA-256 cut to 128 bits: stable across builds and processes, which `std`'s hasher does not
+/// promise, and in assembly, so that hashing costs less than encoding even in debug builds. Small
+/// writes are collected, as a serialiser makes many.
+pub(crate) struct VersionHasher {
+    digest: aws_lc_rs::digest::Context,
+    buffer: Vec<u8>,
+}
+
+/// Bytes collected before they are hashed.
+const HASH_BUFFER: usize = 4096;
 
 impl Default for VersionHasher {
     fn default() -> Self {
-        Self(0x6c62_272e_07bb_0142_62b8_2175_6295_c58d)
+        let digest = aws_lc_rs::digest::Context::new(&aws_lc_rs::digest::SHA256);
+        Self { digest, buffer: Vec::with_capacity(HASH_BUFFER) }
     }
 }
 
 impl VersionHasher {
     pub(crate) fn write(&mut self, bytes: &[u8]) {
-        for b in bytes {
-            self.0 ^= u128::from(*b);
-            self.0 = self.0.wrapping_mul(0x0000_0000_0100_0000_0000_0000_0000_013b);
+        if self.buffer.len() + bytes.len() > HASH_BUFFER {
+            self.digest.update(&self.buffer);
+            self.buffer.clear();
+        }
+        if bytes.len() > HASH_BUFFER {
+            self.digest.update(bytes);
+        } else {
+            self.buffer.extend_from_slice(bytes);
         }
     }
 
-    pub(crate) fn finish(&self) -> String {
-        format!("{:032x}", self.0)
+    pub(crate) fn finish(mut self) -> String {
+        self.digest.update(&self.buffer);
+        let digest = self.digest.finish();
+        digest.as_ref().iter().take(16).map(|b| format!("{b:02x}")).collect()
     }
 }
 
