@@ -132,4 +132,4 @@ pub fn name_table(proxy: &ProxyNode, world: &World) -> NameTable {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

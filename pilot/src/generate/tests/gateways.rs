@@ -1,0 +1,131 @@
+//! Gateways and exports.
+
+use serde_json::json;
+
+use super::*;
+use crate::exports;
+
+fn gateway_node(labels: Value, mode: &str) -> NodeInfo {
+    node(NodeKind::Router, "10.1.0.100", "gw", json!({"LABELS": labels, "ROUTER_MODE": mode}))
+}
+
+#[test]
+fn ingress() {
+    let docs = bookstore()
+        .add("Gateway", "books/edge", json!({"selector": {"istio": "ingressgateway"}, "servers": [
+            {"port": {"number": 80, "name": "http", "protocol": "HTTP"}, "hosts": ["shop.example.com", "*.other.com"]},
+            {"port": {"number": 443, "name": "https", "protocol": "HTTPS"}, "hosts": ["shop.example.com"], "tls": {"mode": "MUTUAL", "credentialName": "shop"}},
+            {"port": {"number": 443, "name": "pass", "protocol": "TLS"}, "hosts": ["raw.example.com"], "tls": {"mode": "PASSTHROUGH"}},
+            {"port": {"number": 9000, "name": "tcp", "protocol": "TCP"}, "hosts": ["*"]}]}))
+        .add("Gateway", "books/old", json!({"selector": {"istio": "ingressgateway"}, "servers": [
+            {"port": {"number": 81, "name": "http", "protocol": "HTTP"}, "hosts": ["secure.example.com"], "tls": {"httpsRedirect": true}}]}))
+        .add("VirtualService", "books/shop", json!({"hosts": ["shop.example.com"], "gateways": ["edge"], "http": [
+            {"route": [{"destination": {"host": "reviews", "port": {"number": 9080}}}]}]}))
+        .add("VirtualService", "books/shop-admin", json!({"hosts": ["shop.example.com"], "gateways": ["books/edge"], "http": [
+            {"match": [{"uri": {"prefix": "/admin"}}], "route": [{"destination": {"host": "productpage"}}]}]}))
+        .add("VirtualService", "books/raw", json!({"hosts": ["raw.example.com"], "gateways": ["edge"],
+            "tls": [{"match": [{"port": 443, "sniHosts": ["raw.example.com"]}], "route": [{"destination": {"host": "reviews", "port": {"number": 9080}}}]}],
+            "tcp": [{"match": [{"port": 9000}], "route": [{"destination": {"host": "reviews", "port": {"number": 9080}}}]}]}));
+    let g = docs.generate(&gateway_node(json!({"istio": "ingressgateway"}), ""));
+    assert!(!g.listeners.contains_key("virtualInbound"));
+    let l = &g.listeners["0.0.0.0_80"];
+    assert!(http(&l.filter_chains[0]).use_remote_address);
+    let v = vhost(&g.routes["http.80"], "shop.example.com");
+    assert_eq!(v.routes.len(), 2);
+    assert_eq!(v.routes[0].matches.path, PathMatch::Prefix("/admin".into()), "catch-all routes come last");
+    let s = &g.listeners["0.0.0.0_443"];
+    assert!(s.inspect_tls);
+    let mutual = s.filter_chains[0].tls.as_ref().unwrap();
+    assert_eq!(mutual.certificate, SecretRef::Sds("kubernetes://shop".into()));
+    assert!(
+        matches!(&mutual.client_certificate, ClientCertificate::Required(v) if v.trusted == Some(SecretRef::Sds("kubernetes://shop-cacert".into())))
+    );
+    assert_eq!(http(&s.filter_chains[0]).routes, RouteSource::Rds("https.443.https.edge.books".into()));
+    assert_eq!(s.filter_chains[1].matches.server_names, ["raw.example.com"]);
+    assert!(s.filter_chains[1].tls.is_none());
+    assert_eq!(tcp_cluster(&g.listeners["0.0.0.0_9000"].filter_chains[0]), REVIEWS);
+    assert!(vhost(&g.routes["http.81"], "secure.example.com").require_tls);
+    // Another gateway has none of it.
+    assert!(docs.generate(&gateway_node(json!({"istio": "egressgateway"}), "")).listeners.is_empty());
+}
+
+#[test]
+fn egress_through_a_gateway() {
+    let docs = bookstore()
+        .add("Service", "books/egress", service(80, "http", "egress"))
+        .add("WorkloadEntry", "books/egress", json!({"address": "10.1.0.100", "labels": {"app": "egress", "security.istio.io/tlsMode": "istio"}, "ports": {"http": 8080}}))
+        .add("ServiceEntry", "books/ext", json!({"hosts": ["ext.example.com"], "ports": [{"number": 80, "name": "http", "protocol": "HTTP"}], "resolution": "DNS"}))
+        .add("Gateway", "books/out", json!({"selector": {"app": "egress"}, "servers": [{"port": {"number": 80, "name": "http", "protocol": "HTTP"}, "hosts": ["ext.example.com"]}]}))
+        .add("VirtualService", "books/ext", json!({"hosts": ["ext.example.com"], "gateways": ["mesh", "out"], "http": [
+            {"match": [{"gateways": ["mesh"], "port": 80}], "route": [{"destination": {"host": "egress", "port": {"number": 80}}}]},
+            {"match": [{"gateways": ["out"], "port": 80}], "route": [{"destination": {"host": "ext.example.com", "port": {"number": 80}}}]}]}));
+    let side = docs.generate(&productpage());
+    let r = vhost(&side.routes["80"], "ext.example.com");
+    assert_eq!(forward(&r.routes[0]).clusters[0].cluster, "outbound|80||egress.books.svc.cluster.local");
+    let gw = docs.generate(&gateway_node(json!({"app": "egress"}), ""));
+    assert_eq!(gw.listeners.keys().collect::<Vec<_>>(), ["0.0.0.0_8080"], "the service maps 80 to 8080");
+    let r = vhost(&gw.routes["http.80"], "ext.example.com");
+    assert_eq!(forward(&r.routes[0]).clusters[0].cluster, "outbound|80||ext.example.com");
+}
+
+fn sni_target<'a>(l: &'a Listener, name: &str) -> Option<&'a str> {
+    let exact = l.filter_chains.iter().find(|c| c.matches.server_names.iter().any(|n| n == name));
+    exact
+        .or_else(|| {
+            l.filter_chains.iter().find(|c| {
+                c.matches.server_names.iter().any(|n| n.starts_with('*') && name.ends_with(&n[1..]))
+            })
+        })
+        .map(tcp_cluster)
+}
+
+#[test]
+fn east_west_forwards_only_what_is_exported() {
+    let docs = bookstore().add("ServiceExport", "books/reviews", json!({}));
+    let g = docs.generate(&gateway_node(json!({"istio": "eastwestgateway"}), "sni-dnat"));
+    let l = &g.listeners["0.0.0.0_15443"];
+    assert!(l.inspect_tls && l.default_filter_chain.is_none());
+    assert!(l.filter_chains.iter().all(|c| c.tls.is_none()), "nothing is terminated");
+    let name = "outbound_.9080_._.reviews.books.svc.cluster.local";
+    let own = Some(name);
+    assert_eq!(sni_target(l, "outbound_.9080_._.reviews.books.svc.west.clusterset.local"), own);
+    assert_eq!(sni_target(l, "outbound_.9080_._.reviews.books.svc.cluster.local"), own);
+    assert_eq!(
+        sni_target(l, "outbound_.9080_.v1_.reviews.books.svc.west.clusterset.local"),
+        Some("outbound_.9080_.v1_.reviews.books.svc.cluster.local")
+    );
+    assert_eq!(sni_target(l, "outbound_.9080_._.productpage.books.svc.west.clusterset.local"), None);
+    assert_eq!(sni_target(l, "outbound_.9080_._.productpage.books.svc.cluster.local"), None);
+    assert_eq!(sni_target(l, "outbound_.9080_._.reviews.books.svc.east.clusterset.local"), Some("peer|east"));
+    assert_eq!(sni_target(l, "federation.east.clusterset.local"), Some("peer|east"));
+    assert_eq!(sni_target(l, "federation.west.clusterset.local"), Some("control-plane"));
+    assert_eq!(sni_target(l, "join.west.clusterset.local"), Some("control-plane"));
+    assert_eq!(sni_target(l, "evil.example.com"), None);
+    // Only own workloads: forwarding back out would loop.
+    let e: Vec<&str> =
+        g.endpoints[name].localities.iter().flat_map(|l| &l.endpoints).map(|e| e.address.as_str()).collect();
+    assert_eq!(e, ["10.1.0.5"]);
+    let peer = |g: &Generated| g.endpoints["peer|east"].localities[0].endpoints[0].address.clone();
+    assert_eq!(peer(&g), "203.0.113.2");
+    let quic = docs.add("MeshConfig", "mesh", json!({"transport": "quic"}));
+    let g = quic.generate(&gateway_node(json!({}), "sni-dnat"));
+    assert_eq!(peer(&g), "trunk:203.0.113.2");
+}
+
+#[test]
+fn exports_are_groups_not_pods() {
+    let docs = bookstore()
+        .add("WorkloadEntry", "books/reviews-v1b", workload("10.1.0.7", "reviews", "v1"))
+        .add("WorkloadEntry", "books/reviews-v1c", workload("10.1.0.8", "reviews", "v1"))
+        .annotate("flotilla.dev/health", "unhealthy")
+        .add("ServiceExport", "books/reviews", json!({}))
+        .add("ServiceExport", "books/missing", json!({}));
+    let (out, problems) = exports::exports(&docs.world());
+    assert_eq!(out.len(), 1);
+    let e: mesh_model::federation::ExportedService = out["books/reviews"].spec().unwrap();
+    assert_eq!(e.groups.len(), 1);
+    assert_eq!(e.groups[0].healthy_weight, 2);
+    assert_eq!(e.service_accounts, ["spiffe://mesh.local/ns/books/sa/reviews"]);
+    assert_eq!((e.slots, e.ports[0].port), (2, 9080));
+    assert!(problems.iter().any(|p| p.object == "ServiceExport books/missing"), "{problems:?}");
+}
