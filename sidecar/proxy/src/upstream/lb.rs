@@ -287,7 +287,7 @@ impl LbTables {
         if total > 0 {
             let mut left = 100;
             for (load, h) in loads.iter_mut().zip(&healths) {
-                *load = (h * 100 / total).min(left);
+                *load = (h * 100).checked_div(total).unwrap_or(0).min(left);
                 left -= *load;
             }
             // Rounding leaves a few percent; they go to the first priority that takes load.

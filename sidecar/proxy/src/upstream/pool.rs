@@ -140,7 +140,8 @@ impl Pool {
         };
         self.h1.borrow_mut().retain(|c| now.duration_since(c.idle_since) < idle);
         self.h2.borrow_mut().retain(|c| {
-            !c.closed.get() && !(c.active.get() == 0 && now.duration_since(c.idle_since.get()) >= idle)
+            let idle_too_long = c.active.get() == 0 && now.duration_since(c.idle_since.get()) >= idle;
+            !c.closed.get() && !idle_too_long
         });
         self.h1.borrow().is_empty() && self.h2.borrow().is_empty() && self.dial.borrow().is_none()
     }

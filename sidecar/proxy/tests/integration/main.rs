@@ -1,6 +1,10 @@
 //! The engine over real sockets.
 
+mod config;
 mod http1;
+mod http2;
+mod resilience;
+mod routing;
 mod support;
 mod tcp;
 mod tls;

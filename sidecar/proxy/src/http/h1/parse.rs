@@ -117,9 +117,7 @@ pub(crate) fn request(buf: &[u8], https: bool) -> Result<ParsedRequest, HeadErro
                 continue;
             }
             HeaderId::ContentLength => {
-                if length.replace(content_length(f.value)?).is_some() {
-                    return Err(HeadError::ContentLength);
-                }
+                set_length(&mut length, f.value)?;
             }
             HeaderId::TransferEncoding => {
                 if chunked || version == Version::Http10 || !f.value.eq_ignore_ascii_case(b"chunked") {
@@ -199,9 +197,7 @@ pub(crate) fn response(buf: &[u8], method: &Method) -> Result<ParsedResponse, He
         let name = f.name.as_bytes();
         match HeaderId::of(name) {
             HeaderId::ContentLength => {
-                if length.replace(content_length(f.value)?).is_some() {
-                    return Err(HeadError::ContentLength);
-                }
+                set_length(&mut length, f.value)?;
             }
             HeaderId::TransferEncoding => {
                 if chunked || !http11 || !f.value.eq_ignore_ascii_case(b"chunked") {
@@ -248,6 +244,14 @@ fn content_length(value: &[u8]) -> Result<u64, HeadError> {
         return Err(HeadError::ContentLength);
     }
     Ok(value.iter().fold(0, |n, d| n * 10 + u64::from(d - b'0')))
+}
+
+/// Notes the only `Content-Length` of a message; a second one is an error even if it says the same.
+fn set_length(length: &mut Option<u64>, value: &[u8]) -> Result<(), HeadError> {
+    match length.replace(content_length(value)?) {
+        None => Ok(()),
+        Some(_) => Err(HeadError::ContentLength),
+    }
 }
 
 fn connection_options(value: &[u8], keep_alive: &mut bool, upgrade: &mut bool, nominated: &mut Vec<Vec<u8>>) {

@@ -1,0 +1,245 @@
+//! Time limits, retries, ejection, limits, draining.
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use mesh_model::proxy::*;
+use tokio::io::AsyncWriteExt;
+
+use crate::support::*;
+
+fn retry(on: &[RetryOn], attempts: u32) -> Option<RetryPolicy> {
+    Some(RetryPolicy {
+        on: on.to_vec(),
+        status_codes: vec![],
+        attempts,
+        per_try_timeout: None,
+        base_interval: Duration::from_millis(5),
+        max_interval: Duration::from_millis(20),
+        host_selection_attempts: 5,
+    })
+}
+
+fn proxy(c: Cluster, f: Forward) -> Proxy {
+    Proxy::new().cluster(c).listener(listener(
+        Direction::Outbound,
+        vec![http_chain(inline(vec![vhost(&["*"], vec![route(f)])]))],
+    ))
+}
+
+/// Answers its first `bad` requests with `status`, then 200 with the body of the request.
+async fn flaky(bad: usize, status: u16) -> (SocketAddr, Arc<AtomicUsize>) {
+    let seen = Arc::new(AtomicUsize::new(0));
+    let count = seen.clone();
+    let a = raw_server(move |mut s, _| {
+        let seen = seen.clone();
+        async move {
+            loop {
+                let head = read_until(&mut s, "\r\n\r\n").await;
+                if head.is_empty() {
+                    return;
+                }
+                let n = seen.fetch_add(1, Ordering::SeqCst);
+                let body = head.split_once("\r\n\r\n").map_or("", |h| h.1).to_owned();
+                let r = if n < bad {
+                    format!("HTTP/1.1 {status} x\r\ncontent-length: 3\r\n\r\nbad")
+                } else {
+                    format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len())
+                };
+                if s.write_all(r.as_bytes()).await.is_err() {
+                    return;
+                }
+            }
+        }
+    })
+    .await;
+    (a, count)
+}
+
+#[tokio::test]
+async fn retries_on_status_with_the_body() {
+    let (a, seen) = flaky(2, 503).await;
+    let p =
+        proxy(cluster("c", &[a]), Forward { retry: retry(&[RetryOn::ServerError], 2), ..forward("c") }).run();
+    let r =
+        p.raw("l", "POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 5\r\n\r\nhello").await;
+    assert!(r.starts_with("HTTP/1.1 200") && r.ends_with("hello"), "{r}");
+    assert_eq!(seen.load(Ordering::SeqCst), 3);
+    let (a, seen) = flaky(9, 503).await;
+    let p = proxy(cluster("c", &[a]), Forward { retry: retry(&[RetryOn::GatewayError], 2), ..forward("c") })
+        .run();
+    let r = p.get("a", "/").await;
+    assert_eq!((r.status, r.body.as_str()), (503, "bad"), "the last answer is passed on");
+    assert_eq!(seen.load(Ordering::SeqCst), 3);
+    let (a, seen) = flaky(9, 500).await;
+    let p =
+        proxy(cluster("c", &[a]), Forward { retry: retry(&[RetryOn::ConnectFailure], 2), ..forward("c") })
+            .run();
+    assert_eq!(p.get("a", "/").await.status, 500);
+    assert_eq!(seen.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
+async fn a_body_too_large_to_keep_is_not_retried() {
+    let (a, seen) = flaky(9, 503).await;
+    let p =
+        proxy(cluster("c", &[a]), Forward { retry: retry(&[RetryOn::ServerError], 3), ..forward("c") }).run();
+    let big = "x".repeat(200 * 1024);
+    let r = p
+        .raw(
+            "l",
+            &format!(
+                "POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{big}",
+                big.len()
+            ),
+        )
+        .await;
+    assert!(r.starts_with("HTTP/1.1 503"), "{r}");
+    let _ = seen;
+}
+
+#[tokio::test]
+async fn connect_failures_go_to_another_host() {
+    let up = Upstream::new("up").await;
+    let c = cluster("c", &[closed_port().await, up.address]);
+    let p = proxy(c, Forward { retry: retry(&[RetryOn::ConnectFailure], 2), ..forward("c") }).run();
+    for _ in 0..10 {
+        assert_eq!(p.get("a", "/name").await.status, 200);
+    }
+    assert_eq!(up.requests(), 10);
+    let p = proxy(cluster("c", &[closed_port().await]), forward("c")).run();
+    let r = p.get("a", "/").await;
+    assert_eq!(r.status, 503);
+    assert!(r.body.starts_with("upstream connect error or disconnect/reset before headers"), "{r:?}");
+    p.metric(&["istio_requests_total", "response_flags=\"UF\""]).await;
+    let p = proxy(cluster("c", &[]), forward("c")).run();
+    let r = p.get("a", "/").await;
+    assert_eq!((r.status, r.body.as_str()), (503, "no healthy upstream"));
+    p.metric(&["istio_requests_total", "response_flags=\"UH\""]).await;
+}
+
+#[tokio::test]
+async fn timeouts() {
+    let up = Upstream::new("up").await;
+    let f = Forward { timeout: Some(Duration::from_millis(100)), ..forward("c") };
+    let p = proxy(cluster("c", &[up.address]), f).run();
+    let started = Instant::now();
+    let r = p.get("a", "/slow").await;
+    assert_eq!((r.status, r.body.as_str()), (504, "upstream request timeout"));
+    assert!(started.elapsed() < Duration::from_secs(2));
+    p.metric(&["istio_requests_total", "response_flags=\"UT\"", "response_code=\"504\""]).await;
+    // The caller's own limit.
+    let p = proxy(cluster("c", &[up.address]), forward("c")).run();
+    assert_eq!(p.send("a", "/slow", "x-envoy-upstream-rq-timeout-ms: 50\r\n").await.status, 504);
+    // A try's limit, with tries.
+    let mut r = retry(&[RetryOn::GatewayError], 2);
+    if let Some(r) = r.as_mut() {
+        r.per_try_timeout = Some(Duration::from_millis(50));
+    }
+    let before = up.requests();
+    let p = proxy(cluster("c", &[up.address]), Forward { retry: r, ..forward("c") }).run();
+    assert_eq!(p.get("a", "/slow").await.status, 504);
+    assert_eq!(up.requests() - before, 3);
+}
+
+#[tokio::test]
+async fn bad_hosts_are_ejected_and_return() {
+    let good = Upstream::new("good").await;
+    let (bad, seen) = flaky(usize::MAX, 500).await;
+    let mut c = cluster("c", &[good.address, bad]);
+    c.outlier = Some(OutlierDetection {
+        consecutive_5xx: 3,
+        consecutive_gateway: 0,
+        interval: Duration::from_millis(50),
+        base_ejection: Duration::from_millis(400),
+        max_ejection: Duration::from_secs(5),
+        max_percent: 50,
+    });
+    let p = proxy(c, forward("c")).run();
+    let mut failures = 0;
+    for _ in 0..40 {
+        failures += usize::from(p.get("a", "/name").await.status == 500);
+    }
+    assert_eq!(failures, 3);
+    let hosts = &p.engine.status().clusters["c"].hosts;
+    assert_eq!(hosts.iter().filter(|h| h.ejected).count(), 1, "{hosts:?}");
+    let before = seen.load(Ordering::SeqCst);
+    let end = Instant::now() + WAIT;
+    while seen.load(Ordering::SeqCst) == before {
+        assert!(Instant::now() < end, "the host never returned");
+        p.get("a", "/name").await;
+    }
+}
+
+#[tokio::test]
+async fn circuit_breakers_shed() {
+    let up = Upstream::new("up").await;
+    let mut c = cluster("c", &[up.address]);
+    c.limits.max_requests = 2;
+    let p = proxy(c, Forward { timeout: Some(Duration::from_millis(300)), ..forward("c") }).run();
+    let all = futures::future::join_all((0..10).map(|_| p.get("a", "/slow"))).await;
+    let shed: Vec<_> = all.iter().filter(|r| r.status == 503).collect();
+    assert_eq!(shed.len(), 8);
+    assert_eq!(shed[0].header("x-envoy-overloaded"), Some("true"));
+    p.metric(&["istio_requests_total", "response_flags=\"UO\"", "} 8"]).await;
+    let mut c = cluster("c", &[up.address]);
+    c.limits.max_connections = 1;
+    c.limits.max_pending = 1;
+    let p = proxy(c, Forward { timeout: Some(Duration::from_millis(300)), ..forward("c") }).run();
+    let all = futures::future::join_all((0..10).map(|_| p.get("a", "/slow"))).await;
+    assert!(all.iter().filter(|r| r.status == 503).count() >= 8, "{all:?}");
+    assert!(all.iter().any(|r| r.status == 504), "{all:?}");
+}
+
+#[tokio::test]
+async fn priorities_take_over_when_the_first_is_gone() {
+    let (local, remote) = (Upstream::new("local").await, Upstream::new("remote").await);
+    let mut c = cluster("c", &[local.address]);
+    let set = |health| {
+        let mut a = assignment(&[local.address]);
+        a.localities[0].endpoints[0].health = health;
+        let mut second = assignment(&[remote.address]).localities.remove(0);
+        second.priority = 1;
+        a.localities.push(second);
+        a
+    };
+    c.discovery = Discovery::Eds("e".into());
+    let mut p = proxy(c, forward("c"));
+    p.snap.endpoints.insert("e".into(), Arc::new(set(EndpointHealth::Healthy)));
+    let mut p = p.run();
+    let body = |r: Response| r.body;
+    assert_eq!(body(p.get("a", "/name").await), "local");
+    p.snap.endpoints.insert("e".into(), Arc::new(set(EndpointHealth::Unhealthy)));
+    let p = p.run();
+    assert_eq!(body(p.get("a", "/name").await), "remote");
+}
+
+#[tokio::test]
+async fn draining_finishes_what_is_running() {
+    let slow = raw_server(|mut s, _| async move {
+        let _ = read_until(&mut s, "\r\n\r\n").await;
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let _ = s.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\ndone").await;
+    })
+    .await;
+    let p = proxy(cluster("c", &[slow]), forward("c")).run();
+    let address = p.address("l");
+    let mut busy = p.connect("l").await;
+    busy.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+    let mut idle = p.connect("l").await;
+    idle.write_all(b"").await.unwrap();
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let started = Instant::now();
+    p.engine.drain(Duration::from_secs(5)).await;
+    assert!(started.elapsed() < Duration::from_secs(3), "did not wait for the deadline");
+    let r = read_all(&mut busy).await;
+    assert!(r.ends_with("done"), "{r}");
+    assert_eq!(read_all(&mut idle).await, "");
+    assert!(tokio::net::TcpStream::connect(address).await.is_err());
+}
