@@ -1,10 +1,20 @@
 //! Trace context: W3C Trace Context and B3, read, continued and passed on; and the set-up of exporters.
 
-use std::{fmt::Write as _, time::Duration};
+use std::{
+    cell::Cell,
+    fmt::Write as _,
+    time::{Duration, SystemTime},
+};
 
-use opentelemetry::trace::TracerProvider as _;
+use opentelemetry::{
+    Context, KeyValue,
+    trace::{
+        Span as _, SpanBuilder, SpanContext, SpanId, SpanKind, Status, TraceContextExt as _, TraceFlags,
+        TraceId, TraceState, Tracer as _, TracerProvider as _,
+    },
+};
 use opentelemetry_otlp::WithExportConfig as _;
-use opentelemetry_sdk::trace::SdkTracerProvider;
+use opentelemetry_sdk::trace::{IdGenerator, RandomIdGenerator, SdkTracer, SdkTracerProvider};
 use tracing_subscriber::{EnvFilter, layer::SubscriberExt as _, util::SubscriberInitExt as _};
 
 /// The position of a request in a trace.
@@ -135,6 +145,79 @@ impl TraceContext {
     }
 }
 
+thread_local! {
+    /// IDs for the span that is about to be built on this thread.
+    static NEXT_IDS: Cell<Option<(u128, u64)>> = const { Cell::new(None) };
+}
+
+/// Gives spans the IDs that were already written into a request's headers.
+#[derive(Debug, Default)]
+struct PresetIds(RandomIdGenerator);
+
+impl IdGenerator for PresetIds {
+    fn new_trace_id(&self) -> TraceId {
+        NEXT_IDS
+            .get()
+            .map_or_else(|| self.0.new_trace_id(), |(trace, _)| TraceId::from_bytes(trace.to_be_bytes()))
+    }
+    fn new_span_id(&self) -> SpanId {
+        NEXT_IDS
+            .get()
+            .map_or_else(|| self.0.new_span_id(), |(_, span)| SpanId::from_bytes(span.to_be_bytes()))
+    }
+}
+
+/// Takes the spans of proxied requests.
+#[derive(Debug, Clone)]
+pub struct SpanSink(SdkTracer);
+
+/// A finished hop of a request.
+#[derive(Debug)]
+pub struct RequestSpan {
+    /// Its place in the trace, as in the headers that were forwarded.
+    pub context: TraceContext,
+    /// Operation.
+    pub name: String,
+    /// Towards the workload rather than from it.
+    pub server: bool,
+    /// Start.
+    pub start: SystemTime,
+    /// Duration.
+    pub duration: Duration,
+    /// Whether it counts as an error.
+    pub error: bool,
+    /// Attributes.
+    pub attributes: Vec<(&'static str, String)>,
+}
+
+impl SpanSink {
+    /// Queues a span for export; never blocks.
+    pub fn record(&self, s: RequestSpan) {
+        let parent = if s.context.parent_id == 0 {
+            Context::new()
+        } else {
+            Context::new().with_remote_span_context(SpanContext::new(
+                TraceId::from_bytes(s.context.trace_id.to_be_bytes()),
+                SpanId::from_bytes(s.context.parent_id.to_be_bytes()),
+                TraceFlags::SAMPLED,
+                true,
+                TraceState::default(),
+            ))
+        };
+        let builder = SpanBuilder::from_name(s.name)
+            .with_kind(if s.server { SpanKind::Server } else { SpanKind::Client })
+            .with_start_time(s.start)
+            .with_attributes(s.attributes.into_iter().map(|(k, v)| KeyValue::new(k, v)));
+        NEXT_IDS.set(Some((s.context.trace_id, s.context.span_id)));
+        let mut span = self.0.build_with_context(builder, &parent);
+        NEXT_IDS.set(None);
+        if s.error {
+            span.set_status(Status::error(""));
+        }
+        span.end_with_timestamp(s.start + s.duration);
+    }
+}
+
 /// Tracing could not be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum TracingError {
@@ -151,6 +234,12 @@ pub enum TracingError {
 pub struct TracingGuard(Option<SdkTracerProvider>);
 
 impl TracingGuard {
+    /// Where proxies put the spans of sampled requests; `None` without an exporter.
+    #[must_use]
+    pub fn spans(&self) -> Option<SpanSink> {
+        self.0.as_ref().map(|p| SpanSink(p.tracer("flotilla-proxy")))
+    }
+
     /// Sends what is left; blocks for at most a few seconds.
     pub fn shutdown(mut self) {
         self.stop();
@@ -191,7 +280,11 @@ pub fn init_tracing(
                 .build()?;
             let resource =
                 opentelemetry_sdk::Resource::builder().with_service_name(service_name.to_owned()).build();
-            Some(SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource).build())
+            let provider = SdkTracerProvider::builder()
+                .with_id_generator(PresetIds::default())
+                .with_batch_exporter(exporter)
+                .with_resource(resource);
+            Some(provider.build())
         }
     };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
@@ -210,6 +303,55 @@ pub fn init_tracing(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[derive(Debug, Clone, Default)]
+    struct Memory(std::sync::Arc<std::sync::Mutex<Vec<opentelemetry_sdk::trace::SpanData>>>);
+
+    impl opentelemetry_sdk::trace::SpanExporter for Memory {
+        async fn export(
+            &self,
+            batch: Vec<opentelemetry_sdk::trace::SpanData>,
+        ) -> opentelemetry_sdk::error::OTelSdkResult {
+            self.0.lock().unwrap().extend(batch);
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn spans_have_the_ids_of_the_headers() {
+        let memory = Memory::default();
+        let provider = SdkTracerProvider::builder()
+            .with_id_generator(PresetIds::default())
+            .with_simple_exporter(memory.clone())
+            .build();
+        let sink = SpanSink(provider.tracer("t"));
+        let root = TraceContext::root(7, 8, true);
+        for context in [root, root.child(9)] {
+            sink.record(RequestSpan {
+                context,
+                name: "reviews:9080/*".into(),
+                server: true,
+                start: SystemTime::UNIX_EPOCH,
+                duration: Duration::from_secs(1),
+                error: true,
+                attributes: vec![("http.status_code", "503".into())],
+            });
+        }
+        let spans = memory.0.lock().unwrap();
+        let ids: Vec<_> = spans
+            .iter()
+            .map(|s| {
+                let c = &s.span_context;
+                (
+                    u128::from_be_bytes(c.trace_id().to_bytes()),
+                    u64::from_be_bytes(c.span_id().to_bytes()),
+                    u64::from_be_bytes(s.parent_span_id.to_bytes()),
+                )
+            })
+            .collect();
+        assert_eq!(ids, [(7, 8, 0), (7, 9, 8)]);
+        assert_eq!(spans[0].end_time, SystemTime::UNIX_EPOCH + Duration::from_secs(1));
+    }
 
     #[test]
     fn w3c() {

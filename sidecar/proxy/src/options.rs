@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, future::Future, io, net::IpAddr, pin::Pin, sync::Arc, time::Duration};
 
-use mesh_telemetry::metrics::MeshMetrics;
+use mesh_telemetry::{metrics::MeshMetrics, trace::SpanSink};
 
 pub use crate::io::{BoxedIo, ByteStream};
 
@@ -69,6 +69,8 @@ pub struct Hooks {
     pub dialer: Option<Arc<dyn Dialer>>,
     /// Mesh metrics to use instead of registering a set of its own.
     pub metrics: Option<MeshMetrics>,
+    /// Takes the spans of sampled requests.
+    pub spans: Option<SpanSink>,
 }
 
 /// A future of a hook; it runs on the worker that serves the request.

@@ -105,9 +105,10 @@ async fn run(
     record.opened();
     let idle = proxy.config.idle_timeout.filter(|t| !t.is_zero());
     let (received, sent) = (Cell::new(0), Cell::new(0));
+    let signals = conn.signals.subscribe();
     let result = tokio::select! {
         r = copy_both(down, &mut up, &received, &sent, idle) => r,
-        () = conn.kill.cancelled() => Err(("DC", "drained".into())),
+        () = signals.killed() => Err(("DC", "drained".into())),
     };
     record.received = received.get();
     record.sent = sent.get();

@@ -1,6 +1,7 @@
 //! A worker: one thread, one runtime, everything that its connections share without locks.
 
 pub(crate) mod connection;
+pub(crate) mod signals;
 
 use std::{
     cell::{Cell, RefCell},
@@ -22,8 +23,9 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
+use self::signals::Signals;
 use crate::{
-    config::Compiled,
+    config::{Compiled, listener::Chain},
     listener::{accept, bind::BoundListener},
     options::{Dialer, EngineOptions, Hooks, NodeInfo},
     upstream::{
@@ -128,6 +130,8 @@ pub(crate) struct Worker {
     pub(crate) rng: Rng,
     /// Authorities seen by inbound listeners that name no service, kept few: they become metric labels.
     pub(crate) services: RefCell<HashMap<String, Rc<crate::upstream::cluster::ServiceName>>>,
+    /// Signals of the chains that have connections here, by the address of the chain that each keeps alive.
+    signals: RefCell<HashMap<usize, (Arc<Chain>, Rc<Signals>)>>,
     open: Cell<usize>,
     closed: Notify,
 }
@@ -135,6 +139,22 @@ pub(crate) struct Worker {
 impl Worker {
     pub(crate) fn dialer(&self) -> Option<&dyn Dialer> {
         self.shared.hooks.dialer.as_deref()
+    }
+
+    /// The signals for connections of a chain.
+    pub(crate) fn signals(&self, chain: &Arc<Chain>) -> Rc<Signals> {
+        let mut all = self.signals.borrow_mut();
+        let (_, signals) = all.entry(Arc::as_ptr(chain) as usize).or_insert_with(|| {
+            let signals = Rc::new(Signals::default());
+            tokio::task::spawn_local(Rc::clone(&signals).follow(Arc::clone(chain)));
+            (Arc::clone(chain), signals)
+        });
+        Rc::clone(signals)
+    }
+
+    /// Forgets the signals of chains that have ended.
+    fn sweep_signals(&self) {
+        self.signals.borrow_mut().retain(|_, (chain, _)| !chain.kill.is_cancelled());
     }
 
     /// Takes a place for a connection, waiting while the worker is full.
@@ -182,6 +202,7 @@ async fn run(shared: Arc<Shared>, mut commands: mpsc::Receiver<Command>) {
         pools: RefCell::default(),
         rng: Rng::new(rand::random()),
         services: RefCell::default(),
+        signals: RefCell::default(),
         open: Cell::new(0),
         closed: Notify::new(),
         shared,
@@ -206,7 +227,10 @@ async fn run(shared: Arc<Shared>, mut commands: mpsc::Receiver<Command>) {
                 }
                 None => break,
             },
-            _ = sweep.tick() => pool::sweep(&worker),
+            _ = sweep.tick() => {
+                pool::sweep(&worker);
+                worker.sweep_signals();
+            }
             () = worker.shared.stop.cancelled() => break,
         }
     }

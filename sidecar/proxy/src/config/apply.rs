@@ -27,6 +27,9 @@ use crate::{
     worker::{Command, Commands},
 };
 
+/// How long sockets that were just closed may keep their address.
+const FREEING: Duration = Duration::from_millis(500);
+
 /// The state behind [`crate::Engine::apply`]; one caller at a time.
 pub(crate) struct Applier {
     pub(crate) workers: Vec<Commands>,
@@ -38,6 +41,8 @@ pub(crate) struct Applier {
     routes: HashMap<String, Arc<RouteSlot>>,
     listeners: HashMap<String, Arc<ListenerSlot>>,
     bound: HashMap<String, SocketAddr>,
+    /// A listener moved in this update and its old sockets are about to close.
+    freed: bool,
     logs: HashMap<String, Weak<LogSink>>,
 }
 
@@ -58,6 +63,7 @@ impl Applier {
             routes: HashMap::new(),
             listeners: HashMap::new(),
             bound: HashMap::new(),
+            freed: false,
             logs: HashMap::new(),
         }
     }
@@ -69,7 +75,9 @@ impl Applier {
         self.apply_routes(&snap, &mut report);
         let (retired, bind) = self.apply_listeners(&snap, &mut report);
         publish(self.compiled());
-        self.bind(bind, &mut report);
+        // Sockets of removed listeners close before new ones bind: a renamed listener keeps its address.
+        let freed = self.unbind_removed(&snap) || self.freed;
+        self.bind(bind, freed, &mut report);
         self.retire_listeners(&snap, retired);
         self.retire_names(&snap);
         self.previous = snap;
@@ -196,6 +204,7 @@ impl Applier {
                             || p.model.transparent != l.transparent;
                         if moved && self.bound.remove(name).is_some() {
                             self.unbind(name);
+                            self.freed = true;
                         }
                         replaced.push(p);
                     }
@@ -216,10 +225,35 @@ impl Applier {
         (replaced, bind)
     }
 
-    fn bind(&mut self, slots: Vec<Arc<ListenerSlot>>, report: &mut ApplyReport) {
+    /// True if there was one.
+    fn unbind_removed(&mut self, snap: &ConfigSnapshot) -> bool {
+        let gone: Vec<String> =
+            self.bound.keys().filter(|n| !snap.listeners.contains_key(*n)).cloned().collect();
+        for name in &gone {
+            self.bound.remove(name);
+            self.unbind(name);
+        }
+        !gone.is_empty()
+    }
+
+    fn bind(&mut self, slots: Vec<Arc<ListenerSlot>>, freed: bool, report: &mut ApplyReport) {
+        self.freed = false;
+        let patience = std::time::Instant::now() + if freed { FREEING } else { Duration::ZERO };
         for slot in slots {
             let model = Arc::clone(&slot.current.load().model);
-            match bind::sockets(&model, self.workers.len()) {
+            let sockets = loop {
+                match bind::sockets(&model, self.workers.len()) {
+                    // Workers close their sockets a moment after they are told.
+                    Err(e)
+                        if e.kind() == std::io::ErrorKind::AddrInUse
+                            && std::time::Instant::now() < patience =>
+                    {
+                        std::thread::sleep(Duration::from_millis(2));
+                    }
+                    done => break done,
+                }
+            };
+            match sockets {
                 Ok((address, sockets)) => {
                     for (worker, socket) in self.workers.iter().zip(sockets) {
                         worker.send(Command::Listen(BoundListener { slot: Arc::clone(&slot), socket }));
@@ -245,9 +279,6 @@ impl Applier {
         let gone: Vec<String> =
             self.listeners.keys().filter(|n| !snap.listeners.contains_key(*n)).cloned().collect();
         for name in gone {
-            if self.bound.remove(&name).is_some() {
-                self.unbind(&name);
-            }
             if let Some(slot) = self.listeners.remove(&name) {
                 replaced.push(slot.current.load_full());
             }

@@ -57,10 +57,7 @@ pub(crate) async fn run(
                     {
                         rec.flag(Flag::Di);
                         passed.faulted = true;
-                        tokio::select! {
-                            () = tokio::time::sleep(delay) => {}
-                            () = conn.kill.cancelled() => {}
-                        }
+                        tokio::time::sleep(delay).await;
                     }
                     if let Some((abort, share)) = fault.abort
                         && rng.chance_ppm(share)

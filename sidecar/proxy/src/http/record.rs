@@ -13,7 +13,7 @@ use mesh_model::proxy::Direction;
 use mesh_telemetry::{
     access_log::{Field, LogRecord},
     metrics::{Reporter, RequestLabels, RequestSeries, TcpLabels, TcpSeries},
-    trace::TraceContext,
+    trace::{RequestSpan, TraceContext},
 };
 
 use super::{
@@ -160,6 +160,7 @@ impl Record {
                 log.sink.write(log.format.render(&line));
             }
         }
+        self.span(conn, head, duration);
         if let Some(policy) = &conn.worker.shared.hooks.policy {
             let attributes = attributes(conn, head, &service.host, self.is_grpc);
             policy.report(&RequestRecord {
@@ -178,6 +179,45 @@ impl Record {
                 inbound: conn.inbound(),
             });
         }
+    }
+
+    fn span(&self, conn: &Connection, head: &RequestHead, duration: Duration) {
+        let (Some(context), Some(sink)) = (self.trace, &conn.worker.shared.hooks.spans) else { return };
+        if context.sampled != Some(true) {
+            return;
+        }
+        let operation = head.headers.str_id(HeaderId::XEnvoyDecoratorOperation).unwrap_or(&head.authority);
+        let node = &conn.worker.options.node;
+        sink.record(RequestSpan {
+            context,
+            name: operation.to_owned(),
+            server: conn.inbound(),
+            start: self.started_at,
+            duration,
+            error: self.status >= 500 || self.status == 0 || self.grpc_status.is_some_and(|s| s != 0),
+            attributes: vec![
+                ("http.method", head.method.as_str().to_owned()),
+                (
+                    "http.url",
+                    format!(
+                        "{}://{}{}",
+                        if head.https { "https" } else { "http" },
+                        head.authority,
+                        head.path_only()
+                    ),
+                ),
+                ("http.status_code", self.status.to_string()),
+                ("response_flags", self.flags_text().into_owned()),
+                ("upstream_cluster", self.cluster.as_ref().map_or_else(String::new, |c| c.name.to_string())),
+                (
+                    "guid:x-request-id",
+                    head.headers.str_id(HeaderId::XRequestId).unwrap_or_default().to_owned(),
+                ),
+                ("node_id", node.id.clone()),
+                ("istio.cluster_id", node.cluster.clone()),
+                ("istio.namespace", node.namespace.clone()),
+            ],
+        });
     }
 
     /// Logs a request that could not even be read.

@@ -134,8 +134,7 @@ async fn serve(
     let conn = Rc::new(Connection {
         source: SourceLabels::new(worker, identity.as_deref()),
         worker: Rc::clone(worker),
-        drain: chain.drain.clone(),
-        kill: chain.kill.clone(),
+        signals: worker.signals(&chain),
         listener,
         peer: a.peer,
         direct_peer: a.direct_peer,
@@ -198,6 +197,7 @@ async fn sniff(io: &mut Io, conn: &Connection, manager: &HttpManager) -> Option<
         .or(manager.config.idle_timeout)
         .unwrap_or(Duration::from_secs(3600));
     let deadline = Instant::now() + limit;
+    let signals = conn.signals.subscribe();
     let h2 = loop {
         match inspect::preface(&buf) {
             Seen::Yes(()) => break true,
@@ -209,7 +209,7 @@ async fn sniff(io: &mut Io, conn: &Connection, manager: &HttpManager) -> Option<
                 Ok(0) | Err(_) => return None,
                 Ok(_) => {}
             },
-            () = conn.drain.cancelled() => return None,
+            () = signals.drained() => return None,
             () = tokio::time::sleep_until(deadline) => return None,
         }
     };

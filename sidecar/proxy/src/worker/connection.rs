@@ -11,9 +11,8 @@ use std::{
 use mesh_identity::PeerIdentity;
 use mesh_model::proxy::Direction;
 use mesh_telemetry::metrics::RequestSeries;
-use tokio_util::sync::CancellationToken;
 
-use super::Worker;
+use super::{Worker, signals::Signals};
 use crate::{
     config::listener::{Chain, Listener},
     http::{message::RequestHead, record::SeriesKey},
@@ -37,8 +36,8 @@ pub(crate) struct Connection {
     pub(crate) tls: bool,
     pub(crate) identity: Option<Arc<PeerIdentity>>,
     pub(crate) source: SourceLabels,
-    pub(crate) drain: CancellationToken,
-    pub(crate) kill: CancellationToken,
+    /// Tells its tasks to drain or end.
+    pub(crate) signals: Rc<Signals>,
     pub(crate) started: Instant,
     pub(crate) started_at: SystemTime,
     /// Metric series used lately, most recent first.

@@ -291,3 +291,51 @@ async fn connections_beyond_the_limit_wait() {
     drop(first);
     read_until(&mut second, "up").await;
 }
+
+#[tokio::test]
+async fn a_switch_to_strict_ends_plain_text() {
+    let up = Upstream::new("up").await;
+    let http = |transport| {
+        let mut c = http_chain(inline(vec![vhost(&["*"], vec![route(forward("up"))])]));
+        c.matches.transport_protocol = transport;
+        c
+    };
+    let mut tls = http(Some(TransportProtocol::Tls));
+    tls.tls = Some(downstream_mtls());
+    let plain = http(Some(TransportProtocol::RawBuffer));
+    let p = Proxy::new()
+        .cluster(cluster("up", &[up.address]))
+        .listener(listener(Direction::Inbound, vec![tls.clone(), plain]))
+        .run();
+    let mut s = p.connect("l").await;
+    s.write_all(b"GET /name HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+    read_until(&mut s, "up").await;
+    let mut l = listener(Direction::Inbound, vec![tls]);
+    l.address = p.address("l");
+    let p = p.listener(l).run();
+    assert_eq!(read_all(&mut s).await, "", "the open connection ends");
+    assert_eq!(p.raw("l", "GET /name HTTP/1.1\r\nHost: a\r\n\r\n").await, "");
+}
+
+#[tokio::test]
+async fn redirected_connections_go_to_the_listener_of_their_destination() {
+    let (own, exact) = (Upstream::new("own").await, Upstream::new("other").await);
+    let to = |name: &str| vec![http_chain(inline(vec![vhost(&["*"], vec![route(forward(name))])]))];
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let mut main = listener(Direction::Outbound, to("own"));
+    main.use_original_dst = true;
+    main.address = free;
+    let p = Proxy::new()
+        .cluster(cluster("own", &[own.address]))
+        .cluster(cluster("other", &[exact.address]))
+        .listener(main)
+        .run();
+    assert_eq!(p.get("a", "/name").await.body, "own");
+    // Without redirection the original destination is the address itself; any address with that port takes it.
+    let mut any = listener(Direction::Outbound, to("other"));
+    any.name = "any".into();
+    any.bind_to_port = false;
+    any.address = std::net::SocketAddr::new(std::net::Ipv4Addr::UNSPECIFIED.into(), free.port());
+    let p = p.listener(any).run();
+    assert_eq!(p.get("a", "/name").await.body, "other");
+}

@@ -300,3 +300,31 @@ async fn goaway_upstream_loses_no_request() {
         assert_eq!(r.status, 200, "request {i}: {r:?}");
     }
 }
+
+#[tokio::test]
+async fn draining_says_goaway_and_finishes_streams() {
+    let up = Upstream::new("up").await;
+    let options = mesh_proxy::EngineOptions { drain_time: Duration::from_secs(5), ..Default::default() };
+    let mut p = Proxy::with(options, mesh_proxy::Hooks::default())
+        .cluster(cluster("up", &[up.address]))
+        .listener(listener(
+            Direction::Outbound,
+            vec![http_chain(inline(vec![vhost(&["*"], vec![route(forward("up"))])]))],
+        ))
+        .run();
+    let mut send = client(&p).await;
+    let (r, mut s) = send.send_request(request("POST", "/stream"), false).unwrap();
+    s.send_data(Bytes::from_static(b"one"), false).unwrap();
+    let mut r = r.await.unwrap().into_body();
+    assert_eq!(r.data().await.unwrap().unwrap(), "one");
+    p.snap.listeners.clear();
+    p.apply();
+    let end = tokio::time::Instant::now() + WAIT;
+    while send.clone().ready().await.is_ok_and(|mut s| s.send_request(request("GET", "/name"), true).is_ok())
+    {
+        assert!(tokio::time::Instant::now() < end, "no GOAWAY");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    s.send_data(Bytes::from_static(b"two"), true).unwrap();
+    assert_eq!(r.data().await.unwrap().unwrap(), "two");
+}

@@ -28,7 +28,7 @@ use crate::{
         service,
     },
     io::{HIGH_WATER, Io, WriteBuf, poll_fill},
-    worker::connection::Connection,
+    worker::{connection::Connection, signals::Subscription},
 };
 
 /// A client that sent a request which was answered without reading it may send this much more before the
@@ -80,9 +80,10 @@ pub(crate) async fn serve(io: Io, conn: Rc<Connection>, manager: Arc<HttpManager
             draining: false,
         }),
     };
+    let signals = conn.signals.subscribe();
     tokio::select! {
-        () = requests(&down, &conn, &manager) => {}
-        () = conn.kill.cancelled() => {}
+        () = requests(&down, &conn, &manager, &signals) => {}
+        () = signals.killed() => {}
     }
 }
 
@@ -93,11 +94,11 @@ enum Next {
     Closed,
 }
 
-async fn requests(down: &H1Down, conn: &Rc<Connection>, manager: &Arc<HttpManager>) {
+async fn requests(down: &H1Down, conn: &Rc<Connection>, manager: &Arc<HttpManager>, signals: &Subscription) {
     loop {
-        match next_head(down, conn, manager).await {
+        match next_head(down, conn, manager, signals).await {
             Next::Request(head) => {
-                down.inner.borrow_mut().draining = conn.drain.is_cancelled();
+                down.inner.borrow_mut().draining = signals.is_draining();
                 service::handle(conn, manager, head, down).await;
             }
             Next::Refused(e) => {
@@ -155,7 +156,7 @@ async fn after(down: &H1Down) -> bool {
     false
 }
 
-async fn next_head(down: &H1Down, conn: &Connection, manager: &HttpManager) -> Next {
+async fn next_head(down: &H1Down, conn: &Connection, manager: &HttpManager, signals: &Subscription) -> Next {
     let mut scanned = 0;
     let mut skipped = 0;
     loop {
@@ -194,7 +195,7 @@ async fn next_head(down: &H1Down, conn: &Connection, manager: &HttpManager) -> N
         });
         let n = tokio::select! {
             n = fill => n,
-            () = conn.drain.cancelled(), if !begun => return Next::Closed,
+            () = signals.drained(), if !begun => return Next::Closed,
             () = after_time(limit) => return if begun { Next::Timeout } else { Next::Closed },
         };
         match n {

@@ -62,6 +62,7 @@ pub(crate) async fn serve(io: Io, conn: Rc<Connection>, manager: Arc<HttpManager
     let active = Rc::new(Cell::new(0usize));
     let last = Rc::new(Cell::new(Instant::now()));
     let mut draining = false;
+    let signals = conn.signals.subscribe();
     loop {
         let idle_at =
             manager.config.idle_timeout.filter(|_| !draining && active.get() == 0).map(|t| last.get() + t);
@@ -84,11 +85,11 @@ pub(crate) async fn serve(io: Io, conn: Rc<Connection>, manager: Arc<HttpManager
                 }
                 None => return,
             },
-            () = conn.drain.cancelled(), if !draining => {
+            () = signals.drained(), if !draining => {
                 draining = true;
                 h2.graceful_shutdown();
             }
-            () = conn.kill.cancelled() => return,
+            () = signals.killed() => return,
             () = sleep_until(idle_at) => {
                 if active.get() == 0 {
                     draining = true;
@@ -124,9 +125,10 @@ async fn stream(
         }
     };
     let down = H2Down { inner: RefCell::new(Inner { recv, respond, send: None, data_done: false }) };
+    let signals = conn.signals.subscribe();
     tokio::select! {
         () = service::handle(conn, manager, head, &down) => {}
-        () = conn.kill.cancelled() => down.abort(),
+        () = signals.killed() => down.abort(),
     }
 }
 
