@@ -80,7 +80,7 @@ pub(crate) async fn forward<D: Downstream>(
     };
     let limits = Limits::new(ctx, head);
     rewrite(ctx, destination, head, &limits);
-    let hash = hash(ctx, head);
+    let (hash, cookie) = hash(ctx, head);
     let upgrade = head.upgrade.is_some() || head.method == Method::CONNECT;
     let mirrors: Vec<_> = ctx
         .forward
@@ -125,7 +125,13 @@ pub(crate) async fn forward<D: Downstream>(
             }
             Next::Stop => match (outcome, up) {
                 (Ok(response), Some(open)) => {
-                    let flow = Flow { down, replay: &replay, received: &received, sent: &sent };
+                    let flow = Flow {
+                        down,
+                        replay: &replay,
+                        received: &received,
+                        sent: &sent,
+                        cookie: cookie.as_deref(),
+                    };
                     respond(ctx, destination, &open, &mut timers, head, response, &flow, rec).await;
                     give_back(open);
                     break Ok(());
@@ -205,17 +211,45 @@ fn expand(value: &str, remote: std::net::IpAddr) -> String {
     value.replace("%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%", &remote.to_string()).replace("%%", "%")
 }
 
-fn hash(ctx: &Context<'_>, head: &RequestHead) -> Option<u64> {
-    ctx.forward.hash.iter().find_map(|p| match p {
-        HashPolicy::Header(name) => {
-            crate::matcher::header_value(head, name.to_ascii_lowercase().as_bytes()).map(|v| stable_hash(&v))
+/// The hash of a request, and the cookie that is to carry it back if it comes from one that the client lacks.
+fn hash(ctx: &Context<'_>, head: &RequestHead) -> (Option<u64>, Option<String>) {
+    for p in &ctx.forward.hash {
+        let found = match p {
+            HashPolicy::Header(name) => {
+                crate::matcher::header_value(head, name.to_ascii_lowercase().as_bytes())
+                    .map(|v| stable_hash(&v))
+            }
+            HashPolicy::Cookie { name, path, ttl } => match (cookie(&head.headers, name), ttl) {
+                (Some(v), _) => Some(stable_hash(v.as_bytes())),
+                (None, Some(ttl)) => {
+                    let value = format!("{:016x}", ctx.conn.worker.rng.next());
+                    return (Some(stable_hash(value.as_bytes())), Some(new_cookie(name, &value, path, *ttl)));
+                }
+                (None, None) => None,
+            },
+            HashPolicy::SourceIp => Some(stable_hash(ctx.conn.peer.ip().to_string().as_bytes())),
+            HashPolicy::Query(name) => {
+                head.query().and_then(|q| query_value(q, name)).map(|v| stable_hash(v.as_bytes()))
+            }
+        };
+        if found.is_some() {
+            return (found, None);
         }
-        HashPolicy::Cookie { name, .. } => cookie(&head.headers, name).map(|v| stable_hash(v.as_bytes())),
-        HashPolicy::SourceIp => Some(stable_hash(ctx.conn.peer.ip().to_string().as_bytes())),
-        HashPolicy::Query(name) => {
-            head.query().and_then(|q| query_value(q, name)).map(|v| stable_hash(v.as_bytes()))
-        }
-    })
+    }
+    (None, None)
+}
+
+fn new_cookie(name: &str, value: &str, path: &str, ttl: Duration) -> String {
+    let mut v = format!("{name}=\"{value}\"");
+    if !ttl.is_zero() {
+        v.push_str(&format!("; Max-Age={}", ttl.as_secs()));
+    }
+    if !path.is_empty() {
+        v.push_str("; Path=");
+        v.push_str(path);
+    }
+    v.push_str("; HttpOnly");
+    v
 }
 
 struct Tries {
@@ -523,6 +557,8 @@ struct Flow<'a, D> {
     replay: &'a RefCell<Replay>,
     received: &'a Cell<u64>,
     sent: &'a Cell<u64>,
+    /// `set-cookie` for the client.
+    cookie: Option<&'a str>,
 }
 
 /// Passes an answer on.
@@ -537,7 +573,7 @@ async fn respond<D: Downstream>(
     rec: &mut Record,
 ) {
     let down = flow.down;
-    finish_response(ctx, destination, request, &mut response, rec);
+    finish_response(ctx, destination, &mut response, flow.cookie, rec);
     rec.status = response.status;
     let connect = request.method == Method::CONNECT && request.upgrade.is_none();
     let tunnel = response.status == 101 || (connect && (200..300).contains(&response.status));
@@ -584,8 +620,8 @@ async fn respond<D: Downstream>(
 fn finish_response(
     ctx: &Context<'_>,
     destination: &Destination,
-    request: &RequestHead,
     response: &mut ResponseHead,
+    cookie: Option<&str>,
     rec: &Record,
 ) {
     let h = &mut response.headers;
@@ -607,28 +643,10 @@ fn finish_response(
             }
         }
     }
-    set_cookie(ctx, request, h);
-    local_reply::stamp(h, &ctx.manager.config.server_name);
-}
-
-/// Makes the cookie of a cookie hash that the client did not have, so that it comes back to the same host.
-fn set_cookie(ctx: &Context<'_>, request: &RequestHead, headers: &mut super::headers::Headers) {
-    for p in &ctx.forward.hash {
-        if let HashPolicy::Cookie { name, path, ttl: Some(ttl) } = p
-            && cookie(&request.headers, name).is_none()
-        {
-            let mut v = format!("{name}=\"{:016x}\"", ctx.conn.worker.rng.next());
-            if !ttl.is_zero() {
-                v.push_str(&format!("; Max-Age={}", ttl.as_secs()));
-            }
-            if !path.is_empty() {
-                v.push_str("; Path=");
-                v.push_str(path);
-            }
-            v.push_str("; HttpOnly");
-            headers.push_id(HeaderId::SetCookie, v.as_bytes());
-        }
+    if let Some(c) = cookie {
+        h.push_id(HeaderId::SetCookie, c.as_bytes());
     }
+    local_reply::stamp(h, &ctx.manager.config.server_name);
 }
 
 /// Sends copies; their answers are read and dropped, their failures are nobody's.

@@ -35,13 +35,15 @@ pub(crate) async fn accepted(
     let _ = stream.set_nodelay(true);
     let bound = slot.current.load_full();
     let mut buf = BytesMut::new();
-    let (mut peer, mut local) = (direct_peer, stream.local_addr().unwrap_or(bound.model.address));
+    // A dual-stack socket shows IPv4 as mapped addresses, which no rule over IPv4 prefixes would match.
+    let direct_peer = canonical(direct_peer);
+    let (mut peer, mut local) = (direct_peer, canonical(stream.local_addr().unwrap_or(bound.model.address)));
     let mut redirected = false;
     if bound.model.proxy_protocol {
         match proxy_header(&mut stream, &mut buf).await {
             Ok(Some((source, destination))) => {
-                peer = source;
-                local = destination;
+                peer = canonical(source);
+                local = canonical(destination);
             }
             Ok(None) => {}
             Err(error) => {
@@ -56,7 +58,7 @@ pub(crate) async fn accepted(
             redirected = if listener.model.transparent {
                 original.port() != listener.model.address.port()
             } else {
-                stream.local_addr().is_ok_and(|l| l != original)
+                stream.local_addr().is_ok_and(|l| canonical(l) != original)
             };
             local = original;
         }
@@ -273,15 +275,19 @@ async fn proxy_header(
     tokio::time::timeout(PROXY_HEADER, read).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
 
+fn canonical(a: SocketAddr) -> SocketAddr {
+    SocketAddr::new(a.ip().to_canonical(), a.port())
+}
+
 /// Where a redirected connection was going: the local address under TPROXY, else what netfilter remembers.
 fn original_destination(stream: &TcpStream, transparent: bool) -> Option<SocketAddr> {
-    let local = stream.local_addr().ok()?;
+    let local = canonical(stream.local_addr().ok()?);
     if transparent {
         return Some(local);
     }
     let s = socket2::SockRef::from(stream);
     let original = if local.is_ipv4() { s.original_dst_v4() } else { s.original_dst_v6() };
-    original.ok().and_then(|a| a.as_socket())
+    original.ok().and_then(|a| a.as_socket()).map(canonical)
 }
 
 /// The listener for an original destination: that exact address, then any address with its port.
@@ -292,10 +298,12 @@ fn hand_over(worker: &Worker, original: SocketAddr, from: &Arc<ListenerSlot>) ->
     } else {
         std::net::Ipv6Addr::UNSPECIFIED.into()
     };
+    let dual = SocketAddr::new(std::net::Ipv6Addr::UNSPECIFIED.into(), original.port());
     let found = compiled
         .by_address
         .get(&original)
         .or_else(|| compiled.by_address.get(&SocketAddr::new(any, original.port())))
+        .or_else(|| compiled.by_address.get(&dual))
         .filter(|l| !Arc::ptr_eq(l, from))?;
     Some(found.current.load_full())
 }

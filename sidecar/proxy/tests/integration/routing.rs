@@ -201,7 +201,15 @@ async fn hashing_keeps_a_client_on_its_host() {
     }
     assert_eq!(seen.len(), 3);
     let r = p.get("h", "/name").await;
-    assert!(r.header("set-cookie").unwrap().starts_with("session=\""), "{r:?}");
+    let set = r.header("set-cookie").unwrap();
+    let cookie = set.split(';').next().unwrap();
+    assert!(cookie.starts_with("session=\""), "{r:?}");
+    let again = p.send("h", "/name", &format!("Cookie: {cookie}\r\n")).await;
+    assert_eq!(
+        (again.body.as_str(), again.header("set-cookie")),
+        (r.body.as_str(), None),
+        "the cookie leads back to its host"
+    );
 }
 
 #[tokio::test]
