@@ -11,6 +11,7 @@ use std::{
 };
 
 use mesh_model::proxy::Discovery;
+use prometheus_client::metrics::counter::Counter;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     time::Instant,
@@ -104,14 +105,15 @@ async fn run(
     record.host = Some(Arc::clone(&host));
     record.opened();
     let idle = proxy.config.idle_timeout.filter(|t| !t.is_zero());
-    let (received, sent) = (Cell::new(0), Cell::new(0));
+    let (received, sent) = record.counters();
+    let (received, sent) = (Moved::new(received), Moved::new(sent));
     let signals = conn.signals.subscribe();
     let result = tokio::select! {
         r = copy_both(down, &mut up, &received, &sent, idle) => r,
         () = signals.killed() => Err(("DC", "drained".into())),
     };
-    record.received = received.get();
-    record.sent = sent.get();
+    record.received = received.bytes.get();
+    record.sent = sent.bytes.get();
     result
 }
 
@@ -171,6 +173,25 @@ pub(crate) fn pick(conn: &Connection, cluster: &Cluster, tried: &[u64]) -> Resul
         .ok_or_else(|| ("UH", "no_healthy_upstream".to_owned()))
 }
 
+/// Bytes of one direction, counted as they pass: some connections live for days.
+struct Moved {
+    bytes: Cell<u64>,
+    metric: Option<Counter>,
+}
+
+impl Moved {
+    fn new(metric: Option<Counter>) -> Self {
+        Self { bytes: Cell::new(0), metric }
+    }
+
+    fn add(&self, n: u64) {
+        self.bytes.set(self.bytes.get() + n);
+        if let Some(m) = &self.metric {
+            m.inc_by(n);
+        }
+    }
+}
+
 struct Half {
     buf: Box<[u8]>,
     start: usize,
@@ -198,7 +219,7 @@ impl Half {
         cx: &mut Context<'_>,
         from: &mut Io,
         to: &mut Io,
-        moved: &Cell<u64>,
+        moved: &Moved,
     ) -> Poll<std::io::Result<()>> {
         if self.done {
             return Poll::Ready(Ok(()));
@@ -229,7 +250,7 @@ impl Half {
                 }
                 self.start += n;
                 self.dirty = true;
-                moved.set(moved.get() + n as u64);
+                moved.add(n as u64);
             }
             if self.eof {
                 ready!(Pin::new(&mut *to).poll_flush(cx))?;
@@ -244,8 +265,8 @@ impl Half {
 async fn copy_both(
     down: &mut Io,
     up: &mut Io,
-    received: &Cell<u64>,
-    sent: &Cell<u64>,
+    received: &Moved,
+    sent: &Moved,
     idle: Option<Duration>,
 ) -> Result<(), Failure> {
     let (mut request, mut response) = (Half::new(), Half::new());
@@ -265,7 +286,7 @@ async fn copy_both(
         if let (Some(t), Some(limit)) = (timer.as_mut(), idle) {
             // Activity is noticed when the timer fires rather than by moving the timer at each byte.
             while t.as_mut().poll(cx).is_ready() {
-                let now = received.get() + sent.get();
+                let now = received.bytes.get() + sent.bytes.get();
                 if now == seen {
                     return Poll::Ready(Err(("SI", "idle_timeout".to_owned())));
                 }

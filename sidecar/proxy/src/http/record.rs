@@ -16,6 +16,8 @@ use mesh_telemetry::{
     trace::{RequestSpan, TraceContext},
 };
 
+use prometheus_client::metrics::counter::Counter;
+
 use super::{
     headers::{HeaderId, Headers},
     message::{RequestHead, ResponseHead},
@@ -589,6 +591,11 @@ impl TcpRecord {
         }
     }
 
+    /// Counters of bytes from and to the client.
+    pub(crate) fn counters(&self) -> (Option<Counter>, Option<Counter>) {
+        (self.series.as_ref().map(|s| s.received.clone()), self.series.as_ref().map(|s| s.sent.clone()))
+    }
+
     fn find_series(&self) -> Option<TcpSeries> {
         let conn = self.conn.as_ref()?;
         let s = sides(conn, self.host.as_deref(), None);
@@ -617,8 +624,6 @@ impl TcpRecord {
     pub(crate) fn finish(self, logs: &[AccessLog]) {
         if let Some(s) = &self.series {
             s.closed.inc();
-            s.received.inc_by(self.received);
-            s.sent.inc_by(self.sent);
         }
         if let Some(conn) = &self.conn
             && let Some(policy) = &conn.worker.shared.hooks.policy

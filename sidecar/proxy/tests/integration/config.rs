@@ -233,15 +233,15 @@ async fn access_logs_have_istios_line() {
     let end = tokio::time::Instant::now() + WAIT;
     loop {
         let t = std::fs::read_to_string(&text).unwrap_or_default();
-        if t.ends_with('\n') {
+        let line = std::fs::read_to_string(&json).unwrap_or_default();
+        if t.ends_with('\n') && line.ends_with('\n') {
             assert!(t.contains("\"GET /a?b HTTP/1.1\" 200 - via_upstream - \"-\" 0 "), "{t}");
             assert!(
                 t.contains("\"test \\\"quoted\\\"\"") && t.contains(&format!("\"{}\" up", up.address)),
                 "{t}"
             );
             assert!(t.trim_end().ends_with(" default"), "{t}");
-            let j: serde_json::Value =
-                serde_json::from_str(std::fs::read_to_string(&json).unwrap().trim()).unwrap();
+            let j: serde_json::Value = serde_json::from_str(line.trim()).unwrap();
             assert_eq!((&j["code"], &j["path"]), (&200.into(), &"/a?b".into()));
             return;
         }

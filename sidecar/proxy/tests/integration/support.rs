@@ -19,22 +19,22 @@ use tokio::{
     net::{TcpListener, TcpStream},
 };
 
-pub const WAIT: Duration = Duration::from_secs(10);
+pub(crate) const WAIT: Duration = Duration::from_secs(10);
 
 /// An engine with its configuration and metrics.
-pub struct Proxy {
-    pub engine: Engine,
-    pub snap: ConfigSnapshot,
-    pub registry: Registry,
-    pub secrets: Arc<SecretStore>,
+pub(crate) struct Proxy {
+    pub(crate) engine: Engine,
+    pub(crate) snap: ConfigSnapshot,
+    pub(crate) registry: Registry,
+    pub(crate) secrets: Arc<SecretStore>,
 }
 
 impl Proxy {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self::with(EngineOptions::default(), Hooks::default())
     }
 
-    pub fn with(mut options: EngineOptions, hooks: Hooks) -> Self {
+    pub(crate) fn with(mut options: EngineOptions, hooks: Hooks) -> Self {
         if options.node.workload.is_empty() {
             options.node = NodeInfo {
                 workload: "reviews-v1".into(),
@@ -51,67 +51,67 @@ impl Proxy {
         Self { engine, snap: ConfigSnapshot::default(), registry, secrets }
     }
 
-    pub fn listener(mut self, l: Listener) -> Self {
+    pub(crate) fn listener(mut self, l: Listener) -> Self {
         self.snap.listeners.insert(l.name.clone(), Arc::new(l));
         self
     }
 
-    pub fn cluster(mut self, c: Cluster) -> Self {
+    pub(crate) fn cluster(mut self, c: Cluster) -> Self {
         self.snap.clusters.insert(c.name.clone(), Arc::new(c));
         self
     }
 
-    pub fn routes(mut self, r: RouteConfiguration) -> Self {
+    pub(crate) fn routes(mut self, r: RouteConfiguration) -> Self {
         self.snap.routes.insert(r.name.clone(), Arc::new(r));
         self
     }
 
-    pub fn apply(&self) -> ApplyReport {
+    pub(crate) fn apply(&self) -> ApplyReport {
         self.engine.apply(self.snap.clone())
     }
 
     /// Applies, which must succeed.
-    pub fn run(self) -> Self {
+    pub(crate) fn run(self) -> Self {
         let report = self.apply();
         assert_eq!(report.rejected, []);
         self
     }
 
-    pub fn address(&self, listener: &str) -> SocketAddr {
+    pub(crate) fn address(&self, listener: &str) -> SocketAddr {
         self.engine.status().listeners.into_iter().find(|l| l.name == listener).expect("bound").address
     }
 
-    pub async fn connect(&self, listener: &str) -> TcpStream {
+    pub(crate) async fn connect(&self, listener: &str) -> TcpStream {
         TcpStream::connect(self.address(listener)).await.unwrap()
     }
 
     /// Sends raw bytes and reads until the proxy closes.
-    pub async fn raw(&self, listener: &str, request: &str) -> String {
+    pub(crate) async fn raw(&self, listener: &str, request: &str) -> String {
         let mut s = self.connect(listener).await;
         s.write_all(request.as_bytes()).await.unwrap();
         read_all(&mut s).await
     }
 
     /// One GET on a connection of its own.
-    pub async fn get(&self, host: &str, path: &str) -> Response {
+    pub(crate) async fn get(&self, host: &str, path: &str) -> Response {
         self.send(host, path, "").await
     }
 
-    pub async fn send(&self, host: &str, path: &str, headers: &str) -> Response {
+    pub(crate) async fn send(&self, host: &str, path: &str, headers: &str) -> Response {
         let raw = self
             .raw("l", &format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n{headers}\r\n"))
             .await;
         Response::parse(&raw)
     }
 
-    pub fn metrics(&self) -> String {
+    pub(crate) fn metrics(&self) -> String {
         let mut out = String::new();
         prometheus_client::encoding::text::encode(&mut out, &self.registry).unwrap();
         out
     }
 
     /// Waits until a metric line holds all parts.
-    pub async fn metric(&self, parts: &[&str]) -> String {
+    pub(crate) async fn metric(&self, parts: &[&str]) -> String {
         let end = tokio::time::Instant::now() + WAIT;
         loop {
             let all = self.metrics();
@@ -124,14 +124,14 @@ impl Proxy {
     }
 }
 
-pub async fn read_all(s: &mut (impl tokio::io::AsyncRead + Unpin)) -> String {
+pub(crate) async fn read_all(s: &mut (impl tokio::io::AsyncRead + Unpin)) -> String {
     let mut out = Vec::new();
     let _ = tokio::time::timeout(WAIT, s.read_to_end(&mut out)).await.expect("the proxy closes");
     String::from_utf8_lossy(&out).into_owned()
 }
 
 /// Reads until the text holds `end`.
-pub async fn read_until(s: &mut (impl tokio::io::AsyncRead + Unpin), end: &str) -> String {
+pub(crate) async fn read_until(s: &mut (impl tokio::io::AsyncRead + Unpin), end: &str) -> String {
     let mut out = Vec::new();
     let mut buf = [0; 4096];
     loop {
@@ -146,20 +146,20 @@ pub async fn read_until(s: &mut (impl tokio::io::AsyncRead + Unpin), end: &str) 
 
 /// A response as text.
 #[derive(Debug, Clone)]
-pub struct Response {
-    pub status: u16,
-    pub head: String,
-    pub body: String,
+pub(crate) struct Response {
+    pub(crate) status: u16,
+    pub(crate) head: String,
+    pub(crate) body: String,
 }
 
 impl Response {
-    pub fn parse(raw: &str) -> Self {
+    pub(crate) fn parse(raw: &str) -> Self {
         let (head, body) = raw.split_once("\r\n\r\n").unwrap_or((raw, ""));
         let status = head.split(' ').nth(1).and_then(|s| s.parse().ok()).unwrap_or(0);
         Self { status, head: head.to_owned(), body: body.to_owned() }
     }
 
-    pub fn header(&self, name: &str) -> Option<&str> {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.head.lines().skip(1).find_map(|l| {
             let (n, v) = l.split_once(':')?;
             n.eq_ignore_ascii_case(name).then(|| v.trim())
@@ -169,11 +169,11 @@ impl Response {
 
 // ------------------------------------------------------------ configuration
 
-pub fn forward(cluster: &str) -> Forward {
+pub(crate) fn forward(cluster: &str) -> Forward {
     Forward { clusters: vec![WeightedCluster::only(cluster)], ..Forward::default() }
 }
 
-pub fn route(f: Forward) -> Route {
+pub(crate) fn route(f: Forward) -> Route {
     Route {
         name: "default".into(),
         matches: RouteMatch::any(),
@@ -186,7 +186,7 @@ pub fn route(f: Forward) -> Route {
     }
 }
 
-pub fn vhost(domains: &[&str], routes: Vec<Route>) -> VirtualHost {
+pub(crate) fn vhost(domains: &[&str], routes: Vec<Route>) -> VirtualHost {
     VirtualHost {
         name: domains[0].into(),
         domains: domains.iter().map(|d| (*d).to_owned()).collect(),
@@ -197,11 +197,11 @@ pub fn vhost(domains: &[&str], routes: Vec<Route>) -> VirtualHost {
     }
 }
 
-pub fn table(hosts: Vec<VirtualHost>) -> RouteConfiguration {
+pub(crate) fn table(hosts: Vec<VirtualHost>) -> RouteConfiguration {
     RouteConfiguration { name: "r".into(), virtual_hosts: hosts }
 }
 
-pub fn manager(routes: RouteSource) -> HttpConnectionManager {
+pub(crate) fn manager(routes: RouteSource) -> HttpConnectionManager {
     HttpConnectionManager {
         stat_prefix: "x".into(),
         codec: HttpCodec::Auto,
@@ -223,19 +223,19 @@ pub fn manager(routes: RouteSource) -> HttpConnectionManager {
     }
 }
 
-pub fn inline(hosts: Vec<VirtualHost>) -> HttpConnectionManager {
+pub(crate) fn inline(hosts: Vec<VirtualHost>) -> HttpConnectionManager {
     manager(RouteSource::Inline(Arc::new(table(hosts))))
 }
 
-pub fn chain(filters: Vec<NetworkFilter>) -> FilterChain {
+pub(crate) fn chain(filters: Vec<NetworkFilter>) -> FilterChain {
     FilterChain { name: "c".into(), matches: FilterChainMatch::default(), tls: None, filters }
 }
 
-pub fn http_chain(m: HttpConnectionManager) -> FilterChain {
+pub(crate) fn http_chain(m: HttpConnectionManager) -> FilterChain {
     chain(vec![NetworkFilter::Http(Box::new(m))])
 }
 
-pub fn tcp_filter(cluster: &str) -> NetworkFilter {
+pub(crate) fn tcp_filter(cluster: &str) -> NetworkFilter {
     NetworkFilter::Tcp(TcpProxy {
         stat_prefix: "t".into(),
         clusters: vec![WeightedCluster::only(cluster)],
@@ -244,7 +244,7 @@ pub fn tcp_filter(cluster: &str) -> NetworkFilter {
     })
 }
 
-pub fn listener(direction: Direction, chains: Vec<FilterChain>) -> Listener {
+pub(crate) fn listener(direction: Direction, chains: Vec<FilterChain>) -> Listener {
     Listener {
         name: "l".into(),
         address: "127.0.0.1:0".parse().unwrap(),
@@ -262,7 +262,7 @@ pub fn listener(direction: Direction, chains: Vec<FilterChain>) -> Listener {
     }
 }
 
-pub fn endpoint(a: SocketAddr) -> LbEndpoint {
+pub(crate) fn endpoint(a: SocketAddr) -> LbEndpoint {
     LbEndpoint {
         address: a.ip().to_string(),
         port: a.port(),
@@ -273,7 +273,7 @@ pub fn endpoint(a: SocketAddr) -> LbEndpoint {
     }
 }
 
-pub fn assignment(hosts: &[SocketAddr]) -> LoadAssignment {
+pub(crate) fn assignment(hosts: &[SocketAddr]) -> LoadAssignment {
     LoadAssignment {
         name: "e".into(),
         localities: vec![LocalityEndpoints {
@@ -285,7 +285,7 @@ pub fn assignment(hosts: &[SocketAddr]) -> LoadAssignment {
     }
 }
 
-pub fn cluster(name: &str, hosts: &[SocketAddr]) -> Cluster {
+pub(crate) fn cluster(name: &str, hosts: &[SocketAddr]) -> Cluster {
     Cluster {
         name: name.into(),
         discovery: Discovery::Static(assignment(hosts)),
@@ -305,7 +305,7 @@ pub fn cluster(name: &str, hosts: &[SocketAddr]) -> Cluster {
 }
 
 /// The usual proxy: everything to one cluster.
-pub fn simple(upstream: SocketAddr) -> Proxy {
+pub(crate) fn simple(upstream: SocketAddr) -> Proxy {
     Proxy::new().cluster(cluster("up", &[upstream])).listener(listener(
         Direction::Outbound,
         vec![http_chain(inline(vec![vhost(&["*"], vec![route(forward("up"))])]))],
@@ -316,10 +316,10 @@ pub fn simple(upstream: SocketAddr) -> Proxy {
 
 /// An HTTP/1 and HTTP/2 server on hyper. It answers with what it saw: request line and headers as the body, unless
 /// the path asks for something else.
-pub struct Upstream {
-    pub address: SocketAddr,
-    pub connections: Arc<AtomicUsize>,
-    pub requests: Arc<AtomicUsize>,
+pub(crate) struct Upstream {
+    pub(crate) address: SocketAddr,
+    pub(crate) connections: Arc<AtomicUsize>,
+    pub(crate) requests: Arc<AtomicUsize>,
     task: tokio::task::JoinHandle<()>,
 }
 
@@ -330,15 +330,15 @@ impl Drop for Upstream {
 }
 
 impl Upstream {
-    pub fn connections(&self) -> usize {
+    pub(crate) fn connections(&self) -> usize {
         self.connections.load(Ordering::SeqCst)
     }
 
-    pub fn requests(&self) -> usize {
+    pub(crate) fn requests(&self) -> usize {
         self.requests.load(Ordering::SeqCst)
     }
 
-    pub async fn new(name: &'static str) -> Self {
+    pub(crate) async fn new(name: &'static str) -> Self {
         let l = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = l.local_addr().unwrap();
         let connections = Arc::new(AtomicUsize::new(0));
@@ -367,7 +367,7 @@ impl Upstream {
 
 type Body = http_body_util::combinators::BoxBody<bytes::Bytes, std::convert::Infallible>;
 
-pub fn full(s: impl Into<bytes::Bytes>) -> Body {
+pub(crate) fn full(s: impl Into<bytes::Bytes>) -> Body {
     use http_body_util::BodyExt as _;
     http_body_util::Full::new(s.into()).boxed()
 }
@@ -426,7 +426,7 @@ async fn echo(
 }
 
 /// A raw server: every connection is given to `f`.
-pub async fn raw_server<F, R>(f: F) -> SocketAddr
+pub(crate) async fn raw_server<F, R>(f: F) -> SocketAddr
 where
     F: Fn(TcpStream, usize) -> R + Send + Sync + 'static,
     R: Future<Output = ()> + Send + 'static,
@@ -443,7 +443,7 @@ where
 }
 
 /// A port that refuses connections.
-pub async fn closed_port() -> SocketAddr {
+pub(crate) async fn closed_port() -> SocketAddr {
     let l = TcpListener::bind("127.0.0.1:0").await.unwrap();
     l.local_addr().unwrap()
 }
@@ -451,12 +451,12 @@ pub async fn closed_port() -> SocketAddr {
 // ------------------------------------------------------------- certificates
 
 /// A root with one intermediate per cluster, as citadel makes them.
-pub struct Ca {
+pub(crate) struct Ca {
     root: rcgen::CertifiedIssuer<'static, rcgen::KeyPair>,
 }
 
 impl Ca {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let mut p = rcgen::CertificateParams::default();
         p.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
         p.key_usages = vec![rcgen::KeyUsagePurpose::KeyCertSign, rcgen::KeyUsagePurpose::CrlSign];
@@ -464,12 +464,12 @@ impl Ca {
         Self { root: rcgen::CertifiedIssuer::self_signed(p, rcgen::KeyPair::generate().unwrap()).unwrap() }
     }
 
-    pub fn root_pem(&self) -> String {
+    pub(crate) fn root_pem(&self) -> String {
         self.root.as_ref().pem()
     }
 
     /// Chain and key of a workload in a cluster.
-    pub fn workload(&self, cluster: &str, spiffe: &str) -> (String, String) {
+    pub(crate) fn workload(&self, cluster: &str, spiffe: &str) -> (String, String) {
         let uri = |s: &str| rcgen::SanType::URI(s.try_into().unwrap());
         let mut p = rcgen::CertificateParams::default();
         p.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Constrained(0));
@@ -489,21 +489,21 @@ impl Ca {
         (format!("{}{}", leaf.pem(), intermediate.as_ref().pem()), key.serialize_pem())
     }
 
-    pub fn enroll(&self, store: &SecretStore, cluster: &str, spiffe: &str) {
+    pub(crate) fn enroll(&self, store: &SecretStore, cluster: &str, spiffe: &str) {
         let (chain, key) = self.workload(cluster, spiffe);
         store.set_identity("default", chain.as_bytes(), key.as_bytes()).unwrap();
         store.set_trust("ROOTCA", self.root_pem().as_bytes()).unwrap();
     }
 }
 
-pub fn validation(sans: &[&str]) -> Validation {
+pub(crate) fn validation(sans: &[&str]) -> Validation {
     Validation {
         trusted: Some(SecretRef::Sds("ROOTCA".into())),
         sans: sans.iter().map(|s| StringMatch::exact(*s)).collect(),
     }
 }
 
-pub fn downstream_mtls() -> DownstreamTls {
+pub(crate) fn downstream_mtls() -> DownstreamTls {
     DownstreamTls {
         certificate: SecretRef::Sds("default".into()),
         client_certificate: ClientCertificate::Required(validation(&[])),
@@ -512,7 +512,7 @@ pub fn downstream_mtls() -> DownstreamTls {
     }
 }
 
-pub fn upstream_mtls(sni: &str, san: &str, alpn: &[&str]) -> UpstreamTls {
+pub(crate) fn upstream_mtls(sni: &str, san: &str, alpn: &[&str]) -> UpstreamTls {
     UpstreamTls {
         certificate: Some(SecretRef::Sds("default".into())),
         validation: validation(&[san]),
