@@ -211,7 +211,7 @@ impl<'a> Story<'a> {
     async fn shift(&mut self) -> anyhow::Result<()> {
         self.report.chapter("A VirtualService moves 90/10 between versions, live");
         self.west().write("reviews.yaml", &config::shifted())?;
-        let took = self.until_configured("\"weight\":90,\"request_headers\"").await?;
+        let took = self.until_configured("\"weight\":90}").await?;
         self.report.say(&format!("  in force after {}", human(took)));
         let n = 300;
         let pages = self.fetch_many(n, &[]).await?;
