@@ -1,1 +1,4 @@
-//! End-to-end tests of Flotilla: cluster drivers, scenarios, fault links, benchmarks.
+//! End-to-end tests of Flotilla: clusters as network namespaces, the wide-area link between them,
+//! and the scenarios in `tests/`.
+
+pub mod wan;
