@@ -24,8 +24,9 @@ pub struct Listener {
     pub address: SocketAddr,
     /// False: connections arrive only from a listener with `use_original_dst`.
     pub bind_to_port: bool,
-    /// Hand a redirected connection to the listener that matches its original destination
-    /// (exact address, then the wildcard address with that port), else keep it.
+    /// Recover where a redirected connection was going, and hand it to the listener that matches
+    /// (exact address, then the wildcard address with that port), else keep it. An inbound listener
+    /// always keeps it: the same port may be the key of a listener for outbound traffic.
     pub use_original_dst: bool,
     /// Bind with `IP_TRANSPARENT` (TPROXY).
     pub transparent: bool,

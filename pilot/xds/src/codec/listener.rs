@@ -59,7 +59,9 @@ pub(super) fn encode(m: &Listener) -> pb::Listener {
         name: m.name.clone(),
         address: Some(socket_address(&m.address.ip().to_string(), m.address.port())),
         filter_chains: m.filter_chains.iter().map(chain).collect(),
-        use_original_dst: m.use_original_dst.then_some(gp::BoolValue { value: true }),
+        // The filter recovers the address; this field hands over, which an inbound listener never does.
+        use_original_dst: (m.use_original_dst && m.direction != Direction::Inbound)
+            .then_some(gp::BoolValue { value: true }),
         default_filter_chain: m.default_filter_chain.as_ref().map(chain),
         listener_filters: filters,
         listener_filters_timeout: Some(duration(m.inspect_timeout)),

@@ -62,7 +62,9 @@ pub(crate) async fn accepted(
             };
             local = original;
         }
-        if let Some(other) = hand_over(worker, local, slot) {
+        // Its own port may be the key of a listener for outbound traffic to a service with that port.
+        let keeps = listener.model.direction == model::Direction::Inbound;
+        if let Some(other) = if keeps { None } else { hand_over(worker, local, slot) } {
             listener = other;
         }
     }
