@@ -6,7 +6,7 @@ use clap::Parser;
 use mesh_testkit::{control, echo};
 
 #[derive(Debug, Parser)]
-#[command(name = "flotilla-echo", version, about = "A workload that answers and calls in every protocol")]
+#[command(name = "flotilla-echo", about = "A workload that answers and calls in every protocol")]
 struct Args {
     #[command(flatten)]
     identity: echo::Identity,

@@ -1,0 +1,455 @@
+//! One cluster: its namespaces, programs and configuration.
+
+use std::{
+    fmt::Write as _,
+    os::unix::fs::{PermissionsExt, chown},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::{Context, ensure};
+use mesh_testkit::{
+    call::{Calls, Outcome},
+    control, ports,
+};
+
+use super::{APP_UID, Options, PROXY_UID, as_user, directory, exec, namespace, until};
+use crate::programs::{self, Process, Said, must};
+
+/// Namespace (of the mesh) of all workloads.
+pub const NAMESPACE: &str = "shop";
+const SYSTEM: &str = "flotilla-system";
+const CONTROL_PLANE: &str = "10.10.0.2";
+const GATEWAY: &str = "10.10.0.3";
+
+/// A workload.
+#[derive(Debug, Clone)]
+pub struct Workload {
+    pub service: &'static str,
+    pub version: &'static str,
+    /// Pod address; another cluster has a pod with the same one.
+    pub ip: String,
+    /// Network namespace.
+    pub netns: String,
+    control: PathBuf,
+}
+
+impl Workload {
+    /// `service-version`.
+    #[must_use]
+    pub fn name(&self) -> String {
+        format!("{}-{}", self.service, self.version)
+    }
+
+    /// Lets the workload call.
+    ///
+    /// # Errors
+    /// The workload does not answer; failed calls are outcomes, not errors.
+    pub async fn call(&self, calls: &Calls) -> anyhow::Result<Vec<Outcome>> {
+        control::order(&self.control, calls).await
+    }
+}
+
+/// A cluster; dropping it kills its programs.
+pub struct Cluster {
+    pub name: &'static str,
+    pub workloads: Vec<Workload>,
+    index: usize,
+    prefix: String,
+    dir: PathBuf,
+    flotilla: PathBuf,
+    echo: PathBuf,
+    quic: bool,
+    control_plane: Option<Process>,
+    data_plane: Vec<Process>,
+}
+
+impl Cluster {
+    pub(super) fn build(
+        index: usize,
+        name: &'static str,
+        workloads: &[(&'static str, &'static str)],
+        prefix: &str,
+        dir: &Path,
+        flotilla: &Path,
+        options: &Options,
+    ) -> anyhow::Result<Self> {
+        let prefix = format!("{prefix}-{name}");
+        let dir = dir.join(name);
+        std::fs::create_dir_all(&dir)?;
+        std::fs::set_permissions(&dir, std::fs::Permissions::from_mode(0o711))?;
+        for d in ["config", "state", "logs"] {
+            directory(&dir.join(d), 0)?;
+        }
+        let node = format!("{prefix}-node");
+        namespace(&node)?;
+        must(&format!("ip -n {node} link add br0 type bridge"))?;
+        must(&format!("ip -n {node} addr add 10.10.0.1/16 dev br0"))?;
+        must(&format!("ip -n {node} link set br0 up"))?;
+        let workloads = workloads
+            .iter()
+            .enumerate()
+            .map(|(n, (service, version))| Workload {
+                service,
+                version,
+                ip: format!("10.10.1.{}", n + 1),
+                netns: format!("{prefix}-{service}-{version}"),
+                control: dir.join(format!("app-{service}-{version}/control.sock")),
+            })
+            .collect();
+        let c = Self {
+            name,
+            workloads,
+            index,
+            prefix,
+            dir,
+            flotilla: flotilla.to_owned(),
+            echo: options.echo.clone(),
+            quic: options.quic,
+            control_plane: None,
+            data_plane: vec![],
+        };
+        c.pod(&c.netns("cp"), CONTROL_PLANE, 1)?;
+        c.pod(&c.netns("gw"), GATEWAY, 2)?;
+        for (n, w) in c.workloads.iter().enumerate() {
+            c.pod(&w.netns, &w.ip, n + 3)?;
+            directory(&c.dir.join(format!("app-{}", w.name())), APP_UID)?;
+        }
+        c.write("app.yaml", &c.application())?;
+        Ok(c)
+    }
+
+    /// Name of a namespace of this cluster: `cp`, `gw`, `node`.
+    #[must_use]
+    pub fn netns(&self, part: &str) -> String {
+        format!("{}-{part}", self.prefix)
+    }
+
+    /// A namespace with one interface on the cluster's bridge.
+    fn pod(&self, netns: &str, ip: &str, n: usize) -> anyhow::Result<()> {
+        let node = self.netns("node");
+        namespace(netns)?;
+        must(&format!("ip link add eth0 netns {netns} type veth peer name v{n} netns {node}"))?;
+        must(&format!("ip -n {node} link set v{n} master br0 up"))?;
+        must(&format!("ip -n {netns} addr add {ip}/16 dev eth0"))?;
+        must(&format!("ip -n {netns} link set eth0 up"))?;
+        must(&format!("ip -n {netns} route add default via 10.10.0.1"))?;
+        // No resolver lives there: what asks it is captured.
+        let etc = Path::new("/etc/netns").join(netns);
+        std::fs::create_dir_all(&etc)?;
+        let resolv =
+            format!("nameserver 10.10.0.1\nsearch {NAMESPACE}.svc.cluster.local\noptions timeout:2\n");
+        std::fs::write(etc.join("resolv.conf"), resolv)?;
+        Ok(())
+    }
+
+    /// Connects the gateway to the link; answers with the interface at the link's end.
+    pub(super) fn join_wan(&self, wan: &str) -> anyhow::Result<String> {
+        let (gw, port) = (self.netns("gw"), format!("gw{}", self.index));
+        must(&format!("ip link add wan0 netns {gw} type veth peer name {port} netns {wan}"))?;
+        must(&format!("ip -n {gw} addr add {}/24 dev wan0", self.wan_ip()))?;
+        // Frames must be complete when they are read: no checksum or segment left to hardware.
+        must(&format!("ip netns exec {gw} ethtool -K wan0 tx off tso off gso off gro off"))?;
+        must(&format!("ip -n {gw} link set wan0 up"))?;
+        must(&format!("ip -n {wan} link set {port} up"))?;
+        Ok(port)
+    }
+
+    /// Address of the gateway on the link.
+    #[must_use]
+    pub fn wan_ip(&self) -> String {
+        format!("172.31.0.{}", self.index + 11)
+    }
+
+    fn application(&self) -> String {
+        let mut out = String::new();
+        let mut seen: Vec<&str> = vec![];
+        for w in &self.workloads {
+            let s = w.service;
+            if !seen.contains(&s) {
+                seen.push(s);
+                let _ = write!(
+                    out,
+                    "apiVersion: v1\nkind: Service\nmetadata: {{name: {s}, namespace: {NAMESPACE}}}\nspec:\n  \
+                     selector: {{app: {s}}}\n  ports:\n"
+                );
+                for (name, port) in [
+                    ("http", ports::HTTP),
+                    ("http2", ports::HTTP2),
+                    ("grpc", ports::GRPC),
+                    ("tcp", ports::TCP),
+                    ("tcp-first", ports::TCP_FIRST),
+                ] {
+                    let _ = writeln!(out, "  - {{name: {name}, port: {port}}}");
+                }
+                let _ = write!(
+                    out,
+                    "---\napiVersion: multicluster.x-k8s.io/v1alpha1\nkind: ServiceExport\n\
+                     metadata: {{name: {s}, namespace: {NAMESPACE}}}\n---\n"
+                );
+            }
+            let _ = write!(
+                out,
+                "apiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata: {{name: {}, namespace: \
+                 {NAMESPACE}}}\nspec:\n  address: {}\n  serviceAccount: {s}\n  labels: {{app: {s}, version: {}, \
+                 security.istio.io/tlsMode: istio}}\n---\n",
+                w.name(),
+                w.ip,
+                w.version,
+            );
+        }
+        out
+    }
+
+    /// Writes (or replaces) a file of the cluster's configuration; it applies by itself.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn write(&self, file: &str, content: &str) -> anyhow::Result<()> {
+        // By renaming, so that no half of it is ever read.
+        let dir = self.dir.join("config");
+        let new = self.dir.join(format!("new-{file}"));
+        std::fs::write(&new, content)?;
+        std::fs::rename(&new, dir.join(file))?;
+        Ok(())
+    }
+
+    /// Removes a file of the cluster's configuration.
+    ///
+    /// # Errors
+    /// It cannot be removed.
+    pub fn remove(&self, file: &str) -> anyhow::Result<()> {
+        Ok(std::fs::remove_file(self.dir.join("config").join(file))?)
+    }
+
+    /// State directory of the control plane.
+    #[must_use]
+    pub fn state(&self) -> PathBuf {
+        self.dir.join("state")
+    }
+
+    /// State directory of the gateway.
+    #[must_use]
+    pub fn gateway_state(&self) -> PathBuf {
+        self.dir.join("proxy-eastwest/state")
+    }
+
+    /// Runs an operator's command in the namespace of the gateway, from where peers can be reached.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn flotilla(&self, args: &[&str]) -> anyhow::Result<Said> {
+        let (program, state) = (self.flotilla.display().to_string(), self.state().display().to_string());
+        let mut all = vec![program.as_str()];
+        all.extend(args);
+        all.extend(["--state-dir", &state]);
+        exec(&self.netns("gw"), &all)
+    }
+
+    /// A page of the control plane's debug socket.
+    ///
+    /// # Errors
+    /// No control plane, or no JSON.
+    pub fn debug(&self, path: &str) -> anyhow::Result<serde_json::Value> {
+        let socket = self.state().join("debug.sock").display().to_string();
+        let page = format!("http://localhost{path}");
+        let out = programs::run("curl", &["-sS", "-m", "5", "--unix-socket", &socket, &page])?.ok(path)?;
+        serde_json::from_str(&out).with_context(|| out)
+    }
+
+    /// A page of a proxy's admin port; `part` is a workload's name or `gw`.
+    ///
+    /// # Errors
+    /// The proxy does not answer.
+    pub fn admin(&self, part: &str, path: &str) -> anyhow::Result<String> {
+        let page = format!("http://127.0.0.1:15000{path}");
+        exec(&self.netns(part), &["curl", "-sS", "-m", "5", &page])?.ok(path)
+    }
+
+    /// The workload of a service.
+    ///
+    /// # Panics
+    /// It has none: a mistake in the test.
+    #[must_use]
+    pub fn workload(&self, service: &str) -> &Workload {
+        self.workloads.iter().find(|w| w.service == service).expect("a workload of this cluster")
+    }
+
+    /// What a program of this cluster logged.
+    #[must_use]
+    pub fn log(&self, name: &str) -> String {
+        std::fs::read_to_string(self.dir.join("logs").join(format!("{name}.log"))).unwrap_or_default()
+    }
+
+    /// Starts the control plane; it needs no mesh yet.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn start_control_plane(&mut self) -> anyhow::Result<()> {
+        let flags = [
+            ("cluster", self.name.to_owned()),
+            ("state-dir", self.state().display().to_string()),
+            ("config", self.dir.join("config").display().to_string()),
+            ("gateway-address", format!("{}:15443", self.wan_ip())),
+            ("gateway-internal", format!("{GATEWAY}:15443")),
+            ("gateway-via", format!("{GATEWAY}:15443")),
+            ("federation-address", format!("{CONTROL_PLANE}:15016")),
+            ("transport", if self.quic { "quic,tcp" } else { "tcp" }.to_owned()),
+        ];
+        let mut command: Vec<String> = ["ip", "netns", "exec"].map(str::to_owned).to_vec();
+        command.extend([self.netns("cp"), self.flotilla.display().to_string(), "control-plane".into()]);
+        command.extend(flags.iter().map(|(k, v)| format!("--{k}={v}")));
+        self.control_plane = Some(Process::start("control-plane", &self.dir.join("logs"), &command)?);
+        Ok(())
+    }
+
+    /// `kill -9` of the control plane.
+    pub fn kill_control_plane(&mut self) {
+        self.control_plane = None;
+    }
+
+    /// `kill -9` of everything; answers how many programs.
+    pub fn kill_everything(&mut self) -> usize {
+        let n = self.data_plane.len() + usize::from(self.control_plane.is_some());
+        // All at once: a cluster that dies does not die one by one.
+        let pids: Vec<String> =
+            self.control_plane.iter().chain(&self.data_plane).map(|p| p.id().to_string()).collect();
+        let mut args = vec!["-9"];
+        args.extend(pids.iter().map(String::as_str));
+        let _ = programs::run("kill", &args);
+        self.control_plane = None;
+        self.data_plane.clear();
+        n
+    }
+
+    /// Starts the gateway, and a proxy and the application of every workload.
+    ///
+    /// # Errors
+    /// A program cannot be started, or no token is to be had.
+    pub fn start_data_plane(&mut self) -> anyhow::Result<()> {
+        let mut flags = self.proxy("eastwest", SYSTEM, "eastwest", GATEWAY)?;
+        flags.extend(["--labels=istio=eastwestgateway".into(), "--meta=ROUTER_MODE=sni-dnat".into()]);
+        if self.quic {
+            flags.extend(["--trunk=0.0.0.0:15443".into(), "--trunk-deliver=127.0.0.1:15443".into()]);
+        }
+        self.start_proxy("eastwest", "gateway", &self.netns("gw"), flags)?;
+        for w in self.workloads.clone() {
+            self.start_workload(&w)?;
+        }
+        Ok(())
+    }
+
+    fn start_workload(&mut self, w: &Workload) -> anyhow::Result<()> {
+        let name = w.name();
+        let rules =
+            [&*self.flotilla.display().to_string(), "iptables", "--dns-port", "15053"].map(str::to_owned);
+        exec(&w.netns, &rules.each_ref().map(String::as_str))?.ok("flotilla iptables")?;
+        let mut flags = self.proxy(&name, NAMESPACE, w.service, &w.ip)?;
+        flags.push(format!("--labels=app={},version={}", w.service, w.version));
+        flags.push("--dns=127.0.0.1:15053".into());
+        self.start_proxy(&name, "sidecar", &w.netns, flags)?;
+        // Of a predecessor that was killed.
+        let _ = std::fs::remove_file(&w.control);
+        let app = [
+            self.echo.display().to_string(),
+            format!("--workload={}", w.service),
+            format!("--version={}", w.version),
+            format!("--cluster={}", self.name),
+            format!("--control={}", w.control.display()),
+        ];
+        let command = as_user(&w.netns, APP_UID, app.to_vec());
+        let process = Process::start(&format!("{name}-app"), &self.dir.join("logs"), &command)?;
+        self.data_plane.push(process);
+        Ok(())
+    }
+
+    /// Flags of a proxy, with a directory of its user for token, root and state.
+    fn proxy(&self, name: &str, namespace: &str, account: &str, ip: &str) -> anyhow::Result<Vec<String>> {
+        let dir = self.dir.join(format!("proxy-{name}"));
+        directory(&dir, PROXY_UID)?;
+        directory(&dir.join("state"), PROXY_UID)?;
+        let args = ["token", "workload", "--namespace", namespace, "--service-account", account];
+        let token = self.flotilla(&args)?.ok("token workload")?;
+        let root = std::fs::read_to_string(self.state().join("ca/root-cert.pem")).context("root-cert.pem")?;
+        for (file, content) in [("token", token), ("root-cert.pem", root)] {
+            let path = dir.join(file);
+            std::fs::write(&path, content)?;
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
+            chown(&path, Some(PROXY_UID), Some(PROXY_UID))?;
+        }
+        Ok([
+            ("discovery", format!("{CONTROL_PLANE}:15012")),
+            ("root-cert", dir.join("root-cert.pem").display().to_string()),
+            ("token-file", dir.join("token").display().to_string()),
+            ("ip", ip.to_owned()),
+            ("workload", name.to_owned()),
+            ("namespace", namespace.to_owned()),
+            ("service-account", account.to_owned()),
+            ("cluster", self.name.to_owned()),
+            ("state-dir", dir.join("state").display().to_string()),
+            ("concurrency", "1".to_owned()),
+        ]
+        .iter()
+        .map(|(k, v)| format!("--{k}={v}"))
+        .collect())
+    }
+
+    fn start_proxy(&mut self, name: &str, role: &str, netns: &str, flags: Vec<String>) -> anyhow::Result<()> {
+        let mut args = vec![self.flotilla.display().to_string(), role.to_owned()];
+        args.extend(flags);
+        let command = as_user(netns, PROXY_UID, args);
+        let process = Process::start(&format!("{name}-proxy"), &self.dir.join("logs"), &command)?;
+        self.data_plane.push(process);
+        Ok(())
+    }
+
+    /// Waits for the control plane.
+    ///
+    /// # Errors
+    /// It is not up within half a minute.
+    pub async fn control_plane_ready(&mut self) -> anyhow::Result<()> {
+        let netns = self.netns("cp");
+        let what = format!("control plane of {}", self.name);
+        until(&what, Duration::from_secs(30), async || {
+            if let Some(p) = &mut self.control_plane {
+                p.check()?;
+            }
+            ready(&netns, "http://127.0.0.1:15014/ready")
+        })
+        .await?;
+        Ok(())
+    }
+
+    /// Waits until every proxy has certificate and configuration.
+    ///
+    /// # Errors
+    /// One has not within half a minute.
+    pub async fn data_plane_ready(&mut self) -> anyhow::Result<()> {
+        let mut all = vec![self.netns("gw")];
+        all.extend(self.workloads.iter().map(|w| w.netns.clone()));
+        for netns in all {
+            until(&netns, Duration::from_secs(30), async || {
+                for p in &mut self.data_plane {
+                    p.check()?;
+                }
+                ready(&netns, "http://127.0.0.1:15021/healthz/ready")
+            })
+            .await?;
+        }
+        for w in &self.workloads {
+            let what = w.control.display().to_string();
+            until(&what, Duration::from_secs(10), async || {
+                ensure!(w.control.exists(), "the application is not up");
+                Ok(())
+            })
+            .await?;
+        }
+        Ok(())
+    }
+}
+
+fn ready(netns: &str, page: &str) -> anyhow::Result<()> {
+    let said = exec(netns, &["curl", "-sS", "-m", "2", "-w", " %{http_code}", page])?;
+    ensure!(said.code == 0 && said.out.ends_with(" 200"), "{page}: {}{}", said.out, said.err);
+    Ok(())
+}

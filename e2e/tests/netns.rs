@@ -1,0 +1,16 @@
+//! Two clusters as network namespaces: real interception, real isolation, a link that breaks.
+//!
+//! Needs root, iproute2, iptables, ethtool, util-linux and curl, and a `flotilla` to test (see
+//! [`flotilla_e2e::programs::flotilla`]): `cargo test -p flotilla-e2e --test netns -- --ignored
+//! --test-threads=1 --nocapture`.
+
+#[path = "netns/failure.rs"]
+mod failure;
+#[path = "netns/matrix.rs"]
+mod matrix;
+#[path = "netns/policy.rs"]
+mod policy;
+#[path = "netns/support.rs"]
+mod support;
+#[path = "netns/trunk.rs"]
+mod trunk;
