@@ -20,7 +20,8 @@ const INBOUND: &str = "FLOTILLA_INBOUND";
 const IN_REDIRECT: &str = "FLOTILLA_IN_REDIRECT";
 const OUTPUT: &str = "FLOTILLA_OUTPUT";
 const REDIRECT: &str = "FLOTILLA_REDIRECT";
-const CHAINS: [&str; 4] = [INBOUND, IN_REDIRECT, OUTPUT, REDIRECT];
+const DNS: &str = "FLOTILLA_DNS";
+const CHAINS: [&str; 5] = [INBOUND, IN_REDIRECT, OUTPUT, REDIRECT, DNS];
 
 /// Flags of `flotilla iptables`.
 #[derive(Debug, Clone, clap::Args)]
@@ -164,25 +165,25 @@ fn restore(args: &IptablesArgs, family: Family) -> anyhow::Result<String> {
         }
     }
 
-    // Outbound.
-    rule(format!("OUTPUT -p tcp -j {OUTPUT}"));
-    if let Some(dns) = args.dns_port {
-        for protocol in ["udp", "tcp"] {
-            for uid in &args.proxy_uid {
-                rule(format!("OUTPUT -p {protocol} --dport 53 -m owner --uid-owner {uid} -j RETURN"));
-            }
-            for gid in &args.proxy_gid {
-                rule(format!("OUTPUT -p {protocol} --dport 53 -m owner --gid-owner {gid} -j RETURN"));
-            }
-            rule(format!("OUTPUT -p {protocol} --dport 53 -j REDIRECT --to-ports {dns}"));
-        }
-    }
+    // Outbound; DNS first, since everything that follows takes TCP of any port.
     let owners: Vec<String> = args
         .proxy_uid
         .iter()
         .map(|u| format!("--uid-owner {u}"))
         .chain(args.proxy_gid.iter().map(|g| format!("--gid-owner {g}")))
         .collect();
+    if let Some(dns) = args.dns_port {
+        for protocol in ["udp", "tcp"] {
+            rule(format!("OUTPUT -p {protocol} --dport 53 -j {DNS}"));
+        }
+        for owner in &owners {
+            rule(format!("{DNS} -m owner {owner} -j RETURN"));
+        }
+        for protocol in ["udp", "tcp"] {
+            rule(format!("{DNS} -p {protocol} -j REDIRECT --to-ports {dns}"));
+        }
+    }
+    rule(format!("OUTPUT -p tcp -j {OUTPUT}"));
     for owner in &owners {
         // A workload that calls itself by its service's address comes back through its own proxy.
         rule(format!("{OUTPUT} -o lo ! -d {} -m owner {owner} -j {IN_REDIRECT}", family.loopback()));
@@ -245,17 +246,8 @@ fn clean(family: Family) {
     // An installation may have been interrupted and repeated: delete as long as there is one.
     while run(&["-D", "PREROUTING", "-p", "tcp", "-j", INBOUND]) {}
     while run(&["-D", "OUTPUT", "-p", "tcp", "-j", OUTPUT]) {}
-    let saved = Command::new(format!("{}-save", family.tool())).args(["-t", "nat"]).output();
-    if let Ok(saved) = saved {
-        for line in String::from_utf8_lossy(&saved.stdout).lines() {
-            // DNS rules have no chain of their own; they are the only OUTPUT rules with port 53.
-            if line.starts_with("-A OUTPUT") && line.contains("--dport 53") {
-                let rule: Vec<&str> = line.split_whitespace().skip(1).collect();
-                let mut args = vec!["-D"];
-                args.extend(rule);
-                run(&args);
-            }
-        }
+    for protocol in ["udp", "tcp"] {
+        while run(&["-D", "OUTPUT", "-p", protocol, "--dport", "53", "-j", DNS]) {}
     }
     for c in CHAINS {
         run(&["-F", c]);
@@ -303,6 +295,15 @@ mod tests {
         assert!(
             position(&t, "--dport 22 -j RETURN") < position(&t, "FLOTILLA_INBOUND -p tcp -j FLOTILLA_IN")
         );
+    }
+
+    #[test]
+    fn dns_comes_before_what_takes_every_port() {
+        let t = text(&["--dns-port", "15053"]).unwrap();
+        let all = position(&t, "OUTPUT -p tcp -j FLOTILLA_OUTPUT");
+        assert!(position(&t, "OUTPUT -p tcp --dport 53 -j FLOTILLA_DNS") < all);
+        let redirect = position(&t, "FLOTILLA_DNS -p udp -j REDIRECT --to-ports 15053");
+        assert!(position(&t, "FLOTILLA_DNS -m owner --uid-owner 1337 -j RETURN") < redirect);
     }
 
     #[test]
