@@ -17,6 +17,8 @@ use tokio::{
 
 use crate::{ports, websocket};
 
+/// Request header: wait for so many milliseconds before answering.
+pub const DELAY_MS: &str = "x-echo-delay-ms";
 /// How long a connection may be idle.
 const IDLE: Duration = Duration::from_secs(120);
 /// Largest request body and TCP line, bytes.
@@ -168,6 +170,11 @@ async fn http1(stream: TcpStream, who: Arc<Identity>) -> anyhow::Result<()> {
 
 async fn plain(request: Request<Incoming>, who: &Identity, protocol: &str) -> Response<Body> {
     let (head, body) = request.into_parts();
+    // A slow workload, for those who ask for one.
+    let asked = head.headers.get(DELAY_MS).and_then(|v| v.to_str().ok()?.parse().ok());
+    if let Some(ms) = asked {
+        tokio::time::sleep(Duration::from_millis(ms).min(IDLE)).await;
+    }
     match read(body).await {
         Ok(payload) => {
             let answer = Answer::new(who, protocol).with(&head.headers, &payload);

@@ -3,7 +3,10 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
-use flotilla_e2e::{netns::World, wan::Rule};
+use flotilla_e2e::{
+    netns::{World, until},
+    wan::Rule,
+};
 use mesh_testkit::call::Protocol;
 
 use crate::support::{all_ok, by_cluster, calls, options, scenario, served_from, settled};
@@ -15,6 +18,23 @@ fn quic_carries_everything_and_tcp_takes_over_within_two_seconds() {
         let world = World::start(&options(true)).await?;
         settled(&world).await?;
         let pcap = world.dir.join("quic.pcap");
+        // A gateway that dialled before its peer had a certificate uses TCP until it tries again.
+        let up = until("traffic by QUIC alone", Duration::from_secs(60), async || {
+            world.wan.capture(&pcap)?;
+            for (source, service) in [(0, "beta"), (1, "alpha")] {
+                let o = world.clusters[source]
+                    .workload("client")
+                    .call(&calls(Protocol::Http1, service, 4))
+                    .await?;
+                all_ok(service, &o)?;
+            }
+            world.wan.end_capture()?;
+            let (udp, tcp) = payload(&std::fs::read(&pcap)?)?;
+            ensure!(udp > 10 * tcp, "{udp} bytes by UDP, {tcp} by TCP");
+            Ok(())
+        })
+        .await?;
+        println!("   traffic is by QUIC alone after {:.1} s", up.as_secs_f64());
         world.wan.capture(&pcap)?;
         for (source, service) in [(0, "beta"), (1, "alpha")] {
             for protocol in Protocol::ALL {
