@@ -22,7 +22,10 @@ use quinn::{
 use rustls::pki_types::CertificateDer;
 use tokio::{net::TcpStream, sync::Semaphore, task::JoinHandle};
 
-use crate::{ALPN, TrunkStream};
+use crate::{
+    ALPN, TrunkStream,
+    watch::{self, KEEP_ALIVE},
+};
 
 /// A QUIC handshake that takes longer is taken for blocked UDP; TCP then has half a second left of
 /// the two in which a session must be under way.
@@ -31,8 +34,6 @@ pub const QUIC_PATIENCE: Duration = Duration::from_millis(1500);
 const TCP_HOLD: Duration = Duration::from_secs(10);
 /// TCP connect.
 const TCP_TIMEOUT: Duration = Duration::from_secs(5);
-/// NAT bindings for UDP live 30 s or more almost everywhere.
-const KEEP_ALIVE: Duration = Duration::from_secs(8);
 /// A connection without a packet from the peer for this long is dead.
 const IDLE: Duration = Duration::from_secs(20);
 /// Sessions that a peer may have open at once on one connection.
@@ -83,7 +84,7 @@ pub struct TrunkMetrics {
     pub tcp_sessions: Counter,
     /// Sessions accepted from peers.
     pub accepted_sessions: Counter,
-    /// QUIC handshakes that failed.
+    /// QUIC handshakes that failed, and connections that UDP stopped reaching.
     pub quic_failures: Counter,
 }
 
@@ -105,11 +106,13 @@ impl TrunkMetrics {
 pub struct Trunk {
     endpoint: Endpoint,
     metrics: TrunkMetrics,
-    peers: Mutex<HashMap<SocketAddr, Peer>>,
+    peers: Arc<Peers>,
     /// One dial per address at a time; the others wait for its connection.
     dialling: Mutex<HashMap<SocketAddr, Arc<tokio::sync::Mutex<()>>>>,
     accept: JoinHandle<()>,
 }
+
+type Peers = Mutex<HashMap<SocketAddr, Peer>>;
 
 enum Peer {
     Quic(Connection),
@@ -171,7 +174,7 @@ impl Trunk {
             Endpoint::server(server, options.listen).map_err(|e| TrunkError::Bind(options.listen, e))?;
         endpoint.set_default_client_config(client);
         let accept = tokio::spawn(accept(endpoint.clone(), options.deliver_to, metrics.clone()));
-        Ok(Self { endpoint, metrics, peers: Mutex::default(), dialling: Mutex::default(), accept })
+        Ok(Self { endpoint, metrics, peers: Arc::default(), dialling: Mutex::default(), accept })
     }
 
     /// Where peers reach it.
@@ -255,6 +258,7 @@ impl Trunk {
             Ok(connection) => {
                 tracing::info!(%address, "trunk is up");
                 self.peers().insert(address, Peer::Quic(connection.clone()));
+                tokio::spawn(watch(connection.clone(), address, self.peers.clone(), self.metrics.clone()));
                 Some(connection)
             }
             Err(error) => {
@@ -264,6 +268,17 @@ impl Trunk {
                 None
             }
         }
+    }
+}
+
+/// Lets TCP take over when UDP is blocked. Ends with the connection.
+async fn watch(connection: Connection, address: SocketAddr, peers: Arc<Peers>, metrics: TrunkMetrics) {
+    if watch::blocked(&connection, address).await {
+        tracing::warn!(%address, "UDP no longer gets through: TCP takes over");
+        metrics.quic_failures.inc();
+        let over = Peer::TcpUntil(Instant::now() + TCP_HOLD);
+        peers.lock().unwrap_or_else(PoisonError::into_inner).insert(address, over);
+        connection.close(VarInt::from_u32(2), b"UDP is blocked");
     }
 }
 
