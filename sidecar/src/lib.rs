@@ -1,5 +1,6 @@
 //! A workload's proxy: the agent of the mesh, with a resolver for the workload's names.
 
+pub mod agent_mode;
 pub mod iptables;
 
 use std::{

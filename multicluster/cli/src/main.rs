@@ -52,6 +52,8 @@ enum Command {
     ControlPlane(roles::control_plane::ControlPlaneArgs),
     /// Run a workload's proxy
     Sidecar(sidecar::SidecarArgs),
+    /// Run what a proxy that is not Flotilla's needs beside it: certificates and a bootstrap
+    Agent(sidecar::agent_mode::AgentArgs),
     /// Run an ingress, egress or east-west gateway
     Gateway(gateway::GatewayArgs),
     /// Run parts of the sample application
@@ -104,6 +106,7 @@ async fn run(command: Command) -> anyhow::Result<u8> {
         Command::Demo(a) => demo::run(a).await,
         Command::ControlPlane(a) => roles::control_plane::run(a).await.map(done),
         Command::Sidecar(a) => sidecar::run(a).await.map(done),
+        Command::Agent(a) => sidecar::agent_mode::run(a).await.map(done),
         Command::Gateway(a) => gateway::run(a).await.map(done),
         Command::Sample { sample: Sample::Bookstore(a) } => bookstore::run(a).await.map(done),
     }

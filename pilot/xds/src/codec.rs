@@ -34,6 +34,9 @@ use serde::Serialize;
 
 use crate::{pb, server::VersionHasher};
 
+/// Name of the static cluster from which a proxy that is not ours fetches secrets.
+pub const AGENT_CLUSTER: &str = tls::AGENT_CLUSTER;
+
 /// A resource that cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{resource}: {field}: {reason}")]

@@ -61,10 +61,45 @@ impl Drop for Agent {
     }
 }
 
-/// The control plane as a TLS peer: any control plane of this trust domain.
-fn discovery(args: &ProxyArgs, store: &SecretStore) -> anyhow::Result<Endpoint> {
-    let san = format!("spiffe://{}/ns/flotilla-system/sa/control-plane", args.trust_domain);
-    let server_name = "control-plane.flotilla-system.svc";
+/// SPIFFE ID of every control plane of a trust domain.
+#[must_use]
+pub fn control_plane_id(args: &ProxyArgs) -> String {
+    format!("spiffe://{}/ns/flotilla-system/sa/control-plane", args.trust_domain)
+}
+
+/// Server name that control planes answer to.
+pub const CONTROL_PLANE_NAME: &str = "control-plane.flotilla-system.svc";
+
+/// The root certificate of the mesh, PEM. Waits for the file: a cluster that has yet to join its mesh
+/// has no root, and its proxies need not be started again when it has.
+///
+/// # Errors
+/// If the file is there and cannot be read.
+pub async fn mesh_root(args: &ProxyArgs) -> anyhow::Result<Vec<u8>> {
+    let mut waited = false;
+    loop {
+        match std::fs::read(&args.root_cert) {
+            Ok(root) => return Ok(root),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                if !waited {
+                    tracing::info!(path = %args.root_cert.display(), "waiting for the mesh's root certificate");
+                    waited = true;
+                }
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+            Err(e) => return Err(e).context(format!("--root-cert {}", args.root_cert.display())),
+        }
+    }
+}
+
+/// The control plane as a TLS peer: any control plane of this trust domain, at `address`
+/// (`host:port`), approached with the workload's certificate as soon as the store has one.
+///
+/// # Errors
+/// If the store cannot make a TLS configuration.
+pub fn control_plane(args: &ProxyArgs, address: &str, store: &SecretStore) -> anyhow::Result<Endpoint> {
+    let san = control_plane_id(args);
+    let server_name = CONTROL_PLANE_NAME;
     let config = store.client_config(&UpstreamTls {
         certificate: Some(SecretRef::Sds(WORKLOAD_SVID.into())),
         validation: Validation {
@@ -74,7 +109,7 @@ fn discovery(args: &ProxyArgs, store: &SecretStore) -> anyhow::Result<Endpoint> 
         sni: server_name.into(),
         alpn: vec!["h2".into()],
     })?;
-    Ok(Endpoint::Tls { address: args.discovery.clone(), server_name: server_name.into(), config })
+    Ok(Endpoint::Tls { address: address.to_owned(), server_name: server_name.into(), config })
 }
 
 impl Agent {
@@ -93,26 +128,11 @@ impl Agent {
         tasks.push(task);
         let svid = readiness.wait_for("certificate");
         let configured = readiness.wait_for("configuration");
-        let mut waited = false;
-        let root = loop {
-            match std::fs::read(&args.root_cert) {
-                Ok(r) => break r,
-                // A cluster that has yet to join its mesh has no root; its proxies need not be started
-                // again when it has.
-                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-                    if !waited {
-                        tracing::info!(path = %args.root_cert.display(), "waiting for the mesh's root certificate");
-                        waited = true;
-                    }
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                }
-                Err(e) => return Err(e).context(format!("--root-cert {}", args.root_cert.display())),
-            }
-        };
+        let root = mesh_root(&args).await?;
         store.set_trust(TRUST_BUNDLE, &root)?;
         let node = args.node(kind)?;
         let identity = args.identity()?;
-        let endpoint = discovery(&args, &store)?;
+        let endpoint = control_plane(&args, &args.discovery, &store)?;
         let engine = Engine::start(
             EngineOptions {
                 workers: args.workers(),

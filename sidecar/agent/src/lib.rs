@@ -13,9 +13,9 @@ mod agent;
 mod args;
 mod svid;
 
-pub use agent::{Agent, AgentOptions};
+pub use agent::{Agent, AgentOptions, CONTROL_PLANE_NAME, control_plane, control_plane_id, mesh_root};
 pub use args::ProxyArgs;
-pub use svid::{Renewal, SvidError, SvidOptions};
+pub use svid::{Renewal, SvidError, SvidOptions, SvidPem};
 
 pub(crate) mod pb {
     #![allow(missing_docs, unreachable_pub, clippy::all)]

@@ -68,25 +68,65 @@ pub struct SvidOptions {
     pub state_dir: Option<PathBuf>,
 }
 
+/// The workload's secrets in PEM, for a proxy that is a process of its own.
+#[derive(Clone, PartialEq, Eq)]
+pub struct SvidPem {
+    /// Certificates, leaf first, without the root.
+    pub chain: Vec<u8>,
+    /// Private key, PKCS #8.
+    pub key: Vec<u8>,
+    /// Roots of the mesh.
+    pub roots: Vec<u8>,
+}
+
+impl std::fmt::Debug for SvidPem {
+    /// Never the content.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("SvidPem")
+    }
+}
+
 /// Keeps the store's certificate fresh.
 pub struct Renewal {
     options: SvidOptions,
     store: Arc<SecretStore>,
     /// Why the last attempt failed; empty when it did not.
     status: watch::Sender<String>,
+    pem: watch::Sender<Option<Arc<SvidPem>>>,
 }
 
 impl Renewal {
     /// Prepares renewal; [`Self::run`] does it.
     #[must_use]
     pub fn new(options: SvidOptions, store: Arc<SecretStore>) -> Self {
-        Self { options, store, status: watch::Sender::new("no certificate yet".into()) }
+        Self {
+            options,
+            store,
+            status: watch::Sender::new("no certificate yet".into()),
+            pem: watch::Sender::new(None),
+        }
     }
 
     /// The last failure, empty if there is none.
     #[must_use]
     pub fn status(&self) -> watch::Receiver<String> {
         self.status.subscribe()
+    }
+
+    /// The secrets in PEM whenever they change. Subscribe before [`Self::run`]: without a subscriber
+    /// no copy of the key is kept.
+    #[must_use]
+    pub fn pem(&self) -> watch::Receiver<Option<Arc<SvidPem>>> {
+        self.pem.subscribe()
+    }
+
+    fn publish(&self, chain: &[u8], key: &[u8], roots: &[u8]) {
+        // Fails without a receiver, which is what is wanted then.
+        let _ = self.pem.send(Some(Arc::new(SvidPem {
+            chain: chain.to_vec(),
+            key: key.to_vec(),
+            roots: roots.to_vec(),
+        })));
     }
 
     /// Runs until dropped.
@@ -130,6 +170,7 @@ impl Renewal {
         }
         self.store.set_identity(WORKLOAD_SVID, &chain, &key).ok()?;
         self.store.set_trust(TRUST_BUNDLE, &root).ok()?;
+        self.publish(&chain, &key, &root);
         Some(info.not_after)
     }
 
@@ -174,6 +215,7 @@ impl Renewal {
         pem_certificates("root", root.as_bytes())?;
         self.store.set_identity(WORKLOAD_SVID, chain_pem.as_bytes(), pending.key_pem.as_bytes())?;
         self.store.set_trust(TRUST_BUNDLE, root.as_bytes())?;
+        self.publish(chain_pem.as_bytes(), pending.key_pem.as_bytes(), root.as_bytes());
         if let Some(dir) = &self.options.state_dir {
             for (name, content) in [
                 ("svid-key.pem", pending.key_pem.as_str()),

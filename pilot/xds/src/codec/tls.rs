@@ -17,6 +17,9 @@ use pb::{
 
 use super::{At, Bad, Res, common::*, refuse};
 
+/// Static cluster of a foreign proxy's bootstrap that is the agent's SDS socket (Istio's name for it).
+pub(super) const AGENT_CLUSTER: &str = "sds-grpc";
+
 fn file(name: &str) -> Option<core::DataSource> {
     Some(core::DataSource {
         specifier: Some(core::data_source::Specifier::Filename(name.to_owned())),
@@ -32,8 +35,36 @@ fn to_file(d: Option<core::DataSource>, field: &str) -> Res<String> {
     }
 }
 
+/// Secrets never come from the control plane, which has no keys: a foreign proxy asks the agent
+/// beside it, which its bootstrap names [`AGENT_CLUSTER`]; our own has them in its store.
 fn sds(name: &str) -> SdsSecretConfig {
-    SdsSecretConfig { name: name.to_owned(), sds_config: ads() }
+    use core::{api_config_source::ApiType, grpc_service as g};
+    let agent = core::GrpcService {
+        target_specifier: Some(g::TargetSpecifier::EnvoyGrpc(g::EnvoyGrpc {
+            cluster_name: AGENT_CLUSTER.to_owned(),
+            ..Default::default()
+        })),
+        ..Default::default()
+    };
+    let source = core::ApiConfigSource {
+        api_type: ApiType::Grpc.into(),
+        transport_api_version: core::ApiVersion::V3.into(),
+        grpc_services: vec![agent],
+        set_node_on_first_message_only: true,
+        ..Default::default()
+    };
+    SdsSecretConfig {
+        name: name.to_owned(),
+        sds_config: Some(core::ConfigSource {
+            resource_api_version: core::ApiVersion::V3.into(),
+            config_source_specifier: Some(core::config_source::ConfigSourceSpecifier::ApiConfigSource(
+                source,
+            )),
+            // No limit: a listener that came up without its certificate would only reset connections.
+            initial_fetch_timeout: Some(Default::default()),
+            ..Default::default()
+        }),
+    }
 }
 
 fn certificate(c: &mut CommonTlsContext, s: &SecretRef) {

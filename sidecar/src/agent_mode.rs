@@ -1,0 +1,130 @@
+//! `flotilla agent`: what a proxy that is not ours (Envoy) needs beside it to be a member of the mesh.
+//!
+//! The agent proves the workload to the cluster's CA as a Flotilla sidecar would, keeps its
+//! certificate fresh, and gives both to the proxy over SDS on a unix socket. It writes the bootstrap
+//! with which the proxy finds that socket and the control plane; starting the proxy is the business
+//! of whoever starts the agent. Traffic never passes through here, and once the proxy has its
+//! secrets the agent may restart without anybody noticing.
+
+mod bootstrap;
+mod sds;
+
+use std::{path::PathBuf, time::Duration};
+
+use anyhow::Context;
+use mesh_agent::{ProxyArgs, Renewal, SvidOptions, control_plane, mesh_root};
+use mesh_identity::{SecretStore, TRUST_BUNDLE};
+use mesh_runtime::{
+    admin::{ready_router, serve},
+    files::write_private,
+    ready::Readiness,
+};
+use mesh_xds::{AdsService, NodeKind, server::conn};
+use sds::SecretSource;
+
+/// Streams of a proxy end with it; this is for those that are told to.
+const STOP_LIMIT: Duration = Duration::from_secs(5);
+
+/// Flags of `flotilla agent`. `--admin` and `--metrics` are addresses of the proxy, `--readiness` is
+/// the agent's own; `--concurrency` and `--drain-seconds` are flags of the proxy's command line and
+/// mean nothing here.
+#[derive(Debug, Clone, clap::Args)]
+pub struct AgentArgs {
+    #[command(flatten)]
+    proxy: ProxyArgs,
+    /// Unix socket on which the proxy fetches certificate and roots; only this user may connect
+    #[arg(long, default_value = "/var/run/flotilla/sds.sock")]
+    sds: PathBuf,
+    /// Where to write the proxy's bootstrap, JSON
+    #[arg(long)]
+    write_bootstrap: Option<PathBuf>,
+    /// What the proxy is
+    #[arg(long, value_enum, default_value_t)]
+    kind: Kind,
+}
+
+/// Kind of proxy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub enum Kind {
+    /// Beside a workload.
+    #[default]
+    Sidecar,
+    /// A gateway. Certificates by `credentialName` are not served: use files.
+    Router,
+}
+
+/// Runs until SIGTERM or SIGINT.
+///
+/// # Errors
+/// Flags that are not valid, files that cannot be read or written, addresses that cannot be bound.
+pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
+    let proxy = args.proxy;
+    let _tracing = mesh_telemetry::trace::init_tracing("flotilla-agent", proxy.otlp.as_deref(), false)?;
+    let stop = mesh_runtime::shutdown::on_signal()?;
+    let kind = match args.kind {
+        Kind::Sidecar => NodeKind::Sidecar,
+        Kind::Router => NodeKind::Router,
+    };
+    // Checked before anything waits.
+    let identity = proxy.identity()?;
+    let bootstrap = bootstrap::bootstrap(&proxy, kind, &args.sds)?;
+
+    let readiness = Readiness::default();
+    let waiting = readiness.wait_for("certificate");
+    let (_, ready_task) = serve(proxy.readiness, ready_router(readiness.clone()))
+        .await
+        .with_context(|| format!("--readiness {}", proxy.readiness))?;
+    let socket = conn::bind_unix(&args.sds).with_context(|| format!("--sds {}", args.sds.display()))?;
+    if let Some(path) = &args.write_bootstrap {
+        let text = serde_json::to_vec_pretty(&bootstrap)?;
+        write_private(path, &text).with_context(|| format!("--write-bootstrap {}", path.display()))?;
+        tracing::info!(path = %path.display(), "bootstrap written");
+    }
+
+    let store = SecretStore::new();
+    let root = tokio::select! {
+        root = mesh_root(&proxy) => root?,
+        () = stop.cancelled() => return Ok(()),
+    };
+    store.set_trust(TRUST_BUNDLE, &root)?;
+    let renewal = Renewal::new(
+        SvidOptions {
+            endpoint: control_plane(&proxy, &proxy.discovery, &store)?,
+            identity,
+            token_file: proxy.token_file.clone(),
+            state_dir: proxy.state_dir.clone(),
+        },
+        store,
+    );
+    let mut pem = renewal.pem();
+    let renewing = tokio::spawn(renewal.run());
+    // Until there is something to give, connections wait in the kernel's queue: an empty answer would
+    // count as an update that lacks the secret.
+    tokio::select! {
+        first = pem.wait_for(Option::is_some) => {
+            first.context("certificate renewal ended")?;
+        }
+        () = stop.cancelled() => return Ok(()),
+    }
+    let (source, follow) = SecretSource::follow(pem);
+    let service = AdsService::new(source).until(stop.clone());
+    let server = tonic::transport::Server::builder()
+        .add_service(service.secrets())
+        .serve_with_incoming_shutdown(conn::unix(socket), stop.clone().cancelled_owned());
+    let mut server = tokio::spawn(server);
+    drop(waiting);
+    tracing::info!(sds = %args.sds.display(), "serving secrets");
+
+    let ended = tokio::select! {
+        r = &mut server => Some(r),
+        () = stop.cancelled() => tokio::time::timeout(STOP_LIMIT, &mut server).await.ok(),
+    };
+    for task in [renewing, follow, ready_task] {
+        task.abort();
+    }
+    server.abort();
+    match ended {
+        None => Ok(()),
+        Some(r) => r.context("the SDS server failed")?.context("SDS"),
+    }
+}
