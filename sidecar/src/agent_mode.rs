@@ -9,7 +9,10 @@
 mod bootstrap;
 mod sds;
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::Context;
 use mesh_agent::{ProxyArgs, Renewal, SvidOptions, control_plane, mesh_root};
@@ -26,8 +29,8 @@ use sds::SecretSource;
 const STOP_LIMIT: Duration = Duration::from_secs(5);
 
 /// Flags of `flotilla agent`. `--admin` and `--metrics` are addresses of the proxy, `--readiness` is
-/// the agent's own; `--concurrency` and `--drain-seconds` are flags of the proxy's command line and
-/// mean nothing here.
+/// the agent's own. `--concurrency` and `--drain-seconds` cannot be said in a bootstrap: the agent
+/// shows the command line that says them.
 #[derive(Debug, Clone, clap::Args)]
 pub struct AgentArgs {
     #[command(flatten)]
@@ -78,7 +81,7 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
     if let Some(path) = &args.write_bootstrap {
         let text = serde_json::to_vec_pretty(&bootstrap)?;
         write_private(path, &text).with_context(|| format!("--write-bootstrap {}", path.display()))?;
-        tracing::info!(path = %path.display(), "bootstrap written");
+        tracing::info!(command = command_line(&proxy, path), "bootstrap written");
     }
 
     let store = SecretStore::new();
@@ -127,4 +130,15 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
         None => Ok(()),
         Some(r) => r.context("the SDS server failed")?.context("SDS"),
     }
+}
+
+/// How to start the proxy. Draining at once matters for more than speed: connections from before a
+/// change keep the old policies until they are drained, by default for ten minutes.
+fn command_line(args: &ProxyArgs, bootstrap: &Path) -> String {
+    format!(
+        "envoy -c {} --concurrency {} --drain-strategy immediate --drain-time-s {}",
+        bootstrap.display(),
+        args.workers(),
+        args.drain_seconds
+    )
 }
