@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::Context;
-use mesh_agent::{Agent, AgentOptions, ProxyArgs};
+use mesh_agent::{Agent, AgentOptions, MixerArgs, MixerHook, ProxyArgs};
 use mesh_dns::Names;
 use mesh_identity::SecretStore;
 use mesh_proxy::Hooks;
@@ -22,6 +22,8 @@ use tokio::{sync::watch, task::JoinHandle};
 pub struct SidecarArgs {
     #[command(flatten)]
     proxy: ProxyArgs,
+    #[command(flatten)]
+    mixer: MixerArgs,
     /// Answer DNS for the workload here, UDP and TCP; other names go to --dns-upstream
     #[arg(long)]
     dns: Option<SocketAddr>,
@@ -37,13 +39,19 @@ pub struct SidecarArgs {
 pub async fn run(args: SidecarArgs) -> anyhow::Result<()> {
     let tracing = mesh_telemetry::trace::init_tracing("flotilla-sidecar", args.proxy.otlp.as_deref(), false)?;
     let stop = mesh_runtime::shutdown::on_signal()?;
+    let store = SecretStore::new();
+    let mut registry = Registry::default();
+    let mut hooks = Hooks::default();
+    if let Some(mixer) = MixerHook::new(&args.mixer, &args.proxy, &store, &mut registry)? {
+        hooks.policy = Some(Arc::new(mixer));
+    }
     let agent = Agent::start(AgentOptions {
         args: args.proxy,
         kind: NodeKind::Sidecar,
-        hooks: Hooks { spans: tracing.spans(), ..Hooks::default() },
+        hooks: Hooks { spans: tracing.spans(), ..hooks },
         name_table: args.dns.is_some(),
-        registry: Registry::default(),
-        store: SecretStore::new(),
+        registry,
+        store,
     })
     .await?;
     let _dns = match args.dns {

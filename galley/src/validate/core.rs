@@ -119,7 +119,15 @@ pub(super) fn check_mesh(m: &MeshConfig, meta: &Metadata, p: &Path<'_>, out: &mu
     {
         if !s.is_empty() {
             common::host_port(s, &p.key(field), out);
+            let flag = if field == "mixerCheckServer" { "--mixer-check" } else { "--mixer-report" };
+            out.warning(&p.key(field), format!("proxies do not read {field}: start them with {flag} {s}"));
         }
+    }
+    if m.policy_check_fail_open {
+        out.warning(
+            &p.key("policyCheckFailOpen"),
+            "proxies do not read policyCheckFailOpen: start them with --mixer-fail-open",
+        );
     }
     if let Some(s) = m.trace_sampling
         && !(0.0..=100.0).contains(&s)

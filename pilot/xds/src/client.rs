@@ -15,7 +15,7 @@ use std::{
     time::Duration,
 };
 
-pub use connect::{ConnectError, Endpoint, channel};
+pub use connect::{ConnectError, Endpoint, channel, lazy_channel};
 use rand::RngExt as _;
 use tokio::sync::Notify;
 use tokio_util::sync::{CancellationToken, DropGuard};

@@ -4,7 +4,10 @@ use std::{fmt, io, path::PathBuf, sync::Arc, time::Duration};
 
 use hyper_util::rt::TokioIo;
 use rustls_pki_types::ServerName;
-use tokio::net::{TcpStream, UnixStream};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpStream, UnixStream},
+};
 use tonic::transport::{Channel, Uri};
 
 /// TCP connect and TLS handshake together.
@@ -71,48 +74,68 @@ pub enum ConnectError {
 /// # Errors
 /// [`ConnectError`]; worth retrying unless it is [`ConnectError::ServerName`].
 pub async fn channel(endpoint: &Endpoint) -> Result<Channel, ConnectError> {
-    let builder = Channel::from_static("http://xds.flotilla.local")
+    let (endpoint, name) = checked(endpoint)?;
+    let shown = endpoint.to_string();
+    let connector = tower::service_fn(move |_: Uri| open(endpoint.clone(), name.clone()));
+    let connected = builder().connect_with_connector(connector).await;
+    connected.map_err(|source| ConnectError::Transport { endpoint: shown, source })
+}
+
+/// A channel that connects with its first call, and again whenever the connection is gone: for
+/// servers that nothing should wait for.
+///
+/// # Errors
+/// [`ConnectError::ServerName`].
+pub fn lazy_channel(endpoint: &Endpoint) -> Result<Channel, ConnectError> {
+    let (endpoint, name) = checked(endpoint)?;
+    let connector = tower::service_fn(move |_: Uri| open(endpoint.clone(), name.clone()));
+    Ok(builder().connect_with_connector_lazy(connector))
+}
+
+/// The endpoint with the name to verify, if it is one with TLS.
+fn checked(endpoint: &Endpoint) -> Result<(Endpoint, Option<ServerName<'static>>), ConnectError> {
+    let name = match endpoint {
+        Endpoint::Tls { server_name, .. } => Some(
+            ServerName::try_from(server_name.clone())
+                .map_err(|_| ConnectError::ServerName(server_name.clone()))?,
+        ),
+        Endpoint::Plain(_) | Endpoint::Unix(_) => None,
+    };
+    Ok((endpoint.clone(), name))
+}
+
+fn builder() -> tonic::transport::Endpoint {
+    Channel::from_static("http://xds.flotilla.local")
         .connect_timeout(CONNECT_TIMEOUT)
         .http2_keep_alive_interval(KEEPALIVE)
         .keep_alive_timeout(KEEPALIVE_TIMEOUT)
         .keep_alive_while_idle(true)
         .initial_stream_window_size(4 * 1024 * 1024)
-        .initial_connection_window_size(8 * 1024 * 1024);
-    let connected = match endpoint.clone() {
-        Endpoint::Plain(address) => {
-            let connector = tower::service_fn(move |_: Uri| {
-                let address = address.clone();
-                async move { tcp(&address).await.map(TokioIo::new) }
-            });
-            builder.connect_with_connector(connector).await
+        .initial_connection_window_size(8 * 1024 * 1024)
+}
+
+/// One connection, of any transport.
+trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
+
+/// Opens a connection to the endpoint.
+async fn open(endpoint: Endpoint, name: Option<ServerName<'static>>) -> io::Result<TokioIo<Box<dyn Io>>> {
+    let io: Box<dyn Io> = match endpoint {
+        Endpoint::Plain(address) => Box::new(tcp(&address).await?),
+        Endpoint::Tls { address, config, .. } => {
+            let name = name.ok_or(io::ErrorKind::InvalidInput)?;
+            let handshake = async {
+                let tcp = tcp(&address).await?;
+                tokio_rustls::TlsConnector::from(config).connect(name, tcp).await
+            };
+            match tokio::time::timeout(CONNECT_TIMEOUT, handshake).await {
+                Ok(r) => Box::new(r?),
+                Err(_) => return Err(io::ErrorKind::TimedOut.into()),
+            }
         }
-        Endpoint::Tls { address, server_name, config } => {
-            let name = ServerName::try_from(server_name.clone())
-                .map_err(|_| ConnectError::ServerName(server_name))?;
-            let connector = tower::service_fn(move |_: Uri| {
-                let (address, name, config) = (address.clone(), name.clone(), config.clone());
-                async move {
-                    let handshake = async {
-                        let tcp = tcp(&address).await?;
-                        tokio_rustls::TlsConnector::from(config).connect(name, tcp).await
-                    };
-                    match tokio::time::timeout(CONNECT_TIMEOUT, handshake).await {
-                        Ok(r) => r.map(TokioIo::new),
-                        Err(_) => Err(io::ErrorKind::TimedOut.into()),
-                    }
-                }
-            });
-            builder.connect_with_connector(connector).await
-        }
-        Endpoint::Unix(path) => {
-            let connector = tower::service_fn(move |_: Uri| {
-                let path = path.clone();
-                async move { UnixStream::connect(path).await.map(TokioIo::new) }
-            });
-            builder.connect_with_connector(connector).await
-        }
+        Endpoint::Unix(path) => Box::new(UnixStream::connect(path).await?),
     };
-    connected.map_err(|source| ConnectError::Transport { endpoint: endpoint.to_string(), source })
+    Ok(TokioIo::new(io))
 }
 
 async fn tcp(address: &str) -> io::Result<TcpStream> {
