@@ -36,7 +36,9 @@ pub(crate) struct VirtualHost {
     /// For debugging output.
     #[cfg_attr(not(test), allow(dead_code, reason = "read by Debug only"))]
     pub(crate) name: Arc<str>,
-    /// First domain without wildcard or port: the service, for metrics.
+    /// First domain without wildcard or port: the service, for metrics and policies. Where every host is
+    /// taken, as inbound, what the control plane calls the operation (`host:port/*`) names it: what the
+    /// client wrote must not decide which rules apply.
     pub(crate) service: Option<Arc<str>>,
     require_tls: bool,
     routes: Vec<Arc<Route>>,
@@ -256,6 +258,11 @@ impl VirtualHost {
                 .iter()
                 .map(|d| d.rsplit_once(':').map_or(d.as_str(), |(h, _)| h))
                 .find(|d| !d.contains('*') && d.parse::<std::net::IpAddr>().is_err())
+                .or_else(|| {
+                    let mut hosts =
+                        vh.routes.iter().filter_map(|r| r.operation.split_once(':').map(|(h, _)| h));
+                    hosts.find(|h| !h.is_empty() && !h.contains('*'))
+                })
                 .map(Arc::from),
             require_tls: vh.require_tls,
             routes: vh.routes.iter().map(|r| Route::new(r, slot).map(Arc::new)).collect::<Result<_, _>>()?,
