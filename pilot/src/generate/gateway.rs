@@ -286,6 +286,11 @@ fn termination(ctx: &Ctx<'_>, t: &ServerTlsSettings, http: bool) -> Option<Downs
         TlsProtocol::V1_3 => TlsVersion::V1_3,
         _ => TlsVersion::V1_2,
     };
-    let alpn = if http { vec!["h2".to_owned(), "http/1.1".to_owned()] } else { vec![] };
+    let mut alpn = if http { vec!["h2".to_owned(), "http/1.1".to_owned()] } else { vec![] };
+    if t.mode == ServerTlsMode::IstioMutual {
+        // What sidecars offer when they speak neither HTTP version by ALPN; a server that offers
+        // protocols and shares none with its client refuses it (RFC 7301, section 3.2).
+        alpn.push("istio".to_owned());
+    }
     Some(DownstreamTls { certificate, client_certificate, alpn, min_version })
 }

@@ -68,6 +68,28 @@ fn egress_through_a_gateway() {
     assert_eq!(forward(&r.routes[0]).clusters[0].cluster, "outbound|80||ext.example.com");
 }
 
+#[test]
+fn a_gateway_that_ends_mesh_sessions_speaks_their_protocol() {
+    let offered = |protocol: &str, mode: &str| {
+        let server = json!({"port": {"number": 443, "name": "x", "protocol": protocol}, "hosts": ["*"],
+            "tls": {"mode": mode, "credentialName": "own"}});
+        let docs = bookstore()
+            .add("Gateway", "books/out", json!({"selector": {"app": "egress"}, "servers": [server]}))
+            .add(
+                "VirtualService",
+                "books/out",
+                json!({"hosts": ["ext.example.com"], "gateways": ["out"],
+                "tcp": [{"route": [{"destination": {"host": "reviews", "port": {"number": 9080}}}]}]}),
+            );
+        let g = docs.generate(&gateway_node(json!({"app": "egress"}), ""));
+        g.listeners["0.0.0.0_443"].filter_chains[0].tls.as_ref().unwrap().alpn.join(",")
+    };
+    assert_eq!(offered("HTTPS", "ISTIO_MUTUAL"), "h2,http/1.1,istio");
+    assert_eq!(offered("TLS", "ISTIO_MUTUAL"), "istio");
+    assert_eq!(offered("HTTPS", "SIMPLE"), "h2,http/1.1");
+    assert_eq!(offered("TLS", "SIMPLE"), "", "anything is taken");
+}
+
 fn sni_target<'a>(l: &'a Listener, name: &str) -> Option<&'a str> {
     let exact = l.filter_chains.iter().find(|c| c.matches.server_names.iter().any(|n| n == name));
     exact
