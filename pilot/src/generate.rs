@@ -122,6 +122,10 @@ pub fn own(proxy: &ProxyNode, world: &World) -> Generated {
         outbound::own(&ctx, &mut out);
         inbound::generate(&ctx, &mut out);
     }
+    // Connections that are refused before a chain could log them.
+    for l in out.listeners.values_mut() {
+        l.access_log = ctx.access_log();
+    }
     out
 }
 

@@ -8,7 +8,7 @@ use std::{
 pub(super) use envoy_types::pb::envoy::config::listener::v3 as pb;
 use envoy_types::pb::{
     envoy::{
-        config::{core::v3 as core, listener::v3 as l},
+        config::{accesslog::v3 as al, core::v3 as core, listener::v3 as l},
         extensions::filters::{
             listener::{
                 http_inspector::v3::HttpInspector, original_dst::v3::OriginalDst,
@@ -23,8 +23,8 @@ use envoy_types::pb::{
     google::protobuf as gp,
 };
 use mesh_model::proxy::{
-    Direction, FilterChain, FilterChainMatch, Listener, NetworkFilter, TcpProxy, TransportProtocol,
-    WeightedCluster,
+    AccessLog, Direction, FilterChain, FilterChainMatch, Listener, NetworkFilter, TcpProxy,
+    TransportProtocol, WeightedCluster,
 };
 use prost::Name;
 
@@ -68,7 +68,7 @@ pub(super) fn encode(m: &Listener) -> pb::Listener {
         continue_on_listener_filters_timeout: true,
         transparent: m.transparent.then_some(gp::BoolValue { value: true }),
         traffic_direction: direction.into(),
-        access_log: m.access_log.iter().map(http::access_log).collect(),
+        access_log: m.access_log.iter().map(refusal_log).collect(),
         bind_to_port: boolv(m.bind_to_port),
         ..Default::default()
     }
@@ -126,8 +126,32 @@ pub(super) fn decode(m: pb::Listener) -> Res<Listener> {
         inspect_timeout: m.listener_filters_timeout.map_or(Ok(INSPECT_TIMEOUT), to_duration)?,
         filter_chains: each("filter_chains", m.filter_chains, to_chain)?,
         default_filter_chain: m.default_filter_chain.map(to_chain).transpose().at("default_filter_chain")?,
-        access_log: each("access_log", m.access_log, http::to_access_log)?,
+        access_log: each("access_log", m.access_log, to_refusal_log)?,
     })
+}
+
+/// Envoy's flag of a connection that no filter chain takes.
+const NO_CHAIN: &str = "NR";
+
+/// A listener's log sees every connection, those that a chain's own log has as well included; the
+/// model's is about those without a chain.
+fn refusal_log(l: &AccessLog) -> al::AccessLog {
+    let flags = al::ResponseFlagFilter { flags: vec![NO_CHAIN.to_owned()] };
+    let filter = al::access_log_filter::FilterSpecifier::ResponseFlagFilter(flags);
+    al::AccessLog {
+        filter: Some(al::AccessLogFilter { filter_specifier: Some(filter) }),
+        ..http::access_log(l)
+    }
+}
+
+fn to_refusal_log(mut l: al::AccessLog) -> Res<AccessLog> {
+    use al::access_log_filter::FilterSpecifier::ResponseFlagFilter;
+    let spec = l.filter.as_ref().and_then(|f| f.filter_specifier.as_ref());
+    // Any other filter is refused like everywhere.
+    if matches!(spec, Some(ResponseFlagFilter(f)) if f.flags == [NO_CHAIN]) {
+        l.filter = None;
+    }
+    http::to_access_log(l)
 }
 
 fn listener_filter<T: Name>(name: &str, config: &T) -> pb::ListenerFilter {

@@ -288,7 +288,10 @@ pub(crate) fn listener() -> Listener {
             tls: None,
             filters: vec![tcp],
         }),
-        access_log: vec![],
+        access_log: vec![AccessLog {
+            path: "/dev/stdout".into(),
+            format: AccessLogFormat::Text(String::new()),
+        }],
     }
 }
 
