@@ -1,0 +1,289 @@
+//! A cluster as processes on a loopback range of its own: `127.<n>.0.1` is the control plane,
+//! `127.<n>.0.x` are gateways, `127.<n>.1.x` workloads.
+
+use std::{
+    fs::File,
+    net::{Ipv4Addr, SocketAddr, TcpListener},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+};
+
+use super::{Outcome, curl, flotilla, run, until};
+
+/// Port of a sidecar's HTTP proxy and of the east-west gateway.
+pub(crate) const HTTP_PROXY: u16 = 15001;
+pub(crate) const EAST_WEST: u16 = 15443;
+const READINESS: u16 = 15021;
+const METRICS: u16 = 15090;
+/// Namespace of gateways.
+pub(crate) const SYSTEM: &str = "flotilla-system";
+/// Namespace of workloads.
+pub(crate) const NAMESPACE: &str = "books";
+
+/// How gateways reach those of other clusters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Transport {
+    Tcp,
+    Quic,
+}
+
+pub(crate) struct Cluster {
+    pub(crate) name: &'static str,
+    octet: u8,
+    transport: Transport,
+    dir: tempfile::TempDir,
+    processes: Vec<(String, Child)>,
+    /// Held as long as the range is in use, by this or another test process.
+    _range: TcpListener,
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        for (_, p) in &mut self.processes {
+            // A process that has ended already is as dead as wanted.
+            let _ = p.kill();
+            let _ = p.wait();
+        }
+        if std::thread::panicking() {
+            for (name, _) in &self.processes {
+                let log = self.log(name);
+                let tail: Vec<&str> = log.lines().rev().take(15).collect();
+                eprintln!("--- {} {name}", self.name);
+                tail.iter().rev().for_each(|l| eprintln!("{l}"));
+            }
+        }
+    }
+}
+
+fn reserve() -> (u8, TcpListener) {
+    (150..250)
+        .find_map(|o| Some((o, TcpListener::bind(SocketAddr::from(([127, o, 255, 1], 15999))).ok()?)))
+        .expect("no free loopback range")
+}
+
+impl Cluster {
+    /// Chooses addresses and starts the control plane; proxies come after [`Self::found`] or a join.
+    pub(crate) fn start(name: &'static str, transport: Transport) -> Self {
+        let (octet, range) = reserve();
+        let dir = tempfile::tempdir().unwrap();
+        for d in ["config", "logs", "tokens", "credentials"] {
+            std::fs::create_dir(dir.path().join(d)).unwrap();
+        }
+        let mut c = Self { name, octet, transport, dir, processes: vec![], _range: range };
+        c.write("mesh.yaml", &mesh(""));
+        let ip = c.host(1);
+        let gateway = c.east_west().to_string();
+        let (state, config) = (c.state(), c.path("config"));
+        let transports = if transport == Transport::Quic { "quic,tcp" } else { "tcp" };
+        c.spawn(
+            "control-plane",
+            &[
+                "control-plane",
+                &format!("--cluster={name}"),
+                &format!("--state-dir={state}"),
+                &format!("--config={}", config.display()),
+                &format!("--xds={ip}:15012"),
+                &format!("--metrics={ip}:15014"),
+                &format!("--federation={ip}:15016"),
+                &format!("--mixer={ip}:15004"),
+                &format!("--gateway-address={gateway}"),
+                &format!("--gateway-via={gateway}"),
+                &format!("--transport={transports}"),
+            ],
+        );
+        // A cluster that is in no mesh yet has no configuration to wait for.
+        c.wait(&format!("http://{ip}:15014/ready"));
+        c
+    }
+
+    /// A mesh of one cluster.
+    pub(crate) fn founded() -> Self {
+        let c = Self::start("west", Transport::Tcp);
+        c.found();
+        c
+    }
+
+    pub(crate) fn found(&self) {
+        let o = self.flotilla(&["found"]);
+        assert_eq!(o.code, 0, "{o:?}");
+    }
+
+    pub(crate) fn host(&self, n: u8) -> Ipv4Addr {
+        Ipv4Addr::new(127, self.octet, 0, n)
+    }
+
+    pub(crate) fn workload(&self, n: u8) -> Ipv4Addr {
+        Ipv4Addr::new(127, self.octet, 1, n)
+    }
+
+    /// The east-west gateway.
+    pub(crate) fn east_west(&self) -> SocketAddr {
+        (self.host(3), EAST_WEST).into()
+    }
+
+    pub(crate) fn metrics(&self, ip: Ipv4Addr) -> SocketAddr {
+        (ip, METRICS).into()
+    }
+
+    pub(crate) fn path(&self, below: &str) -> PathBuf {
+        self.dir.path().join(below)
+    }
+
+    pub(crate) fn credentials(&self) -> PathBuf {
+        self.path("credentials")
+    }
+
+    fn state(&self) -> String {
+        self.path("state").display().to_string()
+    }
+
+    /// Runs an operator's command in this cluster.
+    pub(crate) fn flotilla(&self, args: &[&str]) -> Outcome {
+        let state = self.state();
+        let mut all = args.to_vec();
+        all.extend(["--state-dir", &state]);
+        run(flotilla(), &all)
+    }
+
+    /// Writes (or replaces) a file of the configuration; it applies by itself.
+    pub(crate) fn write(&self, file: &str, content: &str) {
+        let new = self.path("state.new");
+        std::fs::write(&new, content).unwrap();
+        std::fs::rename(new, self.path("config").join(file)).unwrap();
+    }
+
+    pub(crate) fn log(&self, process: &str) -> String {
+        std::fs::read_to_string(self.path("logs").join(format!("{process}.log"))).unwrap_or_default()
+    }
+
+    /// Waits for a line of a process's log that holds all of `words`.
+    pub(crate) fn logged(&self, process: &str, words: &[&str]) -> String {
+        until(&format!("a line of {process} with {words:?}"), || {
+            let log = self.log(process);
+            let found = log.lines().find(|l| words.iter().all(|w| l.contains(w)));
+            found.map(str::to_owned).ok_or(log)
+        })
+    }
+
+    fn spawn(&mut self, name: &str, args: &[&str]) {
+        let out = File::create(self.path("logs").join(format!("{name}.log"))).unwrap();
+        let child = Command::new(flotilla())
+            .args(args)
+            // Nothing is left behind if this process is killed.
+            .env("FLOTILLA_DIE_WITH_PARENT", "1")
+            .stdin(Stdio::null())
+            .stdout(out.try_clone().unwrap())
+            .stderr(out)
+            .spawn()
+            .unwrap();
+        self.processes.push((name.to_owned(), child));
+    }
+
+    fn wait(&mut self, url: &str) {
+        let (name, processes) = (self.name, &mut self.processes);
+        until(&format!("{name}: {url}"), || {
+            for (p, child) in processes.iter_mut() {
+                if let Some(status) = child.try_wait().unwrap() {
+                    panic!("{name}: {p} ended: {status}");
+                }
+            }
+            let a = curl(&[url]);
+            if a.status == 200 { Ok(()) } else { Err(format!("{a:?}")) }
+        });
+    }
+
+    fn proxy(&mut self, role: &str, name: &str, ip: Ipv4Addr, who: (&str, &str), extra: &[&str]) {
+        let (namespace, account) = who;
+        let token = self.path("tokens").join(name);
+        let o = self.flotilla(&["token", "workload", "--namespace", namespace, "--service-account", account]);
+        assert_eq!(o.code, 0, "{o:?}");
+        std::fs::write(&token, o.out.trim()).unwrap();
+        let shown = |p: &Path| p.display().to_string();
+        let args = [
+            format!("--discovery={}:15012", self.host(1)),
+            format!("--root-cert={}", shown(&self.path("state/ca/root-cert.pem"))),
+            format!("--token-file={}", shown(&token)),
+            format!("--ip={ip}"),
+            format!("--workload={name}"),
+            format!("--namespace={namespace}"),
+            format!("--service-account={account}"),
+            format!("--cluster={}", self.name),
+            format!("--state-dir={}", shown(&self.proxy_state(name))),
+            "--concurrency=1".to_owned(),
+            format!("--admin={ip}:15000"),
+            format!("--readiness={ip}:{READINESS}"),
+            format!("--metrics={ip}:{METRICS}"),
+            "--meta=INTERCEPTION_MODE=NONE".to_owned(),
+        ];
+        let mut all = vec![role];
+        all.extend(args.iter().map(String::as_str));
+        all.extend(extra);
+        self.spawn(name, &all);
+    }
+
+    /// Where a proxy keeps its certificate and key.
+    pub(crate) fn proxy_state(&self, name: &str) -> PathBuf {
+        self.path("state").join(name)
+    }
+
+    /// Starts a gateway with the label `istio: <name>gateway`.
+    pub(crate) fn gateway(&mut self, name: &str, ip: Ipv4Addr, extra: &[&str]) {
+        let label = format!("--labels=istio={name}gateway");
+        let credentials = format!("--credentials={}", self.credentials().display());
+        let mut all = vec![label.as_str(), &credentials];
+        all.extend(extra);
+        self.proxy("gateway", name, ip, (SYSTEM, name), &all);
+        self.wait(&format!("http://{ip}:{READINESS}/healthz/ready"));
+    }
+
+    /// Starts the east-west gateway; it is ready when the cluster is in a mesh.
+    pub(crate) fn east_west_gateway(&mut self) {
+        let ip = self.host(3);
+        let (trunk, deliver) =
+            (format!("--trunk={ip}:{EAST_WEST}"), format!("--trunk-deliver={ip}:{EAST_WEST}"));
+        let mut extra = vec!["--meta=ROUTER_MODE=sni-dnat"];
+        if self.transport == Transport::Quic {
+            extra.extend([trunk.as_str(), &deliver]);
+        }
+        let label = "--labels=istio=eastwestgateway";
+        extra.push(label);
+        self.proxy("gateway", "eastwest", ip, (SYSTEM, "eastwest"), &extra);
+    }
+
+    /// Starts a sidecar of the service `name` at `ip`; its inbound port 9080 goes to `app`.
+    pub(crate) fn sidecar(&mut self, name: &str, ip: Ipv4Addr, app: Option<SocketAddr>) {
+        let labels = format!("--labels=app={name}");
+        let inbound = app.map(|a| format!("--meta=FLOTILLA_INBOUND={{\"9080\":\"{a}\"}}"));
+        let proxy = format!("--meta=HTTP_PROXY_PORT={HTTP_PROXY}");
+        let mut extra = vec![labels.as_str(), &proxy];
+        extra.extend(inbound.as_deref());
+        self.proxy("sidecar", name, ip, (NAMESPACE, name), &extra);
+    }
+
+    /// Waits until the proxy at `ip` has certificate and configuration.
+    pub(crate) fn ready(&mut self, ip: Ipv4Addr) {
+        self.wait(&format!("http://{ip}:{READINESS}/healthz/ready"));
+    }
+}
+
+/// Settings of the mesh: proxies log, and `more`.
+pub(crate) fn mesh(more: &str) -> String {
+    format!(
+        "apiVersion: flotilla.dev/v1alpha1\nkind: MeshConfig\nmetadata:\n  name: mesh\nspec:\n  \
+         accessLogFile: /dev/stdout\n{more}"
+    )
+}
+
+/// A service on port 9080 with one workload at `ip` port `port`.
+pub(crate) fn service(name: &str, ip: Ipv4Addr, port: u16, labels: &str) -> String {
+    format!(
+        "---\napiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: {NAMESPACE}}}\nspec:\n  \
+         selector: {{app: {name}}}\n  ports:\n  - {{name: http, port: 9080}}\n\
+         ---\napiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata: {{name: {name}, namespace: \
+         {NAMESPACE}}}\nspec:\n  address: {ip}\n  ports: {{http: {port}}}\n  serviceAccount: {name}\n  labels: {{app: \
+         {name}{labels}}}\n"
+    )
+}
+
+/// Label of workloads whose proxy accepts mTLS, for [`service`].
+pub(crate) const IN_MESH: &str = ", security.istio.io/tlsMode: istio";
