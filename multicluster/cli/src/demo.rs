@@ -55,6 +55,9 @@ pub(crate) async fn run(args: DemoArgs) -> anyhow::Result<u8> {
         Some(d) => (d.clone(), !d.exists()),
         None => (std::env::temp_dir().join(format!("flotilla-demo-{}", std::process::id())), true),
     };
+    if std::fs::read_dir(&dir).is_ok_and(|mut d| d.next().is_some()) {
+        anyhow::bail!("--dir {}: not empty; the demo starts from nothing", dir.display());
+    }
     mesh_runtime::files::private_dir(&dir).with_context(|| dir.display().to_string())?;
     let stop = mesh_runtime::shutdown::on_signal()?;
     let mut report = Report::new(args.check);
