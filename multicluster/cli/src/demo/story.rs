@@ -363,6 +363,7 @@ impl<'a> Story<'a> {
         self.report.chapter("East comes back and is used again");
         let begun = Instant::now();
         self.clusters[1].start_control_plane()?;
+        self.clusters[1].control_plane_up().await?;
         self.clusters[1].start_data_plane().await?;
         let mut back = None;
         while begun.elapsed() < Duration::from_secs(30) {
