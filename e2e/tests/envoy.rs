@@ -16,14 +16,15 @@ use std::{
 
 use lab::{Cluster, MESH, Rows, entry, export, flags, flotilla, get, id, ranges, service, strict, until};
 
-fn only_storefront() -> String {
-    format!(
-        "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\n\
-         metadata: {{name: reviews, namespace: bookstore}}\n\
-         spec: {{selector: {{matchLabels: {{app: reviews}}}}, action: ALLOW, rules: [{{from: [{{source: \
-         {{principals: [mesh.local/ns/bookstore/sa/storefront]}}}}]}}]}}\n"
-    )
-}
+/// Only the storefront may call reviews.
+const ONLY_STOREFRONT: &str = "apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: reviews, namespace: bookstore}
+spec:
+  selector: {matchLabels: {app: reviews}}
+  action: ALLOW
+  rules: [{from: [{source: {principals: [mesh.local/ns/bookstore/sa/storefront]}}]}]
+";
 
 fn serial(admin: SocketAddr) -> Option<String> {
     let certs = get(admin, "/certs")?.json();
@@ -149,7 +150,7 @@ fn envoy_is_a_member_like_any_other() {
 
     let before = good(ratings, h1).status;
     rows.add("ratings -> Envoy, no policy", before.to_string(), before == 200);
-    west.write("policy.yaml", &only_storefront());
+    west.write("policy.yaml", ONLY_STOREFRONT);
     // A connection that is open when the policy comes has one more answer under the old one.
     let denied = |from| until("the policy in Envoy", || Some(through(from, h1).status).filter(|s| *s == 403));
     rows.add("ratings -> Envoy, storefront only", denied(ratings).to_string(), true);

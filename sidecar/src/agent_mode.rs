@@ -62,7 +62,10 @@ pub enum Kind {
 /// Flags that are not valid, files that cannot be read or written, addresses that cannot be bound.
 pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
     let proxy = args.proxy;
-    let _tracing = mesh_telemetry::trace::init_tracing("flotilla-agent", proxy.otlp.as_deref(), false)?;
+    let _tracing = mesh_telemetry::trace::init_tracing("flotilla-agent", None, false)?;
+    if proxy.otlp.is_some() {
+        tracing::warn!("--otlp has no effect: spans of a proxy that is not Flotilla's are not exported");
+    }
     let stop = mesh_runtime::shutdown::on_signal()?;
     let kind = match args.kind {
         Kind::Sidecar => NodeKind::Sidecar,
