@@ -100,9 +100,9 @@ fn free_port() -> u16 {
     std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
-/// Runs the Envoy named by `FLOTILLA_ENVOY` as a node and returns its dump once it has listeners.
+/// Runs the Envoy named by `ENVOY_BIN` as a node and returns its dump once it has listeners.
 async fn run(plane: &crate::Plane, id: &str, mut metadata: Value, delta: bool) -> Value {
-    let envoy = std::env::var("FLOTILLA_ENVOY").expect("FLOTILLA_ENVOY names an Envoy binary");
+    let envoy = std::env::var("ENVOY_BIN").expect("ENVOY_BIN names an Envoy binary");
     let dir = plane.dir.path();
     for (key, file) in [
         ("TLS_CLIENT_CERT_CHAIN", "cert.pem"),
@@ -187,7 +187,7 @@ fn no_errors(dump: &Value) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "needs an Envoy binary in FLOTILLA_ENVOY"]
+#[ignore = "needs an Envoy binary in ENVOY_BIN"]
 async fn envoy_accepts_everything() {
     let plane = plane().await;
     write_certificates(plane.dir.path());
