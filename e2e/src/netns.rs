@@ -130,7 +130,9 @@ impl World {
 impl Drop for World {
     fn drop(&mut self) {
         // For looking around: seconds to stay up when a scenario has ended.
-        if let Some(s) = std::env::var("FLOTILLA_E2E_HOLD").ok().and_then(|s| s.parse().ok()) {
+        if let Some(s) = std::env::var("FLOTILLA_E2E_HOLD").ok().and_then(|s| s.parse().ok())
+            && s > 0
+        {
             println!("   holding {} for {s} s", self.dir.display());
             std::thread::sleep(Duration::from_secs(s));
         }

@@ -234,6 +234,18 @@ impl Cluster {
         self.dir.join("proxy-eastwest/state")
     }
 
+    /// State directory of a workload's proxy.
+    #[must_use]
+    pub fn proxy_state(&self, w: &Workload) -> PathBuf {
+        self.dir.join(format!("proxy-{}/state", w.name()))
+    }
+
+    /// Process ID of a running program: `eastwest-proxy`, `<workload>-proxy`, `<workload>-app`.
+    #[must_use]
+    pub fn pid(&self, name: &str) -> Option<u32> {
+        self.data_plane.iter().find(|p| p.name == name).map(Process::id)
+    }
+
     /// Runs an operator's command in the namespace of the gateway, from where peers can be reached.
     ///
     /// # Errors

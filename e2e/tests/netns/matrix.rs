@@ -1,10 +1,11 @@
 //! Every source to every destination in every protocol, and what the link between clusters shows of it.
 
-use std::{path::Path, process::Command};
+use std::{os::unix::fs::FileExt, path::Path};
 
 use anyhow::{Context, ensure};
 use flotilla_e2e::netns::{NAMESPACE, World};
 use mesh_testkit::call::Protocol;
+use x509_parser::{extensions::GeneralName, pem::Pem};
 
 use crate::support::{all_ok, by_cluster, calls, options, scenario, settled};
 
@@ -91,8 +92,14 @@ fn capture_is_opaque(pcap: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Gateways hold one certificate and key, their own.
+/// Gateways hold one certificate and key, their own: on disk, in what they show, and in memory.
 fn no_workload_key_on_gateways(world: &World) -> anyhow::Result<()> {
+    let mut secrets = Vec::new();
+    for c in &world.clusters {
+        for w in &c.workloads {
+            secrets.push((format!("{}/{}", c.name, w.name()), private_key(&c.proxy_state(w))?));
+        }
+    }
     for c in &world.clusters {
         let mut keys = 0;
         let mut files = vec![c.gateway_state()];
@@ -102,40 +109,97 @@ fn no_workload_key_on_gateways(world: &World) -> anyhow::Result<()> {
                 continue;
             }
             let content = std::fs::read(&path)?;
-            let text = String::from_utf8_lossy(&content);
-            let headers = text.split("-----BEGIN ").skip(1).filter_map(|s| s.split("-----").next());
-            keys += headers.filter(|h| h.contains("PRIVATE KEY")).count();
-            for (n, chain) in text.split("-----BEGIN CERTIFICATE-----").enumerate().skip(1) {
-                let pem = format!("-----BEGIN CERTIFICATE-----{chain}");
-                let shown = certificate(&pem)?;
-                ensure!(
-                    !shown.contains("/ns/") || shown.contains("/ns/flotilla-system/sa/eastwest"),
-                    "{}, certificate {n}: {shown}",
-                    path.display()
-                );
+            for block in Pem::iter_from_buffer(&content) {
+                // Not a PEM file: the cache of the last configuration, searched below as text.
+                let Ok(block) = block else { break };
+                if block.label.contains("PRIVATE KEY") {
+                    keys += 1;
+                } else {
+                    let names = uris(&block)?;
+                    let foreign = names.iter().find(|n| n.contains("/ns/") && !n.ends_with(OWN));
+                    ensure!(foreign.is_none(), "{}: a certificate of {foreign:?}", path.display());
+                }
+            }
+            for (whose, key) in &secrets {
+                ensure!(!contains(&content, key), "{}: the key of {whose}", path.display());
             }
         }
-        ensure!(keys <= 1, "{}: {keys} private keys in the gateway's state", c.name);
+        ensure!(keys == 1, "{}: {keys} private keys in the gateway's state", c.name);
         let dump = c.admin("gw", "/config_dump")?;
         for word in ["PRIVATE KEY", "BEGIN CERTIFICATE"] {
             ensure!(!dump.contains(word), "{}: {word} in the gateway's configuration", c.name);
         }
-        println!("   {}: the gateway's state holds {keys} key, its own (sa/eastwest)", c.name);
+        let own = private_key(&c.gateway_state())?;
+        let pid = c.pid("eastwest-proxy").context("the gateway runs")?;
+        let memory = memory(pid)?;
+        ensure!(
+            memory.iter().any(|m| contains(m, &own)),
+            "the gateway's own key is not in its memory: no proof"
+        );
+        for (whose, key) in &secrets {
+            ensure!(!memory.iter().any(|m| contains(m, key)), "{}: the key of {whose} is in memory", c.name);
+        }
+        let size: usize = memory.iter().map(Vec::len).sum();
+        println!(
+            "   {}: the gateway holds its own key alone, on disk and in {} MiB of memory; none of {} workloads'",
+            c.name,
+            size >> 20,
+            secrets.len()
+        );
     }
     Ok(())
 }
 
-/// Subject alternative names of a certificate.
-fn certificate(pem: &str) -> anyhow::Result<String> {
-    use std::io::Write;
-    let mut child = Command::new("openssl")
-        .args(["x509", "-noout", "-ext", "subjectAltName"])
-        .stdin(std::process::Stdio::piped())
-        .stdout(std::process::Stdio::piped())
-        .stderr(std::process::Stdio::piped())
-        .spawn()
-        .context("openssl")?;
-    child.stdin.take().context("no input")?.write_all(pem.as_bytes())?;
-    let out = child.wait_with_output()?;
-    Ok(String::from_utf8_lossy(&out.stdout).into_owned())
+/// The gateway's own principal ends so.
+const OWN: &str = "/ns/flotilla-system/sa/eastwest";
+
+fn contains(hay: &[u8], key: &[u8]) -> bool {
+    // A key is 32 bytes, most significant first in files, least significant first where it is used.
+    let reversed: Vec<u8> = key.iter().rev().copied().collect();
+    hay.windows(key.len()).any(|w| w == key || w == reversed)
+}
+
+/// The secret number of the P-256 key in a proxy's state.
+fn private_key(state: &Path) -> anyhow::Result<Vec<u8>> {
+    let content = std::fs::read(state.join("svid-key.pem"))?;
+    let (block, _) = Pem::read(std::io::Cursor::new(content))?;
+    // An octet string of 32 bytes inside PKCS #8 (RFC 5915, section 3): version 1, then the number.
+    let der = block.contents;
+    let at = der.windows(5).position(|w| w == [2, 1, 1, 4, 32]).context("no P-256 key")?;
+    Ok(der.get(at + 5..at + 37).context("short key")?.to_vec())
+}
+
+fn uris(block: &Pem) -> anyhow::Result<Vec<String>> {
+    let certificate = block.parse_x509()?;
+    let names = certificate.subject_alternative_name()?;
+    let names = names.iter().flat_map(|n| &n.value.general_names);
+    Ok(names
+        .filter_map(|n| match n {
+            GeneralName::URI(u) => Some((*u).to_owned()),
+            _ => None,
+        })
+        .collect())
+}
+
+/// What a process can write to, as it is now.
+fn memory(pid: u32) -> anyhow::Result<Vec<Vec<u8>>> {
+    let maps = std::fs::read_to_string(format!("/proc/{pid}/maps"))?;
+    let file = std::fs::File::open(format!("/proc/{pid}/mem"))?;
+    let mut out = Vec::new();
+    for line in maps.lines() {
+        let mut words = line.split_whitespace();
+        let (Some(range), Some(rights)) = (words.next(), words.next()) else { continue };
+        let Some((from, to)) = range.split_once('-').filter(|_| rights.starts_with("rw")) else { continue };
+        let (from, to) = (u64::from_str_radix(from, 16)?, u64::from_str_radix(to, 16)?);
+        // Address space that was only reserved reads as an error or as zeros, page by page.
+        let mut region = Vec::new();
+        for at in (from..to).step_by(1 << 16) {
+            let mut part = vec![0; usize::try_from((to - at).min(1 << 16))?];
+            if file.read_exact_at(&mut part, at).is_ok() && part.iter().any(|b| *b != 0) {
+                region.extend(part);
+            }
+        }
+        out.push(region);
+    }
+    Ok(out)
 }
