@@ -74,7 +74,9 @@ impl World {
         std::fs::create_dir_all(&dir)?;
         // Applications and proxies run as other users and have directories of their own below.
         std::fs::set_permissions(&dir, std::fs::Permissions::from_mode(0o711))?;
-        let flotilla = programs::flotilla()?;
+        // Copies, since other users may not enter the directory of the build.
+        let flotilla = public_copy(&programs::flotilla()?, &dir)?;
+        let options = &Options { echo: public_copy(&options.echo, &dir)?, ..options.clone() };
 
         let wan = format!("{prefix}-wan");
         namespace(&wan)?;
@@ -137,6 +139,17 @@ impl Drop for World {
             std::thread::sleep(Duration::from_secs(s));
         }
     }
+}
+
+/// Copies a program to where every user can run it.
+fn public_copy(program: &Path, dir: &Path) -> anyhow::Result<PathBuf> {
+    let to = dir.join(program.file_name().context("a program's path")?);
+    if to.exists() {
+        return Ok(to);
+    }
+    std::fs::copy(program, &to).with_context(|| program.display().to_string())?;
+    std::fs::set_permissions(&to, std::fs::Permissions::from_mode(0o755))?;
+    Ok(to)
 }
 
 /// Creates a namespace with a loopback interface and without IPv6.

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use super::{APP_UID, Options, PROXY_UID, as_user, directory, exec, namespace, until};
+use super::{APP_UID, Options, PROXY_UID, as_user, directory, exec, namespace, public_copy, until};
 use anyhow::{Context, ensure};
 use mesh_testkit::{
     call::{Calls, Outcome},
@@ -482,7 +482,7 @@ impl Cluster {
         std::fs::write(&config, bootstrap.to_string())?;
         chown(&config, Some(PROXY_UID), Some(PROXY_UID))?;
         let args = [
-            envoy.display().to_string(),
+            public_copy(envoy, &self.dir)?.display().to_string(),
             "-c".into(),
             config.display().to_string(),
             "--concurrency".into(),

@@ -36,13 +36,22 @@ fn a_real_envoy_takes_a_sidecars_place() {
         let mut world = World::start(&options(false)).await?;
         settled(&world).await?;
         let hosts = ["alpha", "beta", "gamma"].map(host);
-        world.clusters[0].replace_by_envoy("client", Path::new(&envoy), &hosts).await?;
-        let failed = matrix(&world.clusters[..1]).await?;
-        let dump = world.clusters[0].admin("client-v1", "/config_dump")?;
-        let rejected = dump.matches("\"error_state\"").count();
-        println!("   configuration of Envoy: {} bytes, {rejected} rejected resources", dump.len());
+        // As caller of everything, and as server of what only this cluster has.
+        for service in ["client", "alpha"] {
+            world.clusters[0].replace_by_envoy(service, Path::new(&envoy), &hosts).await?;
+        }
+        let failed = matrix(&world.clusters).await?;
+        for part in ["client-v1", "alpha-v1"] {
+            let dump = world.clusters[0].admin(part, "/config_dump")?;
+            ensure!(dump.contains("virtualInbound"), "{part}: no configuration: {dump}");
+            let rejected = dump.matches("\"error_state\"").count();
+            println!(
+                "   Envoy of {part}: {} bytes of configuration, {rejected} rejected resources",
+                dump.len()
+            );
+            ensure!(rejected == 0, "{dump}");
+        }
         ensure!(failed.is_empty(), "failed:\n{}", failed.join("\n"));
-        ensure!(rejected == 0, "{dump}");
         Ok(())
     });
 }
