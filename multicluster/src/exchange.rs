@@ -16,8 +16,9 @@ mod import;
 pub use export::ExportLog;
 pub use import::{Import, ImportError, Persisted, Step};
 
-/// How long a lease holds, milliseconds.
-pub const LEASE_MS: u32 = 3000;
+/// How long a lease holds, milliseconds: two renewals may be missed, and what remains of three
+/// seconds is for the push that demotes the peer's endpoints in every proxy.
+pub const LEASE_MS: u32 = 2700;
 /// How often leases are sent, milliseconds.
 pub const LEASE_INTERVAL_MS: u64 = 1000;
 

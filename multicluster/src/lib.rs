@@ -171,8 +171,8 @@ impl Federation {
         tasks.push(tokio::spawn(follow_exports(shared.clone())));
         tasks.push(tokio::spawn(follow_members(shared.clone())));
         tasks.push(tokio::spawn(async move {
-            // A tenth of a second is the error that lapsing may add to a lease of three seconds.
-            let mut clock = tokio::time::interval(Duration::from_millis(100));
+            // What lapsing may add to a lease.
+            let mut clock = tokio::time::interval(Duration::from_millis(50));
             loop {
                 clock.tick().await;
                 shared.tick();

@@ -32,6 +32,8 @@ use crate::{
 pub const QUIC_PATIENCE: Duration = Duration::from_millis(1500);
 /// TCP takes over for this long before QUIC is tried again.
 const TCP_HOLD: Duration = Duration::from_secs(10);
+/// The same, when the peer answered and refused.
+const REFUSED_HOLD: Duration = Duration::from_secs(1);
 /// TCP connect.
 const TCP_TIMEOUT: Duration = Duration::from_secs(5);
 /// A connection without a packet from the peer for this long is dead.
@@ -250,9 +252,10 @@ impl Trunk {
                 self.endpoint.connect(address, "trunk.flotilla.internal").map_err(|e| e.to_string())?;
             connecting.await.map_err(|e| e.to_string())
         };
-        let result = match tokio::time::timeout(QUIC_PATIENCE, dial).await {
-            Ok(r) => r,
-            Err(_) => Err(format!("no answer within {} ms", QUIC_PATIENCE.as_millis())),
+        // A peer that answers and refuses may only be starting; silence is a network that eats UDP.
+        let (result, hold) = match tokio::time::timeout(QUIC_PATIENCE, dial).await {
+            Ok(r) => (r, REFUSED_HOLD),
+            Err(_) => (Err(format!("no answer within {} ms", QUIC_PATIENCE.as_millis())), TCP_HOLD),
         };
         match result {
             Ok(connection) => {
@@ -264,7 +267,7 @@ impl Trunk {
             Err(error) => {
                 tracing::warn!(%address, %error, "QUIC does not get through: TCP takes over");
                 self.metrics.quic_failures.inc();
-                self.peers().insert(address, Peer::TcpUntil(Instant::now() + TCP_HOLD));
+                self.peers().insert(address, Peer::TcpUntil(Instant::now() + hold));
                 None
             }
         }

@@ -300,8 +300,8 @@ fn leases_lapse_and_return() {
     log.replace(table(&["a"]));
     let mut import = Import::new(Persisted::default(), 0, 0);
     import_all(&mut import, &log);
-    assert!(!import.tick(2999).changed);
-    assert!(import.tick(3000).changed);
+    assert!(!import.tick(u64::from(LEASE_MS) - 1).changed);
+    assert!(import.tick(u64::from(LEASE_MS)).changed);
     assert_eq!(import.lease(), LeaseState::Lapsed);
     assert_eq!(names(&import), ["a"], "kept");
     assert!(import.on_frame(9000, log.lease()).unwrap().changed);
