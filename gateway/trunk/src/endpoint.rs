@@ -24,7 +24,7 @@ use tokio::{net::TcpStream, sync::Semaphore, task::JoinHandle};
 
 use crate::{
     ALPN, TrunkStream,
-    watch::{self, KEEP_ALIVE},
+    watch::{self, KEEP_ALIVE, Lost},
 };
 
 /// A QUIC handshake that takes longer is taken for blocked UDP; TCP then has half a second left of
@@ -86,7 +86,7 @@ pub struct TrunkMetrics {
     pub tcp_sessions: Counter,
     /// Sessions accepted from peers.
     pub accepted_sessions: Counter,
-    /// QUIC handshakes that failed, and connections that UDP stopped reaching.
+    /// QUIC handshakes that failed, and connections that stopped reaching their peer.
     pub quic_failures: Counter,
 }
 
@@ -274,15 +274,24 @@ impl Trunk {
     }
 }
 
-/// Lets TCP take over when UDP is blocked. Ends with the connection.
+/// Gives a connection up that leads nowhere: TCP takes over, or says at once that nobody is there. Ends
+/// with the connection.
 async fn watch(connection: Connection, address: SocketAddr, peers: Arc<Peers>, metrics: TrunkMetrics) {
-    if watch::blocked(&connection, address).await {
-        tracing::warn!(%address, "UDP no longer gets through: TCP takes over");
-        metrics.quic_failures.inc();
-        let over = Peer::TcpUntil(Instant::now() + TCP_HOLD);
-        peers.lock().unwrap_or_else(PoisonError::into_inner).insert(address, over);
-        connection.close(VarInt::from_u32(2), b"UDP is blocked");
-    }
+    let Some(lost) = watch::lost(&connection, address).await else { return };
+    let reason: &[u8] = match lost {
+        Lost::Blocked => {
+            tracing::warn!(%address, "UDP no longer gets through: TCP takes over");
+            b"UDP is blocked"
+        }
+        Lost::Gone => {
+            tracing::warn!(%address, "the gateway is gone: its sessions end");
+            b"no answer"
+        }
+    };
+    metrics.quic_failures.inc();
+    let over = Peer::TcpUntil(Instant::now() + TCP_HOLD);
+    peers.lock().unwrap_or_else(PoisonError::into_inner).insert(address, over);
+    connection.close(VarInt::from_u32(2), reason);
 }
 
 fn cluster_of(connection: &Connection) -> Option<ClusterId> {

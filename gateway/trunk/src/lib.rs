@@ -9,7 +9,7 @@
 //! Invariants: the outer connection is mutual TLS under the mesh's trust bundle and leads to the
 //! cluster that the inner name asks for; the trunk never holds a workload's key; when UDP does not
 //! pass, TCP takes over within [`QUIC_PATIENCE`], when it stops passing within two seconds, and QUIC is
-//! tried again later.
+//! tried again later; the sessions of a gateway that died end within two seconds.
 //!
 //! Not here yet: relays, migration policy, datagrams, a congestion controller of our own (quinn's BBR
 //! is used, since CUBIC collapses on a pooled connection with loss).

@@ -1,11 +1,13 @@
-//! Noticing that a network stopped passing UDP.
+//! Noticing that a network stopped passing UDP, or that the peer died without a word.
 //!
 //! QUIC itself gives up after its idle timeout, far too late. A shorter one would end every session in
-//! an outage of a second, which TCP survives. So silence alone is only a suspicion; if TCP reaches the
-//! peer while QUIC is silent, UDP is what is blocked, and the connection is closed so that its
-//! sessions start again over TCP.
+//! an outage of a second, which TCP survives. So silence alone is only a suspicion, and TCP says what it
+//! means. If TCP reaches the peer while QUIC is silent, UDP is what is blocked, and the connection is
+//! closed so that its sessions start again over TCP. If the peer's host refuses TCP, nobody is there
+//! any more: sessions end now, as those over TCP do when a process dies.
 
 use std::{
+    io,
     net::SocketAddr,
     time::{Duration, Instant},
 };
@@ -21,13 +23,22 @@ const TICK: Duration = Duration::from_millis(100);
 /// With silence and tick it stays below the two seconds in which TCP must have taken over.
 const PROBE: Duration = Duration::from_millis(700);
 
-/// Answers when UDP to the peer is blocked; `false` if the connection ended otherwise.
-pub(crate) async fn blocked(connection: &Connection, address: SocketAddr) -> bool {
+/// Why a silent connection is given up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Lost {
+    /// TCP reaches the peer, UDP does not.
+    Blocked,
+    /// The host answers, the gateway does not exist any more.
+    Gone,
+}
+
+/// Answers when the connection should be given up; `None` if it ended otherwise.
+pub(crate) async fn lost(connection: &Connection, address: SocketAddr) -> Option<Lost> {
     let mut seen = connection.stats().udp_rx.datagrams;
     let mut heard = Instant::now();
     loop {
         tokio::select! {
-            _ = connection.closed() => return false,
+            _ = connection.closed() => return None,
             () = tokio::time::sleep(TICK) => {}
         }
         let now = connection.stats().udp_rx.datagrams;
@@ -39,8 +50,12 @@ pub(crate) async fn blocked(connection: &Connection, address: SocketAddr) -> boo
             continue;
         }
         let reached = tokio::time::timeout(PROBE, TcpStream::connect(address)).await;
-        if matches!(reached, Ok(Ok(_))) && connection.stats().udp_rx.datagrams == seen {
-            return true;
+        if connection.stats().udp_rx.datagrams == seen {
+            match reached {
+                Ok(Ok(_)) => return Some(Lost::Blocked),
+                Ok(Err(e)) if e.kind() == io::ErrorKind::ConnectionRefused => return Some(Lost::Gone),
+                _ => {}
+            }
         }
         // An outage of everything, or over: look again after as long a silence.
         heard = Instant::now();

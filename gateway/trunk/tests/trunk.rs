@@ -138,3 +138,32 @@ async fn tcp_takes_over_where_udp_does_not_pass() {
     west.dial(deliver, Some(&id("east"))).await.unwrap();
     assert!(begun.elapsed().as_millis() < 500);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sessions_end_soon_after_their_gateway_died() {
+    let root = root();
+    let deliver = echo().await;
+    let west = start(&gateway(&root, &root, "west"), deliver);
+    // A runtime of its own dies like a process: nobody is told.
+    let process = std::thread::spawn(|| tokio::runtime::Runtime::new().unwrap()).join().unwrap();
+    let secrets = gateway(&root, &root, "east");
+    let east = process.spawn(async move { start(&secrets, deliver) }).await.unwrap();
+    let to = east.address().unwrap();
+    let mut s = west.dial(to, Some(&id("east"))).await.unwrap();
+    // QUIC tells the peer of a stream with its first bytes.
+    s.write_all(b"x").await.unwrap();
+    let mut echoed = [0; 7];
+    s.read_exact(&mut echoed).await.unwrap();
+    assert_eq!(west.path(to), Path::Quic);
+
+    process.shutdown_background();
+    let begun = Instant::now();
+    let end = tokio::time::timeout(std::time::Duration::from_secs(5), s.read_u8()).await;
+    assert!(end.expect("the session ends").is_err());
+    assert!(begun.elapsed().as_millis() < 2500, "{:?}", begun.elapsed());
+    // And whoever comes next hears it at once.
+    let begun = Instant::now();
+    assert!(west.dial(to, Some(&id("east"))).await.is_err());
+    assert!(begun.elapsed().as_millis() < 500, "{:?}", begun.elapsed());
+    drop(east);
+}
