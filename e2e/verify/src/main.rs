@@ -77,6 +77,9 @@ impl Verify {
         self.cargo("release build", &["build", "--release", "--package", "flotilla"]);
         self.step("demo", |v| v.demo());
         self.step("lean binaries", |v| {
+            let mut c = v.command("cargo");
+            c.args(["build", "--workspace", "--bins"]);
+            spawn(c)?;
             for name in ["flotilla-sidecar", "flotilla-gateway"] {
                 let mut c = v.command(&target(&v.root).join("debug").join(name).display().to_string());
                 c.arg("--version");
