@@ -1,0 +1,149 @@
+//! Clusters: how upstreams are found, chosen and spoken to.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use serde::{Deserialize, Serialize};
+
+use super::{LoadAssignment, SecretRef, Validation};
+
+/// `envoy.config.cluster.v3.Cluster`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cluster {
+    /// Such as `outbound|9080|v1|reviews.books.svc.cluster.local`.
+    pub name: String,
+    /// Where endpoints come from.
+    pub discovery: Discovery,
+    /// Load balancing.
+    pub lb: LbPolicy,
+    /// TCP (and TLS) connect.
+    pub connect_timeout: Duration,
+    /// HTTP version spoken upstream.
+    pub http: UpstreamHttp,
+    /// TLS to every endpoint that no entry of `tls_matches` takes.
+    pub tls: Option<UpstreamTls>,
+    /// `transport_socket_matches`: the first whose labels all equal the endpoint's
+    /// `transport_labels` decides.
+    pub tls_matches: Vec<TransportSocketMatch>,
+    /// Limits.
+    pub limits: CircuitBreakers,
+    /// Passive health.
+    pub outlier: Option<OutlierDetection>,
+    /// Requests per upstream connection; 0 is no limit.
+    pub max_requests_per_connection: u32,
+    /// Idle upstream HTTP connection.
+    pub idle_timeout: Option<Duration>,
+    /// Below this share of healthy hosts (percent) health is ignored.
+    pub panic_threshold: u32,
+    /// Whether locality weights are used.
+    pub locality_weighted: bool,
+    /// TCP keep-alive of upstream connections.
+    pub keepalive: Option<Duration>,
+}
+
+/// `Cluster.DiscoveryType`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Discovery {
+    /// EDS under this service name.
+    Eds(String),
+    /// In the cluster.
+    Static(LoadAssignment),
+    /// All addresses that the names resolve to.
+    StrictDns(LoadAssignment),
+    /// One address that the name resolves to.
+    LogicalDns(LoadAssignment),
+    /// The connection's original destination.
+    OriginalDst,
+}
+
+/// `Cluster.LbPolicy`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum LbPolicy {
+    /// Weighted round robin.
+    RoundRobin,
+    /// The less loaded of two random hosts.
+    LeastRequest,
+    /// Weighted random.
+    Random,
+    /// Ketama ring of at least this size.
+    RingHash(u64),
+    /// Maglev table of this prime size.
+    Maglev(u64),
+}
+
+/// HTTP version spoken upstream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum UpstreamHttp {
+    /// HTTP/1.1.
+    Http1,
+    /// HTTP/2.
+    Http2,
+    /// The downstream's.
+    Downstream,
+    /// By ALPN of the upstream TLS session: HTTP/2 when the peer's proxy accepts it.
+    Auto,
+}
+
+/// `envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct UpstreamTls {
+    /// Client certificate.
+    pub certificate: Option<SecretRef>,
+    /// Server verification.
+    pub validation: Validation,
+    /// SNI; empty sends none.
+    pub sni: String,
+    /// ALPN, preferred first.
+    pub alpn: Vec<String>,
+}
+
+/// `Cluster.TransportSocketMatch`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TransportSocketMatch {
+    /// For statistics.
+    pub name: String,
+    /// All must equal the endpoint's `transport_labels`; empty matches every endpoint.
+    pub labels: BTreeMap<String, String>,
+    /// `None` is plaintext.
+    pub tls: Option<UpstreamTls>,
+}
+
+/// `envoy.config.cluster.v3.CircuitBreakers.Thresholds`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CircuitBreakers {
+    /// Connections.
+    pub max_connections: u32,
+    /// Requests waiting for a connection.
+    pub max_pending: u32,
+    /// Requests in flight.
+    pub max_requests: u32,
+    /// Retries in flight.
+    pub max_retries: u32,
+}
+
+impl Default for CircuitBreakers {
+    fn default() -> Self {
+        Self {
+            max_connections: u32::MAX,
+            max_pending: u32::MAX,
+            max_requests: u32::MAX,
+            max_retries: u32::MAX,
+        }
+    }
+}
+
+/// `envoy.config.cluster.v3.OutlierDetection`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OutlierDetection {
+    /// Consecutive 5xx (and connect failures); 0 is off.
+    pub consecutive_5xx: u32,
+    /// Consecutive 502, 503, 504 and connect failures; 0 is off.
+    pub consecutive_gateway: u32,
+    /// Sweep for returning hosts.
+    pub interval: Duration,
+    /// Ejection time, multiplied by the number of ejections.
+    pub base_ejection: Duration,
+    /// Upper end of the ejection time.
+    pub max_ejection: Duration,
+    /// Share of hosts that may be ejected, percent; one always may.
+    pub max_percent: u32,
+}

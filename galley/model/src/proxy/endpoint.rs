@@ -1,0 +1,60 @@
+//! Endpoints of a cluster by locality and priority.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::Locality;
+
+/// `envoy.config.endpoint.v3.ClusterLoadAssignment`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct LoadAssignment {
+    /// EDS service name.
+    pub name: String,
+    /// Endpoints by locality and priority.
+    pub localities: Vec<LocalityEndpoints>,
+    /// Percent; Envoy's default is 140.
+    pub overprovisioning: u32,
+}
+
+/// `envoy.config.endpoint.v3.LocalityLbEndpoints`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct LocalityEndpoints {
+    /// Where they are.
+    pub locality: Locality,
+    /// 0 is used first.
+    pub priority: u32,
+    /// Share among localities of the same priority, if the cluster is locality weighted.
+    pub weight: u32,
+    /// The endpoints.
+    pub endpoints: Vec<LbEndpoint>,
+}
+
+/// `envoy.config.endpoint.v3.LbEndpoint`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct LbEndpoint {
+    /// IP address or, with DNS discovery, a name.
+    pub address: String,
+    /// Port.
+    pub port: u16,
+    /// Relative weight, at least 1.
+    pub weight: u32,
+    /// Health known to the control plane.
+    pub health: EndpointHealth,
+    /// Filter metadata `envoy.transport_socket_match`.
+    pub transport_labels: BTreeMap<String, String>,
+    /// Filter metadata `istio`: `workload` is `name;namespace;canonical name;revision;cluster`.
+    pub workload: String,
+}
+
+/// `envoy.config.core.v3.HealthStatus`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+pub enum EndpointHealth {
+    /// Usable.
+    #[default]
+    Healthy,
+    /// Used only in panic.
+    Unhealthy,
+    /// No new streams.
+    Draining,
+}

@@ -1,0 +1,287 @@
+//! Listeners: where connections are taken and what is done with them first.
+
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use super::{Rbac, RouteConfiguration, StringMatch, WeightedCluster};
+
+/// `envoy.config.listener.v3.Listener`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Listener {
+    /// Unique name.
+    pub name: String,
+    /// Address to bind; with `bind_to_port: false` only a key for original destinations.
+    pub address: SocketAddr,
+    /// False: connections arrive only from a listener with `use_original_dst`.
+    pub bind_to_port: bool,
+    /// Recover where a redirected connection was going, and hand it to the listener that matches
+    /// (exact address, then the wildcard address with that port), else keep it. An inbound listener
+    /// always keeps it: the same port may be the key of a listener for outbound traffic.
+    pub use_original_dst: bool,
+    /// Bind with `IP_TRANSPARENT` (TPROXY).
+    pub transparent: bool,
+    /// Which side of the workload.
+    pub direction: Direction,
+    /// Peek for a TLS ClientHello (SNI, ALPN) before choosing a chain.
+    pub inspect_tls: bool,
+    /// Peek for HTTP/1 or HTTP/2 before choosing a chain.
+    pub inspect_http: bool,
+    /// Expect a PROXY protocol header (v1 or v2).
+    pub proxy_protocol: bool,
+    /// How long inspection may wait for bytes; then the connection is matched with what is known.
+    pub inspect_timeout: Duration,
+    /// Chains, chosen by the most specific match.
+    pub filter_chains: Vec<FilterChain>,
+    /// Used when none matches; without it the connection is closed.
+    pub default_filter_chain: Option<FilterChain>,
+    /// Log of connections that no chain took.
+    pub access_log: Vec<AccessLog>,
+}
+
+/// `envoy.config.core.v3.TrafficDirection`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+pub enum Direction {
+    /// Not a sidecar, such as a gateway.
+    #[default]
+    Unspecified,
+    /// Towards the workload.
+    Inbound,
+    /// From the workload.
+    Outbound,
+}
+
+/// `envoy.config.listener.v3.FilterChain`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FilterChain {
+    /// Name, for logs and updates.
+    pub name: String,
+    /// When it applies.
+    pub matches: FilterChainMatch,
+    /// TLS termination.
+    pub tls: Option<DownstreamTls>,
+    /// Filters; the last one is terminal ([`NetworkFilter::Http`] or [`NetworkFilter::Tcp`]).
+    pub filters: Vec<NetworkFilter>,
+}
+
+/// `envoy.config.listener.v3.FilterChainMatch`; empty criteria match everything. Envoy's order:
+/// destination port, destination prefix (longest), server name (exact, then longest wildcard
+/// suffix), transport protocol, application protocols, source prefix.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct FilterChainMatch {
+    /// Original destination port.
+    pub destination_port: Option<u16>,
+    /// Original destination address.
+    pub destination_prefixes: Vec<IpNet>,
+    /// SNI: exact, or `*.suffix`.
+    pub server_names: Vec<String>,
+    /// `tls` or `raw_buffer`, as detected.
+    pub transport_protocol: Option<TransportProtocol>,
+    /// ALPN of the ClientHello, or `http/1.1` / `h2c` as detected by the HTTP inspector.
+    pub application_protocols: Vec<String>,
+    /// Source address.
+    pub source_prefixes: Vec<IpNet>,
+}
+
+/// Detected transport protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum TransportProtocol {
+    /// A TLS ClientHello was seen.
+    Tls,
+    /// Anything else.
+    RawBuffer,
+}
+
+/// `envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DownstreamTls {
+    /// Certificate and key.
+    pub certificate: SecretRef,
+    /// Whether a client certificate is asked for.
+    pub client_certificate: ClientCertificate,
+    /// ALPN, preferred first.
+    pub alpn: Vec<String>,
+    /// Lowest version accepted.
+    pub min_version: TlsVersion,
+}
+
+/// Client authentication of a TLS server.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ClientCertificate {
+    /// Not asked for.
+    None,
+    /// Asked for; verified if given.
+    Optional(Validation),
+    /// Handshake fails without one.
+    Required(Validation),
+}
+
+/// TLS protocol version.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum TlsVersion {
+    /// TLS 1.2.
+    V1_2,
+    /// TLS 1.3.
+    V1_3,
+}
+
+/// Where a secret comes from.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum SecretRef {
+    /// SDS by name. `default` is the workload's SVID, `ROOTCA` the trust bundle,
+    /// `kubernetes://<name>` a gateway credential.
+    Sds(String),
+    /// PEM files read at start and on change.
+    Files {
+        /// Certificate chain (or CA bundle when used for validation).
+        chain: String,
+        /// Private key; empty when used for validation.
+        key: String,
+    },
+}
+
+/// Verification of a peer's certificate.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Validation {
+    /// Trusted roots; `None` skips verification (only where a user asked for that).
+    pub trusted: Option<SecretRef>,
+    /// Any of these must match a URI or DNS SAN; empty accepts any.
+    pub sans: Vec<StringMatch>,
+}
+
+/// `envoy.config.listener.v3.Filter`, those the engine has.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum NetworkFilter {
+    /// `envoy.filters.network.rbac`: closes the connection when denied.
+    Rbac(Rbac),
+    /// `envoy.filters.network.sni_cluster`: the SNI names the cluster of the following TCP proxy.
+    SniCluster,
+    /// `envoy.filters.network.tcp_proxy`.
+    Tcp(TcpProxy),
+    /// `envoy.filters.network.http_connection_manager`.
+    Http(Box<HttpConnectionManager>),
+}
+
+/// `envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TcpProxy {
+    /// Prefix of statistics.
+    pub stat_prefix: String,
+    /// Destinations by weight, at least one.
+    pub clusters: Vec<WeightedCluster>,
+    /// Closes when no byte passed for this long; `None` never.
+    pub idle_timeout: Option<Duration>,
+    /// Log of connections.
+    pub access_log: Vec<AccessLog>,
+}
+
+/// `envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HttpConnectionManager {
+    /// Prefix of statistics.
+    pub stat_prefix: String,
+    /// Codec of the downstream connection.
+    pub codec: HttpCodec,
+    /// Routes.
+    pub routes: RouteSource,
+    /// HTTP filters in order; the router is implied at the end.
+    pub filters: Vec<HttpFilter>,
+    /// The connection's peer is the client: append it to `x-forwarded-for`.
+    pub use_remote_address: bool,
+    /// Trusted proxies in front, for `x-forwarded-for`.
+    pub trusted_hops: u32,
+    /// What happens to `x-forwarded-client-cert`.
+    pub forward_client_cert: ForwardClientCert,
+    /// Whether `Upgrade: websocket` (and its HTTP/2 form) is accepted.
+    pub websocket: bool,
+    /// Value of the `server` response header; empty leaves the upstream's.
+    pub server_name: String,
+    /// Resolve dot segments before routing (RFC 3986 section 6.2.2.3).
+    pub normalize_path: bool,
+    /// Collapse `//` before routing.
+    pub merge_slashes: bool,
+    /// Log of requests.
+    pub access_log: Vec<AccessLog>,
+    /// Tracing; `None` only forwards headers.
+    pub tracing: Option<Tracing>,
+    /// Time without a stream after which the connection is drained; `None` never.
+    pub idle_timeout: Option<Duration>,
+    /// Time in which the request head must arrive; `None` never.
+    pub request_headers_timeout: Option<Duration>,
+    /// Time without activity on a stream; `None` never.
+    pub stream_idle_timeout: Option<Duration>,
+    /// Keep `x-request-id` of the client if there is one.
+    pub preserve_request_id: bool,
+}
+
+/// Codec of a downstream HTTP connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum HttpCodec {
+    /// By ALPN, else by the first bytes.
+    Auto,
+    /// HTTP/1.x.
+    Http1,
+    /// HTTP/2.
+    Http2,
+}
+
+/// Where an HTTP connection manager's routes come from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RouteSource {
+    /// RDS by name.
+    Rds(String),
+    /// In the listener.
+    Inline(Arc<RouteConfiguration>),
+}
+
+/// `HttpConnectionManager.ForwardClientCertDetails`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum ForwardClientCert {
+    /// Remove it.
+    Sanitize,
+    /// Forward what came over mTLS.
+    ForwardOnly,
+    /// Append this hop's client.
+    AppendForward,
+    /// Replace it by this hop's client.
+    SanitizeSet,
+}
+
+/// HTTP filters before the router.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum HttpFilter {
+    /// `envoy.filters.http.rbac`: 403 `RBAC: access denied`.
+    Rbac(Rbac),
+    /// `envoy.filters.http.cors`; the policy is on the route.
+    Cors,
+    /// `envoy.filters.http.fault`; the fault is on the route.
+    Fault,
+    /// `envoy.filters.http.grpc_stats`.
+    GrpcStats,
+}
+
+/// Trace sampling of an HTTP connection manager.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tracing {
+    /// Share of requests without a sampling decision that are sampled, in 1/10,000.
+    pub sampling: u32,
+}
+
+/// Where and how access is logged.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AccessLog {
+    /// File, `/dev/stdout` or `/dev/stderr`.
+    pub path: String,
+    /// Format.
+    pub format: AccessLogFormat,
+}
+
+/// Format of an access log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum AccessLogFormat {
+    /// One line; Envoy's `%COMMAND(arg):len%` operators. Empty means Istio's default line.
+    Text(String),
+    /// One JSON object per line, values with the same operators.
+    Json(BTreeMap<String, String>),
+}

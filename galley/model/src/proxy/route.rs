@@ -1,0 +1,377 @@
+//! Routes: which request goes where, and what is done to it on the way.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// `envoy.config.route.v3.RouteConfiguration`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RouteConfiguration {
+    /// Name that RDS subscribes to.
+    pub name: String,
+    /// Hosts.
+    pub virtual_hosts: Vec<VirtualHost>,
+}
+
+/// `envoy.config.route.v3.VirtualHost`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VirtualHost {
+    /// Unique in the configuration.
+    pub name: String,
+    /// `host`, `host:port`, `*.suffix`, `prefix.*` or `*`; exact before longest suffix before
+    /// longest prefix before `*`. Case-insensitive.
+    pub domains: Vec<String>,
+    /// Redirect plain HTTP to HTTPS with 301.
+    pub require_tls: bool,
+    /// First match wins.
+    pub routes: Vec<Route>,
+    /// Applied after the route's.
+    pub request_headers: HeaderOps,
+    /// Applied after the route's.
+    pub response_headers: HeaderOps,
+}
+
+/// `envoy.config.route.v3.Route`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Route {
+    /// Logged as the route's name.
+    pub name: String,
+    /// When it applies.
+    pub matches: RouteMatch,
+    /// What it does.
+    pub action: RouteAction,
+    /// Request header changes.
+    pub request_headers: HeaderOps,
+    /// Response header changes.
+    pub response_headers: HeaderOps,
+    /// Injected faults.
+    pub fault: Option<Fault>,
+    /// Cross-origin policy.
+    pub cors: Option<Cors>,
+    /// Trace operation.
+    pub operation: String,
+}
+
+/// `envoy.config.route.v3.RouteMatch`: all parts must hold.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RouteMatch {
+    /// Path without query.
+    pub path: PathMatch,
+    /// False compares exact and prefix paths without case.
+    pub case_sensitive: bool,
+    /// Header conditions; `:method`, `:authority`, `:scheme` work as names.
+    pub headers: Vec<HeaderMatch>,
+    /// Query parameter conditions.
+    pub query: Vec<QueryMatch>,
+}
+
+impl RouteMatch {
+    /// Matches every request.
+    #[must_use]
+    pub fn any() -> Self {
+        Self { path: PathMatch::Prefix("/".into()), case_sensitive: true, headers: vec![], query: vec![] }
+    }
+}
+
+/// Condition on the path.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PathMatch {
+    /// Starts with these bytes.
+    Prefix(String),
+    /// Starts with these segments.
+    SegmentPrefix(String),
+    /// Equals.
+    Exact(String),
+    /// RE2 syntax, whole path.
+    Regex(String),
+}
+
+/// Condition on a header. Several values are joined by `,` first.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct HeaderMatch {
+    /// Lower-case name.
+    pub name: String,
+    /// Condition.
+    pub value: HeaderValueMatch,
+    /// Negates the condition.
+    pub invert: bool,
+}
+
+/// Condition on a header's value.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum HeaderValueMatch {
+    /// True: it is there; false: it is not.
+    Present(bool),
+    /// It is there and matches.
+    Value(StringMatch),
+}
+
+/// Condition on a query parameter.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct QueryMatch {
+    /// Name, case-sensitive.
+    pub name: String,
+    /// Condition; `None` means presence.
+    pub value: Option<StringMatch>,
+}
+
+/// `envoy.type.matcher.v3.StringMatcher`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct StringMatch {
+    /// Condition.
+    pub kind: StringMatchKind,
+    /// Compare without case (not for regex).
+    pub ignore_case: bool,
+}
+
+impl StringMatch {
+    /// Equals `s`, with case.
+    #[must_use]
+    pub fn exact(s: impl Into<String>) -> Self {
+        Self { kind: StringMatchKind::Exact(s.into()), ignore_case: false }
+    }
+    /// Starts with `s`, with case.
+    #[must_use]
+    pub fn prefix(s: impl Into<String>) -> Self {
+        Self { kind: StringMatchKind::Prefix(s.into()), ignore_case: false }
+    }
+    /// Ends with `s`, with case.
+    #[must_use]
+    pub fn suffix(s: impl Into<String>) -> Self {
+        Self { kind: StringMatchKind::Suffix(s.into()), ignore_case: false }
+    }
+    /// RE2 syntax over the whole value.
+    #[must_use]
+    pub fn regex(s: impl Into<String>) -> Self {
+        Self { kind: StringMatchKind::Regex(s.into()), ignore_case: false }
+    }
+}
+
+/// Condition on a string.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum StringMatchKind {
+    /// Equals.
+    Exact(String),
+    /// Starts with.
+    Prefix(String),
+    /// Ends with.
+    Suffix(String),
+    /// Contains.
+    Contains(String),
+    /// RE2 syntax, whole value.
+    Regex(String),
+}
+
+/// What a route does.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RouteAction {
+    /// Forward upstream.
+    Forward(Box<Forward>),
+    /// Redirect.
+    Redirect(Redirect),
+    /// Answer here.
+    Direct(DirectResponse),
+}
+
+/// `envoy.config.route.v3.RouteAction`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Forward {
+    /// Destinations, at least one; picked in proportion to their weights.
+    pub clusters: Vec<WeightedCluster>,
+    /// Whole request; `None` is no limit.
+    pub timeout: Option<Duration>,
+    /// Overrides the connection manager's stream idle timeout.
+    pub idle_timeout: Option<Duration>,
+    /// Retries; `None` is none.
+    pub retry: Option<RetryPolicy>,
+    /// Replaces the matched prefix (or the whole exact path).
+    pub prefix_rewrite: Option<String>,
+    /// `(pattern, substitution)` over the path.
+    pub regex_rewrite: Option<(String, String)>,
+    /// Replaces the authority.
+    pub host_rewrite: Option<String>,
+    /// Shadows.
+    pub mirrors: Vec<Mirror>,
+    /// Inputs of consistent hashing, in order.
+    pub hash: Vec<HashPolicy>,
+}
+
+/// A destination and its share.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct WeightedCluster {
+    /// Upstream cluster.
+    pub cluster: String,
+    /// Relative weight.
+    pub weight: u32,
+    /// Request header changes for this destination.
+    pub request_headers: HeaderOps,
+    /// Response header changes for this destination.
+    pub response_headers: HeaderOps,
+}
+
+impl WeightedCluster {
+    /// The only destination.
+    #[must_use]
+    pub fn only(cluster: impl Into<String>) -> Self {
+        Self { cluster: cluster.into(), weight: 1, ..Self::default() }
+    }
+}
+
+/// `envoy.config.route.v3.RetryPolicy`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RetryPolicy {
+    /// Conditions.
+    pub on: Vec<RetryOn>,
+    /// Status codes for [`RetryOn::RetriableStatusCodes`].
+    pub status_codes: Vec<u16>,
+    /// Retries beyond the first try.
+    pub attempts: u32,
+    /// Limit of each try.
+    pub per_try_timeout: Option<Duration>,
+    /// First back-off; doubles with full jitter.
+    pub base_interval: Duration,
+    /// Upper end of the back-off.
+    pub max_interval: Duration,
+    /// Pick hosts again up to this often to avoid ones already tried; 0 does not avoid.
+    pub host_selection_attempts: u32,
+}
+
+/// `x-envoy-retry-on` and `x-envoy-retry-grpc-on` conditions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum RetryOn {
+    /// Any 5xx, or no answer.
+    ServerError,
+    /// 502, 503, 504.
+    GatewayError,
+    /// No connection.
+    ConnectFailure,
+    /// `REFUSED_STREAM`.
+    RefusedStream,
+    /// Disconnect or reset before an answer.
+    Reset,
+    /// Reset before the request was sent upstream.
+    ResetBeforeRequest,
+    /// 409.
+    Retriable4xx,
+    /// Those in `status_codes`.
+    RetriableStatusCodes,
+    /// gRPC status 1.
+    Cancelled,
+    /// gRPC status 4.
+    DeadlineExceeded,
+    /// gRPC status 8.
+    ResourceExhausted,
+    /// gRPC status 13.
+    Internal,
+    /// gRPC status 14.
+    Unavailable,
+}
+
+/// A shadow of requests.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mirror {
+    /// Destination; answers are dropped.
+    pub cluster: String,
+    /// Share of requests in 1/1,000,000.
+    pub fraction: u32,
+}
+
+/// Input of consistent hashing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum HashPolicy {
+    /// A request header.
+    Header(String),
+    /// A cookie; made with this path and time to live if missing.
+    Cookie {
+        /// Name.
+        name: String,
+        /// Path attribute.
+        path: String,
+        /// `None`: not made if missing; zero: session cookie.
+        ttl: Option<Duration>,
+    },
+    /// Source address.
+    SourceIp,
+    /// A query parameter.
+    Query(String),
+}
+
+/// `envoy.config.route.v3.RedirectAction`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Redirect {
+    /// New scheme.
+    pub scheme: Option<String>,
+    /// New host.
+    pub host: Option<String>,
+    /// New port.
+    pub port: Option<u16>,
+    /// New path and query.
+    pub path: Option<String>,
+    /// Replaces the matched prefix.
+    pub prefix_rewrite: Option<String>,
+    /// 301, 302, 303, 307 or 308.
+    pub status: u16,
+}
+
+/// `envoy.config.route.v3.DirectResponseAction`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct DirectResponse {
+    /// Status.
+    pub status: u16,
+    /// Body.
+    pub body: Vec<u8>,
+}
+
+/// Changes to headers: removals first, then sets, then additions.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct HeaderOps {
+    /// Names to remove.
+    pub remove: Vec<String>,
+    /// Replace or create.
+    pub set: Vec<(String, String)>,
+    /// Append another value.
+    pub add: Vec<(String, String)>,
+}
+
+impl HeaderOps {
+    /// Whether there is nothing to do.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.remove.is_empty() && self.set.is_empty() && self.add.is_empty()
+    }
+}
+
+/// `envoy.extensions.filters.http.fault.v3.HTTPFault`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Fault {
+    /// Delay, and its share of requests in 1/1,000,000.
+    pub delay: Option<(Duration, u32)>,
+    /// Abort, and its share of requests in 1/1,000,000.
+    pub abort: Option<(AbortKind, u32)>,
+}
+
+/// What an injected abort answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum AbortKind {
+    /// HTTP status, body `fault filter abort`.
+    Http(u16),
+    /// gRPC status.
+    Grpc(u32),
+}
+
+/// `envoy.extensions.filters.http.cors.v3.CorsPolicy`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Cors {
+    /// Origins allowed.
+    pub allow_origins: Vec<StringMatch>,
+    /// `access-control-allow-methods`.
+    pub allow_methods: String,
+    /// `access-control-allow-headers`.
+    pub allow_headers: String,
+    /// `access-control-expose-headers`.
+    pub expose_headers: String,
+    /// `access-control-max-age`, seconds.
+    pub max_age: String,
+    /// `access-control-allow-credentials`.
+    pub allow_credentials: bool,
+}
