@@ -439,12 +439,13 @@ impl<'a> Story<'a> {
              \x20   curl -H 'Host: {host}' -H 'end-user: jason' http://{ingress}/api/page\n\
              \x20   curl -x http://{proxy} http://ratings.{NAMESPACE}:{PORT}/ratings\n\
              \x20 What the mesh knows:\n\
-             \x20   flotilla clusters --state-dir {ws}\n\
-             \x20   flotilla proxy-status --state-dir {ws}\n\
+             \x20   {exe} clusters --state-dir {ws}\n\
+             \x20   {exe} proxy-status --state-dir {ws}\n\
              \x20   curl http://{admin}/config_dump\n\
              \x20 Configuration, applied as soon as a file is saved:\n\
              \x20   {wc}\n\x20   {ec}",
             host = config::HOST,
+            exe = std::env::current_exe()?.display(),
             ws = west.state(),
             admin = west.workloads[0].admin(),
             wc = west.state().replace("/state", "/config"),
