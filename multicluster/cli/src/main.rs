@@ -69,8 +69,18 @@ enum Sample {
     Bookstore(bookstore::Args),
 }
 
+/// The command line. `cargo demo -- --check` arrives as `demo -- --check`, since the alias has a `--` of
+/// its own already: the second one says nothing.
+fn arguments(given: impl Iterator<Item = std::ffi::OsString>) -> Vec<std::ffi::OsString> {
+    let mut args: Vec<_> = given.collect();
+    if args.get(1).is_some_and(|a| a == "demo") && args.get(2).is_some_and(|a| a == "--") {
+        args.remove(2);
+    }
+    args
+}
+
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = Cli::parse_from(arguments(std::env::args_os()));
     if std::env::var_os(demo::DIE_WITH_PARENT).is_some() {
         // Asked for by a parent that must not leave processes behind, however it ends.
         let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
@@ -114,7 +124,17 @@ async fn run(command: Command) -> anyhow::Result<u8> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
+    use clap::{CommandFactory, Parser};
+
+    #[test]
+    fn flags_after_cargos_dashes_reach_the_demo() {
+        let parse = |line: &[&str]| {
+            super::Cli::try_parse_from(super::arguments(line.iter().map(Into::into))).map(|c| c.command)
+        };
+        for line in [&["flotilla", "demo", "--", "--check"][..], &["flotilla", "demo", "--check"]] {
+            assert!(matches!(parse(line), Ok(super::Command::Demo(_))), "{line:?}");
+        }
+    }
 
     #[test]
     fn the_command_line_is_consistent() {
