@@ -1,11 +1,12 @@
 //! Route tables: which virtual host and route take a request.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use http::Method;
 use mesh_model::proxy as model;
 use regex::bytes::Regex;
 
+use self::index::{DomainIndex, Key, PathIndex};
 use super::CompileError;
 use crate::{
     http::{
@@ -16,18 +17,15 @@ use crate::{
     upstream::cluster::ClusterSlot,
 };
 
+mod index;
+
 /// Finds or makes the slot of a cluster by name.
 pub(crate) type SlotOf<'a> = &'a mut dyn FnMut(&str) -> Arc<ClusterSlot>;
 
 /// A compiled [`model::RouteConfiguration`].
 #[derive(Debug)]
 pub(crate) struct RouteTable {
-    exact: HashMap<String, usize>,
-    /// Longest first.
-    suffixes: Vec<(String, usize)>,
-    /// Longest first.
-    prefixes: Vec<(String, usize)>,
-    any: Option<usize>,
+    domains: DomainIndex,
     hosts: Vec<Arc<VirtualHost>>,
 }
 
@@ -42,6 +40,7 @@ pub(crate) struct VirtualHost {
     pub(crate) service: Option<Arc<str>>,
     require_tls: bool,
     routes: Vec<Arc<Route>>,
+    index: PathIndex,
     pub(crate) request_headers: HeaderEdits,
     pub(crate) response_headers: HeaderEdits,
 }
@@ -184,37 +183,17 @@ pub(crate) enum Found<'a> {
 
 impl RouteTable {
     pub(crate) fn new(c: &model::RouteConfiguration, slot: SlotOf<'_>) -> Result<Self, CompileError> {
-        let mut t = Self {
-            exact: HashMap::new(),
-            suffixes: vec![],
-            prefixes: vec![],
-            any: None,
-            hosts: Vec::with_capacity(c.virtual_hosts.len()),
-        };
+        let mut t =
+            Self { domains: DomainIndex::default(), hosts: Vec::with_capacity(c.virtual_hosts.len()) };
         for (i, vh) in c.virtual_hosts.iter().enumerate() {
             for d in &vh.domains {
                 let d = d.to_ascii_lowercase();
-                let clash = if d == "*" {
-                    t.any.replace(i).is_some()
-                } else if let Some(suffix) = d.strip_prefix('*') {
-                    let clash = t.suffixes.iter().any(|(s, _)| s == suffix);
-                    t.suffixes.push((suffix.to_owned(), i));
-                    clash
-                } else if let Some(prefix) = d.strip_suffix('*') {
-                    let clash = t.prefixes.iter().any(|(s, _)| s == prefix);
-                    t.prefixes.push((prefix.to_owned(), i));
-                    clash
-                } else {
-                    t.exact.insert(d.clone(), i).is_some()
-                };
-                if clash {
+                if !t.domains.insert(&d, i) {
                     return Err(CompileError::DuplicateDomain(d));
                 }
             }
             t.hosts.push(Arc::new(VirtualHost::new(vh, slot)?));
         }
-        t.suffixes.sort_by_key(|(s, _)| std::cmp::Reverse(s.len()));
-        t.prefixes.sort_by_key(|(s, _)| std::cmp::Reverse(s.len()));
         Ok(t)
     }
 
@@ -227,12 +206,7 @@ impl RouteTable {
         } else {
             authority
         };
-        let suffix =
-            || self.suffixes.iter().find(|(s, _)| a.len() > s.len() && a.ends_with(s.as_str())).map(|m| m.1);
-        let prefix = || {
-            self.prefixes.iter().find(|(p, _)| a.len() > p.len() && a.starts_with(p.as_str())).map(|m| m.1)
-        };
-        let at = self.exact.get(a).copied().or_else(suffix).or_else(prefix).or(self.any)?;
+        let at = self.domains.find(a)?;
         self.hosts.get(at)
     }
 
@@ -242,7 +216,7 @@ impl RouteTable {
         if host.require_tls && !req.https {
             return Found::NeedsTls(host);
         }
-        match host.routes.iter().find(|r| r.matches(req)) {
+        match host.route(req) {
             Some(r) => Found::Route(host, r),
             None => Found::NoRoute(host),
         }
@@ -251,8 +225,11 @@ impl RouteTable {
 
 impl VirtualHost {
     fn new(vh: &model::VirtualHost, slot: SlotOf<'_>) -> Result<Self, CompileError> {
+        let routes: Vec<Arc<Route>> =
+            vh.routes.iter().map(|r| Route::new(r, slot).map(Arc::new)).collect::<Result<_, _>>()?;
         Ok(Self {
             name: Arc::from(vh.name.as_str()),
+            index: PathIndex::new(routes.iter().map(|r| r.key())),
             service: vh
                 .domains
                 .iter()
@@ -265,14 +242,36 @@ impl VirtualHost {
                 })
                 .map(Arc::from),
             require_tls: vh.require_tls,
-            routes: vh.routes.iter().map(|r| Route::new(r, slot).map(Arc::new)).collect::<Result<_, _>>()?,
+            routes,
             request_headers: HeaderEdits::new(&vh.request_headers)?,
             response_headers: HeaderEdits::new(&vh.response_headers)?,
         })
     }
+
+    /// The first route that takes a request.
+    fn route(&self, req: &RequestHead) -> Option<&Arc<Route>> {
+        let at = self.index.find(path_of(req), |at| self.routes.get(at).is_some_and(|r| r.matches(req)))?;
+        self.routes.get(at)
+    }
+}
+
+/// The path that routes match. CONNECT has none; only a route for every path takes it.
+fn path_of(req: &RequestHead) -> &str {
+    if req.method == Method::CONNECT && req.path.is_empty() { "/" } else { req.path_only() }
 }
 
 impl Route {
+    /// What the index may rely on.
+    fn key(&self) -> Key<'_> {
+        match &self.path {
+            // Folded paths are compared in another form than the index has.
+            _ if !self.case_sensitive => Key::Any,
+            PathMatcher::Exact(p) => Key::Exact(p),
+            PathMatcher::Prefix(p) | PathMatcher::Segments(p) => Key::Prefix(p),
+            PathMatcher::Regex(_) => Key::Any,
+        }
+    }
+
     fn new(r: &model::Route, slot: SlotOf<'_>) -> Result<Self, CompileError> {
         let m = &r.matches;
         let fold = |s: &str| if m.case_sensitive { s.to_owned() } else { s.to_ascii_lowercase() };
@@ -317,8 +316,7 @@ impl Route {
     }
 
     fn matches(&self, req: &RequestHead) -> bool {
-        // CONNECT has no path; only a route for every path takes it.
-        let raw = if req.method == Method::CONNECT && req.path.is_empty() { "/" } else { req.path_only() };
+        let raw = path_of(req);
         let lower;
         let path = if self.case_sensitive {
             raw
@@ -458,6 +456,8 @@ fn substitution(s: &str) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashMap;
+
     use super::*;
     use crate::http::message::{BodyKind, Version};
 
