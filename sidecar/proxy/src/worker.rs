@@ -1,5 +1,6 @@
 //! A worker: one thread, one runtime, everything that its connections share without locks.
 
+pub(crate) mod alarm;
 pub(crate) mod connection;
 pub(crate) mod signals;
 
@@ -23,7 +24,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use self::signals::Signals;
+use self::{alarm::Alarms, signals::Signals};
 use crate::{
     config::{Compiled, listener::Chain},
     listener::{accept, bind::BoundListener},
@@ -128,6 +129,7 @@ pub(crate) struct Worker {
     pub(crate) secrets: Arc<SecretStore>,
     pub(crate) pools: RefCell<HashMap<PoolKey, Rc<Pool>>>,
     pub(crate) rng: Rng,
+    pub(crate) alarms: Rc<Alarms>,
     /// Authorities seen by inbound listeners that name no service, kept few: they become metric labels.
     pub(crate) services: RefCell<HashMap<String, Rc<crate::upstream::cluster::ServiceName>>>,
     /// Signals of the chains that have connections here, by the address of the chain that each keeps alive.
@@ -201,6 +203,7 @@ async fn run(shared: Arc<Shared>, mut commands: mpsc::Receiver<Command>) {
         secrets: Arc::clone(&shared.secrets),
         pools: RefCell::default(),
         rng: Rng::new(rand::random()),
+        alarms: Rc::default(),
         services: RefCell::default(),
         signals: RefCell::default(),
         open: Cell::new(0),
@@ -230,6 +233,7 @@ async fn run(shared: Arc<Shared>, mut commands: mpsc::Receiver<Command>) {
             _ = sweep.tick() => {
                 pool::sweep(&worker);
                 worker.sweep_signals();
+                worker.alarms.sweep();
             }
             () = worker.shared.stop.cancelled() => break,
         }

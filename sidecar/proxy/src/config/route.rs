@@ -410,20 +410,19 @@ impl Forward {
         &self.clusters[0]
     }
 
-    /// Rewrites the path; true if it changed.
-    pub(crate) fn rewrite_path(&self, route: &Route, path: &mut String) -> bool {
+    /// The path that goes upstream, if it is another one.
+    pub(crate) fn rewritten_path(&self, route: &Route, path: &str) -> Option<String> {
         if let Some(with) = &self.prefix_rewrite {
-            *path = route.replace_matched(path, with);
-            return true;
+            return Some(route.replace_matched(path, with));
         }
-        let Some((regex, with)) = &self.regex_rewrite else { return false };
+        let (regex, with) = self.regex_rewrite.as_ref()?;
         let (p, q) = match path.split_once('?') {
             Some((p, q)) => (p, Some(q)),
-            None => (path.as_str(), None),
+            None => (path, None),
         };
         let new = regex.replace_all(p.as_bytes(), with.as_slice()).into_owned();
         // Substitution over ASCII yields ASCII unless the pattern splits a character; then keep the path.
-        let Ok(mut new) = String::from_utf8(new) else { return false };
+        let mut new = String::from_utf8(new).ok()?;
         if !new.starts_with('/') {
             new.insert(0, '/');
         }
@@ -431,8 +430,7 @@ impl Forward {
             new.push('?');
             new.push_str(q);
         }
-        *path = new;
-        true
+        Some(new)
     }
 }
 
@@ -581,9 +579,7 @@ mod tests {
         };
         let go = |r: &Route, p: &str| {
             let Action::Forward(f) = &r.action else { unreachable!() };
-            let mut p = p.to_owned();
-            f.rewrite_path(r, &mut p);
-            p
+            f.rewritten_path(r, p).unwrap()
         };
         let r = route(
             model::PathMatch::Prefix("/api/".into()),

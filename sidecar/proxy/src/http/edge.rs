@@ -5,6 +5,7 @@
 
 use std::{fmt::Write as _, net::IpAddr};
 
+use mesh_identity::PeerIdentity;
 use mesh_model::proxy::ForwardClientCert;
 use mesh_telemetry::trace::{TraceContext, TraceHeaders};
 
@@ -34,8 +35,8 @@ pub(crate) fn prepare(conn: &Connection, manager: &HttpManager, head: &mut Reque
     }
     let keep_id = head.headers.has(HeaderId::XRequestId) && (!edge || manager.config.preserve_request_id);
     if !keep_id {
-        head.headers
-            .set_id(HeaderId::XRequestId, uuid(conn.worker.rng.next(), conn.worker.rng.next()).as_bytes());
+        let id = uuid(conn.worker.rng.next(), conn.worker.rng.next());
+        head.headers.set_id(HeaderId::XRequestId, &id);
     }
     client_cert(conn, manager, &mut head.headers);
     trace(conn, manager, &mut head.headers, rec);
@@ -62,7 +63,7 @@ fn forwarded_for(conn: &Connection, manager: &HttpManager, headers: &mut Headers
         if !value.is_empty() {
             value.push(b',');
         }
-        value.extend_from_slice(peer.to_string().as_bytes());
+        value.extend_from_slice(conn.peer_text().as_bytes());
         headers.set_id(HeaderId::XForwardedFor, &value);
     }
     remote
@@ -81,28 +82,8 @@ fn client_cert(conn: &Connection, manager: &HttpManager, headers: &mut Headers) 
         ForwardClientCert::Sanitize => headers.remove_id(HeaderId::XForwardedClientCert),
         ForwardClientCert::ForwardOnly => {}
         ForwardClientCert::AppendForward | ForwardClientCert::SanitizeSet => {
-            let mut v = String::new();
-            let by = &conn.worker.options.node.principal;
-            if !by.is_empty() {
-                let _ = write!(v, "By={by};");
-            }
-            v.push_str("Hash=");
-            for b in identity.leaf_sha256 {
-                let _ = write!(v, "{b:02x}");
-            }
-            v.push_str(";Subject=\"");
-            for c in identity.subject.chars().filter(|c| !c.is_control() && c.is_ascii()) {
-                if matches!(c, '"' | '\\') {
-                    v.push('\\');
-                }
-                v.push(c);
-            }
-            v.push('"');
-            for uri in &identity.uri_sans {
-                if uri.bytes().all(|b| b.is_ascii_graphic() && !matches!(b, b',' | b';' | b'"' | b'\\')) {
-                    let _ = write!(v, ";URI={uri}");
-                }
-            }
+            let v =
+                conn.client_cert.get_or_init(|| cert_element(&conn.worker.options.node.principal, identity));
             if mode == ForwardClientCert::AppendForward
                 && let Some(old) = headers.joined(HeaderId::XForwardedClientCert.name().as_bytes())
             {
@@ -115,6 +96,32 @@ fn client_cert(conn: &Connection, manager: &HttpManager, headers: &mut Headers) 
             }
         }
     }
+}
+
+/// What a connection adds for every one of its requests.
+fn cert_element(by: &str, identity: &PeerIdentity) -> String {
+    let mut v = String::new();
+    if !by.is_empty() {
+        let _ = write!(v, "By={by};");
+    }
+    v.push_str("Hash=");
+    for b in identity.leaf_sha256 {
+        let _ = write!(v, "{b:02x}");
+    }
+    v.push_str(";Subject=\"");
+    for c in identity.subject.chars().filter(|c| !c.is_control() && c.is_ascii()) {
+        if matches!(c, '"' | '\\') {
+            v.push('\\');
+        }
+        v.push(c);
+    }
+    v.push('"');
+    for uri in &identity.uri_sans {
+        if uri.bytes().all(|b| b.is_ascii_graphic() && !matches!(b, b',' | b';' | b'"' | b'\\')) {
+            let _ = write!(v, ";URI={uri}");
+        }
+    }
+    v
 }
 
 /// Continues the caller's trace, or begins one, if tracing is on; else headers pass as they are.
@@ -156,24 +163,31 @@ fn trace(conn: &Connection, manager: &HttpManager, headers: &mut Headers, rec: &
     }
 }
 
-/// A version 4 UUID of two random numbers.
-fn uuid(a: u64, b: u64) -> String {
+/// A version 4 UUID of two random numbers (RFC 9562 section 5.4), as text. Every request gets one, so it is made
+/// by table rather than by formatting.
+fn uuid(a: u64, b: u64) -> [u8; 36] {
+    const HEX: &[u8; 16] = b"0123456789abcdef";
     let (a, b) = ((a & !0xf000) | 0x4000, (b & !(0xc << 60)) | (0x8 << 60));
-    format!(
-        "{:08x}-{:04x}-{:04x}-{:04x}-{:012x}",
-        a >> 32,
-        (a >> 16) & 0xffff,
-        a & 0xffff,
-        b >> 48,
-        b & 0xffff_ffff_ffff
-    )
+    let mut out = [b'-'; 36];
+    let mut at = 0;
+    for byte in a.to_be_bytes().into_iter().chain(b.to_be_bytes()) {
+        if matches!(at, 8 | 13 | 18 | 23) {
+            at += 1;
+        }
+        out[at] = HEX[usize::from(byte >> 4)];
+        out[at + 1] = HEX[usize::from(byte & 15)];
+        at += 2;
+    }
+    out
 }
 
 #[cfg(test)]
 mod tests {
     #[test]
     fn uuids_have_version_and_variant() {
-        assert_eq!(super::uuid(0, 0), "00000000-0000-4000-8000-000000000000");
-        assert_eq!(super::uuid(u64::MAX, u64::MAX), "ffffffff-ffff-4fff-bfff-ffffffffffff");
+        assert_eq!(&super::uuid(0, 0), b"00000000-0000-4000-8000-000000000000");
+        assert_eq!(&super::uuid(u64::MAX, u64::MAX), b"ffffffff-ffff-4fff-bfff-ffffffffffff");
+        let mixed = super::uuid(0x0123_4567_89ab_cdef, 0xfedc_ba98_7654_3210);
+        assert_eq!(&mixed, b"01234567-89ab-4def-bedc-ba9876543210");
     }
 }

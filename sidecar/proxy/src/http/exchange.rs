@@ -2,15 +2,14 @@
 
 use std::{
     cell::{Cell, RefCell},
-    future::{Future, poll_fn},
-    pin::Pin,
+    future::poll_fn,
     sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
 
 use bytes::Bytes;
-use tokio::time::{Instant, Sleep};
+use tokio::time::Instant;
 
 use super::{
     downstream::Downstream,
@@ -19,6 +18,7 @@ use super::{
     headers::Headers,
     message::{BodyKind, Frame, ResponseHead, StreamError},
 };
+use crate::worker::alarm::Alarm;
 
 /// An upstream stream of either protocol.
 pub(crate) enum Upstream {
@@ -271,37 +271,39 @@ pub(crate) enum Failure {
     Idle,
 }
 
-/// Time limits of a request.
+/// Time limits of a request, on one timer.
 pub(crate) struct Timers {
+    alarm: Alarm,
     timeout: Option<Duration>,
-    deadline: Option<Pin<Box<Sleep>>>,
-    idle: Option<(Duration, Pin<Box<Sleep>>)>,
+    deadline: Option<Instant>,
+    per_try: Option<Instant>,
+    idle: Option<(Duration, Instant)>,
     moved: Cell<u64>,
     seen: u64,
 }
 
 impl Timers {
-    pub(crate) fn new(timeout: Option<Duration>, idle: Option<Duration>) -> Self {
-        let idle = idle.filter(|t| !t.is_zero()).map(|t| (t, Box::pin(tokio::time::sleep(t))));
-        Self { timeout, deadline: None, idle, moved: Cell::new(0), seen: 0 }
+    pub(crate) fn new(alarm: Alarm, timeout: Option<Duration>, idle: Option<Duration>) -> Self {
+        let idle = idle.filter(|t| !t.is_zero()).map(|t| (t, Instant::now() + t));
+        Self { alarm, timeout, deadline: None, per_try: None, idle, moved: Cell::new(0), seen: 0 }
     }
 
     /// The request was received whole: its timeout begins, once.
     fn arm(&mut self) {
         if let Some(t) = self.timeout.take() {
-            self.deadline = Some(Box::pin(tokio::time::sleep(t)));
+            self.deadline = Some(Instant::now() + t);
         }
     }
 
     /// Waits, unless the request's time is over before.
     pub(crate) async fn back_off(&mut self, time: Duration) -> Result<(), Failure> {
-        let sleep = tokio::time::sleep(time);
-        match self.deadline.as_mut() {
-            None => sleep.await,
-            Some(d) => tokio::select! {
-                () = sleep => {}
-                () = d.as_mut() => return Err(Failure::Timeout),
-            },
+        let end = Instant::now() + time;
+        match self.deadline.filter(|d| *d < end) {
+            None => tokio::time::sleep_until(end).await,
+            Some(d) => {
+                tokio::time::sleep_until(d).await;
+                return Err(Failure::Timeout);
+            }
         }
         Ok(())
     }
@@ -311,22 +313,27 @@ impl Timers {
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Failure> {
-        if let Some(d) = self.deadline.as_mut()
-            && d.as_mut().poll(cx).is_ready()
-        {
-            return Poll::Ready(Failure::Timeout);
-        }
-        if let Some((limit, sleep)) = self.idle.as_mut() {
-            // Activity is noticed when the timer fires, so that moving bytes costs no timer operation.
-            while sleep.as_mut().poll(cx).is_ready() {
+        loop {
+            let idle = self.idle.map(|(_, at)| at);
+            let Some(next) = [self.deadline, self.per_try, idle].into_iter().flatten().min() else {
+                return Poll::Pending;
+            };
+            ready!(self.alarm.poll(next, cx));
+            if self.deadline.is_some_and(|d| d <= next) {
+                return Poll::Ready(Failure::Timeout);
+            }
+            if self.per_try.is_some_and(|d| d <= next) {
+                return Poll::Ready(Failure::PerTryTimeout);
+            }
+            if let Some((limit, at)) = self.idle.as_mut() {
+                // Activity is noticed when the timer fires, so that moving bytes costs no timer operation.
                 if self.seen == self.moved.get() {
                     return Poll::Ready(Failure::Idle);
                 }
                 self.seen = self.moved.get();
-                sleep.as_mut().reset(Instant::now() + *limit);
+                *at = Instant::now() + *limit;
             }
         }
-        Poll::Pending
     }
 }
 
@@ -338,10 +345,10 @@ pub(crate) async fn request<D: Downstream>(
     per_try: Option<Duration>,
     hold: bool,
 ) -> Result<ResponseHead, Failure> {
-    let mut try_timer = per_try.map(|t| Box::pin(tokio::time::sleep(t)));
+    timers.per_try = per_try.map(|t| Instant::now() + t);
     let (down, up, received) = (pump.down, pump.up, pump.received);
     let mut before = received.get();
-    poll_fn(|cx| {
+    let head = poll_fn(|cx| {
         if hold {
             let _ = up.poll_flush(cx);
         } else if !pump.is_done()
@@ -362,17 +369,14 @@ pub(crate) async fn request<D: Downstream>(
         if let Poll::Ready(f) = timers.poll(cx) {
             return Poll::Ready(Err(f));
         }
-        if let Some(t) = try_timer.as_mut()
-            && t.as_mut().poll(cx).is_ready()
-        {
-            return Poll::Ready(Err(Failure::PerTryTimeout));
-        }
         if down.poll_gone(cx).is_ready() {
             return Poll::Ready(Err(Failure::Downstream(StreamError::Reset)));
         }
         Poll::Pending
     })
-    .await
+    .await;
+    timers.per_try = None;
+    head
 }
 
 /// Moves the answer's body, and what is left of the request's. Returns the trailers.

@@ -258,6 +258,21 @@ impl Headers {
         self.push_id(id, value);
     }
 
+    /// Sets a decimal number.
+    pub(crate) fn set_number(&mut self, id: HeaderId, mut value: u64) {
+        let mut digits = [0; 20];
+        let mut at = digits.len();
+        loop {
+            at -= 1;
+            digits[at] = b'0' + (value % 10) as u8;
+            value /= 10;
+            if value == 0 {
+                break;
+            }
+        }
+        self.set_id(id, &digits[at..]);
+    }
+
     pub(crate) fn set(&mut self, name: &[u8], value: &[u8]) {
         self.remove(name);
         self.push(name, value);
@@ -341,6 +356,11 @@ mod tests {
         let mut out = Vec::new();
         h.write_h1(&mut out);
         assert_eq!(out, b"X-One: 1\r\nx-one: 2\r\nhost: b\r\n");
+        h.set_number(HeaderId::Server, 0);
+        assert_eq!(h.get(b"server"), Some(&b"0"[..]));
+        h.set_number(HeaderId::Server, u64::MAX);
+        assert_eq!(h.str_id(HeaderId::Server), Some(u64::MAX.to_string().as_str()));
+        h.remove_id(HeaderId::Server);
         h.remove(b"X-oNe");
         assert_eq!(h.len(), 1);
         assert_eq!(h.to_map().get("host").unwrap(), "b");

@@ -89,7 +89,7 @@ pub(crate) async fn forward<D: Downstream>(
         .filter(|(_, share)| !upgrade && worker.rng.chance_ppm(*share))
         .map(|(slot, _)| Arc::clone(slot))
         .collect();
-    let retry = limits.retry.as_ref();
+    let retry = limits.retry;
     // Without a policy a body is still kept for the one retry on a stale connection, but only a small one.
     let keep = match (upgrade, retry.is_some() || !mirrors.is_empty()) {
         (true, _) => 0,
@@ -102,7 +102,7 @@ pub(crate) async fn forward<D: Downstream>(
     }
     let (received, sent) = (Cell::new(0), Cell::new(0));
     let idle = ctx.forward.idle_timeout.or(ctx.manager.config.stream_idle_timeout);
-    let mut timers = Timers::new(limits.timeout.filter(|_| !upgrade), idle);
+    let mut timers = Timers::new(worker.alarms.alarm(), limits.timeout.filter(|_| !upgrade), idle);
     let mut state = Tries { tried: Vec::new(), retries: 0, stale: 0 };
     let result = loop {
         rec.attempts += 1;
@@ -138,7 +138,7 @@ pub(crate) async fn forward<D: Downstream>(
                 }
                 (Ok(_), None) => break Err(failure(rec, &TryError::NoHost, false)),
                 (Err(e), _) => {
-                    let exhausted = state.retries > 0 && retry.is_some_and(|r| state.retries >= r.attempts);
+                    let exhausted = state.retries > 0 && retry.is_some() && state.retries >= limits.attempts;
                     break Err(failure(rec, &e, exhausted));
                 }
             },
@@ -155,44 +155,44 @@ pub(crate) async fn forward<D: Downstream>(
 }
 
 /// Limits of this request: the route's, or the caller's wishes where it is one of the mesh.
-struct Limits {
+struct Limits<'a> {
     timeout: Option<Duration>,
-    retry: Option<RetryPolicy>,
+    retry: Option<&'a RetryPolicy>,
+    /// Retries beyond the first try.
+    attempts: u32,
 }
 
-impl Limits {
-    fn new(ctx: &Context<'_>, head: &mut RequestHead) -> Self {
+impl<'a> Limits<'a> {
+    fn new(ctx: &Context<'a>, head: &mut RequestHead) -> Self {
         let mut timeout = ctx.forward.timeout;
-        let mut retry = ctx.forward.retry.clone();
+        let retry = ctx.forward.retry.as_ref().filter(|_| !ctx.passed.faulted);
+        let mut attempts = retry.map_or(0, |r| r.attempts);
         let number =
             |id, head: &RequestHead| head.headers.str_id(id).and_then(|v| v.trim().parse::<u64>().ok());
         if ctx.conn.outbound() {
             if let Some(ms) = number(HeaderId::XEnvoyUpstreamRqTimeoutMs, head) {
                 timeout = Some(Duration::from_millis(ms)).filter(|t| !t.is_zero());
             }
-            if let (Some(n), Some(r)) = (number(HeaderId::XEnvoyMaxRetries, head), retry.as_mut()) {
-                r.attempts = u32::try_from(n).unwrap_or(u32::MAX).min(100);
+            if let Some(n) = number(HeaderId::XEnvoyMaxRetries, head) {
+                attempts = u32::try_from(n).unwrap_or(u32::MAX).min(100);
             }
             head.headers.remove_id(HeaderId::XEnvoyUpstreamRqTimeoutMs);
             head.headers.remove_id(HeaderId::XEnvoyMaxRetries);
         }
-        if ctx.passed.faulted {
-            retry = None;
-        }
-        Self { timeout, retry: retry.filter(|r| r.attempts > 0) }
+        Self { timeout, retry: retry.filter(|_| attempts > 0), attempts }
     }
 }
 
-fn rewrite(ctx: &Context<'_>, d: &Destination, head: &mut RequestHead, limits: &Limits) {
-    let before = head.path.clone();
-    if ctx.forward.rewrite_path(ctx.route, &mut head.path) {
+fn rewrite(ctx: &Context<'_>, d: &Destination, head: &mut RequestHead, limits: &Limits<'_>) {
+    if let Some(new) = ctx.forward.rewritten_path(ctx.route, &head.path) {
+        let before = std::mem::replace(&mut head.path, new);
         head.headers.set_id(HeaderId::XEnvoyOriginalPath, before.as_bytes());
     }
     if let Some(h) = &ctx.forward.host_rewrite {
         head.authority.clone_from(h);
     }
     if let Some(t) = limits.timeout {
-        head.headers.set_id(HeaderId::XEnvoyExpectedRqTimeoutMs, t.as_millis().to_string().as_bytes());
+        head.headers.set_number(HeaderId::XEnvoyExpectedRqTimeoutMs, millis(t));
     }
     // Most specific first, as Envoy: destination, route, virtual host.
     for edits in [&d.request_headers, &ctx.route.request_headers, &ctx.vhost.request_headers] {
@@ -201,6 +201,10 @@ fn rewrite(ctx: &Context<'_>, d: &Destination, head: &mut RequestHead, limits: &
             edits.request(head, &|v| expand(v, remote));
         }
     }
+}
+
+fn millis(t: Duration) -> u64 {
+    u64::try_from(t.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// The few variables that header values may hold.
@@ -283,7 +287,7 @@ impl<D: Downstream> Try<'_, D> {
     async fn run(
         &mut self,
         timers: &mut Timers,
-        limits: &Limits,
+        limits: &Limits<'_>,
         state: &Tries,
         rec: &mut Record,
     ) -> (Result<ResponseHead, TryError>, Option<Open>) {
@@ -293,7 +297,7 @@ impl<D: Downstream> Try<'_, D> {
         };
         rec.peer = open.up.peer();
         let mut pump = RequestPump::new(self.down, &open.up, self.replay, self.received, open.stage);
-        let per_try = limits.retry.as_ref().and_then(|r| r.per_try_timeout).filter(|t| !t.is_zero());
+        let per_try = limits.retry.and_then(|r| r.per_try_timeout).filter(|t| !t.is_zero());
         let r = exchange::request(&mut pump, timers, per_try, self.upgrade).await.map_err(TryError::Exchange);
         if r.is_ok() {
             rec.first_byte = Some(Instant::now());
@@ -302,9 +306,9 @@ impl<D: Downstream> Try<'_, D> {
         (r, Some(open))
     }
 
-    async fn open(&self, limits: &Limits, state: &Tries, rec: &mut Record) -> Result<Open, TryError> {
+    async fn open(&self, limits: &Limits<'_>, state: &Tries, rec: &mut Record) -> Result<Open, TryError> {
         let conn = self.ctx.conn;
-        let avoid = limits.retry.as_ref().map_or(0, |r| r.host_selection_attempts);
+        let avoid = limits.retry.map_or(0, |r| r.host_selection_attempts);
         let avoid = if state.retries > 0 { avoid } else { 0 };
         rec.host = None;
         let host = if self.cluster.config.discovery == mesh_model::proxy::Discovery::OriginalDst {
@@ -398,7 +402,7 @@ fn next(
     up: &Option<Open>,
     replay: &RefCell<Replay>,
     head: &RequestHead,
-    limits: &Limits,
+    limits: &Limits<'_>,
     state: &mut Tries,
     rec: &mut Record,
 ) -> Next {
@@ -410,8 +414,8 @@ fn next(
         state.stale = 1;
         return Next::Again(Duration::ZERO, None);
     }
-    let Some(policy) = &limits.retry else { return Next::Stop };
-    if state.retries >= policy.attempts || !retriable(policy, outcome, up) {
+    let Some(policy) = limits.retry else { return Next::Stop };
+    if state.retries >= limits.attempts || !retriable(policy, outcome, up) {
         return Next::Stop;
     }
     let Some(permit) = Permit::take(&cluster.usage, |u| &u.retries, cluster.config.limits.max_retries) else {
@@ -627,7 +631,7 @@ fn finish_response(
     let h = &mut response.headers;
     h.remove_id(HeaderId::XEnvoyInternal);
     h.remove_id(HeaderId::XEnvoyDecoratorOperation);
-    h.set_id(HeaderId::XEnvoyUpstreamServiceTime, rec.started.elapsed().as_millis().to_string().as_bytes());
+    h.set_number(HeaderId::XEnvoyUpstreamServiceTime, millis(rec.started.elapsed()));
     for edits in [&destination.response_headers, &ctx.route.response_headers, &ctx.vhost.response_headers] {
         if !edits.is_empty() {
             let remote = ctx.conn.peer.ip();

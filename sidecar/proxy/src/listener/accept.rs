@@ -150,6 +150,8 @@ async fn serve(
         started: std::time::Instant::now(),
         started_at: std::time::SystemTime::now(),
         series: Default::default(),
+        peer_text: Default::default(),
+        client_cert: Default::default(),
         chain,
     });
     // HTTP filters see requests; network filters see only the connection.

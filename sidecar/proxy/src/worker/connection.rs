@@ -1,7 +1,7 @@
 //! A downstream connection and what is known about it.
 
 use std::{
-    cell::RefCell,
+    cell::{OnceCell, RefCell},
     net::SocketAddr,
     rc::Rc,
     sync::Arc,
@@ -42,6 +42,10 @@ pub(crate) struct Connection {
     pub(crate) started_at: SystemTime,
     /// Metric series used lately, most recent first.
     pub(crate) series: RefCell<Vec<(SeriesKey, RequestSeries)>>,
+    /// The peer's address as text, once a request needs it.
+    pub(crate) peer_text: OnceCell<Box<str>>,
+    /// The peer's element of `x-forwarded-client-cert`, once a request needs it.
+    pub(crate) client_cert: OnceCell<String>,
 }
 
 /// Metric labels of the peer.
@@ -73,6 +77,11 @@ impl SourceLabels {
 }
 
 impl Connection {
+    /// The peer's IP address as text.
+    pub(crate) fn peer_text(&self) -> &str {
+        self.peer_text.get_or_init(|| self.peer.ip().to_string().into())
+    }
+
     pub(crate) fn inbound(&self) -> bool {
         self.listener.model.direction == Direction::Inbound
     }

@@ -85,9 +85,14 @@ impl Subscription {
         self.signals.is_draining()
     }
 
+    /// Ready when connections should end when they can.
+    pub(crate) fn poll_drained(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.poll(&self.signals.drain, cx)
+    }
+
     /// Waits until connections should end when they can.
     pub(crate) async fn drained(&self) {
-        poll_fn(|cx| self.poll(&self.signals.drain, cx)).await;
+        poll_fn(|cx| self.poll_drained(cx)).await;
     }
 
     /// Waits until connections must end.

@@ -12,7 +12,7 @@ use std::{
 
 use bytes::{Bytes, BytesMut};
 use http::Method;
-use tokio::io::AsyncWrite;
+use tokio::{io::AsyncWrite, time::Instant};
 
 use super::{
     body::{Decoded, Decoder, Encoder},
@@ -28,7 +28,7 @@ use crate::{
         service,
     },
     io::{HIGH_WATER, Io, WriteBuf, poll_fill},
-    worker::{connection::Connection, signals::Subscription},
+    worker::{alarm::Alarm, connection::Connection, signals::Subscription},
 };
 
 /// A client that sent a request which was answered without reading it may send this much more before the
@@ -79,6 +79,7 @@ pub(crate) async fn serve(io: Io, conn: Rc<Connection>, manager: Arc<HttpManager
             finished: false,
             draining: false,
         }),
+        alarm: RefCell::new(conn.worker.alarms.alarm()),
     };
     let signals = conn.signals.subscribe();
     tokio::select! {
@@ -189,14 +190,23 @@ async fn next_head(down: &H1Down, conn: &Connection, manager: &HttpManager, sign
         }
         let begun = !down.inner.borrow().read.is_empty();
         let limit = if begun { manager.config.request_headers_timeout } else { manager.config.idle_timeout };
-        let fill = poll_fn(|cx| {
+        let mut until: Option<Instant> = None;
+        let n = poll_fn(|cx| {
             let Inner { io, read, .. } = &mut *down.inner.borrow_mut();
-            poll_fill(io, read, cx)
-        });
-        let n = tokio::select! {
-            n = fill => n,
-            () = signals.drained(), if !begun => return Next::Closed,
-            () = after_time(limit) => return if begun { Next::Timeout } else { Next::Closed },
+            if let Poll::Ready(n) = poll_fill(io, read, cx) {
+                return Poll::Ready(Some(n));
+            }
+            if !begun && signals.poll_drained(cx).is_ready() {
+                return Poll::Ready(None);
+            }
+            // Bytes that are there already need no timer.
+            let Some(limit) = limit else { return Poll::Pending };
+            let at = *until.get_or_insert_with(|| Instant::now() + limit);
+            down.alarm.borrow_mut().poll(at, cx).map(|()| None)
+        })
+        .await;
+        let Some(n) = n else {
+            return if begun { Next::Timeout } else { Next::Closed };
         };
         match n {
             Ok(0) | Err(_) => {
@@ -206,13 +216,6 @@ async fn next_head(down: &H1Down, conn: &Connection, manager: &HttpManager, sign
             }
             Ok(_) => {}
         }
-    }
-}
-
-async fn after_time(limit: Option<Duration>) {
-    match limit {
-        Some(t) => tokio::time::sleep(t).await,
-        None => std::future::pending().await,
     }
 }
 
@@ -264,6 +267,8 @@ impl Inner {
 /// A connection as the request that it currently serves.
 pub(crate) struct H1Down {
     inner: RefCell<Inner>,
+    /// Limits the waits for heads.
+    alarm: RefCell<Alarm>,
 }
 
 impl Downstream for H1Down {
