@@ -7,7 +7,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use bytes::{Buf, Bytes};
+use bytes::{Buf, Bytes, BytesMut};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
@@ -24,7 +24,15 @@ pub type BoxedIo = Box<dyn ByteStream>;
 pub(crate) struct Transport {
     stream: Stream,
     prefix: Bytes,
+    /// Read from the socket at once, handed to TLS in the small pieces that it asks for.
+    ahead: BytesMut,
+    /// The last read was as large as it could be: there is probably more.
+    busy: bool,
 }
+
+/// Bytes read ahead of TLS, which itself reads 4 KiB at a time: a system call for each of these is most of what a
+/// busy connection costs.
+const READ_AHEAD: usize = 64 * 1024;
 
 enum Stream {
     Tcp(TcpStream),
@@ -67,11 +75,11 @@ impl AsyncWrite for Prefixed {
 
 impl Transport {
     pub(crate) fn tcp(stream: TcpStream, prefix: Bytes) -> Self {
-        Self { stream: Stream::Tcp(stream), prefix }
+        Self { stream: Stream::Tcp(stream), prefix, ahead: BytesMut::new(), busy: false }
     }
 
     pub(crate) fn boxed(io: BoxedIo) -> Self {
-        Self { stream: Stream::Boxed(io), prefix: Bytes::new() }
+        Self { stream: Stream::Boxed(io), prefix: Bytes::new(), ahead: BytesMut::new(), busy: false }
     }
 }
 
@@ -84,9 +92,38 @@ impl AsyncRead for Transport {
             this.prefix.advance(n);
             return Poll::Ready(Ok(()));
         }
+        if this.ahead.is_empty() && this.busy && buf.remaining() < READ_AHEAD {
+            this.ahead.reserve(READ_AHEAD);
+            let n = match ready!(this.stream.poll_read_ahead(cx, &mut this.ahead)) {
+                Ok(n) => n,
+                Err(e) => return Poll::Ready(Err(e)),
+            };
+            this.busy = n > buf.remaining();
+        }
+        if !this.ahead.is_empty() {
+            let n = this.ahead.len().min(buf.remaining());
+            buf.put_slice(&this.ahead[..n]);
+            this.ahead.advance(n);
+            if this.ahead.is_empty() && !this.busy {
+                this.ahead = BytesMut::new();
+            }
+            return Poll::Ready(Ok(()));
+        }
+        let (before, room) = (buf.filled().len(), buf.remaining());
         match &mut this.stream {
-            Stream::Tcp(s) => Pin::new(s).poll_read(cx, buf),
-            Stream::Boxed(s) => Pin::new(s).poll_read(cx, buf),
+            Stream::Tcp(s) => ready!(Pin::new(s).poll_read(cx, buf))?,
+            Stream::Boxed(s) => ready!(Pin::new(s).poll_read(cx, buf))?,
+        }
+        this.busy = buf.filled().len() - before == room;
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl Stream {
+    fn poll_read_ahead(&mut self, cx: &mut Context<'_>, into: &mut BytesMut) -> Poll<io::Result<usize>> {
+        match self {
+            Self::Tcp(s) => tokio_util::io::poll_read_buf(Pin::new(s), cx, into),
+            Self::Boxed(s) => tokio_util::io::poll_read_buf(Pin::new(s), cx, into),
         }
     }
 }
@@ -257,11 +294,7 @@ impl WriteBuf {
 }
 
 /// Reads once into `buf`; `Ok(0)` is the end of the stream.
-pub(crate) fn poll_fill(
-    io: &mut Io,
-    buf: &mut bytes::BytesMut,
-    cx: &mut Context<'_>,
-) -> Poll<io::Result<usize>> {
+pub(crate) fn poll_fill(io: &mut Io, buf: &mut BytesMut, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
     if buf.capacity() - buf.len() < 2048 {
         buf.reserve(READ_CHUNK);
     }

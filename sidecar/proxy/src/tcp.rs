@@ -2,7 +2,7 @@
 
 use std::{
     cell::Cell,
-    future::{Future as _, poll_fn},
+    future::poll_fn,
     pin::Pin,
     rc::Rc,
     sync::Arc,
@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use bytes::{Buf as _, Bytes};
 use mesh_model::proxy::Discovery;
 use prometheus_client::metrics::counter::Counter;
 use tokio::{
@@ -26,11 +27,11 @@ use crate::{
         connect::{ConnectError, Want, connect},
         host::{ActiveGuard, Host},
     },
-    worker::connection::Connection,
+    worker::{Worker, connection::Connection},
 };
 
-/// Bytes moved at once in one direction.
-const BUFFER: usize = 16 * 1024;
+/// Bytes moved at once in one direction: four TLS records, the most that one write takes.
+pub(crate) const BUFFER: usize = 64 * 1024;
 /// Hosts tried before giving up; Envoy's `max_connect_attempts` is one, but a refused connection has cost the
 /// client nothing yet.
 const CONNECT_ATTEMPTS: usize = 3;
@@ -109,7 +110,7 @@ async fn run(
     let (received, sent) = (Moved::new(received), Moved::new(sent));
     let signals = conn.signals.subscribe();
     let result = tokio::select! {
-        r = copy_both(down, &mut up, &received, &sent, idle) => r,
+        r = copy_both(&conn.worker, down, &mut up, &received, &sent, idle) => r,
         () = signals.killed() => Err(("DC", "drained".into())),
     };
     record.received = received.bytes.get();
@@ -192,31 +193,22 @@ impl Moved {
     }
 }
 
+/// One direction. Bytes pass through a buffer of the worker, so an idle connection holds none.
+#[derive(Default)]
 struct Half {
-    buf: Box<[u8]>,
-    start: usize,
-    end: usize,
+    /// Read, and not yet taken by the writer.
+    pending: Bytes,
     eof: bool,
     dirty: bool,
     done: bool,
 }
 
 impl Half {
-    fn new() -> Self {
-        Self {
-            buf: vec![0; BUFFER].into_boxed_slice(),
-            start: 0,
-            end: 0,
-            eof: false,
-            dirty: false,
-            done: false,
-        }
-    }
-
     /// Moves bytes until one side must wait; `Ready` when the reader has ended and the writer was told.
     fn poll(
         &mut self,
         cx: &mut Context<'_>,
+        scratch: &mut [u8],
         from: &mut Io,
         to: &mut Io,
         moved: &Moved,
@@ -225,31 +217,9 @@ impl Half {
             return Poll::Ready(Ok(()));
         }
         loop {
-            if self.start == self.end && !self.eof {
-                let mut b = ReadBuf::new(&mut self.buf);
-                match Pin::new(&mut *from).poll_read(cx, &mut b) {
-                    Poll::Ready(r) => {
-                        r?;
-                        self.start = 0;
-                        self.end = b.filled().len();
-                        self.eof = self.end == 0;
-                    }
-                    Poll::Pending => {
-                        // Nothing to read: what was written should not wait inside of TLS.
-                        if self.dirty && Pin::new(&mut *to).poll_flush(cx)?.is_ready() {
-                            self.dirty = false;
-                        }
-                        return Poll::Pending;
-                    }
-                }
-            }
-            while self.start < self.end {
-                let n = ready!(Pin::new(&mut *to).poll_write(cx, &self.buf[self.start..self.end]))?;
-                if n == 0 {
-                    return Poll::Ready(Err(std::io::ErrorKind::WriteZero.into()));
-                }
-                self.start += n;
-                self.dirty = true;
+            while !self.pending.is_empty() {
+                let n = ready!(write(to, cx, &self.pending))?;
+                self.pending.advance(n);
                 moved.add(n as u64);
             }
             if self.eof {
@@ -258,23 +228,80 @@ impl Half {
                 self.done = true;
                 return Poll::Ready(Ok(()));
             }
+            let (filled, waiting) = self.fill(cx, scratch, from)?;
+            let mut sent = 0;
+            while sent < filled {
+                match write(to, cx, &scratch[sent..filled]) {
+                    Poll::Ready(n) => sent += n?,
+                    Poll::Pending => {
+                        self.pending = Bytes::copy_from_slice(&scratch[sent..filled]);
+                        break;
+                    }
+                }
+            }
+            self.dirty |= sent > 0;
+            moved.add(sent as u64);
+            if !self.pending.is_empty() {
+                return Poll::Pending;
+            }
+            if waiting {
+                // Nothing more to read: what was written should not wait inside of TLS.
+                if self.dirty && Pin::new(&mut *to).poll_flush(cx)?.is_ready() {
+                    self.dirty = false;
+                }
+                return Poll::Pending;
+            }
         }
+    }
+
+    /// Reads until the buffer is full or the reader has no more for now (`true`): TLS hands out one record at a time,
+    /// and several are worth one write.
+    fn fill(
+        &mut self,
+        cx: &mut Context<'_>,
+        scratch: &mut [u8],
+        from: &mut Io,
+    ) -> std::io::Result<(usize, bool)> {
+        let mut b = ReadBuf::new(scratch);
+        while b.remaining() > 0 {
+            let before = b.filled().len();
+            match Pin::new(&mut *from).poll_read(cx, &mut b) {
+                Poll::Ready(r) => r?,
+                Poll::Pending => return Ok((before, true)),
+            }
+            if b.filled().len() == before {
+                self.eof = true;
+                break;
+            }
+        }
+        Ok((b.filled().len(), false))
+    }
+}
+
+fn write(to: &mut Io, cx: &mut Context<'_>, data: &[u8]) -> Poll<std::io::Result<usize>> {
+    match ready!(Pin::new(to).poll_write(cx, data)) {
+        Ok(0) => Poll::Ready(Err(std::io::ErrorKind::WriteZero.into())),
+        other => Poll::Ready(other),
     }
 }
 
 async fn copy_both(
+    worker: &Worker,
     down: &mut Io,
     up: &mut Io,
     received: &Moved,
     sent: &Moved,
     idle: Option<Duration>,
 ) -> Result<(), Failure> {
-    let (mut request, mut response) = (Half::new(), Half::new());
-    let mut timer = idle.map(|t| Box::pin(tokio::time::sleep(t)));
+    let (mut request, mut response) = (Half::default(), Half::default());
+    let mut alarm = worker.alarms.alarm();
+    let mut idle = idle.map(|limit| (limit, Instant::now() + limit));
     let mut seen = 0;
     poll_fn(|cx| {
-        let a = request.poll(cx, down, up, received);
-        let b = response.poll(cx, up, down, sent);
+        let (a, b) = {
+            let scratch = &mut *worker.scratch.borrow_mut();
+            (request.poll(cx, scratch, down, up, received), response.poll(cx, scratch, up, down, sent))
+        };
         match (a, b) {
             (Poll::Ready(Err(_)), _) => {
                 return Poll::Ready(Err(("DC", "downstream_or_upstream_reset".to_owned())));
@@ -283,15 +310,15 @@ async fn copy_both(
             (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) => return Poll::Ready(Ok(())),
             _ => {}
         }
-        if let (Some(t), Some(limit)) = (timer.as_mut(), idle) {
+        if let Some((limit, at)) = idle.as_mut() {
             // Activity is noticed when the timer fires rather than by moving the timer at each byte.
-            while t.as_mut().poll(cx).is_ready() {
+            while alarm.poll(*at, cx).is_ready() {
                 let now = received.bytes.get() + sent.bytes.get();
                 if now == seen {
                     return Poll::Ready(Err(("SI", "idle_timeout".to_owned())));
                 }
                 seen = now;
-                t.as_mut().reset(Instant::now() + limit);
+                *at = Instant::now() + *limit;
             }
         }
         Poll::Pending

@@ -130,6 +130,8 @@ pub(crate) struct Worker {
     pub(crate) pools: RefCell<HashMap<PoolKey, Rc<Pool>>>,
     pub(crate) rng: Rng,
     pub(crate) alarms: Rc<Alarms>,
+    /// Through which bytes of TCP connections pass, one connection at a time.
+    pub(crate) scratch: RefCell<Box<[u8]>>,
     /// Authorities seen by inbound listeners that name no service, kept few: they become metric labels.
     pub(crate) services: RefCell<HashMap<String, Rc<crate::upstream::cluster::ServiceName>>>,
     /// Signals of the chains that have connections here, by the address of the chain that each keeps alive.
@@ -204,6 +206,7 @@ async fn run(shared: Arc<Shared>, mut commands: mpsc::Receiver<Command>) {
         pools: RefCell::default(),
         rng: Rng::new(rand::random()),
         alarms: Rc::default(),
+        scratch: RefCell::new(vec![0; crate::tcp::BUFFER].into_boxed_slice()),
         services: RefCell::default(),
         signals: RefCell::default(),
         open: Cell::new(0),

@@ -6,6 +6,8 @@
 
 use std::{borrow::Cow, sync::LazyLock};
 
+use bytes::Bytes;
+
 macro_rules! known_headers {
     ($($id:ident = $name:literal,)*) => {
         /// Names that the proxy itself looks at.
@@ -100,6 +102,12 @@ static BY_LENGTH: LazyLock<[Vec<HeaderId>; LONGEST_KNOWN + 1]> = LazyLock::new(|
         table[id.name().len()].push(*id);
     }
     table
+});
+
+/// Known names in the form of the `http` crate, by their number; the first stands for other names and is not used.
+static NAMES: LazyLock<Vec<http::HeaderName>> = LazyLock::new(|| {
+    let known = HeaderId::ALL.iter().map(|id| http::HeaderName::from_static(id.name()));
+    std::iter::once(http::header::TRAILER).chain(known).collect()
 });
 
 impl HeaderId {
@@ -297,18 +305,22 @@ impl Headers {
         }
     }
 
-    /// Copies into the map that the `h2` crate wants; fields that HTTP/2 cannot carry are left out.
+    /// Copies into the map that the `h2` crate wants; fields that HTTP/2 cannot carry are left out. The values
+    /// share one allocation.
     pub(crate) fn to_map(&self) -> http::HeaderMap {
         let mut map = http::HeaderMap::with_capacity(self.entries.len());
-        for (id, name, value) in self.iter() {
-            if id.is_hop_by_hop() {
+        let arena = Bytes::copy_from_slice(&self.arena);
+        for e in &self.entries {
+            if e.id.is_hop_by_hop() {
                 continue;
             }
-            let name = match id {
-                HeaderId::Other => http::HeaderName::from_bytes(name),
-                known => Ok(http::HeaderName::from_static(known.name())),
+            let name = match e.id {
+                HeaderId::Other => http::HeaderName::from_bytes(self.name_of(e)).ok(),
+                known => NAMES.get(known as usize).cloned(),
             };
-            if let (Ok(name), Ok(value)) = (name, http::HeaderValue::from_bytes(value)) {
+            let at = e.value as usize;
+            let value = http::HeaderValue::from_maybe_shared(arena.slice(at..at + e.value_len as usize));
+            if let (Some(name), Ok(value)) = (name, value) {
                 map.append(name, value);
             }
         }
@@ -339,6 +351,7 @@ mod tests {
             assert_eq!(HeaderId::of(id.name().as_bytes()), *id);
             assert_eq!(HeaderId::of(id.name().to_ascii_uppercase().as_bytes()), *id);
             assert!(id.name().len() <= LONGEST_KNOWN, "{}", id.name());
+            assert_eq!(NAMES[*id as usize].as_str(), id.name());
         }
         assert_eq!(HeaderId::of(b"x-custom"), HeaderId::Other);
         assert_eq!(HeaderId::of(&[b'a'; 500]), HeaderId::Other);
