@@ -136,6 +136,8 @@ pub(crate) enum Io {
     Client(Box<tokio_rustls::client::TlsStream<Transport>>),
     /// A TLS stream of which some plaintext was read to tell its protocol.
     Prefixed(Box<Prefixed>),
+    /// A CONNECT stream.
+    Tunnel(Box<crate::tunnel::TunnelStream>),
 }
 
 macro_rules! each {
@@ -145,6 +147,7 @@ macro_rules! each {
             Io::Server($s) => $e,
             Io::Client($s) => $e,
             Io::Prefixed($s) => $e,
+            Io::Tunnel($s) => $e,
         }
     };
 }
@@ -177,7 +180,7 @@ impl AsyncWrite for Io {
             Io::Plain(s) => s.is_write_vectored(),
             Io::Server(s) => s.is_write_vectored(),
             Io::Client(s) => s.is_write_vectored(),
-            Io::Prefixed(_) => false,
+            Io::Prefixed(_) | Io::Tunnel(_) => false,
         }
     }
 }
@@ -186,7 +189,7 @@ impl Io {
     /// ALPN that was negotiated.
     pub(crate) fn alpn(&self) -> Option<&[u8]> {
         match self {
-            Io::Plain(_) => None,
+            Io::Plain(_) | Io::Tunnel(_) => None,
             Io::Server(s) => s.get_ref().1.alpn_protocol(),
             Io::Client(s) => s.get_ref().1.alpn_protocol(),
             Io::Prefixed(p) => p.inner.alpn(),
@@ -195,9 +198,23 @@ impl Io {
 
     /// SPIFFE ID of the server at the other end.
     pub(crate) fn peer_principal(&self) -> Option<Arc<str>> {
-        let Io::Client(s) = self else { return None };
+        let s = match self {
+            Io::Client(s) => s,
+            Io::Tunnel(t) => return t.peer(),
+            _ => return None,
+        };
         let identity = mesh_identity::peer_identity(s.get_ref().1.peer_certificates()?)?;
         identity.spiffe.map(|id| Arc::from(id.as_str()))
+    }
+
+    /// False: a read would find nothing, and the task is woken when that changes.
+    pub(crate) fn may_read(&self, cx: &mut Context<'_>) -> bool {
+        match self {
+            Io::Plain(Transport { stream: Stream::Tcp(s), prefix }) if prefix.is_empty() => {
+                s.poll_read_ready(cx).is_ready()
+            }
+            _ => true,
+        }
     }
 
     /// Gives bytes that were read back to the reader.

@@ -152,20 +152,8 @@ async fn serve(
         series: Default::default(),
         chain,
     });
-    // HTTP filters see requests; network filters see only the connection.
-    for rbac in &conn.chain.rbac {
-        if let Err(policy) = rbac.check(&conn.facts(conn.peer.ip(), None)) {
-            tracing::debug!(%policy, peer = %conn.peer, "connection denied");
-            let logs = match &conn.chain.terminal {
-                Terminal::Tcp(t) => &t.logs,
-                Terminal::Http(h) => &h.logs,
-            };
-            let mut record = TcpRecord::new(&conn);
-            record.flags = "UAEX";
-            record.details = policy;
-            record.log(logs);
-            return;
-        }
+    if !authorized(&conn) {
+        return;
     }
     match &conn.chain.terminal {
         Terminal::Tcp(_) => tcp::serve(io, Rc::clone(&conn)).await,
@@ -173,7 +161,27 @@ async fn serve(
     }
 }
 
-async fn http(mut io: Io, conn: Rc<Connection>, manager: Arc<HttpManager>) {
+/// Asks the chain's network filters; HTTP filters see requests, these only the connection.
+pub(crate) fn authorized(conn: &Rc<Connection>) -> bool {
+    for rbac in &conn.chain.rbac {
+        if let Err(policy) = rbac.check(&conn.facts(conn.peer.ip(), None)) {
+            tracing::debug!(%policy, peer = %conn.peer, "connection denied");
+            let logs = match &conn.chain.terminal {
+                Terminal::Tcp(t) => &t.logs,
+                Terminal::Http(h) => &h.logs,
+            };
+            let mut record = TcpRecord::new(conn);
+            record.flags = "UAEX";
+            record.details = policy;
+            record.log(logs);
+            return false;
+        }
+    }
+    true
+}
+
+/// Serves a connection that carries HTTP.
+pub(crate) async fn http(mut io: Io, conn: Rc<Connection>, manager: Arc<HttpManager>) {
     let h2 = match manager.config.codec {
         model::HttpCodec::Http1 => false,
         model::HttpCodec::Http2 => true,
