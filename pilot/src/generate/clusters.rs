@@ -211,6 +211,7 @@ fn transport(
                 (TLS_LABEL.to_owned(), "istio".to_owned()),
             ]),
             tls: Some(mesh(sni)),
+            hbone: false,
         });
     }
     // A member's part of a service is the service to its workloads.
@@ -229,11 +230,13 @@ fn transport(
                 name: "tlsMode-istio".to_owned(),
                 labels: BTreeMap::from([(TLS_LABEL.to_owned(), "istio".to_owned())]),
                 tls: Some(mesh(own_sni)),
+                hbone: false,
             });
             c.tls_matches.push(TransportSocketMatch {
                 name: "tlsMode-disabled".to_owned(),
                 labels: BTreeMap::new(),
                 tls: None,
+                hbone: false,
             });
         }
         Some(t) => match t.mode {

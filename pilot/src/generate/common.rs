@@ -143,6 +143,7 @@ impl Ctx<'_> {
             clusters,
             idle_timeout: Some(TCP_IDLE),
             access_log: self.access_log(),
+            tunnel: None,
         })
     }
 
@@ -170,6 +171,9 @@ impl Ctx<'_> {
                 Side::Edge => ForwardClientCert::SanitizeSet,
             },
             websocket: true,
+            // Applications use the outbound side as an HTTP proxy. Inbound it would carry bytes past the rules
+            // about requests.
+            connect: side == Side::Outbound,
             server_name: match side {
                 // The workload's own answer keeps its name on the way through the client's proxy.
                 Side::Outbound => String::new(),

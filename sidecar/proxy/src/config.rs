@@ -59,6 +59,8 @@ pub(crate) enum CompileError {
     Header(String),
     #[error("status {0} is not allowed here")]
     Status(u16),
+    #[error("tunnel: {0:?} is not valid")]
+    Tunnel(String),
     #[error("a route or TCP proxy without cluster")]
     NoCluster,
     #[error("all weights are zero")]
@@ -88,6 +90,8 @@ pub(crate) struct RouteSlot {
 pub(crate) struct Compiled {
     /// Listeners that take redirected connections, by address.
     pub(crate) by_address: HashMap<SocketAddr, Arc<ListenerSlot>>,
+    /// All listeners, for tunnels that lead to one.
+    pub(crate) by_name: HashMap<String, Arc<ListenerSlot>>,
     /// Clusters, for names that come with traffic (SNI).
     pub(crate) clusters: HashMap<Arc<str>, Arc<ClusterSlot>>,
 }

@@ -28,6 +28,7 @@ pub(crate) struct Transport {
     ahead: BytesMut,
     /// The last read was as large as it could be: there is probably more.
     busy: bool,
+    below_tls: bool,
 }
 
 /// Bytes read ahead of TLS, which itself reads 4 KiB at a time: a system call for each of these is most of what a
@@ -75,11 +76,22 @@ impl AsyncWrite for Prefixed {
 
 impl Transport {
     pub(crate) fn tcp(stream: TcpStream, prefix: Bytes) -> Self {
-        Self { stream: Stream::Tcp(stream), prefix, ahead: BytesMut::new(), busy: false }
+        Self { stream: Stream::Tcp(stream), prefix, ahead: BytesMut::new(), busy: false, below_tls: false }
+    }
+
+    /// The transport for TLS to read from.
+    pub(crate) fn below_tls(self) -> Self {
+        Self { below_tls: true, ..self }
     }
 
     pub(crate) fn boxed(io: BoxedIo) -> Self {
-        Self { stream: Stream::Boxed(io), prefix: Bytes::new(), ahead: BytesMut::new(), busy: false }
+        Self {
+            stream: Stream::Boxed(io),
+            prefix: Bytes::new(),
+            ahead: BytesMut::new(),
+            busy: false,
+            below_tls: false,
+        }
     }
 }
 
@@ -92,7 +104,7 @@ impl AsyncRead for Transport {
             this.prefix.advance(n);
             return Poll::Ready(Ok(()));
         }
-        if this.ahead.is_empty() && this.busy && buf.remaining() < READ_AHEAD {
+        if this.busy && this.below_tls && this.ahead.is_empty() {
             this.ahead.reserve(READ_AHEAD);
             let n = match ready!(this.stream.poll_read_ahead(cx, &mut this.ahead)) {
                 Ok(n) => n,
@@ -173,6 +185,8 @@ pub(crate) enum Io {
     Client(Box<tokio_rustls::client::TlsStream<Transport>>),
     /// A TLS stream of which some plaintext was read to tell its protocol.
     Prefixed(Box<Prefixed>),
+    /// A CONNECT stream.
+    Tunnel(Box<crate::tunnel::TunnelStream>),
 }
 
 macro_rules! each {
@@ -182,6 +196,7 @@ macro_rules! each {
             Io::Server($s) => $e,
             Io::Client($s) => $e,
             Io::Prefixed($s) => $e,
+            Io::Tunnel($s) => $e,
         }
     };
 }
@@ -214,7 +229,7 @@ impl AsyncWrite for Io {
             Io::Plain(s) => s.is_write_vectored(),
             Io::Server(s) => s.is_write_vectored(),
             Io::Client(s) => s.is_write_vectored(),
-            Io::Prefixed(_) => false,
+            Io::Prefixed(_) | Io::Tunnel(_) => false,
         }
     }
 }
@@ -223,7 +238,7 @@ impl Io {
     /// ALPN that was negotiated.
     pub(crate) fn alpn(&self) -> Option<&[u8]> {
         match self {
-            Io::Plain(_) => None,
+            Io::Plain(_) | Io::Tunnel(_) => None,
             Io::Server(s) => s.get_ref().1.alpn_protocol(),
             Io::Client(s) => s.get_ref().1.alpn_protocol(),
             Io::Prefixed(p) => p.inner.alpn(),
@@ -232,9 +247,23 @@ impl Io {
 
     /// SPIFFE ID of the server at the other end.
     pub(crate) fn peer_principal(&self) -> Option<Arc<str>> {
-        let Io::Client(s) = self else { return None };
+        let s = match self {
+            Io::Client(s) => s,
+            Io::Tunnel(t) => return t.peer(),
+            _ => return None,
+        };
         let identity = mesh_identity::peer_identity(s.get_ref().1.peer_certificates()?)?;
         identity.spiffe.map(|id| Arc::from(id.as_str()))
+    }
+
+    /// False: a read would find nothing, and the task is woken when that changes.
+    pub(crate) fn may_read(&self, cx: &mut Context<'_>) -> bool {
+        match self {
+            Io::Plain(Transport { stream: Stream::Tcp(s), prefix, .. }) if prefix.is_empty() => {
+                s.poll_read_ready(cx).is_ready()
+            }
+            _ => true,
+        }
     }
 
     /// Gives bytes that were read back to the reader.

@@ -17,6 +17,7 @@ mod matcher;
 mod options;
 mod rbac;
 mod tcp;
+mod tunnel;
 mod upstream;
 mod worker;
 

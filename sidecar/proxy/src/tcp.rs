@@ -22,9 +22,11 @@ use crate::{
     config::listener::{TcpProxy, Terminal},
     http::record::TcpRecord,
     io::Io,
+    tunnel::{client::ConnectRequest, relay::relay},
     upstream::{
+        self,
         cluster::{Cluster, ClusterSlot, Outcome, Permit},
-        connect::{ConnectError, Want, connect},
+        connect::{ConnectError, Want},
         host::{ActiveGuard, Host},
     },
     worker::{Worker, connection::Connection},
@@ -61,7 +63,7 @@ pub(crate) async fn serve(mut down: Io, conn: Rc<Connection>) {
     record.finish(&proxy.logs);
 }
 
-fn destination(conn: &Connection, proxy: &TcpProxy) -> Option<Arc<ClusterSlot>> {
+pub(crate) fn destination(conn: &Connection, proxy: &TcpProxy) -> Option<Arc<ClusterSlot>> {
     if conn.chain.sni_cluster {
         let sni = conn.sni.as_deref()?;
         let compiled = conn.worker.shared.compiled.load();
@@ -87,7 +89,7 @@ fn sni_to_cluster(sni: &str) -> Option<String> {
     Some(format!("outbound|{port}|{subset}|{host}"))
 }
 
-type Failure = (&'static str, String);
+pub(crate) type Failure = (&'static str, String);
 
 async fn run(
     down: &mut Io,
@@ -96,21 +98,62 @@ async fn run(
     cluster: &Arc<Cluster>,
     record: &mut TcpRecord,
 ) -> Result<(), Failure> {
-    let Some(_permit) =
-        Permit::take(&cluster.usage, |u| &u.connections, cluster.config.limits.max_connections)
-    else {
-        return Err(("UO", "upstream_overflow".into()));
+    let (mut up, _holds) = self::connect(conn, cluster, proxy.tunnel.as_ref(), record).await?;
+    carry(conn, down, &mut up, proxy.config.idle_timeout, record).await
+}
+
+/// What an upstream connection counts as, for as long as it lives.
+pub(crate) struct Holds {
+    _permit: Permit,
+    _active: ActiveGuard,
+}
+
+/// An upstream connection within the cluster's limits; it is counted as opened. With `tunnel` it is a stream of a
+/// shared connection, and limited as requests are.
+pub(crate) async fn connect(
+    conn: &Rc<Connection>,
+    cluster: &Arc<Cluster>,
+    tunnel: Option<&ConnectRequest>,
+    record: &mut TcpRecord,
+) -> Result<(Io, Holds), Failure> {
+    let limits = &cluster.config.limits;
+    let permit = match tunnel {
+        None => Permit::take(&cluster.usage, |u| &u.connections, limits.max_connections),
+        Some(_) => Permit::take(&cluster.usage, |u| &u.requests, limits.max_requests),
     };
-    let (mut up, host) = dial(conn, cluster).await?;
-    let _active = ActiveGuard::new(&host.stats);
-    record.host = Some(Arc::clone(&host));
+    let Some(permit) = permit else { return Err(("UO", "upstream_overflow".into())) };
+    let (up, host) = dial(conn, cluster, tunnel).await?;
+    let active = ActiveGuard::new(&host.stats);
+    record.host = Some(host);
+    if let Io::Tunnel(t) = &up {
+        record.principal = t.peer();
+    }
     record.opened();
-    let idle = proxy.config.idle_timeout.filter(|t| !t.is_zero());
+    Ok((up, Holds { _permit: permit, _active: active }))
+}
+
+/// Moves bytes both ways until both directions have ended.
+pub(crate) async fn carry(
+    conn: &Connection,
+    down: &mut Io,
+    up: &mut Io,
+    idle: Option<Duration>,
+    record: &mut TcpRecord,
+) -> Result<(), Failure> {
+    let idle = idle.filter(|t| !t.is_zero());
     let (received, sent) = record.counters();
     let (received, sent) = (Moved::new(received), Moved::new(sent));
     let signals = conn.signals.subscribe();
+    let tunnel = matches!(down, Io::Tunnel(_)) || matches!(up, Io::Tunnel(_));
+    let moving = async {
+        if tunnel {
+            relay(down, up, &received, &sent, idle).await
+        } else {
+            copy_both(&conn.worker, down, up, &received, &sent, idle).await
+        }
+    };
     let result = tokio::select! {
-        r = copy_both(&conn.worker, down, &mut up, &received, &sent, idle) => r,
+        r = moving => r,
         () = signals.killed() => Err(("DC", "drained".into())),
     };
     record.received = received.bytes.get();
@@ -118,7 +161,11 @@ async fn run(
     result
 }
 
-async fn dial(conn: &Rc<Connection>, cluster: &Arc<Cluster>) -> Result<(Io, Arc<Host>), Failure> {
+async fn dial(
+    conn: &Rc<Connection>,
+    cluster: &Arc<Cluster>,
+    tunnel: Option<&ConnectRequest>,
+) -> Result<(Io, Arc<Host>), Failure> {
     let mut tried = Vec::new();
     let mut last = ("UH", "no_healthy_upstream".to_owned());
     for _ in 0..CONNECT_ATTEMPTS {
@@ -130,7 +177,11 @@ async fn dial(conn: &Rc<Connection>, cluster: &Arc<Cluster>) -> Result<(Io, Arc<
             break;
         }
         tried.push(host.stats.id);
-        match connect(cluster, &host, Want::Any, &conn.worker.secrets, conn.worker.dialer()).await {
+        let connected = match tunnel {
+            None => upstream::connect::connect(&conn.worker, cluster, &host, Want::Any).await,
+            Some(to) => crate::tunnel::client::open(&conn.worker, cluster, &host, to).await,
+        };
+        match connected {
             Ok(io) => {
                 cluster.observe(&host, Outcome::Connected);
                 return Ok((io, host));
@@ -175,7 +226,7 @@ pub(crate) fn pick(conn: &Connection, cluster: &Cluster, tried: &[u64]) -> Resul
 }
 
 /// Bytes of one direction, counted as they pass: some connections live for days.
-struct Moved {
+pub(crate) struct Moved {
     bytes: Cell<u64>,
     metric: Option<Counter>,
 }
@@ -185,7 +236,12 @@ impl Moved {
         Self { bytes: Cell::new(0), metric }
     }
 
-    fn add(&self, n: u64) {
+    /// Bytes so far.
+    pub(crate) fn total(&self) -> u64 {
+        self.bytes.get()
+    }
+
+    pub(crate) fn add(&self, n: u64) {
         self.bytes.set(self.bytes.get() + n);
         if let Some(m) = &self.metric {
             m.inc_by(n);

@@ -105,7 +105,13 @@ pub struct TransportSocketMatch {
     pub labels: BTreeMap<String, String>,
     /// `None` is plaintext.
     pub tls: Option<UpstreamTls>,
+    /// HBONE: the TLS session goes to [`HBONE_PORT`] of the endpoint's address, is shared, and carries each
+    /// connection as a CONNECT stream for `address:port` of the endpoint.
+    pub hbone: bool,
 }
+
+/// Port at which proxies take CONNECT streams over mutual TLS for their workload.
+pub const HBONE_PORT: u16 = 15008;
 
 /// `envoy.config.cluster.v3.CircuitBreakers.Thresholds`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -33,7 +33,8 @@ pub struct LocalityEndpoints {
 /// `envoy.config.endpoint.v3.LbEndpoint`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct LbEndpoint {
-    /// IP address or, with DNS discovery, a name.
+    /// IP address; with DNS discovery a name; `internal:<name>` is a listener of the same proxy, which serves
+    /// what a CONNECT stream carries.
     pub address: String,
     /// Port.
     pub port: u16,

@@ -174,6 +174,18 @@ pub struct TcpProxy {
     pub idle_timeout: Option<Duration>,
     /// Log of connections.
     pub access_log: Vec<AccessLog>,
+    /// Each connection is a CONNECT stream on a shared HTTP/2 connection to its destination; `None` gives it a
+    /// connection of its own.
+    pub tunnel: Option<Tunneling>,
+}
+
+/// `TcpProxy.TunnelingConfig`, over HTTP/2.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Tunneling {
+    /// `:authority` of the CONNECT request.
+    pub hostname: String,
+    /// Headers of the CONNECT request.
+    pub headers: Vec<(String, String)>,
 }
 
 /// `envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager`.
@@ -195,6 +207,8 @@ pub struct HttpConnectionManager {
     pub forward_client_cert: ForwardClientCert,
     /// Whether `Upgrade: websocket` (and its HTTP/2 form) is accepted.
     pub websocket: bool,
+    /// Whether plain CONNECT is accepted.
+    pub connect: bool,
     /// Value of the `server` response header; empty leaves the upstream's.
     pub server_name: String,
     /// Resolve dot segments before routing (RFC 3986 section 6.2.2.3).

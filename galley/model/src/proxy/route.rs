@@ -84,6 +84,8 @@ pub enum PathMatch {
     Exact(String),
     /// RE2 syntax, whole path.
     Regex(String),
+    /// CONNECT requests, which have no path (`connect_matcher`).
+    Connect,
 }
 
 /// Condition on a header. Several values are joined by `,` first.
@@ -194,6 +196,9 @@ pub struct Forward {
     pub mirrors: Vec<Mirror>,
     /// Inputs of consistent hashing, in order.
     pub hash: Vec<HashPolicy>,
+    /// A CONNECT request ends here: what its stream carries goes to the destination as a TCP connection, or to
+    /// the listener that the destination names (`upgrade_configs` with a `connect_config`).
+    pub connect: bool,
 }
 
 /// A destination and its share.

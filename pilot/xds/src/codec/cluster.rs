@@ -17,6 +17,9 @@ use mesh_model::proxy::{
 
 use super::{At, Bad, Res, common::*, each, endpoint, refuse, tls};
 
+/// Name of a transport socket whose TLS session carries CONNECT streams. Envoy has no such socket; it goes by the
+/// type of the configuration, so that a foreign proxy would open plain mutual TLS to the endpoint.
+const HBONE: &str = "flotilla.transport_sockets.hbone";
 const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
 /// Envoy's defaults for absent fields.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -137,10 +140,14 @@ fn http(m: &Cluster) -> up::HttpProtocolOptions {
 }
 
 fn socket_match(m: &TransportSocketMatch) -> c::TransportSocketMatch {
+    let mut socket = m.tls.as_ref().map_or_else(tls::raw_buffer, tls::upstream);
+    if m.hbone {
+        socket.name = HBONE.to_owned();
+    }
     c::TransportSocketMatch {
         name: m.name.clone(),
         r#match: Some(string_struct(&m.labels)),
-        transport_socket: Some(m.tls.as_ref().map_or_else(tls::raw_buffer, tls::upstream)),
+        transport_socket: Some(socket),
     }
 }
 
@@ -359,6 +366,7 @@ fn to_http(m: &mut pb::Cluster) -> Res<(UpstreamHttp, core::HttpProtocolOptions)
 fn to_socket_match(m: c::TransportSocketMatch) -> Res<TransportSocketMatch> {
     let socket = m.transport_socket.ok_or_else(|| Bad::new("transport_socket", "is missing"))?;
     Ok(TransportSocketMatch {
+        hbone: socket.name == HBONE,
         name: m.name,
         labels: m.r#match.map(to_string_map).unwrap_or_default(),
         tls: tls::to_upstream(socket).at("transport_socket")?,

@@ -9,6 +9,8 @@ use mesh_model::{Locality, proxy as model};
 use super::{At, Bad, Res, common::*, each, refuse};
 
 const MATCH: &str = "envoy.transport_socket_match";
+/// Prefix of an address that is a listener of the same proxy.
+const INTERNAL: &str = "internal:";
 const ISTIO: &str = "istio";
 /// Envoy's default.
 const OVERPROVISIONING: u32 = 140;
@@ -60,9 +62,34 @@ fn endpoint(e: &model::LbEndpoint) -> pb::LbEndpoint {
         metadata,
         load_balancing_weight: u32v(e.weight.max(1)),
         host_identifier: Some(ep::lb_endpoint::HostIdentifier::Endpoint(ep::Endpoint {
-            address: Some(socket_address(&e.address, e.port)),
+            address: Some(address(e)),
             ..Default::default()
         })),
+    }
+}
+
+fn address(e: &model::LbEndpoint) -> core::Address {
+    let Some(name) = e.address.strip_prefix(INTERNAL) else { return socket_address(&e.address, e.port) };
+    use core::envoy_internal_address::AddressNameSpecifier::ServerListenerName;
+    core::Address {
+        address: Some(core::address::Address::EnvoyInternalAddress(core::EnvoyInternalAddress {
+            address_name_specifier: Some(ServerListenerName(name.to_owned())),
+            ..Default::default()
+        })),
+    }
+}
+
+fn to_address(a: Option<core::Address>) -> Res<(String, u16)> {
+    use core::envoy_internal_address::AddressNameSpecifier::ServerListenerName;
+    match a {
+        Some(core::Address { address: Some(core::address::Address::EnvoyInternalAddress(i)) }) => {
+            refuse!(i; endpoint_id);
+            let Some(ServerListenerName(name)) = i.address_name_specifier else {
+                return Err(Bad::new("server_listener_name", "is missing"));
+            };
+            Ok((format!("{INTERNAL}{name}"), 0))
+        }
+        a => to_socket_address(a),
     }
 }
 
@@ -95,7 +122,7 @@ fn to_endpoint(e: pb::LbEndpoint) -> Res<model::LbEndpoint> {
     let Some(ep::lb_endpoint::HostIdentifier::Endpoint(host)) = e.host_identifier else {
         return Err(Bad::unsupported("endpoint_name", "an endpoint by name"));
     };
-    let (address, port) = to_socket_address(host.address).at("endpoint")?;
+    let (address, port) = to_address(host.address).at("endpoint")?;
     let mut metadata = e.metadata.unwrap_or_default().filter_metadata;
     let transport_labels = metadata.remove(MATCH).map(to_string_map).unwrap_or_default();
     let workload =

@@ -28,6 +28,8 @@ use mesh_model::proxy::{
 use super::{At, Bad, Res, common::*, each, rbac, refuse, route};
 
 const WEBSOCKET: &str = "websocket";
+/// How `upgrade_configs` name plain CONNECT.
+pub(super) const CONNECT: &str = "CONNECT";
 /// Envoy's defaults.
 const IDLE: Duration = Duration::from_secs(3600);
 const STREAM_IDLE: Duration = Duration::from_secs(300);
@@ -73,8 +75,7 @@ pub(super) fn encode(m: &HttpConnectionManager) -> hcm::HttpConnectionManager {
             accept_http_10: true,
             ..Default::default()
         }),
-        http2_protocol_options: m
-            .websocket
+        http2_protocol_options: (m.websocket || m.connect)
             .then(|| core::Http2ProtocolOptions { allow_connect: true, ..Default::default() }),
         server_name: m.server_name.clone(),
         server_header_transformation: if m.server_name.is_empty() { T::PassThrough } else { T::Overwrite }
@@ -92,11 +93,11 @@ pub(super) fn encode(m: &HttpConnectionManager) -> hcm::HttpConnectionManager {
             dns: true,
             ..Default::default()
         }),
-        upgrade_configs: if m.websocket {
-            vec![h::UpgradeConfig { upgrade_type: WEBSOCKET.to_owned(), ..Default::default() }]
-        } else {
-            vec![]
-        },
+        upgrade_configs: [(m.websocket, WEBSOCKET), (m.connect, CONNECT)]
+            .into_iter()
+            .filter(|(on, _)| *on)
+            .map(|(_, kind)| h::UpgradeConfig { upgrade_type: kind.to_owned(), ..Default::default() })
+            .collect(),
         normalize_path: boolv(m.normalize_path),
         merge_slashes: m.merge_slashes,
         route_specifier: Some(routes),
@@ -142,16 +143,20 @@ pub(super) fn decode(m: hcm::HttpConnectionManager) -> Res<HttpConnectionManager
         Ok(T::PassThrough) => String::new(),
         _ => return Err(Bad::unsupported("server_header_transformation", "APPEND_IF_ABSENT")),
     };
-    let mut websocket = false;
+    let (mut websocket, mut connect) = (false, false);
     for (i, u) in m.upgrade_configs.into_iter().enumerate() {
         let field = format!("upgrade_configs[{i}]");
-        if !u.upgrade_type.eq_ignore_ascii_case(WEBSOCKET) {
+        let which = if u.upgrade_type.eq_ignore_ascii_case(WEBSOCKET) {
+            &mut websocket
+        } else if u.upgrade_type.eq_ignore_ascii_case(CONNECT) {
+            &mut connect
+        } else {
             return Err(Bad::unsupported(field, format_args!("upgrade to {:?}", u.upgrade_type)));
-        }
+        };
         if !u.filters.is_empty() {
             return Err(Bad::unsupported(field, "filters of an upgrade"));
         }
-        websocket |= bool_or(u.enabled, true);
+        *which |= bool_or(u.enabled, true);
     }
     let filters = to_filters(m.http_filters)?;
     let common = m.common_http_protocol_options.unwrap_or_default();
@@ -167,6 +172,7 @@ pub(super) fn decode(m: hcm::HttpConnectionManager) -> Res<HttpConnectionManager
         trusted_hops: m.xff_num_trusted_hops,
         forward_client_cert,
         websocket,
+        connect,
         server_name,
         normalize_path: bool_or(m.normalize_path, false),
         merge_slashes: m.merge_slashes,

@@ -23,8 +23,8 @@ use envoy_types::pb::{
     google::protobuf as gp,
 };
 use mesh_model::proxy::{
-    AccessLog, Direction, FilterChain, FilterChainMatch, Listener, NetworkFilter, TcpProxy,
-    TransportProtocol, WeightedCluster,
+    AccessLog, Direction, FilterChain, FilterChainMatch, HeaderOps, Listener, NetworkFilter, TcpProxy,
+    TransportProtocol, Tunneling, WeightedCluster,
 };
 use prost::Name;
 
@@ -281,16 +281,37 @@ fn tcp_proxy(t: &TcpProxy) -> tcp::TcpProxy {
         idle_timeout: zero_off(t.idle_timeout),
         access_log: t.access_log.iter().map(http::access_log).collect(),
         cluster_specifier: Some(clusters),
+        tunneling_config: t.tunnel.as_ref().map(tunneling),
         ..Default::default()
     }
+}
+
+fn tunneling(t: &Tunneling) -> tcp::tcp_proxy::TunnelingConfig {
+    let ops = HeaderOps { add: t.headers.clone(), ..HeaderOps::default() };
+    tcp::tcp_proxy::TunnelingConfig {
+        hostname: t.hostname.clone(),
+        headers_to_add: header_ops(&ops).0,
+        ..Default::default()
+    }
+}
+
+fn to_tunneling(t: tcp::tcp_proxy::TunnelingConfig) -> Res<Tunneling> {
+    refuse!(t;
+        use_post, propagate_response_headers, post_path, propagate_response_trailers, request_id_extension,
+        request_id_header, request_id_metadata_key
+    );
+    if t.hostname.contains('%') {
+        return Err(Bad::unsupported("hostname", "a format string"));
+    }
+    let HeaderOps { set, add, .. } = to_header_ops(t.headers_to_add, vec![]).at("headers_to_add")?;
+    Ok(Tunneling { hostname: t.hostname, headers: set.into_iter().chain(add).collect() })
 }
 
 #[allow(deprecated)]
 fn to_tcp_proxy(m: tcp::TcpProxy) -> Res<TcpProxy> {
     use tcp::tcp_proxy as tp;
     refuse!(m;
-        on_demand, metadata_match, hash_policy, tunneling_config, max_downstream_connection_duration,
-        upstream_connect_mode
+        on_demand, metadata_match, hash_policy, max_downstream_connection_duration, upstream_connect_mode
     );
     let clusters = match m.cluster_specifier {
         Some(tp::ClusterSpecifier::Cluster(c)) => vec![WeightedCluster::only(c)],
@@ -306,5 +327,6 @@ fn to_tcp_proxy(m: tcp::TcpProxy) -> Res<TcpProxy> {
         clusters,
         idle_timeout: or_off(m.idle_timeout, TCP_IDLE).at("idle_timeout")?,
         access_log: each("access_log", m.access_log, http::to_access_log)?,
+        tunnel: m.tunneling_config.map(to_tunneling).transpose().at("tunneling_config")?,
     })
 }

@@ -19,7 +19,7 @@ use mesh_model::proxy::{
     RetryOn, RetryPolicy, Route, RouteAction, RouteConfiguration, RouteMatch, VirtualHost, WeightedCluster,
 };
 
-use super::{At, Bad, Res, common::*, each, refuse};
+use super::{At, Bad, Res, common::*, each, http::CONNECT, refuse};
 
 pub(super) const CORS: &str = "envoy.filters.http.cors";
 pub(super) const FAULT: &str = "envoy.filters.http.fault";
@@ -159,6 +159,7 @@ fn route_match(m: &RouteMatch) -> r::RouteMatch {
         PathMatch::SegmentPrefix(p) => P::PathSeparatedPrefix(p.clone()),
         PathMatch::Exact(p) => P::Path(p.clone()),
         PathMatch::Regex(p) => P::SafeRegex(regex(p)),
+        PathMatch::Connect => P::ConnectMatcher(r::route_match::ConnectMatcher::default()),
     };
     let query = |q: &QueryMatch| {
         use r::query_parameter_matcher::QueryParameterMatchSpecifier as S;
@@ -182,7 +183,7 @@ fn to_route_match(m: r::RouteMatch) -> Res<RouteMatch> {
         Some(P::PathSeparatedPrefix(p)) => PathMatch::SegmentPrefix(p),
         Some(P::Path(p)) => PathMatch::Exact(p),
         Some(P::SafeRegex(p)) => PathMatch::Regex(p.regex),
-        Some(P::ConnectMatcher(_)) => return Err(Bad::unsupported("connect_matcher", "CONNECT")),
+        Some(P::ConnectMatcher(_)) => PathMatch::Connect,
         Some(P::PathMatchPolicy(p)) => {
             return Err(Bad::unsupported("path_match_policy", format_args!("extension {:?}", p.name)));
         }
@@ -260,6 +261,15 @@ fn forward(f: &Forward) -> r::RouteAction {
         hash_policy: f.hash.iter().map(hash).collect(),
         cluster_specifier: Some(cluster),
         host_rewrite_specifier: f.host_rewrite.clone().map(H::HostRewriteLiteral),
+        upgrade_configs: if f.connect {
+            vec![r::route_action::UpgradeConfig {
+                upgrade_type: CONNECT.to_owned(),
+                connect_config: Some(r::route_action::upgrade_config::ConnectConfig::default()),
+                ..Default::default()
+            }]
+        } else {
+            vec![]
+        },
         ..Default::default()
     }
 }
@@ -294,6 +304,18 @@ fn to_forward(a: r::RouteAction) -> Res<Forward> {
         let fraction = m.runtime_fraction.and_then(|f| f.default_value).map_or(1_000_000, |f| to_ppm(&f));
         Ok(Mirror { cluster: m.cluster, fraction })
     };
+    let mut connect = false;
+    for (i, u) in a.upgrade_configs.into_iter().enumerate() {
+        let field = format!("upgrade_configs[{i}]");
+        if !u.upgrade_type.eq_ignore_ascii_case(CONNECT) || !bool_or(u.enabled, true) {
+            return Err(Bad::unsupported(field, format_args!("{:?} by route", u.upgrade_type)));
+        }
+        let Some(c) = u.connect_config else {
+            return Err(Bad::unsupported(field, "a CONNECT that is passed on (no connect_config)"));
+        };
+        refuse!(c; proxy_protocol_config, allow_post);
+        connect = true;
+    }
     let regex_rewrite = a.regex_rewrite.map(|s| (s.pattern.unwrap_or_default().regex, s.substitution));
     Ok(Forward {
         clusters,
@@ -305,6 +327,7 @@ fn to_forward(a: r::RouteAction) -> Res<Forward> {
         host_rewrite,
         mirrors: each("request_mirror_policies", a.request_mirror_policies, mirror)?,
         hash: each("hash_policy", a.hash_policy, to_hash)?,
+        connect,
     })
 }
 

@@ -157,6 +157,7 @@ fn routes() -> RouteConfiguration {
                     HashPolicy::SourceIp,
                     HashPolicy::Query("q".into()),
                 ],
+                connect: false,
             })),
         )
     };
@@ -178,13 +179,20 @@ fn routes() -> RouteConfiguration {
     let mut segment =
         route("direct", RouteAction::Direct(DirectResponse { status: 418, body: b"no".to_vec() }));
     segment.matches.path = PathMatch::SegmentPrefix("/s".into());
+    let end = Forward {
+        clusters: vec![WeightedCluster::only("inner")],
+        connect: true,
+        ..Forward::default()
+    };
+    let mut connect = route("connect", RouteAction::Forward(Box::new(end)));
+    connect.matches.path = PathMatch::Connect;
     RouteConfiguration {
         name: "9080".into(),
         virtual_hosts: vec![VirtualHost {
             name: "v".into(),
             domains: vec!["a".into(), "*.b".into()],
             require_tls: true,
-            routes: vec![rich, exact, segment, route("plain", plain)],
+            routes: vec![rich, exact, segment, connect, route("plain", plain)],
             request_headers: ops(),
             response_headers: ops(),
         }],
@@ -201,6 +209,7 @@ fn hcm_model(routes: RouteSource) -> HttpConnectionManager {
         trusted_hops: 2,
         forward_client_cert: ForwardClientCert::AppendForward,
         websocket: true,
+        connect: true,
         server_name: "istio-envoy".into(),
         normalize_path: true,
         merge_slashes: true,
@@ -226,6 +235,10 @@ pub(crate) fn listener() -> Listener {
         clusters: vec![WeightedCluster::only("a")],
         idle_timeout: Some(Duration::from_secs(60)),
         access_log: vec![],
+        tunnel: Some(Tunneling {
+            hostname: "db.local:443".into(),
+            headers: vec![("x-a".into(), "b".into())],
+        }),
     });
     let split = NetworkFilter::Tcp(TcpProxy {
         stat_prefix: "t".into(),
@@ -235,6 +248,7 @@ pub(crate) fn listener() -> Listener {
         ],
         idle_timeout: None,
         access_log: vec![],
+        tunnel: None,
     });
     Listener {
         name: "virtualInbound".into(),
@@ -315,6 +329,17 @@ fn assignment() -> LoadAssignment {
                     workload: "a;b;c;;west".into(),
                 }],
             },
+            LocalityEndpoints {
+                endpoints: vec![LbEndpoint {
+                    address: "internal:virtualInbound".into(),
+                    port: 0,
+                    weight: 1,
+                    health: EndpointHealth::Healthy,
+                    transport_labels: BTreeMap::new(),
+                    workload: String::new(),
+                }],
+                ..LocalityEndpoints::default()
+            },
             LocalityEndpoints::default(),
         ],
         overprovisioning: 140,
@@ -339,9 +364,21 @@ pub(crate) fn cluster() -> Cluster {
             TransportSocketMatch {
                 name: "tlsMode-istio".into(),
                 labels: BTreeMap::from([("tlsMode".into(), "istio".into())]),
-                tls: Some(tls),
+                tls: Some(tls.clone()),
+                hbone: false,
             },
-            TransportSocketMatch { name: "tlsMode-disabled".into(), labels: BTreeMap::new(), tls: None },
+            TransportSocketMatch {
+                name: "hbone".into(),
+                labels: BTreeMap::from([("tunnel".into(), "http".into())]),
+                tls: Some(tls),
+                hbone: true,
+            },
+            TransportSocketMatch {
+                name: "tlsMode-disabled".into(),
+                labels: BTreeMap::new(),
+                tls: None,
+                hbone: false,
+            },
         ],
         limits: CircuitBreakers { max_connections: 7, ..CircuitBreakers::default() },
         outlier: Some(OutlierDetection {

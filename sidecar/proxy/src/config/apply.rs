@@ -91,7 +91,7 @@ impl Applier {
             .filter(|l| !l.current.load().model.bind_to_port)
             .map(|l| (l.current.load().model.address, Arc::clone(l)))
             .collect();
-        Compiled { by_address, clusters: self.clusters.clone() }
+        Compiled { by_address, by_name: self.listeners.clone(), clusters: self.clusters.clone() }
     }
 
     fn apply_clusters(&mut self, snap: &ConfigSnapshot, report: &mut ApplyReport) {

@@ -17,7 +17,7 @@ use super::{
     CompileError, RouteSlot,
     route::{RouteTable, SlotOf},
 };
-use crate::{rbac::Rbac, upstream::cluster::ClusterSlot};
+use crate::{rbac::Rbac, tunnel::client::ConnectRequest, upstream::cluster::ClusterSlot};
 
 /// A listener that may be replaced in place while its sockets stay.
 #[derive(Debug)]
@@ -88,6 +88,8 @@ pub(crate) struct TcpProxy {
     clusters: Vec<(Arc<ClusterSlot>, u64)>,
     total: u64,
     pub(crate) logs: Vec<AccessLog>,
+    /// Connections go out as streams of a shared one.
+    pub(crate) tunnel: Option<ConnectRequest>,
 }
 
 /// A log with its format.
@@ -318,7 +320,8 @@ impl TcpProxy {
         if total == 0 {
             return Err(CompileError::NoWeight);
         }
-        Ok(Self { config: c.clone(), clusters, total, logs: names.logs(&c.access_log)? })
+        let tunnel = c.tunnel.as_ref().map(ConnectRequest::new).transpose()?;
+        Ok(Self { config: c.clone(), clusters, total, logs: names.logs(&c.access_log)?, tunnel })
     }
 
     /// Picks a destination by weight.
@@ -348,6 +351,7 @@ mod tests {
                 clusters: vec![model::WeightedCluster::only("c")],
                 idle_timeout: None,
                 access_log: vec![],
+                tunnel: None,
             })]
         };
         let chain = |name: &str, matches| model::FilterChain {

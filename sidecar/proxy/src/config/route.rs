@@ -66,6 +66,7 @@ enum PathMatcher {
     Segments(String),
     Exact(String),
     Regex(Regex),
+    Connect,
 }
 
 #[derive(Debug)]
@@ -87,6 +88,7 @@ pub(crate) struct Forward {
     pub(crate) host_rewrite: Option<String>,
     pub(crate) mirrors: Vec<(Arc<ClusterSlot>, u32)>,
     pub(crate) hash: Vec<model::HashPolicy>,
+    pub(crate) connect: bool,
 }
 
 #[derive(Debug)]
@@ -268,7 +270,7 @@ impl Route {
             _ if !self.case_sensitive => Key::Any,
             PathMatcher::Exact(p) => Key::Exact(p),
             PathMatcher::Prefix(p) | PathMatcher::Segments(p) => Key::Prefix(p),
-            PathMatcher::Regex(_) => Key::Any,
+            PathMatcher::Regex(_) | PathMatcher::Connect => Key::Any,
         }
     }
 
@@ -280,6 +282,7 @@ impl Route {
             model::PathMatch::SegmentPrefix(s) => PathMatcher::Segments(fold(s.trim_end_matches('/'))),
             model::PathMatch::Exact(s) => PathMatcher::Exact(fold(s)),
             model::PathMatch::Regex(s) => PathMatcher::Regex(whole_regex(s)?),
+            model::PathMatch::Connect => PathMatcher::Connect,
         };
         let action = match &r.action {
             model::RouteAction::Forward(f) => Action::Forward(Box::new(Forward::new(f, slot)?)),
@@ -331,6 +334,7 @@ impl Route {
             }
             PathMatcher::Exact(p) => path == p,
             PathMatcher::Regex(r) => r.is_match(raw.as_bytes()),
+            PathMatcher::Connect => req.method == Method::CONNECT && req.path.is_empty(),
         };
         path_ok && self.headers.iter().all(|h| h.matches(req)) && self.query.iter().all(|q| q.matches(req))
     }
@@ -345,7 +349,7 @@ impl Route {
             PathMatcher::Prefix(m) | PathMatcher::Segments(m) => {
                 format!("{with}{}", p.get(m.len()..).unwrap_or_default())
             }
-            PathMatcher::Exact(_) | PathMatcher::Regex(_) => with.to_owned(),
+            PathMatcher::Exact(_) | PathMatcher::Regex(_) | PathMatcher::Connect => with.to_owned(),
         };
         if let Some(q) = query {
             out.push('?');
@@ -392,6 +396,7 @@ impl Forward {
             host_rewrite: f.host_rewrite.clone(),
             mirrors: f.mirrors.iter().map(|m| (slot(&m.cluster), m.fraction)).collect(),
             hash: f.hash.clone(),
+            connect: f.connect,
         })
     }
 

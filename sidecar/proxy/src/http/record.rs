@@ -530,6 +530,12 @@ pub(crate) struct TcpRecord {
     started: Instant,
     started_at: SystemTime,
     series: Option<TcpSeries>,
+    /// The request that opened a tunnel, for logs.
+    pub(crate) request: Option<Box<RequestHead>>,
+    /// What it was answered; 0 without one.
+    pub(crate) status: u16,
+    /// SPIFFE ID of the server, where it is known without looking.
+    pub(crate) principal: Option<Arc<str>>,
     pub(crate) cluster: Option<Arc<ClusterSlot>>,
     pub(crate) host: Option<Arc<Host>>,
     pub(crate) received: u64,
@@ -548,6 +554,9 @@ impl TcpRecord {
             started: conn.started,
             started_at: conn.started_at,
             series: None,
+            request: None,
+            status: 0,
+            principal: None,
             cluster: None,
             host: None,
             received: 0,
@@ -574,6 +583,9 @@ impl TcpRecord {
             started: Instant::now(),
             started_at: SystemTime::now(),
             series: None,
+            request: None,
+            status: 0,
+            principal: None,
             cluster: None,
             host: None,
             received: 0,
@@ -598,7 +610,7 @@ impl TcpRecord {
 
     fn find_series(&self) -> Option<TcpSeries> {
         let conn = self.conn.as_ref()?;
-        let s = sides(conn, self.host.as_deref(), None);
+        let s = sides(conn, self.host.as_deref(), self.principal.as_ref());
         let host = self.cluster.as_ref().map_or("", |c| &*c.service.host);
         let service = named(conn, host, &conn.worker.shared.labels.unknown);
         Some(conn.worker.shared.metrics.tcp_series(&TcpLabels {
@@ -618,6 +630,13 @@ impl TcpRecord {
             response_flags: Arc::from("-"),
             connection_security_policy: s.security,
         }))
+    }
+
+    /// A tunnel that is not opened.
+    pub(crate) fn refuse(&mut self, status: u16, flags: &'static str, details: String) {
+        self.status = status;
+        self.flags = flags;
+        self.details = details;
     }
 
     /// Counts and logs the finished connection.
@@ -661,7 +680,8 @@ impl LogRecord for TcpRecord {
 
     fn field(&self, field: Field, out: &mut String) -> bool {
         match field {
-            Field::ResponseCode => number(0, out),
+            Field::ResponseCode => number(self.status, out),
+            Field::Protocol => text(self.request.as_ref().map_or("", |h| h.version.as_str()), out),
             Field::ResponseFlags => text(self.flags, out),
             Field::ConnectionTerminationDetails => text(&self.details, out),
             Field::UpstreamTransportFailureReason if self.flags == "UF" => text(&self.details, out),
@@ -678,8 +698,9 @@ impl LogRecord for TcpRecord {
         }
     }
 
-    fn request_header(&self, _: &str, _: &mut String) -> bool {
-        false
+    fn request_header(&self, name: &str, out: &mut String) -> bool {
+        let Some(head) = &self.request else { return false };
+        crate::matcher::header_value(head, name.as_bytes()).is_some_and(|v| bytes(Some(&v), out))
     }
     fn response_header(&self, _: &str, _: &mut String) -> bool {
         false

@@ -343,9 +343,7 @@ async fn stream(
     if connect_method {
         let permit = Permit::take(&cluster.usage, |u| &u.connections, cluster.config.limits.max_connections)
             .ok_or(TryError::Overflow)?;
-        let io = connect(cluster, host, Want::Any, &worker.secrets, worker.dialer())
-            .await
-            .map_err(connect_error)?;
+        let io = connect(worker, cluster, host, Want::Any).await.map_err(connect_error)?;
         return Ok((Upstream::H1(H1Exchange::tunnel(H1Conn::new(io, permit))), pool));
     }
     // A connection may close between being found and being used; that many in a row is no accident.

@@ -159,6 +159,10 @@ fn upgrade(manager: &HttpManager, head: &mut RequestHead, rec: &mut Record) -> R
         }
         None => {
             if head.method == Method::CONNECT {
+                if !manager.config.connect {
+                    rec.details = "upgrade_failed".into();
+                    return Err(LocalReply { status: 403, ..LocalReply::default() });
+                }
                 head.body = BodyKind::Stream;
             }
             Ok(())
@@ -167,7 +171,7 @@ fn upgrade(manager: &HttpManager, head: &mut RequestHead, rec: &mut Record) -> R
 }
 
 /// Asks the policy hook, where the request enters a workload or the mesh.
-async fn policy(
+pub(crate) async fn policy(
     conn: &Connection,
     head: &RequestHead,
     rec: &mut Record,

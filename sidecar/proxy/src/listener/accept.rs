@@ -114,7 +114,7 @@ async fn serve(
             return;
         }
         Some(Ok(config)) => {
-            let handshake = tokio_rustls::TlsAcceptor::from(config).accept(transport);
+            let handshake = tokio_rustls::TlsAcceptor::from(config).accept(transport.below_tls());
             match tokio::time::timeout(worker.options.handshake_timeout, handshake).await {
                 Ok(Ok(s)) => {
                     let session = s.get_ref().1;
@@ -154,20 +154,8 @@ async fn serve(
         client_cert: Default::default(),
         chain,
     });
-    // HTTP filters see requests; network filters see only the connection.
-    for rbac in &conn.chain.rbac {
-        if let Err(policy) = rbac.check(&conn.facts(conn.peer.ip(), None)) {
-            tracing::debug!(%policy, peer = %conn.peer, "connection denied");
-            let logs = match &conn.chain.terminal {
-                Terminal::Tcp(t) => &t.logs,
-                Terminal::Http(h) => &h.logs,
-            };
-            let mut record = TcpRecord::new(&conn);
-            record.flags = "UAEX";
-            record.details = policy;
-            record.log(logs);
-            return;
-        }
+    if !authorized(&conn) {
+        return;
     }
     match &conn.chain.terminal {
         Terminal::Tcp(_) => tcp::serve(io, Rc::clone(&conn)).await,
@@ -175,7 +163,27 @@ async fn serve(
     }
 }
 
-async fn http(mut io: Io, conn: Rc<Connection>, manager: Arc<HttpManager>) {
+/// Asks the chain's network filters; HTTP filters see requests, these only the connection.
+pub(crate) fn authorized(conn: &Rc<Connection>) -> bool {
+    for rbac in &conn.chain.rbac {
+        if let Err(policy) = rbac.check(&conn.facts(conn.peer.ip(), None)) {
+            tracing::debug!(%policy, peer = %conn.peer, "connection denied");
+            let logs = match &conn.chain.terminal {
+                Terminal::Tcp(t) => &t.logs,
+                Terminal::Http(h) => &h.logs,
+            };
+            let mut record = TcpRecord::new(conn);
+            record.flags = "UAEX";
+            record.details = policy;
+            record.log(logs);
+            return false;
+        }
+    }
+    true
+}
+
+/// Serves a connection that carries HTTP.
+pub(crate) async fn http(mut io: Io, conn: Rc<Connection>, manager: Arc<HttpManager>) {
     let h2 = match manager.config.codec {
         model::HttpCodec::Http1 => false,
         model::HttpCodec::Http2 => true,

@@ -6,6 +6,7 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU32, Ordering::Relaxed},
     },
+    time::Duration,
 };
 
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -14,7 +15,7 @@ use mesh_model::proxy as model;
 use super::{
     connect::TlsTransport,
     host::{Host, HostStats, now_ms, unique_id},
-    lb::{LbConfig, LbTables},
+    lb::{LbConfig, LbTables, stable_hash},
 };
 
 /// The place of a cluster by name: routes keep it, so an update of the cluster needs no recompiled route.
@@ -79,6 +80,9 @@ impl ClusterSlot {
 pub(crate) struct TransportSocket {
     labels: Vec<(String, String)>,
     pub(crate) tls: Option<TlsTransport>,
+    /// The endpoint's proxy takes CONNECT streams; a number for the TLS settings, by which endpoints of one address
+    /// share connections.
+    pub(crate) hbone: Option<u64>,
 }
 
 /// Counts of a cluster, over all workers; they outlive configuration changes.
@@ -148,11 +152,15 @@ fn key(e: &model::LbEndpoint, socket: usize, nth: u32) -> HostKey {
 impl Cluster {
     /// Builds a cluster; hosts of `previous` that are reached the same way keep their state and pools.
     pub(crate) fn new(config: Arc<model::Cluster>, previous: Option<&Cluster>) -> Self {
-        let mut sockets =
-            vec![TransportSocket { labels: vec![], tls: config.tls.clone().map(TlsTransport::new) }];
+        let mut sockets = vec![TransportSocket {
+            labels: vec![],
+            tls: config.tls.clone().map(TlsTransport::new),
+            hbone: None,
+        }];
         sockets.extend(config.tls_matches.iter().map(|m| TransportSocket {
             labels: m.labels.iter().map(|(k, v)| (k.clone(), v.clone())).collect(),
             tls: m.tls.clone().map(TlsTransport::new),
+            hbone: m.hbone.then(|| stable_hash(format!("{:?}", m.tls).as_bytes())),
         }));
         let same_transport = |a: &model::Cluster, b: &model::Cluster| {
             a.tls == b.tls && a.tls_matches == b.tls_matches && a.http == b.http && a.keepalive == b.keepalive
@@ -178,6 +186,28 @@ impl Cluster {
         this
     }
 
+    /// How long a connection may take to be made.
+    pub(crate) fn connect_limit(&self) -> Duration {
+        self.config.connect_timeout.max(Duration::from_millis(1))
+    }
+
+    /// The number of a host's tunnels: endpoints at one address with the same identity share them.
+    pub(crate) fn tunnels_of(&self, host: &Host) -> u64 {
+        match (self.sockets.get(host.transport).and_then(|s| s.hbone), &host.addr) {
+            (Some(tls), super::host::HostAddr::Socket(a)) => {
+                let mut key = [0; 24];
+                key[..8].copy_from_slice(&tls.to_ne_bytes());
+                match a.ip() {
+                    std::net::IpAddr::V4(ip) => key[8..12].copy_from_slice(&ip.octets()),
+                    std::net::IpAddr::V6(ip) => key[8..].copy_from_slice(&ip.octets()),
+                }
+                // Numbers of hosts count from one and never get here.
+                stable_hash(&key) | 1 << 63
+            }
+            _ => host.stats.id,
+        }
+    }
+
     fn socket_of(&self, e: &model::LbEndpoint) -> usize {
         let fits = |s: &TransportSocket| s.labels.iter().all(|(k, v)| e.transport_labels.get(k) == Some(v));
         self.sockets.iter().skip(1).position(fits).map_or(0, |i| i + 1)
@@ -190,6 +220,7 @@ impl Cluster {
         for h in &m.hosts {
             let (address, port) = match &h.addr {
                 super::host::HostAddr::Socket(a) => (a.ip().to_string(), a.port()),
+                super::host::HostAddr::Internal(n) => (format!("internal:{n}"), 0),
                 super::host::HostAddr::Trunk(n, p) | super::host::HostAddr::Unresolved(n, p) => {
                     (n.clone(), *p)
                 }
@@ -321,8 +352,6 @@ impl Cluster {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     pub(crate) fn cluster(hosts: u32, outlier: Option<model::OutlierDetection>) -> Cluster {

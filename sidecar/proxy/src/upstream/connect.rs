@@ -1,6 +1,6 @@
 //! Opens connections to hosts: TCP or a trunk, with or without TLS.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{io, rc::Rc, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
@@ -15,7 +15,8 @@ use super::{
 };
 use crate::{
     io::{Io, Transport},
-    options::Dialer,
+    tunnel,
+    worker::Worker,
 };
 
 /// Unacknowledged data for this long means that the peer is gone: without it a black hole between gateways
@@ -35,6 +36,9 @@ pub(crate) enum ConnectError {
     NoDialer(String),
     #[error("{0} is not resolved")]
     Unresolved(String),
+    /// The other end of a tunnel does not connect it.
+    #[error("tunnel refused with status {0}")]
+    Refused(u16),
     /// A limit of the cluster.
     #[error("overflow")]
     Overflow,
@@ -47,6 +51,8 @@ pub(crate) enum Want {
     Any,
     Http1,
     Http2,
+    /// HTTP/2 for CONNECT streams.
+    Tunnel,
 }
 
 /// TLS towards upstream; the rustls configuration is made once for each protocol, and reads certificates
@@ -54,7 +60,7 @@ pub(crate) enum Want {
 #[derive(Debug)]
 pub(crate) struct TlsTransport {
     spec: model::UpstreamTls,
-    configs: [ArcSwapOption<rustls::ClientConfig>; 3],
+    configs: [ArcSwapOption<rustls::ClientConfig>; 4],
 }
 
 impl TlsTransport {
@@ -83,11 +89,11 @@ fn alpn(offered: &[String], want: Want) -> Vec<String> {
     let mut out: Vec<String> = match want {
         Want::Any => return offered.to_vec(),
         Want::Http1 => offered.iter().filter(|p| !is_h2(p)).cloned().collect(),
-        Want::Http2 => offered.iter().filter(|p| !p.contains("http/1.")).cloned().collect(),
+        Want::Http2 | Want::Tunnel => offered.iter().filter(|p| !p.contains("http/1.")).cloned().collect(),
     };
     match want {
         Want::Http1 if out.is_empty() && !offered.is_empty() => out.push("http/1.1".into()),
-        Want::Http2 if !out.iter().any(|p| is_h2(p)) => out.push("h2".into()),
+        Want::Http2 | Want::Tunnel if !out.iter().any(|p| is_h2(p)) => out.push("h2".into()),
         _ => {}
     }
     out
@@ -100,30 +106,37 @@ pub(crate) fn negotiated_h2(io: &Io) -> bool {
 
 /// Connects within the cluster's connect timeout.
 pub(crate) async fn connect(
-    cluster: &Cluster,
-    host: &Host,
+    worker: &Rc<Worker>,
+    cluster: &Arc<Cluster>,
+    host: &Arc<Host>,
     want: Want,
-    secrets: &SecretStore,
-    dialer: Option<&dyn Dialer>,
 ) -> Result<Io, ConnectError> {
-    let limit = cluster.config.connect_timeout.max(Duration::from_millis(1));
-    match tokio::time::timeout(limit, connect_now(cluster, host, want, secrets, dialer)).await {
+    match tokio::time::timeout(cluster.connect_limit(), connect_now(worker, cluster, host, want)).await {
         Ok(r) => r,
         Err(_) => Err(ConnectError::Timeout),
     }
 }
 
 async fn connect_now(
-    cluster: &Cluster,
-    host: &Host,
+    worker: &Rc<Worker>,
+    cluster: &Arc<Cluster>,
+    host: &Arc<Host>,
     want: Want,
-    secrets: &SecretStore,
-    dialer: Option<&dyn Dialer>,
 ) -> Result<Io, ConnectError> {
-    let tls = cluster.sockets.get(host.transport).and_then(|s| s.tls.as_ref());
+    let socket = cluster.sockets.get(host.transport);
+    let tls = socket.and_then(|s| s.tls.as_ref());
+    let hbone = socket.is_some_and(|s| s.hbone.is_some());
+    if hbone && want != Want::Tunnel {
+        // Boxed: making a tunnel's connection comes back here.
+        return Box::pin(tunnel::client::hbone(worker, cluster, host)).await;
+    }
     let tcp = |e: io::Error| ConnectError::Tcp(e.to_string());
     let transport = match &host.addr {
         HostAddr::Socket(addr) => {
+            let mut addr = *addr;
+            if hbone {
+                addr.set_port(model::HBONE_PORT);
+            }
             let socket =
                 if addr.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }.map_err(tcp)?;
             let s = socket2::SockRef::from(&socket);
@@ -131,22 +144,24 @@ async fn connect_now(
                 let _ = s.set_tcp_keepalive(&socket2::TcpKeepalive::new().with_time(idle));
             }
             let _ = s.set_tcp_user_timeout(Some(USER_TIMEOUT));
-            let stream = socket.connect(*addr).await.map_err(tcp)?;
+            let stream = socket.connect(addr).await.map_err(tcp)?;
             let _ = stream.set_nodelay(true);
             Transport::tcp(stream, Bytes::new())
         }
         HostAddr::Trunk(name, port) => {
-            let dialer = dialer.ok_or_else(|| ConnectError::NoDialer(name.clone()))?;
+            let dialer = worker.dialer().ok_or_else(|| ConnectError::NoDialer(name.clone()))?;
             let sni = tls.map_or("", |t| t.spec.sni.as_str());
             Transport::boxed(dialer.dial(name, *port, sni).await.map_err(tcp)?)
         }
-        HostAddr::Unresolved(name, _) => return Err(ConnectError::Unresolved(name.clone())),
+        HostAddr::Internal(name) | HostAddr::Unresolved(name, _) => {
+            return Err(ConnectError::Unresolved(name.clone()));
+        }
     };
     let Some(tls) = tls else { return Ok(Io::Plain(transport)) };
-    let config = tls.config(secrets, want)?;
+    let config = tls.config(&worker.secrets, want)?;
     let name = server_name(&tls.spec.sni, host);
     let stream = tokio_rustls::TlsConnector::from(config)
-        .connect(name, transport)
+        .connect(name, transport.below_tls())
         .await
         .map_err(|e| ConnectError::Tls(e.to_string()))?;
     Ok(Io::Client(Box::new(stream)))

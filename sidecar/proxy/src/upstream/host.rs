@@ -31,6 +31,8 @@ pub(crate) enum HostAddr {
     Socket(SocketAddr),
     /// `trunk:<name>` and a port, for the dialer hook.
     Trunk(String, u16),
+    /// `internal:<name>`: a listener of this proxy.
+    Internal(String),
     /// A name that resolution has not answered yet, or that only resolution may answer.
     Unresolved(String, u16),
 }
@@ -116,6 +118,8 @@ impl Host {
     ) -> Self {
         let addr = if e.address.starts_with("trunk:") {
             HostAddr::Trunk(e.address.clone(), e.port)
+        } else if let Some(name) = e.address.strip_prefix("internal:") {
+            HostAddr::Internal(name.to_owned())
         } else {
             match e.address.parse::<IpAddr>() {
                 Ok(ip) => HostAddr::Socket(SocketAddr::new(ip, e.port)),
@@ -125,6 +129,7 @@ impl Host {
         let display = match &addr {
             HostAddr::Socket(a) => a.to_string(),
             HostAddr::Trunk(n, p) | HostAddr::Unresolved(n, p) => format!("{n}:{p}"),
+            HostAddr::Internal(n) => format!("internal:{n}"),
         };
         Self {
             addr,

@@ -20,7 +20,7 @@ use super::{
     connect::{ConnectError, Want, connect, negotiated_h2},
     host::Host,
 };
-use crate::{http::h1::client::H1Conn, worker::Worker};
+use crate::{http::h1::client::H1Conn, tunnel::MAX_FRAME, worker::Worker};
 
 /// Idle time of upstream connections without a configured one; Envoy's default is an hour, which outlives every
 /// middlebox.
@@ -39,7 +39,7 @@ pub(crate) struct PoolKey {
 
 /// Connections to one host for one protocol.
 pub(crate) struct Pool {
-    host: Arc<Host>,
+    host: RefCell<Arc<Host>>,
     cluster: RefCell<Arc<Cluster>>,
     h1: RefCell<Vec<H1Conn>>,
     h2: RefCell<Vec<Rc<H2Conn>>>,
@@ -87,7 +87,7 @@ impl H2Conn {
 impl Pool {
     fn new(cluster: Arc<Cluster>, host: Arc<Host>) -> Rc<Self> {
         Rc::new(Self {
-            host,
+            host: RefCell::new(host),
             cluster: RefCell::new(cluster),
             h1: RefCell::default(),
             h2: RefCell::default(),
@@ -123,7 +123,7 @@ impl Pool {
     pub(crate) fn put_h1(&self, mut conn: H1Conn) {
         let max = u64::from(self.cluster.borrow().config.max_requests_per_connection);
         conn.served += 1;
-        if (max == 0 || conn.served < max) && !self.host.stats.gone.load(Relaxed) {
+        if (max == 0 || conn.served < max) && !self.host.borrow().stats.gone.load(Relaxed) {
             conn.idle_since = Instant::now();
             self.h1.borrow_mut().push(conn);
         }
@@ -132,7 +132,7 @@ impl Pool {
 
     /// Closes what has been idle for too long; true if nothing is left.
     fn sweep(&self, now: Instant) -> bool {
-        let gone = self.host.stats.gone.load(Relaxed);
+        let gone = self.host.borrow().stats.gone.load(Relaxed);
         let idle = if gone {
             Duration::ZERO
         } else {
@@ -169,11 +169,13 @@ pub(crate) fn want(cluster: &Cluster, downstream_h2: bool, upgrade: bool) -> Wan
 
 /// Finds or makes the pool of a host.
 pub(crate) fn pool_of(worker: &Worker, cluster: &Arc<Cluster>, host: &Arc<Host>, want: Want) -> Rc<Pool> {
-    let key = PoolKey { host: host.stats.id, want };
+    let id = if want == Want::Tunnel { cluster.tunnels_of(host) } else { host.stats.id };
+    let key = PoolKey { host: id, want };
     let mut pools = worker.pools.borrow_mut();
     let pool = pools.entry(key).or_insert_with(|| Pool::new(Arc::clone(cluster), Arc::clone(host)));
     if !Arc::ptr_eq(&pool.cluster.borrow(), cluster) {
         *pool.cluster.borrow_mut() = Arc::clone(cluster);
+        *pool.host.borrow_mut() = Arc::clone(host);
     }
     Rc::clone(pool)
 }
@@ -220,7 +222,7 @@ pub(crate) async fn acquire(
             wait_for_return(cluster, pool).await?;
             continue;
         };
-        let io = connect(cluster, host, want, &worker.secrets, worker.dialer()).await?;
+        let io = connect(worker, cluster, host, want).await?;
         if want == Want::Any && negotiated_h2(&io) {
             pool.learned_h1.set(false);
             let c = start_h2(io, permit).await?;
@@ -228,6 +230,24 @@ pub(crate) async fn acquire(
             continue;
         }
         return Ok(Acquired::H1(H1Conn::new(io, permit)));
+    }
+    Err(ConnectError::Overflow)
+}
+
+/// An HTTP/2 connection to `host` with room for a stream, made if there is none.
+pub(crate) async fn acquire_h2(
+    worker: &Rc<Worker>,
+    cluster: &Arc<Cluster>,
+    host: &Arc<Host>,
+    pool: &Rc<Pool>,
+) -> Result<Rc<H2Conn>, ConnectError> {
+    for _ in 0..64 {
+        if let Some(c) = pool.shared_h2() {
+            return Ok(c);
+        }
+        let _pending = Permit::take(&cluster.usage, |u| &u.pending, cluster.config.limits.max_pending)
+            .ok_or(ConnectError::Overflow)?;
+        shared_dial(worker, cluster, host, pool, Want::Tunnel).await?;
     }
     Err(ConnectError::Overflow)
 }
@@ -288,15 +308,15 @@ async fn shared_dial(
 }
 
 async fn dial_into(
-    worker: &Worker,
-    cluster: &Cluster,
-    host: &Host,
+    worker: &Rc<Worker>,
+    cluster: &Arc<Cluster>,
+    host: &Arc<Host>,
     pool: &Pool,
     want: Want,
     permit: Permit,
 ) -> Result<(), ConnectError> {
-    let io = connect(cluster, host, want, &worker.secrets, worker.dialer()).await?;
-    if want == Want::Http2 || negotiated_h2(&io) {
+    let io = connect(worker, cluster, host, want).await?;
+    if matches!(want, Want::Http2 | Want::Tunnel) || negotiated_h2(&io) {
         let c = start_h2(io, permit).await?;
         pool.h2.borrow_mut().push(Rc::new(c));
     } else {
@@ -311,6 +331,7 @@ async fn start_h2(io: crate::io::Io, permit: Permit) -> Result<H2Conn, ConnectEr
     let handshake = h2::client::Builder::new()
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_frame_size(MAX_FRAME)
         .max_header_list_size(crate::http::message::MAX_HEAD as u32)
         .enable_push(false)
         .handshake::<_, Bytes>(io);

@@ -49,6 +49,7 @@ pub(crate) struct Connection {
 }
 
 /// Metric labels of the peer.
+#[derive(Clone)]
 pub(crate) struct SourceLabels {
     pub(crate) workload: Arc<str>,
     pub(crate) namespace: Arc<str>,

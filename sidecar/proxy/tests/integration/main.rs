@@ -8,3 +8,4 @@ mod routing;
 mod support;
 mod tcp;
 mod tls;
+mod tunnel;

@@ -211,6 +211,7 @@ pub(crate) fn manager(routes: RouteSource) -> HttpConnectionManager {
         trusted_hops: 0,
         forward_client_cert: ForwardClientCert::AppendForward,
         websocket: true,
+        connect: true,
         server_name: "flotilla".into(),
         normalize_path: true,
         merge_slashes: false,
@@ -241,6 +242,7 @@ pub(crate) fn tcp_filter(cluster: &str) -> NetworkFilter {
         clusters: vec![WeightedCluster::only(cluster)],
         idle_timeout: None,
         access_log: vec![],
+        tunnel: None,
     })
 }
 

@@ -50,6 +50,7 @@ fn client_side(ca: &Ca, server: std::net::SocketAddr, http: UpstreamHttp, alpn: 
         name: "mtls".into(),
         labels: [("tlsMode".to_owned(), "istio".to_owned())].into(),
         tls: Some(upstream_mtls(SNI, san, alpn)),
+        hbone: false,
     }];
     if let Discovery::Static(a) = &mut c.discovery {
         a.localities[0].endpoints[0].transport_labels =

@@ -24,6 +24,7 @@ use crate::{
         service,
     },
     io::Io,
+    tunnel,
     worker::connection::Connection,
 };
 
@@ -45,6 +46,7 @@ pub(crate) async fn serve(io: Io, conn: Rc<Connection>, manager: Arc<HttpManager
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_concurrent_streams(conn.worker.options.max_concurrent_streams)
+        .max_frame_size(tunnel::MAX_FRAME)
         .max_header_list_size(MAX_HEAD as u32)
         .max_send_buffer_size(SEND_BUFFER)
         .max_pending_accept_reset_streams(MAX_PENDING_RESETS);
@@ -73,6 +75,14 @@ pub(crate) async fn serve(io: Io, conn: Rc<Connection>, manager: Arc<HttpManager
                     active.set(active.get() + 1);
                     let (conn, manager) = (Rc::clone(&conn), Arc::clone(&manager));
                     let (active, last) = (Rc::clone(&active), Rc::clone(&last));
+                    if tunnel::server::concerns(&manager, &request) {
+                        tokio::task::spawn_local(async move {
+                            tunnel::server::stream(conn, manager, request, respond).await;
+                            active.set(active.get() - 1);
+                            last.set(Instant::now());
+                        });
+                        continue;
+                    }
                     tokio::task::spawn_local(async move {
                         stream(&conn, &manager, request, respond).await;
                         active.set(active.get() - 1);
@@ -124,6 +134,17 @@ async fn stream(
             return;
         }
     };
+    self::request(conn, manager, head, recv, respond).await;
+}
+
+/// Serves a request of which the head was read.
+pub(crate) async fn request(
+    conn: &Rc<Connection>,
+    manager: &Arc<HttpManager>,
+    head: RequestHead,
+    recv: RecvStream,
+    respond: SendResponse<Bytes>,
+) {
     let down = H2Down { inner: RefCell::new(Inner { recv, respond, send: None, data_done: false }) };
     let signals = conn.signals.subscribe();
     tokio::select! {
@@ -133,7 +154,11 @@ async fn stream(
 }
 
 /// Translates a head; `Err` is the status of a refusal.
-fn head(conn: &Connection, parts: &http::request::Parts, recv: &RecvStream) -> Result<RequestHead, u16> {
+pub(crate) fn head(
+    conn: &Connection,
+    parts: &http::request::Parts,
+    recv: &RecvStream,
+) -> Result<RequestHead, u16> {
     if parts.headers.len() > MAX_FIELDS {
         return Err(431);
     }

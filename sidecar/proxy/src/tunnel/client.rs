@@ -1,0 +1,130 @@
+//! Opens tunnels.
+
+use std::{rc::Rc, sync::Arc};
+
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, Version};
+use mesh_model::proxy as model;
+
+use super::TunnelStream;
+use crate::{
+    config::CompileError,
+    io::Io,
+    upstream::{
+        cluster::Cluster,
+        connect::{ConnectError, Want},
+        host::Host,
+        pool::{self, StreamGuard},
+    },
+    worker::Worker,
+};
+
+/// Connections that close between being found and being used; that many in a row is no accident.
+const ATTEMPTS: usize = 3;
+
+/// A CONNECT request, made once.
+#[derive(Debug)]
+pub(crate) struct ConnectRequest {
+    authority: Uri,
+    headers: HeaderMap,
+}
+
+impl ConnectRequest {
+    pub(crate) fn new(t: &model::Tunneling) -> Result<Self, CompileError> {
+        let bad = |what: &str| CompileError::Tunnel(what.to_owned());
+        let authority = authority(&t.hostname).ok_or_else(|| bad(&t.hostname))?;
+        let mut headers = HeaderMap::with_capacity(t.headers.len());
+        for (n, v) in &t.headers {
+            let name = HeaderName::from_bytes(n.as_bytes()).map_err(|_| bad(n))?;
+            headers.append(name, HeaderValue::from_str(v).map_err(|_| bad(n))?);
+        }
+        Ok(Self { authority, headers })
+    }
+
+    fn request(&self) -> Request<()> {
+        let mut r = connect_request(self.authority.clone());
+        if !self.headers.is_empty() {
+            r.headers_mut().clone_from(&self.headers);
+        }
+        r
+    }
+}
+
+fn authority(host: &str) -> Option<Uri> {
+    let authority: http::uri::Authority = host.parse().ok()?;
+    Uri::builder().authority(authority).build().ok()
+}
+
+fn connect_request(authority: Uri) -> Request<()> {
+    let mut r = Request::new(());
+    *r.method_mut() = Method::CONNECT;
+    *r.uri_mut() = authority;
+    *r.version_mut() = Version::HTTP_2;
+    r
+}
+
+/// A tunnel to where `tunneling_config` says, through a host of the cluster, within its connect timeout.
+pub(crate) async fn open(
+    worker: &Rc<Worker>,
+    cluster: &Arc<Cluster>,
+    host: &Arc<Host>,
+    to: &ConnectRequest,
+) -> Result<Io, ConnectError> {
+    let limit = cluster.connect_limit();
+    match tokio::time::timeout(limit, stream(worker, cluster, host, &|| to.request())).await {
+        Ok(r) => r,
+        Err(_) => Err(ConnectError::Timeout),
+    }
+}
+
+/// A tunnel to the host itself, through the proxy at its address.
+pub(crate) async fn hbone(
+    worker: &Rc<Worker>,
+    cluster: &Arc<Cluster>,
+    host: &Arc<Host>,
+) -> Result<Io, ConnectError> {
+    let to = authority(&host.display).ok_or_else(|| ConnectError::Unresolved(host.display.to_string()))?;
+    stream(worker, cluster, host, &|| connect_request(to.clone())).await
+}
+
+async fn stream(
+    worker: &Rc<Worker>,
+    cluster: &Arc<Cluster>,
+    host: &Arc<Host>,
+    request: &dyn Fn() -> Request<()>,
+) -> Result<Io, ConnectError> {
+    let pool = pool::pool_of(worker, cluster, host, Want::Tunnel);
+    let mut last = ConnectError::Overflow;
+    for _ in 0..ATTEMPTS {
+        let conn = pool::acquire_h2(worker, cluster, host, &pool).await?;
+        let guard = StreamGuard::new(&conn);
+        let (response, send) = match conn.send.clone().send_request(request(), false) {
+            Ok(stream) => stream,
+            Err(e) => {
+                conn.retire();
+                last = ConnectError::Tcp(e.to_string());
+                continue;
+            }
+        };
+        let response = match response.await {
+            Ok(r) => r,
+            // Not processed (RFC 9113 section 8.7): the peer is going away or is full.
+            Err(e) if e.is_go_away() || e.reason() == Some(h2::Reason::REFUSED_STREAM) => {
+                conn.retire();
+                last = ConnectError::Tcp(e.to_string());
+                continue;
+            }
+            Err(e) => {
+                if e.is_io() {
+                    conn.retire();
+                }
+                return Err(ConnectError::Tcp(e.to_string()));
+            }
+        };
+        if !response.status().is_success() {
+            return Err(ConnectError::Refused(response.status().as_u16()));
+        }
+        let tunnel = TunnelStream::new(send, response.into_body(), Some(guard));
+        return Ok(Io::Tunnel(Box::new(tunnel)));
+    }
+    Err(last)
+}

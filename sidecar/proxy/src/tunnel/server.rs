@@ -1,0 +1,254 @@
+//! Ends CONNECT streams that clients open: what a stream carries goes to a cluster as a TCP connection, or is served
+//! by another listener of this proxy as if it had been accepted there. The second is HBONE: authorization, routing,
+//! metrics and logs of the workload's port are those of its inbound listener, and the peer is who the outer session
+//! says.
+
+use std::{net::SocketAddr, rc::Rc, sync::Arc};
+
+use bytes::Bytes;
+use h2::{RecvStream, server::SendResponse};
+use http::{Method, Request, Response, StatusCode};
+use mesh_model::proxy::ClientCertificate;
+
+use super::TunnelStream;
+use crate::{
+    config::{
+        listener::{AccessLog, Chain, ConnectionFacts, HttpManager, Terminal},
+        route::{Action, Forward, Found, Route},
+    },
+    http::{
+        edge, filters, h2 as http2,
+        message::RequestHead,
+        record::{Record, TcpRecord},
+        service,
+    },
+    io::Io,
+    listener::accept,
+    tcp,
+    upstream::{
+        cluster::{Cluster, ClusterSlot},
+        host::{Host, HostAddr},
+    },
+    worker::{Gauge, connection::Connection},
+};
+
+/// Whether a request may be a tunnel's.
+pub(crate) fn concerns(manager: &HttpManager, request: &Request<RecvStream>) -> bool {
+    manager.config.connect
+        && request.method() == Method::CONNECT
+        && request.extensions().get::<h2::ext::Protocol>().is_none()
+}
+
+/// ALPN by which a mesh client makes itself known where there is a TLS session of its own.
+const MESH: &str = "istio";
+
+/// The stream of a tunnel that is not accepted yet.
+struct Offer {
+    recv: RecvStream,
+    respond: SendResponse<Bytes>,
+}
+
+impl Offer {
+    fn accept(mut self) -> Option<Io> {
+        let send = self.respond.send_response(Response::new(()), false).ok()?;
+        Some(Io::Tunnel(Box::new(TunnelStream::new(send, self.recv, None))))
+    }
+
+    fn refuse(mut self, status: u16) {
+        let mut r = Response::new(());
+        *r.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
+        let _ = self.respond.send_response(r, true);
+    }
+}
+
+/// Serves a CONNECT stream; one whose route does not end it here is served like any other request.
+pub(crate) async fn stream(
+    conn: Rc<Connection>,
+    manager: Arc<HttpManager>,
+    request: Request<RecvStream>,
+    respond: SendResponse<Bytes>,
+) {
+    let (parts, recv) = request.into_parts();
+    let offer = Offer { recv, respond };
+    let mut head = match http2::server::head(&conn, &parts, &offer.recv) {
+        Ok(head) => head,
+        Err(status) => return offer.refuse(status),
+    };
+    drop(parts);
+    let table = manager.routes();
+    let found = table.as_ref().map_or(Found::NoHost, |t| t.find(&head));
+    let route = match found {
+        Found::Route(_, r) if terminates(r).is_some() => Arc::clone(r),
+        _ => return Box::pin(http2::server::request(&conn, &manager, head, offer.recv, offer.respond)).await,
+    };
+    drop(table);
+    if (!manager.filters.is_empty() || conn.worker.shared.hooks.policy.is_some())
+        && let Err((status, details)) = Box::pin(admit(&conn, &manager, &mut head, &route)).await
+    {
+        let mut record = TcpRecord::new(&conn);
+        record.refuse(status, "UAEX", details);
+        record.request = Some(Box::new(head));
+        record.log(&manager.logs);
+        return offer.refuse(status);
+    }
+    let Some(forward) = terminates(&route) else { return offer.refuse(500) };
+    let slot = Arc::clone(&forward.destination(conn.worker.rng.next()).cluster);
+    let mut record = TcpRecord::new(&conn);
+    let picked = match slot.load() {
+        Some(cluster) => tcp::pick(&conn, &cluster, &[]).map(|host| (cluster, host)),
+        None => Err(("NC", "cluster_not_found".to_owned())),
+    };
+    record.cluster = Some(slot);
+    let failure = match picked {
+        Ok((_, host)) if matches!(host.addr, HostAddr::Internal(_)) => {
+            return internal(&conn, &head.authority, &host, offer).await;
+        }
+        Ok((cluster, _)) => {
+            if !manager.logs.is_empty() {
+                record.request = Some(Box::new(head));
+            }
+            let idle = forward.idle_timeout.or(manager.config.stream_idle_timeout);
+            return proxy(&conn, &cluster, offer, record, idle, &manager.logs).await;
+        }
+        Err(failure) => failure,
+    };
+    record.refuse(503, failure.0, failure.1);
+    record.request = Some(Box::new(head));
+    record.log(&manager.logs);
+    offer.refuse(503);
+}
+
+fn terminates(route: &Route) -> Option<&Forward> {
+    match &route.action {
+        Action::Forward(f) if f.connect => Some(f),
+        _ => None,
+    }
+}
+
+/// Asks filters and policy about the request that opens a tunnel.
+async fn admit(
+    conn: &Rc<Connection>,
+    manager: &HttpManager,
+    head: &mut RequestHead,
+    route: &Route,
+) -> Result<(), (u16, String)> {
+    let mut rec = Record::new(conn, Some(head));
+    edge::prepare(conn, manager, head, &mut rec);
+    let refused = match filters::run(conn, manager, head, Some(route), &mut rec).await {
+        Err(reply) => reply,
+        Ok(_) => match service::policy(conn, head, &mut rec, route).await {
+            Ok(()) => return Ok(()),
+            Err(reply) => reply,
+        },
+    };
+    Err((refused.status, rec.details.into_owned()))
+}
+
+/// Connects a tunnel to a host of a cluster and moves bytes until both directions have ended.
+async fn proxy(
+    conn: &Rc<Connection>,
+    cluster: &Arc<Cluster>,
+    offer: Offer,
+    mut record: TcpRecord,
+    idle: Option<std::time::Duration>,
+    logs: &[AccessLog],
+) {
+    let result = match tcp::connect(conn, cluster, None, &mut record).await {
+        Err(failure) => {
+            record.status = 503;
+            offer.refuse(503);
+            Err(failure)
+        }
+        Ok((mut up, _holds)) => match offer.accept() {
+            None => Err(("DC", "downstream_remote_disconnect".to_owned())),
+            Some(mut down) => {
+                record.status = 200;
+                tcp::carry(conn, &mut down, &mut up, idle, &mut record).await
+            }
+        },
+    };
+    if let Err((flags, details)) = result {
+        record.flags = flags;
+        record.details = details;
+    }
+    record.finish(logs);
+}
+
+/// Serves a tunnel as a connection to `authority` that a listener of this proxy accepted.
+async fn internal(outer: &Rc<Connection>, authority: &str, host: &Host, offer: Offer) {
+    let HostAddr::Internal(name) = &host.addr else { return offer.refuse(500) };
+    let worker = &outer.worker;
+    let listener = worker.shared.compiled.load().by_name.get(name).map(|l| l.current.load_full());
+    let Some(listener) = listener else {
+        tracing::debug!(listener = %name, "a tunnel leads to a listener that is not there");
+        return offer.refuse(503);
+    };
+    // What a listener takes is addresses; a name would have to be resolved by somebody.
+    let Ok(destination) = authority.parse::<SocketAddr>() else { return offer.refuse(400) };
+    let alpn = [MESH.to_owned()];
+    let facts = ConnectionFacts {
+        destination,
+        source: outer.peer.ip(),
+        tls: outer.tls,
+        sni: None,
+        alpn: if outer.mtls() { &alpn } else { &[] },
+    };
+    let Some(chain) = listener.chain(&facts).filter(|c| is_satisfied(c, outer)).cloned() else {
+        TcpRecord::refused(worker, &listener, outer.peer, destination, None, "NR").log(&listener.logs);
+        return offer.refuse(404);
+    };
+    let conn = Rc::new(Connection {
+        worker: Rc::clone(worker),
+        signals: worker.signals(&chain),
+        source: outer.source.clone(),
+        listener,
+        peer: outer.peer,
+        direct_peer: outer.direct_peer,
+        local: destination,
+        redirected: true,
+        sni: None,
+        tls: outer.tls,
+        identity: outer.identity.clone(),
+        started: std::time::Instant::now(),
+        started_at: std::time::SystemTime::now(),
+        peer_text: Default::default(),
+        client_cert: Default::default(),
+        series: Default::default(),
+        chain,
+    });
+    let _gauge = Gauge::new(&worker.shared.totals, |t| &t.connections, |t| &t.connections_total);
+    if !accept::authorized(&conn) {
+        return offer.refuse(403);
+    }
+    match &conn.chain.terminal {
+        Terminal::Tcp(t) => {
+            let mut record = TcpRecord::new(&conn);
+            let slot: Option<Arc<ClusterSlot>> = tcp::destination(&conn, t);
+            let cluster = slot.as_ref().and_then(|s| s.load());
+            record.cluster = slot;
+            let Some(cluster) = cluster else {
+                record.refuse(503, "NC", "cluster_not_found".into());
+                record.log(&t.logs);
+                return offer.refuse(503);
+            };
+            proxy(&conn, &cluster, offer, record, t.config.idle_timeout, &t.logs).await;
+        }
+        Terminal::Http(manager) => {
+            let manager = Arc::clone(manager);
+            if let Some(io) = offer.accept() {
+                Box::pin(accept::http(io, conn, manager)).await;
+            }
+        }
+    }
+}
+
+/// Whether the outer session is what the chain asks of a session of its own.
+fn is_satisfied(chain: &Chain, outer: &Connection) -> bool {
+    match &chain.model.tls {
+        None => true,
+        Some(t) => match t.client_certificate {
+            ClientCertificate::Required(_) => outer.mtls(),
+            _ => outer.tls,
+        },
+    }
+}
