@@ -1,15 +1,15 @@
 //! A workload's proxy: the agent of the mesh, with a resolver for the workload's names.
 
 pub mod agent_mode;
+mod args;
 pub mod iptables;
 
-use std::{
-    net::{IpAddr, SocketAddr},
-    sync::Arc,
-};
+use std::{net::IpAddr, sync::Arc};
 
 use anyhow::Context;
-use mesh_agent::{Agent, AgentOptions, MixerArgs, MixerHook, ProxyArgs};
+pub use args::SidecarArgs;
+use args::{BootstrapArgs, MeshArgs, Mode};
+use mesh_agent::{Agent, AgentOptions, MixerHook, Standalone, StandaloneOptions};
 use mesh_dns::Names;
 use mesh_identity::SecretStore;
 use mesh_proxy::Hooks;
@@ -17,26 +17,33 @@ use mesh_xds::{NodeKind, nds::NameTable};
 use prometheus_client::registry::Registry;
 use tokio::{sync::watch, task::JoinHandle};
 
-/// Flags of `flotilla sidecar`.
-#[derive(Debug, Clone, clap::Args)]
-pub struct SidecarArgs {
-    #[command(flatten)]
-    proxy: ProxyArgs,
-    #[command(flatten)]
-    mixer: MixerArgs,
-    /// Answer DNS for the workload here, UDP and TCP; other names go to --dns-upstream
-    #[arg(long)]
-    dns: Option<SocketAddr>,
-    /// Resolver for names outside the mesh; the system's by default
-    #[arg(long)]
-    dns_upstream: Option<SocketAddr>,
-}
-
 /// Runs until SIGTERM or SIGINT, then drains.
 ///
 /// # Errors
 /// Flags that are not valid, files that cannot be read, addresses that cannot be bound.
 pub async fn run(args: SidecarArgs) -> anyhow::Result<()> {
+    match args.mode {
+        Mode::Mesh(args) => member(*args).await,
+        Mode::Bootstrap(args) => standalone(args).await,
+    }
+}
+
+/// An engine that executes a bootstrap file.
+async fn standalone(args: BootstrapArgs) -> anyhow::Result<()> {
+    let tracing = mesh_telemetry::trace::init_tracing("flotilla-sidecar", args.otlp.as_deref(), false)?;
+    let stop = mesh_runtime::shutdown::on_signal()?;
+    let options = StandaloneOptions {
+        workers: args.workers(),
+        drain: args.drain,
+        hooks: Hooks { spans: tracing.spans(), ..Hooks::default() },
+    };
+    Standalone::start(&args.file, options).await?.run(stop).await;
+    tracing.shutdown();
+    Ok(())
+}
+
+/// A workload's proxy in the mesh.
+async fn member(args: MeshArgs) -> anyhow::Result<()> {
     let tracing = mesh_telemetry::trace::init_tracing("flotilla-sidecar", args.proxy.otlp.as_deref(), false)?;
     let stop = mesh_runtime::shutdown::on_signal()?;
     let store = SecretStore::new();

@@ -107,6 +107,13 @@ fn pack<T: Name>(m: &T) -> pb::Any {
     pb::Any { type_url: format!("type.googleapis.com/{}", T::full_name()), value: m.encode_to_vec().into() }
 }
 
+/// Host and port of an address in a bootstrap.
+pub(crate) fn socket_address(
+    a: envoy_types::pb::envoy::config::core::v3::Address,
+) -> Result<(String, u16), String> {
+    common::to_socket_address(Some(a)).map_err(|b| format!("{}: {}", b.field, b.reason))
+}
+
 fn unpack<T: Name + Default>(any: &pb::Any) -> Result<T, DecodeError> {
     let fail =
         |field: &str, reason: String| DecodeError { resource: String::new(), field: field.into(), reason };

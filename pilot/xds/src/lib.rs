@@ -5,10 +5,12 @@
 //! - [`client`]: a generic ADS client that survives its server, and [`client::proxy`], which keeps
 //!   what a proxy executes complete and consistent.
 //! - [`mcp`]: configuration documents between components, on the same server and client.
+//! - [`bootstrap`]: Envoy's bootstrap file.
 //! - [`codec`]: `mesh_model::proxy` to Envoy v3 protobuf and back.
 //!
 //! Protobuf stops here: nothing above this crate sees a wire type, except the opaque [`pb::Any`].
 
+pub mod bootstrap;
 pub mod client;
 pub mod codec;
 pub mod mcp;
