@@ -54,10 +54,6 @@ impl Ports {
     pub(crate) fn iperf(self) -> SocketAddr {
         self.at(6)
     }
-    /// Metrics and readiness pages that Envoy does not have apart from admin.
-    pub(crate) fn extra(self, n: u16) -> SocketAddr {
-        self.at(10 + n)
-    }
 }
 
 /// What varies in the templates.

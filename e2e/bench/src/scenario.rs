@@ -309,11 +309,8 @@ impl Bench {
             let mut args = vec![];
             let program = match s.who {
                 Who::Ours => {
-                    let n = u16::try_from(i).unwrap_or(0) * 2;
                     args.extend(["--bootstrap".to_owned(), file.display().to_string()]);
                     args.extend(["--concurrency".to_owned(), "1".to_owned()]);
-                    args.extend(["--metrics".to_owned(), self.ports.extra(n).to_string()]);
-                    args.extend(["--readiness".to_owned(), self.ports.extra(n + 1).to_string()]);
                     self.ours.display().to_string()
                 }
                 _ => {
@@ -370,13 +367,8 @@ impl Bench {
             ]);
         }
         target.saturate(1, self.args.connections)?;
-        let _scraper = (name == "pair-full").then(|| {
-            let pages = match s.who {
-                Who::Ours => vec![self.ports.extra(0), self.ports.extra(2)],
-                _ => vec![self.ports.client_admin(), self.ports.server_admin()],
-            };
-            Scraper::start(pages)
-        });
+        let _scraper = (name == "pair-full")
+            .then(|| Scraper::start(vec![self.ports.client_admin(), self.ports.server_admin()]));
         let profiler = self.profile(s, &proxies)?;
         let (cpu, core, begun) = (used(), busy(self.args.proxy_cpu), Instant::now());
         let (done, failed) = target.saturate(self.args.seconds, self.args.connections)?;
