@@ -1,17 +1,17 @@
 //! Access logs: Envoy's format language, and a writer that never blocks a worker.
 
+mod sink;
+
 use std::{
+    cell::RefCell,
     collections::BTreeMap,
     fmt::Write as _,
-    fs::OpenOptions,
-    io::{self, BufWriter, Write},
-    sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel},
-    thread::JoinHandle,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{SystemTime, UNIX_EPOCH},
 };
 
+pub use sink::LogSink;
+
 use mesh_model::proxy::AccessLogFormat;
-use prometheus_client::metrics::counter::Counter;
 
 /// Istio's default line.
 pub const DEFAULT_FORMAT: &str = "[%START_TIME%] \"%REQ(:METHOD)% %REQ(X-ENVOY-ORIGINAL-PATH?:PATH)% %PROTOCOL%\" \
@@ -21,8 +21,6 @@ pub const DEFAULT_FORMAT: &str = "[%START_TIME%] \"%REQ(:METHOD)% %REQ(X-ENVOY-O
 \"%REQ(:AUTHORITY)%\" \"%UPSTREAM_HOST%\" %UPSTREAM_CLUSTER% %UPSTREAM_LOCAL_ADDRESS% %DOWNSTREAM_LOCAL_ADDRESS% \
 %DOWNSTREAM_REMOTE_ADDRESS% %REQUESTED_SERVER_NAME% %ROUTE_NAME%\n";
 
-/// Lines waiting for the writer: at 300 bytes a line some 2.5 MB, a tenth of a second at high load.
-const QUEUE: usize = 8192;
 /// Longest line; what a client sent must not make it longer.
 const MAX_LINE: usize = 16 * 1024;
 
@@ -137,13 +135,22 @@ impl Format {
         fields.iter().map(|(k, v)| Ok((k.clone(), Template::new(v)?))).collect()
     }
 
-    /// Renders one line with its line end.
-    #[must_use]
-    pub fn render(&self, r: &dyn LogRecord) -> String {
-        let mut out = String::with_capacity(320);
+    /// Renders one line with its line end and passes it on.
+    pub fn render<T>(&self, r: &dyn LogRecord, then: impl FnOnce(&str) -> T) -> T {
+        thread_local!(static LINE: RefCell<String> = const { RefCell::new(String::new()) });
+        // A line that is rendered while another one is (none does) would find the place empty, not locked.
+        let mut line = LINE.take();
+        line.clear();
+        self.append(r, &mut line);
+        let result = then(&line);
+        LINE.set(line);
+        result
+    }
+
+    fn append(&self, r: &dyn LogRecord, out: &mut String) {
         match self {
             Self::Text(t) => {
-                t.render(r, &mut out, true);
+                t.render(r, out, true);
                 if !out.ends_with('\n') {
                     out.push('\n');
                 }
@@ -155,7 +162,7 @@ impl Format {
                     if i > 0 {
                         out.push(',');
                     }
-                    push_json(k, &mut out);
+                    push_json(k, out);
                     out.push(':');
                     value.clear();
                     match t.single() {
@@ -165,19 +172,18 @@ impl Format {
                             } else if is_number(source) && value.parse::<i64>().is_ok() {
                                 out.push_str(&value);
                             } else {
-                                push_json(&value, &mut out);
+                                push_json(&value, out);
                             }
                         }
                         None => {
                             t.render(r, &mut value, false);
-                            push_json(&value, &mut out);
+                            push_json(&value, out);
                         }
                     }
                 }
                 out.push_str("}\n");
             }
         }
-        out
     }
 }
 
@@ -242,23 +248,33 @@ impl Template {
     }
 
     fn render(&self, r: &dyn LogRecord, out: &mut String, escape: bool) {
-        let mut value = String::new();
         for s in &self.0 {
             match s {
                 Segment::Text(t) => out.push_str(t),
                 Segment::Value(source, limit) => {
-                    value.clear();
-                    if !append(source, r, &mut value) || value.is_empty() {
+                    // Appended in place; the rare value that is too long or needs escapes is taken back.
+                    let at = out.len();
+                    if !append(source, r, out) || out.len() == at {
+                        out.truncate(at);
                         out.push('-');
                         continue;
                     }
-                    let room = MAX_LINE.saturating_sub(out.len());
-                    let cut = floor_char(&value, limit.unwrap_or(usize::MAX).min(room));
-                    if escape { push_escaped(&value[..cut], out) } else { out.push_str(&value[..cut]) }
+                    let room = MAX_LINE.saturating_sub(at);
+                    let cut = floor_char(&out[at..], limit.unwrap_or(usize::MAX).min(room));
+                    out.truncate(at + cut);
+                    if escape && out.as_bytes()[at..].iter().any(|b| needs_escape(*b)) {
+                        let value = out.split_off(at);
+                        push_escaped(&value, out);
+                    }
                 }
             }
         }
     }
+}
+
+/// Whether a byte may begin a character that is escaped: ASCII ones, and C1 controls in UTF-8.
+fn needs_escape(b: u8) -> bool {
+    b < 0x20 || matches!(b, b'"' | b'\\' | 0x7f | 0xc2)
 }
 
 /// What clients send must not break out of its quotes or its line.
@@ -400,7 +416,10 @@ fn append(s: &Source, r: &dyn LogRecord, out: &mut String) -> bool {
     };
     match s {
         Source::StartTime(f) => {
-            time(r.start(), f.as_deref().unwrap_or("%Y-%m-%dT%H:%M:%S.%3fZ"), out);
+            match f {
+                Some(f) => time(r.start(), f, out),
+                None => iso_time(r.start(), out),
+            }
             true
         }
         Source::Field(f) => r.field(*f, out),
@@ -408,6 +427,25 @@ fn append(s: &Source, r: &dyn LogRecord, out: &mut String) -> bool {
         Source::Response(a, b) => either(&|n, o| r.response_header(n, o), a, b, out),
         Source::Trailer(a, b) => either(&|n, o| r.response_trailer(n, o), a, b, out),
     }
+}
+
+/// Appends a UTC time as in RFC 3339 with milliseconds. The part that lasts a second is kept for other lines.
+fn iso_time(t: SystemTime, out: &mut String) {
+    thread_local!(static SECOND: RefCell<(u64, String)> = const { RefCell::new((u64::MAX, String::new())) });
+    let d = t.duration_since(UNIX_EPOCH).unwrap_or_default();
+    SECOND.with_borrow_mut(|(second, text)| {
+        if *second != d.as_secs() {
+            *second = d.as_secs();
+            text.clear();
+            time(t, "%Y-%m-%dT%H:%M:%S.", text);
+        }
+        out.push_str(text);
+    });
+    let ms = d.subsec_millis();
+    for digit in [ms / 100, ms / 10 % 10, ms % 10] {
+        out.push(char::from(b'0' + digit as u8));
+    }
+    out.push('Z');
 }
 
 /// Appends a UTC time; the subset of `strftime` that Envoy documents for logs.
@@ -461,74 +499,10 @@ fn civil(days: u64) -> (u64, u64, u64) {
     (yoe + era * 400 + u64::from(m <= 2), m, doy - (153 * mp + 2) / 5 + 1)
 }
 
-/// A file that lines are written to by a thread of its own. Dropping it writes what is queued.
-#[derive(Debug)]
-pub struct LogSink {
-    lines: Option<SyncSender<String>>,
-    thread: Option<JoinHandle<()>>,
-    dropped: Counter,
-}
-
-impl LogSink {
-    /// Opens `path` for appending; `/dev/stdout` and `/dev/stderr` are this process's. Lines that the writer
-    /// cannot keep up with are counted in `dropped`.
-    ///
-    /// # Errors
-    /// The file cannot be opened, or no thread started.
-    pub fn open(path: &str, dropped: Counter) -> io::Result<Self> {
-        let out: Box<dyn Write + Send> = match path {
-            "/dev/stdout" => Box::new(io::stdout()),
-            "/dev/stderr" => Box::new(io::stderr()),
-            p => Box::new(OpenOptions::new().create(true).append(true).open(p)?),
-        };
-        let (lines, queue) = sync_channel(QUEUE);
-        let thread =
-            std::thread::Builder::new().name("access-log".into()).spawn(move || write_lines(&queue, out))?;
-        Ok(Self { lines: Some(lines), thread: Some(thread), dropped })
-    }
-
-    /// Queues a line; never blocks.
-    pub fn write(&self, line: String) {
-        if let Some(Err(TrySendError::Full(_) | TrySendError::Disconnected(_))) =
-            self.lines.as_ref().map(|l| l.try_send(line))
-        {
-            self.dropped.inc();
-        }
-    }
-}
-
-impl Drop for LogSink {
-    fn drop(&mut self) {
-        self.lines = None;
-        if let Some(t) = self.thread.take() {
-            let _ = t.join();
-        }
-    }
-}
-
-fn write_lines(queue: &Receiver<String>, out: Box<dyn Write + Send>) {
-    let mut out = BufWriter::with_capacity(64 * 1024, out);
-    loop {
-        match queue.recv_timeout(Duration::from_millis(200)) {
-            Ok(line) => {
-                let _ = out.write_all(line.as_bytes());
-                // Whatever else is there goes into the same write.
-                for line in queue.try_iter().take(QUEUE) {
-                    let _ = out.write_all(line.as_bytes());
-                }
-                let _ = out.flush();
-            }
-            Err(RecvTimeoutError::Timeout) => {}
-            Err(RecvTimeoutError::Disconnected) => {
-                let _ = out.flush();
-                return;
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     struct Sample;
@@ -564,7 +538,7 @@ mod tests {
     }
 
     fn text(f: &str) -> String {
-        Format::new(&AccessLogFormat::Text(f.into())).unwrap().render(&Sample)
+        Format::new(&AccessLogFormat::Text(f.into())).unwrap().render(&Sample, str::to_owned)
     }
 
     #[test]
@@ -597,24 +571,9 @@ mod tests {
             .map(|(k, v)| (k.to_owned(), v.to_owned()))
             .into(),
         );
-        let line = Format::new(&f).unwrap().render(&Sample);
+        let line = Format::new(&f).unwrap().render(&Sample, str::to_owned);
         let v: serde_json::Value = serde_json::from_str(&line).unwrap();
         assert_eq!(v["a"], "x\" 200\r\ninjected");
         assert_eq!((&v["c"], &v["m"], &v["t"]), (&200.into(), &serde_json::Value::Null, &"x-200".into()));
-    }
-
-    #[test]
-    fn a_sink_writes_everything_when_dropped() {
-        let path = std::env::temp_dir().join(format!("flotilla-log-{}", std::process::id()));
-        let dropped = Counter::default();
-        let sink = LogSink::open(path.to_str().unwrap(), dropped.clone()).unwrap();
-        for i in 0..100 {
-            sink.write(format!("{i}\n"));
-        }
-        drop(sink);
-        let text = std::fs::read_to_string(&path).unwrap();
-        std::fs::remove_file(&path).unwrap();
-        assert_eq!(text.lines().count() as u64 + dropped.get(), 100);
-        assert!(text.starts_with("0\n1\n"));
     }
 }

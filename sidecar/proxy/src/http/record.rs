@@ -159,7 +159,7 @@ impl Record {
         if !manager.logs.is_empty() {
             let line = RequestLine { record: &self, conn, head: Some(head), duration };
             for log in &manager.logs {
-                log.sink.write(log.format.render(&line));
+                log.format.render(&line, |line| log.sink.write(line));
             }
         }
         self.span(conn, head, duration);
@@ -226,7 +226,7 @@ impl Record {
     pub(crate) fn finish_unread(self, conn: &Connection, manager: &HttpManager) {
         let line = RequestLine { record: &self, conn, head: None, duration: self.started.elapsed() };
         for log in &manager.logs {
-            log.sink.write(log.format.render(&line));
+            log.format.render(&line, |line| log.sink.write(line));
         }
     }
 
@@ -668,7 +668,7 @@ impl TcpRecord {
 
     pub(crate) fn log(&self, logs: &[AccessLog]) {
         for log in logs {
-            log.sink.write(log.format.render(self));
+            log.format.render(self, |line| log.sink.write(line));
         }
     }
 }
