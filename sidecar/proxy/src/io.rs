@@ -256,13 +256,13 @@ impl Io {
         identity.spiffe.map(|id| Arc::from(id.as_str()))
     }
 
-    /// False: a read would find nothing, and the task is woken when that changes.
-    pub(crate) fn may_read(&self, cx: &mut Context<'_>) -> bool {
+    /// Ready when a read may find something, or fail.
+    pub(crate) fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<()> {
         match self {
             Io::Plain(Transport { stream: Stream::Tcp(s), prefix, .. }) if prefix.is_empty() => {
-                s.poll_read_ready(cx).is_ready()
+                s.poll_read_ready(cx).map(|_| ())
             }
-            _ => true,
+            _ => Poll::Ready(()),
         }
     }
 

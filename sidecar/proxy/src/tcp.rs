@@ -147,7 +147,7 @@ pub(crate) async fn carry(
     let tunnel = matches!(down, Io::Tunnel(_)) || matches!(up, Io::Tunnel(_));
     let moving = async {
         if tunnel {
-            relay(down, up, &received, &sent, idle).await
+            relay(&conn.worker, down, up, &received, &sent, idle).await
         } else {
             copy_both(&conn.worker, down, up, &received, &sent, idle).await
         }

@@ -1,9 +1,16 @@
 //! Opens tunnels.
 
-use std::{rc::Rc, sync::Arc};
+use std::{
+    future::{Future as _, poll_fn},
+    pin::pin,
+    rc::Rc,
+    sync::Arc,
+    task::Poll,
+};
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, Version};
 use mesh_model::proxy as model;
+use tokio::time::Instant;
 
 use super::TunnelStream;
 use crate::{
@@ -69,11 +76,15 @@ pub(crate) async fn open(
     host: &Arc<Host>,
     to: &ConnectRequest,
 ) -> Result<Io, ConnectError> {
-    let limit = cluster.connect_limit();
-    match tokio::time::timeout(limit, stream(worker, cluster, host, &|| to.request())).await {
-        Ok(r) => r,
-        Err(_) => Err(ConnectError::Timeout),
-    }
+    let at = Instant::now() + cluster.connect_limit();
+    let mut alarm = worker.alarms.alarm();
+    let request = || to.request();
+    let mut opening = pin!(stream(worker, cluster, host, &request));
+    poll_fn(|cx| match opening.as_mut().poll(cx) {
+        Poll::Pending => alarm.poll(at, cx).map(|()| Err(ConnectError::Timeout)),
+        done => done,
+    })
+    .await
 }
 
 /// A tunnel to the host itself, through the proxy at its address.

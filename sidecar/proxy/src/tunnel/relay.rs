@@ -1,7 +1,7 @@
 //! Bytes between a connection and a tunnel, or two of either, without copying them on the way.
 
 use std::{
-    future::{Future as _, poll_fn},
+    future::poll_fn,
     io,
     pin::Pin,
     task::{Context, Poll, ready},
@@ -9,25 +9,28 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
-use tokio::{io::AsyncWrite, time::Instant};
+use tokio::{
+    io::{AsyncRead as _, AsyncWrite as _, ReadBuf},
+    time::Instant,
+};
 
 use crate::{
     io::Io,
-    tcp::{Failure, Moved},
+    tcp::{BUFFER, Failure, Moved},
+    worker::Worker,
 };
 
-/// First read of a connection: most are small.
-const FIRST_READ: usize = 4 * 1024;
-/// Reads of a connection that filled the one before.
-const LARGE_READ: usize = 64 * 1024;
+/// Reads at least this large have a buffer of their own to be sent from; smaller ones are copied out of the worker's,
+/// so that what waits to be sent takes no more room than its size.
+const LARGE: usize = 16 * 1024;
 
 /// One direction.
+#[derive(Default)]
 struct Half {
     /// What was read and not yet written.
     pending: Bytes,
-    /// Room for reads; there is none while the connection is silent.
-    buf: BytesMut,
-    read_size: usize,
+    /// The last read was large: there is probably more.
+    large: bool,
     eof: bool,
     /// Something may be waiting inside of TLS.
     dirty: bool,
@@ -35,41 +38,29 @@ struct Half {
 }
 
 impl Half {
-    fn new() -> Self {
-        Self {
-            pending: Bytes::new(),
-            buf: BytesMut::new(),
-            read_size: FIRST_READ,
-            eof: false,
-            dirty: false,
-            done: false,
-        }
-    }
-
-    fn poll_read(&mut self, cx: &mut Context<'_>, from: &mut Io) -> Poll<io::Result<Option<Bytes>>> {
+    fn poll_read(
+        &mut self,
+        cx: &mut Context<'_>,
+        worker: &Worker,
+        from: &mut Io,
+    ) -> Poll<io::Result<Option<Bytes>>> {
         if let Io::Tunnel(t) = from {
             return t.poll_recv(cx);
         }
-        // An idle connection should not hold a buffer for what may come.
-        if !from.may_read(cx) {
-            self.buf = BytesMut::new();
-            return Poll::Pending;
+        if self.large {
+            // The buffer is not kept while there is nothing to read into it.
+            ready!(from.poll_readable(cx));
+            let mut buf = BytesMut::with_capacity(BUFFER);
+            let n = ready!(tokio_util::io::poll_read_buf(Pin::new(from), cx, &mut buf))?;
+            self.large = n >= LARGE;
+            return Poll::Ready(Ok((n > 0).then(|| buf.freeze())));
         }
-        if self.buf.capacity() < self.read_size / 4 {
-            self.buf.reserve(self.read_size);
-        }
-        let room = self.buf.capacity();
-        let n = match tokio_util::io::poll_read_buf(Pin::new(from), cx, &mut self.buf) {
-            Poll::Ready(r) => r?,
-            Poll::Pending => {
-                self.buf = BytesMut::new();
-                return Poll::Pending;
-            }
-        };
-        if n == room {
-            self.read_size = LARGE_READ;
-        }
-        Poll::Ready(Ok((n > 0).then(|| self.buf.split().freeze())))
+        let scratch = &mut *worker.scratch.borrow_mut();
+        let mut buf = ReadBuf::new(scratch);
+        ready!(Pin::new(from).poll_read(cx, &mut buf))?;
+        let read = buf.filled();
+        self.large = read.len() >= LARGE;
+        Poll::Ready(Ok((!read.is_empty()).then(|| Bytes::copy_from_slice(read))))
     }
 
     fn poll_write(&mut self, cx: &mut Context<'_>, to: &mut Io) -> Poll<io::Result<usize>> {
@@ -89,6 +80,7 @@ impl Half {
     fn poll(
         &mut self,
         cx: &mut Context<'_>,
+        worker: &Worker,
         from: &mut Io,
         to: &mut Io,
         moved: &Moved,
@@ -107,7 +99,7 @@ impl Half {
                 self.done = true;
                 return Poll::Ready(Ok(()));
             }
-            match self.poll_read(cx, from) {
+            match self.poll_read(cx, worker, from) {
                 Poll::Ready(Ok(Some(b))) => self.pending = b,
                 Poll::Ready(Ok(None)) => self.eof = true,
                 Poll::Ready(Err(_)) => return Poll::Ready(Err(Side::Reader)),
@@ -130,18 +122,20 @@ enum Side {
 
 /// Moves bytes both ways until both directions have ended, one side breaks, or nothing moved for `idle`.
 pub(crate) async fn relay(
+    worker: &Worker,
     down: &mut Io,
     up: &mut Io,
     received: &Moved,
     sent: &Moved,
     idle: Option<Duration>,
 ) -> Result<(), Failure> {
-    let (mut request, mut response) = (Half::new(), Half::new());
-    let mut timer = idle.map(|t| Box::pin(tokio::time::sleep(t)));
+    let (mut request, mut response) = (Half::default(), Half::default());
+    let mut alarm = worker.alarms.alarm();
+    let mut idle = idle.map(|limit| (limit, Instant::now() + limit));
     let mut seen = 0;
     let result = poll_fn(|cx| {
-        let a = request.poll(cx, down, up, received);
-        let b = response.poll(cx, up, down, sent);
+        let a = request.poll(cx, worker, down, up, received);
+        let b = response.poll(cx, worker, up, down, sent);
         let down_broke = || Poll::Ready(Err(("DC", "downstream_remote_disconnect".to_owned())));
         let up_broke = || Poll::Ready(Err(("UC", "upstream_reset".to_owned())));
         match (a, b) {
@@ -150,15 +144,15 @@ pub(crate) async fn relay(
             (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) => return Poll::Ready(Ok(())),
             _ => {}
         }
-        if let (Some(t), Some(limit)) = (timer.as_mut(), idle) {
+        if let Some((limit, at)) = idle.as_mut() {
             // Activity is noticed when the timer fires rather than by moving the timer at each byte.
-            while t.as_mut().poll(cx).is_ready() {
+            while alarm.poll(*at, cx).is_ready() {
                 let now = received.total() + sent.total();
                 if now == seen {
                     return Poll::Ready(Err(("SI", "idle_timeout".to_owned())));
                 }
                 seen = now;
-                t.as_mut().reset(Instant::now() + limit);
+                *at = Instant::now() + *limit;
             }
         }
         Poll::Pending

@@ -211,9 +211,9 @@ async fn internal(outer: &Rc<Connection>, authority: &str, host: &Host, offer: O
         identity: outer.identity.clone(),
         started: std::time::Instant::now(),
         started_at: std::time::SystemTime::now(),
+        series: Default::default(),
         peer_text: Default::default(),
         client_cert: Default::default(),
-        series: Default::default(),
         chain,
     });
     let _gauge = Gauge::new(&worker.shared.totals, |t| &t.connections, |t| &t.connections_total);
