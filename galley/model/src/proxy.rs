@@ -8,12 +8,14 @@
 
 mod cluster;
 mod endpoint;
+mod jwt;
 mod listener;
 mod policy;
 mod route;
 
 pub use cluster::*;
 pub use endpoint::*;
+pub use jwt::*;
 pub use listener::*;
 pub use policy::*;
 pub use route::*;

@@ -12,7 +12,7 @@ use mesh_model::{
     proxy::{
         AbortKind, Cors, DirectResponse, Fault, Forward, HashPolicy, HeaderMatch, HeaderOps,
         HeaderValueMatch, Mirror, PathMatch, QueryMatch, Redirect, RetryOn, RetryPolicy, Route, RouteAction,
-        RouteMatch, StringMatch, WeightedCluster,
+        RouteFilters, RouteMatch, StringMatch, WeightedCluster,
     },
 };
 
@@ -191,6 +191,7 @@ pub(super) fn route(matches: RouteMatch, action: RouteAction) -> Route {
         fault: None,
         cors: None,
         operation: String::new(),
+        filters: RouteFilters::default(),
     }
 }
 

@@ -17,6 +17,7 @@ mod cluster;
 mod common;
 mod endpoint;
 mod http;
+mod jwt;
 mod listener;
 mod rbac;
 mod route;

@@ -1,5 +1,6 @@
 //! HTTP: codecs, and what happens to a request between them.
 
+pub(crate) mod client;
 pub(crate) mod downstream;
 pub(crate) mod edge;
 pub(crate) mod exchange;
@@ -9,6 +10,7 @@ pub(crate) mod h2;
 pub(crate) mod headers;
 pub(crate) mod local_reply;
 pub(crate) mod message;
+pub(crate) mod metadata;
 pub(crate) mod path;
 pub(crate) mod record;
 pub(crate) mod router;

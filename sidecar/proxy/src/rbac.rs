@@ -12,7 +12,10 @@ use ipnet::IpNet;
 use mesh_model::proxy as model;
 
 use crate::{
-    http::message::RequestHead,
+    http::{
+        message::RequestHead,
+        metadata::{Metadata, MetadataMatcher},
+    },
     matcher::{HeaderMatcher, RegexError, StringMatcher},
 };
 
@@ -28,6 +31,8 @@ pub(crate) struct Facts<'a> {
     pub(crate) authenticated: bool,
     pub(crate) cluster: Option<&'a str>,
     pub(crate) request: Option<&'a RequestHead>,
+    /// What earlier filters found out about it.
+    pub(crate) metadata: Option<&'a Metadata>,
 }
 
 /// Three-valued truth: `None` is unknown.
@@ -78,6 +83,7 @@ enum Cond {
     PeerIp(IpNet),
     RemoteIp(IpNet),
     Cluster(StringMatcher),
+    Metadata(MetadataMatcher),
 }
 
 /// Rules nest as deep as their author wrote them; deeper than this is refused rather than recursed into.
@@ -110,6 +116,7 @@ impl Cond {
             model::Permission::DestinationIp(n) => Self::LocalIp(*n),
             model::Permission::DestinationPort(p) => Self::LocalPort(*p),
             model::Permission::ServerName(m) => Self::Sni(StringMatcher::new(m)?),
+            model::Permission::Metadata(m) => Self::Metadata(MetadataMatcher::new(m)?),
         })
     }
 
@@ -133,6 +140,7 @@ impl Cond {
             model::Principal::Header(h) => Self::Header(HeaderMatcher::new(h)?),
             model::Principal::Path(m) => Self::Path(StringMatcher::new(m)?),
             model::Principal::SourceCluster(m) => Self::Cluster(StringMatcher::new(m)?),
+            model::Principal::Metadata(m) => Self::Metadata(MetadataMatcher::new(m)?),
         })
     }
 
@@ -154,6 +162,7 @@ impl Cond {
             Self::PeerIp(n) => Some(n.contains(&f.peer)),
             Self::RemoteIp(n) => Some(n.contains(&f.remote)),
             Self::Cluster(m) => Some(f.cluster.is_some_and(|c| m.matches(c.as_bytes()))),
+            Self::Metadata(m) => f.request.map(|_| m.matches(f.metadata)),
         }
     }
 }
@@ -257,6 +266,7 @@ mod tests {
             authenticated: !principals.is_empty(),
             cluster: Some("east"),
             request,
+            metadata: None,
         }
     }
 

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::{Rbac, RouteConfiguration, StringMatch, WeightedCluster};
+use super::{JwtAuthn, Rbac, RouteConfiguration, StringMatch, WeightedCluster};
 
 /// `envoy.config.listener.v3.Listener`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -273,6 +273,8 @@ pub enum HttpFilter {
     Fault,
     /// `envoy.filters.http.grpc_stats`.
     GrpcStats,
+    /// `envoy.filters.http.jwt_authn`: 401, or 403 for a token for somebody else.
+    Jwt(Arc<JwtAuthn>),
 }
 
 /// Trace sampling of an HTTP connection manager.

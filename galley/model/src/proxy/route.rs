@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::JwtOverride;
+
 /// `envoy.config.route.v3.RouteConfiguration`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RouteConfiguration {
@@ -29,6 +31,8 @@ pub struct VirtualHost {
     pub request_headers: HeaderOps,
     /// Applied after the route's.
     pub response_headers: HeaderOps,
+    /// Settings of HTTP filters for its routes.
+    pub filters: RouteFilters,
 }
 
 /// `envoy.config.route.v3.Route`.
@@ -50,6 +54,15 @@ pub struct Route {
     pub cors: Option<Cors>,
     /// Trace operation.
     pub operation: String,
+    /// Settings of HTTP filters for this route (`typed_per_filter_config`).
+    pub filters: RouteFilters,
+}
+
+/// Settings of HTTP filters for a virtual host or route; those of a route replace those of its host.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct RouteFilters {
+    /// Token authentication.
+    pub jwt: Option<JwtOverride>,
 }
 
 /// `envoy.config.route.v3.RouteMatch`: all parts must hold.

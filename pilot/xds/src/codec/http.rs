@@ -9,8 +9,8 @@ use envoy_types::pb::{
             access_loggers::file::v3 as file,
             filters::{
                 http::{
-                    cors::v3::Cors, fault::v3::HttpFault, grpc_stats::v3 as grpc_stats, rbac::v3::Rbac,
-                    router::v3::Router,
+                    cors::v3::Cors, fault::v3::HttpFault, grpc_stats::v3 as grpc_stats,
+                    jwt_authn::v3::JwtAuthentication, rbac::v3::Rbac, router::v3::Router,
                 },
                 network::http_connection_manager::v3 as hcm,
             },
@@ -25,7 +25,7 @@ use mesh_model::proxy::{
     Tracing,
 };
 
-use super::{At, Bad, Res, common::*, each, rbac, refuse, route};
+use super::{At, Bad, Res, common::*, each, jwt, rbac, refuse, route};
 
 const WEBSOCKET: &str = "websocket";
 /// How `upgrade_configs` name plain CONNECT.
@@ -203,6 +203,7 @@ fn named(name: &str, config: gp::Any) -> hcm::HttpFilter {
 fn filter(f: &HttpFilter) -> hcm::HttpFilter {
     match f {
         HttpFilter::Rbac(r) => named("envoy.filters.http.rbac", any(&rbac::http(r))),
+        HttpFilter::Jwt(j) => named(route::JWT, any(&jwt::encode(j))),
         HttpFilter::Cors => named(route::CORS, any(&Cors::default())),
         HttpFilter::Fault => named(route::FAULT, any(&HttpFault::default())),
         HttpFilter::GrpcStats => {
@@ -235,6 +236,8 @@ fn to_filters(list: Vec<hcm::HttpFilter>) -> Res<Vec<HttpFilter>> {
         }
         out.push(if is::<Rbac>(&a) {
             HttpFilter::Rbac(rbac::to_http(typed(&a).at(&field)?).at(&field)?)
+        } else if is::<JwtAuthentication>(&a) {
+            HttpFilter::Jwt(Arc::new(jwt::decode(typed(&a).at(&field)?).at(&field)?))
         } else if is::<Cors>(&a) {
             HttpFilter::Cors
         } else if is::<HttpFault>(&a) {

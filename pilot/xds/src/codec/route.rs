@@ -14,15 +14,20 @@ use envoy_types::pb::envoy::{
     },
     r#type::matcher::v3 as matcher,
 };
+use envoy_types::pb::{
+    envoy::extensions::filters::http::jwt_authn::v3::PerRouteConfig as JwtPerRoute, google::protobuf as gp,
+};
 use mesh_model::proxy::{
     AbortKind, Cors, DirectResponse, Fault, Forward, HashPolicy, Mirror, PathMatch, QueryMatch, Redirect,
-    RetryOn, RetryPolicy, Route, RouteAction, RouteConfiguration, RouteMatch, VirtualHost, WeightedCluster,
+    RetryOn, RetryPolicy, Route, RouteAction, RouteConfiguration, RouteFilters, RouteMatch, VirtualHost,
+    WeightedCluster,
 };
 
-use super::{At, Bad, Res, common::*, each, http::CONNECT, refuse};
+use super::{At, Bad, Res, common::*, each, http::CONNECT, jwt, refuse};
 
 pub(super) const CORS: &str = "envoy.filters.http.cors";
 pub(super) const FAULT: &str = "envoy.filters.http.fault";
+pub(super) const JWT: &str = "envoy.filters.http.jwt_authn";
 /// Envoy's timeout of a route that sets none.
 const ROUTE_TIMEOUT: Duration = Duration::from_secs(15);
 const RETRY_BASE: Duration = Duration::from_millis(25);
@@ -63,6 +68,7 @@ fn virtual_host(v: &VirtualHost) -> pb::VirtualHost {
         request_headers_to_remove,
         response_headers_to_add,
         response_headers_to_remove,
+        typed_per_filter_config: filters(&v.filters),
         ..Default::default()
     }
 }
@@ -71,9 +77,13 @@ fn virtual_host(v: &VirtualHost) -> pb::VirtualHost {
 fn to_virtual_host(v: pb::VirtualHost) -> Res<VirtualHost> {
     use r::virtual_host::TlsRequirementType as T;
     refuse!(v;
-        matcher, rate_limits, cors, typed_per_filter_config, retry_policy, retry_policy_typed_config,
+        matcher, rate_limits, cors, retry_policy, retry_policy_typed_config,
         hedge_policy, request_mirror_policies, route_specifiers
     );
+    let (filters, rest) = to_filters(v.typed_per_filter_config)?;
+    if rest != (None, None) {
+        return Err(Bad::unsupported("typed_per_filter_config", "a fault or CORS policy of a virtual host"));
+    }
     let require_tls = match T::try_from(v.require_tls) {
         Ok(T::None) => false,
         Ok(T::All) => true,
@@ -86,13 +96,43 @@ fn to_virtual_host(v: pb::VirtualHost) -> Res<VirtualHost> {
         routes: each("routes", v.routes, to_route)?,
         request_headers: to_header_ops(v.request_headers_to_add, v.request_headers_to_remove)?,
         response_headers: to_header_ops(v.response_headers_to_add, v.response_headers_to_remove)?,
+        filters,
     })
+}
+
+/// Settings of filters by the filters' names.
+fn filters(f: &RouteFilters) -> HashMap<String, gp::Any> {
+    let mut out = HashMap::new();
+    if let Some(j) = &f.jwt {
+        out.insert(JWT.to_owned(), any(&jwt::per_route(j)));
+    }
+    out
+}
+
+/// Reverse of [`filters`], with those that only routes have. A filter may have any name; the type says which
+/// it is.
+fn to_filters(all: HashMap<String, gp::Any>) -> Res<(RouteFilters, (Option<Fault>, Option<Cors>))> {
+    let mut out = RouteFilters::default();
+    let (mut fault, mut cors) = (None, None);
+    for (name, a) in all {
+        let field = format!("typed_per_filter_config[{name}]");
+        if is::<fault::HttpFault>(&a) {
+            fault = Some(to_fault(typed(&a).at(&field)?).at(&field)?);
+        } else if is::<cors::CorsPolicy>(&a) {
+            cors = Some(to_cors(typed(&a).at(&field)?).at(&field)?);
+        } else if is::<JwtPerRoute>(&a) {
+            out.jwt = Some(jwt::to_per_route(typed(&a).at(&field)?).at(&field)?);
+        } else {
+            return Err(Bad::unsupported(field, "this filter"));
+        }
+    }
+    Ok((out, (fault, cors)))
 }
 
 fn route(m: &Route) -> pb::Route {
     let (request_headers_to_add, request_headers_to_remove) = header_ops(&m.request_headers);
     let (response_headers_to_add, response_headers_to_remove) = header_ops(&m.response_headers);
-    let mut filters = HashMap::new();
+    let mut filters = filters(&m.filters);
     if let Some(f) = &m.fault {
         filters.insert(FAULT.to_owned(), any(&fault(f)));
     }
@@ -121,18 +161,7 @@ fn route(m: &Route) -> pb::Route {
 
 fn to_route(m: pb::Route) -> Res<Route> {
     refuse!(m; tracing, route_specifiers);
-    let mut fault = None;
-    let mut cors = None;
-    for (name, config) in m.typed_per_filter_config {
-        match name.as_str() {
-            FAULT => fault = Some(to_fault(typed(&config).at(FAULT)?).at(FAULT)?),
-            CORS => cors = Some(to_cors(typed(&config).at(CORS)?).at(CORS)?),
-            _ => {
-                let field = format!("typed_per_filter_config[{name}]");
-                return Err(Bad::unsupported(field, "this filter"));
-            }
-        }
-    }
+    let (filters, rest) = to_filters(m.typed_per_filter_config)?;
     let action = match m.action {
         Some(r::route::Action::Route(a)) => RouteAction::Forward(Box::new(to_forward(a).at("route")?)),
         Some(r::route::Action::Redirect(a)) => RouteAction::Redirect(to_redirect(a).at("redirect")?),
@@ -146,13 +175,14 @@ fn to_route(m: pb::Route) -> Res<Route> {
         action,
         request_headers: to_header_ops(m.request_headers_to_add, m.request_headers_to_remove)?,
         response_headers: to_header_ops(m.response_headers_to_add, m.response_headers_to_remove)?,
-        fault,
-        cors,
+        fault: rest.0,
+        cors: rest.1,
+        filters,
         operation: m.decorator.map(|d| d.operation).unwrap_or_default(),
     })
 }
 
-fn route_match(m: &RouteMatch) -> r::RouteMatch {
+pub(super) fn route_match(m: &RouteMatch) -> r::RouteMatch {
     use r::route_match::PathSpecifier as P;
     let path = match &m.path {
         PathMatch::Prefix(p) => P::Prefix(p.clone()),
@@ -175,7 +205,7 @@ fn route_match(m: &RouteMatch) -> r::RouteMatch {
     }
 }
 
-fn to_route_match(m: r::RouteMatch) -> Res<RouteMatch> {
+pub(super) fn to_route_match(m: r::RouteMatch) -> Res<RouteMatch> {
     use r::route_match::PathSpecifier as P;
     refuse!(m; runtime_fraction, cookies, grpc, tls_context, dynamic_metadata, filter_state);
     let path = match m.path_specifier {

@@ -40,6 +40,7 @@ fn rbac() -> Rbac {
             Permission::Not(Box::new(Permission::DestinationPort(80))),
             Permission::DestinationIp("10.0.0.0/8".parse().unwrap()),
             Permission::ServerName(StringMatch::suffix(".a")),
+            Permission::Metadata(claim()),
             Permission::Any,
         ])],
         principals: vec![
@@ -53,6 +54,7 @@ fn rbac() -> Rbac {
                 Principal::RemoteIp("fd00::/8".parse().unwrap()),
                 Principal::Header(header),
                 Principal::Path(StringMatch::prefix("/")),
+                Principal::Metadata(claim()),
             ]),
             Principal::Any,
         ],
@@ -67,6 +69,74 @@ fn rbac() -> Rbac {
         }),
         shadow: Some(RbacRules { action: RbacAction::Log, policies: BTreeMap::new() }),
         stat_prefix: "s".into(),
+    }
+}
+
+fn jwt() -> JwtAuthn {
+    use JwtRequirement as R;
+    let remote = JwtProvider {
+        issuer: "b".into(),
+        jwks: JwksSource::Remote(RemoteJwks {
+            uri: "https://b/keys".into(),
+            cluster: "b".into(),
+            timeout: Duration::from_secs(5),
+            cache_duration: Duration::from_secs(300),
+            async_fetch: true,
+        }),
+        clock_skew: Duration::from_secs(7),
+        ..JwtProvider::default()
+    };
+    let full = JwtProvider {
+        issuer: "a".into(),
+        audiences: vec!["x".into()],
+        subjects: Some(StringMatch::prefix("s")),
+        require_expiration: true,
+        max_lifetime: Some(Duration::from_secs(60)),
+        jwks: JwksSource::Inline("{}".into()),
+        forward: true,
+        from_headers: vec![JwtHeader { name: "x-t".into(), value_prefix: "T ".into() }],
+        from_params: vec!["p".into()],
+        from_cookies: vec!["c".into()],
+        forward_payload_header: "x-p".into(),
+        pad_forward_payload_header: true,
+        payload_in_metadata: "payload".into(),
+        space_delimited_claims: vec!["scope".into()],
+        clock_skew: Duration::from_secs(60),
+        claim_to_headers: vec![JwtClaimToHeader { header: "x-c".into(), claim: "a.b".into() }],
+    };
+    let file = JwtProvider { jwks: JwksSource::File("/k".into()), ..JwtProvider::default() };
+    let all = R::Any(vec![
+        R::All(vec![R::Provider("a".into()), R::ProviderWithAudiences("b".into(), vec!["z".into()])]),
+        R::AllowMissing,
+        R::AllowMissingOrFailed,
+        R::Always,
+    ]);
+    let rule = |requires| JwtRule { matches: RouteMatch::any(), requires };
+    JwtAuthn {
+        providers: BTreeMap::from([("a".into(), full), ("b".into(), remote), ("c".into(), file)]),
+        rules: vec![
+            rule(JwtRequires::Nothing),
+            rule(JwtRequires::Inline(all)),
+            rule(JwtRequires::Named("n".into())),
+        ],
+        requirements: BTreeMap::from([("n".into(), R::Provider("a".into()))]),
+        bypass_cors_preflight: true,
+    }
+}
+
+fn claim() -> MetadataMatch {
+    let exact = || ValueMatch::String(StringMatch::exact("x"));
+    MetadataMatch {
+        filter: "envoy.filters.http.jwt_authn".into(),
+        path: vec!["payload".into(), "iss".into()],
+        value: ValueMatch::Or(vec![
+            exact(),
+            ValueMatch::OneOf(Box::new(exact())),
+            ValueMatch::Present(true),
+            ValueMatch::Bool(true),
+            ValueMatch::Null,
+        ]),
+        invert: true,
     }
 }
 
@@ -88,6 +158,7 @@ fn route(name: &str, action: RouteAction) -> Route {
         fault: None,
         cors: None,
         operation: String::new(),
+        filters: RouteFilters::default(),
     }
 }
 
@@ -124,6 +195,7 @@ fn routes() -> RouteConfiguration {
             allow_credentials: true,
         }),
         operation: "svc:80/*".into(),
+        filters: RouteFilters { jwt: Some(JwtOverride::Disabled) },
         ..route(
             "rich",
             RouteAction::Forward(Box::new(Forward {
@@ -179,11 +251,7 @@ fn routes() -> RouteConfiguration {
     let mut segment =
         route("direct", RouteAction::Direct(DirectResponse { status: 418, body: b"no".to_vec() }));
     segment.matches.path = PathMatch::SegmentPrefix("/s".into());
-    let end = Forward {
-        clusters: vec![WeightedCluster::only("inner")],
-        connect: true,
-        ..Forward::default()
-    };
+    let end = Forward { clusters: vec![WeightedCluster::only("inner")], connect: true, ..Forward::default() };
     let mut connect = route("connect", RouteAction::Forward(Box::new(end)));
     connect.matches.path = PathMatch::Connect;
     RouteConfiguration {
@@ -195,6 +263,7 @@ fn routes() -> RouteConfiguration {
             routes: vec![rich, exact, segment, connect, route("plain", plain)],
             request_headers: ops(),
             response_headers: ops(),
+            filters: RouteFilters { jwt: Some(JwtOverride::Named("n".into())) },
         }],
     }
 }
@@ -204,7 +273,13 @@ fn hcm_model(routes: RouteSource) -> HttpConnectionManager {
         stat_prefix: "in".into(),
         codec: HttpCodec::Auto,
         routes,
-        filters: vec![HttpFilter::Rbac(rbac()), HttpFilter::GrpcStats, HttpFilter::Cors, HttpFilter::Fault],
+        filters: vec![
+            HttpFilter::Jwt(Arc::new(jwt())),
+            HttpFilter::Rbac(rbac()),
+            HttpFilter::GrpcStats,
+            HttpFilter::Cors,
+            HttpFilter::Fault,
+        ],
         use_remote_address: true,
         trusted_hops: 2,
         forward_client_cert: ForwardClientCert::AppendForward,

@@ -17,7 +17,9 @@ use super::{
     CompileError, RouteSlot,
     route::{RouteTable, SlotOf},
 };
-use crate::{rbac::Rbac, tunnel::client::ConnectRequest, upstream::cluster::ClusterSlot};
+use crate::{
+    http::filters::jwt::JwtAuthn, rbac::Rbac, tunnel::client::ConnectRequest, upstream::cluster::ClusterSlot,
+};
 
 /// A listener that may be replaced in place while its sockets stay.
 #[derive(Debug)]
@@ -76,6 +78,7 @@ enum Routes {
 #[derive(Debug)]
 pub(crate) enum HttpFilter {
     Rbac(Rbac),
+    Jwt(Box<JwtAuthn>),
     Cors,
     Fault,
     GrpcStats,
@@ -287,6 +290,7 @@ impl HttpManager {
             .map(|f| {
                 Ok(match f {
                     model::HttpFilter::Rbac(r) => HttpFilter::Rbac(Rbac::new(r)?),
+                    model::HttpFilter::Jwt(j) => HttpFilter::Jwt(Box::new(JwtAuthn::new(j, names.cluster)?)),
                     model::HttpFilter::Cors => HttpFilter::Cors,
                     model::HttpFilter::Fault => HttpFilter::Fault,
                     model::HttpFilter::GrpcStats => HttpFilter::GrpcStats,

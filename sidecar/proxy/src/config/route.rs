@@ -58,6 +58,20 @@ pub(crate) struct Route {
     pub(crate) fault: Option<model::Fault>,
     pub(crate) cors: Option<Cors>,
     pub(crate) operation: String,
+    /// Of the route, else of its virtual host.
+    pub(crate) filters: RouteFilters,
+}
+
+/// Compiled [`model::RouteFilters`].
+#[derive(Debug, Default)]
+pub(crate) struct RouteFilters {
+    pub(crate) jwt: Option<model::JwtOverride>,
+}
+
+impl RouteFilters {
+    fn new(route: &model::RouteFilters, host: &model::RouteFilters) -> Self {
+        Self { jwt: route.jwt.as_ref().or(host.jwt.as_ref()).cloned() }
+    }
 }
 
 #[derive(Debug)]
@@ -227,8 +241,11 @@ impl RouteTable {
 
 impl VirtualHost {
     fn new(vh: &model::VirtualHost, slot: SlotOf<'_>) -> Result<Self, CompileError> {
-        let routes: Vec<Arc<Route>> =
-            vh.routes.iter().map(|r| Route::new(r, slot).map(Arc::new)).collect::<Result<_, _>>()?;
+        let routes: Vec<Arc<Route>> = vh
+            .routes
+            .iter()
+            .map(|r| Route::new(r, &vh.filters, slot).map(Arc::new))
+            .collect::<Result<_, _>>()?;
         Ok(Self {
             name: Arc::from(vh.name.as_str()),
             index: PathIndex::new(routes.iter().map(|r| r.key())),
@@ -274,7 +291,23 @@ impl Route {
         }
     }
 
-    fn new(r: &model::Route, slot: SlotOf<'_>) -> Result<Self, CompileError> {
+    /// A route that is nothing but its condition.
+    pub(crate) fn condition(m: &model::RouteMatch) -> Result<Self, CompileError> {
+        let route = model::Route {
+            name: String::new(),
+            matches: m.clone(),
+            action: model::RouteAction::Direct(model::DirectResponse { status: 200, body: vec![] }),
+            request_headers: model::HeaderOps::default(),
+            response_headers: model::HeaderOps::default(),
+            fault: None,
+            cors: None,
+            operation: String::new(),
+            filters: model::RouteFilters::default(),
+        };
+        Self::new(&route, &route.filters, &mut ClusterSlot::new)
+    }
+
+    fn new(r: &model::Route, host: &model::RouteFilters, slot: SlotOf<'_>) -> Result<Self, CompileError> {
         let m = &r.matches;
         let fold = |s: &str| if m.case_sensitive { s.to_owned() } else { s.to_ascii_lowercase() };
         let path = match &m.path {
@@ -315,10 +348,12 @@ impl Route {
             fault: r.fault.clone(),
             cors,
             operation: r.operation.clone(),
+            filters: RouteFilters::new(&r.filters, host),
         })
     }
 
-    fn matches(&self, req: &RequestHead) -> bool {
+    /// Whether a request is one of this route's.
+    pub(crate) fn matches(&self, req: &RequestHead) -> bool {
         let raw = path_of(req);
         let lower;
         let path = if self.case_sensitive {
@@ -488,6 +523,7 @@ mod tests {
             fault: None,
             cors: None,
             operation: String::new(),
+            filters: model::RouteFilters::default(),
         }
     }
 
@@ -499,6 +535,7 @@ mod tests {
             routes,
             request_headers: model::HeaderOps::default(),
             response_headers: model::HeaderOps::default(),
+            filters: model::RouteFilters::default(),
         }
     }
 
@@ -580,7 +617,7 @@ mod tests {
         let route = |path, f: model::Forward| {
             let mut r = direct(path, "x");
             r.action = model::RouteAction::Forward(Box::new(f));
-            Route::new(&r, &mut ClusterSlot::new).unwrap()
+            Route::new(&r, &r.filters, &mut ClusterSlot::new).unwrap()
         };
         let go = |r: &Route, p: &str| {
             let Action::Forward(f) = &r.action else { unreachable!() };

@@ -1,5 +1,9 @@
 //! HTTP filters before the router: authorization, cross-origin requests, injected faults.
 
+pub(crate) mod jwt;
+
+use std::rc::Rc;
+
 use http::Method;
 use mesh_model::proxy::AbortKind;
 
@@ -28,9 +32,9 @@ pub(crate) struct Passed {
 
 /// Runs the filters in order; `Err` answers the request.
 pub(crate) async fn run(
-    conn: &Connection,
+    conn: &Rc<Connection>,
     manager: &HttpManager,
-    head: &RequestHead,
+    head: &mut RequestHead,
     route: Option<&Route>,
     rec: &mut Record,
 ) -> Result<Passed, LocalReply> {
@@ -38,11 +42,17 @@ pub(crate) async fn run(
     for f in &manager.filters {
         match f {
             HttpFilter::Rbac(rbac) => {
-                if let Err(details) = rbac.check(&conn.facts(rec.remote, Some(head))) {
+                let mut facts = conn.facts(rec.remote, Some(head));
+                facts.metadata = rec.metadata.as_deref();
+                if let Err(details) = rbac.check(&facts) {
                     rec.flag(Flag::Uaex);
                     rec.details = details.into();
                     return Err(LocalReply { grpc: Some(7), ..LocalReply::text(403, "RBAC: access denied") });
                 }
+            }
+            HttpFilter::Jwt(j) => {
+                // Boxed, so that requests without it do not carry its state.
+                Box::pin(j.run(conn, head, route.and_then(|r| r.filters.jwt.as_ref()), rec)).await?;
             }
             HttpFilter::Cors => {
                 if let Some(cors) = route.and_then(|r| r.cors.as_ref()) {

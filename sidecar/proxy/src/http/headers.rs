@@ -221,6 +221,12 @@ impl Headers {
         self.entries.iter().filter(move |e| e.id == id).map(|e| self.value_of(e))
     }
 
+    /// All values of a name in any case.
+    pub(crate) fn values<'a>(&'a self, name: &'a [u8]) -> impl Iterator<Item = &'a [u8]> {
+        let id = HeaderId::of(name);
+        self.entries.iter().filter(move |e| self.matches(e, id, name)).map(|e| self.value_of(e))
+    }
+
     fn matches(&self, e: &Entry, id: HeaderId, name: &[u8]) -> bool {
         e.id == id && (id != HeaderId::Other || self.name_of(e).eq_ignore_ascii_case(name))
     }

@@ -21,6 +21,7 @@ use prometheus_client::metrics::counter::Counter;
 use super::{
     headers::{HeaderId, Headers},
     message::{RequestHead, ResponseHead},
+    metadata::Metadata,
 };
 use crate::{
     config::listener::{AccessLog, HttpManager, Listener},
@@ -103,6 +104,8 @@ pub(crate) struct Record {
     pub(crate) remote: IpAddr,
     pub(crate) trace: Option<TraceContext>,
     pub(crate) first_byte: Option<Instant>,
+    /// What filters found out; most requests have none.
+    pub(crate) metadata: Option<Box<Metadata>>,
 }
 
 impl Record {
@@ -129,6 +132,7 @@ impl Record {
             remote: conn.peer.ip(),
             trace: None,
             first_byte: None,
+            metadata: None,
         }
     }
 

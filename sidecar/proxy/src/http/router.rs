@@ -49,7 +49,7 @@ pub(crate) struct Context<'a> {
 
 /// Why a try brought no answer.
 #[derive(Debug)]
-enum TryError {
+pub(super) enum TryError {
     NoHost,
     Overflow,
     Connect(ConnectError),
@@ -275,12 +275,19 @@ struct Try<'a, D> {
 }
 
 /// An open upstream stream and where its connection belongs.
-struct Open {
+pub(super) struct Open {
     up: Upstream,
     pool: Rc<Pool>,
     stage: Stage,
     /// Counts the request for its host.
     _active: ActiveGuard,
+}
+
+impl Open {
+    /// A stream whose exchange is complete.
+    pub(super) fn complete(up: Upstream, pool: Rc<Pool>, active: ActiveGuard) -> Self {
+        Self { up, pool, stage: Stage::Done, _active: active }
+    }
 }
 
 impl<D: Downstream> Try<'_, D> {
@@ -326,7 +333,7 @@ impl<D: Downstream> Try<'_, D> {
 }
 
 /// Opens a stream to a host.
-async fn stream(
+pub(super) async fn stream(
     worker: &Rc<Worker>,
     cluster: &Arc<Cluster>,
     host: &Arc<Host>,
@@ -361,7 +368,7 @@ async fn stream(
 }
 
 /// Returns an HTTP/1 connection to its pool after a complete exchange.
-fn give_back(open: Open) {
+pub(super) fn give_back(open: Open) {
     if let Upstream::H1(x) = open.up
         && let Some(c) = x.into_reusable()
     {
@@ -690,6 +697,6 @@ async fn shadow(
     let (up, pool) = stream(worker, cluster, &host, head, head.version == Version::Http2).await.ok()?;
     let r = exchange::drop_answer(&up, body, head.body).await;
     cluster.observe(&host, r.map_or(Outcome::Failed, Outcome::Status));
-    give_back(Open { up, pool, stage: Stage::Done, _active: active });
+    give_back(Open::complete(up, pool, active));
     Some(())
 }

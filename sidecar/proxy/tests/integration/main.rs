@@ -3,6 +3,7 @@
 mod config;
 mod http1;
 mod http2;
+mod jwt;
 mod resilience;
 mod routing;
 mod support;

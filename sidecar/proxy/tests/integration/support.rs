@@ -183,6 +183,7 @@ pub(crate) fn route(f: Forward) -> Route {
         fault: None,
         cors: None,
         operation: String::new(),
+        filters: RouteFilters::default(),
     }
 }
 
@@ -194,6 +195,7 @@ pub(crate) fn vhost(domains: &[&str], routes: Vec<Route>) -> VirtualHost {
         routes,
         request_headers: HeaderOps::default(),
         response_headers: HeaderOps::default(),
+        filters: RouteFilters::default(),
     }
 }
 
