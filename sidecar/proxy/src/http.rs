@@ -4,6 +4,7 @@ pub(crate) mod client;
 pub(crate) mod downstream;
 pub(crate) mod edge;
 pub(crate) mod exchange;
+pub(crate) mod filtered;
 pub(crate) mod filters;
 pub(crate) mod h1;
 pub(crate) mod h2;

@@ -5,7 +5,10 @@ use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::{JwtAuthn, Rbac, RouteConfiguration, StringMatch, WeightedCluster};
+use super::{
+    ConnectionLimit, ExtAuthz, GlobalRateLimit, JwtAuthn, LocalRateLimit, Rbac, RouteConfiguration,
+    StringMatch, WeightedCluster,
+};
 
 /// `envoy.config.listener.v3.Listener`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -155,6 +158,8 @@ pub struct Validation {
 pub enum NetworkFilter {
     /// `envoy.filters.network.rbac`: closes the connection when denied.
     Rbac(Rbac),
+    /// `envoy.filters.network.local_ratelimit`: closes connections beyond a rate.
+    Limit(ConnectionLimit),
     /// `envoy.filters.network.sni_cluster`: the SNI names the cluster of the following TCP proxy.
     SniCluster,
     /// `envoy.filters.network.tcp_proxy`.
@@ -275,6 +280,12 @@ pub enum HttpFilter {
     GrpcStats,
     /// `envoy.filters.http.jwt_authn`: 401, or 403 for a token for somebody else.
     Jwt(Arc<JwtAuthn>),
+    /// `envoy.filters.http.ext_authz`: somebody else decides.
+    ExtAuthz(Arc<ExtAuthz>),
+    /// `envoy.filters.http.local_ratelimit`: 429 beyond a rate.
+    LocalRateLimit(Arc<LocalRateLimit>),
+    /// `envoy.filters.http.ratelimit`: 429 beyond what a service allows.
+    RateLimit(Arc<GlobalRateLimit>),
 }
 
 /// Trace sampling of an HTTP connection manager.

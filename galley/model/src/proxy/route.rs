@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::JwtOverride;
+use super::{AuthzOverride, HostRateLimits, JwtOverride, LocalRateLimit, RateLimit};
 
 /// `envoy.config.route.v3.RouteConfiguration`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -63,6 +63,16 @@ pub struct Route {
 pub struct RouteFilters {
     /// Token authentication.
     pub jwt: Option<JwtOverride>,
+    /// External authorization.
+    pub ext_authz: Option<AuthzOverride>,
+    /// A local rate limit instead of the filter's.
+    pub local_rate_limit: Option<Box<LocalRateLimit>>,
+    /// Rules by which rate limits count (`rate_limits`).
+    pub rate_limits: Vec<RateLimit>,
+    /// For routes: which rules of the virtual host count as well (`include_vh_rate_limits`).
+    pub host_rate_limits: HostRateLimits,
+    /// The same for the global rate limit alone.
+    pub rate_limit: HostRateLimits,
 }
 
 /// `envoy.config.route.v3.RouteMatch`: all parts must hold.

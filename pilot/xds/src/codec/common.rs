@@ -362,3 +362,68 @@ fn to_value_match(m: matcher::ValueMatcher, depth: u32) -> Res<model::ValueMatch
         None => return Err(Bad::new("match_pattern", "is missing")),
     })
 }
+
+/// Envoy's own client, over a cluster.
+pub(super) fn grpc_service(g: &model::GrpcService) -> core::GrpcService {
+    use core::grpc_service as s;
+    core::GrpcService {
+        timeout: g.timeout.map(duration),
+        initial_metadata: header_values(&g.metadata),
+        target_specifier: Some(s::TargetSpecifier::EnvoyGrpc(s::EnvoyGrpc {
+            cluster_name: g.cluster.clone(),
+            authority: g.authority.clone(),
+            ..Default::default()
+        })),
+        ..Default::default()
+    }
+}
+
+pub(super) fn to_grpc_service(g: core::GrpcService) -> Res<model::GrpcService> {
+    use core::grpc_service::TargetSpecifier as T;
+    refuse!(g; retry_policy);
+    let Some(T::EnvoyGrpc(e)) = g.target_specifier else {
+        return Err(Bad::unsupported("target_specifier", "another client than envoy_grpc"));
+    };
+    refuse!(e; retry_policy);
+    Ok(model::GrpcService {
+        cluster: e.cluster_name,
+        authority: e.authority,
+        timeout: opt(g.timeout).at("timeout")?,
+        metadata: to_header_values("initial_metadata", g.initial_metadata)?,
+    })
+}
+
+pub(super) fn header_values(l: &[(String, String)]) -> Vec<core::HeaderValue> {
+    l.iter()
+        .map(|(k, v)| core::HeaderValue { key: k.clone(), value: v.clone(), ..Default::default() })
+        .collect()
+}
+
+pub(super) fn to_header_values(field: &str, l: Vec<core::HeaderValue>) -> Res<Vec<(String, String)>> {
+    super::each(field, l, |h| {
+        refuse!(h; raw_value);
+        Ok((h.key, h.value))
+    })
+}
+
+/// A share of requests whose runtime key is ignored.
+pub(super) fn runtime_ppm(n: u32) -> core::RuntimeFractionalPercent {
+    core::RuntimeFractionalPercent { default_value: Some(ppm(n)), ..Default::default() }
+}
+
+pub(super) fn to_runtime_ppm(f: Option<core::RuntimeFractionalPercent>, default: u32) -> u32 {
+    f.map_or(default, |f| f.default_value.map_or(0, |v| to_ppm(&v)))
+}
+
+pub(super) fn string_list(l: &[StringMatch]) -> Option<matcher::ListStringMatcher> {
+    (!l.is_empty()).then(|| matcher::ListStringMatcher { patterns: l.iter().map(string_match).collect() })
+}
+
+pub(super) fn to_string_list(field: &str, l: Option<matcher::ListStringMatcher>) -> Res<Vec<StringMatch>> {
+    super::each(field, l.unwrap_or_default().patterns, to_string_match)
+}
+
+/// A status where Envoy has a default.
+pub(super) fn to_status(s: Option<typ::HttpStatus>, default: u16) -> Res<u16> {
+    s.map_or(Ok(default), |s| status_code(s.code.unsigned_abs()))
+}

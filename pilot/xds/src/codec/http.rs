@@ -9,8 +9,10 @@ use envoy_types::pb::{
             access_loggers::file::v3 as file,
             filters::{
                 http::{
-                    cors::v3::Cors, fault::v3::HttpFault, grpc_stats::v3 as grpc_stats,
-                    jwt_authn::v3::JwtAuthentication, rbac::v3::Rbac, router::v3::Router,
+                    cors::v3::Cors, ext_authz::v3::ExtAuthz, fault::v3::HttpFault,
+                    grpc_stats::v3 as grpc_stats, jwt_authn::v3::JwtAuthentication,
+                    local_ratelimit::v3::LocalRateLimit, ratelimit::v3::RateLimit, rbac::v3::Rbac,
+                    router::v3::Router,
                 },
                 network::http_connection_manager::v3 as hcm,
             },
@@ -25,7 +27,7 @@ use mesh_model::proxy::{
     Tracing,
 };
 
-use super::{At, Bad, Res, common::*, each, jwt, rbac, refuse, route};
+use super::{At, Bad, Res, common::*, each, ext_authz, jwt, rate_limit, rbac, refuse, route};
 
 const WEBSOCKET: &str = "websocket";
 /// How `upgrade_configs` name plain CONNECT.
@@ -204,6 +206,9 @@ fn filter(f: &HttpFilter) -> hcm::HttpFilter {
     match f {
         HttpFilter::Rbac(r) => named("envoy.filters.http.rbac", any(&rbac::http(r))),
         HttpFilter::Jwt(j) => named(route::JWT, any(&jwt::encode(j))),
+        HttpFilter::ExtAuthz(e) => named(route::EXT_AUTHZ, any(&ext_authz::encode(e))),
+        HttpFilter::LocalRateLimit(l) => named(route::LOCAL_RATE_LIMIT, any(&rate_limit::local(l))),
+        HttpFilter::RateLimit(l) => named(route::RATE_LIMIT, any(&rate_limit::global(l))),
         HttpFilter::Cors => named(route::CORS, any(&Cors::default())),
         HttpFilter::Fault => named(route::FAULT, any(&HttpFault::default())),
         HttpFilter::GrpcStats => {
@@ -238,6 +243,12 @@ fn to_filters(list: Vec<hcm::HttpFilter>) -> Res<Vec<HttpFilter>> {
             HttpFilter::Rbac(rbac::to_http(typed(&a).at(&field)?).at(&field)?)
         } else if is::<JwtAuthentication>(&a) {
             HttpFilter::Jwt(Arc::new(jwt::decode(typed(&a).at(&field)?).at(&field)?))
+        } else if is::<ExtAuthz>(&a) {
+            HttpFilter::ExtAuthz(Arc::new(ext_authz::decode(typed(&a).at(&field)?).at(&field)?))
+        } else if is::<LocalRateLimit>(&a) {
+            HttpFilter::LocalRateLimit(Arc::new(rate_limit::to_local(typed(&a).at(&field)?).at(&field)?))
+        } else if is::<RateLimit>(&a) {
+            HttpFilter::RateLimit(Arc::new(rate_limit::to_global(typed(&a).at(&field)?).at(&field)?))
         } else if is::<Cors>(&a) {
             HttpFilter::Cors
         } else if is::<HttpFault>(&a) {

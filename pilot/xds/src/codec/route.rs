@@ -15,18 +15,25 @@ use envoy_types::pb::envoy::{
     r#type::matcher::v3 as matcher,
 };
 use envoy_types::pb::{
-    envoy::extensions::filters::http::jwt_authn::v3::PerRouteConfig as JwtPerRoute, google::protobuf as gp,
+    envoy::extensions::filters::http::{
+        ext_authz::v3::ExtAuthzPerRoute, jwt_authn::v3::PerRouteConfig as JwtPerRoute,
+        local_ratelimit::v3::LocalRateLimit, ratelimit::v3::RateLimitPerRoute,
+    },
+    google::protobuf as gp,
 };
 use mesh_model::proxy::{
-    AbortKind, Cors, DirectResponse, Fault, Forward, HashPolicy, Mirror, PathMatch, QueryMatch, Redirect,
-    RetryOn, RetryPolicy, Route, RouteAction, RouteConfiguration, RouteFilters, RouteMatch, VirtualHost,
-    WeightedCluster,
+    AbortKind, Cors, DirectResponse, Fault, Forward, HashPolicy, HostRateLimits, Mirror, PathMatch,
+    QueryMatch, Redirect, RetryOn, RetryPolicy, Route, RouteAction, RouteConfiguration, RouteFilters,
+    RouteMatch, VirtualHost, WeightedCluster,
 };
 
-use super::{At, Bad, Res, common::*, each, http::CONNECT, jwt, refuse};
+use super::{At, Bad, Res, common::*, each, ext_authz, http::CONNECT, jwt, rate_limit, refuse};
 
 pub(super) const CORS: &str = "envoy.filters.http.cors";
 pub(super) const FAULT: &str = "envoy.filters.http.fault";
+pub(super) const EXT_AUTHZ: &str = "envoy.filters.http.ext_authz";
+pub(super) const LOCAL_RATE_LIMIT: &str = "envoy.filters.http.local_ratelimit";
+pub(super) const RATE_LIMIT: &str = "envoy.filters.http.ratelimit";
 pub(super) const JWT: &str = "envoy.filters.http.jwt_authn";
 /// Envoy's timeout of a route that sets none.
 const ROUTE_TIMEOUT: Duration = Duration::from_secs(15);
@@ -69,6 +76,7 @@ fn virtual_host(v: &VirtualHost) -> pb::VirtualHost {
         response_headers_to_add,
         response_headers_to_remove,
         typed_per_filter_config: filters(&v.filters),
+        rate_limits: rate_limit::rules(&v.filters.rate_limits),
         ..Default::default()
     }
 }
@@ -77,10 +85,11 @@ fn virtual_host(v: &VirtualHost) -> pb::VirtualHost {
 fn to_virtual_host(v: pb::VirtualHost) -> Res<VirtualHost> {
     use r::virtual_host::TlsRequirementType as T;
     refuse!(v;
-        matcher, rate_limits, cors, retry_policy, retry_policy_typed_config,
+        matcher, cors, retry_policy, retry_policy_typed_config,
         hedge_policy, request_mirror_policies, route_specifiers
     );
-    let (filters, rest) = to_filters(v.typed_per_filter_config)?;
+    let (mut filters, rest) = to_filters(v.typed_per_filter_config)?;
+    filters.rate_limits = rate_limit::to_rules(v.rate_limits)?;
     if rest != (None, None) {
         return Err(Bad::unsupported("typed_per_filter_config", "a fault or CORS policy of a virtual host"));
     }
@@ -106,6 +115,15 @@ fn filters(f: &RouteFilters) -> HashMap<String, gp::Any> {
     if let Some(j) = &f.jwt {
         out.insert(JWT.to_owned(), any(&jwt::per_route(j)));
     }
+    if let Some(e) = &f.ext_authz {
+        out.insert(EXT_AUTHZ.to_owned(), any(&ext_authz::per_route(e)));
+    }
+    if let Some(l) = &f.local_rate_limit {
+        out.insert(LOCAL_RATE_LIMIT.to_owned(), any(&rate_limit::local(l)));
+    }
+    if f.rate_limit != HostRateLimits::default() {
+        out.insert(RATE_LIMIT.to_owned(), any(&rate_limit::per_route(f.rate_limit)));
+    }
     out
 }
 
@@ -120,6 +138,13 @@ fn to_filters(all: HashMap<String, gp::Any>) -> Res<(RouteFilters, (Option<Fault
             fault = Some(to_fault(typed(&a).at(&field)?).at(&field)?);
         } else if is::<cors::CorsPolicy>(&a) {
             cors = Some(to_cors(typed(&a).at(&field)?).at(&field)?);
+        } else if is::<ExtAuthzPerRoute>(&a) {
+            out.ext_authz = Some(ext_authz::to_per_route(typed(&a).at(&field)?).at(&field)?);
+        } else if is::<LocalRateLimit>(&a) {
+            let l = rate_limit::to_local(typed(&a).at(&field)?).at(&field)?;
+            out.local_rate_limit = Some(Box::new(l));
+        } else if is::<RateLimitPerRoute>(&a) {
+            out.rate_limit = rate_limit::to_per_route(typed(&a).at(&field)?).at(&field)?;
         } else if is::<JwtPerRoute>(&a) {
             out.jwt = Some(jwt::to_per_route(typed(&a).at(&field)?).at(&field)?);
         } else {
@@ -140,7 +165,12 @@ fn route(m: &Route) -> pb::Route {
         filters.insert(CORS.to_owned(), any(&cors_policy(c)));
     }
     let action = match &m.action {
-        RouteAction::Forward(f) => r::route::Action::Route(forward(f)),
+        RouteAction::Forward(f) => r::route::Action::Route(r::RouteAction {
+            rate_limits: rate_limit::rules(&m.filters.rate_limits),
+            include_vh_rate_limits: (m.filters.host_rate_limits == HostRateLimits::Include)
+                .then_some(gp::BoolValue { value: true }),
+            ..forward(f)
+        }),
         RouteAction::Redirect(d) => r::route::Action::Redirect(redirect(d)),
         RouteAction::Direct(d) => r::route::Action::DirectResponse(direct(d)),
     };
@@ -161,9 +191,16 @@ fn route(m: &Route) -> pb::Route {
 
 fn to_route(m: pb::Route) -> Res<Route> {
     refuse!(m; tracing, route_specifiers);
-    let (filters, rest) = to_filters(m.typed_per_filter_config)?;
+    let (mut filters, rest) = to_filters(m.typed_per_filter_config)?;
     let action = match m.action {
-        Some(r::route::Action::Route(a)) => RouteAction::Forward(Box::new(to_forward(a).at("route")?)),
+        Some(r::route::Action::Route(mut a)) => {
+            let rules = std::mem::take(&mut a.rate_limits);
+            filters.rate_limits = rate_limit::to_rules(rules).at("route")?;
+            if bool_or(a.include_vh_rate_limits, false) {
+                filters.host_rate_limits = HostRateLimits::Include;
+            }
+            RouteAction::Forward(Box::new(to_forward(a).at("route")?))
+        }
         Some(r::route::Action::Redirect(a)) => RouteAction::Redirect(to_redirect(a).at("redirect")?),
         Some(r::route::Action::DirectResponse(a)) => RouteAction::Direct(to_direct(a).at("direct_response")?),
         Some(_) => return Err(Bad::unsupported("action", "this kind of action")),
@@ -191,15 +228,10 @@ pub(super) fn route_match(m: &RouteMatch) -> r::RouteMatch {
         PathMatch::Regex(p) => P::SafeRegex(regex(p)),
         PathMatch::Connect => P::ConnectMatcher(r::route_match::ConnectMatcher::default()),
     };
-    let query = |q: &QueryMatch| {
-        use r::query_parameter_matcher::QueryParameterMatchSpecifier as S;
-        let spec = q.value.as_ref().map_or(S::PresentMatch(true), |m| S::StringMatch(string_match(m)));
-        r::QueryParameterMatcher { name: q.name.clone(), query_parameter_match_specifier: Some(spec) }
-    };
     r::RouteMatch {
         case_sensitive: boolv(m.case_sensitive),
         headers: m.headers.iter().map(header_match).collect(),
-        query_parameters: m.query.iter().map(query).collect(),
+        query_parameters: m.query.iter().map(query_match).collect(),
         path_specifier: Some(path),
         ..Default::default()
     }
@@ -219,21 +251,28 @@ pub(super) fn to_route_match(m: r::RouteMatch) -> Res<RouteMatch> {
         }
         None => return Err(Bad::new("path_specifier", "is missing")),
     };
-    let query = |q: r::QueryParameterMatcher| {
-        use r::query_parameter_matcher::QueryParameterMatchSpecifier as S;
-        let value = match q.query_parameter_match_specifier {
-            Some(S::StringMatch(m)) => Some(to_string_match(m).at("string_match")?),
-            Some(S::PresentMatch(true)) | None => None,
-            Some(S::PresentMatch(false)) => return Err(Bad::unsupported("present_match", "false")),
-        };
-        Ok(QueryMatch { name: q.name, value })
-    };
     Ok(RouteMatch {
         path,
         case_sensitive: bool_or(m.case_sensitive, true),
         headers: each("headers", m.headers, to_header_match)?,
-        query: each("query_parameters", m.query_parameters, query)?,
+        query: each("query_parameters", m.query_parameters, to_query_match)?,
     })
+}
+
+pub(super) fn query_match(q: &QueryMatch) -> r::QueryParameterMatcher {
+    use r::query_parameter_matcher::QueryParameterMatchSpecifier as S;
+    let spec = q.value.as_ref().map_or(S::PresentMatch(true), |m| S::StringMatch(string_match(m)));
+    r::QueryParameterMatcher { name: q.name.clone(), query_parameter_match_specifier: Some(spec) }
+}
+
+pub(super) fn to_query_match(q: r::QueryParameterMatcher) -> Res<QueryMatch> {
+    use r::query_parameter_matcher::QueryParameterMatchSpecifier as S;
+    let value = match q.query_parameter_match_specifier {
+        Some(S::StringMatch(m)) => Some(to_string_match(m).at("string_match")?),
+        Some(S::PresentMatch(true)) | None => None,
+        Some(S::PresentMatch(false)) => return Err(Bad::unsupported("present_match", "false")),
+    };
+    Ok(QueryMatch { name: q.name, value })
 }
 
 fn substitute((pattern, substitution): &(String, String)) -> matcher::RegexMatchAndSubstitute {
@@ -309,7 +348,7 @@ fn to_forward(a: r::RouteAction) -> Res<Forward> {
     use r::route_action::{ClusterSpecifier as C, HostRewriteSpecifier as H};
     refuse!(a;
         metadata_match, path_rewrite_policy, path_rewrite, early_data_policy, retry_policy_typed_config,
-        priority, rate_limits, cors, internal_redirect_policy, internal_redirect_action, hedge_policy
+        priority, cors, internal_redirect_policy, internal_redirect_action, hedge_policy
     );
     let clusters = match a.cluster_specifier {
         Some(C::Cluster(c)) => vec![WeightedCluster::only(c)],

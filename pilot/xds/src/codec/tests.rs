@@ -124,6 +124,116 @@ fn jwt() -> JwtAuthn {
     }
 }
 
+fn grpc_service() -> GrpcService {
+    GrpcService {
+        cluster: "c".into(),
+        authority: "a".into(),
+        timeout: Some(Duration::from_millis(30)),
+        metadata: vec![("k".into(), "v".into())],
+    }
+}
+
+fn rate_limits() -> Vec<RateLimit> {
+    use RateLimitAction as A;
+    let headers = vec![HeaderMatch {
+        name: "x".into(),
+        value: HeaderValueMatch::Value(StringMatch::exact("1")),
+        invert: false,
+    }];
+    let query = vec![QueryMatch { name: "q".into(), value: None }];
+    vec![RateLimit {
+        stage: 2,
+        actions: vec![
+            A::SourceCluster,
+            A::DestinationCluster,
+            A::RemoteAddress,
+            A::MaskedRemoteAddress { v4: 24, v6: 64 },
+            A::Header { name: "x".into(), key: "k".into(), skip_if_absent: true },
+            A::Query { name: "q".into(), key: "k".into(), skip_if_absent: false },
+            A::Generic { key: "generic_key".into(), value: "v".into() },
+            A::HeaderMatch { key: "header_match".into(), value: "v".into(), expect: false, headers },
+            A::QueryMatch { key: "z".into(), value: "v".into(), expect: true, query },
+            A::Metadata {
+                key: "k".into(),
+                filter: "envoy.filters.http.jwt_authn".into(),
+                path: vec!["payload".into(), "sub".into()],
+                default: "nobody".into(),
+                skip_if_absent: true,
+            },
+        ],
+    }]
+}
+
+fn bucket() -> TokenBucket {
+    TokenBucket { max_tokens: 10, tokens_per_fill: 2, fill_interval: Duration::from_secs(1) }
+}
+
+fn local_limit() -> LocalRateLimit {
+    LocalRateLimit {
+        stat_prefix: "s".into(),
+        status: 503,
+        bucket: Some(bucket()),
+        enabled: 1_000_000,
+        enforced: 500_000,
+        request_headers: HeaderOps { add: vec![("a".into(), "b".into())], ..HeaderOps::default() },
+        response_headers: HeaderOps { set: vec![("c".into(), "d".into())], ..HeaderOps::default() },
+        descriptors: vec![LocalDescriptor { entries: vec![("k".into(), "v".into())], bucket: bucket() }],
+        stage: 2,
+        x_ratelimit_headers: true,
+        always_consume_default: false,
+        resource_exhausted: true,
+        rules: vec![RateLimit { stage: 0, actions: vec![RateLimitAction::RemoteAddress] }],
+        retry_after: true,
+    }
+}
+
+fn global_limit() -> GlobalRateLimit {
+    GlobalRateLimit {
+        domain: "d".into(),
+        stage: 1,
+        service: grpc_service(),
+        failure_mode_deny: true,
+        status_on_error: 503,
+        status: 420,
+        resource_exhausted: true,
+        x_ratelimit_headers: true,
+        no_ratelimited_header: true,
+        response_headers: HeaderOps { add: vec![("a".into(), "b".into())], ..HeaderOps::default() },
+    }
+}
+
+fn authz_grpc() -> ExtAuthz {
+    ExtAuthz {
+        service: AuthzService::Grpc(grpc_service()),
+        failure_mode_allow: true,
+        failure_mode_allow_header_add: true,
+        with_request_body: Some(BodySettings { max_bytes: 9, allow_partial: true, pack_as_bytes: true }),
+        status_on_error: 503,
+        allowed_headers: vec![StringMatch::prefix("x-")],
+        disallowed_headers: vec![StringMatch::exact("x-y")],
+        metadata_namespaces: vec!["envoy.filters.http.jwt_authn".into()],
+        include_tls_session: true,
+        enabled: 500_000,
+    }
+}
+
+fn authz_http() -> ExtAuthz {
+    let one = |s: &str| vec![StringMatch::exact(s)];
+    let http = HttpAuthz {
+        uri: "http://a/".into(),
+        cluster: "c".into(),
+        timeout: Duration::from_secs(1),
+        path_prefix: "/check".into(),
+        headers_to_add: vec![("a".into(), "b".into())],
+        allowed_upstream_headers: one("u"),
+        allowed_upstream_headers_to_append: one("v"),
+        allowed_client_headers: one("w"),
+        allowed_client_headers_on_success: one("x"),
+        dynamic_metadata_from_headers: one("y"),
+    };
+    ExtAuthz { service: AuthzService::Http(Box::new(http)), ..ExtAuthz::default() }
+}
+
 fn claim() -> MetadataMatch {
     let exact = || ValueMatch::String(StringMatch::exact("x"));
     MetadataMatch {
@@ -195,7 +305,18 @@ fn routes() -> RouteConfiguration {
             allow_credentials: true,
         }),
         operation: "svc:80/*".into(),
-        filters: RouteFilters { jwt: Some(JwtOverride::Disabled) },
+        filters: RouteFilters {
+            jwt: Some(JwtOverride::Disabled),
+            ext_authz: Some(AuthzOverride::Check {
+                context_extensions: BTreeMap::from([("a".into(), "b".into())]),
+                no_body: true,
+                with_request_body: None,
+            }),
+            local_rate_limit: Some(Box::new(local_limit())),
+            rate_limits: rate_limits(),
+            host_rate_limits: HostRateLimits::Include,
+            rate_limit: HostRateLimits::Ignore,
+        },
         ..route(
             "rich",
             RouteAction::Forward(Box::new(Forward {
@@ -263,7 +384,12 @@ fn routes() -> RouteConfiguration {
             routes: vec![rich, exact, segment, connect, route("plain", plain)],
             request_headers: ops(),
             response_headers: ops(),
-            filters: RouteFilters { jwt: Some(JwtOverride::Named("n".into())) },
+            filters: RouteFilters {
+                jwt: Some(JwtOverride::Named("n".into())),
+                ext_authz: Some(AuthzOverride::Disabled),
+                rate_limits: rate_limits(),
+                ..RouteFilters::default()
+            },
         }],
     }
 }
@@ -274,6 +400,10 @@ fn hcm_model(routes: RouteSource) -> HttpConnectionManager {
         codec: HttpCodec::Auto,
         routes,
         filters: vec![
+            HttpFilter::ExtAuthz(Arc::new(authz_grpc())),
+            HttpFilter::ExtAuthz(Arc::new(authz_http())),
+            HttpFilter::LocalRateLimit(Arc::new(local_limit())),
+            HttpFilter::RateLimit(Arc::new(global_limit())),
             HttpFilter::Jwt(Arc::new(jwt())),
             HttpFilter::Rbac(rbac()),
             HttpFilter::GrpcStats,
@@ -368,7 +498,11 @@ pub(crate) fn listener() -> Listener {
                     alpn: vec![],
                     min_version: TlsVersion::V1_2,
                 }),
-                filters: vec![NetworkFilter::SniCluster, split],
+                filters: vec![
+                    NetworkFilter::Limit(ConnectionLimit { stat_prefix: "l".into(), bucket: bucket() }),
+                    NetworkFilter::SniCluster,
+                    split,
+                ],
             },
         ],
         default_filter_chain: Some(FilterChain {

@@ -10,6 +10,7 @@ use self::index::{DomainIndex, Key, PathIndex};
 use super::CompileError;
 use crate::{
     http::{
+        filters::rate_limit::{Rules, local::LocalRateLimit},
         headers::{HeaderId, Headers},
         message::RequestHead,
     },
@@ -66,11 +67,23 @@ pub(crate) struct Route {
 #[derive(Debug, Default)]
 pub(crate) struct RouteFilters {
     pub(crate) jwt: Option<model::JwtOverride>,
+    pub(crate) ext_authz: Option<model::AuthzOverride>,
+    pub(crate) local_rate_limit: Option<Box<LocalRateLimit>>,
+    pub(crate) rate_limits: Rules,
+    pub(crate) rate_limit: model::HostRateLimits,
 }
 
 impl RouteFilters {
-    fn new(route: &model::RouteFilters, host: &model::RouteFilters) -> Self {
-        Self { jwt: route.jwt.as_ref().or(host.jwt.as_ref()).cloned() }
+    fn new(route: &model::RouteFilters, host: &model::RouteFilters) -> Result<Self, CompileError> {
+        let local = route.local_rate_limit.as_ref().or(host.local_rate_limit.as_ref());
+        let local = local.map(|l| LocalRateLimit::new(l, true).map(Box::new)).transpose()?;
+        Ok(Self {
+            jwt: route.jwt.as_ref().or(host.jwt.as_ref()).cloned(),
+            ext_authz: route.ext_authz.as_ref().or(host.ext_authz.as_ref()).cloned(),
+            local_rate_limit: local,
+            rate_limits: Rules::new(route, host)?,
+            rate_limit: route.rate_limit,
+        })
     }
 }
 
@@ -348,7 +361,7 @@ impl Route {
             fault: r.fault.clone(),
             cors,
             operation: r.operation.clone(),
-            filters: RouteFilters::new(&r.filters, host),
+            filters: RouteFilters::new(&r.filters, host)?,
         })
     }
 

@@ -57,6 +57,8 @@ flags! {
     Uc = "UC",
     Di = "DI",
     Fi = "FI",
+    Rl = "RL",
+    Rlse = "RLSE",
     Uaex = "UAEX",
     Si = "SI",
     Dpe = "DPE",

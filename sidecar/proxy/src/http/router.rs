@@ -652,6 +652,9 @@ fn finish_response(
             }
         }
     }
+    if let Some(edits) = &ctx.passed.response {
+        edits.apply(h);
+    }
     if let Some(c) = cookie {
         h.push_id(HeaderId::SetCookie, c.as_bytes());
     }
