@@ -193,6 +193,8 @@ impl Ctx<'_> {
             // Edges face strangers: a request head must arrive in time.
             request_headers_timeout: (side == Side::Edge).then_some(Duration::from_secs(60)),
             stream_idle_timeout: (side == Side::Edge).then_some(Duration::from_secs(300)),
+            max_stream_duration: None,
+            accept_http_10: true,
             preserve_request_id: side != Side::Edge,
         }
     }

@@ -113,6 +113,7 @@ pub(super) fn default_retry() -> RetryPolicy {
         base_interval: Duration::from_millis(25),
         max_interval: Duration::from_millis(250),
         host_selection_attempts: 5,
+        ..RetryPolicy::default()
     }
 }
 
@@ -420,6 +421,7 @@ fn forward(
         host_rewrite: r.rewrite.as_ref().map(|w| w.authority.clone()).filter(|a| !a.is_empty()),
         mirrors: mirrors(ctx, namespace, r, port),
         hash,
+        ..Forward::default()
     })
 }
 

@@ -9,6 +9,7 @@ pub(crate) mod filters;
 pub(crate) mod h1;
 pub(crate) mod h2;
 pub(crate) mod headers;
+mod hedge;
 pub(crate) mod local_reply;
 pub(crate) mod message;
 pub(crate) mod metadata;

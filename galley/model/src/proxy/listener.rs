@@ -230,6 +230,10 @@ pub struct HttpConnectionManager {
     pub request_headers_timeout: Option<Duration>,
     /// Time without activity on a stream; `None` never.
     pub stream_idle_timeout: Option<Duration>,
+    /// Longest stream, unless its route says otherwise; `None` is no limit.
+    pub max_stream_duration: Option<Duration>,
+    /// Serve HTTP/1.0; otherwise it is answered with 426.
+    pub accept_http_10: bool,
     /// Keep `x-request-id` of the client if there is one.
     pub preserve_request_id: bool,
 }

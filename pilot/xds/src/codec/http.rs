@@ -69,12 +69,13 @@ pub(super) fn encode(m: &HttpConnectionManager) -> hcm::HttpConnectionManager {
         }),
         common_http_protocol_options: Some(core::HttpProtocolOptions {
             idle_timeout: zero_off(m.idle_timeout),
+            max_stream_duration: m.max_stream_duration.map(duration),
             ..Default::default()
         }),
         // Absolute URIs are what a client sends that uses us as its HTTP proxy.
         http_protocol_options: Some(core::Http1ProtocolOptions {
             allow_absolute_url: boolv(true),
-            accept_http_10: true,
+            accept_http_10: m.accept_http_10,
             ..Default::default()
         }),
         http2_protocol_options: (m.websocket || m.connect)
@@ -162,7 +163,7 @@ pub(super) fn decode(m: hcm::HttpConnectionManager) -> Res<HttpConnectionManager
     }
     let filters = to_filters(m.http_filters)?;
     let common = m.common_http_protocol_options.unwrap_or_default();
-    refuse!(common; max_connection_duration, max_stream_duration, headers_with_underscores_action);
+    refuse!(common; max_connection_duration, headers_with_underscores_action);
     let request_headers_timeout =
         opt(m.request_headers_timeout).at("request_headers_timeout")?.filter(|d| !d.is_zero());
     Ok(HttpConnectionManager {
@@ -183,6 +184,10 @@ pub(super) fn decode(m: hcm::HttpConnectionManager) -> Res<HttpConnectionManager
         idle_timeout: or_off(common.idle_timeout, IDLE).at("common_http_protocol_options")?,
         request_headers_timeout,
         stream_idle_timeout: or_off(m.stream_idle_timeout, STREAM_IDLE).at("stream_idle_timeout")?,
+        max_stream_duration: opt(common.max_stream_duration)
+            .at("common_http_protocol_options")?
+            .filter(|d| !d.is_zero()),
+        accept_http_10: m.http_protocol_options.is_some_and(|o| o.accept_http_10),
         preserve_request_id: m.preserve_external_request_id,
     })
 }

@@ -23,8 +23,8 @@ use envoy_types::pb::{
 };
 use mesh_model::proxy::{
     AbortKind, Cors, DirectResponse, Fault, Forward, HashPolicy, HostRateLimits, Mirror, PathMatch,
-    QueryMatch, Redirect, RetryOn, RetryPolicy, Route, RouteAction, RouteConfiguration, RouteFilters,
-    RouteMatch, VirtualHost, WeightedCluster,
+    QueryMatch, RateLimitedBackOff, Redirect, ResetHeader, RetryOn, RetryPolicy, Route, RouteAction,
+    RouteConfiguration, RouteFilters, RouteMatch, StreamLimit, VirtualHost, WeightedCluster,
 };
 
 use super::{At, Bad, Res, common::*, each, ext_authz, http::CONNECT, jwt, rate_limit, refuse};
@@ -77,6 +77,7 @@ fn virtual_host(v: &VirtualHost) -> pb::VirtualHost {
         response_headers_to_remove,
         typed_per_filter_config: filters(&v.filters),
         rate_limits: rate_limit::rules(&v.filters.rate_limits),
+        request_body_buffer_limit: v.filters.buffer_limit.map(|value| gp::UInt64Value { value }),
         ..Default::default()
     }
 }
@@ -90,6 +91,7 @@ fn to_virtual_host(v: pb::VirtualHost) -> Res<VirtualHost> {
     );
     let (mut filters, rest) = to_filters(v.typed_per_filter_config)?;
     filters.rate_limits = rate_limit::to_rules(v.rate_limits)?;
+    filters.buffer_limit = buffer_limit(v.request_body_buffer_limit, v.per_request_buffer_limit_bytes);
     if rest != (None, None) {
         return Err(Bad::unsupported("typed_per_filter_config", "a fault or CORS policy of a virtual host"));
     }
@@ -180,6 +182,7 @@ fn route(m: &Route) -> pb::Route {
         decorator: (!m.operation.is_empty())
             .then(|| r::Decorator { operation: m.operation.clone(), ..Default::default() }),
         typed_per_filter_config: filters,
+        request_body_buffer_limit: m.filters.buffer_limit.map(|value| gp::UInt64Value { value }),
         request_headers_to_add,
         request_headers_to_remove,
         response_headers_to_add,
@@ -189,9 +192,16 @@ fn route(m: &Route) -> pb::Route {
     }
 }
 
+/// Bytes that are kept of a body, in the field's newer or older form.
+fn buffer_limit(new: Option<gp::UInt64Value>, old: Option<gp::UInt32Value>) -> Option<u64> {
+    new.map(|v| v.value).or(old.map(|v| u64::from(v.value)))
+}
+
+#[allow(deprecated)]
 fn to_route(m: pb::Route) -> Res<Route> {
     refuse!(m; tracing, route_specifiers);
     let (mut filters, rest) = to_filters(m.typed_per_filter_config)?;
+    filters.buffer_limit = buffer_limit(m.request_body_buffer_limit, m.per_request_buffer_limit_bytes);
     let action = match m.action {
         Some(r::route::Action::Route(mut a)) => {
             let rules = std::mem::take(&mut a.rate_limits);
@@ -326,6 +336,14 @@ fn forward(f: &Forward) -> r::RouteAction {
         timeout: zero_off(f.timeout),
         idle_timeout: f.idle_timeout.map(duration),
         retry_policy: f.retry.as_ref().map(retry),
+        hedge_policy: f
+            .hedge
+            .then(|| r::HedgePolicy { hedge_on_per_try_timeout: true, ..Default::default() }),
+        max_stream_duration: f.max_stream.map(|l| r::route_action::MaxStreamDuration {
+            max_stream_duration: l.max.map(duration),
+            grpc_timeout_header_max: l.grpc_timeout_max.map(duration),
+            grpc_timeout_header_offset: l.grpc_timeout_offset.map(duration),
+        }),
         request_mirror_policies: f.mirrors.iter().map(mirror).collect(),
         hash_policy: f.hash.iter().map(hash).collect(),
         cluster_specifier: Some(cluster),
@@ -348,7 +366,7 @@ fn to_forward(a: r::RouteAction) -> Res<Forward> {
     use r::route_action::{ClusterSpecifier as C, HostRewriteSpecifier as H};
     refuse!(a;
         metadata_match, path_rewrite_policy, path_rewrite, early_data_policy, retry_policy_typed_config,
-        priority, cors, internal_redirect_policy, internal_redirect_action, hedge_policy
+        priority, cors, internal_redirect_policy, internal_redirect_action
     );
     let clusters = match a.cluster_specifier {
         Some(C::Cluster(c)) => vec![WeightedCluster::only(c)],
@@ -364,10 +382,21 @@ fn to_forward(a: r::RouteAction) -> Res<Forward> {
         Some(H::HostRewriteLiteral(h)) => Some(h),
         Some(_) => return Err(Bad::unsupported("host_rewrite_specifier", "a rewrite that is not literal")),
     };
-    // gRPC deadlines: honoured only when asked for, and the engine does not.
-    if a.max_stream_duration.as_ref().is_some_and(|d| d.max_stream_duration.is_some()) {
-        return Err(Bad::unsupported("max_stream_duration", "a limit of stream duration"));
-    }
+    let hedge = match a.hedge_policy {
+        None => false,
+        Some(h) => {
+            refuse!(h; initial_requests, additional_request_chance);
+            h.hedge_on_per_try_timeout
+        }
+    };
+    let limit = |l: r::route_action::MaxStreamDuration| {
+        Ok(StreamLimit {
+            max: opt(l.max_stream_duration)?,
+            grpc_timeout_max: opt(l.grpc_timeout_header_max)?,
+            grpc_timeout_offset: opt(l.grpc_timeout_header_offset)?,
+        })
+    };
+    let max_stream = a.max_stream_duration.map(limit).transpose().at("max_stream_duration")?;
     let mirror = |m: r::route_action::RequestMirrorPolicy| {
         refuse!(m; cluster_header, request_headers_mutations, host_rewrite_literal);
         let fraction = m.runtime_fraction.and_then(|f| f.default_value).map_or(1_000_000, |f| to_ppm(&f));
@@ -396,6 +425,8 @@ fn to_forward(a: r::RouteAction) -> Res<Forward> {
         host_rewrite,
         mirrors: each("request_mirror_policies", a.request_mirror_policies, mirror)?,
         hash: each("hash_policy", a.hash_policy, to_hash)?,
+        hedge,
+        max_stream,
         connect,
     })
 }
@@ -409,6 +440,8 @@ const RETRY_ON: &[(RetryOn, &str)] = &[
     (RetryOn::ResetBeforeRequest, "reset-before-request"),
     (RetryOn::Retriable4xx, "retriable-4xx"),
     (RetryOn::RetriableStatusCodes, "retriable-status-codes"),
+    (RetryOn::RetriableHeaders, "retriable-headers"),
+    (RetryOn::EnvoyRateLimited, "envoy-ratelimited"),
     (RetryOn::Cancelled, "cancelled"),
     (RetryOn::DeadlineExceeded, "deadline-exceeded"),
     (RetryOn::ResourceExhausted, "resource-exhausted"),
@@ -437,15 +470,16 @@ fn retry(p: &RetryPolicy) -> r::RetryPolicy {
             base_interval: Some(duration(p.base_interval)),
             max_interval: Some(duration(p.max_interval)),
         }),
+        per_try_idle_timeout: p.per_try_idle_timeout.map(duration),
+        rate_limited_retry_back_off: p.rate_limited.as_ref().map(rate_limited),
+        retriable_headers: p.retriable_headers.iter().map(header_match).collect(),
+        retriable_request_headers: p.retriable_request_headers.iter().map(header_match).collect(),
         ..Default::default()
     }
 }
 
 fn to_retry(p: r::RetryPolicy) -> Res<RetryPolicy> {
-    refuse!(p;
-        per_try_idle_timeout, retry_priority, retry_options_predicates, rate_limited_retry_back_off,
-        retriable_headers, retriable_request_headers
-    );
+    refuse!(p; retry_priority, retry_options_predicates);
     let mut on = Vec::new();
     for word in p.retry_on.split(',').map(str::trim).filter(|w| !w.is_empty()) {
         match RETRY_ON.iter().find(|(_, s)| *s == word) {
@@ -473,6 +507,46 @@ fn to_retry(p: r::RetryPolicy) -> Res<RetryPolicy> {
         base_interval: base,
         max_interval: back_off.max_interval.map_or(Ok(base * 10), to_duration).at("retry_back_off")?,
         host_selection_attempts: if avoid { attempts.max(1) } else { 0 },
+        per_try_idle_timeout: opt(p.per_try_idle_timeout).at("per_try_idle_timeout")?,
+        rate_limited: p
+            .rate_limited_retry_back_off
+            .map(to_rate_limited)
+            .transpose()
+            .at("rate_limited_retry_back_off")?,
+        retriable_headers: each("retriable_headers", p.retriable_headers, to_header_match)?,
+        retriable_request_headers: each(
+            "retriable_request_headers",
+            p.retriable_request_headers,
+            to_header_match,
+        )?,
+    })
+}
+
+fn rate_limited(b: &RateLimitedBackOff) -> r::retry_policy::RateLimitedRetryBackOff {
+    use r::retry_policy::{ResetHeader as H, ResetHeaderFormat as F};
+    let header = |h: &ResetHeader| H {
+        name: h.name.clone(),
+        format: if h.unix_time { F::UnixTimestamp } else { F::Seconds }.into(),
+    };
+    r::retry_policy::RateLimitedRetryBackOff {
+        reset_headers: b.headers.iter().map(header).collect(),
+        max_interval: Some(duration(b.max_interval)),
+    }
+}
+
+fn to_rate_limited(b: r::retry_policy::RateLimitedRetryBackOff) -> Res<RateLimitedBackOff> {
+    use r::retry_policy::ResetHeaderFormat as F;
+    let header = |h: r::retry_policy::ResetHeader| {
+        let unix_time = match F::try_from(h.format) {
+            Ok(F::Seconds) => false,
+            Ok(F::UnixTimestamp) => true,
+            Err(_) => return Err(Bad::unsupported("format", h.format)),
+        };
+        Ok(ResetHeader { name: h.name.to_ascii_lowercase(), unix_time })
+    };
+    Ok(RateLimitedBackOff {
+        headers: each("reset_headers", b.reset_headers, header)?,
+        max_interval: b.max_interval.map_or(Ok(Duration::from_secs(300)), to_duration)?,
     })
 }
 

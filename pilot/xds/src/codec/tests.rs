@@ -273,6 +273,8 @@ fn route(name: &str, action: RouteAction) -> Route {
 }
 
 fn routes() -> RouteConfiguration {
+    let retry_header =
+        HeaderMatch { name: "x-r".into(), value: HeaderValueMatch::Present(true), invert: false };
     let rich = Route {
         matches: RouteMatch {
             path: PathMatch::Regex("/a/.*".into()),
@@ -316,6 +318,7 @@ fn routes() -> RouteConfiguration {
             rate_limits: rate_limits(),
             host_rate_limits: HostRateLimits::Include,
             rate_limit: HostRateLimits::Ignore,
+            buffer_limit: Some(1 << 20),
         },
         ..route(
             "rich",
@@ -332,13 +335,35 @@ fn routes() -> RouteConfiguration {
                 timeout: Some(Duration::from_secs(3)),
                 idle_timeout: Some(Duration::from_secs(9)),
                 retry: Some(RetryPolicy {
-                    on: vec![RetryOn::ConnectFailure, RetryOn::RetriableStatusCodes, RetryOn::Unavailable],
+                    on: vec![
+                        RetryOn::ConnectFailure,
+                        RetryOn::RetriableStatusCodes,
+                        RetryOn::RetriableHeaders,
+                        RetryOn::EnvoyRateLimited,
+                        RetryOn::Unavailable,
+                    ],
                     status_codes: vec![503],
                     attempts: 2,
                     per_try_timeout: Some(Duration::from_millis(400)),
                     base_interval: Duration::from_millis(25),
                     max_interval: Duration::from_millis(250),
                     host_selection_attempts: 5,
+                    per_try_idle_timeout: Some(Duration::from_secs(4)),
+                    rate_limited: Some(RateLimitedBackOff {
+                        headers: vec![
+                            ResetHeader { name: "retry-after".into(), unix_time: false },
+                            ResetHeader { name: "x-reset".into(), unix_time: true },
+                        ],
+                        max_interval: Duration::from_secs(60),
+                    }),
+                    retriable_headers: vec![retry_header.clone()],
+                    retriable_request_headers: vec![retry_header],
+                }),
+                hedge: true,
+                max_stream: Some(StreamLimit {
+                    max: Some(Duration::ZERO),
+                    grpc_timeout_max: Some(Duration::from_secs(8)),
+                    grpc_timeout_offset: Some(Duration::from_millis(5)),
                 }),
                 prefix_rewrite: None,
                 regex_rewrite: Some(("^/a".into(), "/b".into())),
@@ -430,6 +455,8 @@ fn hcm_model(routes: RouteSource) -> HttpConnectionManager {
         idle_timeout: None,
         request_headers_timeout: Some(Duration::from_secs(7)),
         stream_idle_timeout: None,
+        max_stream_duration: Some(Duration::from_secs(77)),
+        accept_http_10: false,
         preserve_request_id: true,
     }
 }
@@ -589,7 +616,11 @@ pub(crate) fn cluster() -> Cluster {
                 hbone: false,
             },
         ],
-        limits: CircuitBreakers { max_connections: 7, ..CircuitBreakers::default() },
+        limits: CircuitBreakers {
+            max_connections: 7,
+            retry_budget: Some(RetryBudget { share: 2550, min_concurrency: 4 }),
+            ..CircuitBreakers::default()
+        },
         outlier: Some(OutlierDetection {
             consecutive_5xx: 0,
             consecutive_gateway: 5,

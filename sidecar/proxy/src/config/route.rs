@@ -71,6 +71,7 @@ pub(crate) struct RouteFilters {
     pub(crate) local_rate_limit: Option<Box<LocalRateLimit>>,
     pub(crate) rate_limits: Rules,
     pub(crate) rate_limit: model::HostRateLimits,
+    pub(crate) buffer_limit: Option<usize>,
 }
 
 impl RouteFilters {
@@ -83,6 +84,10 @@ impl RouteFilters {
             local_rate_limit: local,
             rate_limits: Rules::new(route, host)?,
             rate_limit: route.rate_limit,
+            buffer_limit: route
+                .buffer_limit
+                .or(host.buffer_limit)
+                .map(|n| usize::try_from(n).unwrap_or(usize::MAX)),
         })
     }
 }
@@ -109,13 +114,34 @@ pub(crate) struct Forward {
     total_weight: u64,
     pub(crate) timeout: Option<Duration>,
     pub(crate) idle_timeout: Option<Duration>,
-    pub(crate) retry: Option<model::RetryPolicy>,
+    pub(crate) retry: Option<Retry>,
+    pub(crate) hedge: bool,
+    pub(crate) max_stream: Option<model::StreamLimit>,
     prefix_rewrite: Option<String>,
     regex_rewrite: Option<(Regex, Vec<u8>)>,
     pub(crate) host_rewrite: Option<String>,
     pub(crate) mirrors: Vec<(Arc<ClusterSlot>, u32)>,
     pub(crate) hash: Vec<model::HashPolicy>,
     pub(crate) connect: bool,
+}
+
+/// A compiled [`model::RetryPolicy`].
+#[derive(Debug)]
+pub(crate) struct Retry {
+    pub(crate) config: model::RetryPolicy,
+    pub(crate) response_headers: Vec<HeaderMatcher>,
+    pub(crate) request_headers: Vec<HeaderMatcher>,
+}
+
+impl Retry {
+    fn new(r: &model::RetryPolicy) -> Result<Self, CompileError> {
+        let all = |l: &[model::HeaderMatch]| l.iter().map(HeaderMatcher::new).collect::<Result<_, _>>();
+        Ok(Self {
+            config: r.clone(),
+            response_headers: all(&r.retriable_headers)?,
+            request_headers: all(&r.retriable_request_headers)?,
+        })
+    }
 }
 
 #[derive(Debug)]
@@ -438,7 +464,9 @@ impl Forward {
             total_weight,
             timeout: f.timeout.filter(|t| !t.is_zero()),
             idle_timeout: f.idle_timeout,
-            retry: f.retry.clone().filter(|r| r.attempts > 0),
+            retry: f.retry.as_ref().filter(|r| r.attempts > 0).map(Retry::new).transpose()?,
+            hedge: f.hedge,
+            max_stream: f.max_stream,
             prefix_rewrite: f.prefix_rewrite.clone(),
             regex_rewrite,
             host_rewrite: f.host_rewrite.clone(),

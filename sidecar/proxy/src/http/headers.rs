@@ -85,6 +85,7 @@ known_headers! {
     XEnvoyMaxRetries = "x-envoy-max-retries",
     XEnvoyOriginalPath = "x-envoy-original-path",
     XEnvoyOverloaded = "x-envoy-overloaded",
+    XEnvoyRatelimited = "x-envoy-ratelimited",
     XEnvoyUpstreamRqTimeoutMs = "x-envoy-upstream-rq-timeout-ms",
     XEnvoyUpstreamServiceTime = "x-envoy-upstream-service-time",
     XForwardedClientCert = "x-forwarded-client-cert",

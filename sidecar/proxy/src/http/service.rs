@@ -94,6 +94,10 @@ async fn serve<D: Downstream>(
     rec: &mut Record,
 ) -> Result<(), LocalReply> {
     let config = &manager.config;
+    if head.version == Version::Http10 && !config.accept_http_10 {
+        rec.details = "low_version".into();
+        return Err(LocalReply { status: 426, ..LocalReply::default() });
+    }
     if path::normalize(&mut head.path, config.normalize_path, config.merge_slashes).is_err() {
         rec.details = "path_normalization_failed".into();
         return Err(LocalReply::text(400, "Bad Request"));

@@ -222,6 +222,8 @@ pub(crate) fn manager(routes: RouteSource) -> HttpConnectionManager {
         idle_timeout: None,
         request_headers_timeout: None,
         stream_idle_timeout: None,
+        max_stream_duration: None,
+        accept_http_10: true,
         preserve_request_id: false,
     }
 }
