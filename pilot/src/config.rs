@@ -8,8 +8,9 @@ use std::{
 
 use mesh_model::{
     authored::{
-        AuthorizationPolicy, DestinationRule, Gateway, Kind, MeshConfig, PeerAuthentication, Service,
-        ServiceEntry, ServiceExport, Sidecar, Spec, VirtualService, WorkloadEntry,
+        AuthorizationPolicy, DestinationRule, Gateway, Kind, MeshConfig, PeerAuthentication,
+        RequestAuthentication, Service, ServiceEntry, ServiceExport, Sidecar, Spec, VirtualService,
+        WorkloadEntry,
     },
     federation::{ImportedService, PeerCluster, type_url},
     registry::Labels,
@@ -27,6 +28,7 @@ pub const GALLEY_KINDS: &[Kind] = &[
     Kind::Gateway,
     Kind::Sidecar,
     Kind::PeerAuthentication,
+    Kind::RequestAuthentication,
     Kind::AuthorizationPolicy,
     Kind::ServiceExport,
     Kind::MeshConfig,
@@ -80,6 +82,8 @@ pub struct Config {
     pub sidecars: Vec<Doc<Sidecar>>,
     /// Inbound mTLS.
     pub peer_authentications: Vec<Doc<PeerAuthentication>>,
+    /// End-user tokens.
+    pub request_authentications: Vec<Doc<RequestAuthentication>>,
     /// Inbound authorisation.
     pub authorization_policies: Vec<Doc<AuthorizationPolicy>>,
     /// What is exported.
@@ -192,6 +196,7 @@ impl Config {
             Spec::Gateway(s) => into!(gateways, s),
             Spec::Sidecar(s) => into!(sidecars, s),
             Spec::PeerAuthentication(s) => into!(peer_authentications, s),
+            Spec::RequestAuthentication(s) => into!(request_authentications, s),
             Spec::AuthorizationPolicy(s) => into!(authorization_policies, s),
             Spec::ServiceExport(s) => into!(service_exports, s),
             Spec::MeshConfig(s) => self.mesh = s.clone(),
@@ -212,6 +217,7 @@ impl Config {
         by_age(&mut self.gateways);
         by_age(&mut self.sidecars);
         by_age(&mut self.peer_authentications);
+        by_age(&mut self.request_authentications);
         by_age(&mut self.authorization_policies);
         by_age(&mut self.service_exports);
     }

@@ -11,6 +11,7 @@ mod gateway;
 mod gateway_routes;
 mod http;
 mod inbound;
+mod jwt;
 mod names;
 mod outbound;
 mod rbac;
@@ -118,9 +119,11 @@ pub fn own(proxy: &ProxyNode, world: &World) -> Generated {
         sni::generate(&ctx, &mut out);
     } else if proxy.router {
         gateway::generate(&ctx, &mut out);
+        jwt::clusters(&ctx, &mut out);
     } else {
         outbound::own(&ctx, &mut out);
         inbound::generate(&ctx, &mut out);
+        jwt::clusters(&ctx, &mut out);
     }
     // Connections that are refused before a chain could log them.
     for l in out.listeners.values_mut() {

@@ -8,12 +8,18 @@
 
 mod cluster;
 mod endpoint;
+mod filter;
+mod jwt;
 mod listener;
 mod policy;
+mod rate_limit;
 mod route;
 
 pub use cluster::*;
 pub use endpoint::*;
+pub use filter::*;
+pub use jwt::*;
 pub use listener::*;
 pub use policy::*;
+pub use rate_limit::*;
 pub use route::*;

@@ -506,11 +506,19 @@ fn security() {
         5,
         "'*'",
     );
+    accepted(&ap("rules: [{from: [{source: {requestPrincipals: ['*']}}]}]"));
+    accepted(&ap("rules: [{when: [{key: 'request.auth.claims[a.b][c]', values: [x]}]}]"));
     rejected(
-        &ap("rules: [{from: [{source: {requestPrincipals: ['*']}}]}]"),
-        "spec.rules[0].from[0].source.requestPrincipals",
+        &ap("rules: [{when: [{key: 'request.auth.claims[]', values: [x]}]}]"),
+        "spec.rules[0].when[0].key",
         5,
-        "not supported",
+        "claims[name]",
+    );
+    rejected(
+        &ap("rules: [{when: [{key: request.auth.color, values: [x]}]}]"),
+        "spec.rules[0].when[0].key",
+        5,
+        "unknown key",
     );
     rejected(
         &ap("rules: [{to: [{operation: {ports: ['0']}}]}]"),
@@ -537,7 +545,10 @@ fn security() {
         5,
         "not supported",
     );
-    warned(&sec("RequestAuthentication", "jwtRules: [{issuer: a}]"), "spec", "not enforced yet");
+    let ra = |s: &str| sec("RequestAuthentication", s);
+    accepted(&ra("jwtRules: [{issuer: a, jwksUri: 'https://a/keys'}]"));
+    rejected(&ra("jwtRules: [{issuer: a}]"), "spec.jwtRules[0]", 5, "jwksUri");
+    rejected(&ra("jwtRules: [{issuer: a, jwks: '{}'}]"), "spec.jwtRules[0].jwks", 5, "Key Set");
 }
 
 #[test]

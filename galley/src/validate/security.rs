@@ -63,6 +63,9 @@ pub(super) fn check_request(a: &RequestAuthentication, p: &Path<'_>, out: &mut F
         if r.issuer.is_empty() && r.jwks_uri.is_empty() {
             out.error(&at, "one of issuer and jwksUri is required");
         }
+        if r.jwks.is_empty() && r.jwks_uri.is_empty() {
+            out.error(&at, "one of jwks and jwksUri is required: keys are not discovered from the issuer");
+        }
         if !r.jwks.is_empty() && !r.jwks_uri.is_empty() {
             out.error(&at, "only one of jwks and jwksUri is allowed");
         }
@@ -70,8 +73,11 @@ pub(super) fn check_request(a: &RequestAuthentication, p: &Path<'_>, out: &mut F
         if !["http://", "https://"].iter().any(|scheme| uri.is_empty() || uri.starts_with(scheme)) {
             out.error(&at.key("jwksUri"), "expected an http or https URI");
         }
-        if !r.jwks.is_empty() && serde_json::from_str::<serde_json::Value>(&r.jwks).is_err() {
-            out.error(&at.key("jwks"), "not a JSON Web Key Set");
+        if !r.jwks.is_empty() && !is_key_set(&r.jwks) {
+            out.error(
+                &at.key("jwks"),
+                "not a JSON Web Key Set: expected {\"keys\": [...]} with at least one key",
+            );
         }
         if let Some(j) = r.audiences.iter().position(String::is_empty) {
             out.error(&at.key("audiences").index(j), "an audience must not be empty");
@@ -83,7 +89,11 @@ pub(super) fn check_request(a: &RequestAuthentication, p: &Path<'_>, out: &mut F
             common::header_name(&h.header, &at.key("outputClaimToHeaders").index(j).key("header"), out);
         }
     }
-    out.warning(p, "RequestAuthentication is accepted but not enforced yet: tokens are not verified");
+}
+
+fn is_key_set(text: &str) -> bool {
+    serde_json::from_str::<serde_json::Value>(text)
+        .is_ok_and(|v| v.get("keys").and_then(|k| k.as_array()).is_some_and(|k| !k.is_empty()))
 }
 
 pub(super) fn check_authorization(a: &AuthorizationPolicy, p: &Path<'_>, out: &mut Findings) {
@@ -190,9 +200,6 @@ fn source(s: &Source, p: &Path<'_>, out: &mut Findings) {
         [(&s.request_principals, "requestPrincipals"), (&s.not_request_principals, "notRequestPrincipals")]
     {
         each(list, &p.key(field), out, pattern);
-        if !list.is_empty() {
-            out.error(&p.key(field), format!("{field} are not supported yet: tokens are not verified"));
-        }
     }
     for (list, field) in
         [(&s.service_accounts, "serviceAccounts"), (&s.not_service_accounts, "notServiceAccounts")]
@@ -302,8 +309,13 @@ fn condition(c: &Condition, p: &Path<'_>, out: &mut Findings) {
                 None => out.error(&key, format!("{k:?}: expected request.headers[name]")),
             }
         }
-        _ if k.starts_with("request.auth.") => {
-            out.error(&key, format!("{k:?} is not supported yet: tokens are not verified"));
+        "request.auth.principal" | "request.auth.audiences" | "request.auth.presenter" => {}
+        _ if k.starts_with("request.auth.claims[") => {
+            let names = k.strip_prefix("request.auth.claims[").and_then(|r| r.strip_suffix(']'));
+            let fine = |n: &str| !n.is_empty() && !n.contains(['[', ']']);
+            if !names.is_some_and(|n| n.split("][").all(fine)) {
+                out.error(&key, format!("{k:?}: expected request.auth.claims[name] or claims[name][name]"));
+            }
         }
         _ if k.starts_with("experimental.envoy.filters.") => {
             out.error(&key, format!("{k:?} is not supported"));

@@ -12,7 +12,7 @@ use mesh_model::{
     },
 };
 
-use super::Ctx;
+use super::{Ctx, jwt, rbac};
 
 /// Accepts and closes: where undeclared destinations go with `REGISTRY_ONLY`.
 pub(super) const BLACK_HOLE: &str = "BlackHoleCluster";
@@ -153,7 +153,13 @@ impl Ctx<'_> {
 
     /// A connection manager with the mesh's settings for one side.
     pub(super) fn hcm(&self, stat_prefix: &str, routes: RouteSource, side: Side) -> HttpConnectionManager {
-        let mut filters = vec![HttpFilter::GrpcStats];
+        let mut filters = Vec::new();
+        // Who comes in is asked first; who leaves has been.
+        if side != Side::Outbound {
+            filters.extend(jwt::filter(self));
+            filters.extend(rbac::http(self).into_iter().map(HttpFilter::Rbac));
+        }
+        filters.push(HttpFilter::GrpcStats);
         if side != Side::Inbound {
             filters.push(HttpFilter::Cors);
             filters.push(HttpFilter::Fault);
@@ -187,6 +193,8 @@ impl Ctx<'_> {
             // Edges face strangers: a request head must arrive in time.
             request_headers_timeout: (side == Side::Edge).then_some(Duration::from_secs(60)),
             stream_idle_timeout: (side == Side::Edge).then_some(Duration::from_secs(300)),
+            max_stream_duration: None,
+            accept_http_10: true,
             preserve_request_id: side != Side::Edge,
         }
     }

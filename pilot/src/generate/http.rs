@@ -12,7 +12,7 @@ use mesh_model::{
     proxy::{
         AbortKind, Cors, DirectResponse, Fault, Forward, HashPolicy, HeaderMatch, HeaderOps,
         HeaderValueMatch, Mirror, PathMatch, QueryMatch, Redirect, RetryOn, RetryPolicy, Route, RouteAction,
-        RouteMatch, StringMatch, WeightedCluster,
+        RouteFilters, RouteMatch, StringMatch, WeightedCluster,
     },
 };
 
@@ -113,6 +113,7 @@ pub(super) fn default_retry() -> RetryPolicy {
         base_interval: Duration::from_millis(25),
         max_interval: Duration::from_millis(250),
         host_selection_attempts: 5,
+        ..RetryPolicy::default()
     }
 }
 
@@ -191,6 +192,7 @@ pub(super) fn route(matches: RouteMatch, action: RouteAction) -> Route {
         fault: None,
         cors: None,
         operation: String::new(),
+        filters: RouteFilters::default(),
     }
 }
 
@@ -419,6 +421,7 @@ fn forward(
         host_rewrite: r.rewrite.as_ref().map(|w| w.authority.clone()).filter(|a| !a.is_empty()),
         mirrors: mirrors(ctx, namespace, r, port),
         hash,
+        ..Forward::default()
     })
 }
 

@@ -14,9 +14,9 @@ use mesh_model::{
     authored::MutualTlsMode,
     proxy::{
         ClientCertificate, Cluster, Direction, Discovery, DownstreamTls, EndpointHealth, FilterChain,
-        FilterChainMatch, Forward, HttpFilter, LbEndpoint, LoadAssignment, LocalityEndpoints, NetworkFilter,
-        RouteAction, RouteConfiguration, RouteMatch, RouteSource, TlsVersion, TransportProtocol,
-        UpstreamHttp, Validation, WeightedCluster,
+        FilterChainMatch, Forward, LbEndpoint, LoadAssignment, LocalityEndpoints, NetworkFilter, RouteAction,
+        RouteConfiguration, RouteMatch, RouteSource, TlsVersion, TransportProtocol, UpstreamHttp, Validation,
+        WeightedCluster,
     },
     registry::Protocol,
 };
@@ -216,10 +216,7 @@ fn http_filters(ctx: &Ctx<'_>, p: &Port<'_>) -> Vec<NetworkFilter> {
         )],
     };
     let source = RouteSource::Inline(Arc::new(config));
-    let mut hcm = ctx.hcm(&format!("inbound_0.0.0.0_{}", p.number), source, Side::Inbound);
-    let mut filters: Vec<HttpFilter> = rbac::http(ctx).into_iter().map(HttpFilter::Rbac).collect();
-    filters.append(&mut hcm.filters);
-    hcm.filters = filters;
+    let hcm = ctx.hcm(&format!("inbound_0.0.0.0_{}", p.number), source, Side::Inbound);
     vec![NetworkFilter::Http(Box::new(hcm))]
 }
 

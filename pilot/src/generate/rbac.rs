@@ -6,10 +6,12 @@
 //!
 //! What cannot be evaluated is decided so that nobody gets in who should not:
 //!
-//! - a condition that this proxy cannot check (request authentication, `source.cluster` on a foreign
-//!   proxy) makes an ALLOW rule match nothing, and is dropped from a DENY rule, which then denies more;
+//! - a condition that this proxy cannot check (`source.cluster` on a foreign proxy) makes an ALLOW rule
+//!   match nothing, and is dropped from a DENY rule, which then denies more;
 //! - HTTP conditions on a TCP port likewise;
 //! - `CUSTOM` needs an external authoriser, which is not supported: its rules deny.
+
+mod claims;
 
 use std::collections::BTreeMap;
 
@@ -189,7 +191,17 @@ impl Maker<'_> {
             out,
         );
         if !(s.request_principals.is_empty() && s.not_request_principals.is_empty()) {
-            self.keep(Err(Unknown))?;
+            let r = self.http_only();
+            let known = r.is_ok();
+            self.keep(r)?;
+            if known {
+                principal_values(
+                    &s.request_principals,
+                    &s.not_request_principals,
+                    |v| Some(claims::request_principal(v)),
+                    out,
+                );
+            }
         }
         Some(())
     }
@@ -210,6 +222,12 @@ impl Maker<'_> {
             self.http_only()?;
             let name = name.to_ascii_lowercase();
             principal_values(yes, no, |v| Some(Principal::Header(header(&name, v, false))), principals);
+            return Ok(());
+        }
+        if let Some(what) = c.key.strip_prefix("request.auth.") {
+            self.http_only()?;
+            let make = claims::condition(what).ok_or(Unknown)?;
+            principal_values(yes, no, |v| Some(make(v)), principals);
             return Ok(());
         }
         match c.key.as_str() {

@@ -7,8 +7,8 @@ use std::{
 
 use mesh_model::{
     proxy::{
-        DirectResponse, Forward, HeaderOps, Route, RouteAction, RouteConfiguration, RouteMatch, VirtualHost,
-        WeightedCluster,
+        DirectResponse, Forward, HeaderOps, Route, RouteAction, RouteConfiguration, RouteFilters, RouteMatch,
+        VirtualHost, WeightedCluster,
     },
     registry::Protocol,
 };
@@ -41,6 +41,7 @@ pub(super) fn virtual_host(name: String, domains: Vec<String>, routes: Vec<Route
         routes,
         request_headers: HeaderOps::default(),
         response_headers: HeaderOps::default(),
+        filters: RouteFilters::default(),
     }
 }
 

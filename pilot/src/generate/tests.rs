@@ -39,7 +39,9 @@ impl Docs {
             "Service" => "core/v1/Service".to_owned(),
             "ServiceExport" => "multicluster.x-k8s.io/v1alpha1/ServiceExport".to_owned(),
             "MeshConfig" | "ImportedService" | "PeerCluster" => format!("flotilla.dev/v1alpha1/{kind}"),
-            "PeerAuthentication" | "AuthorizationPolicy" => format!("security.istio.io/v1/{kind}"),
+            "PeerAuthentication" | "RequestAuthentication" | "AuthorizationPolicy" => {
+                format!("security.istio.io/v1/{kind}")
+            }
             _ => format!("networking.istio.io/v1/{kind}"),
         };
         let created = 1000 + self.0.len() as u64;

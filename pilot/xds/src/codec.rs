@@ -16,8 +16,11 @@
 mod cluster;
 mod common;
 mod endpoint;
+mod ext_authz;
 mod http;
+mod jwt;
 mod listener;
+mod rate_limit;
 mod rbac;
 mod route;
 mod secret;

@@ -45,6 +45,10 @@ pub(crate) enum CompileError {
     Regex(#[from] RegexError),
     #[error(transparent)]
     Rbac(#[from] RbacError),
+    #[error("rate limit: {0}")]
+    RateLimit(String),
+    #[error("token authentication: {0}")]
+    Jwt(String),
     #[error("access log format: {0}")]
     LogFormat(#[from] mesh_telemetry::access_log::FormatError),
     #[error("access log {path:?}: {source}")]

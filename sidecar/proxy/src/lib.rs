@@ -19,6 +19,7 @@ mod rbac;
 mod tcp;
 mod tunnel;
 mod upstream;
+mod wire;
 mod worker;
 
 pub use config::{ApplyReport, ConfigSnapshot};

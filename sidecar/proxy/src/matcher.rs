@@ -105,7 +105,15 @@ impl HeaderMatcher {
     }
 
     pub(crate) fn matches(&self, req: &RequestHead) -> bool {
-        let value = header_value(req, &self.name);
+        self.holds(header_value(req, &self.name))
+    }
+
+    /// The same for the headers of an answer.
+    pub(crate) fn matches_response(&self, headers: &Headers) -> bool {
+        self.holds(headers.joined(&self.name))
+    }
+
+    fn holds(&self, value: Option<Cow<'_, [u8]>>) -> bool {
         let holds = match (&self.value, self.present) {
             // A value condition on a missing header is false before inversion, so `not v` holds for it:
             // what users mean by `withoutHeaders` (Envoy says this with treat_missing_header_as_empty).

@@ -5,14 +5,25 @@
 //! a request that is evaluated without one (on a TCP connection) is unknown rather than false: were it
 //! false, its negation would hold and open a door; so nothing that contains it matches for `Allow`, and
 //! everything does for `Deny`.
+//!
+//! Many policies are indexed ([`index`]), and long lists of exact alternatives are sets.
 
-use std::net::{IpAddr, SocketAddr};
+mod index;
+
+use std::{
+    collections::HashSet,
+    net::{IpAddr, SocketAddr},
+};
 
 use ipnet::IpNet;
 use mesh_model::proxy as model;
 
+use self::index::Index;
 use crate::{
-    http::message::RequestHead,
+    http::{
+        message::RequestHead,
+        metadata::{Metadata, MetadataMatcher},
+    },
     matcher::{HeaderMatcher, RegexError, StringMatcher},
 };
 
@@ -28,6 +39,8 @@ pub(crate) struct Facts<'a> {
     pub(crate) authenticated: bool,
     pub(crate) cluster: Option<&'a str>,
     pub(crate) request: Option<&'a RequestHead>,
+    /// What earlier filters found out about it.
+    pub(crate) metadata: Option<&'a Metadata>,
 }
 
 /// Three-valued truth: `None` is unknown.
@@ -78,6 +91,11 @@ enum Cond {
     PeerIp(IpNet),
     RemoteIp(IpNet),
     Cluster(StringMatcher),
+    Metadata(MetadataMatcher),
+    /// Any of these is a principal of the peer.
+    Principals(HashSet<String>),
+    /// The path is one of these.
+    Paths(HashSet<String>),
 }
 
 /// Rules nest as deep as their author wrote them; deeper than this is refused rather than recursed into.
@@ -103,13 +121,14 @@ impl Cond {
         Ok(match p {
             model::Permission::Any => Self::Any,
             model::Permission::And(l) => Self::And(list(l)?),
-            model::Permission::Or(l) => Self::Or(list(l)?),
+            model::Permission::Or(l) => Self::Or(Self::permissions(l, depth + 1)?),
             model::Permission::Not(p) => Self::Not(Box::new(Self::permission(p, depth + 1)?)),
             model::Permission::Header(h) => Self::Header(HeaderMatcher::new(h)?),
             model::Permission::Path(m) => Self::Path(StringMatcher::new(m)?),
             model::Permission::DestinationIp(n) => Self::LocalIp(*n),
             model::Permission::DestinationPort(p) => Self::LocalPort(*p),
             model::Permission::ServerName(m) => Self::Sni(StringMatcher::new(m)?),
+            model::Permission::Metadata(m) => Self::Metadata(MetadataMatcher::new(m)?),
         })
     }
 
@@ -123,7 +142,7 @@ impl Cond {
         Ok(match p {
             model::Principal::Any => Self::Any,
             model::Principal::And(l) => Self::And(list(l)?),
-            model::Principal::Or(l) => Self::Or(list(l)?),
+            model::Principal::Or(l) => Self::Or(Self::principals(l, depth + 1)?),
             model::Principal::Not(p) => Self::Not(Box::new(Self::principal(p, depth + 1)?)),
             model::Principal::Authenticated(m) => {
                 Self::Authenticated(m.as_ref().map(StringMatcher::new).transpose()?)
@@ -133,7 +152,18 @@ impl Cond {
             model::Principal::Header(h) => Self::Header(HeaderMatcher::new(h)?),
             model::Principal::Path(m) => Self::Path(StringMatcher::new(m)?),
             model::Principal::SourceCluster(m) => Self::Cluster(StringMatcher::new(m)?),
+            model::Principal::Metadata(m) => Self::Metadata(MetadataMatcher::new(m)?),
         })
+    }
+
+    /// Alternatives; many exact paths become one set.
+    fn permissions(l: &[model::Permission], depth: usize) -> Result<Vec<Self>, RbacError> {
+        alternatives(l, exact_path, Self::Paths, |p| Self::permission(p, depth))
+    }
+
+    /// Alternatives; many exact principals become one set.
+    fn principals(l: &[model::Principal], depth: usize) -> Result<Vec<Self>, RbacError> {
+        alternatives(l, exact_principal, Self::Principals, |p| Self::principal(p, depth))
     }
 
     fn eval(&self, f: &Facts<'_>) -> Truth {
@@ -154,8 +184,48 @@ impl Cond {
             Self::PeerIp(n) => Some(n.contains(&f.peer)),
             Self::RemoteIp(n) => Some(n.contains(&f.remote)),
             Self::Cluster(m) => Some(f.cluster.is_some_and(|c| m.matches(c.as_bytes()))),
+            Self::Metadata(m) => f.request.map(|_| m.matches(f.metadata)),
+            Self::Principals(s) => Some(f.authenticated && f.principals.iter().any(|p| s.contains(p))),
+            Self::Paths(s) => f.request.map(|r| s.contains(r.path_only())),
         }
     }
+}
+
+/// Fewer alternatives are compared one after the other as fast.
+const MIN_SET: usize = 8;
+
+fn exact(m: &model::StringMatch) -> Option<&str> {
+    match &m.kind {
+        model::StringMatchKind::Exact(s) if !m.ignore_case => Some(s),
+        _ => None,
+    }
+}
+
+fn exact_path(p: &model::Permission) -> Option<&str> {
+    match p {
+        model::Permission::Path(m) => exact(m),
+        _ => None,
+    }
+}
+
+fn exact_principal(p: &model::Principal) -> Option<&str> {
+    match p {
+        model::Principal::Authenticated(Some(m)) => exact(m),
+        _ => None,
+    }
+}
+
+fn alternatives<T>(
+    list: &[T],
+    exact: impl Fn(&T) -> Option<&str>,
+    set: impl Fn(HashSet<String>) -> Cond,
+    one: impl Fn(&T) -> Result<Cond, RbacError>,
+) -> Result<Vec<Cond>, RbacError> {
+    let all: HashSet<String> = list.iter().filter_map(&exact).map(str::to_owned).collect();
+    if all.len() < MIN_SET {
+        return list.iter().map(one).collect();
+    }
+    std::iter::once(Ok(set(all))).chain(list.iter().filter(|p| exact(p).is_none()).map(one)).collect()
 }
 
 #[derive(Debug)]
@@ -169,6 +239,7 @@ struct Policy {
 struct Rules {
     action: model::RbacAction,
     policies: Vec<Policy>,
+    index: Option<Index>,
 }
 
 impl Rules {
@@ -179,29 +250,27 @@ impl Rules {
             .map(|(name, p)| {
                 Ok(Policy {
                     name: name.clone(),
-                    permissions: p
-                        .permissions
-                        .iter()
-                        .map(|c| Cond::permission(c, 0))
-                        .collect::<Result<_, _>>()?,
-                    principals: p
-                        .principals
-                        .iter()
-                        .map(|c| Cond::principal(c, 0))
-                        .collect::<Result<_, _>>()?,
+                    permissions: Cond::permissions(&p.permissions, 0)?,
+                    principals: Cond::principals(&p.principals, 0)?,
                 })
             })
             .collect::<Result<_, RbacError>>()?;
-        Ok(Self { action: r.action, policies })
+        Ok(Self { action: r.action, policies, index: Index::new(r.policies.values()) })
     }
 
     /// `Err` is a denial and names the policy, or `none`.
     fn check(&self, f: &Facts<'_>) -> Result<(), &str> {
         let unknown_matches = self.action == model::RbacAction::Deny;
-        let matched = self.policies.iter().find(|p| {
+        let matches = |p: &Policy| {
             let both = [&p.permissions, &p.principals].into_iter();
             all(both.map(|l| any(l.iter().map(|c| c.eval(f))))).unwrap_or(unknown_matches)
-        });
+        };
+        let matched = match &self.index {
+            None => self.policies.iter().find(|p| matches(p)),
+            Some(index) => index
+                .first(f, |at| self.policies.get(at as usize).is_some_and(matches))
+                .and_then(|at| self.policies.get(at as usize)),
+        };
         match (self.action, matched) {
             (model::RbacAction::Allow, None) => Err("none"),
             (model::RbacAction::Deny, Some(p)) => Err(&p.name),
@@ -243,102 +312,4 @@ impl Rbac {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use model::{Permission as Pm, Principal as Pr, RbacAction, StringMatch};
-
-    fn facts<'a>(principals: &'a [String], request: Option<&'a RequestHead>) -> Facts<'a> {
-        Facts {
-            local: "10.0.0.1:9080".parse().unwrap(),
-            peer: "10.0.0.2".parse().unwrap(),
-            remote: "1.2.3.4".parse().unwrap(),
-            sni: Some("outbound_.9080_._.a"),
-            principals,
-            authenticated: !principals.is_empty(),
-            cluster: Some("east"),
-            request,
-        }
-    }
-
-    fn rbac(action: RbacAction, permissions: Vec<Pm>, principals: Vec<Pr>) -> Rbac {
-        let policy = model::RbacPolicy { permissions, principals };
-        Rbac::new(&model::Rbac {
-            rules: Some(model::RbacRules {
-                action,
-                policies: [("ns[a]-policy[p]-rule[0]".into(), policy)].into(),
-            }),
-            ..model::Rbac::default()
-        })
-        .unwrap()
-    }
-
-    #[test]
-    fn principals_and_places() {
-        let me = ["spiffe://mesh.local/ns/a/sa/b".to_owned()];
-        let ok = |pm, pr, principals: &[String]| {
-            rbac(RbacAction::Allow, vec![pm], vec![pr]).check(&facts(principals, None)).is_ok()
-        };
-        assert!(ok(Pm::Any, Pr::Authenticated(None), &me));
-        assert!(!ok(Pm::Any, Pr::Authenticated(None), &[]));
-        assert!(ok(Pm::Any, Pr::Authenticated(Some(StringMatch::exact(me[0].clone()))), &me));
-        assert!(!ok(
-            Pm::Any,
-            Pr::Authenticated(Some(StringMatch::exact("spiffe://mesh.local/ns/a/sa/c"))),
-            &me
-        ));
-        assert!(ok(Pm::DestinationPort(9080), Pr::SourceCluster(StringMatch::exact("east")), &[]));
-        assert!(!ok(Pm::DestinationPort(9081), Pr::Any, &[]));
-        assert!(ok(
-            Pm::DestinationIp("10.0.0.0/8".parse().unwrap()),
-            Pr::DirectRemoteIp("10.0.0.2/32".parse().unwrap()),
-            &[]
-        ));
-        assert!(ok(Pm::Any, Pr::RemoteIp("1.2.3.0/24".parse().unwrap()), &[]));
-        assert!(ok(
-            Pm::ServerName(StringMatch::prefix("outbound_")),
-            Pr::Not(Box::new(Pr::RemoteIp("9.9.9.9/32".parse().unwrap()))),
-            &[]
-        ));
-        assert!(ok(Pm::Not(Box::new(Pm::DestinationPort(1))), Pr::Any, &[]));
-    }
-
-    #[test]
-    fn request_conditions_are_unknown_on_tcp() {
-        let path = || Pm::Path(StringMatch::prefix("/admin"));
-        let denied = |r: Rbac| r.check(&facts(&[], None)).is_err();
-        // An ALLOW rule with such a condition allows nothing, negated or not; a DENY rule denies.
-        assert!(denied(rbac(RbacAction::Allow, vec![path()], vec![Pr::Any])));
-        assert!(denied(rbac(RbacAction::Allow, vec![Pm::Not(Box::new(path()))], vec![Pr::Any])));
-        assert!(denied(rbac(RbacAction::Deny, vec![path()], vec![Pr::Any])));
-        assert!(denied(rbac(RbacAction::Deny, vec![Pm::Not(Box::new(path()))], vec![Pr::Any])));
-        assert!(!denied(rbac(
-            RbacAction::Deny,
-            vec![Pm::And(vec![path(), Pm::DestinationPort(1)])],
-            vec![Pr::Any]
-        )));
-    }
-
-    #[test]
-    fn denial_names_the_policy_and_empty_rules() {
-        let r = rbac(RbacAction::Deny, vec![Pm::Any], vec![Pr::Any]);
-        assert_eq!(
-            r.check(&facts(&[], None)).unwrap_err(),
-            "rbac_access_denied_matched_policy[ns[a]-policy[p]-rule[0]]"
-        );
-        let allow_nothing = Rbac::new(&model::Rbac {
-            rules: Some(model::RbacRules { action: RbacAction::Allow, policies: Default::default() }),
-            ..model::Rbac::default()
-        })
-        .unwrap();
-        assert_eq!(
-            allow_nothing.check(&facts(&[], None)).unwrap_err(),
-            "rbac_access_denied_matched_policy[none]"
-        );
-        assert!(Rbac::new(&model::Rbac::default()).unwrap().check(&facts(&[], None)).is_ok());
-        let mut deep = Pm::Any;
-        for _ in 0..100 {
-            deep = Pm::Not(Box::new(deep));
-        }
-        assert_eq!(Cond::permission(&deep, 0).unwrap_err(), RbacError::TooDeep);
-    }
-}
+mod tests;

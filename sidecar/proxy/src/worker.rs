@@ -12,7 +12,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use arc_swap::ArcSwap;
@@ -27,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 use self::{alarm::Alarms, signals::Signals};
 use crate::{
     config::{Compiled, listener::Chain},
+    http::filters::jwt::cache::TokenCache,
     listener::{accept, bind::BoundListener},
     options::{Dialer, EngineOptions, Hooks, NodeInfo},
     upstream::{
@@ -134,6 +135,8 @@ pub(crate) struct Worker {
     pub(crate) scratch: RefCell<Box<[u8]>>,
     /// Authorities seen by inbound listeners that name no service, kept few: they become metric labels.
     pub(crate) services: RefCell<HashMap<String, Rc<crate::upstream::cluster::ServiceName>>>,
+    /// Tokens verified here.
+    pub(crate) tokens: RefCell<TokenCache>,
     /// Signals of the chains that have connections here, by the address of the chain that each keeps alive.
     signals: RefCell<HashMap<usize, (Arc<Chain>, Rc<Signals>)>>,
     open: Cell<usize>,
@@ -208,6 +211,7 @@ async fn run(shared: Arc<Shared>, mut commands: mpsc::Receiver<Command>) {
         alarms: Rc::default(),
         scratch: RefCell::new(vec![0; crate::tcp::BUFFER].into_boxed_slice()),
         services: RefCell::default(),
+        tokens: RefCell::default(),
         signals: RefCell::default(),
         open: Cell::new(0),
         closed: Notify::new(),
@@ -237,6 +241,8 @@ async fn run(shared: Arc<Shared>, mut commands: mpsc::Receiver<Command>) {
                 pool::sweep(&worker);
                 worker.sweep_signals();
                 worker.alarms.sweep();
+                let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs());
+                worker.tokens.borrow_mut().sweep(now);
             }
             () = worker.shared.stop.cancelled() => break,
         }

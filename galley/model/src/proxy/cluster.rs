@@ -124,6 +124,17 @@ pub struct CircuitBreakers {
     pub max_requests: u32,
     /// Retries in flight.
     pub max_retries: u32,
+    /// Retries in flight by the number of requests; then `max_retries` means nothing.
+    pub retry_budget: Option<RetryBudget>,
+}
+
+/// `Thresholds.RetryBudget`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RetryBudget {
+    /// Share of active and waiting requests that may be retries, in 1/100 percent.
+    pub share: u32,
+    /// This many always may.
+    pub min_concurrency: u32,
 }
 
 impl Default for CircuitBreakers {
@@ -133,6 +144,7 @@ impl Default for CircuitBreakers {
             max_pending: u32::MAX,
             max_requests: u32::MAX,
             max_retries: u32::MAX,
+            retry_budget: None,
         }
     }
 }

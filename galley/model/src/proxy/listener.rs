@@ -5,7 +5,10 @@ use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::{Rbac, RouteConfiguration, StringMatch, WeightedCluster};
+use super::{
+    ConnectionLimit, ExtAuthz, GlobalRateLimit, JwtAuthn, LocalRateLimit, Rbac, RouteConfiguration,
+    StringMatch, WeightedCluster,
+};
 
 /// `envoy.config.listener.v3.Listener`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -155,6 +158,8 @@ pub struct Validation {
 pub enum NetworkFilter {
     /// `envoy.filters.network.rbac`: closes the connection when denied.
     Rbac(Rbac),
+    /// `envoy.filters.network.local_ratelimit`: closes connections beyond a rate.
+    Limit(ConnectionLimit),
     /// `envoy.filters.network.sni_cluster`: the SNI names the cluster of the following TCP proxy.
     SniCluster,
     /// `envoy.filters.network.tcp_proxy`.
@@ -225,6 +230,10 @@ pub struct HttpConnectionManager {
     pub request_headers_timeout: Option<Duration>,
     /// Time without activity on a stream; `None` never.
     pub stream_idle_timeout: Option<Duration>,
+    /// Longest stream, unless its route says otherwise; `None` is no limit.
+    pub max_stream_duration: Option<Duration>,
+    /// Serve HTTP/1.0; otherwise it is answered with 426.
+    pub accept_http_10: bool,
     /// Keep `x-request-id` of the client if there is one.
     pub preserve_request_id: bool,
 }
@@ -273,6 +282,14 @@ pub enum HttpFilter {
     Fault,
     /// `envoy.filters.http.grpc_stats`.
     GrpcStats,
+    /// `envoy.filters.http.jwt_authn`: 401, or 403 for a token for somebody else.
+    Jwt(Arc<JwtAuthn>),
+    /// `envoy.filters.http.ext_authz`: somebody else decides.
+    ExtAuthz(Arc<ExtAuthz>),
+    /// `envoy.filters.http.local_ratelimit`: 429 beyond a rate.
+    LocalRateLimit(Arc<LocalRateLimit>),
+    /// `envoy.filters.http.ratelimit`: 429 beyond what a service allows.
+    RateLimit(Arc<GlobalRateLimit>),
 }
 
 /// Trace sampling of an HTTP connection manager.

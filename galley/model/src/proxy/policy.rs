@@ -68,6 +68,8 @@ pub enum Permission {
     DestinationPort(u16),
     /// SNI.
     ServerName(StringMatch),
+    /// What an earlier filter found out about the request (HTTP only).
+    Metadata(MetadataMatch),
 }
 
 /// `envoy.config.rbac.v3.Principal`.
@@ -94,4 +96,36 @@ pub enum Principal {
     /// Cluster whose intermediate signed the peer's certificate (Flotilla's own; foreign proxies do
     /// not get policies that use it).
     SourceCluster(StringMatch),
+    /// What an earlier filter found out about the request (HTTP only).
+    Metadata(MetadataMatch),
+}
+
+/// `envoy.type.matcher.v3.MetadataMatcher` over a request's dynamic metadata.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MetadataMatch {
+    /// Namespace, the name of the filter that wrote it.
+    pub filter: String,
+    /// Keys from the outside in.
+    pub path: Vec<String>,
+    /// Condition on what is there.
+    pub value: ValueMatch,
+    /// Negates the condition.
+    pub invert: bool,
+}
+
+/// `envoy.type.matcher.v3.ValueMatcher`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ValueMatch {
+    /// It is null.
+    Null,
+    /// It is this.
+    Bool(bool),
+    /// It is a string that matches.
+    String(StringMatch),
+    /// True: it is there; false: never.
+    Present(bool),
+    /// It is a list of which an element matches.
+    OneOf(Box<ValueMatch>),
+    /// Any of them.
+    Or(Vec<ValueMatch>),
 }

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::{AuthzOverride, HostRateLimits, JwtOverride, LocalRateLimit, RateLimit};
+
 /// `envoy.config.route.v3.RouteConfiguration`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RouteConfiguration {
@@ -29,6 +31,8 @@ pub struct VirtualHost {
     pub request_headers: HeaderOps,
     /// Applied after the route's.
     pub response_headers: HeaderOps,
+    /// Settings of HTTP filters for its routes.
+    pub filters: RouteFilters,
 }
 
 /// `envoy.config.route.v3.Route`.
@@ -50,6 +54,27 @@ pub struct Route {
     pub cors: Option<Cors>,
     /// Trace operation.
     pub operation: String,
+    /// Settings of HTTP filters for this route (`typed_per_filter_config`).
+    pub filters: RouteFilters,
+}
+
+/// Settings of HTTP filters for a virtual host or route; those of a route replace those of its host.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct RouteFilters {
+    /// Token authentication.
+    pub jwt: Option<JwtOverride>,
+    /// External authorization.
+    pub ext_authz: Option<AuthzOverride>,
+    /// A local rate limit instead of the filter's.
+    pub local_rate_limit: Option<Box<LocalRateLimit>>,
+    /// Rules by which rate limits count (`rate_limits`).
+    pub rate_limits: Vec<RateLimit>,
+    /// For routes: which rules of the virtual host count as well (`include_vh_rate_limits`).
+    pub host_rate_limits: HostRateLimits,
+    /// The same for the global rate limit alone.
+    pub rate_limit: HostRateLimits,
+    /// Bytes of a request that are kept for another try (`request_body_buffer_limit`).
+    pub buffer_limit: Option<u64>,
 }
 
 /// `envoy.config.route.v3.RouteMatch`: all parts must hold.
@@ -196,9 +221,25 @@ pub struct Forward {
     pub mirrors: Vec<Mirror>,
     /// Inputs of consistent hashing, in order.
     pub hash: Vec<HashPolicy>,
+    /// A try that is too slow goes on while the next one is made, and the first good answer counts
+    /// (`hedge_policy.hedge_on_per_try_timeout`).
+    pub hedge: bool,
+    /// Limits of the whole stream.
+    pub max_stream: Option<StreamLimit>,
     /// A CONNECT request ends here: what its stream carries goes to the destination as a TCP connection, or to
     /// the listener that the destination names (`upgrade_configs` with a `connect_config`).
     pub connect: bool,
+}
+
+/// `RouteAction.MaxStreamDuration`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct StreamLimit {
+    /// Longest stream; zero is no limit, `None` the connection manager's.
+    pub max: Option<Duration>,
+    /// A request's `grpc-timeout` limits it instead, up to this; zero is up to anything, `None` does not look.
+    pub grpc_timeout_max: Option<Duration>,
+    /// What is taken off that header.
+    pub grpc_timeout_offset: Option<Duration>,
 }
 
 /// A destination and its share.
@@ -239,6 +280,51 @@ pub struct RetryPolicy {
     pub max_interval: Duration,
     /// Pick hosts again up to this often to avoid ones already tried; 0 does not avoid.
     pub host_selection_attempts: u32,
+    /// Longest time without a byte in either direction of a try.
+    pub per_try_idle_timeout: Option<Duration>,
+    /// Waits as long as an answer says.
+    pub rate_limited: Option<RateLimitedBackOff>,
+    /// Answers with any of these are retried with [`RetryOn::RetriableHeaders`].
+    pub retriable_headers: Vec<HeaderMatch>,
+    /// Unless empty, only requests with any of these are retried.
+    pub retriable_request_headers: Vec<HeaderMatch>,
+}
+
+impl Default for RetryPolicy {
+    /// Envoy's values for what is not set; no condition, so nothing is retried.
+    fn default() -> Self {
+        Self {
+            on: vec![],
+            status_codes: vec![],
+            attempts: 1,
+            per_try_timeout: None,
+            base_interval: Duration::from_millis(25),
+            max_interval: Duration::from_millis(250),
+            host_selection_attempts: 0,
+            per_try_idle_timeout: None,
+            rate_limited: None,
+            retriable_headers: vec![],
+            retriable_request_headers: vec![],
+        }
+    }
+}
+
+/// `RetryPolicy.RateLimitedRetryBackOff`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RateLimitedBackOff {
+    /// Headers that say when to come back; the first that can be used decides.
+    pub headers: Vec<ResetHeader>,
+    /// A later time is not believed.
+    pub max_interval: Duration,
+}
+
+/// A header that says when to come back.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResetHeader {
+    /// Lower-case name.
+    pub name: String,
+    /// Its value is a time (seconds since 1970) rather than a number of seconds.
+    pub unix_time: bool,
 }
 
 /// `x-envoy-retry-on` and `x-envoy-retry-grpc-on` conditions.
@@ -260,6 +346,10 @@ pub enum RetryOn {
     Retriable4xx,
     /// Those in `status_codes`.
     RetriableStatusCodes,
+    /// Those with `retriable_headers`.
+    RetriableHeaders,
+    /// Even those that a rate limit refused (`x-envoy-ratelimited`).
+    EnvoyRateLimited,
     /// gRPC status 1.
     Cancelled,
     /// gRPC status 4.

@@ -72,10 +72,7 @@ fn what_cannot_be_checked_does_not_open_doors() {
     let deny = rbac_of(&world("DENY", cluster).generate(&foreign()), 9080);
     let p = deny[0].rules.as_ref().unwrap().policies.values().next().unwrap();
     assert_eq!(p.principals, [Principal::Any], "a DENY rule denies more");
-    // No request authentication, no custom authoriser.
-    let jwt = json!({"from": [{"source": {"requestPrincipals": ["*"]}}]});
-    let allow = rbac_of(&world("ALLOW", jwt).generate(&productpage()), 9080);
-    assert!(allow[0].rules.as_ref().unwrap().policies.is_empty());
+    // No custom authoriser.
     let custom = rbac_of(&world("CUSTOM", json!({})).generate(&productpage()), 9080);
     assert_eq!(custom[0].rules.as_ref().unwrap().action, RbacAction::Deny);
     // HTTP conditions on bytes.
@@ -95,4 +92,40 @@ fn what_cannot_be_checked_does_not_open_doors() {
     // `spec: {}` denies everything.
     let none = bookstore().add("AuthorizationPolicy", "books/none", json!({})).generate(&productpage());
     assert!(rbac_of(&none, 9080)[0].rules.as_ref().unwrap().policies.is_empty());
+}
+
+#[test]
+fn request_authentication() {
+    let docs = bookstore()
+        .add("RequestAuthentication", "books/users", json!({"selector": {"matchLabels": {"app": "productpage"}}, "jwtRules": [
+            {"issuer": "z", "jwks": "{}", "audiences": ["a"], "forwardOriginalToken": true,
+             "fromHeaders": [{"name": "X-Token", "prefix": "T "}], "outputClaimToHeaders": [{"header": "X-Sub", "claim": "sub"}]},
+            {"issuer": "a", "jwksUri": "https://keys.example/set"}]}))
+        .add("RequestAuthentication", "books/other", json!({"selector": {"matchLabels": {"app": "none"}}, "jwtRules": [
+            {"issuer": "x", "jwks": "{}"}]}))
+        .add("AuthorizationPolicy", "books/allow", json!({"rules": [
+            {"from": [{"source": {"requestPrincipals": ["a/alice"]}}], "when": [{"key": "request.auth.claims[groups]", "values": ["admin"]}]}]}));
+    let g = docs.generate(&productpage());
+    let l = &g.listeners["virtualInbound"];
+    let c = l.filter_chains.iter().find(|c| c.matches.destination_port == Some(9080)).unwrap();
+    let filters = &http(c).filters;
+    let [HttpFilter::Jwt(jwt), HttpFilter::Rbac(rbac), ..] = filters.as_slice() else {
+        panic!("{filters:?}")
+    };
+    assert_eq!(jwt.providers.len(), 2);
+    let (a, z) = (&jwt.providers["origins-0"], &jwt.providers["origins-1"]);
+    assert_eq!((a.issuer.as_str(), z.issuer.as_str()), ("a", "z"));
+    assert!(z.forward && z.from_headers[0].name == "x-token" && z.claim_to_headers[0].header == "x-sub");
+    let JwksSource::Remote(r) = &a.jwks else { panic!() };
+    assert_eq!(r.cluster, "jwks|443||keys.example");
+    let keys = &g.clusters["jwks|443||keys.example"];
+    assert_eq!(keys.tls.as_ref().unwrap().sni, "keys.example");
+    let policy = &rbac.rules.as_ref().unwrap().policies["ns[books]-policy[allow]-rule[0]"];
+    let text = format!("{policy:?}");
+    assert!(text.contains("\"payload\", \"iss\"") && text.contains("\"payload\", \"groups\""), "{text}");
+    // Another workload has no tokens, and so nobody with a principal.
+    let mut plain = productpage();
+    plain.metadata = serde_json::from_value(json!({"LABELS": {"app": "other"}})).unwrap();
+    let g = docs.generate(&plain);
+    assert!(!g.clusters.keys().any(|n| n.starts_with("jwks|")));
 }

@@ -12,7 +12,8 @@ use envoy_types::pb::{
     google::protobuf as gp,
 };
 use mesh_model::proxy::{
-    CircuitBreakers, Cluster, Discovery, LbPolicy, OutlierDetection, TransportSocketMatch, UpstreamHttp,
+    CircuitBreakers, Cluster, Discovery, LbPolicy, OutlierDetection, RetryBudget, TransportSocketMatch,
+    UpstreamHttp,
 };
 
 use super::{At, Bad, Res, common::*, each, endpoint, refuse, tls};
@@ -24,8 +25,13 @@ const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptio
 /// Envoy's defaults for absent fields.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const PANIC_THRESHOLD: u32 = 50;
-const DEFAULT_LIMITS: CircuitBreakers =
-    CircuitBreakers { max_connections: 1024, max_pending: 1024, max_requests: 1024, max_retries: 3 };
+const DEFAULT_LIMITS: CircuitBreakers = CircuitBreakers {
+    max_connections: 1024,
+    max_pending: 1024,
+    max_requests: 1024,
+    max_retries: 3,
+    retry_budget: None,
+};
 
 pub(super) fn encode(m: &Cluster) -> pb::Cluster {
     use c::{DiscoveryType as T, LbPolicy as P};
@@ -158,6 +164,11 @@ fn limits(l: &CircuitBreakers) -> pb::CircuitBreakers {
             max_pending_requests: u32v(l.max_pending),
             max_requests: u32v(l.max_requests),
             max_retries: u32v(l.max_retries),
+            retry_budget: l.retry_budget.map(|b| pb::circuit_breakers::thresholds::RetryBudget {
+                budget_percent: Some(typ::Percent { value: f64::from(b.share) / 100.0 }),
+                min_retry_concurrency: u32v(b.min_concurrency),
+                ..Default::default()
+            }),
             track_remaining: true,
             ..Default::default()
         }],
@@ -170,13 +181,28 @@ fn to_limits(b: Option<pb::CircuitBreakers>) -> Res<CircuitBreakers> {
     refuse!(b; per_host_thresholds);
     // Only routes that ask for high priority use the other set, and those are refused.
     let Some(t) = b.thresholds.into_iter().find(|t| t.priority == 0) else { return Ok(DEFAULT_LIMITS) };
-    refuse!(t; retry_budget, max_connection_pools);
+    refuse!(t; max_connection_pools);
     let or = |v: Option<gp::UInt32Value>, d| v.map_or(d, |v| v.value);
+    // Envoy's defaults are a fifth of the requests, and three.
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+    let share =
+        |p: Option<typ::Percent>| (p.map_or(20.0, |p| p.value).clamp(0.0, 100.0) * 100.0).round() as u32;
+    let retry_budget = match t.retry_budget {
+        None => None,
+        Some(b) => {
+            refuse!(b; budget_interval);
+            Some(RetryBudget {
+                share: share(b.budget_percent),
+                min_concurrency: or(b.min_retry_concurrency, 3),
+            })
+        }
+    };
     Ok(CircuitBreakers {
         max_connections: or(t.max_connections, DEFAULT_LIMITS.max_connections),
         max_pending: or(t.max_pending_requests, DEFAULT_LIMITS.max_pending),
         max_requests: or(t.max_requests, DEFAULT_LIMITS.max_requests),
         max_retries: or(t.max_retries, DEFAULT_LIMITS.max_retries),
+        retry_budget,
     })
 }
 

@@ -270,3 +270,160 @@ pub(super) fn status_code(n: u32) -> Res<u16> {
         _ => Err(Bad::new("status", format!("{n} is not an HTTP status"))),
     }
 }
+
+pub(super) fn http_uri(uri: &str, cluster: &str, timeout: Duration) -> core::HttpUri {
+    core::HttpUri {
+        uri: uri.to_owned(),
+        timeout: Some(duration(timeout)),
+        http_upstream_type: Some(core::http_uri::HttpUpstreamType::Cluster(cluster.to_owned())),
+    }
+}
+
+/// URI, cluster and timeout.
+pub(super) fn to_http_uri(m: Option<core::HttpUri>) -> Res<(String, String, Duration)> {
+    let m = m.unwrap_or_default();
+    let Some(core::http_uri::HttpUpstreamType::Cluster(cluster)) = m.http_upstream_type else {
+        return Err(Bad::new("cluster", "is missing"));
+    };
+    let timeout = m.timeout.ok_or_else(|| Bad::new("timeout", "is missing"))?;
+    Ok((m.uri, cluster, to_duration(timeout).at("timeout")?))
+}
+
+/// A condition on what a filter noted about a request.
+pub(super) fn metadata_match(m: &model::MetadataMatch) -> matcher::MetadataMatcher {
+    use matcher::metadata_matcher::{PathSegment, path_segment::Segment};
+    matcher::MetadataMatcher {
+        filter: m.filter.clone(),
+        path: m.path.iter().map(|k| PathSegment { segment: Some(Segment::Key(k.clone())) }).collect(),
+        value: Some(value_match(&m.value)),
+        invert: m.invert,
+    }
+}
+
+pub(super) fn to_metadata_match(m: matcher::MetadataMatcher) -> Res<model::MetadataMatch> {
+    use matcher::metadata_matcher::path_segment::Segment;
+    let path = m
+        .path
+        .into_iter()
+        .map(|s| match s.segment {
+            Some(Segment::Key(k)) => Ok(k),
+            None => Err(Bad::new("path", "has an empty segment")),
+        })
+        .collect::<Res<Vec<_>>>()?;
+    if path.is_empty() {
+        return Err(Bad::new("path", "is missing"));
+    }
+    let value = m.value.ok_or_else(|| Bad::new("value", "is missing"))?;
+    Ok(model::MetadataMatch {
+        filter: m.filter,
+        path,
+        value: to_value_match(value, 0).at("value")?,
+        invert: m.invert,
+    })
+}
+
+fn value_match(m: &model::ValueMatch) -> matcher::ValueMatcher {
+    use matcher::{list_matcher, value_matcher::MatchPattern as P};
+    let p = match m {
+        model::ValueMatch::Null => P::NullMatch(matcher::value_matcher::NullMatch {}),
+        model::ValueMatch::Bool(b) => P::BoolMatch(*b),
+        model::ValueMatch::String(s) => P::StringMatch(string_match(s)),
+        model::ValueMatch::Present(b) => P::PresentMatch(*b),
+        model::ValueMatch::OneOf(v) => P::ListMatch(Box::new(matcher::ListMatcher {
+            match_pattern: Some(list_matcher::MatchPattern::OneOf(Box::new(value_match(v)))),
+        })),
+        model::ValueMatch::Or(l) => {
+            P::OrMatch(matcher::OrMatcher { value_matchers: l.iter().map(value_match).collect() })
+        }
+    };
+    matcher::ValueMatcher { match_pattern: Some(p) }
+}
+
+fn to_value_match(m: matcher::ValueMatcher, depth: u32) -> Res<model::ValueMatch> {
+    use matcher::{list_matcher, value_matcher::MatchPattern as P};
+    if depth > 16 {
+        return Err(Bad::new("", "is nested too deeply"));
+    }
+    Ok(match m.match_pattern {
+        Some(P::NullMatch(_)) => model::ValueMatch::Null,
+        Some(P::BoolMatch(b)) => model::ValueMatch::Bool(b),
+        Some(P::StringMatch(s)) => model::ValueMatch::String(to_string_match(s).at("string_match")?),
+        Some(P::PresentMatch(b)) => model::ValueMatch::Present(b),
+        Some(P::ListMatch(l)) => match l.match_pattern {
+            Some(list_matcher::MatchPattern::OneOf(v)) => {
+                model::ValueMatch::OneOf(Box::new(to_value_match(*v, depth + 1).at("list_match.one_of")?))
+            }
+            None => return Err(Bad::new("list_match", "is empty")),
+        },
+        Some(P::OrMatch(o)) => model::ValueMatch::Or(super::each("or_match", o.value_matchers, |v| {
+            to_value_match(v, depth + 1)
+        })?),
+        Some(P::DoubleMatch(_)) => return Err(Bad::unsupported("double_match", "a number")),
+        None => return Err(Bad::new("match_pattern", "is missing")),
+    })
+}
+
+/// Envoy's own client, over a cluster.
+pub(super) fn grpc_service(g: &model::GrpcService) -> core::GrpcService {
+    use core::grpc_service as s;
+    core::GrpcService {
+        timeout: g.timeout.map(duration),
+        initial_metadata: header_values(&g.metadata),
+        target_specifier: Some(s::TargetSpecifier::EnvoyGrpc(s::EnvoyGrpc {
+            cluster_name: g.cluster.clone(),
+            authority: g.authority.clone(),
+            ..Default::default()
+        })),
+        ..Default::default()
+    }
+}
+
+pub(super) fn to_grpc_service(g: core::GrpcService) -> Res<model::GrpcService> {
+    use core::grpc_service::TargetSpecifier as T;
+    refuse!(g; retry_policy);
+    let Some(T::EnvoyGrpc(e)) = g.target_specifier else {
+        return Err(Bad::unsupported("target_specifier", "another client than envoy_grpc"));
+    };
+    refuse!(e; retry_policy);
+    Ok(model::GrpcService {
+        cluster: e.cluster_name,
+        authority: e.authority,
+        timeout: opt(g.timeout).at("timeout")?,
+        metadata: to_header_values("initial_metadata", g.initial_metadata)?,
+    })
+}
+
+pub(super) fn header_values(l: &[(String, String)]) -> Vec<core::HeaderValue> {
+    l.iter()
+        .map(|(k, v)| core::HeaderValue { key: k.clone(), value: v.clone(), ..Default::default() })
+        .collect()
+}
+
+pub(super) fn to_header_values(field: &str, l: Vec<core::HeaderValue>) -> Res<Vec<(String, String)>> {
+    super::each(field, l, |h| {
+        refuse!(h; raw_value);
+        Ok((h.key, h.value))
+    })
+}
+
+/// A share of requests whose runtime key is ignored.
+pub(super) fn runtime_ppm(n: u32) -> core::RuntimeFractionalPercent {
+    core::RuntimeFractionalPercent { default_value: Some(ppm(n)), ..Default::default() }
+}
+
+pub(super) fn to_runtime_ppm(f: Option<core::RuntimeFractionalPercent>, default: u32) -> u32 {
+    f.map_or(default, |f| f.default_value.map_or(0, |v| to_ppm(&v)))
+}
+
+pub(super) fn string_list(l: &[StringMatch]) -> Option<matcher::ListStringMatcher> {
+    (!l.is_empty()).then(|| matcher::ListStringMatcher { patterns: l.iter().map(string_match).collect() })
+}
+
+pub(super) fn to_string_list(field: &str, l: Option<matcher::ListStringMatcher>) -> Res<Vec<StringMatch>> {
+    super::each(field, l.unwrap_or_default().patterns, to_string_match)
+}
+
+/// A status where Envoy has a default.
+pub(super) fn to_status(s: Option<typ::HttpStatus>, default: u16) -> Res<u16> {
+    s.map_or(Ok(default), |s| status_code(s.code.unsigned_abs()))
+}

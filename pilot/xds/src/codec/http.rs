@@ -9,7 +9,9 @@ use envoy_types::pb::{
             access_loggers::file::v3 as file,
             filters::{
                 http::{
-                    cors::v3::Cors, fault::v3::HttpFault, grpc_stats::v3 as grpc_stats, rbac::v3::Rbac,
+                    cors::v3::Cors, ext_authz::v3::ExtAuthz, fault::v3::HttpFault,
+                    grpc_stats::v3 as grpc_stats, jwt_authn::v3::JwtAuthentication,
+                    local_ratelimit::v3::LocalRateLimit, ratelimit::v3::RateLimit, rbac::v3::Rbac,
                     router::v3::Router,
                 },
                 network::http_connection_manager::v3 as hcm,
@@ -25,7 +27,7 @@ use mesh_model::proxy::{
     Tracing,
 };
 
-use super::{At, Bad, Res, common::*, each, rbac, refuse, route};
+use super::{At, Bad, Res, common::*, each, ext_authz, jwt, rate_limit, rbac, refuse, route};
 
 const WEBSOCKET: &str = "websocket";
 /// How `upgrade_configs` name plain CONNECT.
@@ -67,12 +69,13 @@ pub(super) fn encode(m: &HttpConnectionManager) -> hcm::HttpConnectionManager {
         }),
         common_http_protocol_options: Some(core::HttpProtocolOptions {
             idle_timeout: zero_off(m.idle_timeout),
+            max_stream_duration: m.max_stream_duration.map(duration),
             ..Default::default()
         }),
         // Absolute URIs are what a client sends that uses us as its HTTP proxy.
         http_protocol_options: Some(core::Http1ProtocolOptions {
             allow_absolute_url: boolv(true),
-            accept_http_10: true,
+            accept_http_10: m.accept_http_10,
             ..Default::default()
         }),
         http2_protocol_options: (m.websocket || m.connect)
@@ -160,7 +163,7 @@ pub(super) fn decode(m: hcm::HttpConnectionManager) -> Res<HttpConnectionManager
     }
     let filters = to_filters(m.http_filters)?;
     let common = m.common_http_protocol_options.unwrap_or_default();
-    refuse!(common; max_connection_duration, max_stream_duration, headers_with_underscores_action);
+    refuse!(common; max_connection_duration, headers_with_underscores_action);
     let request_headers_timeout =
         opt(m.request_headers_timeout).at("request_headers_timeout")?.filter(|d| !d.is_zero());
     Ok(HttpConnectionManager {
@@ -181,6 +184,10 @@ pub(super) fn decode(m: hcm::HttpConnectionManager) -> Res<HttpConnectionManager
         idle_timeout: or_off(common.idle_timeout, IDLE).at("common_http_protocol_options")?,
         request_headers_timeout,
         stream_idle_timeout: or_off(m.stream_idle_timeout, STREAM_IDLE).at("stream_idle_timeout")?,
+        max_stream_duration: opt(common.max_stream_duration)
+            .at("common_http_protocol_options")?
+            .filter(|d| !d.is_zero()),
+        accept_http_10: m.http_protocol_options.is_some_and(|o| o.accept_http_10),
         preserve_request_id: m.preserve_external_request_id,
     })
 }
@@ -203,6 +210,10 @@ fn named(name: &str, config: gp::Any) -> hcm::HttpFilter {
 fn filter(f: &HttpFilter) -> hcm::HttpFilter {
     match f {
         HttpFilter::Rbac(r) => named("envoy.filters.http.rbac", any(&rbac::http(r))),
+        HttpFilter::Jwt(j) => named(route::JWT, any(&jwt::encode(j))),
+        HttpFilter::ExtAuthz(e) => named(route::EXT_AUTHZ, any(&ext_authz::encode(e))),
+        HttpFilter::LocalRateLimit(l) => named(route::LOCAL_RATE_LIMIT, any(&rate_limit::local(l))),
+        HttpFilter::RateLimit(l) => named(route::RATE_LIMIT, any(&rate_limit::global(l))),
         HttpFilter::Cors => named(route::CORS, any(&Cors::default())),
         HttpFilter::Fault => named(route::FAULT, any(&HttpFault::default())),
         HttpFilter::GrpcStats => {
@@ -235,6 +246,14 @@ fn to_filters(list: Vec<hcm::HttpFilter>) -> Res<Vec<HttpFilter>> {
         }
         out.push(if is::<Rbac>(&a) {
             HttpFilter::Rbac(rbac::to_http(typed(&a).at(&field)?).at(&field)?)
+        } else if is::<JwtAuthentication>(&a) {
+            HttpFilter::Jwt(Arc::new(jwt::decode(typed(&a).at(&field)?).at(&field)?))
+        } else if is::<ExtAuthz>(&a) {
+            HttpFilter::ExtAuthz(Arc::new(ext_authz::decode(typed(&a).at(&field)?).at(&field)?))
+        } else if is::<LocalRateLimit>(&a) {
+            HttpFilter::LocalRateLimit(Arc::new(rate_limit::to_local(typed(&a).at(&field)?).at(&field)?))
+        } else if is::<RateLimit>(&a) {
+            HttpFilter::RateLimit(Arc::new(rate_limit::to_global(typed(&a).at(&field)?).at(&field)?))
         } else if is::<Cors>(&a) {
             HttpFilter::Cors
         } else if is::<HttpFault>(&a) {

@@ -15,8 +15,8 @@ use envoy_types::pb::{
                 proxy_protocol::v3::ProxyProtocol, tls_inspector::v3::TlsInspector,
             },
             network::{
-                http_connection_manager::v3::HttpConnectionManager, rbac::v3::Rbac,
-                sni_cluster::v3::SniCluster, tcp_proxy::v3 as tcp,
+                http_connection_manager::v3::HttpConnectionManager, local_ratelimit::v3::LocalRateLimit,
+                rbac::v3::Rbac, sni_cluster::v3::SniCluster, tcp_proxy::v3 as tcp,
             },
         },
     },
@@ -28,7 +28,7 @@ use mesh_model::proxy::{
 };
 use prost::Name;
 
-use super::{At, Bad, Res, common::*, each, http, rbac, refuse, tls};
+use super::{At, Bad, Res, common::*, each, http, rate_limit, rbac, refuse, tls};
 
 /// Envoy's default.
 const INSPECT_TIMEOUT: Duration = Duration::from_secs(15);
@@ -235,6 +235,7 @@ fn to_chain_match(m: pb::FilterChainMatch) -> Res<FilterChainMatch> {
 fn filter(f: &NetworkFilter) -> pb::Filter {
     let (name, config) = match f {
         NetworkFilter::Rbac(r) => ("envoy.filters.network.rbac", any(&rbac::network(r))),
+        NetworkFilter::Limit(l) => ("envoy.filters.network.local_ratelimit", any(&rate_limit::network(l))),
         NetworkFilter::SniCluster => ("envoy.filters.network.sni_cluster", any(&SniCluster::default())),
         NetworkFilter::Tcp(t) => ("envoy.filters.network.tcp_proxy", any(&tcp_proxy(t))),
         NetworkFilter::Http(h) => ("envoy.filters.network.http_connection_manager", any(&http::encode(h))),
@@ -254,6 +255,9 @@ fn to_filter(f: pb::Filter) -> Res<NetworkFilter> {
     }
     if is::<Rbac>(&a) {
         return Ok(NetworkFilter::Rbac(rbac::to_network(typed(&a)?)?));
+    }
+    if is::<LocalRateLimit>(&a) {
+        return Ok(NetworkFilter::Limit(rate_limit::to_network(typed(&a)?)?));
     }
     if is::<SniCluster>(&a) {
         return Ok(NetworkFilter::SniCluster);

@@ -7,7 +7,9 @@ use envoy_types::pb::envoy::{
     extensions::filters::{http::rbac::v3 as http, network::rbac::v3 as network},
     r#type::matcher::v3 as matcher,
 };
-use mesh_model::proxy::{Permission, Principal, Rbac, RbacAction, RbacPolicy, RbacRules, StringMatch};
+use mesh_model::proxy::{
+    MetadataMatch, Permission, Principal, Rbac, RbacAction, RbacPolicy, RbacRules, StringMatch,
+};
 
 use super::{At, Bad, Res, common::*, each, refuse};
 
@@ -119,6 +121,7 @@ fn permission(p: &Permission) -> rbac::Permission {
         Permission::DestinationIp(n) => R::DestinationIp(cidr(n)),
         Permission::DestinationPort(p) => R::DestinationPort(u32::from(*p)),
         Permission::ServerName(m) => R::RequestedServerName(string_match(m)),
+        Permission::Metadata(m) => R::SourcedMetadata(dynamic(m)),
     };
     rbac::Permission { rule: Some(rule) }
 }
@@ -152,9 +155,8 @@ fn to_permission(p: rbac::Permission, depth: u32) -> Res<Permission> {
         Some(R::DestinationPortRange(_)) => {
             return Err(Bad::unsupported("destination_port_range", "a port range"));
         }
-        Some(R::Metadata(_) | R::SourcedMetadata(_)) => {
-            return Err(Bad::unsupported("metadata", "matching on metadata"));
-        }
+        Some(R::Metadata(m)) => Permission::Metadata(to_metadata_match(m).at("metadata")?),
+        Some(R::SourcedMetadata(m)) => Permission::Metadata(sourced(m).at("sourced_metadata")?),
         Some(R::Matcher(m) | R::UriTemplate(m)) => {
             return Err(Bad::unsupported("matcher", format_args!("extension {:?}", m.name)));
         }
@@ -177,12 +179,29 @@ fn principal(p: &Principal) -> rbac::Principal {
         Principal::RemoteIp(n) => I::RemoteIp(cidr(n)),
         Principal::Header(h) => I::Header(header_match(h)),
         Principal::Path(m) => I::UrlPath(path(m)),
+        Principal::Metadata(m) => I::SourcedMetadata(dynamic(m)),
         Principal::SourceCluster(m) => I::SourcedMetadata(rbac::SourcedMetadata {
             metadata_matcher: Some(source_cluster(m)),
             metadata_source: 0,
         }),
     };
     rbac::Principal { identifier: Some(id) }
+}
+
+fn dynamic(m: &MetadataMatch) -> rbac::SourcedMetadata {
+    rbac::SourcedMetadata { metadata_matcher: Some(metadata_match(m)), metadata_source: 0 }
+}
+
+fn is_ours(m: &rbac::SourcedMetadata) -> bool {
+    m.metadata_matcher.as_ref().is_some_and(|m| m.filter == METADATA)
+}
+
+/// A condition on dynamic metadata; routes have none that a condition could be about.
+fn sourced(m: rbac::SourcedMetadata) -> Res<MetadataMatch> {
+    if m.metadata_source != 0 {
+        return Err(Bad::unsupported("metadata_source", "another source than the request's own metadata"));
+    }
+    to_metadata_match(m.metadata_matcher.unwrap_or_default())
 }
 
 fn source_cluster(m: &StringMatch) -> matcher::MetadataMatcher {
@@ -229,12 +248,13 @@ fn to_principal(p: rbac::Principal, depth: u32) -> Res<Principal> {
         Some(I::RemoteIp(c)) => Principal::RemoteIp(to_cidr(c).at("remote_ip")?),
         Some(I::Header(h)) => Principal::Header(to_header_match(h).at("header")?),
         Some(I::UrlPath(m)) => Principal::Path(to_path(m).at("url_path")?),
-        Some(I::SourcedMetadata(m)) => Principal::SourceCluster(
+        Some(I::SourcedMetadata(m)) if is_ours(&m) => Principal::SourceCluster(
             to_source_cluster(m.metadata_matcher.unwrap_or_default()).at("sourced_metadata")?,
         ),
+        Some(I::SourcedMetadata(m)) => Principal::Metadata(sourced(m).at("sourced_metadata")?),
         Some(I::Any(false)) => return Err(Bad::new("any", "must be true")),
         Some(I::FilterState(_)) => return Err(Bad::unsupported("filter_state", "matching on filter state")),
-        Some(I::Metadata(_)) => return Err(Bad::unsupported("metadata", "matching on metadata")),
+        Some(I::Metadata(m)) => Principal::Metadata(to_metadata_match(m).at("metadata")?),
         Some(I::Custom(c)) => return Err(Bad::unsupported("custom", format_args!("extension {:?}", c.name))),
         None => return Err(Bad::new("identifier", "is missing")),
     })

@@ -14,15 +14,27 @@ use envoy_types::pb::envoy::{
     },
     r#type::matcher::v3 as matcher,
 };
+use envoy_types::pb::{
+    envoy::extensions::filters::http::{
+        ext_authz::v3::ExtAuthzPerRoute, jwt_authn::v3::PerRouteConfig as JwtPerRoute,
+        local_ratelimit::v3::LocalRateLimit, ratelimit::v3::RateLimitPerRoute,
+    },
+    google::protobuf as gp,
+};
 use mesh_model::proxy::{
-    AbortKind, Cors, DirectResponse, Fault, Forward, HashPolicy, Mirror, PathMatch, QueryMatch, Redirect,
-    RetryOn, RetryPolicy, Route, RouteAction, RouteConfiguration, RouteMatch, VirtualHost, WeightedCluster,
+    AbortKind, Cors, DirectResponse, Fault, Forward, HashPolicy, HostRateLimits, Mirror, PathMatch,
+    QueryMatch, RateLimitedBackOff, Redirect, ResetHeader, RetryOn, RetryPolicy, Route, RouteAction,
+    RouteConfiguration, RouteFilters, RouteMatch, StreamLimit, VirtualHost, WeightedCluster,
 };
 
-use super::{At, Bad, Res, common::*, each, http::CONNECT, refuse};
+use super::{At, Bad, Res, common::*, each, ext_authz, http::CONNECT, jwt, rate_limit, refuse};
 
 pub(super) const CORS: &str = "envoy.filters.http.cors";
 pub(super) const FAULT: &str = "envoy.filters.http.fault";
+pub(super) const EXT_AUTHZ: &str = "envoy.filters.http.ext_authz";
+pub(super) const LOCAL_RATE_LIMIT: &str = "envoy.filters.http.local_ratelimit";
+pub(super) const RATE_LIMIT: &str = "envoy.filters.http.ratelimit";
+pub(super) const JWT: &str = "envoy.filters.http.jwt_authn";
 /// Envoy's timeout of a route that sets none.
 const ROUTE_TIMEOUT: Duration = Duration::from_secs(15);
 const RETRY_BASE: Duration = Duration::from_millis(25);
@@ -63,6 +75,9 @@ fn virtual_host(v: &VirtualHost) -> pb::VirtualHost {
         request_headers_to_remove,
         response_headers_to_add,
         response_headers_to_remove,
+        typed_per_filter_config: filters(&v.filters),
+        rate_limits: rate_limit::rules(&v.filters.rate_limits),
+        request_body_buffer_limit: v.filters.buffer_limit.map(|value| gp::UInt64Value { value }),
         ..Default::default()
     }
 }
@@ -71,9 +86,15 @@ fn virtual_host(v: &VirtualHost) -> pb::VirtualHost {
 fn to_virtual_host(v: pb::VirtualHost) -> Res<VirtualHost> {
     use r::virtual_host::TlsRequirementType as T;
     refuse!(v;
-        matcher, rate_limits, cors, typed_per_filter_config, retry_policy, retry_policy_typed_config,
+        matcher, cors, retry_policy, retry_policy_typed_config,
         hedge_policy, request_mirror_policies, route_specifiers
     );
+    let (mut filters, rest) = to_filters(v.typed_per_filter_config)?;
+    filters.rate_limits = rate_limit::to_rules(v.rate_limits)?;
+    filters.buffer_limit = buffer_limit(v.request_body_buffer_limit, v.per_request_buffer_limit_bytes);
+    if rest != (None, None) {
+        return Err(Bad::unsupported("typed_per_filter_config", "a fault or CORS policy of a virtual host"));
+    }
     let require_tls = match T::try_from(v.require_tls) {
         Ok(T::None) => false,
         Ok(T::All) => true,
@@ -86,13 +107,59 @@ fn to_virtual_host(v: pb::VirtualHost) -> Res<VirtualHost> {
         routes: each("routes", v.routes, to_route)?,
         request_headers: to_header_ops(v.request_headers_to_add, v.request_headers_to_remove)?,
         response_headers: to_header_ops(v.response_headers_to_add, v.response_headers_to_remove)?,
+        filters,
     })
+}
+
+/// Settings of filters by the filters' names.
+fn filters(f: &RouteFilters) -> HashMap<String, gp::Any> {
+    let mut out = HashMap::new();
+    if let Some(j) = &f.jwt {
+        out.insert(JWT.to_owned(), any(&jwt::per_route(j)));
+    }
+    if let Some(e) = &f.ext_authz {
+        out.insert(EXT_AUTHZ.to_owned(), any(&ext_authz::per_route(e)));
+    }
+    if let Some(l) = &f.local_rate_limit {
+        out.insert(LOCAL_RATE_LIMIT.to_owned(), any(&rate_limit::local(l)));
+    }
+    if f.rate_limit != HostRateLimits::default() {
+        out.insert(RATE_LIMIT.to_owned(), any(&rate_limit::per_route(f.rate_limit)));
+    }
+    out
+}
+
+/// Reverse of [`filters`], with those that only routes have. A filter may have any name; the type says which
+/// it is.
+fn to_filters(all: HashMap<String, gp::Any>) -> Res<(RouteFilters, (Option<Fault>, Option<Cors>))> {
+    let mut out = RouteFilters::default();
+    let (mut fault, mut cors) = (None, None);
+    for (name, a) in all {
+        let field = format!("typed_per_filter_config[{name}]");
+        if is::<fault::HttpFault>(&a) {
+            fault = Some(to_fault(typed(&a).at(&field)?).at(&field)?);
+        } else if is::<cors::CorsPolicy>(&a) {
+            cors = Some(to_cors(typed(&a).at(&field)?).at(&field)?);
+        } else if is::<ExtAuthzPerRoute>(&a) {
+            out.ext_authz = Some(ext_authz::to_per_route(typed(&a).at(&field)?).at(&field)?);
+        } else if is::<LocalRateLimit>(&a) {
+            let l = rate_limit::to_local(typed(&a).at(&field)?).at(&field)?;
+            out.local_rate_limit = Some(Box::new(l));
+        } else if is::<RateLimitPerRoute>(&a) {
+            out.rate_limit = rate_limit::to_per_route(typed(&a).at(&field)?).at(&field)?;
+        } else if is::<JwtPerRoute>(&a) {
+            out.jwt = Some(jwt::to_per_route(typed(&a).at(&field)?).at(&field)?);
+        } else {
+            return Err(Bad::unsupported(field, "this filter"));
+        }
+    }
+    Ok((out, (fault, cors)))
 }
 
 fn route(m: &Route) -> pb::Route {
     let (request_headers_to_add, request_headers_to_remove) = header_ops(&m.request_headers);
     let (response_headers_to_add, response_headers_to_remove) = header_ops(&m.response_headers);
-    let mut filters = HashMap::new();
+    let mut filters = filters(&m.filters);
     if let Some(f) = &m.fault {
         filters.insert(FAULT.to_owned(), any(&fault(f)));
     }
@@ -100,7 +167,12 @@ fn route(m: &Route) -> pb::Route {
         filters.insert(CORS.to_owned(), any(&cors_policy(c)));
     }
     let action = match &m.action {
-        RouteAction::Forward(f) => r::route::Action::Route(forward(f)),
+        RouteAction::Forward(f) => r::route::Action::Route(r::RouteAction {
+            rate_limits: rate_limit::rules(&m.filters.rate_limits),
+            include_vh_rate_limits: (m.filters.host_rate_limits == HostRateLimits::Include)
+                .then_some(gp::BoolValue { value: true }),
+            ..forward(f)
+        }),
         RouteAction::Redirect(d) => r::route::Action::Redirect(redirect(d)),
         RouteAction::Direct(d) => r::route::Action::DirectResponse(direct(d)),
     };
@@ -110,6 +182,7 @@ fn route(m: &Route) -> pb::Route {
         decorator: (!m.operation.is_empty())
             .then(|| r::Decorator { operation: m.operation.clone(), ..Default::default() }),
         typed_per_filter_config: filters,
+        request_body_buffer_limit: m.filters.buffer_limit.map(|value| gp::UInt64Value { value }),
         request_headers_to_add,
         request_headers_to_remove,
         response_headers_to_add,
@@ -119,22 +192,25 @@ fn route(m: &Route) -> pb::Route {
     }
 }
 
+/// Bytes that are kept of a body, in the field's newer or older form.
+fn buffer_limit(new: Option<gp::UInt64Value>, old: Option<gp::UInt32Value>) -> Option<u64> {
+    new.map(|v| v.value).or(old.map(|v| u64::from(v.value)))
+}
+
+#[allow(deprecated)]
 fn to_route(m: pb::Route) -> Res<Route> {
     refuse!(m; tracing, route_specifiers);
-    let mut fault = None;
-    let mut cors = None;
-    for (name, config) in m.typed_per_filter_config {
-        match name.as_str() {
-            FAULT => fault = Some(to_fault(typed(&config).at(FAULT)?).at(FAULT)?),
-            CORS => cors = Some(to_cors(typed(&config).at(CORS)?).at(CORS)?),
-            _ => {
-                let field = format!("typed_per_filter_config[{name}]");
-                return Err(Bad::unsupported(field, "this filter"));
-            }
-        }
-    }
+    let (mut filters, rest) = to_filters(m.typed_per_filter_config)?;
+    filters.buffer_limit = buffer_limit(m.request_body_buffer_limit, m.per_request_buffer_limit_bytes);
     let action = match m.action {
-        Some(r::route::Action::Route(a)) => RouteAction::Forward(Box::new(to_forward(a).at("route")?)),
+        Some(r::route::Action::Route(mut a)) => {
+            let rules = std::mem::take(&mut a.rate_limits);
+            filters.rate_limits = rate_limit::to_rules(rules).at("route")?;
+            if bool_or(a.include_vh_rate_limits, false) {
+                filters.host_rate_limits = HostRateLimits::Include;
+            }
+            RouteAction::Forward(Box::new(to_forward(a).at("route")?))
+        }
         Some(r::route::Action::Redirect(a)) => RouteAction::Redirect(to_redirect(a).at("redirect")?),
         Some(r::route::Action::DirectResponse(a)) => RouteAction::Direct(to_direct(a).at("direct_response")?),
         Some(_) => return Err(Bad::unsupported("action", "this kind of action")),
@@ -146,13 +222,14 @@ fn to_route(m: pb::Route) -> Res<Route> {
         action,
         request_headers: to_header_ops(m.request_headers_to_add, m.request_headers_to_remove)?,
         response_headers: to_header_ops(m.response_headers_to_add, m.response_headers_to_remove)?,
-        fault,
-        cors,
+        fault: rest.0,
+        cors: rest.1,
+        filters,
         operation: m.decorator.map(|d| d.operation).unwrap_or_default(),
     })
 }
 
-fn route_match(m: &RouteMatch) -> r::RouteMatch {
+pub(super) fn route_match(m: &RouteMatch) -> r::RouteMatch {
     use r::route_match::PathSpecifier as P;
     let path = match &m.path {
         PathMatch::Prefix(p) => P::Prefix(p.clone()),
@@ -161,21 +238,16 @@ fn route_match(m: &RouteMatch) -> r::RouteMatch {
         PathMatch::Regex(p) => P::SafeRegex(regex(p)),
         PathMatch::Connect => P::ConnectMatcher(r::route_match::ConnectMatcher::default()),
     };
-    let query = |q: &QueryMatch| {
-        use r::query_parameter_matcher::QueryParameterMatchSpecifier as S;
-        let spec = q.value.as_ref().map_or(S::PresentMatch(true), |m| S::StringMatch(string_match(m)));
-        r::QueryParameterMatcher { name: q.name.clone(), query_parameter_match_specifier: Some(spec) }
-    };
     r::RouteMatch {
         case_sensitive: boolv(m.case_sensitive),
         headers: m.headers.iter().map(header_match).collect(),
-        query_parameters: m.query.iter().map(query).collect(),
+        query_parameters: m.query.iter().map(query_match).collect(),
         path_specifier: Some(path),
         ..Default::default()
     }
 }
 
-fn to_route_match(m: r::RouteMatch) -> Res<RouteMatch> {
+pub(super) fn to_route_match(m: r::RouteMatch) -> Res<RouteMatch> {
     use r::route_match::PathSpecifier as P;
     refuse!(m; runtime_fraction, cookies, grpc, tls_context, dynamic_metadata, filter_state);
     let path = match m.path_specifier {
@@ -189,21 +261,28 @@ fn to_route_match(m: r::RouteMatch) -> Res<RouteMatch> {
         }
         None => return Err(Bad::new("path_specifier", "is missing")),
     };
-    let query = |q: r::QueryParameterMatcher| {
-        use r::query_parameter_matcher::QueryParameterMatchSpecifier as S;
-        let value = match q.query_parameter_match_specifier {
-            Some(S::StringMatch(m)) => Some(to_string_match(m).at("string_match")?),
-            Some(S::PresentMatch(true)) | None => None,
-            Some(S::PresentMatch(false)) => return Err(Bad::unsupported("present_match", "false")),
-        };
-        Ok(QueryMatch { name: q.name, value })
-    };
     Ok(RouteMatch {
         path,
         case_sensitive: bool_or(m.case_sensitive, true),
         headers: each("headers", m.headers, to_header_match)?,
-        query: each("query_parameters", m.query_parameters, query)?,
+        query: each("query_parameters", m.query_parameters, to_query_match)?,
     })
+}
+
+pub(super) fn query_match(q: &QueryMatch) -> r::QueryParameterMatcher {
+    use r::query_parameter_matcher::QueryParameterMatchSpecifier as S;
+    let spec = q.value.as_ref().map_or(S::PresentMatch(true), |m| S::StringMatch(string_match(m)));
+    r::QueryParameterMatcher { name: q.name.clone(), query_parameter_match_specifier: Some(spec) }
+}
+
+pub(super) fn to_query_match(q: r::QueryParameterMatcher) -> Res<QueryMatch> {
+    use r::query_parameter_matcher::QueryParameterMatchSpecifier as S;
+    let value = match q.query_parameter_match_specifier {
+        Some(S::StringMatch(m)) => Some(to_string_match(m).at("string_match")?),
+        Some(S::PresentMatch(true)) | None => None,
+        Some(S::PresentMatch(false)) => return Err(Bad::unsupported("present_match", "false")),
+    };
+    Ok(QueryMatch { name: q.name, value })
 }
 
 fn substitute((pattern, substitution): &(String, String)) -> matcher::RegexMatchAndSubstitute {
@@ -257,6 +336,14 @@ fn forward(f: &Forward) -> r::RouteAction {
         timeout: zero_off(f.timeout),
         idle_timeout: f.idle_timeout.map(duration),
         retry_policy: f.retry.as_ref().map(retry),
+        hedge_policy: f
+            .hedge
+            .then(|| r::HedgePolicy { hedge_on_per_try_timeout: true, ..Default::default() }),
+        max_stream_duration: f.max_stream.map(|l| r::route_action::MaxStreamDuration {
+            max_stream_duration: l.max.map(duration),
+            grpc_timeout_header_max: l.grpc_timeout_max.map(duration),
+            grpc_timeout_header_offset: l.grpc_timeout_offset.map(duration),
+        }),
         request_mirror_policies: f.mirrors.iter().map(mirror).collect(),
         hash_policy: f.hash.iter().map(hash).collect(),
         cluster_specifier: Some(cluster),
@@ -279,7 +366,7 @@ fn to_forward(a: r::RouteAction) -> Res<Forward> {
     use r::route_action::{ClusterSpecifier as C, HostRewriteSpecifier as H};
     refuse!(a;
         metadata_match, path_rewrite_policy, path_rewrite, early_data_policy, retry_policy_typed_config,
-        priority, rate_limits, cors, internal_redirect_policy, internal_redirect_action, hedge_policy
+        priority, cors, internal_redirect_policy, internal_redirect_action
     );
     let clusters = match a.cluster_specifier {
         Some(C::Cluster(c)) => vec![WeightedCluster::only(c)],
@@ -295,10 +382,21 @@ fn to_forward(a: r::RouteAction) -> Res<Forward> {
         Some(H::HostRewriteLiteral(h)) => Some(h),
         Some(_) => return Err(Bad::unsupported("host_rewrite_specifier", "a rewrite that is not literal")),
     };
-    // gRPC deadlines: honoured only when asked for, and the engine does not.
-    if a.max_stream_duration.as_ref().is_some_and(|d| d.max_stream_duration.is_some()) {
-        return Err(Bad::unsupported("max_stream_duration", "a limit of stream duration"));
-    }
+    let hedge = match a.hedge_policy {
+        None => false,
+        Some(h) => {
+            refuse!(h; initial_requests, additional_request_chance);
+            h.hedge_on_per_try_timeout
+        }
+    };
+    let limit = |l: r::route_action::MaxStreamDuration| {
+        Ok(StreamLimit {
+            max: opt(l.max_stream_duration)?,
+            grpc_timeout_max: opt(l.grpc_timeout_header_max)?,
+            grpc_timeout_offset: opt(l.grpc_timeout_header_offset)?,
+        })
+    };
+    let max_stream = a.max_stream_duration.map(limit).transpose().at("max_stream_duration")?;
     let mirror = |m: r::route_action::RequestMirrorPolicy| {
         refuse!(m; cluster_header, request_headers_mutations, host_rewrite_literal);
         let fraction = m.runtime_fraction.and_then(|f| f.default_value).map_or(1_000_000, |f| to_ppm(&f));
@@ -327,6 +425,8 @@ fn to_forward(a: r::RouteAction) -> Res<Forward> {
         host_rewrite,
         mirrors: each("request_mirror_policies", a.request_mirror_policies, mirror)?,
         hash: each("hash_policy", a.hash_policy, to_hash)?,
+        hedge,
+        max_stream,
         connect,
     })
 }
@@ -340,6 +440,8 @@ const RETRY_ON: &[(RetryOn, &str)] = &[
     (RetryOn::ResetBeforeRequest, "reset-before-request"),
     (RetryOn::Retriable4xx, "retriable-4xx"),
     (RetryOn::RetriableStatusCodes, "retriable-status-codes"),
+    (RetryOn::RetriableHeaders, "retriable-headers"),
+    (RetryOn::EnvoyRateLimited, "envoy-ratelimited"),
     (RetryOn::Cancelled, "cancelled"),
     (RetryOn::DeadlineExceeded, "deadline-exceeded"),
     (RetryOn::ResourceExhausted, "resource-exhausted"),
@@ -368,15 +470,16 @@ fn retry(p: &RetryPolicy) -> r::RetryPolicy {
             base_interval: Some(duration(p.base_interval)),
             max_interval: Some(duration(p.max_interval)),
         }),
+        per_try_idle_timeout: p.per_try_idle_timeout.map(duration),
+        rate_limited_retry_back_off: p.rate_limited.as_ref().map(rate_limited),
+        retriable_headers: p.retriable_headers.iter().map(header_match).collect(),
+        retriable_request_headers: p.retriable_request_headers.iter().map(header_match).collect(),
         ..Default::default()
     }
 }
 
 fn to_retry(p: r::RetryPolicy) -> Res<RetryPolicy> {
-    refuse!(p;
-        per_try_idle_timeout, retry_priority, retry_options_predicates, rate_limited_retry_back_off,
-        retriable_headers, retriable_request_headers
-    );
+    refuse!(p; retry_priority, retry_options_predicates);
     let mut on = Vec::new();
     for word in p.retry_on.split(',').map(str::trim).filter(|w| !w.is_empty()) {
         match RETRY_ON.iter().find(|(_, s)| *s == word) {
@@ -404,6 +507,46 @@ fn to_retry(p: r::RetryPolicy) -> Res<RetryPolicy> {
         base_interval: base,
         max_interval: back_off.max_interval.map_or(Ok(base * 10), to_duration).at("retry_back_off")?,
         host_selection_attempts: if avoid { attempts.max(1) } else { 0 },
+        per_try_idle_timeout: opt(p.per_try_idle_timeout).at("per_try_idle_timeout")?,
+        rate_limited: p
+            .rate_limited_retry_back_off
+            .map(to_rate_limited)
+            .transpose()
+            .at("rate_limited_retry_back_off")?,
+        retriable_headers: each("retriable_headers", p.retriable_headers, to_header_match)?,
+        retriable_request_headers: each(
+            "retriable_request_headers",
+            p.retriable_request_headers,
+            to_header_match,
+        )?,
+    })
+}
+
+fn rate_limited(b: &RateLimitedBackOff) -> r::retry_policy::RateLimitedRetryBackOff {
+    use r::retry_policy::{ResetHeader as H, ResetHeaderFormat as F};
+    let header = |h: &ResetHeader| H {
+        name: h.name.clone(),
+        format: if h.unix_time { F::UnixTimestamp } else { F::Seconds }.into(),
+    };
+    r::retry_policy::RateLimitedRetryBackOff {
+        reset_headers: b.headers.iter().map(header).collect(),
+        max_interval: Some(duration(b.max_interval)),
+    }
+}
+
+fn to_rate_limited(b: r::retry_policy::RateLimitedRetryBackOff) -> Res<RateLimitedBackOff> {
+    use r::retry_policy::ResetHeaderFormat as F;
+    let header = |h: r::retry_policy::ResetHeader| {
+        let unix_time = match F::try_from(h.format) {
+            Ok(F::Seconds) => false,
+            Ok(F::UnixTimestamp) => true,
+            Err(_) => return Err(Bad::unsupported("format", h.format)),
+        };
+        Ok(ResetHeader { name: h.name.to_ascii_lowercase(), unix_time })
+    };
+    Ok(RateLimitedBackOff {
+        headers: each("reset_headers", b.reset_headers, header)?,
+        max_interval: b.max_interval.map_or(Ok(Duration::from_secs(300)), to_duration)?,
     })
 }
 

@@ -40,6 +40,7 @@ fn rbac() -> Rbac {
             Permission::Not(Box::new(Permission::DestinationPort(80))),
             Permission::DestinationIp("10.0.0.0/8".parse().unwrap()),
             Permission::ServerName(StringMatch::suffix(".a")),
+            Permission::Metadata(claim()),
             Permission::Any,
         ])],
         principals: vec![
@@ -53,6 +54,7 @@ fn rbac() -> Rbac {
                 Principal::RemoteIp("fd00::/8".parse().unwrap()),
                 Principal::Header(header),
                 Principal::Path(StringMatch::prefix("/")),
+                Principal::Metadata(claim()),
             ]),
             Principal::Any,
         ],
@@ -67,6 +69,184 @@ fn rbac() -> Rbac {
         }),
         shadow: Some(RbacRules { action: RbacAction::Log, policies: BTreeMap::new() }),
         stat_prefix: "s".into(),
+    }
+}
+
+fn jwt() -> JwtAuthn {
+    use JwtRequirement as R;
+    let remote = JwtProvider {
+        issuer: "b".into(),
+        jwks: JwksSource::Remote(RemoteJwks {
+            uri: "https://b/keys".into(),
+            cluster: "b".into(),
+            timeout: Duration::from_secs(5),
+            cache_duration: Duration::from_secs(300),
+            async_fetch: true,
+        }),
+        clock_skew: Duration::from_secs(7),
+        ..JwtProvider::default()
+    };
+    let full = JwtProvider {
+        issuer: "a".into(),
+        audiences: vec!["x".into()],
+        subjects: Some(StringMatch::prefix("s")),
+        require_expiration: true,
+        max_lifetime: Some(Duration::from_secs(60)),
+        jwks: JwksSource::Inline("{}".into()),
+        forward: true,
+        from_headers: vec![JwtHeader { name: "x-t".into(), value_prefix: "T ".into() }],
+        from_params: vec!["p".into()],
+        from_cookies: vec!["c".into()],
+        forward_payload_header: "x-p".into(),
+        pad_forward_payload_header: true,
+        payload_in_metadata: "payload".into(),
+        space_delimited_claims: vec!["scope".into()],
+        clock_skew: Duration::from_secs(60),
+        claim_to_headers: vec![JwtClaimToHeader { header: "x-c".into(), claim: "a.b".into() }],
+    };
+    let file = JwtProvider { jwks: JwksSource::File("/k".into()), ..JwtProvider::default() };
+    let all = R::Any(vec![
+        R::All(vec![R::Provider("a".into()), R::ProviderWithAudiences("b".into(), vec!["z".into()])]),
+        R::AllowMissing,
+        R::AllowMissingOrFailed,
+        R::Always,
+    ]);
+    let rule = |requires| JwtRule { matches: RouteMatch::any(), requires };
+    JwtAuthn {
+        providers: BTreeMap::from([("a".into(), full), ("b".into(), remote), ("c".into(), file)]),
+        rules: vec![
+            rule(JwtRequires::Nothing),
+            rule(JwtRequires::Inline(all)),
+            rule(JwtRequires::Named("n".into())),
+        ],
+        requirements: BTreeMap::from([("n".into(), R::Provider("a".into()))]),
+        bypass_cors_preflight: true,
+    }
+}
+
+fn grpc_service() -> GrpcService {
+    GrpcService {
+        cluster: "c".into(),
+        authority: "a".into(),
+        timeout: Some(Duration::from_millis(30)),
+        metadata: vec![("k".into(), "v".into())],
+    }
+}
+
+fn rate_limits() -> Vec<RateLimit> {
+    use RateLimitAction as A;
+    let headers = vec![HeaderMatch {
+        name: "x".into(),
+        value: HeaderValueMatch::Value(StringMatch::exact("1")),
+        invert: false,
+    }];
+    let query = vec![QueryMatch { name: "q".into(), value: None }];
+    vec![RateLimit {
+        stage: 2,
+        actions: vec![
+            A::SourceCluster,
+            A::DestinationCluster,
+            A::RemoteAddress,
+            A::MaskedRemoteAddress { v4: 24, v6: 64 },
+            A::Header { name: "x".into(), key: "k".into(), skip_if_absent: true },
+            A::Query { name: "q".into(), key: "k".into(), skip_if_absent: false },
+            A::Generic { key: "generic_key".into(), value: "v".into() },
+            A::HeaderMatch { key: "header_match".into(), value: "v".into(), expect: false, headers },
+            A::QueryMatch { key: "z".into(), value: "v".into(), expect: true, query },
+            A::Metadata {
+                key: "k".into(),
+                filter: "envoy.filters.http.jwt_authn".into(),
+                path: vec!["payload".into(), "sub".into()],
+                default: "nobody".into(),
+                skip_if_absent: true,
+            },
+        ],
+    }]
+}
+
+fn bucket() -> TokenBucket {
+    TokenBucket { max_tokens: 10, tokens_per_fill: 2, fill_interval: Duration::from_secs(1) }
+}
+
+fn local_limit() -> LocalRateLimit {
+    LocalRateLimit {
+        stat_prefix: "s".into(),
+        status: 503,
+        bucket: Some(bucket()),
+        enabled: 1_000_000,
+        enforced: 500_000,
+        request_headers: HeaderOps { add: vec![("a".into(), "b".into())], ..HeaderOps::default() },
+        response_headers: HeaderOps { set: vec![("c".into(), "d".into())], ..HeaderOps::default() },
+        descriptors: vec![LocalDescriptor { entries: vec![("k".into(), "v".into())], bucket: bucket() }],
+        stage: 2,
+        x_ratelimit_headers: true,
+        always_consume_default: false,
+        resource_exhausted: true,
+        rules: vec![RateLimit { stage: 0, actions: vec![RateLimitAction::RemoteAddress] }],
+        retry_after: true,
+    }
+}
+
+fn global_limit() -> GlobalRateLimit {
+    GlobalRateLimit {
+        domain: "d".into(),
+        stage: 1,
+        service: grpc_service(),
+        failure_mode_deny: true,
+        status_on_error: 503,
+        status: 420,
+        resource_exhausted: true,
+        x_ratelimit_headers: true,
+        no_ratelimited_header: true,
+        response_headers: HeaderOps { add: vec![("a".into(), "b".into())], ..HeaderOps::default() },
+    }
+}
+
+fn authz_grpc() -> ExtAuthz {
+    ExtAuthz {
+        service: AuthzService::Grpc(grpc_service()),
+        failure_mode_allow: true,
+        failure_mode_allow_header_add: true,
+        with_request_body: Some(BodySettings { max_bytes: 9, allow_partial: true, pack_as_bytes: true }),
+        status_on_error: 503,
+        allowed_headers: vec![StringMatch::prefix("x-")],
+        disallowed_headers: vec![StringMatch::exact("x-y")],
+        metadata_namespaces: vec!["envoy.filters.http.jwt_authn".into()],
+        include_tls_session: true,
+        enabled: 500_000,
+    }
+}
+
+fn authz_http() -> ExtAuthz {
+    let one = |s: &str| vec![StringMatch::exact(s)];
+    let http = HttpAuthz {
+        uri: "http://a/".into(),
+        cluster: "c".into(),
+        timeout: Duration::from_secs(1),
+        path_prefix: "/check".into(),
+        headers_to_add: vec![("a".into(), "b".into())],
+        allowed_upstream_headers: one("u"),
+        allowed_upstream_headers_to_append: one("v"),
+        allowed_client_headers: one("w"),
+        allowed_client_headers_on_success: one("x"),
+        dynamic_metadata_from_headers: one("y"),
+    };
+    ExtAuthz { service: AuthzService::Http(Box::new(http)), ..ExtAuthz::default() }
+}
+
+fn claim() -> MetadataMatch {
+    let exact = || ValueMatch::String(StringMatch::exact("x"));
+    MetadataMatch {
+        filter: "envoy.filters.http.jwt_authn".into(),
+        path: vec!["payload".into(), "iss".into()],
+        value: ValueMatch::Or(vec![
+            exact(),
+            ValueMatch::OneOf(Box::new(exact())),
+            ValueMatch::Present(true),
+            ValueMatch::Bool(true),
+            ValueMatch::Null,
+        ]),
+        invert: true,
     }
 }
 
@@ -88,10 +268,13 @@ fn route(name: &str, action: RouteAction) -> Route {
         fault: None,
         cors: None,
         operation: String::new(),
+        filters: RouteFilters::default(),
     }
 }
 
 fn routes() -> RouteConfiguration {
+    let retry_header =
+        HeaderMatch { name: "x-r".into(), value: HeaderValueMatch::Present(true), invert: false };
     let rich = Route {
         matches: RouteMatch {
             path: PathMatch::Regex("/a/.*".into()),
@@ -124,6 +307,19 @@ fn routes() -> RouteConfiguration {
             allow_credentials: true,
         }),
         operation: "svc:80/*".into(),
+        filters: RouteFilters {
+            jwt: Some(JwtOverride::Disabled),
+            ext_authz: Some(AuthzOverride::Check {
+                context_extensions: BTreeMap::from([("a".into(), "b".into())]),
+                no_body: true,
+                with_request_body: None,
+            }),
+            local_rate_limit: Some(Box::new(local_limit())),
+            rate_limits: rate_limits(),
+            host_rate_limits: HostRateLimits::Include,
+            rate_limit: HostRateLimits::Ignore,
+            buffer_limit: Some(1 << 20),
+        },
         ..route(
             "rich",
             RouteAction::Forward(Box::new(Forward {
@@ -139,13 +335,35 @@ fn routes() -> RouteConfiguration {
                 timeout: Some(Duration::from_secs(3)),
                 idle_timeout: Some(Duration::from_secs(9)),
                 retry: Some(RetryPolicy {
-                    on: vec![RetryOn::ConnectFailure, RetryOn::RetriableStatusCodes, RetryOn::Unavailable],
+                    on: vec![
+                        RetryOn::ConnectFailure,
+                        RetryOn::RetriableStatusCodes,
+                        RetryOn::RetriableHeaders,
+                        RetryOn::EnvoyRateLimited,
+                        RetryOn::Unavailable,
+                    ],
                     status_codes: vec![503],
                     attempts: 2,
                     per_try_timeout: Some(Duration::from_millis(400)),
                     base_interval: Duration::from_millis(25),
                     max_interval: Duration::from_millis(250),
                     host_selection_attempts: 5,
+                    per_try_idle_timeout: Some(Duration::from_secs(4)),
+                    rate_limited: Some(RateLimitedBackOff {
+                        headers: vec![
+                            ResetHeader { name: "retry-after".into(), unix_time: false },
+                            ResetHeader { name: "x-reset".into(), unix_time: true },
+                        ],
+                        max_interval: Duration::from_secs(60),
+                    }),
+                    retriable_headers: vec![retry_header.clone()],
+                    retriable_request_headers: vec![retry_header],
+                }),
+                hedge: true,
+                max_stream: Some(StreamLimit {
+                    max: Some(Duration::ZERO),
+                    grpc_timeout_max: Some(Duration::from_secs(8)),
+                    grpc_timeout_offset: Some(Duration::from_millis(5)),
                 }),
                 prefix_rewrite: None,
                 regex_rewrite: Some(("^/a".into(), "/b".into())),
@@ -179,11 +397,7 @@ fn routes() -> RouteConfiguration {
     let mut segment =
         route("direct", RouteAction::Direct(DirectResponse { status: 418, body: b"no".to_vec() }));
     segment.matches.path = PathMatch::SegmentPrefix("/s".into());
-    let end = Forward {
-        clusters: vec![WeightedCluster::only("inner")],
-        connect: true,
-        ..Forward::default()
-    };
+    let end = Forward { clusters: vec![WeightedCluster::only("inner")], connect: true, ..Forward::default() };
     let mut connect = route("connect", RouteAction::Forward(Box::new(end)));
     connect.matches.path = PathMatch::Connect;
     RouteConfiguration {
@@ -195,6 +409,12 @@ fn routes() -> RouteConfiguration {
             routes: vec![rich, exact, segment, connect, route("plain", plain)],
             request_headers: ops(),
             response_headers: ops(),
+            filters: RouteFilters {
+                jwt: Some(JwtOverride::Named("n".into())),
+                ext_authz: Some(AuthzOverride::Disabled),
+                rate_limits: rate_limits(),
+                ..RouteFilters::default()
+            },
         }],
     }
 }
@@ -204,7 +424,17 @@ fn hcm_model(routes: RouteSource) -> HttpConnectionManager {
         stat_prefix: "in".into(),
         codec: HttpCodec::Auto,
         routes,
-        filters: vec![HttpFilter::Rbac(rbac()), HttpFilter::GrpcStats, HttpFilter::Cors, HttpFilter::Fault],
+        filters: vec![
+            HttpFilter::ExtAuthz(Arc::new(authz_grpc())),
+            HttpFilter::ExtAuthz(Arc::new(authz_http())),
+            HttpFilter::LocalRateLimit(Arc::new(local_limit())),
+            HttpFilter::RateLimit(Arc::new(global_limit())),
+            HttpFilter::Jwt(Arc::new(jwt())),
+            HttpFilter::Rbac(rbac()),
+            HttpFilter::GrpcStats,
+            HttpFilter::Cors,
+            HttpFilter::Fault,
+        ],
         use_remote_address: true,
         trusted_hops: 2,
         forward_client_cert: ForwardClientCert::AppendForward,
@@ -225,6 +455,8 @@ fn hcm_model(routes: RouteSource) -> HttpConnectionManager {
         idle_timeout: None,
         request_headers_timeout: Some(Duration::from_secs(7)),
         stream_idle_timeout: None,
+        max_stream_duration: Some(Duration::from_secs(77)),
+        accept_http_10: false,
         preserve_request_id: true,
     }
 }
@@ -293,7 +525,11 @@ pub(crate) fn listener() -> Listener {
                     alpn: vec![],
                     min_version: TlsVersion::V1_2,
                 }),
-                filters: vec![NetworkFilter::SniCluster, split],
+                filters: vec![
+                    NetworkFilter::Limit(ConnectionLimit { stat_prefix: "l".into(), bucket: bucket() }),
+                    NetworkFilter::SniCluster,
+                    split,
+                ],
             },
         ],
         default_filter_chain: Some(FilterChain {
@@ -380,7 +616,11 @@ pub(crate) fn cluster() -> Cluster {
                 hbone: false,
             },
         ],
-        limits: CircuitBreakers { max_connections: 7, ..CircuitBreakers::default() },
+        limits: CircuitBreakers {
+            max_connections: 7,
+            retry_budget: Some(RetryBudget { share: 2550, min_concurrency: 4 }),
+            ..CircuitBreakers::default()
+        },
         outlier: Some(OutlierDetection {
             consecutive_5xx: 0,
             consecutive_gateway: 5,

@@ -17,7 +17,20 @@ use super::{
     CompileError, RouteSlot,
     route::{RouteTable, SlotOf},
 };
-use crate::{rbac::Rbac, tunnel::client::ConnectRequest, upstream::cluster::ClusterSlot};
+use crate::{
+    http::filters::{
+        ext_authz::ExtAuthz,
+        jwt::JwtAuthn,
+        rate_limit::{
+            bucket::Bucket,
+            global::GlobalRateLimit,
+            local::{self, LocalRateLimit},
+        },
+    },
+    rbac::Rbac,
+    tunnel::client::ConnectRequest,
+    upstream::cluster::ClusterSlot,
+};
 
 /// A listener that may be replaced in place while its sockets stay.
 #[derive(Debug)]
@@ -43,6 +56,8 @@ pub(crate) struct Chain {
     pub(crate) model: model::FilterChain,
     tls: Option<DownstreamTls>,
     pub(crate) rbac: Vec<Rbac>,
+    /// Each must have a token for a connection.
+    pub(crate) limits: Vec<Bucket>,
     /// The SNI names the cluster.
     pub(crate) sni_cluster: bool,
     pub(crate) terminal: Terminal,
@@ -64,6 +79,8 @@ pub(crate) struct HttpManager {
     pub(crate) config: model::HttpConnectionManager,
     routes: Routes,
     pub(crate) filters: Vec<HttpFilter>,
+    /// Some filter looks at bodies.
+    pub(crate) bodies: bool,
     pub(crate) logs: Vec<AccessLog>,
 }
 
@@ -76,9 +93,23 @@ enum Routes {
 #[derive(Debug)]
 pub(crate) enum HttpFilter {
     Rbac(Rbac),
+    Jwt(Box<JwtAuthn>),
+    ExtAuthz(Box<ExtAuthz>),
+    LocalRateLimit(Box<LocalRateLimit>),
+    RateLimit(Box<GlobalRateLimit>),
     Cors,
     Fault,
     GrpcStats,
+}
+
+impl HttpFilter {
+    /// Whether the filter reads request bodies or changes answers.
+    fn wants_bodies(&self) -> bool {
+        match self {
+            Self::ExtAuthz(e) => e.wants_bodies(),
+            _ => false,
+        }
+    }
 }
 
 /// A compiled TCP proxy.
@@ -231,7 +262,7 @@ fn name_rank(names: &[String], sni: Option<&str>) -> Option<usize> {
 
 impl Chain {
     fn new(c: &model::FilterChain, names: &mut Names<'_>) -> Result<Self, CompileError> {
-        let mut rbac = vec![];
+        let (mut rbac, mut limits) = (vec![], vec![]);
         let mut sni_cluster = false;
         let mut terminal = None;
         for f in &c.filters {
@@ -240,6 +271,7 @@ impl Chain {
             }
             match f {
                 model::NetworkFilter::Rbac(r) => rbac.push(Rbac::new(r)?),
+                model::NetworkFilter::Limit(l) => limits.push(local::bucket(&l.bucket)?),
                 model::NetworkFilter::SniCluster => sni_cluster = true,
                 model::NetworkFilter::Tcp(t) => terminal = Some(Terminal::Tcp(TcpProxy::new(t, names)?)),
                 model::NetworkFilter::Http(h) => {
@@ -251,6 +283,7 @@ impl Chain {
             model: c.clone(),
             tls: c.tls.clone().map(|spec| DownstreamTls { spec, config: ArcSwapOption::empty() }),
             rbac,
+            limits,
             sni_cluster,
             terminal: terminal.ok_or_else(|| CompileError::NoTerminal(c.name.clone()))?,
             drain: CancellationToken::new(),
@@ -287,13 +320,24 @@ impl HttpManager {
             .map(|f| {
                 Ok(match f {
                     model::HttpFilter::Rbac(r) => HttpFilter::Rbac(Rbac::new(r)?),
+                    model::HttpFilter::Jwt(j) => HttpFilter::Jwt(Box::new(JwtAuthn::new(j, names.cluster)?)),
+                    model::HttpFilter::ExtAuthz(e) => {
+                        HttpFilter::ExtAuthz(Box::new(ExtAuthz::new(e, names.cluster)?))
+                    }
+                    model::HttpFilter::LocalRateLimit(l) => {
+                        HttpFilter::LocalRateLimit(Box::new(LocalRateLimit::new(l, false)?))
+                    }
+                    model::HttpFilter::RateLimit(l) => {
+                        HttpFilter::RateLimit(Box::new(GlobalRateLimit::new(l, names.cluster)?))
+                    }
                     model::HttpFilter::Cors => HttpFilter::Cors,
                     model::HttpFilter::Fault => HttpFilter::Fault,
                     model::HttpFilter::GrpcStats => HttpFilter::GrpcStats,
                 })
             })
-            .collect::<Result<_, CompileError>>()?;
-        Ok(Self { config: c.clone(), routes, filters, logs: names.logs(&c.access_log)? })
+            .collect::<Result<Vec<_>, CompileError>>()?;
+        let bodies = filters.iter().any(HttpFilter::wants_bodies);
+        Ok(Self { config: c.clone(), routes, filters, bodies, logs: names.logs(&c.access_log)? })
     }
 
     /// The routes in force now; `None` until RDS has answered.

@@ -10,6 +10,7 @@ use self::index::{DomainIndex, Key, PathIndex};
 use super::CompileError;
 use crate::{
     http::{
+        filters::rate_limit::{Rules, local::LocalRateLimit},
         headers::{HeaderId, Headers},
         message::RequestHead,
     },
@@ -58,6 +59,37 @@ pub(crate) struct Route {
     pub(crate) fault: Option<model::Fault>,
     pub(crate) cors: Option<Cors>,
     pub(crate) operation: String,
+    /// Of the route, else of its virtual host.
+    pub(crate) filters: RouteFilters,
+}
+
+/// Compiled [`model::RouteFilters`].
+#[derive(Debug, Default)]
+pub(crate) struct RouteFilters {
+    pub(crate) jwt: Option<model::JwtOverride>,
+    pub(crate) ext_authz: Option<model::AuthzOverride>,
+    pub(crate) local_rate_limit: Option<Box<LocalRateLimit>>,
+    pub(crate) rate_limits: Rules,
+    pub(crate) rate_limit: model::HostRateLimits,
+    pub(crate) buffer_limit: Option<usize>,
+}
+
+impl RouteFilters {
+    fn new(route: &model::RouteFilters, host: &model::RouteFilters) -> Result<Self, CompileError> {
+        let local = route.local_rate_limit.as_ref().or(host.local_rate_limit.as_ref());
+        let local = local.map(|l| LocalRateLimit::new(l, true).map(Box::new)).transpose()?;
+        Ok(Self {
+            jwt: route.jwt.as_ref().or(host.jwt.as_ref()).cloned(),
+            ext_authz: route.ext_authz.as_ref().or(host.ext_authz.as_ref()).cloned(),
+            local_rate_limit: local,
+            rate_limits: Rules::new(route, host)?,
+            rate_limit: route.rate_limit,
+            buffer_limit: route
+                .buffer_limit
+                .or(host.buffer_limit)
+                .map(|n| usize::try_from(n).unwrap_or(usize::MAX)),
+        })
+    }
 }
 
 #[derive(Debug)]
@@ -82,13 +114,34 @@ pub(crate) struct Forward {
     total_weight: u64,
     pub(crate) timeout: Option<Duration>,
     pub(crate) idle_timeout: Option<Duration>,
-    pub(crate) retry: Option<model::RetryPolicy>,
+    pub(crate) retry: Option<Retry>,
+    pub(crate) hedge: bool,
+    pub(crate) max_stream: Option<model::StreamLimit>,
     prefix_rewrite: Option<String>,
     regex_rewrite: Option<(Regex, Vec<u8>)>,
     pub(crate) host_rewrite: Option<String>,
     pub(crate) mirrors: Vec<(Arc<ClusterSlot>, u32)>,
     pub(crate) hash: Vec<model::HashPolicy>,
     pub(crate) connect: bool,
+}
+
+/// A compiled [`model::RetryPolicy`].
+#[derive(Debug)]
+pub(crate) struct Retry {
+    pub(crate) config: model::RetryPolicy,
+    pub(crate) response_headers: Vec<HeaderMatcher>,
+    pub(crate) request_headers: Vec<HeaderMatcher>,
+}
+
+impl Retry {
+    fn new(r: &model::RetryPolicy) -> Result<Self, CompileError> {
+        let all = |l: &[model::HeaderMatch]| l.iter().map(HeaderMatcher::new).collect::<Result<_, _>>();
+        Ok(Self {
+            config: r.clone(),
+            response_headers: all(&r.retriable_headers)?,
+            request_headers: all(&r.retriable_request_headers)?,
+        })
+    }
 }
 
 #[derive(Debug)]
@@ -227,8 +280,11 @@ impl RouteTable {
 
 impl VirtualHost {
     fn new(vh: &model::VirtualHost, slot: SlotOf<'_>) -> Result<Self, CompileError> {
-        let routes: Vec<Arc<Route>> =
-            vh.routes.iter().map(|r| Route::new(r, slot).map(Arc::new)).collect::<Result<_, _>>()?;
+        let routes: Vec<Arc<Route>> = vh
+            .routes
+            .iter()
+            .map(|r| Route::new(r, &vh.filters, slot).map(Arc::new))
+            .collect::<Result<_, _>>()?;
         Ok(Self {
             name: Arc::from(vh.name.as_str()),
             index: PathIndex::new(routes.iter().map(|r| r.key())),
@@ -274,7 +330,23 @@ impl Route {
         }
     }
 
-    fn new(r: &model::Route, slot: SlotOf<'_>) -> Result<Self, CompileError> {
+    /// A route that is nothing but its condition.
+    pub(crate) fn condition(m: &model::RouteMatch) -> Result<Self, CompileError> {
+        let route = model::Route {
+            name: String::new(),
+            matches: m.clone(),
+            action: model::RouteAction::Direct(model::DirectResponse { status: 200, body: vec![] }),
+            request_headers: model::HeaderOps::default(),
+            response_headers: model::HeaderOps::default(),
+            fault: None,
+            cors: None,
+            operation: String::new(),
+            filters: model::RouteFilters::default(),
+        };
+        Self::new(&route, &route.filters, &mut ClusterSlot::new)
+    }
+
+    fn new(r: &model::Route, host: &model::RouteFilters, slot: SlotOf<'_>) -> Result<Self, CompileError> {
         let m = &r.matches;
         let fold = |s: &str| if m.case_sensitive { s.to_owned() } else { s.to_ascii_lowercase() };
         let path = match &m.path {
@@ -315,10 +387,12 @@ impl Route {
             fault: r.fault.clone(),
             cors,
             operation: r.operation.clone(),
+            filters: RouteFilters::new(&r.filters, host)?,
         })
     }
 
-    fn matches(&self, req: &RequestHead) -> bool {
+    /// Whether a request is one of this route's.
+    pub(crate) fn matches(&self, req: &RequestHead) -> bool {
         let raw = path_of(req);
         let lower;
         let path = if self.case_sensitive {
@@ -390,7 +464,9 @@ impl Forward {
             total_weight,
             timeout: f.timeout.filter(|t| !t.is_zero()),
             idle_timeout: f.idle_timeout,
-            retry: f.retry.clone().filter(|r| r.attempts > 0),
+            retry: f.retry.as_ref().filter(|r| r.attempts > 0).map(Retry::new).transpose()?,
+            hedge: f.hedge,
+            max_stream: f.max_stream,
             prefix_rewrite: f.prefix_rewrite.clone(),
             regex_rewrite,
             host_rewrite: f.host_rewrite.clone(),
@@ -488,6 +564,7 @@ mod tests {
             fault: None,
             cors: None,
             operation: String::new(),
+            filters: model::RouteFilters::default(),
         }
     }
 
@@ -499,6 +576,7 @@ mod tests {
             routes,
             request_headers: model::HeaderOps::default(),
             response_headers: model::HeaderOps::default(),
+            filters: model::RouteFilters::default(),
         }
     }
 
@@ -580,7 +658,7 @@ mod tests {
         let route = |path, f: model::Forward| {
             let mut r = direct(path, "x");
             r.action = model::RouteAction::Forward(Box::new(f));
-            Route::new(&r, &mut ClusterSlot::new).unwrap()
+            Route::new(&r, &r.filters, &mut ClusterSlot::new).unwrap()
         };
         let go = |r: &Route, p: &str| {
             let Action::Forward(f) = &r.action else { unreachable!() };

@@ -5,6 +5,7 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 
 use super::{
+    filtered::{Ahead, Bodies},
     headers::Headers,
     message::{Frame, ResponseHead, StreamError},
 };
@@ -27,6 +28,15 @@ pub(crate) trait Downstream {
     fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<Result<(), StreamError>>;
     /// Breaks off a response that cannot be completed, so that the client can tell.
     fn abort(&self);
+    /// What filters read and changed; `None` where no filter looks at bodies.
+    fn bodies(&self) -> Option<&Bodies> {
+        None
+    }
+    /// Reads the request body until its end or until more than `limit` bytes are there; only where
+    /// [`Self::bodies`] are kept.
+    fn poll_ahead(&self, _cx: &mut Context<'_>, _limit: usize) -> Poll<Result<Ahead, StreamError>> {
+        Poll::Ready(Ok(Ahead::More))
+    }
     /// Frames are messages of HTTP/2.
     fn is_h2(&self) -> bool;
 }

@@ -27,14 +27,14 @@ pub(crate) enum Upstream {
 }
 
 impl Upstream {
-    fn poll_room(&self, cx: &mut Context<'_>) -> Poll<Result<(), StreamError>> {
+    pub(super) fn poll_room(&self, cx: &mut Context<'_>) -> Poll<Result<(), StreamError>> {
         match self {
             Self::H1(x) => x.poll_room(cx),
             Self::H2(x) => x.poll_room(cx),
         }
     }
 
-    fn data(&self, data: Bytes) -> Result<(), StreamError> {
+    pub(super) fn data(&self, data: Bytes) -> Result<(), StreamError> {
         match self {
             Self::H1(x) => x.data(&data),
             Self::H2(x) => {
@@ -44,7 +44,7 @@ impl Upstream {
         }
     }
 
-    fn finish(&self, trailers: Option<&Headers>) -> Result<(), StreamError> {
+    pub(super) fn finish(&self, trailers: Option<&Headers>) -> Result<(), StreamError> {
         match self {
             Self::H1(x) => x.finish(trailers),
             Self::H2(x) => {
@@ -62,7 +62,7 @@ impl Upstream {
     }
 
     /// Flushes the end of the request.
-    fn poll_end(&self, cx: &mut Context<'_>) -> Poll<Result<(), StreamError>> {
+    pub(super) fn poll_end(&self, cx: &mut Context<'_>) -> Poll<Result<(), StreamError>> {
         ready!(self.poll_flush(cx))?;
         match self {
             Self::H1(x) => x.poll_shutdown(cx),
@@ -70,14 +70,14 @@ impl Upstream {
         }
     }
 
-    fn poll_head(&self, cx: &mut Context<'_>) -> Poll<Result<ResponseHead, StreamError>> {
+    pub(super) fn poll_head(&self, cx: &mut Context<'_>) -> Poll<Result<ResponseHead, StreamError>> {
         match self {
             Self::H1(x) => x.poll_head(cx),
             Self::H2(x) => x.poll_head(cx),
         }
     }
 
-    fn poll_frame(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, StreamError>>> {
+    pub(super) fn poll_frame(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, StreamError>>> {
         match self {
             Self::H1(x) => x.poll_frame(cx),
             Self::H2(x) => x.poll_frame(cx),
@@ -118,6 +118,11 @@ impl Replay {
         } else if !self.lost {
             self.frames.push(data.clone());
         }
+    }
+
+    /// Whether the request was received whole.
+    pub(crate) fn is_complete(&self) -> bool {
+        self.complete
     }
 
     /// Whether a new try can have the request from its beginning.
@@ -269,6 +274,8 @@ pub(crate) enum Failure {
     PerTryTimeout,
     /// Nothing moved for too long.
     Idle,
+    /// The stream lasted too long.
+    Duration,
 }
 
 /// Time limits of a request, on one timer.
@@ -278,6 +285,10 @@ pub(crate) struct Timers {
     deadline: Option<Instant>,
     per_try: Option<Instant>,
     idle: Option<(Duration, Instant)>,
+    /// The end of the stream, whatever it does.
+    end: Option<Instant>,
+    /// A try in which nothing moves: its limit, the next look, and what had moved at the last one.
+    try_idle: Option<(Duration, Instant, u64)>,
     moved: Cell<u64>,
     seen: u64,
 }
@@ -285,7 +296,27 @@ pub(crate) struct Timers {
 impl Timers {
     pub(crate) fn new(alarm: Alarm, timeout: Option<Duration>, idle: Option<Duration>) -> Self {
         let idle = idle.filter(|t| !t.is_zero()).map(|t| (t, Instant::now() + t));
-        Self { alarm, timeout, deadline: None, per_try: None, idle, moved: Cell::new(0), seen: 0 }
+        Self {
+            alarm,
+            timeout,
+            deadline: None,
+            per_try: None,
+            idle,
+            end: None,
+            try_idle: None,
+            moved: Cell::new(0),
+            seen: 0,
+        }
+    }
+
+    /// Limits the whole stream.
+    pub(crate) fn end_at(&mut self, end: Option<Instant>) {
+        self.end = end;
+    }
+
+    /// A try begins, and may be idle for this long.
+    pub(crate) fn begin_try(&mut self, idle: Option<Duration>) {
+        self.try_idle = idle.filter(|t| !t.is_zero()).map(|t| (t, Instant::now() + t, self.moved.get()));
     }
 
     /// The request was received whole: its timeout begins, once.
@@ -298,11 +329,15 @@ impl Timers {
     /// Waits, unless the request's time is over before.
     pub(crate) async fn back_off(&mut self, time: Duration) -> Result<(), Failure> {
         let end = Instant::now() + time;
-        match self.deadline.filter(|d| *d < end) {
+        let limit = [(self.deadline, Failure::Timeout), (self.end, Failure::Duration)]
+            .into_iter()
+            .filter_map(|(at, f)| at.filter(|at| *at < end).map(|at| (at, f)))
+            .min_by_key(|(at, _)| *at);
+        match limit {
             None => tokio::time::sleep_until(end).await,
-            Some(d) => {
-                tokio::time::sleep_until(d).await;
-                return Err(Failure::Timeout);
+            Some((at, f)) => {
+                tokio::time::sleep_until(at).await;
+                return Err(f);
             }
         }
         Ok(())
@@ -312,20 +347,32 @@ impl Timers {
         self.moved.set(self.moved.get() + 1);
     }
 
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Failure> {
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Failure> {
         loop {
             let idle = self.idle.map(|(_, at)| at);
-            let Some(next) = [self.deadline, self.per_try, idle].into_iter().flatten().min() else {
+            let try_idle = self.try_idle.map(|(_, at, _)| at);
+            let all = [self.deadline, self.per_try, idle, self.end, try_idle];
+            let Some(next) = all.into_iter().flatten().min() else {
                 return Poll::Pending;
             };
             ready!(self.alarm.poll(next, cx));
             if self.deadline.is_some_and(|d| d <= next) {
                 return Poll::Ready(Failure::Timeout);
             }
+            if self.end.is_some_and(|d| d <= next) {
+                return Poll::Ready(Failure::Duration);
+            }
             if self.per_try.is_some_and(|d| d <= next) {
                 return Poll::Ready(Failure::PerTryTimeout);
             }
-            if let Some((limit, at)) = self.idle.as_mut() {
+            if let Some((limit, at, seen)) = self.try_idle.as_mut().filter(|(_, at, _)| *at <= next) {
+                if *seen == self.moved.get() {
+                    return Poll::Ready(Failure::PerTryTimeout);
+                }
+                *seen = self.moved.get();
+                *at = Instant::now() + *limit;
+            }
+            if let Some((limit, at)) = self.idle.as_mut().filter(|(_, at)| *at <= next) {
                 // Activity is noticed when the timer fires, so that moving bytes costs no timer operation.
                 if self.seen == self.moved.get() {
                     return Poll::Ready(Failure::Idle);

@@ -1,12 +1,20 @@
 //! HTTP filters before the router: authorization, cross-origin requests, injected faults.
 
+pub(crate) mod ext_authz;
+pub(crate) mod jwt;
+pub(crate) mod rate_limit;
+
+use std::{future::poll_fn, rc::Rc};
+
 use http::Method;
 use mesh_model::proxy::AbortKind;
 
 use super::{
+    downstream::Downstream,
+    filtered::Ahead,
     headers::{HeaderId, Headers},
     local_reply::LocalReply,
-    message::RequestHead,
+    message::{RequestHead, StreamError},
     record::{Flag, Record},
 };
 use crate::{
@@ -24,25 +32,63 @@ pub(crate) struct Passed {
     pub(crate) cors: Option<Headers>,
     /// A fault was injected: no retries, no timeout.
     pub(crate) faulted: bool,
+    /// Headers that filters want in the response.
+    pub(crate) response: Option<Box<ResponseEdits>>,
+}
+
+/// Headers for the response.
+#[derive(Debug, Default)]
+pub(crate) struct ResponseEdits {
+    pub(crate) set: Headers,
+    pub(crate) add: Headers,
+}
+
+impl ResponseEdits {
+    pub(crate) fn apply(&self, headers: &mut Headers) {
+        for (_, n, v) in self.set.iter() {
+            headers.set(n, v);
+        }
+        for (_, n, v) in self.add.iter() {
+            headers.push(n, v);
+        }
+    }
 }
 
 /// Runs the filters in order; `Err` answers the request.
-pub(crate) async fn run(
-    conn: &Connection,
+pub(crate) async fn run<D: Downstream>(
+    conn: &Rc<Connection>,
     manager: &HttpManager,
-    head: &RequestHead,
+    head: &mut RequestHead,
     route: Option<&Route>,
+    down: &D,
     rec: &mut Record,
 ) -> Result<Passed, LocalReply> {
     let mut passed = Passed::default();
     for f in &manager.filters {
         match f {
             HttpFilter::Rbac(rbac) => {
-                if let Err(details) = rbac.check(&conn.facts(rec.remote, Some(head))) {
+                let mut facts = conn.facts(rec.remote, Some(head));
+                facts.metadata = rec.metadata.as_deref();
+                if let Err(details) = rbac.check(&facts) {
                     rec.flag(Flag::Uaex);
                     rec.details = details.into();
                     return Err(LocalReply { grpc: Some(7), ..LocalReply::text(403, "RBAC: access denied") });
                 }
+            }
+            HttpFilter::Jwt(j) => {
+                // Boxed, so that requests without it do not carry its state.
+                Box::pin(j.run(conn, head, route.and_then(|r| r.filters.jwt.as_ref()), rec)).await?;
+            }
+            HttpFilter::ExtAuthz(e) => {
+                let on_route = route.and_then(|r| r.filters.ext_authz.as_ref());
+                Box::pin(e.run(conn, head, on_route, down, &mut passed, rec)).await?;
+            }
+            HttpFilter::LocalRateLimit(l) => {
+                let l = route.and_then(|r| r.filters.local_rate_limit.as_ref()).unwrap_or(l);
+                l.run(conn, head, route, &mut passed, rec)?;
+            }
+            HttpFilter::RateLimit(l) => {
+                Box::pin(l.run(conn, head, route, &mut passed, rec)).await?;
             }
             HttpFilter::Cors => {
                 if let Some(cors) = route.and_then(|r| r.cors.as_ref()) {
@@ -81,6 +127,22 @@ pub(crate) async fn run(
         }
     }
     Ok(passed)
+}
+
+/// Reads a body ahead; `Err` answers a client that did not send it.
+async fn ahead<D: Downstream>(down: &D, limit: usize, rec: &mut Record) -> Result<Ahead, LocalReply> {
+    poll_fn(|cx| down.poll_ahead(cx, limit)).await.map_err(|e| match e {
+        StreamError::Reset | StreamError::Refused => {
+            rec.flag(Flag::Dc);
+            rec.details = "downstream_remote_disconnect".into();
+            LocalReply::default()
+        }
+        StreamError::Protocol | StreamError::TooLarge => {
+            rec.flag(Flag::Dpe);
+            rec.details = "http1.codec_error".into();
+            LocalReply::text(400, "Bad Request")
+        }
+    })
 }
 
 /// Answers a preflight, or returns the headers for the response.

@@ -85,6 +85,7 @@ known_headers! {
     XEnvoyMaxRetries = "x-envoy-max-retries",
     XEnvoyOriginalPath = "x-envoy-original-path",
     XEnvoyOverloaded = "x-envoy-overloaded",
+    XEnvoyRatelimited = "x-envoy-ratelimited",
     XEnvoyUpstreamRqTimeoutMs = "x-envoy-upstream-rq-timeout-ms",
     XEnvoyUpstreamServiceTime = "x-envoy-upstream-service-time",
     XForwardedClientCert = "x-forwarded-client-cert",
@@ -219,6 +220,12 @@ impl Headers {
 
     pub(crate) fn values_id(&self, id: HeaderId) -> impl Iterator<Item = &[u8]> {
         self.entries.iter().filter(move |e| e.id == id).map(|e| self.value_of(e))
+    }
+
+    /// All values of a name in any case.
+    pub(crate) fn values<'a>(&'a self, name: &'a [u8]) -> impl Iterator<Item = &'a [u8]> {
+        let id = HeaderId::of(name);
+        self.entries.iter().filter(move |e| self.matches(e, id, name)).map(|e| self.value_of(e))
     }
 
     fn matches(&self, e: &Entry, id: HeaderId, name: &[u8]) -> bool {

@@ -21,6 +21,7 @@ use prometheus_client::metrics::counter::Counter;
 use super::{
     headers::{HeaderId, Headers},
     message::{RequestHead, ResponseHead},
+    metadata::Metadata,
 };
 use crate::{
     config::listener::{AccessLog, HttpManager, Listener},
@@ -56,6 +57,8 @@ flags! {
     Uc = "UC",
     Di = "DI",
     Fi = "FI",
+    Rl = "RL",
+    Rlse = "RLSE",
     Uaex = "UAEX",
     Si = "SI",
     Dpe = "DPE",
@@ -103,6 +106,8 @@ pub(crate) struct Record {
     pub(crate) remote: IpAddr,
     pub(crate) trace: Option<TraceContext>,
     pub(crate) first_byte: Option<Instant>,
+    /// What filters found out; most requests have none.
+    pub(crate) metadata: Option<Box<Metadata>>,
 }
 
 impl Record {
@@ -129,6 +134,7 @@ impl Record {
             remote: conn.peer.ip(),
             trace: None,
             first_byte: None,
+            metadata: None,
         }
     }
 

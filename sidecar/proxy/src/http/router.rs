@@ -3,12 +3,12 @@
 use std::{
     cell::{Cell, RefCell},
     rc::Rc,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering::Relaxed},
     time::{Duration, Instant},
 };
 
 use http::Method;
-use mesh_model::proxy::{HashPolicy, RetryOn, RetryPolicy};
+use mesh_model::proxy::{HashPolicy, ResetHeader, RetryOn};
 
 use super::{
     downstream::Downstream,
@@ -17,6 +17,7 @@ use super::{
     h1::client::{H1Conn, H1Exchange},
     h2::client::{H2Exchange, StartError},
     headers::HeaderId,
+    hedge::{self, Hedged},
     local_reply::{self, LocalReply, http_of_grpc},
     message::{BodyKind, RequestHead, ResponseHead, StreamError, Version},
     record::{Flag, Record},
@@ -24,7 +25,7 @@ use super::{
 use crate::{
     config::{
         listener::HttpManager,
-        route::{Destination, Forward, Route, VirtualHost},
+        route::{Destination, Forward, Retry, Route, VirtualHost},
     },
     matcher::{cookie, query_value},
     upstream::{
@@ -49,7 +50,7 @@ pub(crate) struct Context<'a> {
 
 /// Why a try brought no answer.
 #[derive(Debug)]
-enum TryError {
+pub(super) enum TryError {
     NoHost,
     Overflow,
     Connect(ConnectError),
@@ -93,7 +94,7 @@ pub(crate) async fn forward<D: Downstream>(
     // Without a policy a body is still kept for the one retry on a stale connection, but only a small one.
     let keep = match (upgrade, retry.is_some() || !mirrors.is_empty()) {
         (true, _) => 0,
-        (false, true) => worker.options.retry_buffer,
+        (false, true) => ctx.route.filters.buffer_limit.unwrap_or(worker.options.retry_buffer),
         (false, false) => worker.options.retry_buffer.min(4096),
     };
     let replay = RefCell::new(Replay::new(keep, head.body));
@@ -103,25 +104,63 @@ pub(crate) async fn forward<D: Downstream>(
     let (received, sent) = (Cell::new(0), Cell::new(0));
     let idle = ctx.forward.idle_timeout.or(ctx.manager.config.stream_idle_timeout);
     let mut timers = Timers::new(worker.alarms.alarm(), limits.timeout.filter(|_| !upgrade), idle);
+    timers.end_at(stream_end(ctx, head, rec).map(Into::into));
     let mut state = Tries { tried: Vec::new(), retries: 0, stale: 0 };
+    let mut hedged: Vec<Hedged> = Vec::new();
+    // Counts a retry for as long as it lasts.
+    let mut retrying: Option<Permit> = None;
     let result = loop {
         rec.attempts += 1;
         let mut t =
             Try { ctx, cluster: &cluster, head, down, replay: &replay, received: &received, hash, upgrade };
-        let (outcome, up) = t.run(&mut timers, &limits, &state, rec).await;
+        let (mut outcome, mut up) = if hedged.is_empty() {
+            t.run(&mut timers, &limits, &state, rec).await
+        } else {
+            let good = |r: &ResponseHead| !limits.retry.is_some_and(|p| retriable_answer(p, r));
+            let run = t.run(&mut timers, &limits, &state, rec);
+            let r = Box::pin(hedge::race(&mut hedged, &good, run)).await;
+            hedge::settle(r, rec)
+        };
         if let Some(host) = &rec.host {
             observe(&cluster, host, &outcome);
             if !state.tried.contains(&host.stats.id) {
                 state.tried.push(host.stats.id);
             }
         }
-        match next(ctx, &cluster, &outcome, &up, &replay, head, &limits, &mut state, rec) {
+        if ctx.forward.hedge
+            && matches!(outcome, Err(TryError::Exchange(Failure::PerTryTimeout)))
+            && replay.borrow().is_complete()
+            && replay.borrow().is_intact()
+        {
+            if let (Some(open), Some(host)) = (up.take(), rec.host.clone()) {
+                hedged.push(Hedged { open, host, _permit: retrying.take() });
+            }
+            retrying = retry_permit(&cluster, &limits, &state, rec);
+            if retrying.is_some() {
+                state.retries += 1;
+                continue;
+            }
+            (outcome, up) = Box::pin(hedge::first_of(&mut hedged, down, &mut timers, rec)).await;
+        }
+        // A retry that has ended makes room for the next one.
+        retrying = None;
+        let mut step = next(ctx, &cluster, &outcome, &up, &replay, head, &limits, &mut state, rec);
+        if !hedged.is_empty()
+            && matches!(step, Next::Stop)
+            && !matches!(&outcome, Ok(r) if !limits.retry.is_some_and(|p| retriable_answer(p, r)))
+        {
+            // This one is no answer; one of the slow ones may be.
+            drop(up);
+            (outcome, up) = Box::pin(hedge::first_of(&mut hedged, down, &mut timers, rec)).await;
+            step = Next::Stop;
+        }
+        match step {
             Next::Again(wait, permit) => {
                 drop(up);
+                retrying = permit;
                 if let Err(f) = timers.back_off(wait).await {
                     break Err(failure(rec, &TryError::Exchange(f), false));
                 }
-                drop(permit);
             }
             Next::Stop => match (outcome, up) {
                 (Ok(response), Some(open)) => {
@@ -144,6 +183,13 @@ pub(crate) async fn forward<D: Downstream>(
             },
         }
     };
+    let result = result.map_err(|mut reply| {
+        // A client that is still sending was too slow itself (Envoy's distinction).
+        if rec.details == MAX_DURATION && !replay.borrow().is_complete() {
+            reply.status = 408;
+        }
+        reply
+    });
     if head.body != BodyKind::Empty
         && let Some(body) = replay.borrow().whole()
     {
@@ -154,10 +200,52 @@ pub(crate) async fn forward<D: Downstream>(
     result
 }
 
+/// Details of a stream that lasted too long.
+const MAX_DURATION: &str = "max_duration_timeout";
+
+/// When the stream must end: the client's deadline where the route believes it, the route's limit, or the
+/// connection manager's.
+fn stream_end(ctx: &Context<'_>, head: &RequestHead, rec: &Record) -> Option<Instant> {
+    let general = ctx.manager.config.max_stream_duration;
+    let limit = match ctx.forward.max_stream {
+        None => general,
+        Some(l) => {
+            let asked = l.grpc_timeout_max.and_then(|max| {
+                let asked = grpc_timeout(head.headers.get_id(HeaderId::GrpcTimeout)?)?;
+                let asked = if max.is_zero() { asked } else { asked.min(max) };
+                Some(asked.saturating_sub(l.grpc_timeout_offset.unwrap_or_default()))
+            });
+            match asked {
+                Some(t) => return Some(rec.started + t),
+                None => l.max.or(general),
+            }
+        }
+    };
+    limit.filter(|t| !t.is_zero()).map(|t| rec.started + t)
+}
+
+/// `grpc-timeout`: up to eight digits and a unit (gRPC over HTTP/2).
+fn grpc_timeout(v: &[u8]) -> Option<Duration> {
+    let (unit, digits) = v.split_last()?;
+    if digits.is_empty() || digits.len() > 8 || !digits.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    let n: u64 = std::str::from_utf8(digits).ok()?.parse().ok()?;
+    Some(match unit {
+        b'H' => Duration::from_secs(n * 3600),
+        b'M' => Duration::from_secs(n * 60),
+        b'S' => Duration::from_secs(n),
+        b'm' => Duration::from_millis(n),
+        b'u' => Duration::from_micros(n),
+        b'n' => Duration::from_nanos(n),
+        _ => return None,
+    })
+}
+
 /// Limits of this request: the route's, or the caller's wishes where it is one of the mesh.
 struct Limits<'a> {
     timeout: Option<Duration>,
-    retry: Option<&'a RetryPolicy>,
+    retry: Option<&'a Retry>,
     /// Retries beyond the first try.
     attempts: u32,
 }
@@ -166,7 +254,9 @@ impl<'a> Limits<'a> {
     fn new(ctx: &Context<'a>, head: &mut RequestHead) -> Self {
         let mut timeout = ctx.forward.timeout;
         let retry = ctx.forward.retry.as_ref().filter(|_| !ctx.passed.faulted);
-        let mut attempts = retry.map_or(0, |r| r.attempts);
+        let retry = retry
+            .filter(|r| r.request_headers.is_empty() || r.request_headers.iter().any(|h| h.matches(head)));
+        let mut attempts = retry.map_or(0, |r| r.config.attempts);
         let number =
             |id, head: &RequestHead| head.headers.str_id(id).and_then(|v| v.trim().parse::<u64>().ok());
         if ctx.conn.outbound() {
@@ -275,12 +365,19 @@ struct Try<'a, D> {
 }
 
 /// An open upstream stream and where its connection belongs.
-struct Open {
-    up: Upstream,
+pub(super) struct Open {
+    pub(super) up: Upstream,
     pool: Rc<Pool>,
     stage: Stage,
     /// Counts the request for its host.
     _active: ActiveGuard,
+}
+
+impl Open {
+    /// A stream whose exchange is complete.
+    pub(super) fn complete(up: Upstream, pool: Rc<Pool>, active: ActiveGuard) -> Self {
+        Self { up, pool, stage: Stage::Done, _active: active }
+    }
 }
 
 impl<D: Downstream> Try<'_, D> {
@@ -296,8 +393,9 @@ impl<D: Downstream> Try<'_, D> {
             Err(e) => return (Err(e), None),
         };
         rec.peer = open.up.peer();
+        timers.begin_try(limits.retry.and_then(|r| r.config.per_try_idle_timeout));
         let mut pump = RequestPump::new(self.down, &open.up, self.replay, self.received, open.stage);
-        let per_try = limits.retry.and_then(|r| r.per_try_timeout).filter(|t| !t.is_zero());
+        let per_try = limits.retry.and_then(|r| r.config.per_try_timeout).filter(|t| !t.is_zero());
         let r = exchange::request(&mut pump, timers, per_try, self.upgrade).await.map_err(TryError::Exchange);
         if r.is_ok() {
             rec.first_byte = Some(Instant::now());
@@ -308,7 +406,7 @@ impl<D: Downstream> Try<'_, D> {
 
     async fn open(&self, limits: &Limits<'_>, state: &Tries, rec: &mut Record) -> Result<Open, TryError> {
         let conn = self.ctx.conn;
-        let avoid = limits.retry.map_or(0, |r| r.host_selection_attempts);
+        let avoid = limits.retry.map_or(0, |r| r.config.host_selection_attempts);
         let avoid = if state.retries > 0 { avoid } else { 0 };
         rec.host = None;
         let host = if self.cluster.config.discovery == mesh_model::proxy::Discovery::OriginalDst {
@@ -326,7 +424,7 @@ impl<D: Downstream> Try<'_, D> {
 }
 
 /// Opens a stream to a host.
-async fn stream(
+pub(super) async fn stream(
     worker: &Rc<Worker>,
     cluster: &Arc<Cluster>,
     host: &Arc<Host>,
@@ -361,7 +459,7 @@ async fn stream(
 }
 
 /// Returns an HTTP/1 connection to its pool after a complete exchange.
-fn give_back(open: Open) {
+pub(super) fn give_back(open: Open) {
     if let Upstream::H1(x) = open.up
         && let Some(c) = x.into_reusable()
     {
@@ -413,18 +511,58 @@ fn next(
         return Next::Again(Duration::ZERO, None);
     }
     let Some(policy) = limits.retry else { return Next::Stop };
-    if state.retries >= limits.attempts || !retriable(policy, outcome, up) {
+    if !retriable(policy, outcome, up) {
         return Next::Stop;
     }
-    let Some(permit) = Permit::take(&cluster.usage, |u| &u.retries, cluster.config.limits.max_retries) else {
-        rec.flag(Flag::Uo);
-        return Next::Stop;
-    };
+    let Some(permit) = retry_permit(cluster, limits, state, rec) else { return Next::Stop };
     state.retries += 1;
+    let policy = &policy.config;
+    if let (Some(limited), Ok(r)) = (&policy.rate_limited, outcome)
+        && let Some(wait) = limited.headers.iter().find_map(|h| reset_interval(h, limited.max_interval, r))
+    {
+        // Everybody was told the same; not everybody should come at once.
+        let jitter = u64::try_from(wait.as_micros() / 2).unwrap_or(u64::MAX).max(1);
+        let jitter = Duration::from_micros(ctx.conn.worker.rng.next() % jitter);
+        return Next::Again(wait + jitter, Some(permit));
+    }
     let base = policy.base_interval.max(Duration::from_millis(1));
     let bound = base.saturating_mul(1 << state.retries.min(16)).min(policy.max_interval.max(base));
     let micros = u64::try_from(bound.as_micros()).unwrap_or(u64::MAX).max(1);
     Next::Again(Duration::from_micros(ctx.conn.worker.rng.next() % micros), Some(permit))
+}
+
+/// Leave to try once more: of the policy, and of the cluster.
+fn retry_permit(cluster: &Cluster, limits: &Limits<'_>, state: &Tries, rec: &mut Record) -> Option<Permit> {
+    if state.retries >= limits.attempts {
+        return None;
+    }
+    let l = &cluster.config.limits;
+    let most = match l.retry_budget {
+        None => l.max_retries,
+        Some(b) => {
+            let usage = &cluster.usage;
+            let active = u64::from(usage.requests.load(Relaxed)) + u64::from(usage.pending.load(Relaxed));
+            let share = active * u64::from(b.share) / 10_000;
+            u32::try_from(share).unwrap_or(u32::MAX).max(b.min_concurrency)
+        }
+    };
+    let permit = Permit::take(&cluster.usage, |u| &u.retries, most);
+    if permit.is_none() {
+        rec.flag(Flag::Uo);
+    }
+    permit
+}
+
+/// How long an answer asks to wait; `None` if it does not say, or asks too much.
+fn reset_interval(h: &ResetHeader, max: Duration, r: &ResponseHead) -> Option<Duration> {
+    let n: u64 = std::str::from_utf8(r.headers.get(h.name.as_bytes())?).ok()?.trim().parse().ok()?;
+    let wait = if h.unix_time {
+        let now = std::time::SystemTime::now().duration_since(std::time::SystemTime::UNIX_EPOCH).ok()?;
+        Duration::from_secs(n).checked_sub(now)?
+    } else {
+        Duration::from_secs(n)
+    };
+    (wait <= max).then_some(wait)
 }
 
 fn died_unused(outcome: &Result<ResponseHead, TryError>, up: &Option<Open>, head: &RequestHead) -> bool {
@@ -438,20 +576,35 @@ fn died_unused(outcome: &Result<ResponseHead, TryError>, up: &Option<Open>, head
     }
 }
 
-fn retriable(policy: &RetryPolicy, outcome: &Result<ResponseHead, TryError>, up: &Option<Open>) -> bool {
-    policy.on.iter().any(|on| match outcome {
-        Ok(r) => match on {
-            RetryOn::ServerError => r.status >= 500,
-            RetryOn::GatewayError => matches!(r.status, 502..=504),
-            RetryOn::Retriable4xx => r.status == 409,
-            RetryOn::RetriableStatusCodes => policy.status_codes.contains(&r.status),
-            RetryOn::Cancelled => grpc_status(r) == Some(1),
-            RetryOn::DeadlineExceeded => grpc_status(r) == Some(4),
-            RetryOn::ResourceExhausted => grpc_status(r) == Some(8),
-            RetryOn::Internal => grpc_status(r) == Some(13),
-            RetryOn::Unavailable => grpc_status(r) == Some(14),
-            _ => false,
-        },
+/// Whether an answer is one to try again for.
+fn retriable_answer(retry: &Retry, r: &ResponseHead) -> bool {
+    let on = &retry.config.on;
+    if r.headers.has(HeaderId::XEnvoyRatelimited) {
+        // More of the same would only make it worse.
+        return on.contains(&RetryOn::EnvoyRateLimited);
+    }
+    on.iter().any(|on| match on {
+        RetryOn::ServerError => r.status >= 500,
+        RetryOn::GatewayError => matches!(r.status, 502..=504),
+        RetryOn::Retriable4xx => r.status == 409,
+        RetryOn::RetriableStatusCodes => retry.config.status_codes.contains(&r.status),
+        RetryOn::RetriableHeaders => retry.response_headers.iter().any(|h| h.matches_response(&r.headers)),
+        RetryOn::Cancelled => grpc_status(r) == Some(1),
+        RetryOn::DeadlineExceeded => grpc_status(r) == Some(4),
+        RetryOn::ResourceExhausted => grpc_status(r) == Some(8),
+        RetryOn::Internal => grpc_status(r) == Some(13),
+        RetryOn::Unavailable => grpc_status(r) == Some(14),
+        _ => false,
+    })
+}
+
+fn retriable(policy: &Retry, outcome: &Result<ResponseHead, TryError>, up: &Option<Open>) -> bool {
+    let on = match outcome {
+        Ok(r) => return retriable_answer(policy, r),
+        Err(_) => &policy.config.on,
+    };
+    on.iter().any(|on| match outcome {
+        Ok(_) => false,
         Err(TryError::Connect(_)) => {
             matches!(
                 on,
@@ -523,6 +676,10 @@ fn failure(rec: &mut Record, e: &TryError, exhausted: bool) -> LocalReply {
             Failure::Timeout | Failure::PerTryTimeout => {
                 reply(rec, Flag::Ut, "response_timeout", 504, "upstream request timeout".into())
             }
+            Failure::Duration => LocalReply {
+                grpc: Some(4),
+                ..reply(rec, Flag::Dt, MAX_DURATION, 504, "downstream duration timeout".into())
+            },
             Failure::Idle => reply(rec, Flag::Si, "stream_idle_timeout", 504, "stream timeout".into()),
             Failure::Upstream(StreamError::Protocol | StreamError::TooLarge) => reply(
                 rec,
@@ -601,6 +758,7 @@ async fn respond<D: Downstream>(
             let (flag, details) = match f {
                 Failure::Downstream(_) => (Flag::Dc, "downstream_remote_disconnect"),
                 Failure::Timeout | Failure::PerTryTimeout => (Flag::Ut, "response_timeout"),
+                Failure::Duration => (Flag::Dt, MAX_DURATION),
                 Failure::Idle => (Flag::Si, "stream_idle_timeout"),
                 Failure::Upstream(StreamError::Refused) => {
                     (Flag::Ur, "upstream_reset_after_response_started{remote_reset}")
@@ -644,6 +802,9 @@ fn finish_response(
                 h.set_id(id, v);
             }
         }
+    }
+    if let Some(edits) = &ctx.passed.response {
+        edits.apply(h);
     }
     if let Some(c) = cookie {
         h.push_id(HeaderId::SetCookie, c.as_bytes());
@@ -690,6 +851,6 @@ async fn shadow(
     let (up, pool) = stream(worker, cluster, &host, head, head.version == Version::Http2).await.ok()?;
     let r = exchange::drop_answer(&up, body, head.body).await;
     cluster.observe(&host, r.map_or(Outcome::Failed, Outcome::Status));
-    give_back(Open { up, pool, stage: Stage::Done, _active: active });
+    give_back(Open::complete(up, pool, active));
     Some(())
 }

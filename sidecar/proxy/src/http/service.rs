@@ -7,7 +7,9 @@ use mesh_model::proxy as model;
 
 use super::{
     downstream::Downstream,
-    edge, filters,
+    edge,
+    filtered::Filtered,
+    filters,
     headers::{HeaderId, Headers},
     local_reply::{self, LocalReply},
     message::{BodyKind, RequestHead, Version},
@@ -33,10 +35,25 @@ pub(crate) async fn handle<D: Downstream>(
 ) {
     let _gauge = Gauge::new(&conn.worker.shared.totals, |t| &t.requests, |t| &t.requests_total);
     let mut rec = Record::new(conn, Some(&head));
-    if let Err(reply) = serve(conn, manager, &mut head, down, &mut rec).await {
-        local_reply::send(down, &head, &manager.config.server_name, reply, &mut rec).await;
+    if manager.bodies {
+        // Boxed, so that ordinary requests do not carry the larger state.
+        Box::pin(answer(conn, manager, &mut head, &Filtered::new(down), &mut rec)).await;
+    } else {
+        answer(conn, manager, &mut head, down, &mut rec).await;
     }
     rec.finish(conn, manager, &head);
+}
+
+async fn answer<D: Downstream>(
+    conn: &Rc<Connection>,
+    manager: &Arc<HttpManager>,
+    head: &mut RequestHead,
+    down: &D,
+    rec: &mut Record,
+) {
+    if let Err(reply) = serve(conn, manager, head, down, rec).await {
+        local_reply::send(down, head, &manager.config.server_name, reply, rec).await;
+    }
 }
 
 /// Answers bytes that are not an acceptable request.
@@ -77,6 +94,10 @@ async fn serve<D: Downstream>(
     rec: &mut Record,
 ) -> Result<(), LocalReply> {
     let config = &manager.config;
+    if head.version == Version::Http10 && !config.accept_http_10 {
+        rec.details = "low_version".into();
+        return Err(LocalReply { status: 426, ..LocalReply::default() });
+    }
     if path::normalize(&mut head.path, config.normalize_path, config.merge_slashes).is_err() {
         rec.details = "path_normalization_failed".into();
         return Err(LocalReply::text(400, "Bad Request"));
@@ -101,7 +122,7 @@ async fn serve<D: Downstream>(
             head.headers.set_id(HeaderId::XEnvoyDecoratorOperation, r.operation.as_bytes());
         }
     }
-    let passed = filters::run(conn, manager, head, route.as_deref(), rec).await?;
+    let passed = filters::run(conn, manager, head, route.as_deref(), down, rec).await?;
     let (Some(vhost), Some(route)) = (vhost, route) else {
         if needs_tls {
             rec.details = "ssl_redirect".into();
@@ -121,14 +142,14 @@ async fn serve<D: Downstream>(
                 is_text: true,
                 ..LocalReply::default()
             };
-            finish_headers(&mut reply.headers, &route, &vhost, passed.cors.as_ref());
+            finish_headers(&mut reply.headers, &route, &vhost, &passed);
             Err(reply)
         }
         Action::Redirect(r) => {
             rec.details = "direct_response".into();
             let mut reply = LocalReply { status: r.status, ..LocalReply::default() };
             reply.headers.push_id(HeaderId::Location, location(head, r, &route).as_bytes());
-            finish_headers(&mut reply.headers, &route, &vhost, passed.cors.as_ref());
+            finish_headers(&mut reply.headers, &route, &vhost, &passed);
             Err(reply)
         }
         Action::Forward(f) => {
@@ -199,15 +220,18 @@ pub(crate) async fn policy(
     }
 }
 
-/// Response headers of route and virtual host, and cross-origin ones.
-fn finish_headers(headers: &mut Headers, route: &Route, vhost: &VirtualHost, cors: Option<&Headers>) {
+/// Response headers of route and virtual host, and those of filters.
+fn finish_headers(headers: &mut Headers, route: &Route, vhost: &VirtualHost, passed: &filters::Passed) {
     let plain = |v: &str| v.to_owned();
     route.response_headers.response(headers, &plain);
     vhost.response_headers.response(headers, &plain);
-    if let Some(c) = cors {
+    if let Some(c) = &passed.cors {
         for (id, _, v) in c.iter() {
             headers.push_id(id, v);
         }
+    }
+    if let Some(edits) = &passed.response {
+        edits.apply(headers);
     }
 }
 

@@ -165,18 +165,25 @@ async fn serve(
 
 /// Asks the chain's network filters; HTTP filters see requests, these only the connection.
 pub(crate) fn authorized(conn: &Rc<Connection>) -> bool {
+    let refuse = |flags, details| {
+        let logs = match &conn.chain.terminal {
+            Terminal::Tcp(t) => &t.logs,
+            Terminal::Http(h) => &h.logs,
+        };
+        let mut record = TcpRecord::new(conn);
+        record.flags = flags;
+        record.details = details;
+        record.log(logs);
+        false
+    };
+    if !conn.chain.limits.iter().all(|l| l.take()) {
+        tracing::debug!(peer = %conn.peer, "connection beyond the rate");
+        return refuse("RL", "local_rate_limited".to_owned());
+    }
     for rbac in &conn.chain.rbac {
         if let Err(policy) = rbac.check(&conn.facts(conn.peer.ip(), None)) {
             tracing::debug!(%policy, peer = %conn.peer, "connection denied");
-            let logs = match &conn.chain.terminal {
-                Terminal::Tcp(t) => &t.logs,
-                Terminal::Http(h) => &h.logs,
-            };
-            let mut record = TcpRecord::new(conn);
-            record.flags = "UAEX";
-            record.details = policy;
-            record.log(logs);
-            return false;
+            return refuse("UAEX", policy);
         }
     }
     true

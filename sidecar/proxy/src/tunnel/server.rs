@@ -17,7 +17,9 @@ use crate::{
         route::{Action, Forward, Found, Route},
     },
     http::{
-        edge, filters, h2 as http2,
+        edge,
+        filtered::HeadOnly,
+        filters, h2 as http2,
         message::RequestHead,
         record::{Record, TcpRecord},
         service,
@@ -134,7 +136,7 @@ async fn admit(
 ) -> Result<(), (u16, String)> {
     let mut rec = Record::new(conn, Some(head));
     edge::prepare(conn, manager, head, &mut rec);
-    let refused = match filters::run(conn, manager, head, Some(route), &mut rec).await {
+    let refused = match filters::run(conn, manager, head, Some(route), &HeadOnly, &mut rec).await {
         Err(reply) => reply,
         Ok(_) => match service::policy(conn, head, &mut rec, route).await {
             Ok(()) => return Ok(()),

@@ -120,6 +120,7 @@ impl Connection {
             authenticated: self.identity.is_some(),
             cluster: self.identity.as_ref().and_then(|i| i.cluster.as_ref()).map(|c| c.as_str()),
             request,
+            metadata: None,
         }
     }
 }

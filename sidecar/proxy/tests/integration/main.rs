@@ -1,8 +1,11 @@
 //! The engine over real sockets.
 
 mod config;
+mod ext_authz;
 mod http1;
 mod http2;
+mod jwt;
+mod rate_limit;
 mod resilience;
 mod routing;
 mod support;

@@ -183,6 +183,7 @@ pub(crate) fn route(f: Forward) -> Route {
         fault: None,
         cors: None,
         operation: String::new(),
+        filters: RouteFilters::default(),
     }
 }
 
@@ -194,6 +195,7 @@ pub(crate) fn vhost(domains: &[&str], routes: Vec<Route>) -> VirtualHost {
         routes,
         request_headers: HeaderOps::default(),
         response_headers: HeaderOps::default(),
+        filters: RouteFilters::default(),
     }
 }
 
@@ -220,6 +222,8 @@ pub(crate) fn manager(routes: RouteSource) -> HttpConnectionManager {
         idle_timeout: None,
         request_headers_timeout: None,
         stream_idle_timeout: None,
+        max_stream_duration: None,
+        accept_http_10: true,
         preserve_request_id: false,
     }
 }

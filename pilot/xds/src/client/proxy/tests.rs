@@ -74,9 +74,11 @@ fn route(name: &str, to: &str) -> (String, pb::Any) {
                 fault: None,
                 cors: None,
                 operation: String::new(),
+                filters: Default::default(),
             }],
             request_headers: Default::default(),
             response_headers: Default::default(),
+            filters: Default::default(),
         }],
     };
     (name.into(), codec::encode_route(&r))

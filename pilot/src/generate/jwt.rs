@@ -1,0 +1,191 @@
+//! `RequestAuthentication` as token authentication in front of authorisation.
+//!
+//! All documents that select the workload are one list of issuers. A request without a token passes, without
+//! principal; one whose token is of none of them, or is not valid, is answered with 401. Keys of a `jwksUri`
+//! are fetched by the proxy: from the service if the host is one, else over a cluster made for it.
+
+use std::{sync::Arc, time::Duration};
+
+use mesh_model::{
+    authored,
+    proxy::{
+        Cluster, Discovery, EndpointHealth, HttpFilter, JwksSource, JwtAuthn, JwtClaimToHeader, JwtHeader,
+        JwtProvider, JwtRequirement, JwtRequires, JwtRule, LbEndpoint, LoadAssignment, LocalityEndpoints,
+        RemoteJwks, RouteMatch, SecretRef, StringMatch, UpstreamTls, Validation,
+    },
+};
+
+use super::{Ctx, Generated, clusters::SYSTEM_ROOTS, common::cluster_name};
+use crate::config::selects;
+
+/// Claims that are lists by custom.
+const SPACE_DELIMITED: [&str; 2] = ["permission", "scope"];
+/// Key of the payload in the filter's metadata; Istio's.
+pub(super) const PAYLOAD: &str = "payload";
+const FETCH: Duration = Duration::from_secs(5);
+/// How often istiod looks for new keys.
+const CACHE: Duration = Duration::from_secs(20 * 60);
+
+/// The filter of a workload, if anything selects it.
+pub(super) fn filter(ctx: &Ctx<'_>) -> Option<HttpFilter> {
+    let rules = rules(ctx);
+    if rules.is_empty() {
+        return None;
+    }
+    let named = |i: usize| format!("origins-{i}");
+    let mut any: Vec<JwtRequirement> = (0..rules.len()).map(|i| JwtRequirement::Provider(named(i))).collect();
+    any.push(JwtRequirement::AllowMissing);
+    Some(HttpFilter::Jwt(Arc::new(JwtAuthn {
+        providers: rules.iter().enumerate().map(|(i, r)| (named(i), provider(ctx, r))).collect(),
+        rules: vec![JwtRule {
+            matches: RouteMatch::any(),
+            requires: JwtRequires::Inline(JwtRequirement::Any(any)),
+        }],
+        requirements: Default::default(),
+        bypass_cors_preflight: true,
+    })))
+}
+
+/// Clusters of key servers that are not services.
+pub(super) fn clusters(ctx: &Ctx<'_>, out: &mut Generated) {
+    for r in rules(ctx) {
+        let Some(from) = KeyServer::of(&r.jwks_uri) else { continue };
+        if from.service(ctx).is_none() {
+            out.cluster(from.cluster(ctx));
+        }
+    }
+}
+
+/// Rules in the order of their issuers, so that the age of documents does not matter.
+fn rules<'a>(ctx: &Ctx<'a>) -> Vec<&'a authored::JwtRule> {
+    let config = &ctx.world.config;
+    let root = config.root_namespace();
+    let mut out: Vec<&authored::JwtRule> = config
+        .request_authentications
+        .iter()
+        .filter(|d| d.namespace == ctx.proxy.namespace || d.namespace == root)
+        .filter(|d| d.spec.target_ref.is_none() && d.spec.target_refs.is_empty())
+        .filter(|d| d.spec.selector.as_ref().is_none_or(|s| selects(&s.match_labels, &ctx.proxy.labels)))
+        .flat_map(|d| &d.spec.jwt_rules)
+        .collect();
+    out.sort_by_key(|r| &r.issuer);
+    out
+}
+
+fn provider(ctx: &Ctx<'_>, r: &authored::JwtRule) -> JwtProvider {
+    let jwks = match KeyServer::of(&r.jwks_uri) {
+        Some(from) if r.jwks.is_empty() => JwksSource::Remote(RemoteJwks {
+            uri: r.jwks_uri.clone(),
+            cluster: from.service(ctx).unwrap_or_else(|| from.cluster_name()),
+            timeout: r.timeout.map(Duration::from).filter(|t| !t.is_zero()).unwrap_or(FETCH),
+            cache_duration: CACHE,
+            async_fetch: true,
+        }),
+        // Without keys no token is valid.
+        _ => JwksSource::Inline(r.jwks.clone()),
+    };
+    let mut space_delimited_claims: Vec<String> = SPACE_DELIMITED.map(str::to_owned).to_vec();
+    space_delimited_claims
+        .extend(r.space_delimited_claims.iter().filter(|c| !SPACE_DELIMITED.contains(&c.as_str())).cloned());
+    JwtProvider {
+        issuer: r.issuer.clone(),
+        audiences: r.audiences.clone(),
+        jwks,
+        forward: r.forward_original_token,
+        from_headers: r
+            .from_headers
+            .iter()
+            .map(|h| JwtHeader { name: h.name.to_ascii_lowercase(), value_prefix: h.prefix.clone() })
+            .collect(),
+        from_params: r.from_params.clone(),
+        from_cookies: r.from_cookies.clone(),
+        forward_payload_header: r.output_payload_to_header.clone(),
+        payload_in_metadata: PAYLOAD.to_owned(),
+        space_delimited_claims,
+        claim_to_headers: r
+            .output_claim_to_headers
+            .iter()
+            .map(|c| JwtClaimToHeader { header: c.header.to_ascii_lowercase(), claim: c.claim.clone() })
+            .collect(),
+        ..JwtProvider::default()
+    }
+}
+
+/// Where keys are fetched.
+struct KeyServer<'a> {
+    tls: bool,
+    host: &'a str,
+    port: u16,
+}
+
+impl<'a> KeyServer<'a> {
+    fn of(uri: &'a str) -> Option<Self> {
+        let (tls, rest) = match uri.strip_prefix("https://") {
+            Some(rest) => (true, rest),
+            None => (false, uri.strip_prefix("http://")?),
+        };
+        let authority = rest.split(['/', '?']).next()?;
+        let (host, port) = match authority.rsplit_once(':') {
+            Some((host, port)) if !authority.ends_with(']') => (host, port.parse().ok()?),
+            _ => (authority, if tls { 443 } else { 80 }),
+        };
+        let host = host.trim_start_matches('[').trim_end_matches(']');
+        (!host.is_empty()).then_some(Self { tls, host, port })
+    }
+
+    /// The cluster of the service that it is.
+    fn service(&self, ctx: &Ctx<'_>) -> Option<String> {
+        let entry = ctx.service(self.host)?;
+        let there = entry.service.ports.iter().any(|p| p.port == self.port);
+        there.then(|| cluster_name(self.port, "", &entry.service.host))
+    }
+
+    fn cluster_name(&self) -> String {
+        format!("jwks|{}||{}", self.port, self.host)
+    }
+
+    fn cluster(&self, ctx: &Ctx<'_>) -> Cluster {
+        let name = self.cluster_name();
+        let endpoint = LbEndpoint {
+            address: self.host.to_owned(),
+            port: self.port,
+            weight: 1,
+            health: EndpointHealth::Healthy,
+            transport_labels: Default::default(),
+            workload: String::new(),
+        };
+        let assignment = LoadAssignment {
+            name: name.clone(),
+            localities: vec![LocalityEndpoints { endpoints: vec![endpoint], ..LocalityEndpoints::default() }],
+            overprovisioning: 140,
+        };
+        let mut c = ctx.base_cluster(&name, Discovery::StrictDns(assignment));
+        c.tls = self.tls.then(|| UpstreamTls {
+            certificate: None,
+            validation: Validation {
+                trusted: Some(SecretRef::Files { chain: SYSTEM_ROOTS.to_owned(), key: String::new() }),
+                sans: vec![StringMatch::exact(self.host)],
+            },
+            sni: self.host.to_owned(),
+            alpn: vec![],
+        });
+        c
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::KeyServer;
+
+    #[test]
+    fn key_servers() {
+        let of = |uri| KeyServer::of(uri).map(|k| (k.tls, k.host.to_owned(), k.port));
+        assert_eq!(of("https://a.example/keys"), Some((true, "a.example".into(), 443)));
+        assert_eq!(of("http://a:8080?x"), Some((false, "a".into(), 8080)));
+        assert_eq!(of("https://[::1]:8443/"), Some((true, "::1".into(), 8443)));
+        assert_eq!(of("https://[::1]"), Some((true, "::1".into(), 443)));
+        for bad in ["", "a.example", "ftp://a", "http:///", "http://a:x/"] {
+            assert_eq!(of(bad), None, "{bad}");
+        }
+    }
+}
