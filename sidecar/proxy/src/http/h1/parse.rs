@@ -35,6 +35,10 @@ pub(crate) enum HeadError {
     TransferEncoding,
     #[error("unsupported expectation")]
     Expectation,
+    #[error("unsupported HTTP version")]
+    Version,
+    #[error("no HTTP/1 request line")]
+    NotHttp,
 }
 
 impl HeadError {
@@ -43,6 +47,7 @@ impl HeadError {
         match self {
             Self::TooLarge | Self::TooManyFields => 431,
             Self::Expectation => 417,
+            Self::Version => 505,
             _ => 400,
         }
     }
@@ -78,6 +83,19 @@ fn map_httparse(e: httparse::Error) -> HeadError {
     }
 }
 
+/// What is wrong with the version of a request line: one that we do not speak, or none at all.
+fn version_error(buf: &[u8]) -> HeadError {
+    let line = buf.split(|b| *b == b'\r').next().unwrap_or_default();
+    match line.rsplit(|b| *b == b' ').next() {
+        Some([b'H', b'T', b'T', b'P', b'/', major, b'.', minor])
+            if major.is_ascii_digit() && minor.is_ascii_digit() =>
+        {
+            HeadError::Version
+        }
+        _ => HeadError::NotHttp,
+    }
+}
+
 /// A parsed request and what it says about its connection.
 #[derive(Debug)]
 pub(crate) struct ParsedRequest {
@@ -89,9 +107,11 @@ pub(crate) struct ParsedRequest {
 pub(crate) fn request(buf: &[u8], https: bool) -> Result<ParsedRequest, HeadError> {
     let mut fields = [httparse::EMPTY_HEADER; MAX_FIELDS];
     let mut parsed = httparse::Request::new(&mut fields);
-    match parsed.parse(buf).map_err(map_httparse)? {
-        httparse::Status::Complete(n) if n == buf.len() => {}
-        _ => return Err(HeadError::Malformed),
+    match parsed.parse(buf) {
+        Ok(httparse::Status::Complete(n)) if n == buf.len() => {}
+        Err(httparse::Error::Version) => return Err(version_error(buf)),
+        Err(e) => return Err(map_httparse(e)),
+        Ok(_) => return Err(HeadError::Malformed),
     }
     let version = if parsed.version == Some(1) { Version::Http11 } else { Version::Http10 };
     let method =
@@ -155,7 +175,10 @@ pub(crate) fn request(buf: &[u8], https: bool) -> Result<ParsedRequest, HeadErro
     let (authority, path) = split_target(&method, target, host)?;
     let upgrade = headers
         .get_id(HeaderId::Upgrade)
+        // A handshake is a GET without a body (RFC 6455 section 4.1): what stands behind anything else is a body
+        // to one reader and the new protocol to the next. Such a request is served without the upgrade.
         .filter(|_| upgrade_listed && version == Version::Http11)
+        .filter(|_| method == Method::GET && body == BodyKind::Empty)
         .and_then(|v| std::str::from_utf8(v).ok())
         .map(str::to_ascii_lowercase);
     strip_connection(&mut headers, &nominated);
@@ -217,7 +240,14 @@ pub(crate) fn response(buf: &[u8], method: &Method) -> Result<ParsedResponse, He
     }
     let upgrade = headers.get_id(HeaderId::Upgrade).map(<[u8]>::to_vec);
     strip_connection(&mut headers, &nominated);
-    let body = if status == 101 || (*method == Method::CONNECT && (200..300).contains(&status)) {
+    let tunnel = status == 101 || (*method == Method::CONNECT && (200..300).contains(&status));
+    if tunnel || status < 200 || status == 204 {
+        // No framing belongs there (RFC 9110 sections 8.6 and 9.3.6, RFC 9112 section 6.1), and a client that
+        // believed it would wait for bytes or take the next answer for them.
+        headers.remove_id(HeaderId::ContentLength);
+        chunked = false;
+    }
+    let body = if tunnel {
         if let Some(u) = upgrade.filter(|_| status == 101) {
             headers.push_id(HeaderId::Upgrade, &u);
         }
@@ -432,7 +462,7 @@ mod tests {
             ("high bytes", b"GET /\xc3\xa4 HTTP/1.1\r\nHost: a\r\n\r\n", 400),
             ("connect", b"CONNECT / HTTP/1.1\r\nHost: a\r\n\r\n", 400),
             ("header name", b"GET / HTTP/1.1\r\nHost: a\r\nX Y: 1\r\n\r\n", 400),
-            ("version", b"GET / HTTP/3.0\r\nHost: a\r\n\r\n", 400),
+            ("version", b"GET / HTTP/3.0\r\nHost: a\r\n\r\n", 505),
             ("expect", b"GET / HTTP/1.1\r\nHost: a\r\nExpect: tea\r\n\r\n", 417),
         ];
         for (what, raw, status) in cases {

@@ -12,6 +12,7 @@ use std::{
 
 use bytes::{Bytes, BytesMut};
 use http::Method;
+use mesh_model::proxy::HttpCodec;
 use tokio::{io::AsyncWrite, time::Instant};
 
 use super::{
@@ -96,8 +97,12 @@ enum Next {
 }
 
 async fn requests(down: &H1Down, conn: &Rc<Connection>, manager: &Arc<HttpManager>, signals: &Subscription) {
+    let mut first = true;
     loop {
         match next_head(down, conn, manager, signals).await {
+            // Where the protocol was guessed from the first bytes and these are none that we know, the peer could
+            // not read an answer in HTTP/1 either: it may have meant a preface of HTTP/2 (RFC 9113 section 3.4).
+            Next::Refused(HeadError::NotHttp) if first && manager.config.codec == HttpCodec::Auto => return,
             Next::Request(head) => {
                 down.inner.borrow_mut().draining = signals.is_draining();
                 service::handle(conn, manager, head, down).await;
@@ -116,6 +121,7 @@ async fn requests(down: &H1Down, conn: &Rc<Connection>, manager: &Arc<HttpManage
         if !after(down).await {
             return;
         }
+        first = false;
     }
 }
 
