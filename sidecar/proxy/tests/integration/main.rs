@@ -1,9 +1,11 @@
 //! The engine over real sockets.
 
 mod config;
+mod floods;
 mod h2spec;
 mod http1;
 mod http2;
+mod refusals;
 mod resilience;
 mod routing;
 mod support;

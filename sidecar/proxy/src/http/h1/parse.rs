@@ -86,12 +86,14 @@ fn map_httparse(e: httparse::Error) -> HeadError {
 /// What is wrong with the version of a request line: one that we do not speak, or none at all.
 fn version_error(buf: &[u8]) -> HeadError {
     let line = buf.split(|b| *b == b'\r').next().unwrap_or_default();
-    match line.rsplit(|b| *b == b' ').next() {
-        Some([b'H', b'T', b'T', b'P', b'/', major, b'.', minor])
+    let mut words = line.split(|b| *b == b' ');
+    match (words.next(), words.next(), words.next(), words.next()) {
+        (_, _, Some([b'H', b'T', b'T', b'P', b'/', major, b'.', minor]), None)
             if major.is_ascii_digit() && minor.is_ascii_digit() =>
         {
             HeadError::Version
         }
+        _ if line.windows(5).any(|w| w == b"HTTP/") => HeadError::Malformed,
         _ => HeadError::NotHttp,
     }
 }
@@ -371,7 +373,8 @@ pub(crate) fn is_authority(s: &str) -> bool {
         },
     };
     match after_host.strip_prefix(':') {
-        Some(port) => port.len() <= 5 && port.parse::<u16>().is_ok(),
+        // `parse` would take a sign.
+        Some(port) => port.bytes().all(|b| b.is_ascii_digit()) && port.parse::<u16>().is_ok(),
         None => after_host.is_empty(),
     }
 }
