@@ -82,6 +82,13 @@ async fn the_table_of_refusals_holds() {
     assert!(doc == there, "docs/refusals.md is not of this test (BLESS=1 writes it): {differs:?}");
 }
 
+/// Notes what does not hold, so that one run shows all of it.
+fn check(holds: bool, context: &dyn Fn() -> String, wrong: &mut Vec<String>) {
+    if !holds {
+        wrong.push(context());
+    }
+}
+
 /// Statuses of all responses in what came back.
 pub(crate) fn statuses(raw: &str) -> Vec<u16> {
     raw.match_indices("HTTP/1.1 ").filter_map(|(at, _)| raw[at + 9..].get(..3)?.parse().ok()).collect()

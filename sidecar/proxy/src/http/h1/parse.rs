@@ -125,6 +125,7 @@ pub(crate) fn request(buf: &[u8], https: bool) -> Result<ParsedRequest, HeadErro
     let mut length: Option<u64> = None;
     let mut chunked = false;
     let mut keep_alive = version == Version::Http11;
+    let mut close = false;
     let mut upgrade_listed = false;
     let mut nominated: Vec<Vec<u8>> = Vec::new();
     let mut expect_continue = false;
@@ -148,7 +149,7 @@ pub(crate) fn request(buf: &[u8], https: bool) -> Result<ParsedRequest, HeadErro
                 chunked = true;
             }
             HeaderId::Connection => {
-                connection_options(f.value, &mut keep_alive, &mut upgrade_listed, &mut nominated);
+                connection_options(f.value, &mut keep_alive, &mut close, &mut upgrade_listed, &mut nominated);
             }
             HeaderId::Expect => {
                 if !f.value.eq_ignore_ascii_case(b"100-continue") {
@@ -190,7 +191,7 @@ pub(crate) fn request(buf: &[u8], https: bool) -> Result<ParsedRequest, HeadErro
     let expect_continue = expect_continue && body != BodyKind::Empty;
     let head =
         RequestHead { method, version, https, authority, path, headers, body, upgrade, expect_continue };
-    Ok(ParsedRequest { head, keep_alive })
+    Ok(ParsedRequest { head, keep_alive: keep_alive && !close })
 }
 
 /// A parsed response and what it says about its connection.
@@ -213,6 +214,7 @@ pub(crate) fn response(buf: &[u8], method: &Method) -> Result<ParsedResponse, He
     let status = parsed.code.filter(|c| (100..=999).contains(c)).ok_or(HeadError::Malformed)?;
     let http11 = parsed.version == Some(1);
     let mut keep_alive = http11;
+    let mut close = false;
     let mut headers = Headers::with_capacity(buf.len() + 256, parsed.headers.len() + 8);
     let mut length: Option<u64> = None;
     let mut chunked = false;
@@ -231,7 +233,7 @@ pub(crate) fn response(buf: &[u8], method: &Method) -> Result<ParsedResponse, He
                 chunked = true;
             }
             HeaderId::Connection => {
-                connection_options(f.value, &mut keep_alive, &mut upgrade_listed, &mut nominated);
+                connection_options(f.value, &mut keep_alive, &mut close, &mut upgrade_listed, &mut nominated);
             }
             _ => {}
         }
@@ -268,7 +270,11 @@ pub(crate) fn response(buf: &[u8], method: &Method) -> Result<ParsedResponse, He
             }
         }
     };
-    Ok(ParsedResponse { head: ResponseHead { status, headers, body }, keep_alive, chunked })
+    Ok(ParsedResponse {
+        head: ResponseHead { status, headers, body },
+        keep_alive: keep_alive && !close,
+        chunked,
+    })
 }
 
 fn content_length(value: &[u8]) -> Result<u64, HeadError> {
@@ -286,9 +292,16 @@ fn set_length(length: &mut Option<u64>, value: &[u8]) -> Result<(), HeadError> {
     }
 }
 
-fn connection_options(value: &[u8], keep_alive: &mut bool, upgrade: &mut bool, nominated: &mut Vec<Vec<u8>>) {
+/// `close` holds whatever another field says (RFC 9112 section 9.3).
+fn connection_options(
+    value: &[u8],
+    keep_alive: &mut bool,
+    close: &mut bool,
+    upgrade: &mut bool,
+    nominated: &mut Vec<Vec<u8>>,
+) {
     if list_has(value, "close") {
-        *keep_alive = false;
+        *close = true;
     } else if list_has(value, "keep-alive") {
         *keep_alive = true;
     }
@@ -500,6 +513,16 @@ mod tests {
         assert_eq!(get("http://x.y?q").unwrap(), ("x.y".into(), "/?q".into()));
         let c = parse(b"CONNECT x.y:443 HTTP/1.1\r\nHost: h\r\n\r\n").unwrap();
         assert_eq!((c.head.authority.as_str(), c.head.path.as_str()), ("x.y:443", ""));
+    }
+
+    #[test]
+    fn close_wins() {
+        for fields in
+            ["close\r\nConnection: keep-alive", "keep-alive\r\nConnection: close", "keep-alive, close"]
+        {
+            let raw = format!("GET / HTTP/1.1\r\nHost: a\r\nConnection: {fields}\r\n\r\n");
+            assert!(!parse(raw.as_bytes()).unwrap().keep_alive, "{fields}");
+        }
     }
 
     #[test]

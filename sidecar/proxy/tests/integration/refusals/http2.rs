@@ -1,6 +1,6 @@
 //! Requests in HTTP/2 that are forwarded in HTTP/1, where what is a value here could become a line there.
 
-use super::{Row, raw_h2::*, shown, to};
+use super::{Row, check, raw_h2::*, shown, to};
 use crate::support::*;
 
 enum Answer {
@@ -225,15 +225,11 @@ pub(crate) async fn rows() -> Vec<Row> {
         };
         let answer = match c.answer {
             Refused => {
-                if !(refused && seen == 0) {
-                    wrong.push(context());
-                }
+                check(refused && seen == 0, &context, &mut wrong);
                 outcome.name()
             }
             BodyRefused => {
-                if !(refused && seen <= 1) {
-                    wrong.push(context());
-                }
+                check(refused && seen <= 1, &context, &mut wrong);
                 outcome.name()
             }
             Served(with, without, how) => {
@@ -241,9 +237,7 @@ pub(crate) async fn rows() -> Vec<Row> {
                     wrong.push(context());
                     continue;
                 };
-                if !(body.contains(with) && !body.contains(without) && seen == 1) {
-                    wrong.push(context());
-                }
+                check(body.contains(with) && !body.contains(without) && seen == 1, &context, &mut wrong);
                 format!("served, {how}")
             }
         };

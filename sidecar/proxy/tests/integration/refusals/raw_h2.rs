@@ -191,11 +191,9 @@ impl RawH2 {
             let code = |at: usize| u32::from_be_bytes(payload[at..at + 4].try_into().unwrap());
             match kind {
                 GOAWAY if code(4) != 0 => return Outcome::GoAway(code(4)),
-                RST_STREAM if id == stream => {
-                    // An answer before the end of the request is followed by a reset without an error.
-                    if seen.is_none() || code(0) != 0 {
-                        return Outcome::Reset(code(0));
-                    }
+                // An answer before the end of the request is followed by a reset without an error.
+                RST_STREAM if id == stream && (seen.is_none() || code(0) != 0) => {
+                    return Outcome::Reset(code(0));
                 }
                 HEADERS if id == stream && seen.is_none() => seen = Some(status(&payload)),
                 DATA if id == stream => body.extend(payload),

@@ -1,6 +1,6 @@
 //! Requests in HTTP/1.
 
-use super::{Row, shown, statuses, to};
+use super::{Row, check, shown, statuses, to};
 use crate::support::*;
 
 /// What becomes of a request.
@@ -363,46 +363,32 @@ pub(crate) async fn rows() -> Vec<Row> {
         let got = statuses(&r);
         let closes = lower.contains("\r\nconnection: close\r\n");
         let context = || format!("{what}: {got:?}, {seen} seen upstream: {r}");
-        if !(!r.contains("/smuggled")) {
-            wrong.push(context());
-        }
+        check(!r.contains("/smuggled"), &context, &mut wrong);
         let said = match answer {
             Head(status) => {
-                if !(got == [status] && closes && seen == 0) {
-                    wrong.push(context());
-                }
+                check(got == [status] && closes && seen == 0, &context, &mut wrong);
                 format!("{status}, close")
             }
             Body(status) => {
-                if !(got == [status] && closes && seen <= 1) {
-                    wrong.push(context());
-                }
+                check(got == [status] && closes && seen <= 1, &context, &mut wrong);
                 format!("{status}, close")
             }
             Kept(status) => {
-                if !(got == [status] && !closes && seen == 0) {
-                    wrong.push(context());
-                }
+                check(got == [status] && !closes && seen == 0, &context, &mut wrong);
                 status.to_string()
             }
             Closed => {
-                if !(r.is_empty() && seen == 0) {
-                    wrong.push(context());
-                }
+                check(r.is_empty() && seen == 0, &context, &mut wrong);
                 "closed: these are no bytes of HTTP/1".into()
             }
             Served(with, without, how) => {
                 let ok =
                     got == [200] && lower.contains(&with.to_ascii_lowercase()) && !lower.contains(without);
-                if !(ok && seen == 1) {
-                    wrong.push(context());
-                }
+                check(ok && seen == 1, &context, &mut wrong);
                 format!("served, {how}")
             }
             Second(status) => {
-                if !(got == [200, status] && closes && seen == 1) {
-                    wrong.push(context());
-                }
+                check(got == [200, status] && closes && seen == 1, &context, &mut wrong);
                 format!("the first is served; {status}, close")
             }
         };

@@ -7,7 +7,7 @@ use std::sync::{
 
 use tokio::io::AsyncWriteExt as _;
 
-use super::{Row, shown, statuses, to};
+use super::{Row, check, shown, statuses, to};
 use crate::support::*;
 
 /// What the client gets.
@@ -223,35 +223,25 @@ pub(crate) async fn rows() -> Vec<Row> {
         let context = || format!("{what}: {got:?}: {r}");
         let said = match answer {
             Error(status) => {
-                if !(got == [status] && !r.contains("evil")) {
-                    wrong.push(context());
-                }
+                check(got == [status] && !r.contains("evil"), &context, &mut wrong);
                 status.to_string()
             }
             Passed(status, with, without, how) => {
                 let lower = r.to_ascii_lowercase();
                 let ok = got == [status] && lower.contains(with) && !lower.contains(without);
-                if !(ok) {
-                    wrong.push(context());
-                }
-                if !(status != 204 || !lower.contains("content-length")) {
-                    wrong.push(context());
-                }
+                check(ok, &context, &mut wrong);
+                check(status != 204 || !lower.contains("content-length"), &context, &mut wrong);
                 format!("{status}, {how}")
             }
             Broken => {
                 let complete = r.ends_with("0\r\n\r\n") || r.contains("content-length: 2");
-                if !(got.first() == Some(&200) && got.len() == 1 && !complete) {
-                    wrong.push(context());
-                }
+                check(got.first() == Some(&200) && got.len() == 1 && !complete, &context, &mut wrong);
                 "200 that breaks off".into()
             }
         };
         // No later request may meet what this connection still holds.
         let again = statuses(&p.raw("l", &request).await);
-        if !(!again.is_empty() && connections.load(Ordering::SeqCst) >= 2) {
-            wrong.push(context());
-        }
+        check(!again.is_empty() && connections.load(Ordering::SeqCst) >= 2, &context, &mut wrong);
         let input = shown(raw.as_bytes());
         let input = if input.len() > 260 { format!("{}…", &input[..80]) } else { input };
         let what = if method == "GET" { what } else { "a body to HEAD" };
