@@ -100,9 +100,9 @@ impl H1Exchange {
             out.extend_from_slice(u.as_bytes());
             out.extend_from_slice(b"\r\n");
             if !head.headers.has(HeaderId::SecWebSocketKey) && u == "websocket" {
-                // HTTP/2 has no key; any value will do, the peer's answer is not passed back to a client that
+                // HTTP/2 has no key; any sixteen bytes will do (RFC 6455 section 4.1), the peer's answer is not passed back to a client that
                 // could check it.
-                out.extend_from_slice(b"sec-websocket-key: RmxvdGlsbGEgV2ViU29ja2U=\r\n");
+                out.extend_from_slice(b"sec-websocket-key: RmxvdGlsbGEgV2ViU29jaw==\r\n");
             }
         }
         let encoder = match head.body {
