@@ -34,6 +34,15 @@ pub fn flotilla() -> anyhow::Result<PathBuf> {
         })
 }
 
+/// The Python with the packages that `cargo verify` installs: `FLOTILLA_PYTHON`, else that of its environment.
+#[must_use]
+pub fn venv_python() -> String {
+    let target = std::env::var_os("CARGO_TARGET_DIR")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target"), PathBuf::from);
+    std::env::var("FLOTILLA_PYTHON")
+        .unwrap_or_else(|_| target.join("verify-venv/bin/python").display().to_string())
+}
+
 /// What a command said.
 #[derive(Debug, Clone)]
 pub struct Said {

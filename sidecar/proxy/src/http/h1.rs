@@ -2,5 +2,7 @@
 
 pub(crate) mod body;
 pub(crate) mod client;
+#[cfg(test)]
+mod oracle;
 pub(crate) mod parse;
 pub(crate) mod server;

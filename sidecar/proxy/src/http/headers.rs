@@ -137,6 +137,26 @@ impl HeaderId {
                 | Self::Http2Settings
         )
     }
+
+    /// Fields that frame, route or authenticate a message: behind its body they mean nothing (RFC 9110
+    /// section 6.5.1), and are dropped there so that nobody merges them into the head.
+    pub(crate) fn is_forbidden_trailer(self) -> bool {
+        self.is_hop_by_hop()
+            || matches!(
+                self,
+                Self::ContentLength
+                    | Self::Host
+                    | Self::Authorization
+                    | Self::Cookie
+                    | Self::SetCookie
+                    | Self::ContentType
+                    | Self::Expect
+                    | Self::Te
+                    | Self::Trailer
+                    | Self::XForwardedClientCert
+                    | Self::XForwardedFor
+            )
+    }
 }
 
 #[derive(Debug, Clone, Copy)]

@@ -109,7 +109,9 @@ fn parse_hello(body: &[u8]) -> Option<ClientHello> {
                     if kind == 0 {
                         let name = std::str::from_utf8(name.0).ok()?;
                         let ok = !name.is_empty() && name.bytes().all(|b| b.is_ascii_graphic());
-                        if !ok {
+                        // Two names: one reader would take the first, the next the last (RFC 6066 section 3
+                        // and RFC 8446 section 4.2 forbid it).
+                        if !ok || out.sni.is_some() {
                             return None;
                         }
                         out.sni = Some(name.to_ascii_lowercase());
@@ -217,7 +219,41 @@ mod tests {
         assert_eq!(http(b""), Seen::More);
     }
 
+    #[test]
+    fn two_names_are_none() {
+        let twice = |h: &[u8]| {
+            // The extensions block again, with every length around it.
+            let at = 5 + 4 + 2 + 32 + 1 + 4 + 2;
+            let ext = &h[at + 2..];
+            let all = [ext, ext].concat();
+            let vec16 = |v: &[u8]| [&(v.len() as u16).to_be_bytes()[..], v].concat();
+            let body = [&h[9..at], &vec16(&all)].concat();
+            let message = [&[1, 0][..], &vec16(&body)].concat();
+            [&[0x16, 3, 1][..], &vec16(&message)].concat()
+        };
+        let one = hello("a", &[], 4096);
+        assert!(matches!(client_hello(&one), Seen::Yes(_)));
+        assert_eq!(client_hello(&twice(&one)), Seen::No);
+    }
+
     proptest::proptest! {
+        /// What rustls would send and one changed byte: decided or waiting, never lost, whatever the pieces.
+        #[test]
+        fn mutated_hellos_are_decided_in_any_pieces(
+            at in 0usize..200, with in proptest::prelude::any::<u8>(), record in 1usize..300,
+        ) {
+            let mut h = hello("reviews.books", &["h2"], record);
+            let n = h.len();
+            h[at % n] = with;
+            let whole = client_hello(&h);
+            for cut in 0..n {
+                match client_hello(&h[..cut]) {
+                    Seen::More => {}
+                    early => { proptest::prop_assert_eq!(&early, &whole); }
+                }
+            }
+        }
+
         #[test]
         fn any_bytes_are_handled(mut raw in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..300)) {
             let _ = client_hello(&raw);

@@ -41,7 +41,9 @@ pub(crate) fn decode(buf: &[u8]) -> Result<Option<Header>, Invalid> {
     }
     let mut ip = || it.next().and_then(|s| s.parse::<IpAddr>().ok()).ok_or(Invalid);
     let (src, dst) = (ip()?, ip()?);
-    let mut port = || it.next().and_then(|s| s.parse::<u16>().ok()).ok_or(Invalid);
+    // `parse` would take a sign.
+    let digits = |s: &&str| s.bytes().all(|b| b.is_ascii_digit());
+    let mut port = || it.next().filter(digits).and_then(|s| s.parse::<u16>().ok()).ok_or(Invalid);
     let (sport, dport) = (port()?, port()?);
     let fits = matches!(
         (family, src, dst),
@@ -112,8 +114,34 @@ mod tests {
             b"PROXY TCP4 ::1 ::1 1 2\r\n",
             b"PROXY TCP4 1.2.3.4 5.6.7.8 1\r\n",
             b"PROXY TCP4 1.2.3.4 5.6.7.8 1 2\n",
+            b"PROXY TCP4 1.2.3.4 5.6.7.8 +1 2\r\n",
+            b"PROXY TCP4 1.2.3.4 5.6.7.8 1 2 3\r\n",
+            b"PROXY TCP4 1.2.3.4  5.6.7.8 1 2\r\n",
+            b"PROXY TCP4 01.2.3.4 5.6.7.8 1 2\r\n",
+            b"PROXY\tTCP4 1.2.3.4 5.6.7.8 1 2\r\n",
+            b"proxy TCP4 1.2.3.4 5.6.7.8 1 2\r\n",
+            b"PROXY UDP4 1.2.3.4 5.6.7.8 1 2\r\n",
         ] {
             assert_eq!(decode(bad), Err(Invalid), "{:?}", String::from_utf8_lossy(bad));
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_bytes_are_handled(
+            tail in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..300),
+            text in "PROXY (TCP4|TCP6|UNKNOWN|UDP4)?[ 0-9a-f:.]{0,120}(\r\n|\n|\r)?.{0,20}",
+        ) {
+            let mut two = V2.to_vec();
+            two.extend(&tail);
+            for raw in [&tail, &two, text.as_bytes()] {
+                if let Ok(Some(h)) = decode(raw) {
+                    // A header is what it says in any pieces, and never longer than what was read.
+                    proptest::prop_assert!(h.len <= raw.len());
+                    proptest::prop_assert_eq!(decode(&raw[..h.len]), Ok(Some(h)));
+                    proptest::prop_assert_eq!(decode(&raw[..h.len - 1]), Ok(None));
+                }
+            }
         }
     }
 }

@@ -81,7 +81,10 @@ pub(crate) async fn stream(
     let found = table.as_ref().map_or(Found::NoHost, |t| t.find(&head));
     let route = match found {
         Found::Route(_, r) if terminates(r).is_some() => Arc::clone(r),
-        _ => return Box::pin(http2::server::request(&conn, &manager, head, offer.recv, offer.respond)).await,
+        _ => {
+            Box::pin(http2::server::request(&conn, &manager, head, offer.recv, offer.respond)).await;
+            return;
+        }
     };
     drop(table);
     if (!manager.filters.is_empty() || conn.worker.shared.hooks.policy.is_some())

@@ -328,3 +328,16 @@ async fn draining_says_goaway_and_finishes_streams() {
     s.send_data(Bytes::from_static(b"two"), true).unwrap();
     assert_eq!(r.data().await.unwrap().unwrap(), "two");
 }
+
+#[tokio::test]
+async fn head_has_the_length_of_what_it_leaves_out() {
+    let up = Upstream::new("up").await;
+    for http in [UpstreamHttp::Http1, UpstreamHttp::Http2] {
+        let p = proxy(up.address, http).run();
+        let mut send = client(&p).await;
+        let (r, _) = send.send_request(request("HEAD", "/name"), true).unwrap();
+        let r = r.await.unwrap_or_else(|e| panic!("{http:?}: {e:?}"));
+        assert_eq!((r.status().as_u16(), &r.headers()["content-length"]), (200, &"2".parse().unwrap()));
+        assert_eq!(body(r.into_body()).await.0, b"");
+    }
+}

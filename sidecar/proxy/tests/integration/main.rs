@@ -2,10 +2,13 @@
 
 mod config;
 mod ext_authz;
+mod floods;
+mod h2spec;
 mod http1;
 mod http2;
 mod jwt;
 mod rate_limit;
+mod refusals;
 mod resilience;
 mod routing;
 mod support;

@@ -398,7 +398,9 @@ async fn echo(
     let builder = hyper::Response::builder();
     let r = match path.as_str() {
         "/echo" => {
-            let collected = req.into_body().collect().await.unwrap();
+            let Ok(collected) = req.into_body().collect().await else {
+                return Ok(builder.status(400).body(full("broken off")).unwrap());
+            };
             let trailers = collected.trailers().cloned();
             match trailers {
                 None => builder.body(full(collected.to_bytes())),

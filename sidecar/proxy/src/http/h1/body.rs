@@ -124,25 +124,7 @@ impl Decoder {
         }
         let mut trailers = Headers::default();
         for f in fields {
-            // Fields that frame, route or authenticate a message mean nothing behind its body (RFC 9110
-            // section 6.5.1) and are dropped, so that nobody merges them into the head.
-            let id = HeaderId::of(f.name.as_bytes());
-            let forbidden = id.is_hop_by_hop()
-                || matches!(
-                    id,
-                    HeaderId::ContentLength
-                        | HeaderId::Host
-                        | HeaderId::Authorization
-                        | HeaderId::Cookie
-                        | HeaderId::SetCookie
-                        | HeaderId::ContentType
-                        | HeaderId::Expect
-                        | HeaderId::Te
-                        | HeaderId::Trailer
-                        | HeaderId::XForwardedClientCert
-                        | HeaderId::XForwardedFor
-                );
-            if !forbidden {
+            if !HeaderId::of(f.name.as_bytes()).is_forbidden_trailer() {
                 trailers.push(f.name.as_bytes(), f.value);
             }
         }

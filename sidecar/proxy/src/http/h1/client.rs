@@ -22,6 +22,9 @@ use crate::{
     upstream::cluster::Permit,
 };
 
+/// Interim answers to one request; a server that sends more is not going to answer.
+const MAX_INTERIM: u32 = 16;
+
 /// A connection that may serve requests one after the other.
 pub(crate) struct H1Conn {
     io: Io,
@@ -72,6 +75,8 @@ struct Inner {
     scanned: usize,
     keep_alive: bool,
     have_head: bool,
+    /// Interim answers so far.
+    interim: u32,
     ended: bool,
 }
 
@@ -95,9 +100,9 @@ impl H1Exchange {
             out.extend_from_slice(u.as_bytes());
             out.extend_from_slice(b"\r\n");
             if !head.headers.has(HeaderId::SecWebSocketKey) && u == "websocket" {
-                // HTTP/2 has no key; any value will do, the peer's answer is not passed back to a client that
+                // HTTP/2 has no key; any sixteen bytes will do (RFC 6455 section 4.1), the peer's answer is not passed back to a client that
                 // could check it.
-                out.extend_from_slice(b"sec-websocket-key: RmxvdGlsbGEgV2ViU29ja2U=\r\n");
+                out.extend_from_slice(b"sec-websocket-key: RmxvdGlsbGEgV2ViU29jaw==\r\n");
             }
         }
         let encoder = match head.body {
@@ -134,6 +139,7 @@ impl H1Exchange {
                 scanned: 0,
                 keep_alive: false,
                 have_head: false,
+                interim: 0,
                 ended: false,
             }),
         }
@@ -153,6 +159,7 @@ impl H1Exchange {
                 scanned: 0,
                 keep_alive: false,
                 have_head: true,
+                interim: 0,
                 ended: false,
             }),
         }
@@ -229,7 +236,8 @@ impl H1Exchange {
                 101 if inner.upgrade => {}
                 // Interim answers end here: `100 Continue` was given by this proxy already.
                 100..=199 => {
-                    if parsed.head.status == 101 {
+                    inner.interim += 1;
+                    if parsed.head.status == 101 || inner.interim > MAX_INTERIM {
                         return Poll::Ready(Err(StreamError::Protocol));
                     }
                     continue;

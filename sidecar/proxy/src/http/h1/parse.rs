@@ -35,6 +35,10 @@ pub(crate) enum HeadError {
     TransferEncoding,
     #[error("unsupported expectation")]
     Expectation,
+    #[error("unsupported HTTP version")]
+    Version,
+    #[error("no HTTP/1 request line")]
+    NotHttp,
 }
 
 impl HeadError {
@@ -43,6 +47,7 @@ impl HeadError {
         match self {
             Self::TooLarge | Self::TooManyFields => 431,
             Self::Expectation => 417,
+            Self::Version => 505,
             _ => 400,
         }
     }
@@ -78,6 +83,21 @@ fn map_httparse(e: httparse::Error) -> HeadError {
     }
 }
 
+/// What is wrong with the version of a request line: one that we do not speak, or none at all.
+fn version_error(buf: &[u8]) -> HeadError {
+    let line = buf.split(|b| *b == b'\r').next().unwrap_or_default();
+    let mut words = line.split(|b| *b == b' ');
+    match (words.next(), words.next(), words.next(), words.next()) {
+        (_, _, Some([b'H', b'T', b'T', b'P', b'/', major, b'.', minor]), None)
+            if major.is_ascii_digit() && minor.is_ascii_digit() =>
+        {
+            HeadError::Version
+        }
+        _ if line.windows(5).any(|w| w == b"HTTP/") => HeadError::Malformed,
+        _ => HeadError::NotHttp,
+    }
+}
+
 /// A parsed request and what it says about its connection.
 #[derive(Debug)]
 pub(crate) struct ParsedRequest {
@@ -89,9 +109,11 @@ pub(crate) struct ParsedRequest {
 pub(crate) fn request(buf: &[u8], https: bool) -> Result<ParsedRequest, HeadError> {
     let mut fields = [httparse::EMPTY_HEADER; MAX_FIELDS];
     let mut parsed = httparse::Request::new(&mut fields);
-    match parsed.parse(buf).map_err(map_httparse)? {
-        httparse::Status::Complete(n) if n == buf.len() => {}
-        _ => return Err(HeadError::Malformed),
+    match parsed.parse(buf) {
+        Ok(httparse::Status::Complete(n)) if n == buf.len() => {}
+        Err(httparse::Error::Version) => return Err(version_error(buf)),
+        Err(e) => return Err(map_httparse(e)),
+        Ok(_) => return Err(HeadError::Malformed),
     }
     let version = if parsed.version == Some(1) { Version::Http11 } else { Version::Http10 };
     let method =
@@ -103,6 +125,7 @@ pub(crate) fn request(buf: &[u8], https: bool) -> Result<ParsedRequest, HeadErro
     let mut length: Option<u64> = None;
     let mut chunked = false;
     let mut keep_alive = version == Version::Http11;
+    let mut close = false;
     let mut upgrade_listed = false;
     let mut nominated: Vec<Vec<u8>> = Vec::new();
     let mut expect_continue = false;
@@ -126,7 +149,7 @@ pub(crate) fn request(buf: &[u8], https: bool) -> Result<ParsedRequest, HeadErro
                 chunked = true;
             }
             HeaderId::Connection => {
-                connection_options(f.value, &mut keep_alive, &mut upgrade_listed, &mut nominated);
+                connection_options(f.value, &mut keep_alive, &mut close, &mut upgrade_listed, &mut nominated);
             }
             HeaderId::Expect => {
                 if !f.value.eq_ignore_ascii_case(b"100-continue") {
@@ -155,7 +178,10 @@ pub(crate) fn request(buf: &[u8], https: bool) -> Result<ParsedRequest, HeadErro
     let (authority, path) = split_target(&method, target, host)?;
     let upgrade = headers
         .get_id(HeaderId::Upgrade)
+        // A handshake is a GET without a body (RFC 6455 section 4.1): what stands behind anything else is a body
+        // to one reader and the new protocol to the next. Such a request is served without the upgrade.
         .filter(|_| upgrade_listed && version == Version::Http11)
+        .filter(|_| method == Method::GET && body == BodyKind::Empty)
         .and_then(|v| std::str::from_utf8(v).ok())
         .map(str::to_ascii_lowercase);
     strip_connection(&mut headers, &nominated);
@@ -165,7 +191,7 @@ pub(crate) fn request(buf: &[u8], https: bool) -> Result<ParsedRequest, HeadErro
     let expect_continue = expect_continue && body != BodyKind::Empty;
     let head =
         RequestHead { method, version, https, authority, path, headers, body, upgrade, expect_continue };
-    Ok(ParsedRequest { head, keep_alive })
+    Ok(ParsedRequest { head, keep_alive: keep_alive && !close })
 }
 
 /// A parsed response and what it says about its connection.
@@ -188,6 +214,7 @@ pub(crate) fn response(buf: &[u8], method: &Method) -> Result<ParsedResponse, He
     let status = parsed.code.filter(|c| (100..=999).contains(c)).ok_or(HeadError::Malformed)?;
     let http11 = parsed.version == Some(1);
     let mut keep_alive = http11;
+    let mut close = false;
     let mut headers = Headers::with_capacity(buf.len() + 256, parsed.headers.len() + 8);
     let mut length: Option<u64> = None;
     let mut chunked = false;
@@ -206,7 +233,7 @@ pub(crate) fn response(buf: &[u8], method: &Method) -> Result<ParsedResponse, He
                 chunked = true;
             }
             HeaderId::Connection => {
-                connection_options(f.value, &mut keep_alive, &mut upgrade_listed, &mut nominated);
+                connection_options(f.value, &mut keep_alive, &mut close, &mut upgrade_listed, &mut nominated);
             }
             _ => {}
         }
@@ -217,7 +244,14 @@ pub(crate) fn response(buf: &[u8], method: &Method) -> Result<ParsedResponse, He
     }
     let upgrade = headers.get_id(HeaderId::Upgrade).map(<[u8]>::to_vec);
     strip_connection(&mut headers, &nominated);
-    let body = if status == 101 || (*method == Method::CONNECT && (200..300).contains(&status)) {
+    let tunnel = status == 101 || (*method == Method::CONNECT && (200..300).contains(&status));
+    if tunnel || status < 200 || status == 204 {
+        // No framing belongs there (RFC 9110 sections 8.6 and 9.3.6, RFC 9112 section 6.1), and a client that
+        // believed it would wait for bytes or take the next answer for them.
+        headers.remove_id(HeaderId::ContentLength);
+        chunked = false;
+    }
+    let body = if tunnel {
         if let Some(u) = upgrade.filter(|_| status == 101) {
             headers.push_id(HeaderId::Upgrade, &u);
         }
@@ -236,7 +270,11 @@ pub(crate) fn response(buf: &[u8], method: &Method) -> Result<ParsedResponse, He
             }
         }
     };
-    Ok(ParsedResponse { head: ResponseHead { status, headers, body }, keep_alive, chunked })
+    Ok(ParsedResponse {
+        head: ResponseHead { status, headers, body },
+        keep_alive: keep_alive && !close,
+        chunked,
+    })
 }
 
 fn content_length(value: &[u8]) -> Result<u64, HeadError> {
@@ -254,9 +292,16 @@ fn set_length(length: &mut Option<u64>, value: &[u8]) -> Result<(), HeadError> {
     }
 }
 
-fn connection_options(value: &[u8], keep_alive: &mut bool, upgrade: &mut bool, nominated: &mut Vec<Vec<u8>>) {
+/// `close` holds whatever another field says (RFC 9112 section 9.3).
+fn connection_options(
+    value: &[u8],
+    keep_alive: &mut bool,
+    close: &mut bool,
+    upgrade: &mut bool,
+    nominated: &mut Vec<Vec<u8>>,
+) {
     if list_has(value, "close") {
-        *keep_alive = false;
+        *close = true;
     } else if list_has(value, "keep-alive") {
         *keep_alive = true;
     }
@@ -341,7 +386,8 @@ pub(crate) fn is_authority(s: &str) -> bool {
         },
     };
     match after_host.strip_prefix(':') {
-        Some(port) => port.len() <= 5 && port.parse::<u16>().is_ok(),
+        // `parse` would take a sign.
+        Some(port) => port.bytes().all(|b| b.is_ascii_digit()) && port.parse::<u16>().is_ok(),
         None => after_host.is_empty(),
     }
 }
@@ -432,7 +478,7 @@ mod tests {
             ("high bytes", b"GET /\xc3\xa4 HTTP/1.1\r\nHost: a\r\n\r\n", 400),
             ("connect", b"CONNECT / HTTP/1.1\r\nHost: a\r\n\r\n", 400),
             ("header name", b"GET / HTTP/1.1\r\nHost: a\r\nX Y: 1\r\n\r\n", 400),
-            ("version", b"GET / HTTP/3.0\r\nHost: a\r\n\r\n", 400),
+            ("version", b"GET / HTTP/3.0\r\nHost: a\r\n\r\n", 505),
             ("expect", b"GET / HTTP/1.1\r\nHost: a\r\nExpect: tea\r\n\r\n", 417),
         ];
         for (what, raw, status) in cases {
@@ -467,6 +513,16 @@ mod tests {
         assert_eq!(get("http://x.y?q").unwrap(), ("x.y".into(), "/?q".into()));
         let c = parse(b"CONNECT x.y:443 HTTP/1.1\r\nHost: h\r\n\r\n").unwrap();
         assert_eq!((c.head.authority.as_str(), c.head.path.as_str()), ("x.y:443", ""));
+    }
+
+    #[test]
+    fn close_wins() {
+        for fields in
+            ["close\r\nConnection: keep-alive", "keep-alive\r\nConnection: close", "keep-alive, close"]
+        {
+            let raw = format!("GET / HTTP/1.1\r\nHost: a\r\nConnection: {fields}\r\n\r\n");
+            assert!(!parse(raw.as_bytes()).unwrap().keep_alive, "{fields}");
+        }
     }
 
     #[test]

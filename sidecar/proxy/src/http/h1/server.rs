@@ -12,6 +12,7 @@ use std::{
 
 use bytes::{Bytes, BytesMut};
 use http::Method;
+use mesh_model::proxy::HttpCodec;
 use tokio::{io::AsyncWrite, time::Instant};
 
 use super::{
@@ -96,8 +97,12 @@ enum Next {
 }
 
 async fn requests(down: &H1Down, conn: &Rc<Connection>, manager: &Arc<HttpManager>, signals: &Subscription) {
+    let mut first = true;
     loop {
         match next_head(down, conn, manager, signals).await {
+            // Where the protocol was guessed from the first bytes and these are none that we know, the peer could
+            // not read an answer in HTTP/1 either: it may have meant a preface of HTTP/2 (RFC 9113 section 3.4).
+            Next::Refused(HeadError::NotHttp) if first && manager.config.codec == HttpCodec::Auto => return,
             Next::Request(head) => {
                 down.inner.borrow_mut().draining = signals.is_draining();
                 service::handle(conn, manager, head, down).await;
@@ -116,6 +121,7 @@ async fn requests(down: &H1Down, conn: &Rc<Connection>, manager: &Arc<HttpManage
         if !after(down).await {
             return;
         }
+        first = false;
     }
 }
 
@@ -160,6 +166,7 @@ async fn after(down: &H1Down) -> bool {
 async fn next_head(down: &H1Down, conn: &Connection, manager: &HttpManager, signals: &Subscription) -> Next {
     let mut scanned = 0;
     let mut skipped = 0;
+    let mut deadline = None;
     loop {
         // A few empty lines before a request are tolerated (RFC 9112 section 2.2).
         {
@@ -190,7 +197,8 @@ async fn next_head(down: &H1Down, conn: &Connection, manager: &HttpManager, sign
         }
         let begun = !down.inner.borrow().read.is_empty();
         let limit = if begun { manager.config.request_headers_timeout } else { manager.config.idle_timeout };
-        let mut until: Option<Instant> = None;
+        // A head has one deadline: a byte now and then must not move it.
+        let mut until: Option<Instant> = deadline.filter(|_| begun);
         let n = poll_fn(|cx| {
             let Inner { io, read, .. } = &mut *down.inner.borrow_mut();
             if let Poll::Ready(n) = poll_fill(io, read, cx) {
@@ -205,6 +213,7 @@ async fn next_head(down: &H1Down, conn: &Connection, manager: &HttpManager, sign
             down.alarm.borrow_mut().poll(at, cx).map(|()| None)
         })
         .await;
+        deadline = until.filter(|_| begun);
         let Some(n) = n else {
             return if begun { Next::Timeout } else { Next::Closed };
         };
@@ -328,6 +337,8 @@ impl Downstream for H1Down {
     }
 
     fn start(&self, head: &ResponseHead, end: bool) -> Result<(), StreamError> {
+        // An answer that is for the log alone, to a client that left, has no status.
+        let code = http::StatusCode::from_u16(head.status).map_err(|_| StreamError::Protocol)?;
         let i = &mut *self.inner.borrow_mut();
         i.started = true;
         i.owes_continue = false;
@@ -361,7 +372,6 @@ impl Downstream for H1Down {
         };
         let out = &mut i.write.buf;
         out.extend_from_slice(b"HTTP/1.1 ");
-        let code = http::StatusCode::from_u16(head.status).map_err(|_| StreamError::Protocol)?;
         out.extend_from_slice(code.as_str().as_bytes());
         out.push(b' ');
         out.extend_from_slice(code.canonical_reason().unwrap_or("").as_bytes());

@@ -31,6 +31,8 @@ struct Inner {
     response: Option<ResponseFuture>,
     recv: Option<RecvStream>,
     data_done: bool,
+    /// The answer has no body, whatever its server believes.
+    head: bool,
 }
 
 /// Why no stream was opened; the request was not sent.
@@ -66,6 +68,7 @@ impl H2Exchange {
                     response: Some(response),
                     recv: None,
                     data_done: false,
+                    head: head.method == Method::HEAD,
                 }),
                 guard,
             }),
@@ -106,13 +109,16 @@ impl H2Exchange {
         let mut headers = Headers::from_map(&parts.headers);
         headers.retain(|id, _, _| !id.is_hop_by_hop());
         let length = headers.str_id(HeaderId::ContentLength).and_then(|v| v.parse().ok());
-        let body = match (recv.is_end_stream(), length) {
+        let status = parts.status.as_u16();
+        // Such answers end with their head (RFC 9110 section 6.4.1); the rest of one that does not is left unread.
+        let ends = recv.is_end_stream() || inner.head || matches!(status, 204 | 304);
+        let body = match (ends, length) {
             (true, _) => BodyKind::Empty,
             (_, Some(n)) => BodyKind::Length(n),
             _ => BodyKind::Stream,
         };
         inner.recv = Some(recv);
-        Poll::Ready(Ok(ResponseHead { status: parts.status.as_u16(), headers, body }))
+        Poll::Ready(Ok(ResponseHead { status, headers, body }))
     }
 
     pub(crate) fn poll_frame(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, StreamError>>> {
@@ -148,8 +154,14 @@ pub(crate) fn poll_recv(
         }
     }
     match ready!(recv.poll_trailers(cx)) {
-        Ok(Some(t)) => Poll::Ready(Some(Ok(Frame::Trailers(Headers::from_map(&t))))),
+        Ok(Some(t)) => Poll::Ready(Some(Ok(Frame::Trailers(trailers(&t))))),
         Ok(None) => Poll::Ready(None),
         Err(e) => Poll::Ready(Some(Err(stream_error(&e)))),
     }
+}
+
+fn trailers(map: &http::HeaderMap) -> Headers {
+    let mut t = Headers::from_map(map);
+    t.retain(|id, _, _| !id.is_forbidden_trailer());
+    t
 }

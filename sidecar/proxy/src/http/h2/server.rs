@@ -36,6 +36,9 @@ const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
 const SEND_BUFFER: usize = 256 * 1024;
 /// Streams that a client reset before they were looked at (rapid reset).
 const MAX_PENDING_RESETS: usize = 100;
+/// Streams of a connection from which on it is judged by how many of them its client abandoned before any answer
+/// (CVE-2023-44487): more than half is no client but an attack. Envoy judges the same way.
+const JUDGED_FROM: u64 = 500;
 /// Settings and preface of a new connection.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 
@@ -61,32 +64,42 @@ pub(crate) async fn serve(io: Io, conn: Rc<Connection>, manager: Arc<HttpManager
         }
         Err(_) => return,
     };
-    let active = Rc::new(Cell::new(0usize));
-    let last = Rc::new(Cell::new(Instant::now()));
+    let streams = Rc::new(Streams {
+        active: Cell::new(0),
+        last: Cell::new(Instant::now()),
+        opened: Cell::new(0),
+        abandoned: Cell::new(0),
+    });
     let mut draining = false;
     let signals = conn.signals.subscribe();
     loop {
-        let idle_at =
-            manager.config.idle_timeout.filter(|_| !draining && active.get() == 0).map(|t| last.get() + t);
+        let idle_at = manager
+            .config
+            .idle_timeout
+            .filter(|_| !draining && streams.active.get() == 0)
+            .map(|t| streams.last.get() + t);
         tokio::select! {
             // `accept` also drives the connection; dropping its future loses nothing.
             next = h2.accept() => match next {
                 Some(Ok((request, respond))) => {
-                    active.set(active.get() + 1);
+                    streams.begin();
+                    if streams.are_abandoned() {
+                        tracing::debug!(peer = %conn.peer, "too many streams reset");
+                        h2.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
+                        continue;
+                    }
                     let (conn, manager) = (Rc::clone(&conn), Arc::clone(&manager));
-                    let (active, last) = (Rc::clone(&active), Rc::clone(&last));
+                    let streams = Rc::clone(&streams);
                     if tunnel::server::concerns(&manager, &request) {
                         tokio::task::spawn_local(async move {
                             tunnel::server::stream(conn, manager, request, respond).await;
-                            active.set(active.get() - 1);
-                            last.set(Instant::now());
+                            streams.end(true);
                         });
                         continue;
                     }
                     tokio::task::spawn_local(async move {
-                        stream(&conn, &manager, request, respond).await;
-                        active.set(active.get() - 1);
-                        last.set(Instant::now());
+                        let answered = stream(&conn, &manager, request, respond).await;
+                        streams.end(answered);
                     });
                 }
                 Some(Err(error)) => {
@@ -101,12 +114,39 @@ pub(crate) async fn serve(io: Io, conn: Rc<Connection>, manager: Arc<HttpManager
             }
             () = signals.killed() => return,
             () = sleep_until(idle_at) => {
-                if active.get() == 0 {
+                if streams.active.get() == 0 {
                     draining = true;
                     h2.graceful_shutdown();
                 }
             }
         }
+    }
+}
+
+/// Streams of a connection.
+struct Streams {
+    active: Cell<usize>,
+    /// When the last one ended.
+    last: Cell<Instant>,
+    opened: Cell<u64>,
+    /// Ended by the client before an answer began.
+    abandoned: Cell<u64>,
+}
+
+impl Streams {
+    fn begin(&self) {
+        self.active.set(self.active.get() + 1);
+        self.opened.set(self.opened.get() + 1);
+    }
+
+    fn end(&self, answered: bool) {
+        self.active.set(self.active.get() - 1);
+        self.last.set(Instant::now());
+        self.abandoned.set(self.abandoned.get() + u64::from(!answered));
+    }
+
+    fn are_abandoned(&self) -> bool {
+        self.opened.get() >= JUDGED_FROM && self.abandoned.get() * 2 > self.opened.get()
     }
 }
 
@@ -117,40 +157,40 @@ async fn sleep_until(at: Option<Instant>) {
     }
 }
 
-/// Serves one stream.
+/// Serves one stream; whether an answer began.
 async fn stream(
     conn: &Rc<Connection>,
     manager: &Arc<HttpManager>,
     request: Request<RecvStream>,
     mut respond: SendResponse<Bytes>,
-) {
+) -> bool {
     let (parts, recv) = request.into_parts();
     let head = match head(conn, &parts, &recv) {
         Ok(h) => h,
         Err(status) => {
             let mut r = Response::new(());
             *r.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_REQUEST);
-            let _ = respond.send_response(r, true);
-            return;
+            return respond.send_response(r, true).is_ok();
         }
     };
-    self::request(conn, manager, head, recv, respond).await;
+    self::request(conn, manager, head, recv, respond).await
 }
 
-/// Serves a request of which the head was read.
+/// Serves a request of which the head was read; whether an answer began.
 pub(crate) async fn request(
     conn: &Rc<Connection>,
     manager: &Arc<HttpManager>,
     head: RequestHead,
     recv: RecvStream,
     respond: SendResponse<Bytes>,
-) {
+) -> bool {
     let down = H2Down { inner: RefCell::new(Inner { recv, respond, send: None, data_done: false }) };
     let signals = conn.signals.subscribe();
     tokio::select! {
         () = service::handle(conn, manager, head, &down) => {}
         () = signals.killed() => down.abort(),
     }
+    down.inner.borrow().send.is_some()
 }
 
 /// Translates a head; `Err` is the status of a refusal.
