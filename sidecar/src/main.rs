@@ -11,6 +11,11 @@ struct Cli {
     args: sidecar::SidecarArgs,
 }
 
+/// Unlike the system's allocator it gives memory back after a burst of connections; how soon, and how much it
+/// keeps, is set in `.cargo/config.toml`.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 fn main() -> ExitCode {
     let cli = Cli::parse();
     // Agent work only: the engine has threads of its own.

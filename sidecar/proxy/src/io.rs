@@ -1,7 +1,9 @@
 //! A connection's bytes: plain, TLS, or from a trunk, without dynamic dispatch on the common paths.
 
 use std::{
+    cell::RefCell,
     io,
+    ops::{Deref, DerefMut},
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -316,18 +318,74 @@ impl WriteBuf {
         Poll::Ready(Ok(()))
     }
 
+    /// Gives back the room that a large message needed.
+    pub(crate) fn rest(&mut self) {
+        if self.buf.is_empty() && self.buf.capacity() > 4096 {
+            self.buf = Vec::new();
+        }
+    }
+
     /// Ready when more may be appended.
     pub(crate) fn poll_room(&mut self, io: &mut Io, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.len() < HIGH_WATER { Poll::Ready(Ok(())) } else { self.poll_flush(io, cx) }
     }
 }
 
-/// Reads once into `buf`; `Ok(0)` is the end of the stream.
-pub(crate) fn poll_fill(io: &mut Io, buf: &mut BytesMut, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-    if buf.capacity() - buf.len() < 2048 {
-        buf.reserve(READ_CHUNK);
+/// What was read from a connection and not yet used. It holds no more room than its bytes need, so that a
+/// connection without a request in flight, of which there may be thousands, costs next to nothing.
+#[derive(Default)]
+pub(crate) struct ReadBuffer {
+    bytes: BytesMut,
+    /// The last read was as large as it could be: the next one gets room of its own.
+    bulk: bool,
+}
+
+impl Deref for ReadBuffer {
+    type Target = BytesMut;
+    fn deref(&self) -> &BytesMut {
+        &self.bytes
     }
-    tokio_util::io::poll_read_buf(Pin::new(io), cx, buf)
+}
+
+impl DerefMut for ReadBuffer {
+    fn deref_mut(&mut self) -> &mut BytesMut {
+        &mut self.bytes
+    }
+}
+
+impl ReadBuffer {
+    /// Reads once; `Ok(0)` is the end of the stream.
+    pub(crate) fn poll_fill(&mut self, io: &mut Io, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        if !self.bulk {
+            return self.poll_small(io, cx);
+        }
+        if self.bytes.capacity() - self.bytes.len() < READ_CHUNK / 8 {
+            self.bytes.reserve(READ_CHUNK);
+        }
+        let room = self.bytes.capacity() - self.bytes.len();
+        let n = ready!(tokio_util::io::poll_read_buf(Pin::new(io), cx, &mut self.bytes))?;
+        self.bulk = n == room;
+        Poll::Ready(Ok(n))
+    }
+
+    fn poll_small(&mut self, io: &mut Io, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        thread_local!(static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ_CHUNK].into()));
+        SCRATCH.with_borrow_mut(|scratch| {
+            let mut read = ReadBuf::new(scratch);
+            ready!(Pin::new(io).poll_read(cx, &mut read))?;
+            let filled = read.filled();
+            self.bytes.extend_from_slice(filled);
+            self.bulk = filled.len() == READ_CHUNK;
+            Poll::Ready(Ok(filled.len()))
+        })
+    }
+
+    /// Gives back the room that a large message needed.
+    pub(crate) fn rest(&mut self) {
+        if self.bytes.is_empty() && self.bytes.capacity() > READ_CHUNK / 4 {
+            self.bytes = BytesMut::new();
+        }
+    }
 }
 
 /// Spare room made for a read.

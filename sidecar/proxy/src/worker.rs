@@ -270,7 +270,11 @@ async fn listen(worker: Rc<Worker>, l: BoundListener, stop: CancellationToken) {
             Ok((stream, peer)) => {
                 let (worker, slot) = (Rc::clone(&worker), Arc::clone(&l.slot));
                 tokio::task::spawn_local(async move {
-                    accept::accepted(&worker, &slot, stream, peer).await;
+                    let totals = &worker.shared.totals;
+                    let _gauge = Gauge::new(totals, |t| &t.connections, |t| &t.connections_total);
+                    if let Some(serving) = Box::pin(accept::accepted(&worker, &slot, stream, peer)).await {
+                        serving.await;
+                    }
                     drop(admission);
                 });
             }

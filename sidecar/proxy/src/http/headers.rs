@@ -123,6 +123,20 @@ impl HeaderId {
         Self::Other
     }
 
+    /// Whether each request has a value of its own.
+    fn is_unique(self) -> bool {
+        matches!(
+            self,
+            Self::XRequestId
+                | Self::Traceparent
+                | Self::B3
+                | Self::XB3TraceId
+                | Self::XB3SpanId
+                | Self::XB3ParentSpanId
+                | Self::XEnvoyUpstreamServiceTime
+        )
+    }
+
     /// Headers that belong to one connection (RFC 9110 section 7.6.1) and are never forwarded.
     pub(crate) fn is_hop_by_hop(self) -> bool {
         matches!(
@@ -347,7 +361,9 @@ impl Headers {
             };
             let at = e.value as usize;
             let value = http::HeaderValue::from_maybe_shared(arena.slice(at..at + e.value_len as usize));
-            if let (Some(name), Ok(value)) = (name, value) {
+            if let (Some(name), Ok(mut value)) = (name, value) {
+                // A value that no other request has would only push others out of HPACK's table.
+                value.set_sensitive(e.id.is_unique());
                 map.append(name, value);
             }
         }

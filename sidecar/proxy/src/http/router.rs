@@ -117,15 +117,12 @@ pub(crate) async fn forward<D: Downstream>(
             t.run(&mut timers, &limits, &state, rec).await
         } else {
             let good = |r: &ResponseHead| !limits.retry.is_some_and(|p| retriable_answer(p, r));
-            let run = t.run(&mut timers, &limits, &state, rec);
+            let run = Box::pin(t.run(&mut timers, &limits, &state, rec));
             let r = Box::pin(hedge::race(&mut hedged, &good, run)).await;
             hedge::settle(r, rec)
         };
         if let Some(host) = &rec.host {
             observe(&cluster, host, &outcome);
-            if !state.tried.contains(&host.stats.id) {
-                state.tried.push(host.stats.id);
-            }
         }
         if ctx.forward.hedge
             && matches!(outcome, Err(TryError::Exchange(Failure::PerTryTimeout)))
@@ -137,13 +134,14 @@ pub(crate) async fn forward<D: Downstream>(
             }
             retrying = retry_permit(&cluster, &limits, &state, rec);
             if retrying.is_some() {
+                state.note(rec);
                 state.retries += 1;
                 continue;
             }
             (outcome, up) = Box::pin(hedge::first_of(&mut hedged, down, &mut timers, rec)).await;
         }
         // A retry that has ended makes room for the next one.
-        retrying = None;
+        drop(retrying.take());
         let mut step = next(ctx, &cluster, &outcome, &up, &replay, head, &limits, &mut state, rec);
         if !hedged.is_empty()
             && matches!(step, Next::Stop)
@@ -157,6 +155,7 @@ pub(crate) async fn forward<D: Downstream>(
         match step {
             Next::Again(wait, permit) => {
                 drop(up);
+                state.note(rec);
                 retrying = permit;
                 if let Err(f) = timers.back_off(wait).await {
                     break Err(failure(rec, &TryError::Exchange(f), false));
@@ -353,6 +352,17 @@ struct Tries {
     stale: u32,
 }
 
+impl Tries {
+    /// Remembers the host of a try that another one follows.
+    fn note(&mut self, rec: &Record) {
+        if let Some(host) = &rec.host
+            && !self.tried.contains(&host.stats.id)
+        {
+            self.tried.push(host.stats.id);
+        }
+    }
+}
+
 struct Try<'a, D> {
     ctx: &'a Context<'a>,
     cluster: &'a Arc<Cluster>,
@@ -441,7 +451,7 @@ pub(super) async fn stream(
     if connect_method {
         let permit = Permit::take(&cluster.usage, |u| &u.connections, cluster.config.limits.max_connections)
             .ok_or(TryError::Overflow)?;
-        let io = connect(worker, cluster, host, Want::Any).await.map_err(connect_error)?;
+        let io = Box::pin(connect(worker, cluster, host, Want::Any)).await.map_err(connect_error)?;
         return Ok((Upstream::H1(H1Exchange::tunnel(H1Conn::new(io, permit))), pool));
     }
     // A connection may close between being found and being used; that many in a row is no accident.

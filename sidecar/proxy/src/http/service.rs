@@ -52,7 +52,7 @@ async fn answer<D: Downstream>(
     rec: &mut Record,
 ) {
     if let Err(reply) = serve(conn, manager, head, down, rec).await {
-        local_reply::send(down, head, &manager.config.server_name, reply, rec).await;
+        Box::pin(local_reply::send(down, head, &manager.config.server_name, reply, rec)).await;
     }
 }
 

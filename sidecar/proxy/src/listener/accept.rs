@@ -1,6 +1,6 @@
 //! From an accepted socket to the code that serves it.
 
-use std::{io, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
+use std::{future::Future, io, net::SocketAddr, pin::Pin, rc::Rc, sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use mesh_model::proxy as model;
@@ -16,7 +16,7 @@ use crate::{
     io::{Io, Transport},
     tcp,
     worker::{
-        Gauge, Worker,
+        Worker,
         connection::{Connection, SourceLabels},
     },
 };
@@ -24,14 +24,17 @@ use crate::{
 /// Time for a PROXY protocol header; a load balancer sends it at once.
 const PROXY_HEADER: Duration = Duration::from_secs(5);
 
-/// Serves an accepted connection until it ends.
+/// What serves a connection until it ends. Boxed by kind: a TCP connection, of which there may be thousands that
+/// are idle, should not have the size of an HTTP one, nor any of them that of its handshake.
+pub(crate) type Serving = Pin<Box<dyn Future<Output = ()>>>;
+
+/// Finds out what an accepted connection is and who serves it; `None` ends it.
 pub(crate) async fn accepted(
     worker: &Rc<Worker>,
     slot: &Arc<ListenerSlot>,
     mut stream: TcpStream,
     direct_peer: SocketAddr,
-) {
-    let _gauge = Gauge::new(&worker.shared.totals, |t| &t.connections, |t| &t.connections_total);
+) -> Option<Serving> {
     let _ = stream.set_nodelay(true);
     let bound = slot.current.load_full();
     let mut buf = BytesMut::new();
@@ -48,7 +51,7 @@ pub(crate) async fn accepted(
             Ok(None) => {}
             Err(error) => {
                 tracing::debug!(%error, %direct_peer, "PROXY protocol");
-                return;
+                return None;
             }
         }
     }
@@ -83,10 +86,10 @@ pub(crate) async fn accepted(
     let Some(chain) = listener.chain(&facts).cloned() else {
         tracing::debug!(listener = %listener.model.name, %peer, %local, "no filter chain");
         TcpRecord::refused(worker, &listener, peer, local, hello.sni.as_deref(), "NR").log(&listener.logs);
-        return;
+        return None;
     };
     let accepted = Accepted { peer, direct_peer, local, redirected, sni: hello.sni };
-    serve(worker, listener, chain, stream, buf.freeze(), accepted).await;
+    serve(worker, listener, chain, stream, buf.freeze(), accepted).await
 }
 
 struct Accepted {
@@ -104,14 +107,14 @@ async fn serve(
     stream: TcpStream,
     prefix: Bytes,
     a: Accepted,
-) {
+) -> Option<Serving> {
     let transport = Transport::tcp(stream, prefix);
     let mut sni = a.sni;
     let (io, identity, tls) = match chain.server_config(&worker.secrets) {
         None => (Io::Plain(transport), None, false),
         Some(Err(error)) => {
             tracing::warn!(%error, listener = %listener.model.name, "no TLS configuration");
-            return;
+            return None;
         }
         Some(Ok(config)) => {
             let handshake = tokio_rustls::TlsAcceptor::from(config).accept(transport.below_tls());
@@ -129,9 +132,9 @@ async fn serve(
                     tracing::debug!(%error, peer = %a.peer, "TLS handshake");
                     TcpRecord::refused(worker, &listener, a.peer, a.local, sni.as_deref(), "-")
                         .log(&listener.logs);
-                    return;
+                    return None;
                 }
-                Err(_) => return,
+                Err(_) => return None,
             }
         }
     };
@@ -155,11 +158,11 @@ async fn serve(
         chain,
     });
     if !authorized(&conn) {
-        return;
+        return None;
     }
     match &conn.chain.terminal {
-        Terminal::Tcp(_) => tcp::serve(io, Rc::clone(&conn)).await,
-        Terminal::Http(manager) => http(io, Rc::clone(&conn), Arc::clone(manager)).await,
+        Terminal::Tcp(_) => Some(Box::pin(tcp::serve(io, Rc::clone(&conn)))),
+        Terminal::Http(manager) => http_serving(io, Rc::clone(&conn), Arc::clone(manager)).await,
     }
 }
 
@@ -190,7 +193,13 @@ pub(crate) fn authorized(conn: &Rc<Connection>) -> bool {
 }
 
 /// Serves a connection that carries HTTP.
-pub(crate) async fn http(mut io: Io, conn: Rc<Connection>, manager: Arc<HttpManager>) {
+pub(crate) async fn http(io: Io, conn: Rc<Connection>, manager: Arc<HttpManager>) {
+    if let Some(serving) = http_serving(io, conn, manager).await {
+        serving.await;
+    }
+}
+
+async fn http_serving(mut io: Io, conn: Rc<Connection>, manager: Arc<HttpManager>) -> Option<Serving> {
     let h2 = match manager.config.codec {
         model::HttpCodec::Http1 => false,
         model::HttpCodec::Http2 => true,
@@ -203,11 +212,15 @@ pub(crate) async fn http(mut io: Io, conn: Rc<Connection>, manager: Arc<HttpMana
                     io = io.with_prefix(read);
                     h2
                 }
-                None => return,
+                None => return None,
             },
         },
     };
-    if h2 { h2::server::serve(io, conn, manager).await } else { h1::server::serve(io, conn, manager).await }
+    Some(if h2 {
+        Box::pin(h2::server::serve(io, conn, manager))
+    } else {
+        Box::pin(h1::server::serve(io, conn, manager))
+    })
 }
 
 async fn sniff(io: &mut Io, conn: &Connection, manager: &HttpManager) -> Option<(Bytes, bool)> {

@@ -41,7 +41,7 @@ pub(crate) struct PoolKey {
 pub(crate) struct Pool {
     host: RefCell<Arc<Host>>,
     cluster: RefCell<Arc<Cluster>>,
-    h1: RefCell<Vec<H1Conn>>,
+    h1: RefCell<Vec<Box<H1Conn>>>,
     h2: RefCell<Vec<Rc<H2Conn>>>,
     dial: RefCell<Option<Rc<Dial>>>,
     /// TLS chose HTTP/1 last time.
@@ -57,7 +57,7 @@ struct Dial {
 
 /// A connection for one request.
 pub(crate) enum Acquired {
-    H1(H1Conn),
+    H1(Box<H1Conn>),
     H2(Rc<H2Conn>),
 }
 
@@ -97,7 +97,7 @@ impl Pool {
         })
     }
 
-    fn idle_h1(&self) -> Option<H1Conn> {
+    fn idle_h1(&self) -> Option<Box<H1Conn>> {
         loop {
             // The most recent first: it is the least likely to have been closed by the peer.
             let mut c = self.h1.borrow_mut().pop()?;
@@ -119,8 +119,18 @@ impl Pool {
         Some(c)
     }
 
+    /// A connection that can take a request now.
+    fn ready(&self, want: Want) -> Option<Acquired> {
+        if want != Want::Http1
+            && let Some(c) = self.shared_h2()
+        {
+            return Some(Acquired::H2(c));
+        }
+        if want == Want::Http2 { None } else { self.idle_h1().map(Acquired::H1) }
+    }
+
     /// Takes a connection back.
-    pub(crate) fn put_h1(&self, mut conn: H1Conn) {
+    pub(crate) fn put_h1(&self, mut conn: Box<H1Conn>) {
         let max = u64::from(self.cluster.borrow().config.max_requests_per_connection);
         conn.served += 1;
         if (max == 0 || conn.served < max) && !self.host.borrow().stats.gone.load(Relaxed) {
@@ -194,18 +204,25 @@ pub(crate) async fn acquire(
     pool: &Rc<Pool>,
     want: Want,
 ) -> Result<Acquired, ConnectError> {
+    match pool.ready(want) {
+        Some(c) => Ok(c),
+        // Boxed: what a dial needs would make every request that large.
+        None => Box::pin(acquire_slowly(worker, cluster, host, pool, want)).await,
+    }
+}
+
+async fn acquire_slowly(
+    worker: &Rc<Worker>,
+    cluster: &Arc<Cluster>,
+    host: &Arc<Host>,
+    pool: &Rc<Pool>,
+    want: Want,
+) -> Result<Acquired, ConnectError> {
     let mut pending: Option<Permit> = None;
     // Each round either returns, fails, or waited for someone else's progress.
     for _ in 0..64 {
-        if want != Want::Http1
-            && let Some(c) = pool.shared_h2()
-        {
-            return Ok(Acquired::H2(c));
-        }
-        if want != Want::Http2
-            && let Some(c) = pool.idle_h1()
-        {
-            return Ok(Acquired::H1(c));
+        if let Some(c) = pool.ready(want) {
+            return Ok(c);
         }
         if pending.is_none() {
             let limit = cluster.config.limits.max_pending;

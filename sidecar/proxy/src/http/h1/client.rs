@@ -5,7 +5,6 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use bytes::BytesMut;
 use http::Method;
 use tokio::time::Instant;
 
@@ -18,7 +17,7 @@ use crate::{
         headers::{HeaderId, Headers},
         message::{BodyKind, Frame, RequestHead, ResponseHead, StreamError},
     },
-    io::{Io, WriteBuf, poll_fill},
+    io::{Io, ReadBuffer, WriteBuf},
     upstream::cluster::Permit,
 };
 
@@ -28,7 +27,7 @@ const MAX_INTERIM: u32 = 16;
 /// A connection that may serve requests one after the other.
 pub(crate) struct H1Conn {
     io: Io,
-    read: BytesMut,
+    read: ReadBuffer,
     write: WriteBuf,
     /// Requests served before.
     pub(crate) served: u64,
@@ -39,22 +38,23 @@ pub(crate) struct H1Conn {
 }
 
 impl H1Conn {
-    pub(crate) fn new(io: Io, permit: Permit) -> Self {
-        Self {
+    /// Boxed: it moves between its pool and requests.
+    pub(crate) fn new(io: Io, permit: Permit) -> Box<Self> {
+        Box::new(Self {
             peer: io.peer_principal(),
             io,
-            read: BytesMut::new(),
+            read: ReadBuffer::default(),
             write: WriteBuf::default(),
             served: 0,
             idle_since: Instant::now(),
             _permit: permit,
-        }
+        })
     }
 
     /// Whether an idle connection can still be used: open, and silent.
     pub(crate) fn is_open(&mut self) -> bool {
         let mut cx = Context::from_waker(std::task::Waker::noop());
-        self.read.is_empty() && poll_fill(&mut self.io, &mut self.read, &mut cx).is_pending()
+        self.read.is_empty() && self.read.poll_fill(&mut self.io, &mut cx).is_pending()
     }
 }
 
@@ -66,7 +66,7 @@ pub(crate) struct H1Exchange {
 }
 
 struct Inner {
-    conn: H1Conn,
+    conn: Box<H1Conn>,
     method: Method,
     upgrade: bool,
     encoder: Encoder,
@@ -82,7 +82,7 @@ struct Inner {
 
 impl H1Exchange {
     /// Writes the head into the connection's buffer; [`Self::poll_flush`] sends it.
-    pub(crate) fn start(mut conn: H1Conn, head: &RequestHead) -> Self {
+    pub(crate) fn start(mut conn: Box<H1Conn>, head: &RequestHead) -> Self {
         let upgrade = head.upgrade.is_some();
         let connect = head.method == Method::CONNECT && !upgrade;
         let out = &mut conn.write.buf;
@@ -146,7 +146,7 @@ impl H1Exchange {
     }
 
     /// A tunnel: no request is written, and the answer is made up (CONNECT to a TCP service).
-    pub(crate) fn tunnel(conn: H1Conn) -> Self {
+    pub(crate) fn tunnel(conn: Box<H1Conn>) -> Self {
         Self {
             answered: Cell::new(true),
             inner: RefCell::new(Inner {
@@ -222,7 +222,7 @@ impl H1Exchange {
             }
             let end = parse::find_end(&inner.conn.read, &mut inner.scanned).map_err(head_error)?;
             let Some(end) = end else {
-                let n = ready!(poll_fill(&mut inner.conn.io, &mut inner.conn.read, cx))
+                let n = ready!(inner.conn.read.poll_fill(&mut inner.conn.io, cx))
                     .map_err(|_| StreamError::Reset)?;
                 if n == 0 {
                     return Poll::Ready(Err(StreamError::Reset));
@@ -276,8 +276,7 @@ impl H1Exchange {
             if inner.ended {
                 return Poll::Ready(inner.decoder.eof().err().map(Err));
             }
-            let n = ready!(poll_fill(&mut inner.conn.io, &mut inner.conn.read, cx))
-                .map_err(|_| StreamError::Reset);
+            let n = ready!(inner.conn.read.poll_fill(&mut inner.conn.io, cx)).map_err(|_| StreamError::Reset);
             match n {
                 Ok(0) => {
                     inner.ended = true;
@@ -293,7 +292,7 @@ impl H1Exchange {
     }
 
     /// The connection, if it can serve another request.
-    pub(crate) fn into_reusable(self) -> Option<H1Conn> {
+    pub(crate) fn into_reusable(self) -> Option<Box<H1Conn>> {
         let i = self.inner.into_inner();
         (i.have_head
             && i.keep_alive

@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::Method;
 use mesh_model::proxy::HttpCodec;
 use tokio::{io::AsyncWrite, time::Instant};
@@ -28,7 +28,7 @@ use crate::{
         record::Flag,
         service,
     },
-    io::{HIGH_WATER, Io, WriteBuf, poll_fill},
+    io::{HIGH_WATER, Io, ReadBuffer, WriteBuf},
     worker::{alarm::Alarm, connection::Connection, signals::Subscription},
 };
 
@@ -43,7 +43,7 @@ const WRITE_STALL: Duration = Duration::from_secs(60);
 
 struct Inner {
     io: Io,
-    read: BytesMut,
+    read: ReadBuffer,
     write: WriteBuf,
     eof: bool,
     decoder: Decoder,
@@ -65,7 +65,7 @@ pub(crate) async fn serve(io: Io, conn: Rc<Connection>, manager: Arc<HttpManager
     let down = H1Down {
         inner: RefCell::new(Inner {
             io,
-            read: BytesMut::new(),
+            read: ReadBuffer::default(),
             write: WriteBuf::default(),
             eof: false,
             decoder: Decoder::Done,
@@ -105,16 +105,17 @@ async fn requests(down: &H1Down, conn: &Rc<Connection>, manager: &Arc<HttpManage
             Next::Refused(HeadError::NotHttp) if first && manager.config.codec == HttpCodec::Auto => return,
             Next::Request(head) => {
                 down.inner.borrow_mut().draining = signals.is_draining();
-                service::handle(conn, manager, head, down).await;
+                // Boxed: most connections are idle most of the time, and then should not have a request's size.
+                Box::pin(service::handle(conn, manager, head, down)).await;
             }
             Next::Refused(e) => {
                 tracing::debug!(error = %e, peer = %conn.peer, "request refused");
                 down.inner.borrow_mut().begin_refusal();
-                service::refuse(conn, manager, down, e.status(), Flag::Dpe).await;
+                Box::pin(service::refuse(conn, manager, down, e.status(), Flag::Dpe)).await;
             }
             Next::Timeout => {
                 down.inner.borrow_mut().begin_refusal();
-                service::refuse(conn, manager, down, 408, Flag::Dpe).await;
+                Box::pin(service::refuse(conn, manager, down, 408, Flag::Dpe)).await;
             }
             Next::Closed => return,
         }
@@ -149,7 +150,7 @@ async fn after(down: &H1Down) -> bool {
             let n = poll_fn(|cx| {
                 let Inner { io, read, .. } = &mut *down.inner.borrow_mut();
                 read.clear();
-                poll_fill(io, read, cx)
+                read.poll_fill(io, cx)
             })
             .await?;
             if n == 0 {
@@ -195,13 +196,18 @@ async fn next_head(down: &H1Down, conn: &Connection, manager: &HttpManager, sign
                 return Next::Closed;
             }
         }
-        let begun = !down.inner.borrow().read.is_empty();
+        let begun = {
+            let i = &mut *down.inner.borrow_mut();
+            i.read.rest();
+            i.write.rest();
+            !i.read.is_empty()
+        };
         let limit = if begun { manager.config.request_headers_timeout } else { manager.config.idle_timeout };
         // A head has one deadline: a byte now and then must not move it.
         let mut until: Option<Instant> = deadline.filter(|_| begun);
         let n = poll_fn(|cx| {
             let Inner { io, read, .. } = &mut *down.inner.borrow_mut();
-            if let Poll::Ready(n) = poll_fill(io, read, cx) {
+            if let Poll::Ready(n) = read.poll_fill(io, cx) {
                 return Poll::Ready(Some(n));
             }
             if !begun && signals.poll_drained(cx).is_ready() {
@@ -258,7 +264,7 @@ impl Inner {
     }
 
     fn fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize, StreamError>> {
-        match ready!(poll_fill(&mut self.io, &mut self.read, cx)) {
+        match ready!(self.read.poll_fill(&mut self.io, cx)) {
             Ok(0) => {
                 self.eof = true;
                 Poll::Ready(Ok(0))

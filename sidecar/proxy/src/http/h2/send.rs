@@ -12,7 +12,7 @@ pub(crate) struct SendBody {
     stream: SendStream<Bytes>,
     pending: Bytes,
     ending: bool,
-    trailers: Option<HeaderMap>,
+    trailers: Option<Box<HeaderMap>>,
     ended: bool,
 }
 
@@ -39,7 +39,7 @@ impl SendBody {
 
     pub(crate) fn finish(&mut self, trailers: Option<&Headers>) {
         self.ending = true;
-        self.trailers = trailers.map(Headers::to_map).filter(|t| !t.is_empty());
+        self.trailers = trailers.map(Headers::to_map).filter(|t| !t.is_empty()).map(Box::new);
     }
 
     /// Ready when everything given so far was handed to the connection.
@@ -65,7 +65,7 @@ impl SendBody {
         if self.ending && !self.ended {
             self.ended = true;
             match self.trailers.take() {
-                Some(t) => self.stream.send_trailers(t),
+                Some(t) => self.stream.send_trailers(*t),
                 None => self.stream.send_data(Bytes::new(), true),
             }
             .map_err(|e| stream_error(&e))?;

@@ -97,10 +97,17 @@ pub(crate) async fn serve(io: Io, conn: Rc<Connection>, manager: Arc<HttpManager
                         });
                         continue;
                     }
-                    tokio::task::spawn_local(async move {
-                        let answered = stream(&conn, &manager, request, respond).await;
-                        streams.end(answered);
-                    });
+                    // Translated here, so that the stream's task does not carry the larger form.
+                    let (parts, recv) = request.into_parts();
+                    match head(&conn, &parts, &recv) {
+                        Ok(head) => {
+                            tokio::task::spawn_local(Box::pin(async move {
+                                let answered = self::request(&conn, &manager, head, recv, respond).await;
+                                streams.end(answered);
+                            }));
+                        }
+                        Err(status) => streams.end(refuse(respond, status)),
+                    }
                 }
                 Some(Err(error)) => {
                     tracing::debug!(%error, peer = %conn.peer, "HTTP/2 connection ended");
@@ -157,23 +164,11 @@ async fn sleep_until(at: Option<Instant>) {
     }
 }
 
-/// Serves one stream; whether an answer began.
-async fn stream(
-    conn: &Rc<Connection>,
-    manager: &Arc<HttpManager>,
-    request: Request<RecvStream>,
-    mut respond: SendResponse<Bytes>,
-) -> bool {
-    let (parts, recv) = request.into_parts();
-    let head = match head(conn, &parts, &recv) {
-        Ok(h) => h,
-        Err(status) => {
-            let mut r = Response::new(());
-            *r.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_REQUEST);
-            return respond.send_response(r, true).is_ok();
-        }
-    };
-    self::request(conn, manager, head, recv, respond).await
+/// Answers a request that cannot be one of HTTP/1; whether that was possible.
+fn refuse(mut respond: SendResponse<Bytes>, status: u16) -> bool {
+    let mut r = Response::new(());
+    *r.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_REQUEST);
+    respond.send_response(r, true).is_ok()
 }
 
 /// Serves a request of which the head was read; whether an answer began.
