@@ -17,6 +17,7 @@ mod cluster;
 mod common;
 mod endpoint;
 mod ext_authz;
+pub(crate) mod extension;
 mod http;
 mod jwt;
 mod listener;

@@ -188,6 +188,7 @@ impl Agent {
             client: ClientOptions { endpoint, node, mode: Mode::Delta },
             cache: args.state_dir.as_ref().map(|d| d.join("xds.cache")),
             name_table,
+            fixed: None,
         });
         let reports = watch::Sender::new(Arc::new(ApplyReport::default()));
         let report = reports.subscribe();
