@@ -229,7 +229,7 @@ impl Agent {
 }
 
 /// Applies every complete state to the engine.
-async fn apply(
+pub(crate) async fn apply(
     mut states: watch::Receiver<Arc<ProxyState>>,
     health: watch::Receiver<mesh_xds::client::proxy::ClientHealth>,
     engine: Arc<Engine>,

@@ -22,6 +22,7 @@ use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use self::state::Inner;
+pub(crate) use self::state::{eds_name, routes_of};
 use super::{AdsClient, ClientOptions, Handler, Names, Rejection, Subscriptions, Update};
 use crate::{
     codec::Secret,

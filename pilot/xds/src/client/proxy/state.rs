@@ -269,7 +269,7 @@ fn chains(l: &Listener) -> impl Iterator<Item = &FilterChain> {
 }
 
 /// RDS names of a listener.
-pub(super) fn routes_of(l: &Listener) -> impl Iterator<Item = &str> {
+pub(crate) fn routes_of(l: &Listener) -> impl Iterator<Item = &str> {
     chains(l).flat_map(|c| &c.filters).filter_map(|f| match f {
         NetworkFilter::Http(h) => match &h.routes {
             RouteSource::Rds(name) => Some(name.as_str()),
@@ -280,7 +280,7 @@ pub(super) fn routes_of(l: &Listener) -> impl Iterator<Item = &str> {
 }
 
 /// EDS name of a cluster: its own unless it says another.
-pub(super) fn eds_name(c: &Cluster) -> Option<&str> {
+pub(crate) fn eds_name(c: &Cluster) -> Option<&str> {
     match &c.discovery {
         Discovery::Eds(s) if s.is_empty() => Some(&c.name),
         Discovery::Eds(s) => Some(s),

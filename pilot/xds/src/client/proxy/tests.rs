@@ -7,10 +7,7 @@ use mesh_model::proxy::{self as model, Discovery, NetworkFilter, RouteSource};
 use tokio::net::TcpListener;
 use tonic::Status;
 
-use super::{
-    state::{eds_name, routes_of},
-    *,
-};
+use super::*;
 use crate::{
     NodeInfo, TypeSnapshot,
     client::{Endpoint, Mode},
