@@ -37,6 +37,7 @@ pub(crate) struct BootstrapArgs {
     pub(crate) file: PathBuf,
     concurrency: usize,
     pub(crate) drain: Duration,
+    pub(crate) state_dir: Option<PathBuf>,
     pub(crate) otlp: Option<String>,
 }
 
@@ -52,7 +53,7 @@ impl BootstrapArgs {
 
 const FILE: &str = "bootstrap";
 /// Flags that a bootstrap file leaves room for.
-const BESIDE: &[&str] = &[FILE, "concurrency", "drain_seconds", "otlp"];
+const BESIDE: &[&str] = &[FILE, "concurrency", "drain_seconds", "state_dir", "otlp"];
 
 impl Args for SidecarArgs {
     fn augment_args(cmd: Command) -> Command {
@@ -63,7 +64,7 @@ impl Args for SidecarArgs {
             .value_parser(clap::value_parser!(PathBuf))
             .help(
                 "Execute Envoy's bootstrap file, YAML or JSON, instead of joining the mesh: no control plane but what \
-                 the file names is contacted; only --concurrency, --drain-seconds and --otlp go with it",
+                 the file names is contacted; only --concurrency, --drain-seconds, --state-dir and --otlp go with it",
             );
         let cmd = MeshArgs::augment_args(cmd).arg(file);
         // What the mesh must know of its members, and a file need not say.
@@ -101,6 +102,7 @@ impl FromArgMatches for SidecarArgs {
                 file: file.clone(),
                 concurrency: m.try_get_one("concurrency").ok().flatten().copied().unwrap_or_default(),
                 drain: Duration::from_secs(or("drain_seconds", 5)),
+                state_dir: m.try_get_one::<PathBuf>("state_dir").ok().flatten().cloned(),
                 otlp: m.try_get_one::<String>("otlp").ok().flatten().cloned(),
             }),
         })

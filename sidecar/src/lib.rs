@@ -35,6 +35,7 @@ async fn standalone(args: BootstrapArgs) -> anyhow::Result<()> {
     let options = StandaloneOptions {
         workers: args.workers(),
         drain: args.drain,
+        state_dir: args.state_dir.clone(),
         hooks: Hooks { spans: tracing.spans(), ..Hooks::default() },
     };
     Standalone::start(&args.file, options).await?.run(stop).await;

@@ -21,6 +21,7 @@ fn client(xds: std::net::SocketAddr, node: NodeInfo, mode: Mode) -> ProxyClient 
         client: ClientOptions { endpoint: Endpoint::Plain(xds.to_string()), node, mode },
         cache: None,
         name_table: true,
+        fixed: None,
     })
 }
 

@@ -4,6 +4,7 @@
 //! never exist as protobuf or as a tree. What cannot be honoured is refused with its path; what only concerns
 //! statistics, watchdogs or the allocator of another program is ignored and reported as a warning.
 
+mod dynamic;
 mod json;
 mod schema;
 
@@ -28,7 +29,10 @@ use self::{
     schema::Message,
 };
 use crate::{
-    client::proxy::ProxyState,
+    client::{
+        Mode,
+        proxy::{ProxyState, eds_name, routes_of},
+    },
     codec::{self, DecodeError, Secret},
     node::{NodeInfo, NodeKind},
     pb,
@@ -53,8 +57,23 @@ pub struct Bootstrap {
     pub resources: ProxyState,
     /// Static secrets.
     pub secrets: Vec<Secret>,
+    /// The control plane; `None` if the file names none.
+    pub dynamic: Option<Dynamic>,
     /// What was ignored.
     pub warnings: Vec<String>,
+}
+
+/// Where the rest comes from: `dynamic_resources`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Dynamic {
+    /// The static cluster that is the control plane.
+    pub cluster: String,
+    /// Variant of the protocol.
+    pub mode: Mode,
+    /// Whether clusters are asked for.
+    pub clusters: bool,
+    /// Whether listeners are asked for.
+    pub listeners: bool,
 }
 
 /// Why a bootstrap cannot be used.
@@ -179,6 +198,7 @@ impl Default for Reader {
             admin: None,
             resources: ProxyState::default(),
             secrets: vec![],
+            dynamic: None,
             warnings: vec![],
         };
         Self { t: Translator::new(), out: vec![], bootstrap, problems: vec![], more: 0 }
@@ -193,6 +213,7 @@ impl Reader {
             // Nothing behind it was read.
             self.problems.push(problem);
         }
+        self.check();
         if self.problems.is_empty() {
             return Ok(self.bootstrap);
         }
@@ -200,6 +221,30 @@ impl Reader {
             self.problems.push(format!("and {} more", self.more));
         }
         Err(self.problems)
+    }
+
+    /// What depends on more than one part of the file.
+    fn check(&mut self) {
+        let b = &self.bootstrap;
+        let mut found = Vec::new();
+        match &b.dynamic {
+            Some(d) if b.resources.clusters.contains_key(&d.cluster) => {}
+            Some(d) => found.push(format!("dynamic_resources: {:?} is not a static cluster", d.cluster)),
+            None => {
+                for c in b.resources.clusters.values().filter_map(|c| eds_name(c)) {
+                    found.push(format!("static_resources: endpoints of {c:?} need an ads_config"));
+                }
+                for r in b.resources.listeners.values().flat_map(|l| routes_of(l)) {
+                    found.push(format!("static_resources: routes {r:?} need an ads_config"));
+                }
+            }
+        }
+        // A part that was refused is missing everywhere else.
+        if self.problems.is_empty() {
+            for f in found {
+                self.problem(f);
+            }
+        }
     }
 
     fn problem(&mut self, text: String) {
@@ -333,6 +378,13 @@ impl<'de> Visitor<'de> for Top<'_> {
                     r.whole(&mut map, "envoy.config.bootstrap.v3.Admin")?;
                     if let Err(e) = r.admin() {
                         r.problem(e);
+                    }
+                }
+                "dynamic_resources" => {
+                    r.whole(&mut map, "envoy.config.bootstrap.v3.Bootstrap.DynamicResources")?;
+                    match dynamic::decode(&r.out, &mut r.bootstrap.warnings) {
+                        Ok(d) => r.bootstrap.dynamic = d,
+                        Err(e) => r.problem(format!("dynamic_resources.{e}")),
                     }
                 }
                 name => {

@@ -6,6 +6,7 @@
 //! changes while it is disconnected collapse into the next request.
 
 mod connect;
+mod expiry;
 pub mod proxy;
 mod stream;
 
@@ -175,10 +176,13 @@ type Known = BTreeMap<String, BTreeMap<String, String>>;
 
 async fn run<H: Handler>(options: ClientOptions, shared: Arc<Shared>, mut handler: H, mut known: Known) {
     let mut delay = BACKOFF_MIN;
+    let mut expiry = expiry::Expiry::default();
     loop {
-        let served = match connect::channel(&options.endpoint).await {
+        let connecting = connect::channel(&options.endpoint);
+        let served = match expiry.during(connecting, &mut handler, &mut known).await {
             Ok(channel) => {
-                let outcome = stream::run(&options, channel, &shared, &mut handler, &mut known).await;
+                let outcome =
+                    stream::run(&options, channel, &shared, &mut handler, &mut known, &mut expiry).await;
                 if outcome.answered {
                     handler.on_connection(false);
                 }
@@ -198,7 +202,7 @@ async fn run<H: Handler>(options: ClientOptions, shared: Arc<Shared>, mut handle
         }
         // Full jitter over the upper half: never immediate, never in step with others.
         let wait = delay.mul_f64(0.5 + rand::rng().random::<f64>() / 2.0);
-        tokio::time::sleep(wait).await;
+        expiry.during(tokio::time::sleep(wait), &mut handler, &mut known).await;
         delay = (delay * 2).min(BACKOFF_MAX);
     }
 }

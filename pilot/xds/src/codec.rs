@@ -17,6 +17,7 @@ mod cluster;
 mod common;
 mod endpoint;
 mod ext_authz;
+pub(crate) mod extension;
 mod http;
 mod jwt;
 mod listener;
@@ -24,6 +25,7 @@ mod rate_limit;
 mod rbac;
 mod route;
 mod secret;
+mod split;
 #[cfg(test)]
 pub(crate) mod tests;
 mod tls;
@@ -117,13 +119,21 @@ pub(crate) fn socket_address(
     common::to_socket_address(Some(a)).map_err(|b| format!("{}: {}", b.field, b.reason))
 }
 
-fn unpack<T: Name + Default>(any: &pb::Any) -> Result<T, DecodeError> {
-    let fail =
-        |field: &str, reason: String| DecodeError { resource: String::new(), field: field.into(), reason };
-    if any.type_url.rsplit('/').next() != Some(T::full_name().as_str()) {
-        return Err(fail("type_url", format!("{:?} is not {}", any.type_url, T::full_name())));
+fn is_type<T: Name>(any: &pb::Any) -> Result<(), DecodeError> {
+    if any.type_url.rsplit('/').next() == Some(T::full_name().as_str()) {
+        return Ok(());
     }
-    T::decode(any.value.clone()).map_err(|e| fail("value", e.to_string()))
+    let reason = format!("{:?} is not {}", any.type_url, T::full_name());
+    Err(DecodeError { resource: String::new(), field: "type_url".into(), reason })
+}
+
+fn unpack<T: Name + Default>(any: &pb::Any) -> Result<T, DecodeError> {
+    is_type::<T>(any)?;
+    T::decode(any.value.clone()).map_err(|e| DecodeError {
+        resource: String::new(),
+        field: "value".into(),
+        reason: e.to_string(),
+    })
 }
 
 fn named<T>(resource: &str, r: Res<T>) -> Result<T, DecodeError> {
@@ -179,9 +189,12 @@ pub fn encode_route(r: &model::RouteConfiguration) -> pb::Any {
 /// # Errors
 /// [`DecodeError`] naming the first field that cannot be honoured.
 pub fn decode_route(any: &pb::Any) -> Result<model::RouteConfiguration, DecodeError> {
-    let m: route::pb::RouteConfiguration = unpack(any)?;
-    let name = m.name.clone();
-    named(&name, route::decode(m))
+    is_type::<route::pb::RouteConfiguration>(any)?;
+    route::from_wire(&any.value).map_err(|(name, b)| DecodeError {
+        resource: name,
+        field: b.field,
+        reason: b.reason,
+    })
 }
 
 /// Encodes a cluster (CDS).

@@ -162,6 +162,9 @@ pub struct Resource {
     /// Its name.
     #[prost(string, tag = "3")]
     pub name: String,
+    /// How long it holds without being sent again. A resource without `resource` renews this.
+    #[prost(message, optional, tag = "6")]
+    pub ttl: Option<prost_types::Duration>,
 }
 
 /// JSON and `google.protobuf.Struct`.

@@ -10,6 +10,10 @@ pub const LDS: &str = "type.googleapis.com/envoy.config.listener.v3.Listener";
 pub const RDS: &str = "type.googleapis.com/envoy.config.route.v3.RouteConfiguration";
 /// Secrets.
 pub const SDS: &str = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret";
+/// Configurations of single HTTP filters.
+pub const ECDS: &str = "type.googleapis.com/envoy.config.core.v3.TypedExtensionConfig";
+/// A resource with its name, version and time to live, where the protocol has no room for them.
+pub const RESOURCE: &str = "type.googleapis.com/envoy.service.discovery.v3.Resource";
 /// Names that the workload's resolver answers.
 pub const NDS: &str = "type.googleapis.com/istio.networking.nds.v1.NameTable";
 
@@ -23,15 +27,16 @@ pub fn push_order(type_url: &str) -> u8 {
         LDS => 2,
         RDS => 3,
         SDS => 4,
-        _ => 5,
+        ECDS => 5,
+        _ => 6,
     }
 }
 
 /// Whether a state-of-the-world response of this type holds everything there is, so that absence
-/// means removal. Routes, endpoints and secrets are only ever updated.
+/// means removal. Routes, endpoints, secrets and extensions are only ever updated.
 #[must_use]
 pub fn full_state(type_url: &str) -> bool {
-    !matches!(type_url, RDS | EDS | SDS)
+    !matches!(type_url, RDS | EDS | SDS | ECDS)
 }
 
 /// A short name for logs and metrics.
@@ -43,6 +48,7 @@ pub fn short(type_url: &str) -> &str {
         LDS => "LDS",
         RDS => "RDS",
         SDS => "SDS",
+        ECDS => "ECDS",
         NDS => "NDS",
         other => other.strip_prefix("type.googleapis.com/").unwrap_or(other),
     }

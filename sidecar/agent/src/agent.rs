@@ -188,6 +188,7 @@ impl Agent {
             client: ClientOptions { endpoint, node, mode: Mode::Delta },
             cache: args.state_dir.as_ref().map(|d| d.join("xds.cache")),
             name_table,
+            fixed: None,
         });
         let reports = watch::Sender::new(Arc::new(ApplyReport::default()));
         let report = reports.subscribe();
@@ -228,7 +229,7 @@ impl Agent {
 }
 
 /// Applies every complete state to the engine.
-async fn apply(
+pub(crate) async fn apply(
     mut states: watch::Receiver<Arc<ProxyState>>,
     health: watch::Receiver<mesh_xds::client::proxy::ClientHealth>,
     engine: Arc<Engine>,

@@ -1,6 +1,14 @@
-//! An engine that executes a bootstrap file instead of being a member of the mesh.
+//! An engine that executes a bootstrap file instead of being a member of the mesh: what the file says, and what the
+//! control plane says that the file names.
 
-use std::{path::Path, sync::Arc, time::Duration};
+mod control;
+
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use anyhow::{Context, bail};
 use mesh_identity::SecretStore;
@@ -10,15 +18,19 @@ use mesh_runtime::{
     ready::Readiness,
 };
 use mesh_xds::{
+    ClientOptions,
     bootstrap::Bootstrap,
-    client::proxy::{ClientHealth, ProxyState},
-    codec::{Secret, SecretKind},
+    client::proxy::{ClientHealth, Fixed, ProxyClient, ProxyClientOptions, SecretSink as _},
 };
 use prometheus_client::registry::Registry;
 use tokio::{sync::watch, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
-use crate::admin::{AdminState, router};
+use self::control::Secrets;
+use crate::{
+    admin::{AdminState, router},
+    agent::apply,
+};
 
 /// What a bootstrap file does not say.
 pub struct StandaloneOptions {
@@ -26,6 +38,8 @@ pub struct StandaloneOptions {
     pub workers: usize,
     /// How long connections may finish after SIGTERM, and on what a change removes.
     pub drain: Duration,
+    /// Where the control plane's last configuration is kept, so that a restart does not need it.
+    pub state_dir: Option<PathBuf>,
     /// What is plugged into the engine.
     pub hooks: Hooks,
 }
@@ -33,6 +47,7 @@ pub struct StandaloneOptions {
 /// A running engine with its admin pages. Dropping it stops everything at once.
 pub struct Standalone {
     engine: Arc<Engine>,
+    _client: Option<ProxyClient>,
     drain: Duration,
     tasks: Vec<JoinHandle<()>>,
 }
@@ -52,57 +67,86 @@ impl Standalone {
     /// A file that cannot be read or honoured, resources that the engine refuses, addresses that cannot be bound.
     pub async fn start(file: &Path, options: StandaloneOptions) -> anyhow::Result<Self> {
         let bootstrap = Bootstrap::load(file)?;
+        let shown = file.display();
         for warning in &bootstrap.warnings {
-            tracing::warn!(file = %file.display(), "{warning}");
+            tracing::warn!(file = %shown, "{warning}");
         }
         let store = SecretStore::new();
+        let secrets = Arc::new(Secrets(store.clone()));
+        let mut secret_names = BTreeSet::new();
         for secret in &bootstrap.secrets {
-            keep(&store, secret).with_context(|| format!("{}: static_resources.secrets", file.display()))?;
+            let taken = secrets.take(secret);
+            taken
+                .map_err(anyhow::Error::msg)
+                .with_context(|| format!("{shown}: static_resources.secrets"))?;
+            secret_names.insert(secret.name.clone());
         }
         let mut registry = Registry::default();
-        let node = &bootstrap.node;
-        let engine = Engine::start(
-            EngineOptions {
-                workers: options.workers,
-                node: mesh_proxy::NodeInfo {
-                    workload: node.id.clone(),
-                    namespace: node.meta("NAMESPACE").unwrap_or_default().to_owned(),
-                    cluster: node.cluster.clone(),
-                    id: node.id.clone(),
-                    ..mesh_proxy::NodeInfo::default()
-                },
-                drain_time: options.drain,
-                ..EngineOptions::default()
-            },
+        let engine = Arc::new(Engine::start(
+            engine_options(&bootstrap, &options),
             store.clone(),
             &mut registry,
             options.hooks,
-        )?;
-        let engine = Arc::new(engine);
+        )?);
         let readiness = Readiness::default();
         let configured = readiness.wait_for("configuration");
-        let state = Arc::new(bootstrap.resources);
-        let report = engine.apply(snapshot(&state));
+        let resources = Arc::new(bootstrap.resources);
+        let report = engine.apply(ConfigSnapshot {
+            listeners: resources.listeners.clone(),
+            routes: resources.routes.clone(),
+            clusters: resources.clusters.clone(),
+            endpoints: resources.endpoints.clone(),
+        });
         if let Some((kind, name, reason)) = report.rejected.first() {
-            bail!("{}: {kind} {name:?}: {reason}", file.display());
+            bail!("{shown}: {kind} {name:?}: {reason}");
         }
-        drop(configured);
 
         let mut tasks = Vec::new();
+        let reports = watch::Sender::new(Arc::new(report));
+        let report = reports.subscribe();
+        let (client, state, health) = match bootstrap.dynamic {
+            None => {
+                drop(configured);
+                (None, watch::channel(resources).1, watch::channel(ClientHealth::default()).1)
+            }
+            Some(dynamic) => {
+                let endpoint = control::endpoint(&resources, &dynamic.cluster, &store)
+                    .with_context(|| format!("{shown}: dynamic_resources.ads_config"))?;
+                tracing::info!(server = %endpoint, mode = ?dynamic.mode, "control plane");
+                let client = ProxyClient::start(ProxyClientOptions {
+                    client: ClientOptions { endpoint, node: bootstrap.node, mode: dynamic.mode },
+                    cache: options.state_dir.map(|d| d.join("xds.cache")),
+                    name_table: false,
+                    fixed: Some(Fixed {
+                        resources,
+                        clusters: dynamic.clusters,
+                        listeners: dynamic.listeners,
+                        secret_names,
+                        secrets,
+                    }),
+                });
+                let (state, health) = (client.state(), client.health());
+                tasks.push(tokio::spawn(apply(
+                    state.clone(),
+                    health.clone(),
+                    engine.clone(),
+                    reports,
+                    configured,
+                )));
+                (Some(client), state, health)
+            }
+        };
         if let Some(address) = bootstrap.admin {
-            let (_, state) = watch::channel(state);
-            let (_, health) = watch::channel(ClientHealth::default());
-            let (_, report) = watch::channel(Arc::new(report));
             let (_, identity) = watch::channel(String::new());
             let pages = router(AdminState { engine: engine.clone(), state, health, report, identity, store })
                 .merge(ready_router(readiness))
                 .merge(metrics_router(Arc::new(registry)));
             let (address, task) =
-                serve(address, pages).await.with_context(|| format!("admin.address {address}"))?;
+                serve(address, pages).await.with_context(|| format!("{shown}: admin.address {address}"))?;
             tracing::info!(%address, "admin pages");
             tasks.push(task);
         }
-        Ok(Self { engine, drain: options.drain, tasks })
+        Ok(Self { engine, _client: client, drain: options.drain, tasks })
     }
 
     /// Runs until `stop`, then lets connections finish for the drain time.
@@ -113,19 +157,18 @@ impl Standalone {
     }
 }
 
-fn snapshot(state: &ProxyState) -> ConfigSnapshot {
-    ConfigSnapshot {
-        listeners: state.listeners.clone(),
-        routes: state.routes.clone(),
-        clusters: state.clusters.clone(),
-        endpoints: state.endpoints.clone(),
+fn engine_options(bootstrap: &Bootstrap, options: &StandaloneOptions) -> EngineOptions {
+    let node = &bootstrap.node;
+    EngineOptions {
+        workers: options.workers,
+        node: mesh_proxy::NodeInfo {
+            workload: node.id.clone(),
+            namespace: node.meta("NAMESPACE").unwrap_or_default().to_owned(),
+            cluster: node.cluster.clone(),
+            id: node.id.clone(),
+            ..mesh_proxy::NodeInfo::default()
+        },
+        drain_time: options.drain,
+        ..EngineOptions::default()
     }
-}
-
-fn keep(store: &SecretStore, secret: &Secret) -> anyhow::Result<()> {
-    match &secret.kind {
-        SecretKind::Certificate { chain, key } => store.set_identity(&secret.name, chain, key)?,
-        SecretKind::Roots(pem) => store.set_trust(&secret.name, pem)?,
-    }
-    Ok(())
 }

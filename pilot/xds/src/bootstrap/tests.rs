@@ -112,3 +112,44 @@ fn what_cannot_be_honoured_is_named_and_all_of_it() {
     let p = Bootstrap::from_json(b"{\"node\": {\"id\": 1").unwrap_err();
     assert!(p[0].contains("node.id") && p[0].contains("line 1"), "{p:?}");
 }
+
+const CONTROL: &str = r#"{
+  "static_resources": {"clusters": [{"name": "xds", "load_assignment": {"cluster_name": "xds"}}]},
+  "dynamic_resources": {
+    "ads_config": {"api_type": "DELTA_GRPC", "transport_api_version": "V3",
+      "grpc_services": [{"envoy_grpc": {"cluster_name": "xds"}}]},
+    "cds_config": {"resource_api_version": "V3", "ads": {}},
+    "lds_config": {"resource_api_version": "V3", "ads": {}}
+  }
+}"#;
+
+#[test]
+fn the_control_plane_is_a_static_cluster() {
+    let b = Bootstrap::from_json(CONTROL.as_bytes()).unwrap();
+    let all = Dynamic { cluster: "xds".into(), mode: Mode::Delta, clusters: true, listeners: true };
+    assert_eq!(b.dynamic, Some(all));
+    let refused = [
+        (
+            "grpc\": {\"cluster_name\": \"xds\"",
+            "grpc\": {\"cluster_name\": \"other\"",
+            "dynamic_resources: \"other\" is not a static",
+        ),
+        ("DELTA_GRPC", "REST", "dynamic_resources.ads_config.api_type"),
+        ("\"V3\",\n", "\"V2\",\n", "dynamic_resources.ads_config.transport_api_version"),
+        (
+            "\"ads\": {}},",
+            "\"path_config_source\": {\"path\": \"x\"}},",
+            "dynamic_resources.cds_config.path_config_source",
+        ),
+        ("ads_config\"", "cds_config\"", "dynamic_resources.cds_config"),
+    ];
+    for (from, to, wanted) in refused {
+        let text = CONTROL.replacen(from, to, 1);
+        assert_ne!(text, CONTROL, "{from}");
+        let p = Bootstrap::from_json(text.as_bytes()).unwrap_err();
+        assert!(p[0].starts_with(wanted), "{p:?}");
+    }
+    // Without a control plane nobody could say where the endpoints are.
+    let p = Bootstrap::from_json(br#"{"static_resources": {"clusters": [{"name": "a", "type": "EDS"}]}}"#);
+    assert!(p.unwrap_err()[0].contains("endpoints of \"a\" need an ads_config"));
+}

@@ -8,6 +8,7 @@
 //! plane answers.
 
 mod cache;
+mod state;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -16,18 +17,17 @@ use std::{
     time::Duration,
 };
 
-use mesh_model::proxy::{
-    Cluster, Discovery, FilterChain, Listener, LoadAssignment, NetworkFilter, RouteConfiguration, RouteSource,
-};
+use mesh_model::proxy::{Cluster, Listener, LoadAssignment, RouteConfiguration};
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use self::state::Inner;
+pub(crate) use self::state::{eds_name, routes_of};
 use super::{AdsClient, ClientOptions, Handler, Names, Rejection, Subscriptions, Update};
 use crate::{
-    codec::{self, DecodeError},
+    codec::Secret,
     nds::NameTable,
-    pb,
-    type_url::{CDS, EDS, LDS, NDS, RDS},
+    type_url::{CDS, ECDS, LDS, NDS},
 };
 
 /// How long a state with dangling references is withheld. The server answers for names that do not
@@ -59,6 +59,44 @@ pub struct ProxyClientOptions {
     pub cache: Option<PathBuf>,
     /// Also fetch the name table.
     pub name_table: bool,
+    /// What a bootstrap file says; `None` for a member of the mesh, who gets everything but its secrets from the
+    /// control plane.
+    pub fixed: Option<Fixed>,
+}
+
+/// What a bootstrap file gives a client, and leaves to the server.
+#[derive(Clone)]
+pub struct Fixed {
+    /// Static resources; the server cannot replace them.
+    pub resources: Arc<ProxyState>,
+    /// Whether clusters are asked for.
+    pub clusters: bool,
+    /// Whether listeners are asked for.
+    pub listeners: bool,
+    /// Names that are not asked for, since their secrets are there.
+    pub secret_names: BTreeSet<String>,
+    /// Takes secrets.
+    pub secrets: Arc<dyn SecretSink>,
+}
+
+impl std::fmt::Debug for Fixed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Fixed")
+            .field("clusters", &self.clusters)
+            .field("listeners", &self.listeners)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Where secrets from a server go.
+pub trait SecretSink: Send + Sync {
+    /// Takes a secret.
+    ///
+    /// # Errors
+    /// Why it cannot be used; the one before stays.
+    fn take(&self, secret: &Secret) -> Result<(), String>;
+    /// Whether there is one of this name.
+    fn has(&self, name: &str) -> bool;
 }
 
 /// How the client is doing, for readiness and the admin interface.
@@ -90,7 +128,8 @@ impl ProxyClient {
         let (state_tx, state) = watch::channel(Arc::default());
         let (names_tx, names) = watch::channel(Arc::default());
         let (health_tx, health) = watch::channel(ClientHealth::default());
-        let work = Arc::new(Work { inner: Mutex::default(), dirty: watch::Sender::new(0) });
+        let inner = Inner::new(options.fixed.clone());
+        let work = Arc::new(Work { inner: Mutex::new(inner), dirty: watch::Sender::new(0) });
 
         let mut known = BTreeMap::new();
         if let Some(path) = &options.cache {
@@ -119,7 +158,14 @@ impl ProxyClient {
             names_tx.send_replace(t);
         }
 
-        let mut initial = vec![(CDS, Names::All), (LDS, Names::All)];
+        let asked = |of: fn(&Fixed) -> bool| options.fixed.as_ref().is_none_or(of);
+        let mut initial = Vec::new();
+        if asked(|f| f.clusters) {
+            initial.push((CDS, Names::All));
+        }
+        if asked(|f| f.listeners) {
+            initial.push((LDS, Names::All));
+        }
         if options.name_table {
             initial.push((NDS, Names::All));
         }
@@ -171,142 +217,6 @@ impl Work {
     }
 }
 
-#[derive(Default)]
-struct Inner {
-    state: ProxyState,
-    /// Routes and endpoints that the server has said do not exist.
-    absent: BTreeSet<(&'static str, String)>,
-    received: BTreeSet<&'static str>,
-    names: Option<Arc<NameTable>>,
-    /// What was accepted, as it came, for the file.
-    raw: BTreeMap<&'static str, BTreeMap<String, pb::Resource>>,
-}
-
-fn put<T>(
-    map: &mut BTreeMap<String, Arc<T>>,
-    r: &pb::Resource,
-    any: &pb::Any,
-    decode: fn(&pb::Any) -> Result<T, DecodeError>,
-) -> Result<(), String> {
-    match decode(any) {
-        Ok(v) => {
-            map.insert(r.name.clone(), Arc::new(v));
-            Ok(())
-        }
-        Err(e) => Err(format!("{}: {}", e.field, e.reason)),
-    }
-}
-
-impl Inner {
-    fn apply(&mut self, type_url: &str, update: Update) -> Vec<Rejection> {
-        let Some(t) = [CDS, EDS, LDS, RDS, NDS].into_iter().find(|t| *t == type_url) else {
-            return update
-                .changed
-                .into_iter()
-                .map(|r| Rejection { name: r.name, reason: format!("type {type_url} is not known") })
-                .collect();
-        };
-        let mut bad = Vec::new();
-        for r in update.changed {
-            let applied = match &r.resource {
-                None => Err("no resource".to_owned()),
-                Some(any) => match t {
-                    CDS => put(&mut self.state.clusters, &r, any, codec::decode_cluster),
-                    EDS => put(&mut self.state.endpoints, &r, any, codec::decode_endpoints),
-                    LDS => put(&mut self.state.listeners, &r, any, codec::decode_listener),
-                    RDS => put(&mut self.state.routes, &r, any, codec::decode_route),
-                    _ => NameTable::from_any(any)
-                        .map(|n| self.names = Some(Arc::new(n)))
-                        .map_err(|e| e.to_string()),
-                },
-            };
-            match applied {
-                Ok(()) => {
-                    self.absent.remove(&(t, r.name.clone()));
-                    self.raw.entry(t).or_default().insert(r.name.clone(), r);
-                }
-                Err(reason) => {
-                    // Without an older version there is nothing to wait for.
-                    self.absent.insert((t, r.name.clone()));
-                    bad.push(Rejection { name: r.name, reason });
-                }
-            }
-        }
-        for n in update.removed {
-            match t {
-                CDS => drop(self.state.clusters.remove(&n)),
-                EDS => drop(self.state.endpoints.remove(&n)),
-                LDS => drop(self.state.listeners.remove(&n)),
-                RDS => drop(self.state.routes.remove(&n)),
-                _ => self.names = None,
-            }
-            if let Some(raw) = self.raw.get_mut(t) {
-                raw.remove(&n);
-            }
-            self.absent.insert((t, n));
-        }
-        self.received.insert(t);
-        bad
-    }
-
-    /// Names of routes and endpoints that listeners and clusters refer to.
-    fn references(&self) -> (BTreeSet<String>, BTreeSet<String>) {
-        let routes = self.state.listeners.values().flat_map(|l| routes_of(l)).map(str::to_owned).collect();
-        let endpoints = self.state.clusters.values().filter_map(|c| eds_name(c)).map(str::to_owned).collect();
-        (routes, endpoints)
-    }
-
-    fn complete(&self) -> bool {
-        if !(self.received.contains(CDS) && self.received.contains(LDS)) {
-            return false;
-        }
-        let (routes, endpoints) = self.references();
-        routes.into_iter().all(|n| self.state.routes.contains_key(&n) || self.absent.contains(&(RDS, n)))
-            && endpoints
-                .into_iter()
-                .all(|n| self.state.endpoints.contains_key(&n) || self.absent.contains(&(EDS, n)))
-    }
-
-    /// Drops what nothing refers to any more.
-    fn prune(&mut self) {
-        let (routes, endpoints) = self.references();
-        self.state.routes.retain(|n, _| routes.contains(n));
-        self.state.endpoints.retain(|n, _| endpoints.contains(n));
-        self.absent.retain(|(t, n)| match *t {
-            RDS => routes.contains(n),
-            EDS => endpoints.contains(n),
-            _ => false,
-        });
-        if let Some(raw) = self.raw.get_mut(RDS) {
-            raw.retain(|n, _| routes.contains(n));
-        }
-        if let Some(raw) = self.raw.get_mut(EDS) {
-            raw.retain(|n, _| endpoints.contains(n));
-        }
-    }
-}
-
-/// RDS names of a listener.
-fn routes_of(l: &Listener) -> impl Iterator<Item = &str> {
-    let chains: Vec<&FilterChain> = l.filter_chains.iter().chain(&l.default_filter_chain).collect();
-    chains.into_iter().flat_map(|c| &c.filters).filter_map(|f| match f {
-        NetworkFilter::Http(h) => match &h.routes {
-            RouteSource::Rds(name) => Some(name.as_str()),
-            RouteSource::Inline(_) => None,
-        },
-        _ => None,
-    })
-}
-
-/// EDS name of a cluster: its own unless it says another.
-fn eds_name(c: &Cluster) -> Option<&str> {
-    match &c.discovery {
-        Discovery::Eds(s) if s.is_empty() => Some(&c.name),
-        Discovery::Eds(s) => Some(s),
-        _ => None,
-    }
-}
-
 struct Follow {
     work: Arc<Work>,
     subscriptions: Subscriptions,
@@ -316,9 +226,10 @@ struct Follow {
 
 impl Follow {
     fn subscribe(&self) {
-        let (routes, endpoints) = self.work.lock().references();
-        self.subscriptions.subscribe(EDS, Names::Some(endpoints));
-        self.subscriptions.subscribe(RDS, Names::Some(routes));
+        let references = self.work.lock().references();
+        for (type_url, names) in references {
+            self.subscriptions.subscribe(type_url, Names::Some(names));
+        }
     }
 }
 
@@ -327,7 +238,8 @@ impl Handler for Follow {
         let names: Vec<String> =
             update.changed.iter().map(|r| r.name.clone()).chain(update.removed.iter().cloned()).collect();
         let bad = self.work.lock().apply(type_url, update);
-        if matches!(type_url, CDS | LDS) {
+        // A filter's configuration may complete a listener, which then refers to routes.
+        if matches!(type_url, CDS | LDS | ECDS) {
             self.subscribe();
         }
         if type_url == NDS {
@@ -387,11 +299,11 @@ async fn publish(work: Arc<Work>, out: watch::Sender<Arc<ProxyState>>, file: Opt
         }
         let next = {
             let mut inner = work.lock();
-            let started = inner.received.contains(CDS) && inner.received.contains(LDS);
+            let started = inner.started();
             let overdue = started && held_since.is_some_and(|t| t.elapsed() >= HOLD);
             if inner.complete() || overdue {
                 if overdue {
-                    tracing::warn!("some routes or endpoints have not arrived; going on without them");
+                    tracing::warn!("not everything that is referred to has arrived; going on without it");
                 }
                 inner.prune();
                 held_since = None;

@@ -10,7 +10,10 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Status, Streaming, codegen::http::uri::PathAndQuery, transport::Channel};
 
-use super::{ClientOptions, Handler, Known, Names, Rejection, Shared, Update};
+use super::{
+    ClientOptions, Handler, Known, Names, Rejection, Shared, Update,
+    expiry::{Expiry, is_heartbeat},
+};
 use crate::{
     mcp, pb,
     server::{content_version, state::Mode},
@@ -42,11 +45,12 @@ pub(super) async fn run<H: Handler>(
     shared: &Shared,
     handler: &mut H,
     known: &mut Known,
+    expiry: &mut Expiry,
 ) -> Outcome {
     let mut answered = false;
     let result = match options.mode {
-        Mode::Delta => delta(options, channel, shared, handler, known, &mut answered).await,
-        Mode::Sotw => sotw(options, channel, shared, handler, known, &mut answered).await,
+        Mode::Delta => delta(options, channel, shared, handler, known, expiry, &mut answered).await,
+        Mode::Sotw => sotw(options, channel, shared, handler, known, expiry, &mut answered).await,
     };
     let reason = match result {
         Ok(()) => "closed by the server".to_owned(),
@@ -109,6 +113,7 @@ async fn delta<H: Handler>(
     shared: &Shared,
     handler: &mut H,
     known: &mut Known,
+    expiry: &mut Expiry,
     answered: &mut bool,
 ) -> Result<(), Status> {
     let (tx, rx) = mpsc::channel::<pb::DeltaDiscoveryRequest>(QUEUE);
@@ -127,10 +132,11 @@ async fn delta<H: Handler>(
                 if !std::mem::replace(answered, true) {
                     handler.on_connection(true);
                 }
-                let ack = take_delta(response, handler, known);
+                let ack = take_delta(response, handler, known, expiry);
                 send(&tx, ack).await?;
             }
             () = shared.changed.notified() => {}
+            () = expiry.next() => expiry.expire(handler, known),
         }
         subscribe_delta(shared, known, &mut sent, &mut node, &tx).await?;
     }
@@ -140,10 +146,23 @@ fn take_delta<H: Handler>(
     response: pb::DeltaDiscoveryResponse,
     handler: &mut H,
     known: &mut Known,
+    expiry: &mut Expiry,
 ) -> pb::DeltaDiscoveryRequest {
-    let pb::DeltaDiscoveryResponse { type_url, nonce, resources, removed_resources, .. } = response;
-    let versions: Vec<(String, String)> =
-        resources.iter().map(|r| (r.name.clone(), r.version.clone())).collect();
+    let pb::DeltaDiscoveryResponse { type_url, nonce, mut resources, removed_resources, .. } = response;
+    let all = resources.len();
+    resources.retain(|r| {
+        let heartbeat = is_heartbeat(r);
+        if heartbeat && known.get(&type_url).is_some_and(|k| k.contains_key(&r.name)) {
+            expiry.set(&type_url, &r.name, r.ttl.as_ref());
+        }
+        !heartbeat
+    });
+    if all > 0 && resources.is_empty() && removed_resources.is_empty() {
+        // Nothing but heartbeats.
+        return pb::DeltaDiscoveryRequest { type_url, response_nonce: nonce, ..Default::default() };
+    }
+    let versions: Vec<(String, String, Option<prost_types::Duration>)> =
+        resources.iter().map(|r| (r.name.clone(), r.version.clone(), r.ttl)).collect();
     let update = Update { changed: resources, removed: removed_resources.clone() };
     let result = handler.on_update(&type_url, update);
     let rejected: BTreeSet<&str> = match &result {
@@ -151,13 +170,15 @@ fn take_delta<H: Handler>(
         Err(list) => list.iter().map(|r| r.name.as_str()).collect(),
     };
     let have = known.entry(type_url.clone()).or_default();
-    for (name, version) in versions {
+    for (name, version, ttl) in versions {
         if !rejected.contains(name.as_str()) {
+            expiry.set(&type_url, &name, ttl.as_ref());
             have.insert(name, version);
         }
     }
     for name in &removed_resources {
         if !rejected.contains(name.as_str()) {
+            expiry.clear(&type_url, name);
             have.remove(name);
         }
     }
@@ -231,6 +252,7 @@ async fn sotw<H: Handler>(
     shared: &Shared,
     handler: &mut H,
     known: &mut Known,
+    expiry: &mut Expiry,
     answered: &mut bool,
 ) -> Result<(), Status> {
     let (tx, rx) = mpsc::channel::<pb::DiscoveryRequest>(QUEUE);
@@ -247,11 +269,12 @@ async fn sotw<H: Handler>(
                 if !std::mem::replace(answered, true) {
                     handler.on_connection(true);
                 }
-                if let Some(ack) = take_sotw(response, handler, known, &mut types) {
+                if let Some(ack) = take_sotw(response, handler, known, expiry, &mut types) {
                     send(&tx, ack).await?;
                 }
             }
             () = shared.changed.notified() => {}
+            () = expiry.next() => expiry.expire(handler, known),
         }
         subscribe_sotw(shared, &mut types, &mut node, &tx).await?;
     }
@@ -261,6 +284,7 @@ fn take_sotw<H: Handler>(
     response: pb::DiscoveryResponse,
     handler: &mut H,
     known: &mut Known,
+    expiry: &mut Expiry,
     types: &mut BTreeMap<String, SotwType>,
 ) -> Option<pb::DiscoveryRequest> {
     let pb::DiscoveryResponse { type_url, nonce, version_info, resources } = response;
@@ -272,34 +296,48 @@ fn take_sotw<H: Handler>(
     let mut rejections = Vec::new();
     let mut present = BTreeSet::new();
     let mut changed = Vec::new();
+    let mut heartbeats = 0;
+    let all = resources.len();
     for any in resources {
-        match resource_name(&any) {
-            Some(name) => {
-                let version = content_version(&any.value);
-                present.insert(name.clone());
-                if have.get(&name) != Some(&version) {
-                    changed.push(pb::Resource { version, name, resource: Some(any) });
-                }
+        let (name, ttl, any) = match unwrap(any) {
+            Ok(parts) => parts,
+            Err(type_url) => {
+                rejections.push(Rejection { name: type_url, reason: "no readable name".into() });
+                continue;
             }
-            None => rejections.push(Rejection { name: any.type_url, reason: "no readable name".into() }),
+        };
+        present.insert(name.clone());
+        let Some(any) = any else {
+            heartbeats += 1;
+            if have.contains_key(&name) {
+                expiry.set(&type_url, &name, ttl.as_ref());
+            }
+            continue;
+        };
+        let version = content_version(&any.value);
+        if have.get(&name) == Some(&version) {
+            expiry.set(&type_url, &name, ttl.as_ref());
+        } else {
+            changed.push(pb::Resource { version, name, resource: Some(any), ttl });
         }
     }
-    let removed: Vec<String> = if type_url::full_state(&type_url) {
-        have.keys().filter(|n| !present.contains(*n)).cloned().collect()
-    } else {
-        vec![]
-    };
-    let versions: Vec<(String, String)> =
-        changed.iter().map(|r| (r.name.clone(), r.version.clone())).collect();
+    // A response of heartbeats only says nothing about what it does not mention.
+    let whole = type_url::full_state(&type_url) && (heartbeats == 0 || heartbeats < all);
+    let removed: Vec<String> =
+        if whole { have.keys().filter(|n| !present.contains(*n)).cloned().collect() } else { vec![] };
+    let versions: Vec<(String, String, Option<prost_types::Duration>)> =
+        changed.iter().map(|r| (r.name.clone(), r.version.clone(), r.ttl)).collect();
     if let Err(list) = handler.on_update(&type_url, Update { changed, removed: removed.clone() }) {
         rejections.extend(list);
     }
-    for (name, version) in versions {
+    for (name, version, ttl) in versions {
         if !rejections.iter().any(|r| r.name == name) {
+            expiry.set(&type_url, &name, ttl.as_ref());
             have.insert(name, version);
         }
     }
     for n in &removed {
+        expiry.clear(&type_url, n);
         have.remove(n);
     }
     state.nonce.clone_from(&nonce);
@@ -363,6 +401,23 @@ struct Named {
     name: String,
 }
 
+/// Name, time to live and content of a resource of a state-of-the-world response. Without content it is a heartbeat.
+fn unwrap(any: pb::Any) -> Result<(String, Option<prost_types::Duration>, Option<pb::Any>), String> {
+    if any.type_url != type_url::RESOURCE {
+        return match resource_name(&any) {
+            Some(name) => Ok((name, None, Some(any))),
+            None => Err(any.type_url),
+        };
+    }
+    let r = pb::Resource::decode(any.value).map_err(|_| any.type_url)?;
+    let inner = r.resource.as_ref().and_then(resource_name);
+    match inner {
+        Some(name) => Ok((name, r.ttl, r.resource)),
+        None if !r.name.is_empty() => Ok((r.name, r.ttl, r.resource)),
+        None => Err(type_url::RESOURCE.to_owned()),
+    }
+}
+
 /// Name of a resource outside delta, where it is only inside the payload.
 fn resource_name(any: &pb::Any) -> Option<String> {
     if any.type_url == mcp::RESOURCE_TYPE_URL {
@@ -373,3 +428,6 @@ fn resource_name(any: &pb::Any) -> Option<String> {
     }
     Named::decode(any.value.clone()).ok().map(|n| n.name).filter(|n| !n.is_empty())
 }
+
+#[cfg(test)]
+mod tests;

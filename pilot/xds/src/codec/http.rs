@@ -23,11 +23,13 @@ use envoy_types::pb::{
 };
 use hcm::http_connection_manager as h;
 use mesh_model::proxy::{
-    AccessLog, AccessLogFormat, ForwardClientCert, HttpCodec, HttpConnectionManager, HttpFilter, RouteSource,
-    Tracing,
+    AccessLog, AccessLogFormat, ForwardClientCert, HttpCodec, HttpConnectionManager, HttpFilter,
+    RouteConfiguration, RouteSource, Tracing,
 };
 
-use super::{At, Bad, Res, common::*, each, ext_authz, jwt, rate_limit, rbac, refuse, route};
+use prost::Message as _;
+
+use super::{At, Bad, Res, common::*, each, ext_authz, jwt, rate_limit, rbac, refuse, route, split};
 
 const WEBSOCKET: &str = "websocket";
 /// How `upgrade_configs` name plain CONNECT.
@@ -108,7 +110,21 @@ pub(super) fn encode(m: &HttpConnectionManager) -> hcm::HttpConnectionManager {
     }
 }
 
-pub(super) fn decode(m: hcm::HttpConnectionManager) -> Res<HttpConnectionManager> {
+/// Decodes the message; its routes one virtual host at a time.
+pub(super) fn from_wire(bytes: &[u8]) -> Res<HttpConnectionManager> {
+    /// `route_config` of `HttpConnectionManager`.
+    const ROUTE_CONFIG: u64 = 4;
+    let (rest, routes) = split::take(bytes, ROUTE_CONFIG)?;
+    let m = hcm::HttpConnectionManager::decode(rest.as_slice()).map_err(|e| Bad::new("", e.to_string()))?;
+    let inline = match routes.as_slice() {
+        [] => None,
+        [one] => Some(route::from_wire(one).map_err(|(_, b)| b).at("route_config")?),
+        _ => return Err(Bad::new("route_config", "appears twice")),
+    };
+    decode(m, inline)
+}
+
+fn decode(m: hcm::HttpConnectionManager, inline: Option<RouteConfiguration>) -> Res<HttpConnectionManager> {
     use h::{CodecType, ForwardClientCertDetails as F, RouteSpecifier, ServerHeaderTransformation as T};
     refuse!(m;
         scheme_header_transformation, request_timeout, original_ip_detection_extensions,
@@ -123,15 +139,14 @@ pub(super) fn decode(m: hcm::HttpConnectionManager) -> Res<HttpConnectionManager
         Ok(CodecType::Http2) => HttpCodec::Http2,
         _ => return Err(Bad::unsupported("codec_type", "HTTP/3")),
     };
-    let routes = match m.route_specifier {
-        Some(RouteSpecifier::Rds(r)) => RouteSource::Rds(r.route_config_name),
-        Some(RouteSpecifier::RouteConfig(r)) => {
-            RouteSource::Inline(Arc::new(route::decode(r).at("route_config")?))
-        }
-        Some(RouteSpecifier::ScopedRoutes(_)) => {
+    let routes = match (m.route_specifier, inline) {
+        (None, Some(r)) => RouteSource::Inline(Arc::new(r)),
+        (Some(RouteSpecifier::Rds(r)), None) => RouteSource::Rds(r.route_config_name),
+        (Some(RouteSpecifier::ScopedRoutes(_)), None) => {
             return Err(Bad::unsupported("scoped_routes", "scoped routing"));
         }
-        None => return Err(Bad::new("route_specifier", "is missing")),
+        (Some(_), _) => return Err(Bad::new("route_specifier", "is set twice")),
+        (None, None) => return Err(Bad::new("route_specifier", "is missing")),
     };
     let forward_client_cert = match F::try_from(m.forward_client_cert_details) {
         Ok(F::Sanitize) => ForwardClientCert::Sanitize,

@@ -248,7 +248,7 @@ fn to_filter(f: pb::Filter) -> Res<NetworkFilter> {
         return Err(Bad::unsupported("config_type", "a filter without typed_config"));
     };
     if is::<HttpConnectionManager>(&a) {
-        return Ok(NetworkFilter::Http(Box::new(http::decode(typed(&a)?)?)));
+        return Ok(NetworkFilter::Http(Box::new(http::from_wire(&a.value)?)));
     }
     if is::<tcp::TcpProxy>(&a) {
         return Ok(NetworkFilter::Tcp(to_tcp_proxy(typed(&a)?)?));

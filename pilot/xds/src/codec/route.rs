@@ -27,7 +27,9 @@ use mesh_model::proxy::{
     RouteConfiguration, RouteFilters, RouteMatch, StreamLimit, VirtualHost, WeightedCluster,
 };
 
-use super::{At, Bad, Res, common::*, each, ext_authz, http::CONNECT, jwt, rate_limit, refuse};
+use prost::Message as _;
+
+use super::{At, Bad, Res, common::*, each, ext_authz, http::CONNECT, jwt, rate_limit, refuse, split};
 
 pub(super) const CORS: &str = "envoy.filters.http.cors";
 pub(super) const FAULT: &str = "envoy.filters.http.fault";
@@ -49,7 +51,7 @@ pub(super) fn encode(c: &RouteConfiguration) -> pb::RouteConfiguration {
     }
 }
 
-pub(super) fn decode(m: pb::RouteConfiguration) -> Res<RouteConfiguration> {
+fn decode(m: pb::RouteConfiguration) -> Res<RouteConfiguration> {
     refuse!(m;
         vhds, internal_only_headers, response_headers_to_add, response_headers_to_remove,
         request_headers_to_add, request_headers_to_remove, cluster_specifier_plugins,
@@ -60,6 +62,23 @@ pub(super) fn decode(m: pb::RouteConfiguration) -> Res<RouteConfiguration> {
         name: m.name,
         virtual_hosts: each("virtual_hosts", m.virtual_hosts, to_virtual_host)?,
     })
+}
+
+/// Decodes the message, one virtual host at a time. An error comes with the resource's name.
+pub(super) fn from_wire(bytes: &[u8]) -> Result<RouteConfiguration, (String, Bad)> {
+    /// `virtual_hosts` of `RouteConfiguration`.
+    const VIRTUAL_HOSTS: u64 = 2;
+    let damaged = |e: prost::DecodeError| Bad::new("", e.to_string());
+    let (rest, hosts) = split::take(bytes, VIRTUAL_HOSTS).map_err(|b| (String::new(), b))?;
+    let rest = pb::RouteConfiguration::decode(rest.as_slice()).map_err(|e| (String::new(), damaged(e)))?;
+    let name = rest.name.clone();
+    let host = |b: &[u8]| to_virtual_host(pb::VirtualHost::decode(b).map_err(damaged)?);
+    let all = || {
+        let mut out = decode(rest)?;
+        out.virtual_hosts = each("virtual_hosts", hosts, host)?;
+        Ok(out)
+    };
+    all().map_err(|b| (name, b))
 }
 
 fn virtual_host(v: &VirtualHost) -> pb::VirtualHost {

@@ -27,7 +27,8 @@ pub(super) fn save(
     for (type_url, resources) in types {
         let response = pb::DeltaDiscoveryResponse {
             type_url: (*type_url).to_owned(),
-            resources: resources.values().cloned().collect(),
+            // What holds for a time only has no place in a file.
+            resources: resources.values().filter(|r| r.ttl.is_none()).cloned().collect(),
             ..Default::default()
         };
         response.encode_length_delimited(&mut bytes).map_err(io::Error::other)?;

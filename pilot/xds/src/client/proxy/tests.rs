@@ -3,7 +3,7 @@ use std::{
     sync::{Arc, RwLock},
 };
 
-use mesh_model::proxy as model;
+use mesh_model::proxy::{self as model, Discovery, NetworkFilter, RouteSource};
 use tokio::net::TcpListener;
 use tonic::Status;
 
@@ -11,8 +11,12 @@ use super::*;
 use crate::{
     NodeInfo, TypeSnapshot,
     client::{Endpoint, Mode},
+    codec, pb,
     server::{AdsService, PeerInfo, ResourceSource, conn},
+    type_url::{ECDS, EDS, RDS, SDS},
 };
+
+mod foreign;
 
 /// A control plane with resources that a test sets.
 struct Fixed {
@@ -116,6 +120,7 @@ fn options(addr: SocketAddr, mode: Mode, cache: Option<PathBuf>) -> ProxyClientO
         client: ClientOptions { endpoint: Endpoint::Plain(addr.to_string()), node, mode },
         cache,
         name_table: false,
+        fixed: None,
     }
 }
 

@@ -1,0 +1,319 @@
+//! What has been accepted so far, and whether it is whole.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use mesh_model::proxy::{
+    ClientCertificate, Cluster, Discovery, FilterChain, Listener, NetworkFilter, RouteSource, SecretRef,
+    Validation,
+};
+
+use super::{Fixed, ProxyState};
+use crate::{
+    client::{Rejection, Update},
+    codec::{self, DecodeError, extension},
+    nds::NameTable,
+    pb,
+    type_url::{CDS, ECDS, EDS, LDS, NDS, RDS, SDS},
+};
+
+/// Types that only matter where something refers to them by name.
+const BY_NAME: [&str; 4] = [EDS, RDS, SDS, ECDS];
+
+#[derive(Default)]
+pub(super) struct Inner {
+    pub(super) state: ProxyState,
+    /// What is there without the server and cannot be replaced by it.
+    fixed: Option<Fixed>,
+    /// Resources referred to by name that the server has said do not exist, or sent unusable.
+    absent: BTreeSet<(&'static str, String)>,
+    received: BTreeSet<&'static str>,
+    pub(super) names: Option<Arc<NameTable>>,
+    /// Configurations of filters.
+    extensions: extension::Extensions,
+    /// Which of them a listener follows.
+    follows: BTreeMap<String, BTreeSet<String>>,
+    /// What was accepted, as it came, for the file.
+    pub(super) raw: BTreeMap<&'static str, BTreeMap<String, pb::Resource>>,
+}
+
+fn put<T>(
+    map: &mut BTreeMap<String, Arc<T>>,
+    r: &pb::Resource,
+    any: &pb::Any,
+    decode: fn(&pb::Any) -> Result<T, DecodeError>,
+) -> Result<(), String> {
+    map.insert(r.name.clone(), Arc::new(decode(any).map_err(reason)?));
+    Ok(())
+}
+
+fn reason(e: DecodeError) -> String {
+    format!("{}: {}", e.field, e.reason)
+}
+
+impl Inner {
+    pub(super) fn new(fixed: Option<Fixed>) -> Self {
+        let state = fixed.as_ref().map(|f| ProxyState::clone(&f.resources)).unwrap_or_default();
+        Self { state, fixed, ..Self::default() }
+    }
+
+    pub(super) fn apply(&mut self, type_url: &str, update: Update) -> Vec<Rejection> {
+        let Some(t) = [CDS, EDS, LDS, RDS, NDS, SDS, ECDS].into_iter().find(|t| *t == type_url) else {
+            return update
+                .changed
+                .into_iter()
+                .map(|r| Rejection { name: r.name, reason: format!("type {type_url} is not known") })
+                .collect();
+        };
+        let mut bad = Vec::new();
+        for r in update.changed {
+            let applied = match &r.resource {
+                None => Err("no resource".to_owned()),
+                Some(_) if self.is_fixed(t, &r.name) => {
+                    Err("the bootstrap file has a static one of this name".to_owned())
+                }
+                Some(any) => match t {
+                    CDS => put(&mut self.state.clusters, &r, any, codec::decode_cluster),
+                    EDS => put(&mut self.state.endpoints, &r, any, codec::decode_endpoints),
+                    LDS => self.listener(&r.name, any),
+                    RDS => put(&mut self.state.routes, &r, any, codec::decode_route),
+                    SDS => self.secret(any),
+                    ECDS => self.extension(any),
+                    _ => NameTable::from_any(any)
+                        .map(|n| self.names = Some(Arc::new(n)))
+                        .map_err(|e| e.to_string()),
+                },
+            };
+            match applied {
+                Ok(()) => {
+                    self.absent.remove(&(t, r.name.clone()));
+                    // Keys are kept by whoever takes them, not here.
+                    if t != SDS {
+                        self.raw.entry(t).or_default().insert(r.name.clone(), r);
+                    }
+                }
+                Err(reason) => {
+                    // Without an older version there is nothing to wait for.
+                    self.absent.insert((t, r.name.clone()));
+                    bad.push(Rejection { name: r.name, reason });
+                }
+            }
+        }
+        for n in update.removed {
+            if self.is_fixed(t, &n) {
+                continue;
+            }
+            match t {
+                CDS => drop(self.state.clusters.remove(&n)),
+                EDS => drop(self.state.endpoints.remove(&n)),
+                LDS => {
+                    self.state.listeners.remove(&n);
+                    self.follows.remove(&n);
+                }
+                RDS => drop(self.state.routes.remove(&n)),
+                // Connections go on with the last one: a listener without its certificate would serve nobody.
+                SDS => {}
+                ECDS => self.without_extension(&n),
+                _ => self.names = None,
+            }
+            if let Some(raw) = self.raw.get_mut(t) {
+                raw.remove(&n);
+            }
+            self.absent.insert((t, n));
+        }
+        self.received.insert(t);
+        bad
+    }
+
+    fn is_fixed(&self, t: &str, name: &str) -> bool {
+        self.fixed.as_ref().is_some_and(|f| match t {
+            CDS => f.resources.clusters.contains_key(name),
+            LDS => f.resources.listeners.contains_key(name),
+            _ => false,
+        })
+    }
+
+    fn listener(&mut self, name: &str, any: &pb::Any) -> Result<(), String> {
+        let expanded = extension::expand(any, &self.extensions).map_err(reason)?;
+        if expanded.missing.is_empty() {
+            let listener = codec::decode_listener(&expanded.listener).map_err(reason)?;
+            self.state.listeners.insert(name.to_owned(), Arc::new(listener));
+        }
+        if expanded.names.is_empty() {
+            self.follows.remove(name);
+        } else {
+            self.follows.insert(name.to_owned(), expanded.names);
+        }
+        Ok(())
+    }
+
+    fn secret(&self, any: &pb::Any) -> Result<(), String> {
+        let secret = codec::decode_secret(any).map_err(reason)?;
+        match &self.fixed {
+            Some(f) => f.secrets.take(&secret),
+            None => Err("secrets do not come from the control plane".to_owned()),
+        }
+    }
+
+    /// Takes a filter's configuration if every listener that follows it can.
+    fn extension(&mut self, any: &pb::Any) -> Result<(), String> {
+        let (name, content) = extension::decode(any).map_err(reason)?;
+        let before = self.extensions.insert(name.clone(), content);
+        match self.refresh(&name) {
+            Ok(listeners) => {
+                self.state.listeners.extend(listeners);
+                Ok(())
+            }
+            Err(reason) => {
+                match before {
+                    Some(b) => drop(self.extensions.insert(name, b)),
+                    None => drop(self.extensions.remove(&name)),
+                }
+                Err(reason)
+            }
+        }
+    }
+
+    /// A configuration is gone: listeners go back to the default, or keep what they have.
+    fn without_extension(&mut self, name: &str) {
+        self.extensions.remove(name);
+        if let Ok(listeners) = self.refresh(name) {
+            self.state.listeners.extend(listeners);
+        }
+    }
+
+    /// The listeners that follow a configuration, with what is known now.
+    fn refresh(&self, name: &str) -> Result<Vec<(String, Arc<Listener>)>, String> {
+        let mut out = Vec::new();
+        for (listener, names) in &self.follows {
+            let Some(any) = self.raw.get(LDS).and_then(|l| l.get(listener)).and_then(|r| r.resource.as_ref())
+            else {
+                continue;
+            };
+            if !names.contains(name) {
+                continue;
+            }
+            let expanded = extension::expand(any, &self.extensions).map_err(reason)?;
+            if expanded.missing.is_empty() {
+                let decoded = codec::decode_listener(&expanded.listener).map_err(reason)?;
+                out.push((listener.clone(), Arc::new(decoded)));
+            }
+        }
+        Ok(out)
+    }
+
+    /// Names that listeners and clusters refer to, by type.
+    pub(super) fn references(&self) -> BTreeMap<&'static str, BTreeSet<String>> {
+        let state = &self.state;
+        let mut out: BTreeMap<&'static str, BTreeSet<String>> = BTreeMap::new();
+        out.insert(RDS, state.listeners.values().flat_map(|l| routes_of(l)).map(str::to_owned).collect());
+        out.insert(EDS, state.clusters.values().filter_map(|c| eds_name(c)).map(str::to_owned).collect());
+        if let Some(fixed) = &self.fixed {
+            let of = state.listeners.values().flat_map(|l| listener_secrets(l));
+            let all = of.chain(state.clusters.values().flat_map(|c| cluster_secrets(c)));
+            let wanted = all.filter(|n| !fixed.secret_names.contains(*n)).map(str::to_owned).collect();
+            out.insert(SDS, wanted);
+        }
+        out.insert(ECDS, self.follows.values().flatten().cloned().collect());
+        out
+    }
+
+    fn has(&self, t: &'static str, name: &str) -> bool {
+        match t {
+            RDS => self.state.routes.contains_key(name),
+            EDS => self.state.endpoints.contains_key(name),
+            SDS => self.fixed.as_ref().is_some_and(|f| f.secrets.has(name)),
+            _ => self.extensions.contains_key(name),
+        }
+    }
+
+    /// Whether the server has answered for everything it is asked for at all.
+    pub(super) fn started(&self) -> bool {
+        let asked = |t: &str| {
+            self.fixed.as_ref().is_none_or(|f| match t {
+                CDS => f.clusters,
+                _ => f.listeners,
+            })
+        };
+        [CDS, LDS].into_iter().all(|t| self.received.contains(t) || !asked(t))
+    }
+
+    pub(super) fn complete(&self) -> bool {
+        self.started()
+            && self
+                .references()
+                .into_iter()
+                .all(|(t, names)| names.into_iter().all(|n| self.has(t, &n) || self.absent.contains(&(t, n))))
+    }
+
+    /// Drops what nothing refers to any more.
+    pub(super) fn prune(&mut self) {
+        let references = self.references();
+        let kept = |t: &str, n: &str| references.get(t).is_some_and(|names| names.contains(n));
+        self.state.routes.retain(|n, _| kept(RDS, n));
+        self.state.endpoints.retain(|n, _| kept(EDS, n));
+        self.extensions.retain(|n, _| kept(ECDS, n));
+        self.absent.retain(|(t, n)| kept(t, n));
+        for t in BY_NAME {
+            if let Some(raw) = self.raw.get_mut(t) {
+                raw.retain(|n, _| kept(t, n));
+            }
+        }
+    }
+}
+
+fn chains(l: &Listener) -> impl Iterator<Item = &FilterChain> {
+    l.filter_chains.iter().chain(&l.default_filter_chain)
+}
+
+/// RDS names of a listener.
+pub(crate) fn routes_of(l: &Listener) -> impl Iterator<Item = &str> {
+    chains(l).flat_map(|c| &c.filters).filter_map(|f| match f {
+        NetworkFilter::Http(h) => match &h.routes {
+            RouteSource::Rds(name) => Some(name.as_str()),
+            RouteSource::Inline(_) => None,
+        },
+        _ => None,
+    })
+}
+
+/// EDS name of a cluster: its own unless it says another.
+pub(crate) fn eds_name(c: &Cluster) -> Option<&str> {
+    match &c.discovery {
+        Discovery::Eds(s) if s.is_empty() => Some(&c.name),
+        Discovery::Eds(s) => Some(s),
+        _ => None,
+    }
+}
+
+fn sds(r: &SecretRef) -> Option<&str> {
+    match r {
+        SecretRef::Sds(name) => Some(name),
+        SecretRef::Files { .. } => None,
+    }
+}
+
+fn trusted(v: &Validation) -> Option<&str> {
+    v.trusted.as_ref().and_then(sds)
+}
+
+/// SDS names of a listener.
+fn listener_secrets(l: &Listener) -> impl Iterator<Item = &str> {
+    chains(l).filter_map(|c| c.tls.as_ref()).flat_map(|t| {
+        let roots = match &t.client_certificate {
+            ClientCertificate::None => None,
+            ClientCertificate::Optional(v) | ClientCertificate::Required(v) => trusted(v),
+        };
+        [sds(&t.certificate), roots].into_iter().flatten()
+    })
+}
+
+/// SDS names of a cluster.
+fn cluster_secrets(c: &Cluster) -> impl Iterator<Item = &str> {
+    c.tls
+        .iter()
+        .chain(c.tls_matches.iter().filter_map(|m| m.tls.as_ref()))
+        .flat_map(|t| [t.certificate.as_ref().and_then(sds), trusted(&t.validation)].into_iter().flatten())
+}

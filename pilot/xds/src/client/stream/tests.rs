@@ -1,0 +1,112 @@
+use std::time::Duration;
+
+use super::*;
+use crate::type_url::{CDS, RESOURCE};
+
+#[derive(Default)]
+struct Seen {
+    changed: Vec<String>,
+    removed: Vec<String>,
+}
+
+impl Handler for Seen {
+    fn on_update(&mut self, _: &str, update: Update) -> Result<(), Vec<Rejection>> {
+        self.changed.extend(update.changed.into_iter().map(|r| r.name));
+        self.removed.extend(update.removed);
+        Ok(())
+    }
+}
+
+fn cluster(name: &str) -> pb::Any {
+    pb::Any { type_url: CDS.into(), value: Named { name: name.into() }.encode_to_vec().into() }
+}
+
+fn wrapped(name: &str, resource: Option<pb::Any>, seconds: i64) -> pb::Any {
+    let ttl = Some(prost_types::Duration { seconds, nanos: 0 });
+    let r = pb::Resource { version: "1".into(), resource, name: name.into(), ttl };
+    pb::Any { type_url: RESOURCE.into(), value: r.encode_to_vec().into() }
+}
+
+struct Client {
+    seen: Seen,
+    known: Known,
+    expiry: Expiry,
+    types: BTreeMap<String, SotwType>,
+}
+
+impl Client {
+    fn new() -> Self {
+        let names = SotwType { names: Names::All, version: String::new(), nonce: String::new() };
+        Self {
+            seen: Seen::default(),
+            known: Known::new(),
+            expiry: Expiry::default(),
+            types: BTreeMap::from([(CDS.to_owned(), names)]),
+        }
+    }
+
+    fn sotw(&mut self, resources: Vec<pb::Any>) -> pb::DiscoveryRequest {
+        let response = pb::DiscoveryResponse {
+            version_info: "1".into(),
+            resources,
+            type_url: CDS.into(),
+            nonce: "n".into(),
+        };
+        take_sotw(response, &mut self.seen, &mut self.known, &mut self.expiry, &mut self.types).unwrap()
+    }
+
+    fn delta(&mut self, resources: Vec<pb::Resource>) -> pb::DeltaDiscoveryRequest {
+        let response = pb::DeltaDiscoveryResponse { type_url: CDS.into(), resources, ..Default::default() };
+        take_delta(response, &mut self.seen, &mut self.known, &mut self.expiry)
+    }
+
+    async fn pass(&mut self, seconds: u64) {
+        let time = tokio::time::sleep(Duration::from_secs(seconds));
+        self.expiry.during(time, &mut self.seen, &mut self.known).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn times_to_live_in_a_state_of_the_world() {
+    let mut c = Client::new();
+    c.sotw(vec![cluster("stays"), wrapped("goes", Some(cluster("goes")), 10)]);
+    assert_eq!(c.seen.changed, ["stays", "goes"]);
+    c.pass(6).await;
+    // A heartbeat renews what it names, and what it does not name is not removed.
+    let ack = c.sotw(vec![wrapped("goes", None, 10)]);
+    assert!(ack.error_detail.is_none());
+    c.pass(6).await;
+    assert!(c.seen.removed.is_empty(), "{:?}", c.seen.removed);
+    // Sent again unchanged renews it too.
+    c.sotw(vec![cluster("stays"), wrapped("goes", Some(cluster("goes")), 10)]);
+    c.pass(9).await;
+    assert!(c.seen.removed.is_empty());
+    c.pass(2).await;
+    assert_eq!(c.seen.removed, ["goes"]);
+    // It is new when it comes back, and holds for ever without a time.
+    c.sotw(vec![cluster("stays"), cluster("goes")]);
+    assert_eq!(c.seen.changed, ["stays", "goes", "goes"]);
+    c.pass(1000).await;
+    assert_eq!(c.seen.removed, ["goes"]);
+    c.sotw(vec![cluster("stays")]);
+    assert_eq!(c.seen.removed, ["goes", "goes"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn times_to_live_in_delta() {
+    let mut c = Client::new();
+    let ttl = Some(prost_types::Duration { seconds: 10, nanos: 0 });
+    let r = |resource| pb::Resource { version: "1".into(), resource, name: "a".into(), ttl };
+    c.delta(vec![r(Some(cluster("a")))]);
+    for _ in 0..5 {
+        c.pass(6).await;
+        c.delta(vec![r(None)]);
+    }
+    assert_eq!((c.seen.changed.len(), c.seen.removed.len()), (1, 0), "heartbeats are no updates");
+    c.pass(11).await;
+    assert_eq!(c.seen.removed, ["a"]);
+    // A heartbeat for what has gone brings nothing back.
+    c.delta(vec![r(None)]);
+    c.pass(11).await;
+    assert_eq!((c.seen.changed.len(), c.seen.removed.len()), (1, 1));
+}
