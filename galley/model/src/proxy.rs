@@ -6,6 +6,7 @@
 //! that is here is honoured by the engine; what the wire can say and this model cannot is rejected
 //! by name when it is decoded.
 
+mod body;
 mod cluster;
 mod endpoint;
 mod filter;
@@ -15,6 +16,7 @@ mod policy;
 mod rate_limit;
 mod route;
 
+pub use body::*;
 pub use cluster::*;
 pub use endpoint::*;
 pub use filter::*;

@@ -13,6 +13,7 @@
 //! metadata `flotilla.dev`, which our proxy reads back and any other never matches; pilot does not
 //! give such policies to other proxies.
 
+mod body;
 mod cluster;
 mod common;
 mod endpoint;

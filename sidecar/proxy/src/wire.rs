@@ -101,6 +101,11 @@ impl Writer {
         }
     }
 
+    /// The message as it is.
+    pub(crate) fn into_bytes(self) -> Vec<u8> {
+        self.0
+    }
+
     /// The message in gRPC's frame, uncompressed.
     pub(crate) fn framed(self) -> Vec<u8> {
         let mut out = Vec::with_capacity(self.0.len() + 5);

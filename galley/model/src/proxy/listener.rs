@@ -6,8 +6,8 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    ConnectionLimit, ExtAuthz, GlobalRateLimit, JwtAuthn, LocalRateLimit, Rbac, RouteConfiguration,
-    StringMatch, WeightedCluster,
+    Compressor, ConnectionLimit, ExtAuthz, GlobalRateLimit, JwtAuthn, LocalRateLimit, Rbac,
+    RouteConfiguration, StatefulSession, StringMatch, WeightedCluster,
 };
 
 /// `envoy.config.listener.v3.Listener`.
@@ -290,6 +290,14 @@ pub enum HttpFilter {
     LocalRateLimit(Arc<LocalRateLimit>),
     /// `envoy.filters.http.ratelimit`: 429 beyond what a service allows.
     RateLimit(Arc<GlobalRateLimit>),
+    /// `envoy.filters.http.grpc_web`.
+    GrpcWeb,
+    /// `envoy.filters.http.compressor`, for answers.
+    Compressor(Arc<Compressor>),
+    /// `envoy.filters.http.buffer`: forwards a request when all of it is there; 413 beyond so many bytes.
+    Buffer(u32),
+    /// `envoy.filters.http.stateful_session`.
+    StatefulSession(Arc<StatefulSession>),
 }
 
 /// Trace sampling of an HTTP connection manager.

@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{AuthzOverride, HostRateLimits, JwtOverride, LocalRateLimit, RateLimit};
+use super::{
+    AuthzOverride, BufferOverride, HostRateLimits, JwtOverride, LocalRateLimit, RateLimit, SessionOverride,
+};
 
 /// `envoy.config.route.v3.RouteConfiguration`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -75,6 +77,12 @@ pub struct RouteFilters {
     pub rate_limit: HostRateLimits,
     /// Bytes of a request that are kept for another try (`request_body_buffer_limit`).
     pub buffer_limit: Option<u64>,
+    /// The buffer filter.
+    pub buffer: Option<BufferOverride>,
+    /// Answers are not compressed.
+    pub no_compression: bool,
+    /// Sessions that stay on a host.
+    pub session: Option<SessionOverride>,
 }
 
 /// `envoy.config.route.v3.RouteMatch`: all parts must hold.

@@ -9,10 +9,11 @@ use envoy_types::pb::{
             access_loggers::file::v3 as file,
             filters::{
                 http::{
-                    cors::v3::Cors, ext_authz::v3::ExtAuthz, fault::v3::HttpFault,
-                    grpc_stats::v3 as grpc_stats, jwt_authn::v3::JwtAuthentication,
-                    local_ratelimit::v3::LocalRateLimit, ratelimit::v3::RateLimit, rbac::v3::Rbac,
-                    router::v3::Router,
+                    buffer::v3::Buffer, compressor::v3::Compressor, cors::v3::Cors, ext_authz::v3::ExtAuthz,
+                    fault::v3::HttpFault, grpc_stats::v3 as grpc_stats, grpc_web::v3::GrpcWeb,
+                    jwt_authn::v3::JwtAuthentication, local_ratelimit::v3::LocalRateLimit,
+                    ratelimit::v3::RateLimit, rbac::v3::Rbac, router::v3::Router,
+                    stateful_session::v3::StatefulSession,
                 },
                 network::http_connection_manager::v3 as hcm,
             },
@@ -29,7 +30,7 @@ use mesh_model::proxy::{
 
 use prost::Message as _;
 
-use super::{At, Bad, Res, common::*, each, ext_authz, jwt, rate_limit, rbac, refuse, route, split};
+use super::{At, Bad, Res, body, common::*, each, ext_authz, jwt, rate_limit, rbac, refuse, route, split};
 
 const WEBSOCKET: &str = "websocket";
 /// How `upgrade_configs` name plain CONNECT.
@@ -229,6 +230,10 @@ fn filter(f: &HttpFilter) -> hcm::HttpFilter {
         HttpFilter::ExtAuthz(e) => named(route::EXT_AUTHZ, any(&ext_authz::encode(e))),
         HttpFilter::LocalRateLimit(l) => named(route::LOCAL_RATE_LIMIT, any(&rate_limit::local(l))),
         HttpFilter::RateLimit(l) => named(route::RATE_LIMIT, any(&rate_limit::global(l))),
+        HttpFilter::GrpcWeb => named("envoy.filters.http.grpc_web", any(&GrpcWeb::default())),
+        HttpFilter::Compressor(c) => named(route::COMPRESSOR, any(&body::compressor(c))),
+        HttpFilter::Buffer(n) => named(route::BUFFER, any(&body::buffer(*n))),
+        HttpFilter::StatefulSession(s) => named(route::SESSION, any(&body::session(s))),
         HttpFilter::Cors => named(route::CORS, any(&Cors::default())),
         HttpFilter::Fault => named(route::FAULT, any(&HttpFault::default())),
         HttpFilter::GrpcStats => {
@@ -269,6 +274,14 @@ fn to_filters(list: Vec<hcm::HttpFilter>) -> Res<Vec<HttpFilter>> {
             HttpFilter::LocalRateLimit(Arc::new(rate_limit::to_local(typed(&a).at(&field)?).at(&field)?))
         } else if is::<RateLimit>(&a) {
             HttpFilter::RateLimit(Arc::new(rate_limit::to_global(typed(&a).at(&field)?).at(&field)?))
+        } else if is::<GrpcWeb>(&a) {
+            HttpFilter::GrpcWeb
+        } else if is::<Compressor>(&a) {
+            HttpFilter::Compressor(Arc::new(body::to_compressor(typed(&a).at(&field)?).at(&field)?))
+        } else if is::<Buffer>(&a) {
+            HttpFilter::Buffer(body::to_buffer(typed(&a).at(&field)?).at(&field)?)
+        } else if is::<StatefulSession>(&a) {
+            HttpFilter::StatefulSession(Arc::new(body::to_session(typed(&a).at(&field)?).at(&field)?))
         } else if is::<Cors>(&a) {
             HttpFilter::Cors
         } else if is::<HttpFault>(&a) {

@@ -16,8 +16,9 @@ use envoy_types::pb::envoy::{
 };
 use envoy_types::pb::{
     envoy::extensions::filters::http::{
-        ext_authz::v3::ExtAuthzPerRoute, jwt_authn::v3::PerRouteConfig as JwtPerRoute,
-        local_ratelimit::v3::LocalRateLimit, ratelimit::v3::RateLimitPerRoute,
+        buffer::v3::BufferPerRoute, compressor::v3::CompressorPerRoute, ext_authz::v3::ExtAuthzPerRoute,
+        jwt_authn::v3::PerRouteConfig as JwtPerRoute, local_ratelimit::v3::LocalRateLimit,
+        ratelimit::v3::RateLimitPerRoute, stateful_session::v3::StatefulSessionPerRoute,
     },
     google::protobuf as gp,
 };
@@ -29,13 +30,16 @@ use mesh_model::proxy::{
 
 use prost::Message as _;
 
-use super::{At, Bad, Res, common::*, each, ext_authz, http::CONNECT, jwt, rate_limit, refuse, split};
+use super::{At, Bad, Res, body, common::*, each, ext_authz, http::CONNECT, jwt, rate_limit, refuse, split};
 
 pub(super) const CORS: &str = "envoy.filters.http.cors";
 pub(super) const FAULT: &str = "envoy.filters.http.fault";
 pub(super) const EXT_AUTHZ: &str = "envoy.filters.http.ext_authz";
 pub(super) const LOCAL_RATE_LIMIT: &str = "envoy.filters.http.local_ratelimit";
 pub(super) const RATE_LIMIT: &str = "envoy.filters.http.ratelimit";
+pub(super) const COMPRESSOR: &str = "envoy.filters.http.compressor";
+pub(super) const BUFFER: &str = "envoy.filters.http.buffer";
+pub(super) const SESSION: &str = "envoy.filters.http.stateful_session";
 pub(super) const JWT: &str = "envoy.filters.http.jwt_authn";
 /// Envoy's timeout of a route that sets none.
 const ROUTE_TIMEOUT: Duration = Duration::from_secs(15);
@@ -139,6 +143,15 @@ fn filters(f: &RouteFilters) -> HashMap<String, gp::Any> {
     if let Some(e) = &f.ext_authz {
         out.insert(EXT_AUTHZ.to_owned(), any(&ext_authz::per_route(e)));
     }
+    if let Some(b) = f.buffer {
+        out.insert(BUFFER.to_owned(), any(&body::buffer_per_route(b)));
+    }
+    if f.no_compression {
+        out.insert(COMPRESSOR.to_owned(), any(&body::compressor_off()));
+    }
+    if let Some(s) = &f.session {
+        out.insert(SESSION.to_owned(), any(&body::session_per_route(s)));
+    }
     if let Some(l) = &f.local_rate_limit {
         out.insert(LOCAL_RATE_LIMIT.to_owned(), any(&rate_limit::local(l)));
     }
@@ -166,6 +179,13 @@ fn to_filters(all: HashMap<String, gp::Any>) -> Res<(RouteFilters, (Option<Fault
             out.local_rate_limit = Some(Box::new(l));
         } else if is::<RateLimitPerRoute>(&a) {
             out.rate_limit = rate_limit::to_per_route(typed(&a).at(&field)?).at(&field)?;
+        } else if is::<BufferPerRoute>(&a) {
+            out.buffer = Some(body::to_buffer_per_route(typed(&a).at(&field)?).at(&field)?);
+        } else if is::<CompressorPerRoute>(&a) {
+            body::to_compressor_off(typed(&a).at(&field)?).at(&field)?;
+            out.no_compression = true;
+        } else if is::<StatefulSessionPerRoute>(&a) {
+            out.session = Some(body::to_session_per_route(typed(&a).at(&field)?).at(&field)?);
         } else if is::<JwtPerRoute>(&a) {
             out.jwt = Some(jwt::to_per_route(typed(&a).at(&field)?).at(&field)?);
         } else {

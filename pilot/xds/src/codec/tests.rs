@@ -164,6 +164,23 @@ fn rate_limits() -> Vec<RateLimit> {
     }]
 }
 
+fn compressor() -> Compressor {
+    Compressor {
+        library: CompressionLibrary::Gzip { level: 9 },
+        min_content_length: 100,
+        content_types: vec![StringMatch::prefix("text/")],
+        disable_on_etag: true,
+        weaken_etag: true,
+        remove_accept_encoding: true,
+        uncompressible_statuses: vec![206],
+    }
+}
+
+fn session() -> StatefulSession {
+    let state = SessionState::Cookie { name: "s".into(), path: "/a".into(), ttl: Duration::from_secs(60) };
+    StatefulSession { state: Some(state), strict: false }
+}
+
 fn bucket() -> TokenBucket {
     TokenBucket { max_tokens: 10, tokens_per_fill: 2, fill_interval: Duration::from_secs(1) }
 }
@@ -319,6 +336,9 @@ fn routes() -> RouteConfiguration {
             host_rate_limits: HostRateLimits::Include,
             rate_limit: HostRateLimits::Ignore,
             buffer_limit: Some(1 << 20),
+            buffer: Some(BufferOverride::Limit(9)),
+            no_compression: true,
+            session: Some(SessionOverride::Set(session())),
         },
         ..route(
             "rich",
@@ -413,6 +433,8 @@ fn routes() -> RouteConfiguration {
                 jwt: Some(JwtOverride::Named("n".into())),
                 ext_authz: Some(AuthzOverride::Disabled),
                 rate_limits: rate_limits(),
+                buffer: Some(BufferOverride::Disabled),
+                session: Some(SessionOverride::Disabled),
                 ..RouteFilters::default()
             },
         }],
@@ -427,6 +449,15 @@ fn hcm_model(routes: RouteSource) -> HttpConnectionManager {
         filters: vec![
             HttpFilter::ExtAuthz(Arc::new(authz_grpc())),
             HttpFilter::ExtAuthz(Arc::new(authz_http())),
+            HttpFilter::GrpcWeb,
+            HttpFilter::Compressor(Arc::new(compressor())),
+            HttpFilter::Compressor(Arc::new(Compressor::default())),
+            HttpFilter::Buffer(7),
+            HttpFilter::StatefulSession(Arc::new(session())),
+            HttpFilter::StatefulSession(Arc::new(StatefulSession {
+                state: Some(SessionState::Header("x-h".into())),
+                strict: true,
+            })),
             HttpFilter::LocalRateLimit(Arc::new(local_limit())),
             HttpFilter::RateLimit(Arc::new(global_limit())),
             HttpFilter::Jwt(Arc::new(jwt())),

@@ -19,6 +19,7 @@ use super::{
 };
 use crate::{
     http::filters::{
+        compressor::Compressor,
         ext_authz::ExtAuthz,
         jwt::JwtAuthn,
         rate_limit::{
@@ -97,6 +98,10 @@ pub(crate) enum HttpFilter {
     ExtAuthz(Box<ExtAuthz>),
     LocalRateLimit(Box<LocalRateLimit>),
     RateLimit(Box<GlobalRateLimit>),
+    GrpcWeb,
+    Compressor(Arc<Compressor>),
+    Buffer(u32),
+    StatefulSession(Arc<model::StatefulSession>),
     Cors,
     Fault,
     GrpcStats,
@@ -107,6 +112,7 @@ impl HttpFilter {
     fn wants_bodies(&self) -> bool {
         match self {
             Self::ExtAuthz(e) => e.wants_bodies(),
+            Self::GrpcWeb | Self::Compressor(_) | Self::Buffer(_) => true,
             _ => false,
         }
     }
@@ -330,6 +336,10 @@ impl HttpManager {
                     model::HttpFilter::RateLimit(l) => {
                         HttpFilter::RateLimit(Box::new(GlobalRateLimit::new(l, names.cluster)?))
                     }
+                    model::HttpFilter::GrpcWeb => HttpFilter::GrpcWeb,
+                    model::HttpFilter::Compressor(c) => HttpFilter::Compressor(Arc::new(Compressor::new(c)?)),
+                    model::HttpFilter::Buffer(n) => HttpFilter::Buffer(*n),
+                    model::HttpFilter::StatefulSession(s) => HttpFilter::StatefulSession(Arc::clone(s)),
                     model::HttpFilter::Cors => HttpFilter::Cors,
                     model::HttpFilter::Fault => HttpFilter::Fault,
                     model::HttpFilter::GrpcStats => HttpFilter::GrpcStats,

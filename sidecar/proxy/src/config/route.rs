@@ -72,6 +72,9 @@ pub(crate) struct RouteFilters {
     pub(crate) rate_limits: Rules,
     pub(crate) rate_limit: model::HostRateLimits,
     pub(crate) buffer_limit: Option<usize>,
+    pub(crate) buffer: Option<model::BufferOverride>,
+    pub(crate) no_compression: bool,
+    pub(crate) session: Option<model::SessionOverride>,
 }
 
 impl RouteFilters {
@@ -84,6 +87,9 @@ impl RouteFilters {
             local_rate_limit: local,
             rate_limits: Rules::new(route, host)?,
             rate_limit: route.rate_limit,
+            buffer: route.buffer.or(host.buffer),
+            no_compression: route.no_compression || host.no_compression,
+            session: route.session.as_ref().or(host.session.as_ref()).cloned(),
             buffer_limit: route
                 .buffer_limit
                 .or(host.buffer_limit)

@@ -75,6 +75,11 @@ impl Bodies {
         self.0.borrow().size
     }
 
+    /// Whether trailers were read ahead.
+    pub(crate) fn has_trailers(&self) -> bool {
+        self.0.borrow().trailers.is_some()
+    }
+
     /// The first `limit` bytes read ahead.
     pub(crate) fn peek(&self, limit: usize) -> Vec<u8> {
         let s = self.0.borrow();

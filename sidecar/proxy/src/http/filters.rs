@@ -1,20 +1,25 @@
 //! HTTP filters before the router: authorization, cross-origin requests, injected faults.
 
+pub(crate) mod compressor;
 pub(crate) mod ext_authz;
+pub(crate) mod grpc_web;
 pub(crate) mod jwt;
 pub(crate) mod rate_limit;
+pub(crate) mod session;
 
 use std::{future::poll_fn, rc::Rc};
 
 use http::Method;
-use mesh_model::proxy::AbortKind;
+use mesh_model::proxy::{AbortKind, BufferOverride, SessionOverride};
+
+use self::session::Session;
 
 use super::{
     downstream::Downstream,
     filtered::Ahead,
     headers::{HeaderId, Headers},
     local_reply::LocalReply,
-    message::{RequestHead, StreamError},
+    message::{BodyKind, RequestHead, StreamError},
     record::{Flag, Record},
 };
 use crate::{
@@ -32,6 +37,8 @@ pub(crate) struct Passed {
     pub(crate) cors: Option<Headers>,
     /// A fault was injected: no retries, no timeout.
     pub(crate) faulted: bool,
+    /// A session that stays on its host.
+    pub(crate) session: Option<Box<Session>>,
     /// Headers that filters want in the response.
     pub(crate) response: Option<Box<ResponseEdits>>,
 }
@@ -90,6 +97,30 @@ pub(crate) async fn run<D: Downstream>(
             HttpFilter::RateLimit(l) => {
                 Box::pin(l.run(conn, head, route, &mut passed, rec)).await?;
             }
+            HttpFilter::GrpcWeb => grpc_web::run(head, down.bodies(), rec),
+            HttpFilter::Compressor(c) => {
+                if !route.is_some_and(|r| r.filters.no_compression) && head.upgrade.is_none() {
+                    c.run(head, down.bodies());
+                }
+            }
+            HttpFilter::Buffer(limit) => {
+                let limit = match route.and_then(|r| r.filters.buffer) {
+                    None => Some(*limit),
+                    Some(BufferOverride::Limit(n)) => Some(n),
+                    Some(BufferOverride::Disabled) => None,
+                };
+                if let Some(limit) = limit {
+                    Box::pin(buffer(head, limit, down, rec)).await?;
+                }
+            }
+            HttpFilter::StatefulSession(s) => {
+                passed.session = match route.and_then(|r| r.filters.session.as_ref()) {
+                    None => session::run(s, head),
+                    Some(SessionOverride::Set(s)) => session::run(s, head),
+                    Some(SessionOverride::Disabled) => None,
+                }
+                .map(Box::new);
+            }
             HttpFilter::Cors => {
                 if let Some(cors) = route.and_then(|r| r.cors.as_ref()) {
                     passed.cors = cross_origin(cors, head, rec)?;
@@ -127,6 +158,31 @@ pub(crate) async fn run<D: Downstream>(
         }
     }
     Ok(passed)
+}
+
+/// Waits for all of a body, which gets a length if it had none.
+async fn buffer<D: Downstream>(
+    head: &mut RequestHead,
+    limit: u32,
+    down: &D,
+    rec: &mut Record,
+) -> Result<(), LocalReply> {
+    if head.body == BodyKind::Empty || head.upgrade.is_some() || down.bodies().is_none() {
+        return Ok(());
+    }
+    if ahead(down, limit as usize, rec).await? == Ahead::More {
+        rec.details = "request_payload_too_large".into();
+        return Err(LocalReply::text(413, "Payload Too Large"));
+    }
+    if let Some(bodies) = down.bodies()
+        && head.body == BodyKind::Stream
+        && !bodies.has_trailers()
+    {
+        let n = bodies.len() as u64;
+        head.body = BodyKind::Length(n);
+        head.headers.set_id(HeaderId::ContentLength, n.to_string().as_bytes());
+    }
+    Ok(())
 }
 
 /// Reads a body ahead; `Err` answers a client that did not send it.

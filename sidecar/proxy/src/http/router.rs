@@ -31,7 +31,7 @@ use crate::{
     upstream::{
         cluster::{Cluster, ClusterSlot, Outcome, Permit},
         connect::{ConnectError, Want, connect},
-        host::{ActiveGuard, Host},
+        host::{ActiveGuard, Host, HostAddr},
         lb::stable_hash,
         pool::{self, Acquired, Pool},
     },
@@ -332,7 +332,7 @@ fn hash(ctx: &Context<'_>, head: &RequestHead) -> (Option<u64>, Option<String>) 
     (None, None)
 }
 
-fn new_cookie(name: &str, value: &str, path: &str, ttl: Duration) -> String {
+pub(super) fn new_cookie(name: &str, value: &str, path: &str, ttl: Duration) -> String {
     let mut v = format!("{name}=\"{value}\"");
     if !ttl.is_zero() {
         v.push_str(&format!("; Max-Age={}", ttl.as_secs()));
@@ -423,8 +423,16 @@ impl<D: Downstream> Try<'_, D> {
             crate::tcp::pick(conn, self.cluster, &[]).map_err(|_| TryError::NoHost)?
         } else {
             let tables = self.cluster.tables();
+            let wanted = self.ctx.passed.session.as_ref().filter(|_| state.retries == 0);
+            let own = wanted.and_then(|s| s.host).and_then(|a| {
+                let is = |h: &&Arc<Host>| h.addr == HostAddr::Socket(a) && h.is_healthy();
+                tables.hosts.iter().find(is).cloned()
+            });
+            if own.is_none() && wanted.is_some_and(|s| s.strict && s.host.is_some()) {
+                return Err(TryError::NoHost);
+            }
             let picked = tables.pick_avoiding(&conn.worker.rng, self.hash, &state.tried, avoid);
-            picked.cloned().ok_or(TryError::NoHost)?
+            own.or_else(|| picked.cloned()).ok_or(TryError::NoHost)?
         };
         rec.host = Some(Arc::clone(&host));
         let guard = ActiveGuard::new(&host.stats);
@@ -815,6 +823,9 @@ fn finish_response(
     }
     if let Some(edits) = &ctx.passed.response {
         edits.apply(h);
+    }
+    if let (Some(s), Some(HostAddr::Socket(a))) = (&ctx.passed.session, rec.host.as_ref().map(|h| &h.addr)) {
+        s.remember(*a, h);
     }
     if let Some(c) = cookie {
         h.push_id(HeaderId::SetCookie, c.as_bytes());

@@ -1,5 +1,6 @@
 //! The engine over real sockets.
 
+mod bodies;
 mod config;
 mod ext_authz;
 mod floods;
