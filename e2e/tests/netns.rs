@@ -10,6 +10,8 @@ mod failure;
 mod matrix;
 #[path = "netns/policy.rs"]
 mod policy;
+#[path = "netns/soak.rs"]
+mod soak;
 #[path = "netns/software.rs"]
 mod software;
 #[path = "netns/support.rs"]

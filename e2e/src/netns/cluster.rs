@@ -116,7 +116,7 @@ impl Cluster {
             c.pod(&w.netns, &w.ip, n + 3)?;
             directory(&c.dir.join(format!("app-{}", w.name())), APP_UID)?;
         }
-        c.write("app.yaml", &c.application())?;
+        c.write("app.yaml", &c.application(|_| true))?;
         Ok(c)
     }
 
@@ -163,7 +163,15 @@ impl Cluster {
         format!("172.31.0.{}", self.index + 11)
     }
 
-    fn application(&self) -> String {
+    /// Writes the services again, with those workloads as endpoints that `with` chooses.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn write_application(&self, with: impl Fn(&Workload) -> bool) -> anyhow::Result<()> {
+        self.write("app.yaml", &self.application(with))
+    }
+
+    fn application(&self, with: impl Fn(&Workload) -> bool) -> String {
         let mut out = String::new();
         let mut seen: Vec<&str> = vec![];
         for w in &self.workloads {
@@ -189,6 +197,9 @@ impl Cluster {
                     "---\napiVersion: multicluster.x-k8s.io/v1alpha1\nkind: ServiceExport\n\
                      metadata: {{name: {s}, namespace: {NAMESPACE}}}\n---\n"
                 );
+            }
+            if !with(w) {
+                continue;
             }
             let _ = write!(
                 out,

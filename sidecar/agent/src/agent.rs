@@ -147,7 +147,7 @@ impl Agent {
                     gateway: kind == NodeKind::Router,
                 },
                 drain_time: args.drain(),
-                ..EngineOptions::default()
+                ..args.limits.options()
             },
             store.clone(),
             &mut registry,

@@ -13,6 +13,8 @@ use mesh_runtime::ports;
 use mesh_xds::{NodeInfo, NodeKind};
 use serde_json::{Map, Value, json};
 
+use crate::limits::LimitArgs;
+
 /// Flags of a data-plane process.
 #[derive(Debug, Clone, clap::Args)]
 pub struct ProxyArgs {
@@ -62,6 +64,8 @@ pub struct ProxyArgs {
     /// Worker threads; 0 is one per core that the process may use.
     #[arg(long, default_value_t = 0)]
     pub concurrency: usize,
+    #[command(flatten)]
+    pub limits: LimitArgs,
     /// How long connections may finish after SIGTERM, seconds.
     #[arg(long, default_value_t = 5)]
     pub drain_seconds: u64,

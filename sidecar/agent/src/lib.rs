@@ -11,12 +11,14 @@
 mod admin;
 mod agent;
 mod args;
+mod limits;
 mod mixer;
 mod standalone;
 mod svid;
 
 pub use agent::{Agent, AgentOptions, CONTROL_PLANE_NAME, control_plane, control_plane_id, mesh_root};
 pub use args::ProxyArgs;
+pub use limits::LimitArgs;
 pub use mixer::{MixerArgs, MixerHook};
 pub use standalone::{Standalone, StandaloneOptions};
 pub use svid::{Renewal, SvidError, SvidOptions, SvidPem};

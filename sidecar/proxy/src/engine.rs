@@ -3,7 +3,10 @@
 use std::{
     collections::BTreeMap,
     net::SocketAddr,
-    sync::{Arc, Mutex, PoisonError, atomic::Ordering::Relaxed},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     thread::JoinHandle,
     time::Duration,
 };
@@ -53,6 +56,8 @@ pub struct EngineStatus {
     pub requests: u64,
     /// Requests since the start.
     pub requests_total: u64,
+    /// Requests refused for overload since the start.
+    pub requests_refused: u64,
     /// Listeners with sockets.
     pub listeners: Vec<ListenerStatus>,
     /// Clusters by name.
@@ -123,6 +128,7 @@ impl Engine {
             compiled: ArcSwap::from_pointee(Compiled::default()),
             totals: Arc::new(Totals::default()),
             stop: CancellationToken::new(),
+            over_memory: AtomicBool::new(false),
         });
         let mut threads = Vec::new();
         let mut commands = Vec::new();
@@ -137,14 +143,18 @@ impl Engine {
             .map_err(EngineError::Thread)?;
         let drain = shared.options.drain_time;
         let applier = Arc::new(Mutex::new(Applier::new(commands, runtime.handle().clone(), drain, dropped)));
-        let (clusters, stop) = (Arc::downgrade(&applier), shared.stop.clone());
+        let (clusters, watched) = (Arc::downgrade(&applier), Arc::clone(&shared));
         let control = std::thread::Builder::new().name("engine-control".into()).spawn(move || {
             runtime.block_on(async move {
                 let mut tick = tokio::time::interval(SWEEP);
                 loop {
                     tokio::select! {
                         _ = tick.tick() => {}
-                        () = stop.cancelled() => return,
+                        () = watched.stop.cancelled() => return,
+                    }
+                    if watched.options.max_memory > 0 {
+                        let over = resident().is_some_and(|r| r > watched.options.max_memory);
+                        watched.over_memory.store(over, Relaxed);
                     }
                     let Some(applier) = clusters.upgrade() else { return };
                     // An apply in progress is not waited for: the next tick will do.
@@ -215,6 +225,7 @@ impl Engine {
             connections_total: t.connections_total.load(Relaxed),
             requests: t.requests.load(Relaxed),
             requests_total: t.requests_total.load(Relaxed),
+            requests_refused: t.refused.load(Relaxed),
             listeners,
             clusters,
         }
@@ -238,6 +249,13 @@ impl Engine {
         })
         .await;
     }
+}
+
+/// Resident memory of this process, in bytes.
+fn resident() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:"))?;
+    line.trim().strip_suffix(" kB")?.parse::<u64>().ok().map(|k| k * 1024)
 }
 
 impl Drop for Engine {

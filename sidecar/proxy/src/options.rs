@@ -38,6 +38,18 @@ pub struct EngineOptions {
     pub drain_time: Duration,
     /// Downstream connections per worker; further ones wait in the kernel's backlog.
     pub max_connections: usize,
+    /// Requests in flight per worker; further ones are refused (503, flag `OM`).
+    pub max_requests: usize,
+    /// How far behind a worker may be: beyond this, new connections wait in the kernel's backlog; HTTP/2
+    /// streams that waited longer are refused (503, flag `OM`), and beyond sixteen times of it every request. Zero
+    /// measures nothing.
+    pub max_lag: Duration,
+    /// Resident memory of the process, in bytes, beyond which new connections wait and requests are refused; zero
+    /// does not look.
+    pub max_memory: u64,
+    /// Bytes that one HTTP/2 stream may have buffered in each direction; a connection has sixteen times of it for
+    /// all of its streams. HTTP/1 and TCP hold 64 KiB at most.
+    pub buffer_limit: u32,
     /// Concurrent streams that an HTTP/2 downstream may open.
     pub max_concurrent_streams: u32,
     /// TLS handshake of a downstream connection.
@@ -53,6 +65,10 @@ impl Default for EngineOptions {
             node: NodeInfo::default(),
             drain_time: Duration::from_secs(5),
             max_connections: 16_384,
+            max_requests: 16_384,
+            max_lag: Duration::from_millis(100),
+            max_memory: 0,
+            buffer_limit: 256 * 1024,
             max_concurrent_streams: 1024,
             handshake_timeout: Duration::from_secs(10),
             retry_buffer: 64 * 1024,

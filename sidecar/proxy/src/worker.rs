@@ -2,6 +2,7 @@
 
 pub(crate) mod alarm;
 pub(crate) mod connection;
+pub(crate) mod load;
 pub(crate) mod signals;
 
 use std::{
@@ -10,7 +11,7 @@ use std::{
     rc::Rc,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, SystemTime},
 };
@@ -65,6 +66,8 @@ pub(crate) struct Totals {
     pub(crate) connections_total: AtomicU64,
     pub(crate) requests: AtomicU64,
     pub(crate) requests_total: AtomicU64,
+    /// Refused in an overload.
+    pub(crate) refused: AtomicU64,
 }
 
 /// Adds one to a number for as long as it lives.
@@ -98,6 +101,8 @@ pub(crate) struct Shared {
     pub(crate) compiled: ArcSwap<Compiled>,
     pub(crate) totals: Arc<Totals>,
     pub(crate) stop: CancellationToken,
+    /// The process has more memory than `max_memory`.
+    pub(crate) over_memory: AtomicBool,
 }
 
 /// The node's own metric labels, shared by all series.
@@ -140,7 +145,9 @@ pub(crate) struct Worker {
     /// Signals of the chains that have connections here, by the address of the chain that each keeps alive.
     signals: RefCell<HashMap<usize, (Arc<Chain>, Rc<Signals>)>>,
     open: Cell<usize>,
+    /// A connection ended, or the load fell.
     closed: Notify,
+    pub(crate) load: load::Load,
 }
 
 impl Worker {
@@ -166,7 +173,7 @@ impl Worker {
 
     /// Takes a place for a connection, waiting while the worker is full.
     async fn admit(self: &Rc<Self>) -> Admission {
-        while self.open.get() >= self.options.max_connections {
+        while self.open.get() >= self.options.max_connections || !self.load.takes_connections() {
             self.closed.notified().await;
         }
         self.open.set(self.open.get() + 1);
@@ -215,6 +222,7 @@ async fn run(shared: Arc<Shared>, mut commands: mpsc::Receiver<Command>) {
         signals: RefCell::default(),
         open: Cell::new(0),
         closed: Notify::new(),
+        load: load::Load::default(),
         shared,
     });
     let mut listening: HashMap<String, CancellationToken> = HashMap::new();

@@ -21,7 +21,6 @@ use mesh_model::proxy::{
 
 use super::{At, Bad, Res, common::*, each, refuse, route};
 
-const ALL: u32 = 1_000_000;
 const GENERIC_KEY: &str = "generic_key";
 const HEADER_MATCH: &str = "header_match";
 const QUERY_MATCH: &str = "query_match";

@@ -195,6 +195,7 @@ fn to_filters(all: HashMap<String, gp::Any>) -> Res<(RouteFilters, (Option<Fault
     Ok((out, (fault, cors)))
 }
 
+#[allow(deprecated)] // Envoy still reads it, and has nothing in its place.
 fn route(m: &Route) -> pb::Route {
     let (request_headers_to_add, request_headers_to_remove) = header_ops(&m.request_headers);
     let (response_headers_to_add, response_headers_to_remove) = header_ops(&m.response_headers);

@@ -64,6 +64,7 @@ flags! {
     Dpe = "DPE",
     Upe = "UPE",
     Ut = "UT",
+    Om = "OM",
 }
 
 /// Series remembered by a connection.

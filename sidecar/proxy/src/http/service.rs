@@ -1,6 +1,9 @@
 //! What happens to a request: prepare, route, filter, act, record.
 
-use std::{rc::Rc, sync::Arc};
+use std::{
+    rc::Rc,
+    sync::{Arc, atomic::Ordering::Relaxed},
+};
 
 use http::Method;
 use mesh_model::proxy as model;
@@ -35,6 +38,10 @@ pub(crate) async fn handle<D: Downstream>(
 ) {
     let _gauge = Gauge::new(&conn.worker.shared.totals, |t| &t.requests, |t| &t.requests_total);
     let mut rec = Record::new(conn, Some(&head));
+    let Some(_place) = conn.worker.place() else {
+        Box::pin(overloaded(conn, manager, &head, down, &mut rec)).await;
+        return rec.finish(conn, manager, &head);
+    };
     if manager.bodies {
         // Boxed, so that ordinary requests do not carry the larger state.
         Box::pin(answer(conn, manager, &mut head, &Filtered::new(down), &mut rec)).await;
@@ -54,6 +61,22 @@ async fn answer<D: Downstream>(
     if let Err(reply) = serve(conn, manager, head, down, rec).await {
         Box::pin(local_reply::send(down, head, &manager.config.server_name, reply, rec)).await;
     }
+}
+
+/// Answers a request for which a worker that is behind has no place.
+async fn overloaded<D: Downstream>(
+    conn: &Connection,
+    manager: &HttpManager,
+    head: &RequestHead,
+    down: &D,
+    rec: &mut Record,
+) {
+    conn.worker.shared.totals.refused.fetch_add(1, Relaxed);
+    rec.flag(Flag::Om);
+    rec.details = "overload".into();
+    let mut reply = LocalReply::text(503, "overloaded");
+    reply.headers.push_id(HeaderId::XEnvoyOverloaded, b"true");
+    local_reply::send(down, head, &manager.config.server_name, reply, rec).await;
 }
 
 /// Answers bytes that are not an acceptable request.

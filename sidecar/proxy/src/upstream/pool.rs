@@ -20,15 +20,15 @@ use super::{
     connect::{ConnectError, Want, connect, negotiated_h2},
     host::Host,
 };
-use crate::{http::h1::client::H1Conn, tunnel::MAX_FRAME, worker::Worker};
+use crate::{
+    http::{h1::client::H1Conn, h2::server::MAX_WINDOW},
+    tunnel::MAX_FRAME,
+    worker::Worker,
+};
 
 /// Idle time of upstream connections without a configured one; Envoy's default is an hour, which outlives every
 /// middlebox.
 const DEFAULT_IDLE: Duration = Duration::from_secs(300);
-/// Receive window of one stream.
-const STREAM_WINDOW: u32 = 256 * 1024;
-/// Receive window of a connection: 16 streams may stall without stopping the others.
-const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
 
 /// Which pool of a host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -242,7 +242,7 @@ async fn acquire_slowly(
         let io = connect(worker, cluster, host, want).await?;
         if want == Want::Any && negotiated_h2(&io) {
             pool.learned_h1.set(false);
-            let c = start_h2(io, permit).await?;
+            let c = start_h2(io, permit, worker.options.buffer_limit).await?;
             pool.h2.borrow_mut().push(Rc::new(c));
             continue;
         }
@@ -334,7 +334,7 @@ async fn dial_into(
 ) -> Result<(), ConnectError> {
     let io = connect(worker, cluster, host, want).await?;
     if matches!(want, Want::Http2 | Want::Tunnel) || negotiated_h2(&io) {
-        let c = start_h2(io, permit).await?;
+        let c = start_h2(io, permit, worker.options.buffer_limit).await?;
         pool.h2.borrow_mut().push(Rc::new(c));
     } else {
         pool.learned_h1.set(true);
@@ -343,11 +343,13 @@ async fn dial_into(
     Ok(())
 }
 
-async fn start_h2(io: crate::io::Io, permit: Permit) -> Result<H2Conn, ConnectError> {
+async fn start_h2(io: crate::io::Io, permit: Permit, limit: u32) -> Result<H2Conn, ConnectError> {
+    let limit = limit.min(MAX_WINDOW);
     let peer = io.peer_principal();
     let handshake = h2::client::Builder::new()
-        .initial_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
+        .initial_window_size(limit)
+        // Sixteen streams may stall without stopping the others.
+        .initial_connection_window_size(limit.saturating_mul(16).min(MAX_WINDOW))
         .max_frame_size(MAX_FRAME)
         .max_header_list_size(crate::http::message::MAX_HEAD as u32)
         .enable_push(false)

@@ -232,8 +232,16 @@ async fn rapid_reset_ends_the_connection_not_the_proxy() {
     }
     let _ = &mut send;
     let mut fresh = client(&p).await;
-    let (r, _) = fresh.send_request(request("GET", "/name"), true).unwrap();
-    assert_eq!(r.await.unwrap().status(), 200);
+    // On a busy machine the worker may be so far behind that it refuses for a moment.
+    let end = tokio::time::Instant::now() + WAIT;
+    loop {
+        let (r, _) = fresh.send_request(request("GET", "/name"), true).unwrap();
+        let status = r.await.unwrap().status().as_u16();
+        if status == 200 {
+            break;
+        }
+        assert!(status == 503 && tokio::time::Instant::now() < end, "{status}");
+    }
     // Either the connection was closed for it, or the resets were absorbed; requests must not pile up.
     let end = tokio::time::Instant::now() + WAIT;
     while p.engine.status().requests > 0 {

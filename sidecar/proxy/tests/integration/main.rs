@@ -8,6 +8,7 @@ mod h2spec;
 mod http1;
 mod http2;
 mod jwt;
+mod overload;
 mod rate_limit;
 mod refusals;
 mod resilience;

@@ -3,14 +3,14 @@
 use std::{
     cell::{Cell, RefCell},
     rc::Rc,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering::Relaxed},
     task::{Context, Poll},
     time::Duration,
 };
 
 use bytes::Bytes;
 use h2::{Reason, RecvStream, server::SendResponse};
-use http::{HeaderMap, Method, Request, Response, StatusCode};
+use http::{HeaderMap, Method, Response, StatusCode};
 use tokio::time::Instant;
 
 use super::{client::poll_recv, send::SendBody};
@@ -21,6 +21,7 @@ use crate::{
         h1::parse::{is_authority, is_path},
         headers::{HeaderId, Headers, list_has},
         message::{BodyKind, Frame, MAX_FIELDS, MAX_HEAD, RequestHead, ResponseHead, StreamError, Version},
+        record::{Flag, Record},
         service,
     },
     io::Io,
@@ -28,12 +29,8 @@ use crate::{
     worker::connection::Connection,
 };
 
-/// Receive window of one stream.
-const STREAM_WINDOW: u32 = 256 * 1024;
-/// Receive window of a connection.
-const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
-/// Bytes buffered for a stream that its client does not read.
-const SEND_BUFFER: usize = 256 * 1024;
+/// Largest window (RFC 9113 section 6.9.1).
+pub(crate) const MAX_WINDOW: u32 = (1 << 31) - 1;
 /// Streams that a client reset before they were looked at (rapid reset).
 const MAX_PENDING_RESETS: usize = 100;
 /// Streams of a connection from which on it is judged by how many of them its client abandoned before any answer
@@ -44,14 +41,15 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 
 /// Serves a connection until it ends or drains.
 pub(crate) async fn serve(io: Io, conn: Rc<Connection>, manager: Arc<HttpManager>) {
+    let limit = conn.worker.options.buffer_limit.min(MAX_WINDOW);
     let mut builder = h2::server::Builder::new();
     builder
-        .initial_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
+        .initial_window_size(limit)
+        .initial_connection_window_size(limit.saturating_mul(16).min(MAX_WINDOW))
         .max_concurrent_streams(conn.worker.options.max_concurrent_streams)
         .max_frame_size(tunnel::MAX_FRAME)
         .max_header_list_size(MAX_HEAD as u32)
-        .max_send_buffer_size(SEND_BUFFER)
+        .max_send_buffer_size(limit as usize)
         .max_pending_accept_reset_streams(MAX_PENDING_RESETS);
     if manager.config.websocket {
         builder.enable_connect_protocol();
@@ -97,11 +95,16 @@ pub(crate) async fn serve(io: Io, conn: Rc<Connection>, manager: Arc<HttpManager
                         });
                         continue;
                     }
+                    let arrival = conn.worker.arrival();
                     // Translated here, so that the stream's task does not carry the larger form.
                     let (parts, recv) = request.into_parts();
                     match head(&conn, &parts, &recv) {
                         Ok(head) => {
                             tokio::task::spawn_local(Box::pin(async move {
+                                if conn.worker.is_stale(arrival) {
+                                    overloaded(&conn, &manager, respond);
+                                    return streams.end(true);
+                                }
                                 let answered = self::request(&conn, &manager, head, recv, respond).await;
                                 streams.end(answered);
                             }));
@@ -127,6 +130,24 @@ pub(crate) async fn serve(io: Io, conn: Rc<Connection>, manager: Arc<HttpManager
                 }
             }
         }
+    }
+}
+
+/// Answers a stream that comes in an overload. What is done for one that is refused is lost for those that are
+/// served, so nothing is done with it; the log has a line for it all the same.
+fn overloaded(conn: &Connection, manager: &HttpManager, mut respond: SendResponse<Bytes>) {
+    conn.worker.shared.totals.refused.fetch_add(1, Relaxed);
+    let mut r = Response::new(());
+    *r.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+    let overloaded = http::HeaderName::from_static(HeaderId::XEnvoyOverloaded.name());
+    r.headers_mut().insert(overloaded, http::HeaderValue::from_static("true"));
+    let _ = respond.send_response(r, true);
+    if !manager.logs.is_empty() {
+        let mut rec = Record::new(conn, None);
+        rec.status = 503;
+        rec.flag(Flag::Om);
+        rec.details = "overload".into();
+        rec.finish_unread(conn, manager);
     }
 }
 

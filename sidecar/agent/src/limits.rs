@@ -1,0 +1,46 @@
+//! Limits of a proxy under overload.
+
+use std::time::Duration;
+
+use clap::Args;
+use mesh_proxy::EngineOptions;
+
+/// What a proxy takes on at most; the defaults suit a sidecar.
+#[derive(Debug, Clone, Args)]
+pub struct LimitArgs {
+    /// Connections of clients per worker; further ones wait in the kernel's queue.
+    #[arg(long, default_value_t = 16_384)]
+    pub max_connections: usize,
+    /// Requests in flight per worker; further ones are answered 503 (flag OM).
+    #[arg(long, default_value_t = 16_384)]
+    pub max_requests: usize,
+    /// Streams that a client may have open on one HTTP/2 connection.
+    #[arg(long, default_value_t = 1024)]
+    pub max_streams: u32,
+    /// How far behind a worker may be, milliseconds: beyond it new connections wait, and streams of HTTP/2
+    /// that waited longer are answered 503 (flag OM); 0 measures nothing.
+    #[arg(long, default_value_t = 100)]
+    pub max_lag_ms: u64,
+    /// Resident memory, MiB, beyond which connections wait and requests are answered 503 (flag OM); 0 is no limit.
+    #[arg(long, default_value_t = 0)]
+    pub max_memory: u64,
+    /// Bytes that one HTTP/2 stream may have buffered in each direction.
+    #[arg(long, default_value_t = 256 * 1024)]
+    pub buffer_limit: u32,
+}
+
+impl LimitArgs {
+    /// Engine options with these limits.
+    #[must_use]
+    pub fn options(&self) -> EngineOptions {
+        EngineOptions {
+            max_connections: self.max_connections,
+            max_requests: self.max_requests,
+            max_concurrent_streams: self.max_streams,
+            max_lag: Duration::from_millis(self.max_lag_ms),
+            max_memory: self.max_memory << 20,
+            buffer_limit: self.buffer_limit,
+            ..EngineOptions::default()
+        }
+    }
+}
