@@ -71,7 +71,7 @@ pub(crate) struct Chain {
 #[derive(Debug)]
 pub(crate) enum Terminal {
     Http(Arc<HttpManager>),
-    Tcp(TcpProxy),
+    Tcp(Box<TcpProxy>),
 }
 
 /// A compiled HTTP connection manager.
@@ -93,7 +93,7 @@ enum Routes {
 
 #[derive(Debug)]
 pub(crate) enum HttpFilter {
-    Rbac(Rbac),
+    Rbac(Box<Rbac>),
     Jwt(Box<JwtAuthn>),
     ExtAuthz(Box<ExtAuthz>),
     LocalRateLimit(Box<LocalRateLimit>),
@@ -279,7 +279,9 @@ impl Chain {
                 model::NetworkFilter::Rbac(r) => rbac.push(Rbac::new(r)?),
                 model::NetworkFilter::Limit(l) => limits.push(local::bucket(&l.bucket)?),
                 model::NetworkFilter::SniCluster => sni_cluster = true,
-                model::NetworkFilter::Tcp(t) => terminal = Some(Terminal::Tcp(TcpProxy::new(t, names)?)),
+                model::NetworkFilter::Tcp(t) => {
+                    terminal = Some(Terminal::Tcp(Box::new(TcpProxy::new(t, names)?)))
+                }
                 model::NetworkFilter::Http(h) => {
                     terminal = Some(Terminal::Http(Arc::new(HttpManager::new(h, names)?)))
                 }
@@ -325,7 +327,7 @@ impl HttpManager {
             .iter()
             .map(|f| {
                 Ok(match f {
-                    model::HttpFilter::Rbac(r) => HttpFilter::Rbac(Rbac::new(r)?),
+                    model::HttpFilter::Rbac(r) => HttpFilter::Rbac(Box::new(Rbac::new(r)?)),
                     model::HttpFilter::Jwt(j) => HttpFilter::Jwt(Box::new(JwtAuthn::new(j, names.cluster)?)),
                     model::HttpFilter::ExtAuthz(e) => {
                         HttpFilter::ExtAuthz(Box::new(ExtAuthz::new(e, names.cluster)?))

@@ -41,6 +41,10 @@ pub(crate) struct PoolKey {
 pub(crate) struct Pool {
     host: RefCell<Arc<Host>>,
     cluster: RefCell<Arc<Cluster>>,
+    #[expect(
+        clippy::vec_box,
+        reason = "a connection keeps its box while it moves between pool and requests"
+    )]
     h1: RefCell<Vec<Box<H1Conn>>>,
     h2: RefCell<Vec<Rc<H2Conn>>>,
     dial: RefCell<Option<Rc<Dial>>>,
