@@ -43,6 +43,30 @@ pub(crate) struct Passed {
     pub(crate) response: Option<Box<ResponseEdits>>,
 }
 
+impl Passed {
+    /// An answer of our own gets what filters want in every answer.
+    pub(crate) fn finish(&self, mut reply: LocalReply) -> LocalReply {
+        if let Some(cors) = &self.cors {
+            cross_origin_headers(cors, &mut reply.headers);
+        }
+        if let Some(edits) = &self.response {
+            edits.apply(&mut reply.headers);
+        }
+        reply
+    }
+}
+
+/// Writes cross-origin headers into a response.
+pub(crate) fn cross_origin_headers(cors: &Headers, to: &mut Headers) {
+    for (id, _, v) in cors.iter() {
+        if id == HeaderId::Vary {
+            to.push_id(id, v);
+        } else {
+            to.set_id(id, v);
+        }
+    }
+}
+
 /// Headers for the response.
 #[derive(Debug, Default)]
 pub(crate) struct ResponseEdits {
@@ -68,9 +92,9 @@ pub(crate) async fn run<D: Downstream>(
     head: &mut RequestHead,
     route: Option<&Route>,
     down: &D,
+    passed: &mut Passed,
     rec: &mut Record,
-) -> Result<Passed, LocalReply> {
-    let mut passed = Passed::default();
+) -> Result<(), LocalReply> {
     for f in &manager.filters {
         match f {
             HttpFilter::Rbac(rbac) => {
@@ -88,14 +112,14 @@ pub(crate) async fn run<D: Downstream>(
             }
             HttpFilter::ExtAuthz(e) => {
                 let on_route = route.and_then(|r| r.filters.ext_authz.as_ref());
-                Box::pin(e.run(conn, head, on_route, down, &mut passed, rec)).await?;
+                Box::pin(e.run(conn, head, on_route, down, passed, rec)).await?;
             }
             HttpFilter::LocalRateLimit(l) => {
                 let l = route.and_then(|r| r.filters.local_rate_limit.as_ref()).unwrap_or(l);
-                l.run(conn, head, route, &mut passed, rec)?;
+                l.run(conn, head, route, passed, rec)?;
             }
             HttpFilter::RateLimit(l) => {
-                Box::pin(l.run(conn, head, route, &mut passed, rec)).await?;
+                Box::pin(l.run(conn, head, route, passed, rec)).await?;
             }
             HttpFilter::GrpcWeb => grpc_web::run(head, down.bodies(), rec),
             HttpFilter::Compressor(c) => {
@@ -157,7 +181,7 @@ pub(crate) async fn run<D: Downstream>(
             HttpFilter::GrpcStats => {}
         }
     }
-    Ok(passed)
+    Ok(())
 }
 
 /// Waits for all of a body, which gets a length if it had none.

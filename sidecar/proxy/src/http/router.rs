@@ -13,7 +13,7 @@ use mesh_model::proxy::{HashPolicy, ResetHeader, RetryOn};
 use super::{
     downstream::Downstream,
     exchange::{self, Failure, Replay, RequestPump, Stage, Timers, Upstream},
-    filters::Passed,
+    filters::{Passed, cross_origin_headers},
     h1::client::{H1Conn, H1Exchange},
     h2::client::{H2Exchange, StartError},
     headers::HeaderId,
@@ -813,13 +813,7 @@ fn finish_response(
         }
     }
     if let Some(cors) = &ctx.passed.cors {
-        for (id, _, v) in cors.iter() {
-            if id == HeaderId::Vary {
-                h.push_id(id, v);
-            } else {
-                h.set_id(id, v);
-            }
-        }
+        cross_origin_headers(cors, h);
     }
     if let Some(edits) = &ctx.passed.response {
         edits.apply(h);

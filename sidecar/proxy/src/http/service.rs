@@ -119,7 +119,7 @@ async fn serve<D: Downstream>(
     let config = &manager.config;
     if head.version == Version::Http10 && !config.accept_http_10 {
         rec.details = "low_version".into();
-        return Err(LocalReply { status: 426, ..LocalReply::default() });
+        return Err(LocalReply::text(426, "Upgrade Required"));
     }
     if path::normalize(&mut head.path, config.normalize_path, config.merge_slashes).is_err() {
         rec.details = "path_normalization_failed".into();
@@ -145,17 +145,20 @@ async fn serve<D: Downstream>(
             head.headers.set_id(HeaderId::XEnvoyDecoratorOperation, r.operation.as_bytes());
         }
     }
-    let passed = filters::run(conn, manager, head, route.as_deref(), down, rec).await?;
+    let mut passed = filters::Passed::default();
+    filters::run(conn, manager, head, route.as_deref(), down, &mut passed, rec)
+        .await
+        .map_err(|r| passed.finish(r))?;
     let (Some(vhost), Some(route)) = (vhost, route) else {
         if needs_tls {
             rec.details = "ssl_redirect".into();
-            return Err(redirect_to_tls(head));
+            return Err(passed.finish(redirect_to_tls(head)));
         }
         rec.flag(Flag::Nr);
         rec.details = "route_not_found".into();
-        return Err(LocalReply { status: 404, ..LocalReply::default() });
+        return Err(passed.finish(LocalReply { status: 404, ..LocalReply::default() }));
     };
-    policy(conn, head, rec, &route).await?;
+    policy(conn, head, rec, &route).await.map_err(|r| passed.finish(r))?;
     match &route.action {
         Action::Direct(d) => {
             rec.details = "direct_response".into();
@@ -178,7 +181,7 @@ async fn serve<D: Downstream>(
         Action::Forward(f) => {
             let ctx =
                 router::Context { conn, manager, route: &route, vhost: &vhost, forward: f, passed: &passed };
-            router::forward(&ctx, head, down, rec).await
+            router::forward(&ctx, head, down, rec).await.map_err(|r| passed.finish(r))
         }
     }
 }
@@ -249,9 +252,7 @@ fn finish_headers(headers: &mut Headers, route: &Route, vhost: &VirtualHost, pas
     route.response_headers.response(headers, &plain);
     vhost.response_headers.response(headers, &plain);
     if let Some(c) = &passed.cors {
-        for (id, _, v) in c.iter() {
-            headers.push_id(id, v);
-        }
+        filters::cross_origin_headers(c, headers);
     }
     if let Some(edits) = &passed.response {
         edits.apply(headers);

@@ -139,7 +139,9 @@ async fn admit(
 ) -> Result<(), (u16, String)> {
     let mut rec = Record::new(conn, Some(head));
     edge::prepare(conn, manager, head, &mut rec);
-    let refused = match filters::run(conn, manager, head, Some(route), &HeadOnly, &mut rec).await {
+    let mut passed = filters::Passed::default();
+    let refused = match filters::run(conn, manager, head, Some(route), &HeadOnly, &mut passed, &mut rec).await
+    {
         Err(reply) => reply,
         Ok(_) => match service::policy(conn, head, &mut rec, route).await {
             Ok(()) => return Ok(()),

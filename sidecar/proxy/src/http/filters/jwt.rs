@@ -285,6 +285,15 @@ impl JwtAuthn {
         on_route: Option<&model::JwtOverride>,
         rec: &mut Record,
     ) -> Result<(), LocalReply> {
+        // Whatever the rules say about this request, nobody behind must take these for claims.
+        for p in &self.providers {
+            for h in std::iter::once(&p.config.forward_payload_header)
+                .chain(p.config.claim_to_headers.iter().map(|c| &c.header))
+                .filter(|h| !h.is_empty())
+            {
+                head.headers.remove(h.as_bytes());
+            }
+        }
         if self.bypass_cors_preflight
             && head.method == Method::OPTIONS
             && head.headers.get_id(HeaderId::Origin).is_some_and(|v| !v.is_empty())
@@ -320,14 +329,6 @@ impl JwtAuthn {
         for p in &self.providers {
             if let Keys::Remote(r) = &p.keys {
                 r.renew_ahead(&conn.worker);
-            }
-        }
-        for p in &self.providers {
-            for h in std::iter::once(&p.config.forward_payload_header)
-                .chain(p.config.claim_to_headers.iter().map(|c| &c.header))
-                .filter(|h| !h.is_empty())
-            {
-                head.headers.remove(h.as_bytes());
             }
         }
         if status != Status::Ok {

@@ -1,0 +1,4 @@
+//! The engine beside a real Envoy, by the same configuration.
+
+mod filters;
+mod side_by_side;
