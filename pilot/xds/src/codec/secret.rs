@@ -54,8 +54,12 @@ fn to_inline(d: Option<core::DataSource>, field: &str) -> Res<Vec<u8>> {
     match d.and_then(|d| d.specifier) {
         Some(core::data_source::Specifier::InlineBytes(b)) => Ok(b),
         Some(core::data_source::Specifier::InlineString(s)) => Ok(s.into_bytes()),
+        // Read once, now: whoever sends the name sends it again when the content changes.
+        Some(core::data_source::Specifier::Filename(name)) => {
+            std::fs::read(&name).map_err(|e| Bad::new(field, format!("{name}: {e}")))
+        }
         None => Err(Bad::new(field, "is missing")),
-        Some(_) => Err(Bad::unsupported(field, "a secret that is not inline")),
+        Some(_) => Err(Bad::unsupported(field, "a secret from the environment")),
     }
 }
 

@@ -67,6 +67,18 @@ fn sds(name: &str) -> SdsSecretConfig {
     }
 }
 
+/// A secret by name; servers are not told apart, but a file is not one.
+#[allow(deprecated)]
+fn to_sds(s: SdsSecretConfig) -> Res<SecretRef> {
+    use core::config_source::ConfigSourceSpecifier as S;
+    match s.sds_config.and_then(|c| c.config_source_specifier) {
+        Some(S::PathConfigSource(_) | S::Path(_)) => {
+            Err(Bad::unsupported("sds_config", "a watched file as the source of a secret"))
+        }
+        _ => Ok(SecretRef::Sds(s.name)),
+    }
+}
+
 fn certificate(c: &mut CommonTlsContext, s: &SecretRef) {
     match s {
         SecretRef::Sds(name) => c.tls_certificate_sds_secret_configs = vec![sds(name)],
@@ -93,7 +105,7 @@ fn to_certificate(c: &mut CommonTlsContext) -> Res<Option<SecretRef>> {
         return Err(Bad::unsupported("tls_certificates", "more than one certificate"));
     }
     if let Some(s) = sds.pop() {
-        return Ok(Some(SecretRef::Sds(s.name)));
+        return Ok(Some(to_sds(s).at("tls_certificate_sds_secret_configs[0]")?));
     }
     let Some(t) = certs.pop() else { return Ok(None) };
     refuse!(t; pkcs12, private_key_provider, password);
@@ -175,7 +187,8 @@ fn to_validation(v: Option<V>) -> Res<Option<Validation>> {
         None => None,
         Some(V::ValidationContext(c)) => Some(to_context(c).at("validation_context")?),
         Some(V::ValidationContextSdsSecretConfig(s)) => {
-            Some(Validation { trusted: Some(SecretRef::Sds(s.name)), sans: vec![] })
+            let trusted = to_sds(s).at("validation_context_sds_secret_config")?;
+            Some(Validation { trusted: Some(trusted), sans: vec![] })
         }
         Some(V::CombinedValidationContext(c)) => {
             let mut v = to_context(c.default_validation_context.unwrap_or_default())
@@ -183,7 +196,8 @@ fn to_validation(v: Option<V>) -> Res<Option<Validation>> {
             let sds = c.validation_context_sds_secret_config.ok_or_else(|| {
                 Bad::new("combined_validation_context.validation_context_sds_secret_config", "is missing")
             })?;
-            v.trusted = Some(SecretRef::Sds(sds.name));
+            v.trusted =
+                Some(to_sds(sds).at("combined_validation_context.validation_context_sds_secret_config")?);
             Some(v)
         }
         Some(_) => return Err(Bad::unsupported("validation_context_type", "a certificate provider")),
