@@ -35,7 +35,7 @@ pub(crate) struct Transport {
 
 /// Bytes read ahead of TLS, which itself reads 4 KiB at a time: a system call for each of these is most of what a
 /// busy connection costs.
-const READ_AHEAD: usize = 64 * 1024;
+const READ_AHEAD: usize = 128 * 1024;
 
 enum Stream {
     Tcp(TcpStream),

@@ -32,8 +32,8 @@ use crate::{
     worker::{Worker, connection::Connection},
 };
 
-/// Bytes moved at once in one direction: four TLS records, the most that one write takes.
-pub(crate) const BUFFER: usize = 64 * 1024;
+/// Bytes moved at once in one direction: eight TLS records.
+pub(crate) const BUFFER: usize = 128 * 1024;
 /// Hosts tried before giving up; Envoy's `max_connect_attempts` is one, but a refused connection has cost the
 /// client nothing yet.
 const CONNECT_ATTEMPTS: usize = 3;

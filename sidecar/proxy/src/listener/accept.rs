@@ -119,7 +119,8 @@ async fn serve(
         Some(Ok(config)) => {
             let handshake = tokio_rustls::TlsAcceptor::from(config).accept(transport.below_tls());
             match tokio::time::timeout(worker.options.handshake_timeout, handshake).await {
-                Ok(Ok(s)) => {
+                Ok(Ok(mut s)) => {
+                    s.get_mut().1.set_buffer_limit(Some(tcp::BUFFER));
                     let session = s.get_ref().1;
                     let identity =
                         session.peer_certificates().and_then(mesh_identity::peer_identity).map(Arc::new);

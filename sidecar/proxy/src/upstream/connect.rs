@@ -160,10 +160,12 @@ async fn connect_now(
     let Some(tls) = tls else { return Ok(Io::Plain(transport)) };
     let config = tls.config(&worker.secrets, want)?;
     let name = server_name(&tls.spec.sni, host);
-    let stream = tokio_rustls::TlsConnector::from(config)
+    let mut stream = tokio_rustls::TlsConnector::from(config)
         .connect(name, transport.below_tls())
         .await
         .map_err(|e| ConnectError::Tls(e.to_string()))?;
+    // As much as is read at once also goes into one write.
+    stream.get_mut().1.set_buffer_limit(Some(crate::tcp::BUFFER));
     Ok(Io::Client(Box::new(stream)))
 }
 
