@@ -130,12 +130,24 @@ fn sequence(hosts: &[Arc<Host>]) -> Vec<u32> {
         .collect()
 }
 
+/// Largest ring, as Envoy's `maximum_ring_size`.
+const MAX_RING: u64 = 8 * 1024 * 1024;
+
+/// A ring of at least `min_size` points. Points for each unit of weight are a power of two, so that a host that
+/// leaves or joins seldom changes how many the others have, and then moves no keys between those.
 fn ring(hosts: &[Arc<Host>], min_size: u64) -> Vec<(u64, u32)> {
-    let size = min_size.clamp(hosts.len() as u64, 8 * 1024 * 1024);
-    let total: u64 = hosts.iter().map(|h| u64::from(h.weight)).sum();
+    let size = min_size.clamp(hosts.len() as u64, MAX_RING);
+    let total: u64 = hosts.iter().map(|h| u64::from(h.weight)).sum::<u64>().max(1);
+    let mut each = 1.0;
+    while each * total as f64 > size as f64 {
+        each /= 2.0;
+    }
+    while each * (total as f64) < size as f64 && each * total as f64 * 2.0 <= MAX_RING as f64 {
+        each *= 2.0;
+    }
     let mut points = Vec::with_capacity(size as usize + hosts.len());
     for (i, h) in hosts.iter().enumerate() {
-        let n = (size * u64::from(h.weight)).div_ceil(total.max(1));
+        let n = (each * f64::from(h.weight)).ceil() as u64;
         for k in 0..n {
             points.push((stable_hash(format!("{}_{k}", h.display).as_bytes()), i as u32));
         }
