@@ -21,7 +21,14 @@ fn host(n: u32, weight: u32, priority: u32, locality: usize, healthy: bool) -> A
 }
 
 fn config(policy: model::LbPolicy) -> LbConfig {
-    LbConfig { policy, panic_threshold: 50, locality_weighted: false, overprovisioning: 140 }
+    LbConfig {
+        policy,
+        panic_threshold: 50,
+        locality_weighted: false,
+        overprovisioning: 140,
+        slow_start: None,
+        now: 0,
+    }
 }
 
 fn shares(t: &LbTables) -> HashMap<String, f64> {
@@ -277,4 +284,59 @@ fn retries_avoid_hosts_already_tried() {
         let first = t.pick(&rng, None).unwrap().stats.id;
         assert_ne!(t.pick_avoiding(&rng, None, &[first], 5).unwrap().stats.id, first);
     }
+}
+
+fn slow(aggression: u32, age: u64, policy: model::LbPolicy) -> f64 {
+    let slow = model::SlowStart { window: std::time::Duration::from_secs(100), aggression, min_weight: 1000 };
+    let now = 1_000_000;
+    let hosts: Vec<_> = (1..=5).map(|n| host(n, 2, 0, 0, true)).collect();
+    for h in &hosts {
+        h.stats.healthy_since.store(0, Relaxed);
+    }
+    hosts[4].stats.healthy_since.store(now - age, Relaxed);
+    let c = LbConfig { slow_start: Some(slow), now, ..config(policy) };
+    let share = shares(&LbTables::new(hosts, &[1], c, 0)).get("10.0.0.5:80").copied().unwrap_or(0.0) / 100.0;
+    // The weight against that of each of the four others.
+    share * 4.0 / (1.0 - share)
+}
+
+#[test]
+fn new_hosts_take_their_share_step_by_step() {
+    use model::LbPolicy as P;
+    for p in [P::RoundRobin, P::LeastRequest] {
+        for (aggression, age, want) in [
+            (1000, 0, 0.1),
+            (1000, 5_000, 0.1),
+            (1000, 25_000, 0.25),
+            (1000, 50_000, 0.5),
+            (1000, 100_000, 1.0),
+            (2000, 25_000, 0.5),
+            (500, 50_000, 0.25),
+        ] {
+            let got = slow(aggression, age, p);
+            assert!((got - want).abs() < 0.03, "{p:?} {aggression} {age} ms: {got} instead of {want}");
+        }
+    }
+    // Policies that throw or hash know no slow start.
+    assert!((slow(1000, 0, P::Random) - 1.0).abs() < 0.05);
+}
+
+#[test]
+fn peak_ewma_prefers_fast_and_idle_hosts() {
+    let ms = |n| Some(std::time::Duration::from_millis(n));
+    let hosts: Vec<_> = (1..=3).map(|n| host(n, 1, 0, 0, true)).collect();
+    let t = LbTables::new(hosts, &[1], config(model::LbPolicy::PeakEwma), 0);
+    let now = now_ms();
+    for (h, time) in t.hosts.iter().zip([1, 10, 100]) {
+        h.stats.ewma.add(now, ms(time));
+    }
+    // Of two different hosts the slowest never wins (but where five throws give the same), the fastest always.
+    let got = shares(&t);
+    assert!((got["10.0.0.1:80"] - 66.7).abs() < 2.0, "{got:?}");
+    assert!(got.get("10.0.0.3:80").copied().unwrap_or(0.0) < 1.0, "{got:?}");
+    // 1 ms with 150 in flight is worse than 100 ms with none.
+    t.hosts[0].stats.active.store(150, Relaxed);
+    let got = shares(&t);
+    assert!(got.get("10.0.0.1:80").copied().unwrap_or(0.0) < 1.0, "{got:?}");
+    assert!((got["10.0.0.2:80"] - 66.7).abs() < 2.0, "{got:?}");
 }
