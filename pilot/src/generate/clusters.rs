@@ -31,7 +31,12 @@ pub(super) const SYSTEM_ROOTS: &str = "/etc/ssl/certs/ca-certificates.crt";
 /// this service and peer only, quickly, and tried again soon.
 const REMOTE_OUTLIER: OutlierDetection = OutlierDetection {
     consecutive_5xx: 0,
+    enforcing_5xx: 100,
     consecutive_gateway: 5,
+    enforcing_gateway: 100,
+    success_rate: None,
+    failure_percentage: None,
+    local_origin: None,
     interval: Duration::from_secs(5),
     base_ejection: Duration::from_secs(10),
     max_ejection: Duration::from_secs(300),
@@ -186,6 +191,7 @@ fn outlier(o: &AuthoredOutlier) -> OutlierDetection {
         base_ejection: base,
         max_ejection: base.max(Duration::from_secs(300)),
         max_percent: count(o.max_ejection_percent).unwrap_or(10).min(100),
+        ..OutlierDetection::default()
     }
 }
 

@@ -215,6 +215,7 @@ impl Ctx<'_> {
             tls_matches: vec![],
             limits: CircuitBreakers::default(),
             outlier: None,
+            slow_start: None,
             max_requests_per_connection: 0,
             idle_timeout: None,
             // Never send to hosts that are known to be bad only because many are.

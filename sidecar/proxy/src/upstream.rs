@@ -5,4 +5,5 @@ pub(crate) mod connect;
 pub(crate) mod dns;
 pub(crate) mod host;
 pub(crate) mod lb;
+mod outlier;
 pub(crate) mod pool;

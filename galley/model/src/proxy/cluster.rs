@@ -28,6 +28,8 @@ pub struct Cluster {
     pub limits: CircuitBreakers,
     /// Passive health.
     pub outlier: Option<OutlierDetection>,
+    /// Hosts that are new take their share step by step; round robin and least request only.
+    pub slow_start: Option<SlowStart>,
     /// Requests per upstream connection; 0 is no limit.
     pub max_requests_per_connection: u32,
     /// Idle upstream HTTP connection.
@@ -68,6 +70,20 @@ pub enum LbPolicy {
     RingHash(u64),
     /// Maglev table of this prime size.
     Maglev(u64),
+    /// The cheaper of two random hosts by their response time times what is in flight. Envoy has no such policy: it is
+    /// the extension `flotilla.peak_ewma` of `load_balancing_policy`.
+    PeakEwma,
+}
+
+/// `Cluster.SlowStartConfig`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct SlowStart {
+    /// How long a host is new.
+    pub window: Duration,
+    /// Shape of the growth in 1/1000: the weight is multiplied by (age / window) ^ (1000 / aggression).
+    pub aggression: u32,
+    /// Least share of its weight that a host has, in 1/100 percent.
+    pub min_weight: u32,
 }
 
 /// HTTP version spoken upstream.
@@ -154,9 +170,20 @@ impl Default for CircuitBreakers {
 pub struct OutlierDetection {
     /// Consecutive 5xx (and connect failures); 0 is off.
     pub consecutive_5xx: u32,
+    /// Percent of the ejections for consecutive 5xx that take place.
+    pub enforcing_5xx: u32,
     /// Consecutive 502, 503, 504 and connect failures; 0 is off.
     pub consecutive_gateway: u32,
-    /// Sweep for returning hosts.
+    /// Percent of the ejections for consecutive gateway failures that take place.
+    pub enforcing_gateway: u32,
+    /// Ejects hosts that succeed less often than the others.
+    pub success_rate: Option<SuccessRate>,
+    /// Ejects hosts that fail more often than a limit.
+    pub failure_percentage: Option<FailurePercentage>,
+    /// `split_external_local_origin_errors`: connect failures, resets and timeouts are judged on their own, and count
+    /// for none of the above.
+    pub local_origin: Option<LocalOrigin>,
+    /// Sweep for returning hosts, and period of the two rates.
     pub interval: Duration,
     /// Ejection time, multiplied by the number of ejections.
     pub base_ejection: Duration,
@@ -164,4 +191,58 @@ pub struct OutlierDetection {
     pub max_ejection: Duration,
     /// Share of hosts that may be ejected, percent; one always may.
     pub max_percent: u32,
+}
+
+impl Default for OutlierDetection {
+    /// Nothing is detected; times as Envoy's.
+    fn default() -> Self {
+        Self {
+            consecutive_5xx: 0,
+            enforcing_5xx: 100,
+            consecutive_gateway: 0,
+            enforcing_gateway: 100,
+            success_rate: None,
+            failure_percentage: None,
+            local_origin: None,
+            interval: Duration::from_secs(10),
+            base_ejection: Duration::from_secs(30),
+            max_ejection: Duration::from_secs(300),
+            max_percent: 10,
+        }
+    }
+}
+
+/// `OutlierDetection.success_rate_*`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SuccessRate {
+    /// Hosts with enough requests, below which nothing is done.
+    pub minimum_hosts: u32,
+    /// Requests in an interval for a host to be judged.
+    pub request_volume: u32,
+    /// A host is bad below the mean less this many standard deviations, in 1/1000.
+    pub stdev_factor: u32,
+    /// Percent of the ejections that take place.
+    pub enforcing: u32,
+}
+
+/// `OutlierDetection.failure_percentage_*`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FailurePercentage {
+    /// A host is bad from this percentage of failures.
+    pub threshold: u32,
+    /// Hosts with enough requests, below which nothing is done.
+    pub minimum_hosts: u32,
+    /// Requests in an interval for a host to be judged.
+    pub request_volume: u32,
+    /// Percent of the ejections that take place.
+    pub enforcing: u32,
+}
+
+/// `OutlierDetection.*_local_origin*`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LocalOrigin {
+    /// Consecutive failures; 0 is off.
+    pub consecutive: u32,
+    /// Percent of the ejections for consecutive failures that take place.
+    pub enforcing: u32,
 }

@@ -12,11 +12,16 @@ use envoy_types::pb::{
     google::protobuf as gp,
 };
 use mesh_model::proxy::{
-    CircuitBreakers, Cluster, Discovery, LbPolicy, OutlierDetection, RetryBudget, TransportSocketMatch,
-    UpstreamHttp,
+    CircuitBreakers, Cluster, Discovery, LbPolicy, RetryBudget, SlowStart, TransportSocketMatch, UpstreamHttp,
 };
 
 use super::{At, Bad, Res, common::*, each, endpoint, refuse, tls};
+
+mod outlier;
+
+/// Name of our policy among Envoy's extensions. It has no parameters.
+const PEAK_EWMA: &str = "flotilla.peak_ewma";
+const EMPTY: &str = "type.googleapis.com/google.protobuf.Empty";
 
 /// Name of a transport socket whose TLS session carries CONNECT streams. Envoy has no such socket; it goes by the
 /// type of the configuration, so that a foreign proxy would open plain mutual TLS to the endpoint.
@@ -41,7 +46,7 @@ pub(super) fn encode(m: &Cluster) -> pb::Cluster {
         transport_socket: m.tls.as_ref().map(tls::upstream),
         transport_socket_matches: m.tls_matches.iter().map(socket_match).collect(),
         circuit_breakers: Some(limits(&m.limits)),
-        outlier_detection: m.outlier.as_ref().map(outlier),
+        outlier_detection: m.outlier.as_ref().map(outlier::encode),
         ..Default::default()
     };
     let kind = match &m.discovery {
@@ -71,8 +76,32 @@ pub(super) fn encode(m: &Cluster) -> pb::Cluster {
     let policy = match m.lb {
         // The only policy that Envoy allows there.
         _ if matches!(m.discovery, Discovery::OriginalDst) => P::ClusterProvided,
-        LbPolicy::RoundRobin => P::RoundRobin,
-        LbPolicy::LeastRequest => P::LeastRequest,
+        LbPolicy::RoundRobin => {
+            out.lb_config = m.slow_start.as_ref().map(|s| {
+                let slow_start_config = Some(slow_start(s));
+                c::LbConfig::RoundRobinLbConfig(c::RoundRobinLbConfig { slow_start_config })
+            });
+            P::RoundRobin
+        }
+        LbPolicy::LeastRequest => {
+            out.lb_config = m.slow_start.as_ref().map(|s| {
+                let slow_start_config = Some(slow_start(s));
+                c::LbConfig::LeastRequestLbConfig(c::LeastRequestLbConfig {
+                    slow_start_config,
+                    ..Default::default()
+                })
+            });
+            P::LeastRequest
+        }
+        LbPolicy::PeakEwma => {
+            let config = core::TypedExtensionConfig {
+                name: PEAK_EWMA.to_owned(),
+                typed_config: Some(gp::Any { type_url: EMPTY.to_owned(), value: Vec::new() }),
+            };
+            let policy = pb::load_balancing_policy::Policy { typed_extension_config: Some(config) };
+            out.load_balancing_policy = Some(pb::LoadBalancingPolicy { policies: vec![policy] });
+            P::RoundRobin
+        }
         LbPolicy::Random => P::Random,
         LbPolicy::RingHash(size) => {
             out.lb_config = Some(c::LbConfig::RingHashLbConfig(c::RingHashLbConfig {
@@ -206,62 +235,45 @@ fn to_limits(b: Option<pb::CircuitBreakers>) -> Res<CircuitBreakers> {
     })
 }
 
-fn outlier(o: &OutlierDetection) -> pb::OutlierDetection {
-    // Both detectors are switched by their enforcement, since zero is not a valid count.
-    let value = |n: u32| if n == 0 { None } else { u32v(n) };
-    let enforce = |n: u32| u32v(if n == 0 { 0 } else { 100 });
-    pb::OutlierDetection {
-        consecutive_5xx: value(o.consecutive_5xx),
-        enforcing_consecutive_5xx: enforce(o.consecutive_5xx),
-        consecutive_gateway_failure: value(o.consecutive_gateway),
-        enforcing_consecutive_gateway_failure: enforce(o.consecutive_gateway),
-        interval: Some(duration(o.interval)),
-        base_ejection_time: Some(duration(o.base_ejection)),
-        max_ejection_time: Some(duration(o.max_ejection)),
-        max_ejection_percent: u32v(o.max_percent),
-        enforcing_success_rate: u32v(0),
-        always_eject_one_host: boolv(true),
-        ..Default::default()
+fn slow_start(s: &SlowStart) -> c::SlowStartConfig {
+    c::SlowStartConfig {
+        slow_start_window: Some(duration(s.window)),
+        aggression: Some(core::RuntimeDouble {
+            default_value: f64::from(s.aggression) / 1000.0,
+            ..Default::default()
+        }),
+        min_weight_percent: Some(typ::Percent { value: f64::from(s.min_weight) / 100.0 }),
     }
 }
 
-fn to_outlier(o: pb::OutlierDetection) -> Res<OutlierDetection> {
-    refuse!(o; split_external_local_origin_errors, enforcing_failure_percentage, monitors, detect_degraded_hosts);
-    let counter = |field: &str, n: Option<gp::UInt32Value>, enforcing: u32| match enforcing {
-        0 => Ok(0),
-        100 => Ok(n.map_or(5, |v| v.value)),
-        _ => Err(Bad::unsupported(field, "enforcement other than 0 or 100 percent")),
-    };
-    let or = |v: Option<gp::UInt32Value>, d| v.map_or(d, |v| v.value);
-    let base = o.base_ejection_time.map_or(Ok(Duration::from_secs(30)), to_duration)?;
-    Ok(OutlierDetection {
-        consecutive_5xx: counter(
-            "enforcing_consecutive_5xx",
-            o.consecutive_5xx,
-            or(o.enforcing_consecutive_5xx, 100),
-        )?,
-        consecutive_gateway: counter(
-            "enforcing_consecutive_gateway_failure",
-            o.consecutive_gateway_failure,
-            or(o.enforcing_consecutive_gateway_failure, 0),
-        )?,
-        interval: o.interval.map_or(Ok(Duration::from_secs(10)), to_duration)?,
-        base_ejection: base,
-        max_ejection: o.max_ejection_time.map_or(Ok(base.max(Duration::from_secs(300))), to_duration)?,
-        max_percent: or(o.max_ejection_percent, 10),
-    })
+/// Absent parts have Envoy's defaults: an aggression of 1 and a tenth of the weight.
+fn to_slow_start(s: c::SlowStartConfig) -> Res<Option<SlowStart>> {
+    let aggression = s.aggression.map_or(1.0, |a| a.default_value);
+    if !(aggression > 0.0 && aggression <= 1000.0) {
+        return Err(Bad::new("aggression", "is not above 0 and at most 1000"));
+    }
+    let least = s.min_weight_percent.map_or(10.0, |p| p.value);
+    // Within range by the checks.
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+    let thousandths = |v: f64, by: f64| (v * by).round() as u32;
+    let window = opt(s.slow_start_window).at("slow_start_window")?.unwrap_or_default();
+    Ok((!window.is_zero()).then(|| SlowStart {
+        window,
+        aggression: thousandths(aggression, 1000.0).max(1),
+        min_weight: thousandths(least.clamp(0.0, 100.0), 100.0),
+    }))
 }
 
 #[allow(deprecated)]
 pub(super) fn decode(mut m: pb::Cluster) -> Res<Cluster> {
     refuse!(m;
         transport_socket_matcher, health_checks, max_requests_per_connection, upstream_bind_config,
-        lb_subset_config, load_balancing_policy, filters, upstream_config, use_tcp_for_dns_lookups,
+        lb_subset_config, filters, upstream_config, use_tcp_for_dns_lookups,
         dns_resolvers, connection_pool_per_downstream_connection, http_protocol_options,
         http2_protocol_options, common_http_protocol_options, upstream_http_protocol_options
     );
     let discovery = to_discovery(&mut m)?;
-    let lb = to_lb(&mut m, &discovery)?;
+    let (lb, slow_start) = to_lb(&mut m, &discovery)?;
     let (http, common) = to_http(&mut m).at("typed_extension_protocol_options")?;
     let common_lb = m.common_lb_config.take().unwrap_or_default();
     let locality_weighted = match common_lb.locality_config_specifier {
@@ -283,7 +295,8 @@ pub(super) fn decode(mut m: pb::Cluster) -> Res<Cluster> {
         tls: m.transport_socket.map(tls::to_upstream).transpose().at("transport_socket")?.flatten(),
         tls_matches: each("transport_socket_matches", m.transport_socket_matches, to_socket_match)?,
         limits: to_limits(m.circuit_breakers).at("circuit_breakers")?,
-        outlier: m.outlier_detection.map(to_outlier).transpose().at("outlier_detection")?,
+        outlier: m.outlier_detection.map(outlier::decode).transpose().at("outlier_detection")?,
+        slow_start,
         max_requests_per_connection: common.max_requests_per_connection.map_or(0, |v| v.value),
         idle_timeout: opt(common.idle_timeout)?,
         // A percentage by its type; truncation is what Envoy does.
@@ -321,19 +334,23 @@ fn to_discovery(m: &mut pb::Cluster) -> Res<Discovery> {
     })
 }
 
-fn to_lb(m: &mut pb::Cluster, discovery: &Discovery) -> Res<LbPolicy> {
+fn to_lb(m: &mut pb::Cluster, discovery: &Discovery) -> Res<(LbPolicy, Option<SlowStart>)> {
     use c::LbPolicy as P;
     let policy = P::try_from(m.lb_policy).map_err(|_| Bad::unsupported("lb_policy", m.lb_policy))?;
     let config = m.lb_config.take();
-    Ok(match (policy, config) {
+    if let Some(extension) = m.load_balancing_policy.take() {
+        return to_extension(extension).at("load_balancing_policy").map(|p| (p, None));
+    }
+    let slow = |s: Option<c::SlowStartConfig>| {
+        s.map(to_slow_start).transpose().map(Option::flatten).at("slow_start_config")
+    };
+    let policy = match (policy, config) {
         (_, _) if matches!(discovery, Discovery::OriginalDst) => LbPolicy::RoundRobin,
         (P::RoundRobin, Some(c::LbConfig::RoundRobinLbConfig(o))) => {
-            refuse!(o; slow_start_config);
-            LbPolicy::RoundRobin
+            return Ok((LbPolicy::RoundRobin, slow(o.slow_start_config)?));
         }
         (P::LeastRequest, Some(c::LbConfig::LeastRequestLbConfig(o))) => {
-            refuse!(o; slow_start_config);
-            LbPolicy::LeastRequest
+            return Ok((LbPolicy::LeastRequest, slow(o.slow_start_config)?));
         }
         (P::RoundRobin, _) => LbPolicy::RoundRobin,
         (P::LeastRequest, _) => LbPolicy::LeastRequest,
@@ -356,7 +373,25 @@ fn to_lb(m: &mut pb::Cluster, discovery: &Discovery) -> Res<LbPolicy> {
         (P::ClusterProvided | P::LoadBalancingPolicyConfig, _) => {
             return Err(Bad::unsupported("lb_policy", policy.as_str_name()));
         }
-    })
+    };
+    Ok((policy, None))
+}
+
+/// The first policy of the list that is known, which is ours: Envoy's own come as `lb_policy`.
+fn to_extension(m: pb::LoadBalancingPolicy) -> Res<LbPolicy> {
+    let names: Vec<String> = m
+        .policies
+        .into_iter()
+        .filter_map(|p| p.typed_extension_config)
+        .map(|e| match e.typed_config {
+            Some(c) if e.name == PEAK_EWMA && !c.value.is_empty() => format!("{PEAK_EWMA} with parameters"),
+            _ => e.name,
+        })
+        .collect();
+    if names.iter().any(|n| n == PEAK_EWMA) {
+        return Ok(LbPolicy::PeakEwma);
+    }
+    Err(Bad::unsupported("policies", format_args!("none of {names:?}")))
 }
 
 fn to_http(m: &mut pb::Cluster) -> Res<(UpstreamHttp, core::HttpProtocolOptions)> {

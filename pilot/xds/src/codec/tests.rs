@@ -659,7 +659,23 @@ pub(crate) fn cluster() -> Cluster {
             base_ejection: Duration::from_secs(2),
             max_ejection: Duration::from_secs(300),
             max_percent: 100,
+            enforcing_gateway: 60,
+            success_rate: Some(SuccessRate {
+                minimum_hosts: 3,
+                request_volume: 20,
+                stdev_factor: 1500,
+                enforcing: 90,
+            }),
+            failure_percentage: Some(FailurePercentage {
+                threshold: 40,
+                minimum_hosts: 2,
+                request_volume: 9,
+                enforcing: 50,
+            }),
+            local_origin: Some(LocalOrigin { consecutive: 4, enforcing: 80 }),
+            ..OutlierDetection::default()
         }),
+        slow_start: None,
         max_requests_per_connection: 9,
         idle_timeout: Some(Duration::from_secs(11)),
         panic_threshold: 0,
@@ -696,6 +712,14 @@ fn clusters_round_trip() {
         (Discovery::Eds(String::new()), LbPolicy::Maglev(65_537), UpstreamHttp::Http2),
     ];
     assert_eq!(decode_cluster(&encode_cluster(&base)).unwrap(), base);
+    let slow_start =
+        Some(SlowStart { window: Duration::from_millis(1500), aggression: 1700, min_weight: 1250 });
+    for lb in [LbPolicy::RoundRobin, LbPolicy::LeastRequest] {
+        let c = Cluster { lb, slow_start, ..base.clone() };
+        assert_eq!(decode_cluster(&encode_cluster(&c)).unwrap(), c);
+    }
+    let c = Cluster { lb: LbPolicy::PeakEwma, ..base.clone() };
+    assert_eq!(decode_cluster(&encode_cluster(&c)).unwrap(), c);
     for (discovery, lb, http) in variants {
         let c = Cluster {
             discovery,
@@ -712,6 +736,31 @@ fn clusters_round_trip() {
         };
         assert_eq!(decode_cluster(&encode_cluster(&c)).unwrap(), c);
     }
+}
+
+#[test]
+fn detection_has_envoys_defaults() {
+    let decode = |o: cds::OutlierDetection| {
+        let m = cds::Cluster { name: "c".into(), outlier_detection: Some(o), ..Default::default() };
+        decode_cluster(&pack(&m)).map(|c| c.outlier.unwrap())
+    };
+    let o = decode(cds::OutlierDetection::default()).unwrap();
+    assert_eq!((o.consecutive_5xx, o.consecutive_gateway, o.max_percent), (5, 0, 10));
+    let rate = SuccessRate { minimum_hosts: 5, request_volume: 100, stdev_factor: 1900, enforcing: 100 };
+    assert_eq!((o.success_rate, o.failure_percentage, o.local_origin), (Some(rate), None, None));
+    let o = decode(cds::OutlierDetection {
+        enforcing_success_rate: common::u32v(0),
+        enforcing_failure_percentage: common::u32v(100),
+        split_external_local_origin_errors: true,
+        ..Default::default()
+    })
+    .unwrap();
+    let failures = FailurePercentage { threshold: 85, minimum_hosts: 5, request_volume: 50, enforcing: 100 };
+    assert_eq!((o.success_rate, o.failure_percentage), (None, Some(failures)));
+    assert_eq!(o.local_origin, Some(LocalOrigin { consecutive: 5, enforcing: 100 }));
+    let e =
+        decode(cds::OutlierDetection { detect_degraded_hosts: common::boolv(true), ..Default::default() });
+    assert!(e.unwrap_err().to_string().contains("detect_degraded_hosts"));
 }
 
 #[test]

@@ -111,6 +111,7 @@ pub(crate) async fn forward<D: Downstream>(
     let mut retrying: Option<Permit> = None;
     let result = loop {
         rec.attempts += 1;
+        let begun = cluster.wants_times().then(Instant::now);
         let mut t =
             Try { ctx, cluster: &cluster, head, down, replay: &replay, received: &received, hash, upgrade };
         let (mut outcome, mut up) = if hedged.is_empty() {
@@ -123,6 +124,9 @@ pub(crate) async fn forward<D: Downstream>(
         };
         if let Some(host) = &rec.host {
             observe(&cluster, host, &outcome);
+            if let Some(begun) = begun {
+                observe_time(&cluster, host, &outcome, begun, rec.first_byte);
+            }
         }
         if ctx.forward.hedge
             && matches!(outcome, Err(TryError::Exchange(Failure::PerTryTimeout)))
@@ -489,10 +493,32 @@ fn observe(cluster: &Cluster, host: &Host, outcome: &Result<ResponseHead, TryErr
     let o = match outcome {
         Ok(r) => Outcome::Status(effective_status(r)),
         Err(TryError::Connect(_) | TryError::Exchange(Failure::Upstream(_))) => Outcome::Failed,
-        Err(TryError::Exchange(Failure::PerTryTimeout | Failure::Timeout)) => Outcome::Status(504),
+        Err(TryError::Exchange(Failure::PerTryTimeout | Failure::Timeout)) => Outcome::Timeout,
         Err(_) => return,
     };
     cluster.observe(host, o);
+}
+
+/// For policies that go by response times.
+fn observe_time(
+    cluster: &Cluster,
+    host: &Host,
+    outcome: &Result<ResponseHead, TryError>,
+    begun: Instant,
+    first_byte: Option<Instant>,
+) {
+    match outcome {
+        // A hedged try began earlier than this one: its own start is not known, and this is the lower bound.
+        Ok(_) => {
+            let end = first_byte.unwrap_or_else(Instant::now);
+            cluster.observe_time(host, Some(end.saturating_duration_since(begun)));
+        }
+        Err(
+            TryError::Connect(_)
+            | TryError::Exchange(Failure::Upstream(_) | Failure::PerTryTimeout | Failure::Timeout),
+        ) => cluster.observe_time(host, None),
+        Err(_) => {}
+    }
 }
 
 fn grpc_status(r: &ResponseHead) -> Option<u32> {

@@ -16,6 +16,7 @@ use super::{
     connect::TlsTransport,
     host::{Host, HostStats, now_ms, unique_id},
     lb::{LbConfig, LbTables, stable_hash},
+    outlier,
 };
 
 /// The place of a cluster by name: routes keep it, so an update of the cluster needs no recompiled route.
@@ -120,6 +121,8 @@ pub(crate) enum Outcome {
     Status(u16),
     /// Connect failed, or the connection broke before an answer.
     Failed,
+    /// The answer did not come in time.
+    Timeout,
     /// A TCP connection was established.
     Connected,
 }
@@ -140,6 +143,9 @@ struct Members {
     assignment: Arc<model::LoadAssignment>,
     hosts: Vec<Arc<Host>>,
     last_sweep: u64,
+    /// Slow start held hosts back when the tables were built.
+    slow: bool,
+    last_built: u64,
 }
 
 /// Identity of a host over updates: same place reached the same way.
@@ -231,12 +237,23 @@ impl Cluster {
             }
             old.insert(k, Arc::clone(&h.stats));
         }
+        let sick: Vec<u64> = m
+            .hosts
+            .iter()
+            .filter(|h| h.health != model::EndpointHealth::Healthy)
+            .map(|h| h.stats.id)
+            .collect();
         let mut hosts = Vec::new();
         for (i, l) in assignment.localities.iter().enumerate() {
             for e in &l.endpoints {
                 let socket = self.socket_of(e);
                 let stats = (0..4).find_map(|nth| old.remove(&key(e, socket, nth)));
-                hosts.push(Arc::new(Host::new(e, i, l.priority, socket, stats)));
+                let host = Host::new(e, i, l.priority, socket, stats);
+                // Whoever was sick when the cluster was last built and is well again starts slowly, too.
+                if sick.contains(&host.stats.id) && host.health == model::EndpointHealth::Healthy {
+                    host.stats.healthy_since.store(now_ms(), Relaxed);
+                }
+                hosts.push(Arc::new(host));
             }
         }
         for stats in old.into_values() {
@@ -244,18 +261,24 @@ impl Cluster {
         }
         m.hosts = hosts;
         m.assignment = assignment;
-        self.rebuild(&m);
+        self.rebuild(&mut m);
     }
 
-    fn rebuild(&self, m: &Members) {
+    fn rebuild(&self, m: &mut Members) {
         let weights: Vec<u32> = m.assignment.localities.iter().map(|l| l.weight).collect();
         let c = LbConfig {
             policy: self.config.lb,
             panic_threshold: self.config.panic_threshold,
             locality_weighted: self.config.locality_weighted,
             overprovisioning: m.assignment.overprovisioning,
+            slow_start: self.config.slow_start,
+            now: now_ms(),
         };
-        self.tables.store(Arc::new(LbTables::new(m.hosts.clone(), &weights, c, unique_id())));
+        m.slow = c.slow_start.is_some() && m.hosts.iter().any(|h| c.is_new(h));
+        m.last_built = c.now;
+        // Where turns begin is random: tables that are rebuilt often would else favour whoever comes first in them.
+        let seed = stable_hash(&unique_id().to_ne_bytes());
+        self.tables.store(Arc::new(LbTables::new(m.hosts.clone(), &weights, c, seed)));
     }
 
     pub(crate) fn tables(&self) -> arc_swap::Guard<Arc<LbTables>> {
@@ -273,81 +296,59 @@ impl Cluster {
         }
     }
 
+    /// Whether response times are of use.
+    pub(crate) fn wants_times(&self) -> bool {
+        self.config.lb == model::LbPolicy::PeakEwma
+    }
+
+    /// Notes a response time, or a failure.
+    pub(crate) fn observe_time(&self, host: &Host, time: Option<Duration>) {
+        host.stats.ewma.add(now_ms(), time);
+    }
+
     /// Notes what a host did; may eject it.
     pub(crate) fn observe(&self, host: &Host, outcome: Outcome) {
-        let Some(o) = self.config.outlier else { return };
-        let s = &host.stats;
-        let (bad, gateway) = match outcome {
-            Outcome::Status(c) => ((500..600).contains(&c), matches!(c, 502..=504)),
-            Outcome::Failed => (true, true),
-            Outcome::Connected => (false, false),
-        };
-        // Written only when it changes, so that healthy hosts do not bounce a cache line between workers.
-        if !bad && s.consecutive_5xx.load(Relaxed) != 0 {
-            s.consecutive_5xx.store(0, Relaxed);
-        }
-        if !gateway && s.consecutive_gateway.load(Relaxed) != 0 {
-            s.consecutive_gateway.store(0, Relaxed);
-        }
-        let mut eject = false;
-        if bad {
-            eject |=
-                s.consecutive_5xx.fetch_add(1, Relaxed) + 1 >= o.consecutive_5xx && o.consecutive_5xx > 0;
-        }
-        if gateway {
-            eject |= s.consecutive_gateway.fetch_add(1, Relaxed) + 1 >= o.consecutive_gateway
-                && o.consecutive_gateway > 0;
-        }
-        if eject && !s.is_ejected() {
-            self.eject(s, &o);
-        }
-    }
-
-    fn eject(&self, s: &HostStats, o: &model::OutlierDetection) {
-        let m = self.members.lock().unwrap_or_else(PoisonError::into_inner);
-        let ejected = m.hosts.iter().filter(|h| h.stats.is_ejected()).count();
-        // One host may always be ejected, further ones up to the share.
-        if s.is_ejected() || (ejected > 0 && (ejected + 1) * 100 > o.max_percent as usize * m.hosts.len()) {
-            return;
-        }
-        let n = s.ejections.fetch_add(1, Relaxed) + 1;
-        let time = o.base_ejection.saturating_mul(n).min(o.max_ejection.max(o.base_ejection));
-        let ms = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
-        s.ejected_until.store(now_ms().saturating_add(ms), Relaxed);
-        s.ejected.store(true, Relaxed);
-        s.consecutive_5xx.store(0, Relaxed);
-        s.consecutive_gateway.store(0, Relaxed);
-        tracing::debug!(cluster = %self.config.name, ejection_ms = ms, "host ejected");
-        self.rebuild(&m);
-    }
-
-    /// Lets ejected hosts return when their time is over. Called often; acts once an interval.
-    pub(crate) fn sweep(&self) {
-        let Some(o) = self.config.outlier else { return };
-        let now = now_ms();
-        let mut m = self.members.lock().unwrap_or_else(PoisonError::into_inner);
-        let interval = u64::try_from(o.interval.as_millis()).unwrap_or(u64::MAX).max(10);
-        if now.saturating_sub(m.last_sweep) < interval {
-            return;
-        }
-        m.last_sweep = now;
-        let mut changed = false;
-        for h in &m.hosts {
-            let s = &h.stats;
-            if s.is_ejected() {
-                if now >= s.ejected_until.load(Relaxed) {
-                    s.ejected.store(false, Relaxed);
-                    changed = true;
-                }
-            } else if s.ejections.load(Relaxed) > 0 {
-                // A whole interval without ejection makes the next one shorter again.
-                s.ejections.fetch_sub(1, Relaxed);
+        if let Some(o) = &self.config.outlier
+            && let Some(share) = outlier::note(&host.stats, outcome, o)
+            && !host.stats.is_ejected()
+            && outlier::enforced(share)
+        {
+            let mut m = self.members.lock().unwrap_or_else(PoisonError::into_inner);
+            if outlier::eject(&m.hosts, &host.stats, o) {
+                tracing::debug!(cluster = %self.config.name, host = %host.display, "host ejected");
+                self.rebuild(&mut m);
             }
         }
+    }
+
+    /// Lets ejected hosts return when their time is over, judges rates once an interval, and lets new hosts grow.
+    /// Called often.
+    pub(crate) fn sweep(&self) {
+        if self.config.outlier.is_none() && self.config.slow_start.is_none() {
+            return;
+        }
+        let now = now_ms();
+        let mut m = self.members.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut changed = false;
+        if let Some(s) = &self.config.slow_start {
+            // Forty steps are a smooth ramp; more would only cost.
+            let step = millis(s.window / 40).clamp(50, 1000);
+            changed |= m.slow && now.saturating_sub(m.last_built) >= step;
+        }
+        if let Some(o) = &self.config.outlier
+            && now.saturating_sub(m.last_sweep) >= millis(o.interval).max(10)
+        {
+            m.last_sweep = now;
+            changed |= outlier::sweep(&m.hosts, o, now);
+        }
         if changed {
-            self.rebuild(&m);
+            self.rebuild(&mut m);
         }
     }
+}
+
+pub(super) fn millis(d: Duration) -> u64 {
+    u64::try_from(d.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]
@@ -365,6 +366,7 @@ mod tests {
             tls_matches: vec![],
             limits: model::CircuitBreakers::default(),
             outlier,
+            slow_start: None,
             max_requests_per_connection: 0,
             idle_timeout: None,
             panic_threshold: 0,
@@ -400,6 +402,7 @@ mod tests {
             base_ejection: Duration::from_millis(30),
             max_ejection: Duration::from_secs(1),
             max_percent: 50,
+            ..model::OutlierDetection::default()
         };
         let c = cluster(4, Some(o));
         let hosts = c.tables().hosts.clone();

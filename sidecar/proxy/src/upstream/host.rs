@@ -51,6 +51,61 @@ pub(crate) struct HostStats {
     pub(super) ejections: AtomicU32,
     pub(super) consecutive_5xx: AtomicU32,
     pub(super) consecutive_gateway: AtomicU32,
+    pub(super) consecutive_local: AtomicU32,
+    /// Answers since the last sweep and how many of them were good; counted only where a rate is judged.
+    pub(super) answers: AtomicU32,
+    pub(super) successes: AtomicU32,
+    /// When the host began to take traffic, for slow start; milliseconds.
+    pub(super) healthy_since: AtomicU64,
+    pub(super) ewma: Ewma,
+}
+
+/// Peak-sensitive moving average of response times: a slower answer counts at once, faster ones by and by.
+///
+/// Microseconds as an `f32` above the milliseconds of the last sample, in one word so that both fit together. Of two
+/// workers that write at once one sample is lost, which an average bears.
+#[derive(Debug, Default)]
+pub(crate) struct Ewma(AtomicU64);
+
+/// Time after which a sample has lost all but 1/e of its weight.
+const EWMA_DECAY_MS: f32 = 10_000.0;
+/// What a failure, and a host that has not answered yet, count as: a second.
+const EWMA_PENALTY_US: f32 = 1_000_000.0;
+
+impl Ewma {
+    /// The average as it has decayed at `now`; `None` without samples.
+    fn get(&self, now: u64) -> Option<f32> {
+        let v = self.0.load(Relaxed);
+        // The clock of 32 bits wraps after 49 days; the difference survives that.
+        let age = (now as u32).wrapping_sub(v as u32);
+        (v != 0).then(|| f32::from_bits((v >> 32) as u32) * (-(age as f32) / EWMA_DECAY_MS).exp())
+    }
+
+    /// Adds a response time; `None` is a failure.
+    pub(crate) fn add(&self, now: u64, time: Option<std::time::Duration>) {
+        // Never zero, which stands for "no sample".
+        let sample = time.map_or(EWMA_PENALTY_US, |t| (t.as_secs_f32() * 1e6).max(1.0));
+        let v = self.0.load(Relaxed);
+        let old = f32::from_bits((v >> 32) as u32);
+        let new = if v == 0 || sample > old {
+            sample
+        } else {
+            let age = (now as u32).wrapping_sub(v as u32);
+            let kept = (-(age as f32) / EWMA_DECAY_MS).exp();
+            // Samples in quick succession weigh little each, or a burst of fast answers would hide a slow one.
+            old * kept + sample * (1.0 - kept)
+        };
+        self.0.store(u64::from(new.to_bits()) << 32 | u64::from(now as u32), Relaxed);
+    }
+
+    /// What one more request would cost with `active` in flight. A host without samples is tried at once, and then
+    /// left alone until it has answered.
+    pub(super) fn cost(&self, now: u64, active: u32) -> f32 {
+        match self.get(now) {
+            Some(us) => us * (active as f32 + 1.0),
+            None => EWMA_PENALTY_US * active as f32,
+        }
+    }
 }
 
 impl HostStats {
@@ -64,6 +119,11 @@ impl HostStats {
             ejections: AtomicU32::new(0),
             consecutive_5xx: AtomicU32::new(0),
             consecutive_gateway: AtomicU32::new(0),
+            consecutive_local: AtomicU32::new(0),
+            answers: AtomicU32::new(0),
+            successes: AtomicU32::new(0),
+            healthy_since: AtomicU64::new(0),
+            ewma: Ewma::default(),
         })
     }
 
@@ -140,7 +200,11 @@ impl Host {
             locality,
             transport,
             workload: WorkloadMeta::parse(&e.workload),
-            stats: stats.unwrap_or_else(HostStats::new),
+            stats: stats.unwrap_or_else(|| {
+                let new = HostStats::new();
+                new.healthy_since.store(now_ms(), Relaxed);
+                new
+            }),
         }
     }
 
@@ -178,5 +242,33 @@ impl ActiveGuard {
 impl Drop for ActiveGuard {
     fn drop(&mut self) {
         self.0.active.fetch_sub(1, Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn averages_peak_at_once_and_decay() {
+        let e = Ewma::default();
+        let ms = Duration::from_millis;
+        assert_eq!(e.cost(5, 0), 0.0, "an unknown host is tried");
+        assert!(e.cost(5, 1) >= 1e6, "but not twice");
+        e.add(1000, Some(ms(10)));
+        assert!((e.cost(1000, 0) - 10_000.0).abs() < 1.0);
+        assert!((e.cost(1000, 2) - 30_000.0).abs() < 1.0);
+        e.add(1001, Some(ms(50)));
+        assert!((e.cost(1001, 0) - 50_000.0).abs() < 1.0, "a peak counts at once");
+        for t in 0..100 {
+            e.add(1002 + t, Some(ms(1)));
+        }
+        let cost = e.cost(1101, 0);
+        assert!((45_000.0..50_000.0).contains(&cost), "fast answers within 100 ms hide nothing: {cost}");
+        assert!((e.cost(1101 + 10_000, 0) / cost - 0.368).abs() < 0.01);
+        e.add(12_000, None);
+        assert!(e.cost(12_000, 0) >= 1e6);
     }
 }

@@ -15,7 +15,7 @@ use std::{
 
 use mesh_model::proxy as model;
 
-use super::host::Host;
+use super::host::{Host, now_ms};
 
 /// Longest weighted round-robin sequence; weights are scaled down to it.
 const MAX_SEQUENCE: u64 = 1024;
@@ -73,6 +73,7 @@ enum Policy {
     /// Cumulative weights.
     Random(Vec<u64>),
     LeastRequest(Vec<u64>),
+    PeakEwma(Vec<u64>),
     /// Sorted points of a ring.
     Ring(Vec<(u64, u32)>),
     Maglev(Vec<u32>),
@@ -85,11 +86,31 @@ struct Table {
     policy: Policy,
 }
 
-fn cumulative(hosts: &[Arc<Host>]) -> Vec<u64> {
-    hosts
+/// Scale of weights while hosts are new.
+const SLOW_SCALE: f64 = 100.0;
+
+/// Weights of hosts, less where slow start holds back those that are new.
+fn weights(hosts: &[Arc<Host>], c: &LbConfig) -> Vec<u64> {
+    let plain = |h: &Arc<Host>| u64::from(h.weight);
+    let Some(slow) = c.slow_start else { return hosts.iter().map(plain).collect() };
+    if !hosts.iter().any(|h| c.is_new(h)) {
+        return hosts.iter().map(plain).collect();
+    }
+    let weight = |h: &Arc<Host>| {
+        let age = c.now.saturating_sub(h.stats.healthy_since.load(Relaxed)).max(1) as f64;
+        let share = (age / (slow.window.as_secs_f64() * 1000.0)).min(1.0);
+        let share = share.powf(1000.0 / f64::from(slow.aggression.max(1)));
+        let share = share.max(f64::from(slow.min_weight) / 10_000.0).min(1.0);
+        ((f64::from(h.weight) * SLOW_SCALE * share).round() as u64).max(1)
+    };
+    hosts.iter().map(weight).collect()
+}
+
+fn cumulative(weights: &[u64]) -> Vec<u64> {
+    weights
         .iter()
-        .scan(0u64, |sum, h| {
-            *sum += u64::from(h.weight);
+        .scan(0u64, |sum, w| {
+            *sum += w;
             Some(*sum)
         })
         .collect()
@@ -100,10 +121,10 @@ fn gcd(a: u64, b: u64) -> u64 {
 }
 
 /// Smooth weighted round robin, laid out once.
-fn sequence(hosts: &[Arc<Host>]) -> Vec<u32> {
-    let divisor = hosts.iter().fold(0, |g, h| gcd(u64::from(h.weight), g)).max(1);
-    let mut weights: Vec<u64> = hosts.iter().map(|h| u64::from(h.weight) / divisor).collect();
-    let limit = MAX_SEQUENCE.max(hosts.len() as u64 * 8);
+fn sequence(weights: &[u64]) -> Vec<u32> {
+    let divisor = weights.iter().fold(0, |g, w| gcd(*w, g)).max(1);
+    let mut weights: Vec<u64> = weights.iter().map(|w| w / divisor).collect();
+    let limit = MAX_SEQUENCE.max(weights.len() as u64 * 8);
     let total: u64 = weights.iter().sum();
     if total > limit {
         for w in &mut weights {
@@ -112,9 +133,9 @@ fn sequence(hosts: &[Arc<Host>]) -> Vec<u32> {
     }
     let total: i64 = weights.iter().sum::<u64>() as i64;
     if weights.iter().all(|w| *w == 1) {
-        return (0..hosts.len() as u32).collect();
+        return (0..weights.len() as u32).collect();
     }
-    let mut current = vec![0i64; hosts.len()];
+    let mut current = vec![0i64; weights.len()];
     (0..total)
         .map(|_| {
             let mut best = 0;
@@ -130,12 +151,24 @@ fn sequence(hosts: &[Arc<Host>]) -> Vec<u32> {
         .collect()
 }
 
+/// Largest ring, as Envoy's `maximum_ring_size`.
+const MAX_RING: u64 = 8 * 1024 * 1024;
+
+/// A ring of at least `min_size` points. Points for each unit of weight are a power of two, so that a host that
+/// leaves or joins seldom changes how many the others have, and then moves no keys between those.
 fn ring(hosts: &[Arc<Host>], min_size: u64) -> Vec<(u64, u32)> {
-    let size = min_size.clamp(hosts.len() as u64, 8 * 1024 * 1024);
-    let total: u64 = hosts.iter().map(|h| u64::from(h.weight)).sum();
+    let size = min_size.clamp(hosts.len() as u64, MAX_RING);
+    let total: u64 = hosts.iter().map(|h| u64::from(h.weight)).sum::<u64>().max(1);
+    let mut each = 1.0;
+    while each * total as f64 > size as f64 {
+        each /= 2.0;
+    }
+    while each * (total as f64) < size as f64 && each * total as f64 * 2.0 <= MAX_RING as f64 {
+        each *= 2.0;
+    }
     let mut points = Vec::with_capacity(size as usize + hosts.len());
     for (i, h) in hosts.iter().enumerate() {
-        let n = (size * u64::from(h.weight)).div_ceil(total.max(1));
+        let n = (each * f64::from(h.weight)).ceil() as u64;
         for k in 0..n {
             points.push((stable_hash(format!("{}_{k}", h.display).as_bytes()), i as u32));
         }
@@ -192,16 +225,19 @@ fn next_prime(mut n: u64) -> u64 {
 }
 
 impl Table {
-    fn new(hosts: Vec<Arc<Host>>, policy: model::LbPolicy, seed: u64) -> Self {
-        let policy = match policy {
+    fn new(hosts: Vec<Arc<Host>>, c: &LbConfig, seed: u64) -> Self {
+        let policy = match c.policy {
             _ if hosts.is_empty() => Policy::Random(vec![]),
             model::LbPolicy::RoundRobin => {
-                let s = sequence(&hosts);
+                let s = sequence(&weights(&hosts, c));
                 let start = (seed % s.len().max(1) as u64) as usize;
                 Policy::Sequence(s, AtomicUsize::new(start))
             }
-            model::LbPolicy::LeastRequest => Policy::LeastRequest(cumulative(&hosts)),
-            model::LbPolicy::Random => Policy::Random(cumulative(&hosts)),
+            model::LbPolicy::LeastRequest => Policy::LeastRequest(cumulative(&weights(&hosts, c))),
+            model::LbPolicy::PeakEwma => Policy::PeakEwma(cumulative(&weights(&hosts, c))),
+            model::LbPolicy::Random => {
+                Policy::Random(cumulative(&hosts.iter().map(|h| u64::from(h.weight)).collect::<Vec<_>>()))
+            }
             model::LbPolicy::RingHash(n) => Policy::Ring(ring(&hosts, n)),
             model::LbPolicy::Maglev(n) => Policy::Maglev(maglev(&hosts, n)),
         };
@@ -220,6 +256,18 @@ impl Table {
                 let (a, b) = (weighted(c), weighted(c));
                 let load = |i: usize| self.hosts.get(i).map_or(u32::MAX, |h| h.stats.active.load(Relaxed));
                 if load(b) < load(a) { b } else { a }
+            }
+            Policy::PeakEwma(c) => {
+                let a = weighted(c);
+                // Two different hosts where there are two: a slow one must not win against itself.
+                let b = (0..4).map(|_| weighted(c)).find(|b| *b != a).unwrap_or(a);
+                let now = now_ms();
+                let cost = |i: usize| {
+                    self.hosts
+                        .get(i)
+                        .map_or(f32::MAX, |h| h.stats.ewma.cost(now, h.stats.active.load(Relaxed)))
+                };
+                if cost(b) < cost(a) { b } else { a }
             }
             Policy::Ring(points) => {
                 let h = hash.unwrap_or_else(|| rng.next());
@@ -259,6 +307,19 @@ pub(crate) struct LbConfig {
     pub(crate) panic_threshold: u32,
     pub(crate) locality_weighted: bool,
     pub(crate) overprovisioning: u32,
+    pub(crate) slow_start: Option<model::SlowStart>,
+    /// Of [`now_ms`].
+    pub(crate) now: u64,
+}
+
+impl LbConfig {
+    /// Slow start holds the host back.
+    pub(crate) fn is_new(&self, h: &Host) -> bool {
+        self.slow_start.is_some_and(|s| {
+            let age = self.now.saturating_sub(h.stats.healthy_since.load(Relaxed));
+            u128::from(age) < s.window.as_millis()
+        })
+    }
 }
 
 impl LbTables {
@@ -310,13 +371,13 @@ impl LbTables {
                         let mine: Vec<_> = chosen.iter().filter(|h| h.locality == l).cloned().collect();
                         let of = all.iter().filter(|h| h.locality == l).count();
                         let weight = u64::from(locality_weights[l]) * health(mine.len(), of);
-                        (!mine.is_empty() && weight > 0).then(|| (weight, Table::new(mine, c.policy, seed)))
+                        (!mine.is_empty() && weight > 0).then(|| (weight, Table::new(mine, &c, seed)))
                     })
                     .collect()
             } else if chosen.is_empty() {
                 vec![]
             } else {
-                vec![(1, Table::new(chosen, c.policy, seed))]
+                vec![(1, Table::new(chosen, &c, seed))]
             };
             let total = tables.iter().map(|t| t.0).sum();
             priorities.push(Priority { load: loads[i], tables, total });

@@ -161,6 +161,7 @@ async fn bad_hosts_are_ejected_and_return() {
         base_ejection: Duration::from_millis(400),
         max_ejection: Duration::from_secs(5),
         max_percent: 50,
+        ..OutlierDetection::default()
     });
     let p = proxy(c, forward("c")).run();
     let mut failures = 0;

@@ -302,6 +302,7 @@ pub(crate) fn cluster(name: &str, hosts: &[SocketAddr]) -> Cluster {
         tls_matches: vec![],
         limits: CircuitBreakers::default(),
         outlier: None,
+        slow_start: None,
         max_requests_per_connection: 0,
         idle_timeout: None,
         panic_threshold: 0,

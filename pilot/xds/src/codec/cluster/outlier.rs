@@ -1,0 +1,101 @@
+//! Outlier detection. Detectors that a message does not switch off have Envoy's defaults, so a message without
+//! `enforcing_success_rate` judges success rates.
+
+use std::time::Duration;
+
+use envoy_types::pb::{envoy::config::cluster::v3 as pb, google::protobuf as gp};
+use mesh_model::proxy::{FailurePercentage, LocalOrigin, OutlierDetection, SuccessRate};
+
+use crate::codec::{At, Res, common::*, refuse};
+
+/// A detector is switched by its enforcement, since zero is not a valid count.
+fn detector(n: u32, percent: u32) -> (Option<gp::UInt32Value>, Option<gp::UInt32Value>) {
+    if n == 0 { (None, u32v(0)) } else { (u32v(n), u32v(percent)) }
+}
+
+/// Reverse of [`detector`]: the count, 0 when it is switched off, and the enforcement.
+fn to_detector(n: Option<gp::UInt32Value>, enforcing: u32) -> (u32, u32) {
+    if enforcing == 0 { (0, 100) } else { (n.map_or(5, |v| v.value), enforcing.min(100)) }
+}
+
+pub(super) fn encode(o: &OutlierDetection) -> pb::OutlierDetection {
+    let (all, enforcing_all) = detector(o.consecutive_5xx, o.enforcing_5xx);
+    let (gateway, enforcing_gateway) = detector(o.consecutive_gateway, o.enforcing_gateway);
+    let (local, enforcing_local) = match &o.local_origin {
+        None => (None, None),
+        Some(l) => detector(l.consecutive, l.enforcing),
+    };
+    pb::OutlierDetection {
+        consecutive_5xx: all,
+        enforcing_consecutive_5xx: enforcing_all,
+        consecutive_gateway_failure: gateway,
+        enforcing_consecutive_gateway_failure: enforcing_gateway,
+        interval: Some(duration(o.interval)),
+        base_ejection_time: Some(duration(o.base_ejection)),
+        max_ejection_time: Some(duration(o.max_ejection)),
+        max_ejection_percent: u32v(o.max_percent),
+        enforcing_success_rate: u32v(o.success_rate.map_or(0, |r| r.enforcing)),
+        success_rate_minimum_hosts: o.success_rate.and_then(|r| u32v(r.minimum_hosts)),
+        success_rate_request_volume: o.success_rate.and_then(|r| u32v(r.request_volume)),
+        success_rate_stdev_factor: o.success_rate.and_then(|r| u32v(r.stdev_factor)),
+        enforcing_failure_percentage: o.failure_percentage.and_then(|f| u32v(f.enforcing)),
+        failure_percentage_threshold: o.failure_percentage.and_then(|f| u32v(f.threshold)),
+        failure_percentage_minimum_hosts: o.failure_percentage.and_then(|f| u32v(f.minimum_hosts)),
+        failure_percentage_request_volume: o.failure_percentage.and_then(|f| u32v(f.request_volume)),
+        split_external_local_origin_errors: o.local_origin.is_some(),
+        consecutive_local_origin_failure: local,
+        enforcing_consecutive_local_origin_failure: enforcing_local,
+        // Rates of local failures are not judged here, and not to be by others either.
+        enforcing_local_origin_success_rate: o.local_origin.and_then(|_| u32v(0)),
+        always_eject_one_host: boolv(true),
+        ..Default::default()
+    }
+}
+
+pub(super) fn decode(o: pb::OutlierDetection) -> Res<OutlierDetection> {
+    refuse!(o; monitors, detect_degraded_hosts, max_ejection_time_jitter);
+    let or = |v: Option<gp::UInt32Value>, d| v.map_or(d, |v| v.value);
+    let time = |d: Option<gp::Duration>, default| d.map_or(Ok(default), to_duration);
+    let base = time(o.base_ejection_time, Duration::from_secs(30)).at("base_ejection_time")?;
+    let (consecutive_5xx, enforcing_5xx) =
+        to_detector(o.consecutive_5xx, or(o.enforcing_consecutive_5xx, 100));
+    let (consecutive_gateway, enforcing_gateway) =
+        to_detector(o.consecutive_gateway_failure, or(o.enforcing_consecutive_gateway_failure, 0));
+    let success = or(o.enforcing_success_rate, 100).min(100);
+    let failure = or(o.enforcing_failure_percentage, 0).min(100);
+    let split = o.split_external_local_origin_errors;
+    if split && or(o.enforcing_local_origin_success_rate, 0) > 0 {
+        return Err(super::Bad::unsupported("enforcing_local_origin_success_rate", "more than 0"));
+    }
+    if split && or(o.enforcing_failure_percentage_local_origin, 0) > 0 {
+        return Err(super::Bad::unsupported("enforcing_failure_percentage_local_origin", "more than 0"));
+    }
+    let local = to_detector(
+        o.consecutive_local_origin_failure,
+        or(o.enforcing_consecutive_local_origin_failure, 100),
+    );
+    Ok(OutlierDetection {
+        consecutive_5xx,
+        enforcing_5xx,
+        consecutive_gateway,
+        enforcing_gateway,
+        success_rate: (success > 0).then(|| SuccessRate {
+            minimum_hosts: or(o.success_rate_minimum_hosts, 5),
+            request_volume: or(o.success_rate_request_volume, 100),
+            stdev_factor: or(o.success_rate_stdev_factor, 1900),
+            enforcing: success,
+        }),
+        failure_percentage: (failure > 0).then(|| FailurePercentage {
+            threshold: or(o.failure_percentage_threshold, 85),
+            minimum_hosts: or(o.failure_percentage_minimum_hosts, 5),
+            request_volume: or(o.failure_percentage_request_volume, 50),
+            enforcing: failure,
+        }),
+        local_origin: split.then_some(LocalOrigin { consecutive: local.0, enforcing: local.1 }),
+        interval: time(o.interval, Duration::from_secs(10)).at("interval")?,
+        base_ejection: base,
+        max_ejection: time(o.max_ejection_time, base.max(Duration::from_secs(300)))
+            .at("max_ejection_time")?,
+        max_percent: or(o.max_ejection_percent, 10),
+    })
+}
