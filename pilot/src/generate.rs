@@ -9,6 +9,7 @@ mod common;
 mod endpoints;
 mod gateway;
 mod gateway_routes;
+mod hbone;
 mod http;
 mod inbound;
 mod jwt;

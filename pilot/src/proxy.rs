@@ -50,6 +50,9 @@ pub struct ProxyNode {
     pub inbound: BTreeMap<u16, SocketAddr>,
     /// Our own proxy, which knows more than Envoy.
     pub flotilla: bool,
+    /// Connections to and from it may share sessions, and it takes HBONE: our own proxy, unless its metadata says
+    /// `FLOTILLA_TUNNELS: false`.
+    pub tunnels: bool,
     /// Certificate, key and root files, for proxies without a secret store: `(chain, key, root)`.
     pub tls_files: Option<(String, String, String)>,
     /// Where this cluster's federation endpoint listens (east-west gateways).
@@ -142,6 +145,11 @@ impl ProxyNode {
                 (Some(c), Some(k), Some(r)) => Some((c, k, r)),
                 _ => None,
             };
+        let off = |key| match node.metadata.get(key) {
+            Some(Value::Bool(on)) => !on,
+            Some(Value::String(s)) => s == "false",
+            _ => false,
+        };
         let federation = match node.meta("FEDERATION_ADDRESS") {
             None => None,
             Some(a) => Some(a.parse().map_err(|_| bad("FEDERATION_ADDRESS", "an address with a port"))?),
@@ -160,6 +168,7 @@ impl ProxyNode {
             http_proxy_port,
             inbound,
             flotilla: node.is_flotilla(),
+            tunnels: node.is_flotilla() && !off("FLOTILLA_TUNNELS"),
             tls_files,
             federation,
         })
@@ -169,12 +178,19 @@ impl ProxyNode {
     /// workload's, since others may share the host.
     #[must_use]
     pub fn bind(&self) -> IpAddr {
-        // `new` puts at least one address in.
-        let first = self.addresses.first().copied();
-        match (self.interception, first) {
-            (Interception::None, Some(ip)) => ip,
-            (_, Some(IpAddr::V6(_))) => IpAddr::from([0u16; 8]),
-            _ => IpAddr::from([0, 0, 0, 0]),
+        match (self.interception, self.addresses.first()) {
+            (Interception::None, Some(ip)) => *ip,
+            _ => self.any(),
+        }
+    }
+
+    /// The address that stands for all: of IPv6, which takes IPv4 as well, if the workload has that.
+    #[must_use]
+    pub fn any(&self) -> IpAddr {
+        if self.addresses.iter().any(IpAddr::is_ipv6) {
+            IpAddr::from([0u16; 8])
+        } else {
+            IpAddr::from([0, 0, 0, 0])
         }
     }
 
@@ -193,13 +209,9 @@ impl ProxyNode {
     /// class, and what they may call is generated once for all of them.
     #[must_use]
     pub fn class(&self) -> Self {
-        let family = match self.addresses.first() {
-            Some(IpAddr::V6(_)) => IpAddr::from([0u16; 8]),
-            _ => IpAddr::from([0, 0, 0, 0]),
-        };
         Self {
             id: String::new(),
-            addresses: vec![family],
+            addresses: vec![self.any()],
             inbound: BTreeMap::new(),
             federation: None,
             ..self.clone()

@@ -6,6 +6,8 @@ pub const ADMIN: u16 = 15000;
 pub const OUTBOUND: u16 = 15001;
 /// Inbound traffic of a workload.
 pub const INBOUND: u16 = 15006;
+/// CONNECT streams over mutual TLS for a workload (HBONE).
+pub const HBONE: u16 = 15008;
 /// xDS in clear text, loopback only.
 pub const XDS_PLAINTEXT: u16 = 15010;
 /// xDS and certificate signing over mTLS.

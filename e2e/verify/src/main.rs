@@ -18,6 +18,7 @@ mod policy;
 const DEBIAN: &[(&str, &str)] = &[
     ("iproute2", "network namespaces"),
     ("iptables", "traffic capture"),
+    ("nftables", "traffic capture, the other way"),
     ("ethtool", "real packets on the WAN link"),
     ("tcpdump", "captures for a person to read"),
     ("curl", "a client that is not ours"),
@@ -107,7 +108,7 @@ impl Verify {
         });
         // `--workspace` keeps the features of the step above, so nothing is built again.
         self.step("whole processes", |v| v.ignored(&["federation", "gateways", "mixer", "bootstrap"]));
-        self.step("foreign data plane", |v| v.ignored(&["envoy", "integration"]));
+        self.step("foreign data plane", |v| v.ignored(&["envoy", "hbone", "integration"]));
         let why = "needs root for network namespaces";
         self.when(root, why, "network namespaces", |v| v.ignored(&["netns"]));
     }

@@ -321,8 +321,8 @@ fn destination_rules() {
         "101",
     );
     warned(
-        &dr("host: a\ntrafficPolicy: {proxyProtocol: {version: V2}}"),
-        "spec.trafficPolicy.proxyProtocol",
+        &dr("host: a\ntrafficPolicy: {retryBudget: {percent: 10}}"),
+        "spec.trafficPolicy.retryBudget",
         "not enforced yet",
     );
 }

@@ -58,7 +58,6 @@ fn traffic_policy(t: &TrafficPolicy, p: &Path<'_>, out: &mut Findings) {
         out.error(p, "only one of tunnel and proxyProtocol is allowed");
     }
     out.unenforced(t.tunnel.is_some(), p, "tunnel");
-    out.unenforced(t.proxy_protocol.is_some(), p, "proxyProtocol");
     out.unenforced(t.retry_budget.is_some(), p, "retryBudget");
 }
 

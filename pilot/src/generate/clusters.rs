@@ -5,11 +5,12 @@ use std::{collections::BTreeMap, time::Duration};
 use mesh_model::{
     authored::{
         ClientTlsMode, ClientTlsSettings, ConnectionPoolSettings, DestinationRule, H2UpgradePolicy,
-        LoadBalancerSettings, OutlierDetection as AuthoredOutlier, SimpleLb, Subset, TrafficPolicy,
+        LoadBalancerSettings, OutlierDetection as AuthoredOutlier, ProxyProtocolVersion as Authored,
+        SimpleLb, Subset, TrafficPolicy,
     },
     proxy::{
-        Cluster, Discovery, LbPolicy, OutlierDetection, SecretRef, StringMatch, TransportSocketMatch,
-        UpstreamHttp, UpstreamTls, Validation,
+        Cluster, Discovery, LbPolicy, OutlierDetection, ProxyProtocolVersion, SecretRef, StringMatch,
+        TUNNEL_ALPN, TransportSocketMatch, UpstreamHttp, UpstreamTls, Validation,
     },
     registry::{Labels, Protocol, Resolution, ServicePort},
 };
@@ -18,6 +19,7 @@ use super::{
     Ctx, Generated,
     common::{BLACK_HOLE, PASSTHROUGH, cluster_name, member_sni, sni_name},
     endpoints::{self, CLUSTER_LABEL, TLS_LABEL},
+    hbone,
 };
 use crate::{
     index::{Entry, Origin},
@@ -111,6 +113,13 @@ fn add(
         c.panic_threshold = p.min(100);
     }
     transport(ctx, &mut c, entry, port, subset_name, &policy);
+    // Mesh mutual TLS to one endpoint and none to another leave no place for a header that all must expect.
+    if let Some(p) = policy.proxy_protocol.as_ref().filter(|_| c.tls_matches.is_empty()) {
+        c.proxy_protocol = Some(match p.version {
+            Authored::V1 => ProxyProtocolVersion::V1,
+            Authored::V2 => ProxyProtocolVersion::V2,
+        });
+    }
     out.cluster(c);
 }
 
@@ -227,6 +236,24 @@ fn transport(
         s.host.clone()
     };
     let own_sni = sni_name(port.port, subset, &own_host);
+    let foreign =
+        policy.tls.as_ref().is_some_and(|t| matches!(t.mode, ClientTlsMode::Simple | ClientTlsMode::Mutual));
+    if !foreign && ctx.proxy.tunnels && entry.endpoints.iter().any(|e| hbone::is_reached(&e.labels)) {
+        c.tls_matches.push(TransportSocketMatch {
+            name: "hbone".to_owned(),
+            labels: BTreeMap::from([(hbone::TUNNEL_LABEL.to_owned(), "http".to_owned())]),
+            tls: Some(hbone::upstream_tls(ctx, &entry.identities)),
+            hbone: true,
+        });
+    }
+    // Connections to a peer's proxy share a session if it takes that; one behind a gateway leads to one workload
+    // only, and connections should spread.
+    let tunnelled = |mut tls: UpstreamTls| {
+        if ctx.proxy.tunnels && !port.protocol.is_http() {
+            tls.alpn.insert(0, TUNNEL_ALPN.to_owned());
+        }
+        tls
+    };
     match &policy.tls {
         None => {
             if s.mesh_external || s.resolution != Resolution::Static {
@@ -235,7 +262,7 @@ fn transport(
             c.tls_matches.push(TransportSocketMatch {
                 name: "tlsMode-istio".to_owned(),
                 labels: BTreeMap::from([(TLS_LABEL.to_owned(), "istio".to_owned())]),
-                tls: Some(mesh(own_sni)),
+                tls: Some(tunnelled(mesh(own_sni))),
                 hbone: false,
             });
             c.tls_matches.push(TransportSocketMatch {
@@ -253,7 +280,7 @@ fn transport(
                 if !t.subject_alt_names.is_empty() {
                     tls.validation.sans = t.subject_alt_names.iter().map(StringMatch::exact).collect();
                 }
-                c.tls = Some(tls);
+                c.tls = Some(tunnelled(tls));
             }
             ClientTlsMode::Simple | ClientTlsMode::Mutual => {
                 c.tls = Some(foreign_tls(entry, t, http2));

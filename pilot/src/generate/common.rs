@@ -222,6 +222,8 @@ impl Ctx<'_> {
             panic_threshold: 0,
             locality_weighted: false,
             keepalive: None,
+            source: vec![],
+            proxy_protocol: None,
         }
     }
 

@@ -18,7 +18,7 @@ use mesh_model::{
     registry::{Health, Labels, ServicePort, TlsMode},
 };
 
-use super::Ctx;
+use super::{Ctx, hbone};
 use crate::{config::selects, index::Entry};
 
 /// Transport label with the peer whose gateway a remote endpoint stands for.
@@ -77,8 +77,11 @@ fn groups(ctx: &Ctx<'_>, entry: &Entry, port: &ServicePort, subset: &Labels) -> 
         }
         let mtls = e.tls == TlsMode::Mutual
             && ctx.world.mtls_mode(&entry.service.namespace, &e.labels, e.port) != MutualTlsMode::Disable;
-        let transport_labels =
+        let mut transport_labels =
             if mtls { BTreeMap::from([(TLS_LABEL.to_owned(), "istio".to_owned())]) } else { BTreeMap::new() };
+        if hbone::is_reached(&e.labels) {
+            transport_labels.insert(hbone::TUNNEL_LABEL.to_owned(), "http".to_owned());
+        }
         let (namespace, name) = e.workload.as_deref().and_then(|w| w.split_once('/')).unwrap_or_default();
         let workload = if name.is_empty() {
             String::new()

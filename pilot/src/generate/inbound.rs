@@ -8,15 +8,19 @@
 //! Ports without a declared protocol are HTTP or bytes by inspection in plaintext, bytes inside mTLS
 //! (nothing outside the session tells what is in it); declare the protocol to get HTTP policies.
 
-use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
 
 use mesh_model::{
     authored::MutualTlsMode,
     proxy::{
         ClientCertificate, Cluster, Direction, Discovery, DownstreamTls, EndpointHealth, FilterChain,
         FilterChainMatch, Forward, LbEndpoint, LoadAssignment, LocalityEndpoints, NetworkFilter, RouteAction,
-        RouteConfiguration, RouteMatch, RouteSource, TlsVersion, TransportProtocol, UpstreamHttp, Validation,
-        WeightedCluster,
+        RouteConfiguration, RouteMatch, RouteSource, TUNNEL_ALPN, TlsVersion, TransportProtocol,
+        UpstreamHttp, Validation, WeightedCluster,
     },
     registry::Protocol,
 };
@@ -24,10 +28,15 @@ use mesh_model::{
 use super::{
     Ctx, Generated, clusters,
     common::{INBOUND_PASSTHROUGH, Side, chain, http_protocols, listener},
+    hbone::{self, Target},
     http, rbac, routes,
 };
 use crate::{index::Entry, proxy::Interception, world::effective_policy};
 
+/// Source of connections to undeclared ports of the workload (Istio's).
+const PASSED_V4: [u8; 4] = [127, 0, 0, 6];
+/// The same, IPv6.
+const PASSED_V6: [u16; 8] = [0, 0, 0, 0, 0, 0, 0, 6];
 const VIRTUAL_INBOUND: &str = "virtualInbound";
 /// ALPN by which a mesh client makes itself known.
 const MESH_ALPN: [&str; 5] = ["istio-peer-exchange", "istio", "istio-http/1.0", "istio-http/1.1", "istio-h2"];
@@ -47,6 +56,7 @@ pub(super) fn generate(ctx: &Ctx<'_>, out: &mut Generated) {
         out.cluster(cluster(ctx, p));
     }
     if ctx.proxy.interception == Interception::None {
+        let mut targets = Vec::new();
         for p in ports.values() {
             let ip = ctx.proxy.bind();
             let mut l =
@@ -55,16 +65,22 @@ pub(super) fn generate(ctx: &Ctx<'_>, out: &mut Generated) {
             inspect(&mut l);
             // In clear there is no other way in, so nothing may share the HTTP proxy's address.
             if !out.listeners.contains_key(&l.name) {
+                targets.push(Target::one(l.address, &l.name));
                 out.listener(l);
             }
         }
+        hbone::inbound(ctx, &targets, out);
         return;
     }
-    out.cluster(ctx.passthrough(INBOUND_PASSTHROUGH));
-    let any = match ctx.proxy.addresses.first() {
-        Some(std::net::IpAddr::V6(_)) => std::net::IpAddr::from([0u16; 8]),
-        _ => std::net::IpAddr::from([0, 0, 0, 0]),
-    };
+    // Told from the workload's connections to itself by where they come from: capture leaves these alone, which would
+    // otherwise come back for ever.
+    let mut source = vec![IpAddr::from(PASSED_V4)];
+    if ctx.proxy.flotilla {
+        // Only where capture gave it to the loopback interface, without which Envoy would not connect.
+        source.push(IpAddr::from(PASSED_V6));
+    }
+    out.cluster(Cluster { source, ..ctx.passthrough(INBOUND_PASSTHROUGH) });
+    let any = ctx.proxy.any();
     let mut l = listener(
         VIRTUAL_INBOUND.to_owned(),
         SocketAddr::new(any, mesh_runtime::ports::INBOUND),
@@ -78,6 +94,7 @@ pub(super) fn generate(ctx: &Ctx<'_>, out: &mut Generated) {
     }
     l.filter_chains.extend(passthrough_chains(ctx));
     inspect(&mut l);
+    hbone::inbound(ctx, &[Target::whole(ctx, VIRTUAL_INBOUND)], out);
     out.listener(l);
 }
 
@@ -148,7 +165,11 @@ fn cluster(ctx: &Ctx<'_>, p: &Port<'_>) -> Cluster {
 
 fn mutual_tls(ctx: &Ctx<'_>, http: bool) -> DownstreamTls {
     // `istio` comes last: it is what a client offers that wants neither HTTP version by ALPN.
-    let alpn: &[&str] = if http { &["h2", "http/1.1", "istio"] } else { &["istio"] };
+    let alpn: &[&str] = match (http, ctx.proxy.tunnels) {
+        (true, _) => &["h2", "http/1.1", "istio"],
+        (false, true) => &[TUNNEL_ALPN, "istio"],
+        (false, false) => &["istio"],
+    };
     DownstreamTls {
         certificate: ctx.own_certificate(),
         client_certificate: ClientCertificate::Required(Validation {

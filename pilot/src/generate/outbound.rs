@@ -176,10 +176,7 @@ fn service_port(
 
 /// The listener of everything on one port that has no address of its own.
 fn wildcard(ctx: &Ctx<'_>, port: u16, plan: Plan) -> Listener {
-    let any = match ctx.proxy.addresses.first() {
-        Some(IpAddr::V6(_)) => IpAddr::from([0u16; 8]),
-        _ => IpAddr::from([0, 0, 0, 0]),
-    };
+    let any = ctx.proxy.any();
     let mut l = unbound(any, port);
     let name = port.to_string();
     let http = |matches| {
@@ -232,10 +229,7 @@ fn undeclared(ctx: &Ctx<'_>) -> FilterChain {
 }
 
 fn catch_all(ctx: &Ctx<'_>) -> Listener {
-    let any = match ctx.proxy.addresses.first() {
-        Some(IpAddr::V6(_)) => IpAddr::from([0u16; 8]),
-        _ => IpAddr::from([0, 0, 0, 0]),
-    };
+    let any = ctx.proxy.any();
     let mut l = listener(
         VIRTUAL_OUTBOUND.to_owned(),
         SocketAddr::new(any, mesh_runtime::ports::OUTBOUND),

@@ -435,7 +435,10 @@ fn without_interception_the_ports_are_bound() {
                "FLOTILLA_INBOUND": {"9080": "127.10.1.5:19080"}}),
     );
     let g = bookstore().generate(&n);
-    assert_eq!(g.listeners.keys().collect::<Vec<_>>(), ["10.1.0.5_15080", "10.1.0.5_9080"]);
+    assert_eq!(
+        g.listeners.keys().collect::<Vec<_>>(),
+        ["10.1.0.5_15080", "10.1.0.5_9080", "connect_terminate"]
+    );
     let proxy = &g.routes["http_proxy"];
     let v = vhost(proxy, "reviews.books.svc.cluster.local:9080");
     assert!(!v.domains.contains(&"reviews.books.svc.cluster.local".to_owned()), "a bare host means port 80");
@@ -719,11 +722,71 @@ fn cost_grows_with_the_number_of_services() {
         let started = std::time::Instant::now();
         let w = World::new(settings(), Reader::default().read(&g, &f));
         let made = generate(&ProxyNode::new(&productpage()).unwrap(), &w);
-        assert_eq!(made.clusters.len(), n + 3);
+        assert_eq!(made.clusters.len(), n + 4);
         started.elapsed()
     };
     time(100);
     let (small, large) = (time(500), time(4000));
     assert!(large < small * 40, "8 times the services took {large:?} against {small:?}");
     assert!(large.as_secs() < 20, "{large:?}");
+}
+
+#[test]
+fn tunnels_into_the_workload_and_out_of_it() {
+    let docs = || {
+        bookstore()
+            .add("Service", "books/db", service(3306, "tcp", "db"))
+            .add("WorkloadEntry", "books/db-1", {
+                let mut w = workload("10.1.0.9", "db", "v1");
+                w["labels"]["networking.istio.io/tunnel"] = "http".into();
+                w
+            })
+            .add("Service", "books/cache", service(6379, "redis", "cache"))
+            .add("WorkloadEntry", "books/cache-1", workload("10.1.0.11", "cache", "v1"))
+    };
+    let two = json!({"LABELS": {"app": "cache"}, "INSTANCE_IPS": "10.1.0.11,fd00::11"});
+    let mut n = node(NodeKind::Sidecar, "10.1.0.11", "cache-1", two.clone());
+    let g = docs().generate(&n);
+
+    // In: an authority of the workload leads to its inbound listener, with the peer's certificate.
+    let l = &g.listeners["connect_terminate"];
+    assert_eq!(l.address, "[::]:15008".parse().unwrap());
+    let tls = l.filter_chains[0].tls.as_ref().unwrap();
+    assert!(matches!(tls.client_certificate, ClientCertificate::Required(_)) && tls.alpn == ["h2"]);
+    let NetworkFilter::Http(h) = &l.filter_chains[0].filters[0] else { panic!() };
+    let RouteSource::Inline(r) = &h.routes else { panic!() };
+    assert_eq!(r.virtual_hosts[0].domains, ["10.1.0.11:*", "[fd00::11]:*"]);
+    let Discovery::Static(a) = &g.clusters["connect_terminate|virtualInbound"].discovery else { panic!() };
+    assert_eq!(a.localities[0].endpoints[0].address, "internal:virtualInbound");
+    assert_eq!(g.listeners["virtualInbound"].address, "[::]:15006".parse().unwrap(), "both families");
+
+    // Out: by label, and else by agreement in the handshake.
+    let sockets = |name: &str| -> Vec<(String, bool, Vec<String>)> {
+        let c = &g.clusters[name];
+        c.tls_matches
+            .iter()
+            .map(|m| (m.name.clone(), m.hbone, m.tls.as_ref().map(|t| t.alpn.clone()).unwrap_or_default()))
+            .collect()
+    };
+    let db = sockets("outbound|3306||db.books.svc.cluster.local");
+    assert_eq!(db[0], ("hbone".to_owned(), true, vec!["h2".to_owned()]));
+    let e = &g.endpoints["outbound|3306||db.books.svc.cluster.local"].localities[0].endpoints[0];
+    assert_eq!(e.transport_labels["tunnel"], "http");
+    let cache = sockets("outbound|6379||cache.books.svc.cluster.local");
+    assert_eq!(cache[0].2, ["flotilla-tunnel", "istio"]);
+    let http = sockets("outbound|9080||reviews.books.svc.cluster.local");
+    assert!(http.iter().all(|s| !s.1 && !s.2.contains(&"flotilla-tunnel".to_owned())), "{http:?}");
+    let chain = |g: &Generated| {
+        let chains = &g.listeners["virtualInbound"].filter_chains;
+        let c = chains.iter().find(|c| c.matches.destination_port == Some(6379) && c.tls.is_some()).unwrap();
+        c.tls.clone().unwrap().alpn
+    };
+    assert_eq!(chain(&g), ["flotilla-tunnel", "istio"]);
+
+    // Nobody who does not know them is offered any.
+    n.metadata.insert("FLOTILLA_TUNNELS".into(), "false".into());
+    let g = docs().generate(&n);
+    assert!(!g.listeners.contains_key("connect_terminate"));
+    assert_eq!(chain(&g), ["istio"]);
+    assert!(g.clusters.values().all(|c| c.tls_matches.iter().all(|m| !m.hbone)));
 }

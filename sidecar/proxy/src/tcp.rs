@@ -178,7 +178,13 @@ async fn dial(
         }
         tried.push(host.stats.id);
         let connected = match tunnel {
-            None => upstream::connect::connect(&conn.worker, cluster, &host, Want::Any).await,
+            None if cluster.may_tunnel(&host) => {
+                crate::tunnel::client::negotiate(&conn.worker, cluster, &host).await
+            }
+            None => {
+                let client = Some((conn.peer, conn.local));
+                upstream::connect::connect_for(&conn.worker, cluster, &host, Want::Any, client).await
+            }
             Some(to) => crate::tunnel::client::open(&conn.worker, cluster, &host, to).await,
         };
         match connected {

@@ -1,6 +1,6 @@
 //! Clusters: how upstreams are found, chosen and spoken to.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
@@ -40,6 +40,20 @@ pub struct Cluster {
     pub locality_weighted: bool,
     /// TCP keep-alive of upstream connections.
     pub keepalive: Option<Duration>,
+    /// Source addresses of upstream connections, the first of the endpoint's family; without one the kernel chooses.
+    pub source: Vec<IpAddr>,
+    /// Upstream connections begin with the client's addresses (`envoy.transport_sockets.upstream_proxy_protocol`),
+    /// so each carries what one downstream connection sends.
+    pub proxy_protocol: Option<ProxyProtocolVersion>,
+}
+
+/// Version of the PROXY protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum ProxyProtocolVersion {
+    /// A line of text.
+    V1,
+    /// Binary.
+    V2,
 }
 
 /// `Cluster.DiscoveryType`.

@@ -96,6 +96,11 @@ pub enum TransportProtocol {
     RawBuffer,
 }
 
+/// ALPN of a session that carries connections as CONNECT streams. A TCP chain that offers it serves each stream as if
+/// it were a connection of its own, after the same checks; a client that offers it beside another protocol gets the
+/// one if the server knows it and the other if not.
+pub const TUNNEL_ALPN: &str = "flotilla-tunnel";
+
 /// `envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DownstreamTls {

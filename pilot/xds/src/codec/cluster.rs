@@ -1,6 +1,6 @@
 //! Clusters.
 
-use std::{collections::HashMap, time::Duration};
+use std::{collections::HashMap, net::IpAddr, time::Duration};
 
 pub(super) use envoy_types::pb::envoy::config::cluster::v3 as pb;
 use envoy_types::pb::{
@@ -133,6 +133,23 @@ pub(super) fn encode(m: &Cluster) -> pb::Cluster {
             tcp_keepalive: Some(core::TcpKeepalive { keepalive_time: u32v(secs), ..Default::default() }),
             ..Default::default()
         });
+    }
+    if let Some((first, more)) = m.source.split_first() {
+        let address = |ip: &IpAddr| core::SocketAddress {
+            address: ip.to_string(),
+            port_specifier: Some(core::socket_address::PortSpecifier::PortValue(0)),
+            ..Default::default()
+        };
+        let extra = |ip| core::ExtraSourceAddress { address: Some(address(ip)), ..Default::default() };
+        out.upstream_bind_config = Some(core::BindConfig {
+            source_address: Some(address(first)),
+            extra_source_addresses: more.iter().map(extra).collect(),
+            ..Default::default()
+        });
+    }
+    if let Some(v) = m.proxy_protocol {
+        let inner = out.transport_socket.take().unwrap_or_else(tls::raw_buffer);
+        out.transport_socket = Some(tls::proxy_protocol(v, inner));
     }
     out.typed_extension_protocol_options = HashMap::from([(HTTP_OPTIONS.to_owned(), any(&http(m)))]);
     out
@@ -267,7 +284,7 @@ fn to_slow_start(s: c::SlowStartConfig) -> Res<Option<SlowStart>> {
 #[allow(deprecated)]
 pub(super) fn decode(mut m: pb::Cluster) -> Res<Cluster> {
     refuse!(m;
-        transport_socket_matcher, health_checks, max_requests_per_connection, upstream_bind_config,
+        transport_socket_matcher, health_checks, max_requests_per_connection,
         lb_subset_config, filters, upstream_config, use_tcp_for_dns_lookups,
         dns_resolvers, connection_pool_per_downstream_connection, http_protocol_options,
         http2_protocol_options, common_http_protocol_options, upstream_http_protocol_options
@@ -282,6 +299,14 @@ pub(super) fn decode(mut m: pb::Cluster) -> Res<Cluster> {
         // Envoy falls back to plain balancing as well.
         Some(c::common_lb_config::LocalityConfigSpecifier::ZoneAwareLbConfig(_)) | None => false,
     };
+    let source = m.upstream_bind_config.take().map_or(Ok(vec![]), to_source).at("upstream_bind_config")?;
+    let (proxy_protocol, socket) = match m.transport_socket.take() {
+        None => (None, None),
+        Some(s) => tls::to_proxy_protocol(s).at("transport_socket")?,
+    };
+    if proxy_protocol.is_some() && !m.transport_socket_matches.is_empty() {
+        return Err(Bad::unsupported("transport_socket_matches", "a PROXY protocol beside matches"));
+    }
     let keepalive = m
         .upstream_connection_options
         .take()
@@ -292,7 +317,7 @@ pub(super) fn decode(mut m: pb::Cluster) -> Res<Cluster> {
         lb,
         connect_timeout: m.connect_timeout.map_or(Ok(CONNECT_TIMEOUT), to_duration).at("connect_timeout")?,
         http,
-        tls: m.transport_socket.map(tls::to_upstream).transpose().at("transport_socket")?.flatten(),
+        tls: socket.map(tls::to_upstream).transpose().at("transport_socket")?.flatten(),
         tls_matches: each("transport_socket_matches", m.transport_socket_matches, to_socket_match)?,
         limits: to_limits(m.circuit_breakers).at("circuit_breakers")?,
         outlier: m.outlier_detection.map(outlier::decode).transpose().at("outlier_detection")?,
@@ -306,8 +331,26 @@ pub(super) fn decode(mut m: pb::Cluster) -> Res<Cluster> {
             .map_or(PANIC_THRESHOLD, |p| p.value.clamp(0.0, 100.0) as u32),
         locality_weighted,
         keepalive,
+        source,
+        proxy_protocol,
         name: m.name,
     })
+}
+
+fn to_source(b: core::BindConfig) -> Res<Vec<IpAddr>> {
+    refuse!(b; socket_options, local_address_selector);
+    let mut all: Vec<core::SocketAddress> = b.source_address.into_iter().collect();
+    for e in b.extra_source_addresses {
+        refuse!(e; socket_options);
+        all.extend(e.address);
+    }
+    all.into_iter()
+        .map(|a| {
+            a.address
+                .parse()
+                .map_err(|_| Bad::new("source_address", format!("{:?} is no IP address", a.address)))
+        })
+        .collect()
 }
 
 fn to_discovery(m: &mut pb::Cluster) -> Res<Discovery> {

@@ -57,7 +57,7 @@ pub(super) fn encode(m: &Listener) -> pb::Listener {
     };
     pb::Listener {
         name: m.name.clone(),
-        address: Some(socket_address(&m.address.ip().to_string(), m.address.port())),
+        address: Some(listen_address(m.address)),
         filter_chains: m.filter_chains.iter().map(chain).collect(),
         // The filter recovers the address; this field hands over, which an inbound listener never does.
         use_original_dst: (m.use_original_dst && m.direction != Direction::Inbound)
@@ -72,6 +72,15 @@ pub(super) fn encode(m: &Listener) -> pb::Listener {
         bind_to_port: boolv(m.bind_to_port),
         ..Default::default()
     }
+}
+
+/// `::` takes both families, as our own proxy binds it.
+fn listen_address(a: SocketAddr) -> core::Address {
+    let mut out = socket_address(&a.ip().to_string(), a.port());
+    if let Some(core::address::Address::SocketAddress(s)) = &mut out.address {
+        s.ipv4_compat = a.is_ipv6() && a.ip().is_unspecified();
+    }
+    out
 }
 
 #[allow(deprecated)]

@@ -681,6 +681,8 @@ pub(crate) fn cluster() -> Cluster {
         panic_threshold: 0,
         locality_weighted: true,
         keepalive: Some(Duration::from_secs(300)),
+        source: vec!["127.0.0.6".parse().unwrap(), "::6".parse().unwrap()],
+        proxy_protocol: None,
     }
 }
 
@@ -729,6 +731,8 @@ fn clusters_round_trip() {
             tls: base.tls_matches[0].tls.clone(),
             outlier: None,
             keepalive: None,
+            source: vec![],
+            proxy_protocol: Some(ProxyProtocolVersion::V2),
             idle_timeout: None,
             max_requests_per_connection: 0,
             locality_weighted: false,

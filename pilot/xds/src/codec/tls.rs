@@ -1,11 +1,13 @@
 //! TLS contexts and transport sockets.
 
 use envoy_types::pb::envoy::config::core::v3 as core;
-use envoy_types::pb::envoy::extensions::transport_sockets::raw_buffer::v3::RawBuffer;
 pub(super) use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3 as pb;
+use envoy_types::pb::envoy::extensions::transport_sockets::{
+    proxy_protocol::v3::ProxyProtocolUpstreamTransport, raw_buffer::v3::RawBuffer,
+};
 use mesh_model::proxy::{
-    ClientCertificate, DownstreamTls, SecretRef, StringMatch, StringMatchKind, TlsVersion, UpstreamTls,
-    Validation,
+    ClientCertificate, DownstreamTls, ProxyProtocolVersion, SecretRef, StringMatch, StringMatchKind,
+    TlsVersion, UpstreamTls, Validation,
 };
 use pb::{
     CertificateValidationContext, CommonTlsContext, SdsSecretConfig, SubjectAltNameMatcher, TlsCertificate,
@@ -234,6 +236,42 @@ fn socket<T: prost::Name>(name: &str, config: &T) -> core::TransportSocket {
 
 pub(super) fn raw_buffer() -> core::TransportSocket {
     socket("envoy.transport_sockets.raw_buffer", &RawBuffer::default())
+}
+
+/// What a connection begins with, and then `inner`.
+pub(super) fn proxy_protocol(v: ProxyProtocolVersion, inner: core::TransportSocket) -> core::TransportSocket {
+    use core::proxy_protocol_config::Version;
+    let version = match v {
+        ProxyProtocolVersion::V1 => Version::V1,
+        ProxyProtocolVersion::V2 => Version::V2,
+    };
+    let config = ProxyProtocolUpstreamTransport {
+        config: Some(core::ProxyProtocolConfig { version: version.into(), ..Default::default() }),
+        transport_socket: Some(inner),
+        ..Default::default()
+    };
+    socket("envoy.transport_sockets.upstream_proxy_protocol", &config)
+}
+
+/// Reverse of [`proxy_protocol`]; any other socket is its own inner one.
+pub(super) fn to_proxy_protocol(
+    s: core::TransportSocket,
+) -> Res<(Option<ProxyProtocolVersion>, Option<core::TransportSocket>)> {
+    use core::{proxy_protocol_config::Version, transport_socket::ConfigType};
+    let a = match &s.config_type {
+        Some(ConfigType::TypedConfig(a)) if is::<ProxyProtocolUpstreamTransport>(a) => a,
+        _ => return Ok((None, Some(s))),
+    };
+    let m: ProxyProtocolUpstreamTransport = typed(a)?;
+    refuse!(m; allow_unspecified_address, tlv_as_pool_key);
+    let config = m.config.unwrap_or_default();
+    refuse!(config; pass_through_tlvs, added_tlvs);
+    let version = match Version::try_from(config.version) {
+        Ok(Version::V1) => ProxyProtocolVersion::V1,
+        Ok(Version::V2) => ProxyProtocolVersion::V2,
+        _ => return Err(Bad::unsupported("config.version", config.version)),
+    };
+    Ok((Some(version), m.transport_socket))
 }
 
 pub(super) fn downstream(t: &DownstreamTls) -> core::TransportSocket {

@@ -108,6 +108,11 @@ impl Applier {
                         report.rejected.push(("cluster", name.clone(), "max_percent is above 100".into()));
                         continue;
                     }
+                    if c.proxy_protocol.is_some() && c.http == model::UpstreamHttp::Http2 {
+                        let reason = "the PROXY protocol is not supported with HTTP/2 to the endpoints";
+                        report.rejected.push(("cluster", name.clone(), reason.into()));
+                        continue;
+                    }
                     let new = Arc::new(Cluster::new(Arc::clone(c), old.as_deref()));
                     match &c.discovery {
                         model::Discovery::Static(a) => new.set_assignment(Arc::new(a.clone())),

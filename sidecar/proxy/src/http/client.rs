@@ -102,7 +102,7 @@ async fn exchange(
     for _ in 0..2 {
         let host = cluster.tables().pick(&worker.rng, None).cloned().ok_or(CallError::NoHost)?;
         let active = ActiveGuard::new(&host.stats);
-        let Ok((up, pool)) = router::stream(worker, &cluster, &host, head, true).await else {
+        let Ok((up, pool)) = router::stream(worker, &cluster, &host, head, true, None).await else {
             cluster.observe(&host, Outcome::Failed);
             return Err(CallError::Connect);
         };

@@ -639,6 +639,12 @@ impl TcpRecord {
         }))
     }
 
+    /// Begins later than its connection.
+    pub(crate) fn starts_now(&mut self) {
+        self.started = Instant::now();
+        self.started_at = SystemTime::now();
+    }
+
     /// A tunnel that is not opened.
     pub(crate) fn refuse(&mut self, status: u16, flags: &'static str, details: String) {
         self.status = status;

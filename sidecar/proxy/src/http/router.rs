@@ -2,6 +2,7 @@
 
 use std::{
     cell::{Cell, RefCell},
+    net::SocketAddr,
     rc::Rc,
     sync::{Arc, atomic::Ordering::Relaxed},
     time::{Duration, Instant},
@@ -30,7 +31,7 @@ use crate::{
     matcher::{cookie, query_value},
     upstream::{
         cluster::{Cluster, ClusterSlot, Outcome, Permit},
-        connect::{ConnectError, Want, connect},
+        connect::{ConnectError, Want, connect_for},
         host::{ActiveGuard, Host, HostAddr},
         lb::stable_hash,
         pool::{self, Acquired, Pool},
@@ -440,7 +441,9 @@ impl<D: Downstream> Try<'_, D> {
         };
         rec.host = Some(Arc::clone(&host));
         let guard = ActiveGuard::new(&host.stats);
-        let (up, pool) = stream(&conn.worker, self.cluster, &host, self.head, self.down.is_h2()).await?;
+        let client = Some((conn.peer, conn.local));
+        let (up, pool) =
+            stream(&conn.worker, self.cluster, &host, self.head, self.down.is_h2(), client).await?;
         Ok(Open { up, pool, stage: Stage::first(self.head.body), _active: guard })
     }
 }
@@ -452,6 +455,7 @@ pub(super) async fn stream(
     host: &Arc<Host>,
     head: &RequestHead,
     downstream_h2: bool,
+    client: Option<(SocketAddr, SocketAddr)>,
 ) -> Result<(Upstream, Rc<Pool>), TryError> {
     let connect_method = head.method == Method::CONNECT && head.upgrade.is_none();
     let want = pool::want(cluster, downstream_h2, head.upgrade.is_some() || connect_method);
@@ -460,11 +464,16 @@ pub(super) async fn stream(
         ConnectError::Overflow => TryError::Overflow,
         e => TryError::Connect(e),
     };
-    if connect_method {
+    // A connection that begins with the client's addresses is that client's.
+    if connect_method || cluster.config.proxy_protocol.is_some() {
         let permit = Permit::take(&cluster.usage, |u| &u.connections, cluster.config.limits.max_connections)
             .ok_or(TryError::Overflow)?;
-        let io = Box::pin(connect(worker, cluster, host, Want::Any)).await.map_err(connect_error)?;
-        return Ok((Upstream::H1(H1Exchange::tunnel(H1Conn::new(io, permit))), pool));
+        let want = if connect_method { Want::Any } else { Want::Http1 };
+        let io = Box::pin(connect_for(worker, cluster, host, want, client)).await.map_err(connect_error)?;
+        let mut conn = H1Conn::new(io, permit);
+        conn.alone = true;
+        let up = if connect_method { H1Exchange::tunnel(conn) } else { H1Exchange::start(conn, head) };
+        return Ok((Upstream::H1(up), pool));
     }
     // A connection may close between being found and being used; that many in a row is no accident.
     for _ in 0..3 {
@@ -889,7 +898,7 @@ async fn shadow(
     let _permit = Permit::take(&cluster.usage, |u| &u.requests, cluster.config.limits.max_requests)?;
     let host = Arc::clone(cluster.tables().pick(&worker.rng, None)?);
     let active = ActiveGuard::new(&host.stats);
-    let (up, pool) = stream(worker, cluster, &host, head, head.version == Version::Http2).await.ok()?;
+    let (up, pool) = stream(worker, cluster, &host, head, head.version == Version::Http2, None).await.ok()?;
     let r = exchange::drop_answer(&up, body, head.body).await;
     cluster.observe(&host, r.map_or(Outcome::Failed, Outcome::Status));
     give_back(Open::complete(up, pool, active));

@@ -14,7 +14,8 @@ use crate::{
     config::listener::{Chain, ConnectionFacts, HttpManager, Listener, ListenerSlot, Terminal},
     http::{h1, h2, record::TcpRecord},
     io::{Io, Transport},
-    tcp,
+    tcp, tunnel,
+    upstream::connect::negotiated_tunnels,
     worker::{
         Worker,
         connection::{Connection, SourceLabels},
@@ -162,6 +163,9 @@ async fn serve(
         return None;
     }
     match &conn.chain.terminal {
+        Terminal::Tcp(_) if tls && negotiated_tunnels(&io) => {
+            Some(Box::pin(tunnel::server::session(io, conn)))
+        }
         Terminal::Tcp(_) => Some(Box::pin(tcp::serve(io, Rc::clone(&conn)))),
         Terminal::Http(manager) => http_serving(io, Rc::clone(&conn), Arc::clone(manager)).await,
     }

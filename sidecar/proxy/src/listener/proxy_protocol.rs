@@ -1,6 +1,9 @@
-//! PROXY protocol, versions 1 and 2: the client's real addresses, from a trusted load balancer in front.
+//! PROXY protocol, versions 1 and 2: the client's real addresses, from a trusted load balancer in front or for a server
+//! behind.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use mesh_model::proxy::ProxyProtocolVersion;
 
 /// A decoded header: its length, and source and destination unless it is `LOCAL` or `UNKNOWN`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,6 +91,42 @@ fn v2(buf: &[u8]) -> Result<Option<Header>, Invalid> {
     Ok(Some(Header { len: 16 + len, addresses }))
 }
 
+/// A header with source and destination; without them one that says that the proxy itself connects.
+pub(crate) fn encode(v: ProxyProtocolVersion, addresses: Option<(SocketAddr, SocketAddr)>) -> Vec<u8> {
+    // Both addresses are of one family: an IPv4 one becomes an IPv6 one where the other is.
+    let addresses = addresses.map(|(s, d)| match (s.ip().to_canonical(), d.ip().to_canonical()) {
+        (IpAddr::V4(a), IpAddr::V4(b)) => (IpAddr::V4(a), IpAddr::V4(b), s.port(), d.port()),
+        (a, b) => (IpAddr::V6(mapped(a)), IpAddr::V6(mapped(b)), s.port(), d.port()),
+    });
+    match (v, addresses) {
+        (ProxyProtocolVersion::V1, None) => b"PROXY UNKNOWN\r\n".to_vec(),
+        (ProxyProtocolVersion::V1, Some((s, d, sp, dp))) => {
+            let family = if s.is_ipv4() { "TCP4" } else { "TCP6" };
+            format!("PROXY {family} {s} {d} {sp} {dp}\r\n").into_bytes()
+        }
+        (ProxyProtocolVersion::V2, None) => [V2, &[0x20, 0, 0, 0]].concat(),
+        (ProxyProtocolVersion::V2, Some((s, d, sp, dp))) => {
+            let mut out = V2.to_vec();
+            let bytes = |ip: IpAddr| match ip {
+                IpAddr::V4(ip) => ip.octets().to_vec(),
+                IpAddr::V6(ip) => ip.octets().to_vec(),
+            };
+            out.extend_from_slice(if s.is_ipv4() { &[0x21, 0x11, 0, 12] } else { &[0x21, 0x21, 0, 36] });
+            for part in [bytes(s), bytes(d), sp.to_be_bytes().to_vec(), dp.to_be_bytes().to_vec()] {
+                out.extend_from_slice(&part);
+            }
+            out
+        }
+    }
+}
+
+fn mapped(ip: IpAddr) -> Ipv6Addr {
+    match ip {
+        IpAddr::V4(ip) => ip.to_ipv6_mapped(),
+        IpAddr::V6(ip) => ip,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -142,6 +181,57 @@ mod tests {
                     proptest::prop_assert_eq!(decode(&raw[..h.len - 1]), Ok(None));
                 }
             }
+        }
+    }
+
+    #[test]
+    fn version_2_in_both_families_with_what_may_follow() {
+        let header =
+            |head: [u8; 2], body: &[u8]| [V2, &head, &(body.len() as u16).to_be_bytes()[..], body].concat();
+        let v6: Vec<u8> = [[0x20; 16], [0x30; 16]].concat();
+        let ports = [0x03, 0xe8, 0x01, 0xbb];
+        // A TLV of two bytes, and one that ends early: neither is ours to read.
+        let tlvs = [0x04, 0, 2, 7, 7, 0x20, 0, 9];
+        let raw = header([0x21, 0x21], &[&v6[..], &ports, &tlvs].concat());
+        let got = decode(&raw).unwrap().unwrap();
+        let want: (SocketAddr, SocketAddr) = (
+            "[2020:2020:2020:2020:2020:2020:2020:2020]:1000".parse().unwrap(),
+            "[3030:3030:3030:3030:3030:3030:3030:3030]:443".parse().unwrap(),
+        );
+        assert_eq!(got, Header { len: raw.len(), addresses: Some(want) });
+        for cut in 0..raw.len() {
+            assert_eq!(decode(&raw[..cut]), Ok(None));
+        }
+        // LOCAL with addresses that mean nothing, and an unspecified family.
+        for raw in [header([0x20, 0x11], &[9; 12]), header([0x21, 0], &tlvs)] {
+            assert_eq!(decode(&raw), Ok(Some(Header { len: raw.len(), addresses: None })));
+        }
+        for bad in [
+            header([0x11, 0x11], &[0; 12]),
+            header([0x22, 0x11], &[0; 12]),
+            header([0x21, 0x11], &[0; 11]),
+            header([0x21, 0x21], &[0; 35]),
+            header([0x21, 0x12], &[0; 12]),
+            header([0x21, 0x31], &[0; 216]),
+            header([0x21, 0x11], &[0; V2_MAX + 1]),
+        ] {
+            assert_eq!(decode(&bad), Err(Invalid), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_written_is_read_alike() {
+        let a = |s: &str| s.parse::<SocketAddr>().unwrap();
+        for v in [ProxyProtocolVersion::V1, ProxyProtocolVersion::V2] {
+            for (s, d) in [("1.2.3.4:5", "6.7.8.9:10"), ("[::1]:5", "[fd00::2]:10")] {
+                let raw = encode(v, Some((a(s), a(d))));
+                let want = Header { len: raw.len(), addresses: Some((a(s), a(d))) };
+                assert_eq!(decode(&raw), Ok(Some(want)));
+            }
+            let mixed = encode(v, Some((a("1.2.3.4:5"), a("[fd00::2]:10"))));
+            let (s, _) = decode(&mixed).unwrap().unwrap().addresses.unwrap();
+            assert_eq!(s.ip().to_canonical(), a("1.2.3.4:5").ip());
+            assert_eq!(decode(&encode(v, None)).unwrap().unwrap().addresses, None);
         }
     }
 }

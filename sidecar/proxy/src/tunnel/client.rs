@@ -1,7 +1,7 @@
 //! Opens tunnels.
 
 use std::{
-    future::{Future as _, poll_fn},
+    future::{Future, poll_fn},
     pin::pin,
     rc::Rc,
     sync::Arc,
@@ -20,7 +20,7 @@ use crate::{
         cluster::Cluster,
         connect::{ConnectError, Want},
         host::Host,
-        pool::{self, StreamGuard},
+        pool::{self, Carrier, StreamGuard},
     },
     worker::Worker,
 };
@@ -76,15 +76,38 @@ pub(crate) async fn open(
     host: &Arc<Host>,
     to: &ConnectRequest,
 ) -> Result<Io, ConnectError> {
+    let request = || to.request();
+    within(worker, cluster, stream(worker, cluster, host, &request)).await
+}
+
+/// A connection to a host: a tunnel if its proxy says in the handshake that it takes them, else one of its own.
+pub(crate) async fn negotiate(
+    worker: &Rc<Worker>,
+    cluster: &Arc<Cluster>,
+    host: &Arc<Host>,
+) -> Result<Io, ConnectError> {
+    let to = authority_of(host)?;
+    let request = || connect_request(to.clone());
+    within(worker, cluster, stream(worker, cluster, host, &request)).await
+}
+
+async fn within(
+    worker: &Rc<Worker>,
+    cluster: &Cluster,
+    opening: impl Future<Output = Result<Io, ConnectError>>,
+) -> Result<Io, ConnectError> {
     let at = Instant::now() + cluster.connect_limit();
     let mut alarm = worker.alarms.alarm();
-    let request = || to.request();
-    let mut opening = pin!(stream(worker, cluster, host, &request));
+    let mut opening = pin!(opening);
     poll_fn(|cx| match opening.as_mut().poll(cx) {
         Poll::Pending => alarm.poll(at, cx).map(|()| Err(ConnectError::Timeout)),
         done => done,
     })
     .await
+}
+
+fn authority_of(host: &Host) -> Result<Uri, ConnectError> {
+    authority(&host.display).ok_or_else(|| ConnectError::Unresolved(host.display.to_string()))
 }
 
 /// A tunnel to the host itself, through the proxy at its address.
@@ -93,7 +116,7 @@ pub(crate) async fn hbone(
     cluster: &Arc<Cluster>,
     host: &Arc<Host>,
 ) -> Result<Io, ConnectError> {
-    let to = authority(&host.display).ok_or_else(|| ConnectError::Unresolved(host.display.to_string()))?;
+    let to = authority_of(host)?;
     stream(worker, cluster, host, &|| connect_request(to.clone())).await
 }
 
@@ -106,7 +129,10 @@ async fn stream(
     let pool = pool::pool_of(worker, cluster, host, Want::Tunnel);
     let mut last = ConnectError::Overflow;
     for _ in 0..ATTEMPTS {
-        let conn = pool::acquire_h2(worker, cluster, host, &pool).await?;
+        let conn = match pool::acquire_carrier(worker, cluster, host, &pool).await? {
+            Carrier::Tunnels(conn) => conn,
+            Carrier::Plain(io) => return Ok(io),
+        };
         let guard = StreamGuard::new(&conn);
         let (response, send) = match conn.send.clone().send_request(request(), false) {
             Ok(stream) => stream,

@@ -3,12 +3,13 @@
 //! metrics and logs of the workload's port are those of its inbound listener, and the peer is who the outer session
 //! says.
 
-use std::{net::SocketAddr, rc::Rc, sync::Arc};
+use std::{cell::Cell, future::poll_fn, net::SocketAddr, rc::Rc, sync::Arc, task::Poll};
 
 use bytes::Bytes;
 use h2::{RecvStream, server::SendResponse};
 use http::{Method, Request, Response, StatusCode};
 use mesh_model::proxy::ClientCertificate;
+use tokio::time::Instant;
 
 use super::TunnelStream;
 use crate::{
@@ -28,7 +29,7 @@ use crate::{
     listener::accept,
     tcp,
     upstream::{
-        cluster::{Cluster, ClusterSlot},
+        cluster::Cluster,
         host::{Host, HostAddr},
     },
     worker::{Gauge, connection::Connection},
@@ -130,6 +131,81 @@ fn terminates(route: &Route) -> Option<&Forward> {
     }
 }
 
+/// Serves a session of which each stream is a connection to this chain, which has let the peer in.
+pub(crate) async fn session(io: Io, conn: Rc<Connection>) {
+    let Terminal::Tcp(proxy) = &conn.chain.terminal else { return };
+    let limit = conn.worker.options.buffer_limit.min(http2::server::MAX_WINDOW);
+    let mut builder = h2::server::Builder::new();
+    builder
+        .initial_window_size(limit)
+        .initial_connection_window_size(limit.saturating_mul(16).min(http2::server::MAX_WINDOW))
+        .max_frame_size(super::MAX_FRAME)
+        .max_send_buffer_size(limit as usize)
+        .max_concurrent_streams(conn.worker.options.max_concurrent_streams)
+        .max_pending_accept_reset_streams(http2::server::MAX_PENDING_RESETS);
+    let mut h2 = match tokio::time::timeout(http2::server::HANDSHAKE, builder.handshake::<_, Bytes>(io)).await
+    {
+        Ok(Ok(h2)) => h2,
+        _ => return,
+    };
+    let active = Rc::new(Cell::new(0usize));
+    let last = Rc::new(Cell::new(Instant::now()));
+    let mut alarm = conn.worker.alarms.alarm();
+    let signals = conn.signals.subscribe();
+    let mut draining = false;
+    let idle = proxy.config.idle_timeout.filter(|t| !t.is_zero());
+    loop {
+        // Looked at again whenever the connection moves, so also when its last stream has ended.
+        let expired = poll_fn(|cx| match idle {
+            Some(limit) if !draining && active.get() == 0 => alarm.poll(last.get() + limit, cx),
+            _ => Poll::Pending,
+        });
+        tokio::select! {
+            // `accept` also drives the connection; dropping its future loses nothing.
+            next = h2.accept() => {
+                let Some(Ok((request, respond))) = next else { return };
+                active.set(active.get() + 1);
+                let (conn, active, last) = (Rc::clone(&conn), Rc::clone(&active), Rc::clone(&last));
+                tokio::task::spawn_local(async move {
+                    let connect = request.method() == Method::CONNECT;
+                    let offer = Offer { recv: request.into_body(), respond };
+                    if connect { inner(&conn, offer).await } else { offer.refuse(405) }
+                    active.set(active.get() - 1);
+                    last.set(Instant::now());
+                });
+            }
+            () = signals.drained(), if !draining => {
+                draining = true;
+                h2.graceful_shutdown();
+            }
+            () = signals.killed() => return,
+            () = expired => {
+                draining = true;
+                h2.graceful_shutdown();
+            }
+        }
+    }
+}
+
+/// A stream of a [`session`].
+async fn inner(conn: &Rc<Connection>, offer: Offer) {
+    let Terminal::Tcp(t) = &conn.chain.terminal else { return };
+    let _gauge = Gauge::new(&conn.worker.shared.totals, |t| &t.connections, |t| &t.connections_total);
+    let mut record = TcpRecord::new(conn);
+    record.starts_now();
+    let slot = tcp::destination(conn, t);
+    let cluster = slot.as_ref().and_then(|s| s.load());
+    record.cluster = slot;
+    match cluster {
+        Some(cluster) => proxy(conn, &cluster, offer, record, t.config.idle_timeout, &t.logs).await,
+        None => {
+            record.refuse(503, "NC", "cluster_not_found".into());
+            record.log(&t.logs);
+            offer.refuse(503);
+        }
+    }
+}
+
 /// Asks filters and policy about the request that opens a tunnel.
 async fn admit(
     conn: &Rc<Connection>,
@@ -223,23 +299,11 @@ async fn internal(outer: &Rc<Connection>, authority: &str, host: &Host, offer: O
         client_cert: Default::default(),
         chain,
     });
-    let _gauge = Gauge::new(&worker.shared.totals, |t| &t.connections, |t| &t.connections_total);
     if !accept::authorized(&conn) {
         return offer.refuse(403);
     }
     match &conn.chain.terminal {
-        Terminal::Tcp(t) => {
-            let mut record = TcpRecord::new(&conn);
-            let slot: Option<Arc<ClusterSlot>> = tcp::destination(&conn, t);
-            let cluster = slot.as_ref().and_then(|s| s.load());
-            record.cluster = slot;
-            let Some(cluster) = cluster else {
-                record.refuse(503, "NC", "cluster_not_found".into());
-                record.log(&t.logs);
-                return offer.refuse(503);
-            };
-            proxy(&conn, &cluster, offer, record, t.config.idle_timeout, &t.logs).await;
-        }
+        Terminal::Tcp(_) => inner(&conn, offer).await,
         Terminal::Http(manager) => {
             let manager = Arc::clone(manager);
             if let Some(io) = offer.accept() {

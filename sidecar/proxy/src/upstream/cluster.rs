@@ -93,6 +93,8 @@ pub(crate) struct Usage {
     pub(crate) pending: AtomicU32,
     pub(crate) requests: AtomicU32,
     pub(crate) retries: AtomicU32,
+    /// Shared sessions that limits do not see: what they carry is counted.
+    pub(crate) sessions: AtomicU32,
 }
 
 /// One use of a limited resource.
@@ -195,6 +197,17 @@ impl Cluster {
     /// How long a connection may take to be made.
     pub(crate) fn connect_limit(&self) -> Duration {
         self.config.connect_timeout.max(Duration::from_millis(1))
+    }
+
+    /// Whether connections to a host may be streams of a session that TLS agrees on.
+    pub(crate) fn may_tunnel(&self, host: &Host) -> bool {
+        let tls = self.sockets.get(host.transport).and_then(|s| s.tls.as_ref());
+        tls.is_some_and(TlsTransport::offers_tunnels)
+    }
+
+    /// Whether a host is reached through the proxy at its address.
+    pub(crate) fn is_hbone(&self, host: &Host) -> bool {
+        self.sockets.get(host.transport).is_some_and(|s| s.hbone.is_some())
     }
 
     /// The number of a host's tunnels: endpoints at one address with the same identity share them.
@@ -372,6 +385,8 @@ mod tests {
             panic_threshold: 0,
             locality_weighted: false,
             keepalive: None,
+            source: vec![],
+            proxy_protocol: None,
         };
         let c = Cluster::new(Arc::new(c), None);
         c.set_assignment(Arc::new(assignment(hosts)));

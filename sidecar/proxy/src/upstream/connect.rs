@@ -1,13 +1,13 @@
 //! Opens connections to hosts: TCP or a trunk, with or without TLS.
 
-use std::{io, rc::Rc, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use mesh_identity::SecretStore;
 use mesh_model::proxy as model;
 use rustls::pki_types::ServerName;
-use tokio::net::TcpSocket;
+use tokio::{io::AsyncWriteExt as _, net::TcpSocket};
 
 use super::{
     cluster::Cluster,
@@ -15,6 +15,7 @@ use super::{
 };
 use crate::{
     io::{Io, Transport},
+    listener::proxy_protocol,
     tunnel,
     worker::Worker,
 };
@@ -64,6 +65,11 @@ pub(crate) struct TlsTransport {
 }
 
 impl TlsTransport {
+    /// Whether the session may carry tunnels, which the handshake tells.
+    pub(crate) fn offers_tunnels(&self) -> bool {
+        offers_tunnels(&self.spec.alpn)
+    }
+
     pub(crate) fn new(spec: model::UpstreamTls) -> Self {
         Self { spec, configs: Default::default() }
     }
@@ -86,17 +92,31 @@ fn is_h2(p: &str) -> bool {
 }
 
 fn alpn(offered: &[String], want: Want) -> Vec<String> {
-    let mut out: Vec<String> = match want {
-        Want::Any => return offered.to_vec(),
-        Want::Http1 => offered.iter().filter(|p| !is_h2(p)).cloned().collect(),
-        Want::Http2 | Want::Tunnel => offered.iter().filter(|p| !p.contains("http/1.")).cloned().collect(),
-    };
+    if want == Want::Tunnel && offers_tunnels(offered) {
+        return offered.to_vec();
+    }
+    // Who does not ask for a tunnel would not understand one.
+    let mut out: Vec<String> = offered.iter().filter(|p| *p != model::TUNNEL_ALPN).cloned().collect();
+    match want {
+        Want::Any => return out,
+        Want::Http1 => out.retain(|p| !is_h2(p)),
+        Want::Http2 | Want::Tunnel => out.retain(|p| !p.contains("http/1.")),
+    }
     match want {
         Want::Http1 if out.is_empty() && !offered.is_empty() => out.push("http/1.1".into()),
         Want::Http2 | Want::Tunnel if !out.iter().any(|p| is_h2(p)) => out.push("h2".into()),
         _ => {}
     }
     out
+}
+
+fn offers_tunnels(alpn: &[String]) -> bool {
+    alpn.iter().any(|p| p == model::TUNNEL_ALPN)
+}
+
+/// Whether TLS agreed that the session carries tunnels.
+pub(crate) fn negotiated_tunnels(io: &Io) -> bool {
+    io.alpn() == Some(model::TUNNEL_ALPN.as_bytes())
 }
 
 /// Whether TLS agreed on HTTP/2.
@@ -111,7 +131,19 @@ pub(crate) async fn connect(
     host: &Arc<Host>,
     want: Want,
 ) -> Result<Io, ConnectError> {
-    match tokio::time::timeout(cluster.connect_limit(), connect_now(worker, cluster, host, want)).await {
+    connect_for(worker, cluster, host, want, None).await
+}
+
+/// The same for a client, of which a cluster that wants to know it is told: its address and where it connected.
+pub(crate) async fn connect_for(
+    worker: &Rc<Worker>,
+    cluster: &Arc<Cluster>,
+    host: &Arc<Host>,
+    want: Want,
+    client: Option<(SocketAddr, SocketAddr)>,
+) -> Result<Io, ConnectError> {
+    let connecting = connect_now(worker, cluster, host, want, client);
+    match tokio::time::timeout(cluster.connect_limit(), connecting).await {
         Ok(r) => r,
         Err(_) => Err(ConnectError::Timeout),
     }
@@ -122,6 +154,7 @@ async fn connect_now(
     cluster: &Arc<Cluster>,
     host: &Arc<Host>,
     want: Want,
+    client: Option<(SocketAddr, SocketAddr)>,
 ) -> Result<Io, ConnectError> {
     let socket = cluster.sockets.get(host.transport);
     let tls = socket.and_then(|s| s.tls.as_ref());
@@ -144,8 +177,15 @@ async fn connect_now(
                 let _ = s.set_tcp_keepalive(&socket2::TcpKeepalive::new().with_time(idle));
             }
             let _ = s.set_tcp_user_timeout(Some(USER_TIMEOUT));
-            let stream = socket.connect(addr).await.map_err(tcp)?;
+            if let Some(ip) = cluster.config.source.iter().find(|ip| ip.is_ipv4() == addr.is_ipv4()) {
+                // Where this host has no such address, nothing depends on it.
+                let _ = socket.bind(SocketAddr::new(*ip, 0));
+            }
+            let mut stream = socket.connect(addr).await.map_err(tcp)?;
             let _ = stream.set_nodelay(true);
+            if let Some(v) = cluster.config.proxy_protocol {
+                stream.write_all(&proxy_protocol::encode(v, client)).await.map_err(tcp)?;
+            }
             Transport::tcp(stream, Bytes::new())
         }
         HostAddr::Trunk(name, port) => {
@@ -207,5 +247,12 @@ mod tests {
         assert_eq!(alpn(&["h2".to_owned()], Want::Http1), ["http/1.1"]);
         assert_eq!(alpn(&[], Want::Http1), [""; 0]);
         assert_eq!(alpn(&[], Want::Http2), ["h2"]);
+        assert_eq!(alpn(&[], Want::Tunnel), ["h2"]);
+        let tunnels = [model::TUNNEL_ALPN.to_owned(), "istio".into()];
+        assert_eq!(alpn(&tunnels, Want::Tunnel), tunnels);
+        for other in [Want::Any, Want::Http1] {
+            assert_eq!(alpn(&tunnels, other), ["istio"]);
+        }
+        assert_eq!(alpn(&tunnels, Want::Http2), ["istio", "h2"]);
     }
 }

@@ -17,11 +17,12 @@ use tokio::{sync::Notify, time::Instant};
 
 use super::{
     cluster::{Cluster, Permit},
-    connect::{ConnectError, Want, connect, negotiated_h2},
+    connect::{ConnectError, Want, connect, negotiated_h2, negotiated_tunnels},
     host::Host,
 };
 use crate::{
     http::{h1::client::H1Conn, h2::server::MAX_WINDOW},
+    io::Io,
     tunnel::MAX_FRAME,
     worker::Worker,
 };
@@ -47,8 +48,10 @@ pub(crate) struct Pool {
     )]
     h1: RefCell<Vec<Box<H1Conn>>>,
     h2: RefCell<Vec<Rc<H2Conn>>>,
+    /// Connections that were to carry tunnels, with servers that do not know them.
+    plain: RefCell<Vec<Io>>,
     dial: RefCell<Option<Rc<Dial>>>,
-    /// TLS chose HTTP/1 last time.
+    /// TLS chose HTTP/1 last time, or no tunnels.
     learned_h1: Cell<bool>,
     /// A connection came back.
     returned: Notify,
@@ -95,6 +98,7 @@ impl Pool {
             cluster: RefCell::new(cluster),
             h1: RefCell::default(),
             h2: RefCell::default(),
+            plain: RefCell::default(),
             dial: RefCell::default(),
             learned_h1: Cell::new(false),
             returned: Notify::new(),
@@ -137,7 +141,7 @@ impl Pool {
     pub(crate) fn put_h1(&self, mut conn: Box<H1Conn>) {
         let max = u64::from(self.cluster.borrow().config.max_requests_per_connection);
         conn.served += 1;
-        if (max == 0 || conn.served < max) && !self.host.borrow().stats.gone.load(Relaxed) {
+        if !conn.alone && (max == 0 || conn.served < max) && !self.host.borrow().stats.gone.load(Relaxed) {
             conn.idle_since = Instant::now();
             self.h1.borrow_mut().push(conn);
         }
@@ -157,6 +161,8 @@ impl Pool {
             let idle_too_long = c.active.get() == 0 && now.duration_since(c.idle_since.get()) >= idle;
             !c.closed.get() && !idle_too_long
         });
+        // Whoever had it made takes it at once, unless it left.
+        self.plain.borrow_mut().clear();
         self.h1.borrow().is_empty() && self.h2.borrow().is_empty() && self.dial.borrow().is_none()
     }
 }
@@ -255,22 +261,55 @@ async fn acquire_slowly(
     Err(ConnectError::Overflow)
 }
 
-/// An HTTP/2 connection to `host` with room for a stream, made if there is none.
-pub(crate) async fn acquire_h2(
+/// What carries a TCP connection.
+pub(crate) enum Carrier {
+    /// A stream of this.
+    Tunnels(Rc<H2Conn>),
+    /// A connection of its own, since the server knows no tunnels.
+    Plain(Io),
+}
+
+/// A connection to `host` with room for a tunnel, made if there is none.
+pub(crate) async fn acquire_carrier(
     worker: &Rc<Worker>,
     cluster: &Arc<Cluster>,
     host: &Arc<Host>,
     pool: &Rc<Pool>,
-) -> Result<Rc<H2Conn>, ConnectError> {
+) -> Result<Carrier, ConnectError> {
     for _ in 0..64 {
         if let Some(c) = pool.shared_h2() {
-            return Ok(c);
+            return Ok(Carrier::Tunnels(c));
+        }
+        if let Some(io) = pool.plain.borrow_mut().pop() {
+            return Ok(Carrier::Plain(io));
+        }
+        if pool.learned_h1.get() {
+            let io = connect(worker, cluster, host, Want::Tunnel).await?;
+            if !negotiated_tunnels(&io) {
+                return Ok(Carrier::Plain(io));
+            }
+            pool.learned_h1.set(false);
+            let permit = permit_for(cluster, host, Want::Tunnel)?;
+            let c = start_h2(io, permit, worker.options.buffer_limit).await?;
+            pool.h2.borrow_mut().push(Rc::new(c));
+            continue;
         }
         let _pending = Permit::take(&cluster.usage, |u| &u.pending, cluster.config.limits.max_pending)
             .ok_or(ConnectError::Overflow)?;
         shared_dial(worker, cluster, host, pool, Want::Tunnel).await?;
     }
     Err(ConnectError::Overflow)
+}
+
+/// What a shared connection counts as. Where tunnels are how the mesh carries connections, a limit on connections is
+/// about those and not about what carries them.
+fn permit_for(cluster: &Cluster, host: &Host, want: Want) -> Result<Permit, ConnectError> {
+    let permit = if want == Want::Tunnel && (cluster.is_hbone(host) || cluster.may_tunnel(host)) {
+        Permit::take(&cluster.usage, |u| &u.sessions, u32::MAX)
+    } else {
+        Permit::take(&cluster.usage, |u| &u.connections, cluster.config.limits.max_connections)
+    };
+    permit.ok_or(ConnectError::Overflow)
 }
 
 /// All connections that the cluster may have are busy: wait for one. The pools of other workers count too
@@ -302,9 +341,7 @@ async fn shared_dial(
     let dial = match running {
         Some(d) => d,
         None => {
-            let permit =
-                Permit::take(&cluster.usage, |u| &u.connections, cluster.config.limits.max_connections)
-                    .ok_or(ConnectError::Overflow)?;
+            let permit = permit_for(cluster, host, want)?;
             let d = Rc::new(Dial { done: RefCell::new(None), notify: Notify::new() });
             *pool.dial.borrow_mut() = Some(Rc::clone(&d));
             // Its own task: the request that happened to come first may be cancelled, the others still wait.
@@ -337,9 +374,17 @@ async fn dial_into(
     permit: Permit,
 ) -> Result<(), ConnectError> {
     let io = connect(worker, cluster, host, want).await?;
-    if matches!(want, Want::Http2 | Want::Tunnel) || negotiated_h2(&io) {
+    let shared = match want {
+        Want::Http2 => true,
+        Want::Tunnel => !cluster.may_tunnel(host) || negotiated_tunnels(&io),
+        Want::Any | Want::Http1 => negotiated_h2(&io),
+    };
+    if shared {
         let c = start_h2(io, permit, worker.options.buffer_limit).await?;
         pool.h2.borrow_mut().push(Rc::new(c));
+    } else if want == Want::Tunnel {
+        pool.learned_h1.set(true);
+        pool.plain.borrow_mut().push(io);
     } else {
         pool.learned_h1.set(true);
         pool.h1.borrow_mut().push(H1Conn::new(io, permit));

@@ -308,6 +308,8 @@ pub(crate) fn cluster(name: &str, hosts: &[SocketAddr]) -> Cluster {
         panic_threshold: 0,
         locality_weighted: false,
         keepalive: None,
+        source: vec![],
+        proxy_protocol: None,
     }
 }
 

@@ -139,3 +139,86 @@ async fn proxy_protocol_gives_the_clients_address() {
     assert!(r.contains("x-forwarded-proto: http\n") && !r.contains("x-envoy-internal"), "{r}");
     assert_eq!(p.raw("l", "GET / HTTP/1.1\r\nHost: a\r\n\r\n").await, "");
 }
+
+/// What a server receives on its `n`th connection.
+async fn recorder() -> (std::net::SocketAddr, tokio::sync::mpsc::UnboundedReceiver<Vec<u8>>) {
+    let (tx, rx) = tokio::sync::mpsc::unbounded_channel();
+    let a = raw_server(move |mut s, _| {
+        let tx = tx.clone();
+        async move {
+            let mut got = vec![0; 4096];
+            let mut n = 0;
+            // The header and the rest may come apart.
+            while !got[..n].windows(4).any(|w| w == b"\r\n\r\n" || w == b"done") {
+                match s.read(&mut got[n..]).await {
+                    Ok(m) if m > 0 => n += m,
+                    _ => break,
+                }
+            }
+            got.truncate(n);
+            let _ = tx.send(got);
+            let _ = s.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await;
+            let _ = read_all(&mut s).await;
+        }
+    })
+    .await;
+    (a, rx)
+}
+
+#[tokio::test]
+async fn an_endpoint_is_told_who_the_client_is() {
+    let (server, mut seen) = recorder().await;
+    for version in [ProxyProtocolVersion::V1, ProxyProtocolVersion::V2] {
+        let mut c = cluster(DB, &[server]);
+        c.proxy_protocol = Some(version);
+        let p = Proxy::new()
+            .cluster(c)
+            .listener(listener(Direction::Outbound, vec![chain(vec![tcp_filter(DB)])]))
+            .run();
+        let mut s = p.connect("l").await;
+        s.write_all(b"done").await.unwrap();
+        let got = seen.recv().await.unwrap();
+        let (client, at) = (s.local_addr().unwrap(), p.address("l"));
+        let want = match version {
+            ProxyProtocolVersion::V1 => {
+                format!("PROXY TCP4 127.0.0.1 127.0.0.1 {} {}\r\ndone", client.port(), at.port()).into_bytes()
+            }
+            ProxyProtocolVersion::V2 => [
+                &b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\x7f\0\0\x01\x7f\0\0\x01"[..],
+                &client.port().to_be_bytes(),
+                &at.port().to_be_bytes(),
+                b"done",
+            ]
+            .concat(),
+        };
+        assert_eq!(got, want);
+    }
+}
+
+#[tokio::test]
+async fn a_connection_that_names_its_client_serves_no_other() {
+    let (server, mut seen) = recorder().await;
+    let mut c = cluster("up", &[server]);
+    c.proxy_protocol = Some(ProxyProtocolVersion::V1);
+    let p = Proxy::new()
+        .cluster(c)
+        .listener(listener(
+            Direction::Outbound,
+            vec![http_chain(inline(vec![vhost(&["*"], vec![route(forward("up"))])]))],
+        ))
+        .run();
+    for _ in 0..2 {
+        let mut s = p.connect("l").await;
+        s.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+        assert!(read_until(&mut s, "ok").await.starts_with("HTTP/1.1 200"));
+        let got = String::from_utf8(seen.recv().await.unwrap()).unwrap();
+        let line = format!("PROXY TCP4 127.0.0.1 127.0.0.1 {} ", s.local_addr().unwrap().port());
+        assert!(got.starts_with(&line) && got.contains("\r\nGET / HTTP/1.1\r\n"), "{got}");
+    }
+    // What cannot be is refused by name.
+    let mut c = cluster("up", &[server]);
+    c.proxy_protocol = Some(ProxyProtocolVersion::V2);
+    c.http = UpstreamHttp::Http2;
+    let report = Proxy::new().cluster(c).apply();
+    assert!(report.rejected[0].2.contains("PROXY protocol"), "{report:?}");
+}

@@ -249,3 +249,39 @@ async fn a_tunnel_is_served_by_the_listener_that_it_leads_to() {
     ])
     .await;
 }
+
+/// A server whose chain says in the handshake that it takes tunnels, or not, and a client that offers them.
+fn agreeing(ca: &Ca, alpn: &[&str], upstream: SocketAddr, rules: Vec<NetworkFilter>) -> (Proxy, Proxy) {
+    let mut c = chain([rules, vec![tcp_filter("db")]].concat());
+    let alpn = alpn.iter().map(|s| (*s).to_owned()).collect();
+    c.tls = Some(DownstreamTls { alpn, ..downstream_mtls() });
+    let s = Proxy::new().cluster(cluster("db", &[upstream])).listener(listener(Direction::Inbound, vec![c]));
+    ca.enroll(&s.secrets, "west", SERVER);
+    let s = s.run();
+    let mut c = cluster(DB, &[s.address("l")]);
+    c.tls = Some(upstream_mtls("", SERVER, &[TUNNEL_ALPN, "istio"]));
+    c.limits.max_connections = 20;
+    let p =
+        Proxy::new().cluster(c).listener(listener(Direction::Outbound, vec![chain(vec![tcp_filter(DB)])]));
+    ca.enroll(&p.secrets, "west", CLIENT);
+    (s, p.run())
+}
+
+#[tokio::test]
+async fn a_session_is_shared_if_both_sides_know_how() {
+    let ca = Ca::new();
+    for (alpn, connections) in [(&[TUNNEL_ALPN, "istio"][..], 1 + 20), (&["istio"], 20), (&[], 20)] {
+        let (s, c) = agreeing(&ca, alpn, counting().await, vec![]);
+        // As many as the limit allows: what carries them does not count.
+        let all = (0..20).map(|n| c.raw_half("x".repeat(n * 100)));
+        for (n, r) in futures::future::join_all(all).await.into_iter().enumerate() {
+            assert_eq!(r, format!("got {}", n * 100), "{alpn:?}");
+        }
+        assert_eq!(s.engine.status().connections_total, connections, "{alpn:?}");
+        s.metric(&["istio_tcp_connections_closed_total", "source_workload=\"reviews\"", "} 20"]).await;
+        c.metric(&["istio_tcp_connections_closed_total", "reporter=\"source\"", "} 20"]).await;
+    }
+    let HttpFilter::Rbac(deny) = rbac(RbacAction::Deny, CLIENT) else { unreachable!() };
+    let (_s, c) = agreeing(&ca, &[TUNNEL_ALPN], counting().await, vec![NetworkFilter::Rbac(deny)]);
+    assert_eq!(c.raw_half("x".into()).await, "");
+}

@@ -29,6 +29,8 @@ pub(crate) struct H1Conn {
     io: Io,
     read: ReadBuffer,
     write: WriteBuf,
+    /// Of one client only: not for others when its request is done.
+    pub(crate) alone: bool,
     /// Requests served before.
     pub(crate) served: u64,
     pub(crate) idle_since: Instant,
@@ -45,6 +47,7 @@ impl H1Conn {
             io,
             read: ReadBuffer::default(),
             write: WriteBuf::default(),
+            alone: false,
             served: 0,
             idle_since: Instant::now(),
             _permit: permit,

@@ -32,12 +32,12 @@ use crate::{
 /// Largest window (RFC 9113 section 6.9.1).
 pub(crate) const MAX_WINDOW: u32 = (1 << 31) - 1;
 /// Streams that a client reset before they were looked at (rapid reset).
-const MAX_PENDING_RESETS: usize = 100;
+pub(crate) const MAX_PENDING_RESETS: usize = 100;
 /// Streams of a connection from which on it is judged by how many of them its client abandoned before any answer
 /// (CVE-2023-44487): more than half is no client but an attack. Envoy judges the same way.
 const JUDGED_FROM: u64 = 500;
 /// Settings and preface of a new connection.
-const HANDSHAKE: Duration = Duration::from_secs(10);
+pub(crate) const HANDSHAKE: Duration = Duration::from_secs(10);
 
 /// Serves a connection until it ends or drains.
 pub(crate) async fn serve(io: Io, conn: Rc<Connection>, manager: Arc<HttpManager>) {
