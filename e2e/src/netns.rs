@@ -32,7 +32,7 @@ use crate::{
 /// User and group of proxies.
 const PROXY_UID: u32 = 1337;
 /// User of applications.
-const APP_UID: u32 = 1000;
+pub const APP_UID: u32 = 1000;
 
 /// What to build.
 #[derive(Debug, Clone)]

@@ -42,6 +42,12 @@ impl Workload {
         format!("{}-{}", self.service, self.version)
     }
 
+    /// Its IPv6 address, where the cluster has that.
+    #[must_use]
+    pub fn ip6(&self) -> String {
+        self.ip.replace("10.10.1.", "fd00:10::1:")
+    }
+
     /// Lets the workload call.
     ///
     /// # Errors
@@ -385,6 +391,98 @@ impl Cluster {
         let command = as_user(&w.netns, APP_UID, app.to_vec());
         let process = Process::start(&format!("{name}-app"), &self.dir.join("logs"), &command)?;
         self.data_plane.push(process);
+        Ok(())
+    }
+
+    /// Captures a workload's traffic anew, with these flags, and starts its proxy again for it. The workload gets an
+    /// IPv6 address beside the other, ending alike.
+    ///
+    /// # Errors
+    /// The rules are refused, or the proxy does not come up.
+    pub async fn recapture(&mut self, service: &str, rules: &[&str], tproxy: bool) -> anyhow::Result<()> {
+        let w = self.workload(service).clone();
+        let name = w.name();
+        self.data_plane.retain(|p| p.name != format!("{name}-proxy"));
+        let program = self.flotilla.display().to_string();
+        let mut all = vec![program.as_str(), "iptables", "--dns-port", "15053"];
+        all.extend(rules);
+        exec(&w.netns, &all)?.ok("flotilla iptables")?;
+        let mut flags = self.proxy(&name, NAMESPACE, w.service, &w.ip)?;
+        flags.push(format!("--labels=app={},version={}", w.service, w.version));
+        flags.push("--dns=127.0.0.1:15053".into());
+        flags.push(format!("--meta=INSTANCE_IPS={},{}", w.ip, w.ip6()));
+        flags.push("--meta=HTTP_PROXY_PORT=15002".into());
+        flags.push(format!("--meta=INTERCEPTION_MODE={}", if tproxy { "TPROXY" } else { "REDIRECT" }));
+        let mut args = vec![program, "sidecar".to_owned()];
+        args.extend(flags);
+        let mut command = as_user(&w.netns, PROXY_UID, args);
+        if tproxy {
+            // Sockets that take connections for foreign addresses.
+            let at = command.iter().position(|a| a == "--clear-groups").context("setpriv")?;
+            let caps = ["--inh-caps", "+net_admin", "--ambient-caps", "+net_admin"].map(str::to_owned);
+            command.splice(at..at, caps);
+        }
+        let process = Process::start(&format!("{name}-proxy"), &self.dir.join("logs"), &command)?;
+        self.data_plane.push(process);
+        until(&name, Duration::from_secs(30), async || {
+            for p in &mut self.data_plane {
+                p.check()?;
+            }
+            ready(&w.netns, "http://127.0.0.1:15021/healthz/ready")
+        })
+        .await?;
+        Ok(())
+    }
+
+    /// Gives the cluster's network IPv6.
+    ///
+    /// # Errors
+    /// The kernel has none.
+    pub fn enable_ipv6(&self) -> anyhow::Result<()> {
+        let node = self.netns("node");
+        let on = |netns: &str, dev: &str, ip: &str| -> anyhow::Result<()> {
+            for which in ["all", "default", "lo", dev] {
+                must(&format!("ip netns exec {netns} sysctl -qw net.ipv6.conf.{which}.disable_ipv6=0"))?;
+            }
+            must(&format!("ip -n {netns} -6 addr add {ip}/64 dev {dev} nodad"))?;
+            Ok(())
+        };
+        on(&node, "br0", "fd00:10::1")?;
+        for w in &self.workloads {
+            on(&w.netns, "eth0", &w.ip6())?;
+            must(&format!("ip -n {} -6 route add default via fd00:10::1", w.netns))?;
+        }
+        Ok(())
+    }
+
+    /// Runs a program in a workload's namespace as its application does.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn as_app(&self, service: &str, args: &[&str]) -> anyhow::Result<Said> {
+        let w = self.workload(service);
+        let all = as_user(&w.netns, APP_UID, args.iter().map(|a| (*a).to_owned()).collect());
+        let words: Vec<&str> = all[1..].iter().map(String::as_str).collect();
+        programs::run(&all[0], &words)
+    }
+
+    /// Starts a server of one page beside a workload, as an application.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn start_page(&mut self, service: &str, at: &str) -> anyhow::Result<()> {
+        let w = self.workload(service).clone();
+        let command = as_user(
+            &w.netns,
+            APP_UID,
+            vec![
+                self.echo.display().to_string(),
+                format!("--workload={service}"),
+                format!("--cluster={}", self.name),
+                format!("--page={at}"),
+            ],
+        );
+        self.data_plane.push(Process::start(&format!("{service}-page"), &self.dir.join("logs"), &command)?);
         Ok(())
     }
 
