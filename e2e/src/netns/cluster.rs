@@ -169,7 +169,8 @@ impl Cluster {
         format!("172.31.0.{}", self.index + 11)
     }
 
-    /// Writes the services again, with those workloads as endpoints that `with` chooses.
+    /// Writes the services again, where workloads that `with` does not choose
+    /// have left their service for one of the same ports that nobody calls, named `spare`.
     ///
     /// # Errors
     /// The file cannot be written.
@@ -204,13 +205,11 @@ impl Cluster {
                      metadata: {{name: {s}, namespace: {NAMESPACE}}}\n---\n"
                 );
             }
-            if !with(w) {
-                continue;
-            }
+            let app = if with(w) { s } else { "spare" };
             let _ = write!(
                 out,
                 "apiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata: {{name: {}, namespace: \
-                 {NAMESPACE}}}\nspec:\n  address: {}\n  serviceAccount: {s}\n  labels: {{app: {s}, version: {}, \
+                 {NAMESPACE}}}\nspec:\n  address: {}\n  serviceAccount: {s}\n  labels: {{app: {app}, version: {}, \
                  security.istio.io/tlsMode: istio}}\n---\n",
                 w.name(),
                 w.ip,

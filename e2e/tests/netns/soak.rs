@@ -48,6 +48,11 @@ fn soak() {
         })
         .await?;
         let west = &world.clusters[0];
+        // What fails is looked up in the logs, so they are on.
+        west.write(
+            "mesh.yaml",
+            "apiVersion: flotilla.dev/v1alpha1\nkind: MeshConfig\nmetadata: {name: mesh}\nspec: {accessLogFile: /dev/stdout}\n",
+        )?;
         served_from(west.workload("client"), "alpha", &["west"]).await?;
         run(west, &world.dir, seconds).await
     });
@@ -107,9 +112,31 @@ fn change(west: &Cluster, n: u64) -> anyhow::Result<()> {
          - from: [{{source: {{namespaces: [{NAMESPACE}, other{}]}}}}]\n---\n",
         n / 5
     )?;
+    // An endpoint that comes and goes. It stays a workload with the same ports, so that whoever has not heard yet is
+    // still served: to deregister it while its callers know it would be a failure that configuration explains.
+    write!(
+        text,
+        "apiVersion: v1\nkind: Service\nmetadata: {{name: spare, namespace: {NAMESPACE}}}\nspec:\n  selector: {{app: \
+         spare}}\n  ports:\n"
+    )?;
+    for p in Protocol::ALL {
+        if p != Protocol::WebSocket {
+            writeln!(text, "  - {{name: {}, port: {}}}", port_name(p), p.port())?;
+        }
+    }
     west.write("soak.yaml", &text)?;
-    // An endpoint that comes and goes; its program goes on.
     west.write_application(|w| w.version != "v3" || n.is_multiple_of(2))
+}
+
+/// Name of a port, which says its protocol.
+fn port_name(p: Protocol) -> &'static str {
+    match p {
+        Protocol::Http1 | Protocol::WebSocket => "http",
+        Protocol::Http2 => "http2",
+        Protocol::Grpc => "grpc",
+        Protocol::Tcp => "tcp",
+        Protocol::TcpFirst => "tcp-first",
+    }
 }
 
 /// Resident memory of the sidecars, MiB.

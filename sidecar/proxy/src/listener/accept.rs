@@ -248,7 +248,8 @@ async fn sniff(io: &mut Io, conn: &Connection, manager: &HttpManager) -> Option<
                 Ok(0) | Err(_) => return None,
                 Ok(_) => {}
             },
-            () = signals.drained() => return None,
+            // Draining is no reason to leave a client without an answer that has just been accepted.
+            () = signals.killed() => return None,
             () = tokio::time::sleep_until(deadline) => return None,
         }
     };

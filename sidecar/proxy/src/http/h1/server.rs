@@ -36,6 +36,8 @@ use crate::{
 /// connection is closed under it.
 const LINGER_BYTES: usize = 256 * 1024;
 const LINGER: Duration = Duration::from_millis(500);
+/// How long a connection that drains waits for a request that may be on its way.
+const GRACE: Duration = Duration::from_secs(1);
 /// Unread bytes of pipelined requests.
 const MAX_PIPELINED: usize = 64 * 1024;
 /// A client that takes nothing for this long while being answered is gone.
@@ -205,17 +207,24 @@ async fn next_head(down: &H1Down, conn: &Connection, manager: &HttpManager, sign
         let limit = if begun { manager.config.request_headers_timeout } else { manager.config.idle_timeout };
         // A head has one deadline: a byte now and then must not move it.
         let mut until: Option<Instant> = deadline.filter(|_| begun);
+        let mut drained = false;
         let n = poll_fn(|cx| {
             let Inner { io, read, .. } = &mut *down.inner.borrow_mut();
             if let Poll::Ready(n) = read.poll_fill(io, cx) {
                 return Poll::Ready(Some(n));
             }
-            if !begun && signals.poll_drained(cx).is_ready() {
-                return Poll::Ready(None);
+            // A request may be on its way already, the first one of a new connection in particular: it is served,
+            // and its answer ends the connection.
+            if !begun && !drained && signals.poll_drained(cx).is_ready() {
+                drained = true;
+                until = Some(Instant::now() + GRACE);
             }
             // Bytes that are there already need no timer.
-            let Some(limit) = limit else { return Poll::Pending };
-            let at = *until.get_or_insert_with(|| Instant::now() + limit);
+            let at = match (until, limit) {
+                (Some(at), _) => at,
+                (None, None) => return Poll::Pending,
+                (None, Some(limit)) => *until.insert(Instant::now() + limit),
+            };
             down.alarm.borrow_mut().poll(at, cx).map(|()| None)
         })
         .await;
