@@ -123,7 +123,7 @@ pub(crate) async fn run<D: Downstream>(
             }
             HttpFilter::GrpcWeb => grpc_web::run(head, down.bodies(), rec),
             HttpFilter::Compressor(c) => {
-                if !route.is_some_and(|r| r.filters.no_compression) && head.upgrade.is_none() {
+                if !route.is_some_and(|r| r.filters.no_compression) && !head.opens_tunnel() {
                     c.run(head, down.bodies());
                 }
             }
@@ -191,7 +191,7 @@ async fn buffer<D: Downstream>(
     down: &D,
     rec: &mut Record,
 ) -> Result<(), LocalReply> {
-    if head.body == BodyKind::Empty || head.upgrade.is_some() || down.bodies().is_none() {
+    if head.body == BodyKind::Empty || head.opens_tunnel() || down.bodies().is_none() {
         return Ok(());
     }
     if ahead(down, limit as usize, rec).await? == Ahead::More {

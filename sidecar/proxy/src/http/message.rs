@@ -66,6 +66,11 @@ impl RequestHead {
         self.path.split_once('?').map_or(self.path.as_str(), |(p, _)| p)
     }
 
+    /// Whether a yes turns the connection into a tunnel: its bytes are no body.
+    pub(crate) fn opens_tunnel(&self) -> bool {
+        self.upgrade.is_some() || self.method == Method::CONNECT
+    }
+
     pub(crate) fn query(&self) -> Option<&str> {
         self.path.split_once('?').map(|(_, q)| q)
     }

@@ -221,8 +221,8 @@ async fn body<D: Downstream>(
     rec: &mut Record,
 ) -> Result<Body, LocalReply> {
     let none = Body { bytes: vec![], as_bytes: false, partial: false, asked: false };
-    let Some(s) = settings
-        .filter(|_| down.bodies().is_some() && head.upgrade.is_none() && head.body != BodyKind::Empty)
+    let Some(s) =
+        settings.filter(|_| down.bodies().is_some() && !head.opens_tunnel() && head.body != BodyKind::Empty)
     else {
         return Ok(none);
     };
