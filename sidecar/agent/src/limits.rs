@@ -19,7 +19,7 @@ pub struct LimitArgs {
     pub max_streams: u32,
     /// How far behind a worker may be, milliseconds: beyond it new connections wait, and streams of HTTP/2
     /// that waited longer are answered 503 (flag OM); 0 measures nothing.
-    #[arg(long, default_value_t = 100)]
+    #[arg(long, default_value_t = 250)]
     pub max_lag_ms: u64,
     /// Resident memory, MiB, beyond which connections wait and requests are answered 503 (flag OM); 0 is no limit.
     #[arg(long, default_value_t = 0)]

@@ -66,7 +66,7 @@ impl Default for EngineOptions {
             drain_time: Duration::from_secs(5),
             max_connections: 16_384,
             max_requests: 16_384,
-            max_lag: Duration::from_millis(100),
+            max_lag: Duration::from_millis(250),
             max_memory: 0,
             buffer_limit: 256 * 1024,
             max_concurrent_streams: 1024,

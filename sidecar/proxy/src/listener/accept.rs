@@ -235,7 +235,8 @@ async fn sniff(io: &mut Io, conn: &Connection, manager: &HttpManager) -> Option<
         .request_headers_timeout
         .or(manager.config.idle_timeout)
         .unwrap_or(Duration::from_secs(3600));
-    let deadline = Instant::now() + limit;
+    let mut deadline = Instant::now() + limit;
+    let mut draining = false;
     let signals = conn.signals.subscribe();
     let h2 = loop {
         match inspect::preface(&buf) {
@@ -248,7 +249,11 @@ async fn sniff(io: &mut Io, conn: &Connection, manager: &HttpManager) -> Option<
                 Ok(0) | Err(_) => return None,
                 Ok(_) => {}
             },
-            // Draining is no reason to leave a client without an answer that has just been accepted.
+            // A client that has just been accepted is about to speak, and gets its answer.
+            () = signals.drained(), if !draining => {
+                draining = true;
+                deadline = deadline.min(Instant::now() + h1::server::GRACE);
+            }
             () = signals.killed() => return None,
             () = tokio::time::sleep_until(deadline) => return None,
         }

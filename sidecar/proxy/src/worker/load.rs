@@ -7,8 +7,10 @@
 //! 1. beyond [`EngineOptions::max_lag`](crate::EngineOptions::max_lag) takes one new connection in each tick: whoever
 //!    is connected is served, the others wait in the kernel, where they cost nothing. When the lag falls it takes
 //!    more of them in steps. An HTTP/1 connection holds one request, so this alone bounds the lag of HTTP/1;
-//! 2. refuses streams of HTTP/2 (503, flag `OM`) that waited longer than that between being accepted and their turn:
-//!    one connection brings a thousand of them, and a stream is cheap to refuse;
+//! 2. refuses streams of HTTP/2 (503, flag `OM`) that waited longer than that between being accepted and their turn,
+//!    once none has waited less for twice that time: one connection brings a thousand of them, and a stream is cheap
+//!    to refuse. A queue that stands is an overload; one that a pause of the process left behind is not, and goes
+//!    away by being served (CoDel, RFC 8289, tells the two apart in the same way);
 //! 3. refuses every request beyond sixteen times of that, where answers would be too late anyway. Not before: a
 //!    request of HTTP/1 costs a third of itself to refuse, and its client sends the next at once; at three times the
 //!    capacity a worker would do nothing else.
@@ -47,6 +49,30 @@ pub(crate) struct Load {
     allowed: Cell<Option<u32>>,
     /// Every request is refused.
     sheds: Cell<bool>,
+    queue: Cell<Queue>,
+}
+
+/// Whether the queue of streams stands.
+#[derive(Debug, Default, Clone, Copy)]
+struct Queue {
+    /// Since when every stream waited too long.
+    since: Option<Instant>,
+    /// Until when streams that waited too long are refused.
+    refusing: Option<Instant>,
+}
+
+impl Queue {
+    /// A stream has its turn; whether it is refused.
+    fn passes(&mut self, now: Instant, late: bool, interval: Duration) -> bool {
+        if !late {
+            self.since = None;
+            return false;
+        }
+        let since = *self.since.get_or_insert(now);
+        let refused = self.refusing.is_some_and(|until| now < until) || now.duration_since(since) > interval;
+        self.refusing = refused.then(|| now + interval);
+        refused
+    }
 }
 
 /// A request's place.
@@ -78,9 +104,15 @@ impl Worker {
         (self.load.in_flight.get() >= WATCHED_FROM).then(Instant::now)
     }
 
-    /// Whether a stream waited too long.
+    /// Whether a stream waited too long, and is one of many.
     pub(crate) fn is_stale(&self, arrival: Option<Instant>) -> bool {
-        arrival.is_some_and(|at| !self.options.max_lag.is_zero() && at.elapsed() > self.options.max_lag)
+        let limit = self.options.max_lag;
+        let Some(at) = arrival.filter(|_| !limit.is_zero()) else { return false };
+        let now = Instant::now();
+        let mut queue = self.load.queue.get();
+        let refused = queue.passes(now, now.duration_since(at) > limit, 2 * limit);
+        self.load.queue.set(queue);
+        refused
     }
 
     /// A place for a request; `None` when it is to be refused.
@@ -184,5 +216,21 @@ mod tests {
         assert_eq!((look(2_000), look(2_000)), ((false, false), (true, true)));
         assert_eq!((look(900), look(500), look(10)), ((true, true), (true, false), (false, false)));
         assert_eq!(Judge::default().look(Duration::from_secs(9), Duration::ZERO), Verdict::default());
+    }
+
+    #[test]
+    fn a_pause_refuses_nothing_and_a_standing_queue_is_refused() {
+        let (start, interval) = (Instant::now(), Duration::from_millis(200));
+        let mut q = Queue::default();
+        let mut turn = |ms: u64, late: bool| q.passes(start + Duration::from_millis(ms), late, interval);
+        // What a pause left behind, then fresh streams.
+        assert!(!turn(0, true) && !turn(150, true) && !turn(160, false));
+        assert!(!turn(1_000, true) && !turn(1_010, false));
+        // A queue that stands.
+        assert!(!turn(2_000, true) && !turn(2_100, true) && !turn(2_200, true));
+        assert!(turn(2_201, true) && turn(2_300, true));
+        // Fresh ones are served meanwhile; late ones are refused until there were none for a while.
+        assert!(!turn(2_310, false) && turn(2_320, true));
+        assert!(!turn(2_590, false) && !turn(2_600, true));
     }
 }

@@ -54,7 +54,11 @@ fn worker_seconds() -> f64 {
     // The youngest: that of an engine of another test may still be ending.
     let worker = tasks
         .filter(|t| std::fs::read_to_string(t.path().join("comm")).is_ok_and(|n| n.starts_with("worker-")))
-        .max_by_key(|t| t.file_name().to_string_lossy().parse::<u32>().unwrap_or(0))
+        .max_by_key(|t| {
+            // Field 22 of proc_pid_stat(5): when it started.
+            let stat = std::fs::read_to_string(t.path().join("stat")).unwrap_or_default();
+            stat.split(' ').nth(21).and_then(|s| s.parse::<u64>().ok())
+        })
         .expect("a worker");
     let stat = std::fs::read_to_string(worker.path().join("schedstat")).unwrap();
     stat.split(' ').next().unwrap().parse::<f64>().unwrap() / 1e9
@@ -305,7 +309,8 @@ async fn slow_proxy() -> Proxy {
     c.limits.max_pending = 20_000;
     c.limits.max_requests = 20_000;
     let hooks = Hooks { policy: Some(Arc::new(Expensive)), ..Hooks::default() };
-    let p = Proxy::with(EngineOptions::default(), hooks)
+    let options = EngineOptions { max_lag: Duration::from_millis(100), ..EngineOptions::default() };
+    let p = Proxy::with(options, hooks)
         .cluster(c)
         .listener(listener(
             Direction::Inbound,

@@ -37,7 +37,7 @@ use crate::{
 const LINGER_BYTES: usize = 256 * 1024;
 const LINGER: Duration = Duration::from_millis(500);
 /// How long a connection that drains waits for a request that may be on its way.
-const GRACE: Duration = Duration::from_secs(1);
+pub(crate) const GRACE: Duration = Duration::from_secs(1);
 /// Unread bytes of pipelined requests.
 const MAX_PIPELINED: usize = 64 * 1024;
 /// A client that takes nothing for this long while being answered is gone.
