@@ -106,7 +106,12 @@ fn is_default<T: Default + PartialEq>(v: &T) -> bool {
 
 /// Decodes every element, with its index in the path of an error.
 fn each<A, B>(field: &str, items: Vec<A>, f: impl Fn(A) -> Res<B>) -> Res<Vec<B>> {
-    items.into_iter().enumerate().map(|(i, a)| f(a).at(format_args!("{field}[{i}]"))).collect()
+    // Collected, the result would stay in the memory of the wire messages, which are up to ten times as large.
+    let mut out = Vec::with_capacity(items.len());
+    for (i, item) in items.into_iter().enumerate() {
+        out.push(f(item).at(format_args!("{field}[{i}]"))?);
+    }
+    Ok(out)
 }
 
 fn pack<T: Name>(m: &T) -> pb::Any {
