@@ -58,7 +58,7 @@ const LAYERS: [&[&str]; 7] = [
     &["mesh-agent", "mesh-testkit"],
     &["galley", "pilot", "citadel", "mixer", "sidecar", "gateway", "multicluster", "bookstore"],
     &["flotilla"],
-    &["flotilla-e2e", "flotilla-verify"],
+    &["flotilla-e2e", "flotilla-bench", "flotilla-verify"],
 ];
 
 /// Runs all rules and reports every violation.

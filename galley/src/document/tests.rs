@@ -321,7 +321,7 @@ fn destination_rules() {
         "101",
     );
     warned(
-        &dr("host: a\ntrafficPolicy: {retryBudget: {percent: 10}}"),
+        &dr("host: a\ntrafficPolicy: {retryBudget: {percent: {value: 10}}}"),
         "spec.trafficPolicy.retryBudget",
         "not enforced yet",
     );

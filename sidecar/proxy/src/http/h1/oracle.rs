@@ -169,6 +169,9 @@ proptest! {
         let ours = ours(&raw);
         // Methods with a form of target of their own are ours alone to understand.
         prop_assume!(!ours.iter().any(|u| u.method == Method::CONNECT.as_str()));
+        // hyper refuses characters that RFC 3986 excludes and clients send all the same, such as `>`. To be stricter is
+        // not to understand something else.
+        prop_assume!(ours.iter().all(|u| u.path.parse::<http::uri::PathAndQuery>().is_ok()));
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let theirs = runtime.block_on(hypers(raw.clone()));
         prop_assert!(
