@@ -366,6 +366,8 @@ fn driven(n: u8, mode: &str, [client, server]: [&str; 2]) {
         let clusters = r["clusters"].as_array_mut().unwrap();
         let mut odd = clusters[0].clone();
         odd["name"] = json!("odd");
+        // Without endpoints of its own: in its SotW variant this server withholds all of them until each is asked for.
+        odd["type"] = json!("STRICT_DNS");
         odd["lb_subset_config"] = json!({"fallback_policy": "ANY_ENDPOINT"});
         clusters.push(odd);
     });

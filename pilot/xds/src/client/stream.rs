@@ -6,7 +6,7 @@ use std::{
 };
 
 use prost::Message as _;
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::Instant};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Status, Streaming, codegen::http::uri::PathAndQuery, transport::Channel};
 
@@ -237,6 +237,34 @@ struct SotwType {
     names: Names,
     version: String,
     nonce: String,
+    /// The version that was refused last, and how long its refusal waited.
+    refused: Option<(String, Duration)>,
+}
+
+/// Some servers answer a refusal with what was refused, at once and for ever. The second refusal of a version waits this
+/// long, each further one twice as long, up to [`MAX_REFUSAL_PAUSE`].
+const REFUSAL_PAUSE: Duration = Duration::from_millis(200);
+const MAX_REFUSAL_PAUSE: Duration = Duration::from_secs(10);
+
+/// Answers that wait, by type.
+#[derive(Default)]
+struct Held(BTreeMap<String, (Instant, pb::DiscoveryRequest)>);
+
+impl Held {
+    /// Waits for the next one to be due. Cancel-safe: it only waits.
+    async fn next(&self) {
+        match self.0.values().map(|(at, _)| *at).min() {
+            Some(at) => tokio::time::sleep_until(at).await,
+            None => std::future::pending().await,
+        }
+    }
+
+    fn due(&mut self) -> Vec<pb::DiscoveryRequest> {
+        let now = Instant::now();
+        let due: Vec<String> =
+            self.0.iter().filter(|(_, (at, _))| *at <= now).map(|(t, _)| t.clone()).collect();
+        due.iter().filter_map(|t| self.0.remove(t)).map(|(_, request)| request).collect()
+    }
 }
 
 fn names_list(names: &Names) -> Vec<String> {
@@ -258,6 +286,7 @@ async fn sotw<H: Handler>(
     let (tx, rx) = mpsc::channel::<pb::DiscoveryRequest>(QUEUE);
     let mut node = Some(options.node.to_pb());
     let mut types: BTreeMap<String, SotwType> = BTreeMap::new();
+    let mut held = Held::default();
     subscribe_sotw(shared, &mut types, &mut node, &tx).await?;
     let path = "/envoy.service.discovery.v3.AggregatedDiscoveryService/StreamAggregatedResources";
     let mut responses: Streaming<pb::DiscoveryResponse> = open(channel, path, rx).await?;
@@ -269,8 +298,19 @@ async fn sotw<H: Handler>(
                 if !std::mem::replace(answered, true) {
                     handler.on_connection(true);
                 }
-                if let Some(ack) = take_sotw(response, handler, known, expiry, &mut types) {
-                    send(&tx, ack).await?;
+                if let Some((pause, answer)) = take_sotw(response, handler, known, expiry, &mut types) {
+                    // Another answer of this type that still waits is to a response that this one replaces.
+                    held.0.remove(&answer.type_url);
+                    if pause.is_zero() {
+                        send(&tx, answer).await?;
+                    } else {
+                        held.0.insert(answer.type_url.clone(), (Instant::now() + pause, answer));
+                    }
+                }
+            }
+            () = held.next() => {
+                for answer in held.due() {
+                    send(&tx, answer).await?;
                 }
             }
             () = shared.changed.notified() => {}
@@ -286,7 +326,7 @@ fn take_sotw<H: Handler>(
     known: &mut Known,
     expiry: &mut Expiry,
     types: &mut BTreeMap<String, SotwType>,
-) -> Option<pb::DiscoveryRequest> {
+) -> Option<(Duration, pb::DiscoveryRequest)> {
     let pb::DiscoveryResponse { type_url, nonce, version_info, resources } = response;
     let Some(state) = types.get_mut(&type_url) else {
         tracing::debug!(type_url, "response for a type that was not asked for");
@@ -341,20 +381,29 @@ fn take_sotw<H: Handler>(
         have.remove(n);
     }
     state.nonce.clone_from(&nonce);
-    let error_detail = if rejections.is_empty() {
+    let (pause, error_detail) = if rejections.is_empty() {
         state.version = version_info;
-        None
+        state.refused = None;
+        (Duration::ZERO, None)
     } else {
-        Some(nack(&rejections))
+        let pause = match &state.refused {
+            Some((version, pause)) if *version == version_info => {
+                (*pause * 2).clamp(REFUSAL_PAUSE, MAX_REFUSAL_PAUSE)
+            }
+            _ => Duration::ZERO,
+        };
+        state.refused = Some((version_info, pause));
+        (pause, Some(nack(&rejections)))
     };
-    Some(pb::DiscoveryRequest {
+    let answer = pb::DiscoveryRequest {
         version_info: state.version.clone(),
         resource_names: names_list(&state.names),
         type_url,
         response_nonce: nonce,
         error_detail,
         node: None,
-    })
+    };
+    Some((pause, answer))
 }
 
 async fn subscribe_sotw(
@@ -372,6 +421,7 @@ async fn subscribe_sotw(
             names: names.clone(),
             version: String::new(),
             nonce: String::new(),
+            refused: None,
         });
         if !fresh && state.names == names {
             continue;

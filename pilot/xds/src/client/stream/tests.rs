@@ -36,7 +36,8 @@ struct Client {
 
 impl Client {
     fn new() -> Self {
-        let names = SotwType { names: Names::All, version: String::new(), nonce: String::new() };
+        let names =
+            SotwType { names: Names::All, version: String::new(), nonce: String::new(), refused: None };
         Self {
             seen: Seen::default(),
             known: Known::new(),
@@ -52,6 +53,10 @@ impl Client {
             type_url: CDS.into(),
             nonce: "n".into(),
         };
+        self.answer(response).1
+    }
+
+    fn answer(&mut self, response: pb::DiscoveryResponse) -> (Duration, pb::DiscoveryRequest) {
         take_sotw(response, &mut self.seen, &mut self.known, &mut self.expiry, &mut self.types).unwrap()
     }
 
@@ -109,4 +114,25 @@ async fn times_to_live_in_delta() {
     c.delta(vec![r(None)]);
     c.pass(11).await;
     assert_eq!((c.seen.changed.len(), c.seen.removed.len()), (1, 1));
+}
+
+#[test]
+fn a_server_that_repeats_what_was_refused_is_answered_ever_more_slowly() {
+    let mut c = Client::new();
+    let mut refuse = |version: &str| {
+        // No name can be read in it.
+        let resources = vec![pb::Any { type_url: CDS.into(), value: bytes::Bytes::new() }];
+        let response = pb::DiscoveryResponse {
+            version_info: version.into(),
+            resources,
+            type_url: CDS.into(),
+            nonce: "n".into(),
+        };
+        let (pause, answer) = c.answer(response);
+        assert!(answer.error_detail.is_some());
+        pause.as_millis()
+    };
+    let pauses: Vec<u128> = (0..9).map(|_| refuse("1")).collect();
+    assert_eq!(pauses, [0, 200, 400, 800, 1600, 3200, 6400, 10_000, 10_000]);
+    assert_eq!(refuse("2"), 0, "another version is another matter");
 }
