@@ -47,7 +47,6 @@ pub(crate) async fn serve(io: Io, conn: Rc<Connection>, manager: Arc<HttpManager
         .initial_window_size(limit)
         .initial_connection_window_size(limit.saturating_mul(16).min(MAX_WINDOW))
         .max_concurrent_streams(conn.worker.options.max_concurrent_streams)
-        .max_frame_size(tunnel::MAX_FRAME)
         .max_header_list_size(MAX_HEAD as u32)
         .max_send_buffer_size(limit as usize)
         .max_pending_accept_reset_streams(MAX_PENDING_RESETS);
