@@ -11,10 +11,10 @@ struct Cli {
     args: sidecar::SidecarArgs,
 }
 
-/// Unlike the system's allocator it gives memory back after a burst of connections; how soon, and how much it
-/// keeps, is set in `.cargo/config.toml`.
+/// Unlike the system's allocator it gives memory back after a burst of connections, and it needs no more than a C
+/// compiler to build.
 #[global_allocator]
-static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
