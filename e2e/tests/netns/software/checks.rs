@@ -25,7 +25,7 @@ pub(crate) fn all() -> Vec<Check> {
     vec![
         check("curl, HTTP/1.1", "nginx", curl),
         check("curl, one kept connection", "nginx", curl_keep_alive),
-        check("curl, HTTP/2 in clear", "nginx2", curl_h2c),
+        check("curl and h2load, HTTP/2 in clear", "nginx2", curl_h2c),
         check("nginx: ranges, 304, gzip", "nginx", nginx),
         check("curl, long header", "pyhttp", long_header),
         check("curl, Expect: 100-continue", "pyhttp", expect),
@@ -80,7 +80,11 @@ fn curl_h2c(lab: &Lab) -> anyhow::Result<String> {
         served == 20 && out.starts_with("HTTP/2 200") && out.ends_with("a page of nginx"),
         "{served} {out}"
     );
-    Ok("a page, on 21 connections".into())
+    // nginx answers a POST to a file before it has read it, and then resets the stream with NO_ERROR. Not by curl:
+    // its 7.88 loses such an answer, from nginx itself too.
+    let out = lab.shell("echo x=1 > post && h2load -n 500 -c 5 -d post http://nginx2:8181/")?;
+    ensure!(out.contains("500 done") && out.contains("500 4xx") && out.contains(" 0 errored"), "{out}");
+    Ok("a page, on 21 connections; 500 early answers".into())
 }
 
 fn nginx(lab: &Lab) -> anyhow::Result<String> {
