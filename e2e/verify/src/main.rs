@@ -224,10 +224,10 @@ impl Verify {
         if std::fs::read_to_string(&list).unwrap_or_default() != names.join("\n") {
             let venv = self.venv();
             let mut c = self.command("python3");
-            c.args(["-m", "venv"]).arg(&venv);
+            c.args(["-m", "venv", "--clear"]).arg(&venv);
             spawn(c)?;
-            let mut c = self.command(&venv.join("bin/pip").display().to_string());
-            c.args(["install", "--quiet"]).args(&names);
+            let mut c = self.command(&venv.join("bin/python3").display().to_string());
+            c.args(["-m", "pip", "install", "--quiet"]).args(&names);
             spawn(c)?;
             std::fs::write(list, names.join("\n"))?;
         }

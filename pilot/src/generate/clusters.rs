@@ -113,8 +113,8 @@ fn add(
         c.panic_threshold = p.min(100);
     }
     transport(ctx, &mut c, entry, port, subset_name, &policy);
-    // Mesh mutual TLS to one endpoint and none to another leave no place for a header that all must expect.
-    if let Some(p) = policy.proxy_protocol.as_ref().filter(|_| c.tls_matches.is_empty()) {
+    // All endpoints must expect the header, whatever follows it; gateways of other clusters do not.
+    if let Some(p) = policy.proxy_protocol.as_ref().filter(|_| entry.imports.is_empty()) {
         c.proxy_protocol = Some(match p.version {
             Authored::V1 => ProxyProtocolVersion::V1,
             Authored::V2 => ProxyProtocolVersion::V2,

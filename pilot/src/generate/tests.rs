@@ -620,6 +620,19 @@ fn destination_rule_settings() {
 }
 
 #[test]
+fn the_proxy_protocol_is_before_mutual_tls_too_but_not_towards_gateways() {
+    let rule = |host: &str| {
+        let spec = json!({"host": host, "trafficPolicy": {"proxyProtocol": {"version": "V2"}}});
+        bookstore().add("DestinationRule", &format!("books/{host}-proxy"), spec).generate(&productpage())
+    };
+    let g = rule("productpage");
+    let c = &g.clusters["outbound|9080||productpage.books.svc.cluster.local"];
+    assert_eq!((c.proxy_protocol, c.tls_matches.len()), (Some(ProxyProtocolVersion::V2), 2));
+    // This one has endpoints in another cluster.
+    assert_eq!(rule("reviews").clusters[REVIEWS].proxy_protocol, None);
+}
+
+#[test]
 fn locality_failover_and_distribution() {
     let rule = |lb: Value| {
         bookstore()

@@ -12,7 +12,8 @@ use envoy_types::pb::{
     google::protobuf as gp,
 };
 use mesh_model::proxy::{
-    CircuitBreakers, Cluster, Discovery, LbPolicy, RetryBudget, SlowStart, TransportSocketMatch, UpstreamHttp,
+    CircuitBreakers, Cluster, Discovery, LbPolicy, ProxyProtocolVersion, RetryBudget, SlowStart,
+    TransportSocketMatch, UpstreamHttp,
 };
 
 use super::{At, Bad, Res, common::*, each, endpoint, refuse, tls};
@@ -148,8 +149,13 @@ pub(super) fn encode(m: &Cluster) -> pb::Cluster {
         });
     }
     if let Some(v) = m.proxy_protocol {
-        let inner = out.transport_socket.take().unwrap_or_else(tls::raw_buffer);
-        out.transport_socket = Some(tls::proxy_protocol(v, inner));
+        for s in out.transport_socket_matches.iter_mut().filter_map(|m| m.transport_socket.as_mut()) {
+            *s = tls::proxy_protocol(v, std::mem::take(s));
+        }
+        if out.transport_socket.is_some() || out.transport_socket_matches.is_empty() {
+            let inner = out.transport_socket.take().unwrap_or_else(tls::raw_buffer);
+            out.transport_socket = Some(tls::proxy_protocol(v, inner));
+        }
     }
     out.typed_extension_protocol_options = HashMap::from([(HTTP_OPTIONS.to_owned(), any(&http(m)))]);
     out
@@ -300,13 +306,7 @@ pub(super) fn decode(mut m: pb::Cluster) -> Res<Cluster> {
         Some(c::common_lb_config::LocalityConfigSpecifier::ZoneAwareLbConfig(_)) | None => false,
     };
     let source = m.upstream_bind_config.take().map_or(Ok(vec![]), to_source).at("upstream_bind_config")?;
-    let (proxy_protocol, socket) = match m.transport_socket.take() {
-        None => (None, None),
-        Some(s) => tls::to_proxy_protocol(s).at("transport_socket")?,
-    };
-    if proxy_protocol.is_some() && !m.transport_socket_matches.is_empty() {
-        return Err(Bad::unsupported("transport_socket_matches", "a PROXY protocol beside matches"));
-    }
+    let (proxy_protocol, socket) = to_sockets(&mut m)?;
     let keepalive = m
         .upstream_connection_options
         .take()
@@ -465,6 +465,24 @@ fn to_http(m: &mut pb::Cluster) -> Res<(UpstreamHttp, core::HttpProtocolOptions)
         None => UpstreamHttp::Http1,
     };
     Ok((http, common))
+}
+
+/// Takes the PROXY protocol off all sockets of a cluster; it is of the cluster here, so they must agree.
+fn to_sockets(m: &mut pb::Cluster) -> Res<(Option<ProxyProtocolVersion>, Option<core::TransportSocket>)> {
+    let (mut version, socket) = match m.transport_socket.take() {
+        None => (None, None),
+        Some(s) => tls::to_proxy_protocol(s).at("transport_socket").map(|(v, s)| (Some(v), s))?,
+    };
+    for (i, entry) in m.transport_socket_matches.iter_mut().enumerate() {
+        let Some(s) = entry.transport_socket.take() else { continue };
+        let field = format!("transport_socket_matches[{i}].transport_socket");
+        let (v, inner) = tls::to_proxy_protocol(s).at(&field)?;
+        entry.transport_socket = Some(inner.unwrap_or_else(tls::raw_buffer));
+        if *version.get_or_insert(v) != v {
+            return Err(Bad::unsupported(field, "a PROXY protocol of one socket and not of another"));
+        }
+    }
+    Ok((version.flatten(), socket))
 }
 
 fn to_socket_match(m: c::TransportSocketMatch) -> Res<TransportSocketMatch> {

@@ -722,6 +722,15 @@ fn clusters_round_trip() {
     }
     let c = Cluster { lb: LbPolicy::PeakEwma, ..base.clone() };
     assert_eq!(decode_cluster(&encode_cluster(&c)).unwrap(), c);
+    let c = Cluster { proxy_protocol: Some(ProxyProtocolVersion::V1), ..base.clone() };
+    assert_eq!(decode_cluster(&encode_cluster(&c)).unwrap(), c);
+    // The header is before every connection of a cluster or before none.
+    let wire = |c| <cds::Cluster as prost::Message>::decode(&encode_cluster(c).value[..]).unwrap();
+    let mut mixed = wire(&c);
+    mixed.transport_socket_matches[1].transport_socket =
+        wire(&base).transport_socket_matches[1].transport_socket.take();
+    let e = decode_cluster(&pack(&mixed)).unwrap_err().to_string();
+    assert!(e.contains("transport_socket_matches[1].transport_socket"), "{e}");
     for (discovery, lb, http) in variants {
         let c = Cluster {
             discovery,

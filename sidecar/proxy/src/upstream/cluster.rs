@@ -202,7 +202,7 @@ impl Cluster {
     /// Whether connections to a host may be streams of a session that TLS agrees on.
     pub(crate) fn may_tunnel(&self, host: &Host) -> bool {
         let tls = self.sockets.get(host.transport).and_then(|s| s.tls.as_ref());
-        tls.is_some_and(TlsTransport::offers_tunnels)
+        self.config.proxy_protocol.is_none() && tls.is_some_and(TlsTransport::offers_tunnels)
     }
 
     /// Whether a host is reached through the proxy at its address.

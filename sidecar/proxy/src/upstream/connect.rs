@@ -183,7 +183,8 @@ async fn connect_now(
             }
             let mut stream = socket.connect(addr).await.map_err(tcp)?;
             let _ = stream.set_nodelay(true);
-            if let Some(v) = cluster.config.proxy_protocol {
+            // A session of many clients cannot begin with the addresses of one.
+            if let Some(v) = cluster.config.proxy_protocol.filter(|_| !hbone) {
                 stream.write_all(&proxy_protocol::encode(v, client)).await.map_err(tcp)?;
             }
             Transport::tcp(stream, Bytes::new())

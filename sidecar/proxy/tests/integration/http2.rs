@@ -53,6 +53,32 @@ fn proxy(up: std::net::SocketAddr, http: UpstreamHttp) -> Proxy {
 }
 
 #[tokio::test]
+async fn idle_connections_are_closed_but_not_under_a_stream() {
+    let up = raw_server(|mut s, _| async move {
+        let _ = read_until(&mut s, "\r\n\r\n").await;
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let _ = s.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await;
+    })
+    .await;
+    let mut m = inline(vec![vhost(&["*"], vec![route(forward("up"))])]);
+    m.idle_timeout = Some(Duration::from_millis(100));
+    let p = Proxy::new()
+        .cluster(cluster("up", &[up]))
+        .listener(listener(Direction::Outbound, vec![http_chain(m)]))
+        .run();
+    let s = TcpStream::connect(p.address("l")).await.unwrap();
+    let (mut send, conn) = h2::client::handshake(s).await.unwrap();
+    let conn = tokio::spawn(conn);
+    // Longer than a connection may be idle.
+    let (r, _) = send.send_request(request("GET", "/"), true).unwrap();
+    assert_eq!(r.await.unwrap().status(), 200);
+    assert!(!conn.is_finished());
+    drop(send);
+    let gone = tokio::time::timeout(Duration::from_secs(5), conn).await;
+    gone.expect("the connection is closed").unwrap().unwrap();
+}
+
+#[tokio::test]
 async fn grpc_end_to_end_over_one_connection() {
     let up = Upstream::new("up").await;
     let p = proxy(up.address, UpstreamHttp::Http2).run();

@@ -69,12 +69,10 @@ pub(crate) async fn serve(io: Io, conn: Rc<Connection>, manager: Arc<HttpManager
     });
     let mut draining = false;
     let signals = conn.signals.subscribe();
+    // Streams come and go without touching this timer; what they did is looked at when it fires.
+    let idle = manager.config.idle_timeout.filter(|t| !t.is_zero());
+    let mut idle_timer = std::pin::pin!(tokio::time::sleep(idle.unwrap_or_default()));
     loop {
-        let idle_at = manager
-            .config
-            .idle_timeout
-            .filter(|_| !draining && streams.active.get() == 0)
-            .map(|t| streams.last.get() + t);
         tokio::select! {
             // `accept` also drives the connection; dropping its future loses nothing.
             next = h2.accept() => match next {
@@ -122,10 +120,13 @@ pub(crate) async fn serve(io: Io, conn: Rc<Connection>, manager: Arc<HttpManager
                 h2.graceful_shutdown();
             }
             () = signals.killed() => return,
-            () = sleep_until(idle_at) => {
-                if streams.active.get() == 0 {
+            () = idle_timer.as_mut(), if idle.is_some() && !draining => {
+                let next = streams.idle_until(idle.unwrap_or_default());
+                if next <= Instant::now() {
                     draining = true;
                     h2.graceful_shutdown();
+                } else {
+                    idle_timer.as_mut().reset(next);
                 }
             }
         }
@@ -172,15 +173,14 @@ impl Streams {
         self.abandoned.set(self.abandoned.get() + u64::from(!answered));
     }
 
+    /// When the connection will have been idle for this long, if nothing happens on it.
+    fn idle_until(&self, timeout: Duration) -> Instant {
+        let since = if self.active.get() == 0 { self.last.get() } else { Instant::now() };
+        since + timeout
+    }
+
     fn are_abandoned(&self) -> bool {
         self.opened.get() >= JUDGED_FROM && self.abandoned.get() * 2 > self.opened.get()
-    }
-}
-
-async fn sleep_until(at: Option<Instant>) {
-    match at {
-        Some(at) => tokio::time::sleep_until(at).await,
-        None => std::future::pending().await,
     }
 }
 
