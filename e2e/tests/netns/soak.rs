@@ -29,8 +29,10 @@ fn warm_up(seconds: u64) -> u64 {
     (seconds / 3).min(60)
 }
 
-/// What memory may grow by, in percent.
-const GROWTH: f64 = 5.0;
+/// What memory may grow by after that, in percent. The short form ends before the caches of all protocols are full.
+fn growth_limit(seconds: u64) -> f64 {
+    if seconds < 300 { 15.0 } else { 5.0 }
+}
 
 #[test]
 #[ignore = "needs root, network namespaces and h2load"]
@@ -228,7 +230,7 @@ async fn run(west: &Cluster, dir: &Path, seconds: u64) -> anyhow::Result<()> {
         println!(
             "   memory of {name}'s sidecar: {a:.1} MiB after {warm} s, {b:.1} MiB at the end: {growth:+.1} %"
         );
-        ensure!(growth < GROWTH, "memory of {name} grew by {growth:.1} %");
+        ensure!(growth < growth_limit(seconds), "memory of {name} grew by {growth:.1} %");
     }
     ensure!(failed == 0, "{failed} calls failed");
     println!("   {} changes of configuration", samples.len());

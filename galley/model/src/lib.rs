@@ -9,6 +9,8 @@ pub mod authored;
 pub mod federation;
 pub mod id;
 pub mod proxy;
+mod rare;
 pub mod registry;
 
 pub use id::{ClusterId, IdError, Locality, NetworkId, SpiffeId, TrustDomain};
+pub use rare::{Nothing, Rare};

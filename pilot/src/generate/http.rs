@@ -4,6 +4,7 @@ use std::{collections::BTreeSet, time::Duration};
 
 use base64::Engine as _;
 use mesh_model::{
+    Rare,
     authored::{
         CorsPolicy, Destination, HeaderOperations, Headers, HttpFaultInjection, HttpMatchRequest,
         HttpRedirect, HttpRetry, HttpRoute, HttpRouteDestination, Percent, RedirectPortSelection,
@@ -12,7 +13,7 @@ use mesh_model::{
     proxy::{
         AbortKind, Cors, DirectResponse, Fault, Forward, HashPolicy, HeaderMatch, HeaderOps,
         HeaderValueMatch, Mirror, PathMatch, QueryMatch, Redirect, RetryOn, RetryPolicy, Route, RouteAction,
-        RouteFilters, RouteMatch, StringMatch, WeightedCluster,
+        RouteMatch, StringMatch, WeightedCluster,
     },
 };
 
@@ -171,7 +172,7 @@ pub(super) fn default_route(ctx: &Ctx<'_>, entry: &Entry, port: u16) -> Route {
     let cluster = cluster_name(port, "", &entry.service.host);
     let forward = Forward {
         clusters: vec![WeightedCluster::only(cluster)],
-        retry: Some(default_retry()),
+        retry: Some(Box::new(default_retry())),
         hash: hash_policy(ctx, entry, port, ""),
         ..Forward::default()
     };
@@ -187,12 +188,12 @@ pub(super) fn route(matches: RouteMatch, action: RouteAction) -> Route {
         name: String::new(),
         matches,
         action,
-        request_headers: HeaderOps::default(),
-        response_headers: HeaderOps::default(),
+        request_headers: Rare::default(),
+        response_headers: Rare::default(),
         fault: None,
         cors: None,
         operation: String::new(),
-        filters: RouteFilters::default(),
+        filters: Rare::default(),
     }
 }
 
@@ -356,14 +357,13 @@ fn build(ctx: &Ctx<'_>, namespace: &str, r: &HttpRoute, matches: RouteMatch, por
         RouteAction::Forward(Box::new(forward(ctx, namespace, r, &matches, port)?))
     };
     let mut out = route(matches, action);
-    let (request, response) = header_ops(r.headers.as_ref());
-    out.request_headers = request;
-    out.response_headers = response;
+    let (mut request, mut response) = header_ops(r.headers.as_ref());
     // The fields of release 1.0.
-    out.request_headers.add.extend(r.append_headers.iter().map(|(k, v)| (k.clone(), v.clone())));
-    out.response_headers.remove.extend(r.remove_response_headers.keys().cloned());
-    out.fault = r.fault.as_ref().and_then(fault);
-    out.cors = r.cors_policy.as_ref().map(cors);
+    request.add.extend(r.append_headers.iter().map(|(k, v)| (k.clone(), v.clone())));
+    response.remove.extend(r.remove_response_headers.keys().cloned());
+    (out.request_headers, out.response_headers) = (request.into(), response.into());
+    out.fault = r.fault.as_ref().and_then(fault).map(Box::new);
+    out.cors = r.cors_policy.as_ref().map(|c| Box::new(cors(c)));
     if let Some(d) = r.route.first().and_then(|d| d.destination.as_ref()) {
         out.operation = format!("{}:{port}/*", hosts::resolve(&d.host, namespace));
     }
@@ -415,7 +415,7 @@ fn forward(
         clusters,
         timeout: r.timeout.map(Duration::from).filter(|d| !d.is_zero()),
         idle_timeout: None,
-        retry: r.retries.as_ref().map_or_else(|| Some(default_retry()), retry),
+        retry: r.retries.as_ref().map_or_else(|| Some(default_retry()), retry).map(Box::new),
         prefix_rewrite,
         regex_rewrite,
         host_rewrite: r.rewrite.as_ref().map(|w| w.authority.clone()).filter(|a| !a.is_empty()),
@@ -427,7 +427,12 @@ fn forward(
 
 fn weighted(d: &HttpRouteDestination, cluster: String, weight: u32) -> WeightedCluster {
     let (request_headers, response_headers) = header_ops(d.headers.as_ref());
-    WeightedCluster { cluster, weight, request_headers, response_headers }
+    WeightedCluster {
+        cluster,
+        weight,
+        request_headers: request_headers.into(),
+        response_headers: response_headers.into(),
+    }
 }
 
 fn header_ops(h: Option<&Headers>) -> (HeaderOps, HeaderOps) {

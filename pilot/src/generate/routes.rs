@@ -6,9 +6,10 @@ use std::{
 };
 
 use mesh_model::{
+    Rare,
     proxy::{
-        DirectResponse, Forward, HeaderOps, Route, RouteAction, RouteConfiguration, RouteFilters, RouteMatch,
-        VirtualHost, WeightedCluster,
+        DirectResponse, Forward, Route, RouteAction, RouteConfiguration, RouteMatch, VirtualHost,
+        WeightedCluster,
     },
     registry::Protocol,
 };
@@ -39,9 +40,9 @@ pub(super) fn virtual_host(name: String, domains: Vec<String>, routes: Vec<Route
         domains,
         require_tls: false,
         routes,
-        request_headers: HeaderOps::default(),
-        response_headers: HeaderOps::default(),
-        filters: RouteFilters::default(),
+        request_headers: Rare::default(),
+        response_headers: Rare::default(),
+        filters: Rare::default(),
     }
 }
 

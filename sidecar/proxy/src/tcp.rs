@@ -98,7 +98,8 @@ async fn run(
     cluster: &Arc<Cluster>,
     record: &mut TcpRecord,
 ) -> Result<(), Failure> {
-    let (mut up, _holds) = self::connect(conn, cluster, proxy.tunnel.as_ref(), record).await?;
+    // Boxed: what a dial needs would otherwise be kept for as long as the connection is.
+    let (mut up, _holds) = Box::pin(self::connect(conn, cluster, proxy.tunnel.as_ref(), record)).await?;
     carry(conn, down, &mut up, proxy.config.idle_timeout, record).await
 }
 

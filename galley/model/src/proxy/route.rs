@@ -1,12 +1,13 @@
 //! Routes: which request goes where, and what is done to it on the way.
 
-use std::time::Duration;
+use std::{sync::LazyLock, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
 use super::{
     AuthzOverride, BufferOverride, HostRateLimits, JwtOverride, LocalRateLimit, RateLimit, SessionOverride,
 };
+use crate::rare::{Nothing, Rare};
 
 /// `envoy.config.route.v3.RouteConfiguration`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,11 +31,11 @@ pub struct VirtualHost {
     /// First match wins.
     pub routes: Vec<Route>,
     /// Applied after the route's.
-    pub request_headers: HeaderOps,
+    pub request_headers: Rare<HeaderOps>,
     /// Applied after the route's.
-    pub response_headers: HeaderOps,
+    pub response_headers: Rare<HeaderOps>,
     /// Settings of HTTP filters for its routes.
-    pub filters: RouteFilters,
+    pub filters: Rare<RouteFilters>,
 }
 
 /// `envoy.config.route.v3.Route`.
@@ -47,17 +48,17 @@ pub struct Route {
     /// What it does.
     pub action: RouteAction,
     /// Request header changes.
-    pub request_headers: HeaderOps,
+    pub request_headers: Rare<HeaderOps>,
     /// Response header changes.
-    pub response_headers: HeaderOps,
+    pub response_headers: Rare<HeaderOps>,
     /// Injected faults.
-    pub fault: Option<Fault>,
+    pub fault: Option<Box<Fault>>,
     /// Cross-origin policy.
-    pub cors: Option<Cors>,
+    pub cors: Option<Box<Cors>>,
     /// Trace operation.
     pub operation: String,
     /// Settings of HTTP filters for this route (`typed_per_filter_config`).
-    pub filters: RouteFilters,
+    pub filters: Rare<RouteFilters>,
 }
 
 /// Settings of HTTP filters for a virtual host or route; those of a route replace those of its host.
@@ -83,6 +84,13 @@ pub struct RouteFilters {
     pub no_compression: bool,
     /// Sessions that stay on a host.
     pub session: Option<SessionOverride>,
+}
+
+impl Nothing for RouteFilters {
+    fn nothing() -> &'static Self {
+        static NOTHING: LazyLock<RouteFilters> = LazyLock::new(RouteFilters::default);
+        &NOTHING
+    }
 }
 
 /// `envoy.config.route.v3.RouteMatch`: all parts must hold.
@@ -218,7 +226,7 @@ pub struct Forward {
     /// Overrides the connection manager's stream idle timeout.
     pub idle_timeout: Option<Duration>,
     /// Retries; `None` is none.
-    pub retry: Option<RetryPolicy>,
+    pub retry: Option<Box<RetryPolicy>>,
     /// Replaces the matched prefix (or the whole exact path).
     pub prefix_rewrite: Option<String>,
     /// `(pattern, substitution)` over the path.
@@ -258,9 +266,9 @@ pub struct WeightedCluster {
     /// Relative weight.
     pub weight: u32,
     /// Request header changes for this destination.
-    pub request_headers: HeaderOps,
+    pub request_headers: Rare<HeaderOps>,
     /// Response header changes for this destination.
-    pub response_headers: HeaderOps,
+    pub response_headers: Rare<HeaderOps>,
 }
 
 impl WeightedCluster {
@@ -434,6 +442,13 @@ pub struct HeaderOps {
     pub set: Vec<(String, String)>,
     /// Append another value.
     pub add: Vec<(String, String)>,
+}
+
+impl Nothing for HeaderOps {
+    fn nothing() -> &'static Self {
+        static NOTHING: HeaderOps = HeaderOps { remove: vec![], set: vec![], add: vec![] };
+        &NOTHING
+    }
 }
 
 impl HeaderOps {

@@ -128,9 +128,9 @@ fn to_virtual_host(v: pb::VirtualHost) -> Res<VirtualHost> {
         domains: v.domains,
         require_tls,
         routes: each("routes", v.routes, to_route)?,
-        request_headers: to_header_ops(v.request_headers_to_add, v.request_headers_to_remove)?,
-        response_headers: to_header_ops(v.response_headers_to_add, v.response_headers_to_remove)?,
-        filters,
+        request_headers: to_header_ops(v.request_headers_to_add, v.request_headers_to_remove)?.into(),
+        response_headers: to_header_ops(v.response_headers_to_add, v.response_headers_to_remove)?.into(),
+        filters: filters.into(),
     })
 }
 
@@ -260,11 +260,11 @@ fn to_route(m: pb::Route) -> Res<Route> {
         name: m.name,
         matches: to_route_match(m.r#match.unwrap_or_default()).at("match")?,
         action,
-        request_headers: to_header_ops(m.request_headers_to_add, m.request_headers_to_remove)?,
-        response_headers: to_header_ops(m.response_headers_to_add, m.response_headers_to_remove)?,
-        fault: rest.0,
-        cors: rest.1,
-        filters,
+        request_headers: to_header_ops(m.request_headers_to_add, m.request_headers_to_remove)?.into(),
+        response_headers: to_header_ops(m.response_headers_to_add, m.response_headers_to_remove)?.into(),
+        fault: rest.0.map(Box::new),
+        cors: rest.1.map(Box::new),
+        filters: filters.into(),
         operation: m.decorator.map(|d| d.operation).unwrap_or_default(),
     })
 }
@@ -348,8 +348,8 @@ fn to_weighted(c: r::weighted_cluster::ClusterWeight) -> Res<WeightedCluster> {
     Ok(WeightedCluster {
         cluster: c.name,
         weight: c.weight.map_or(0, |w| w.value),
-        request_headers: to_header_ops(c.request_headers_to_add, c.request_headers_to_remove)?,
-        response_headers: to_header_ops(c.response_headers_to_add, c.response_headers_to_remove)?,
+        request_headers: to_header_ops(c.request_headers_to_add, c.request_headers_to_remove)?.into(),
+        response_headers: to_header_ops(c.response_headers_to_add, c.response_headers_to_remove)?.into(),
     })
 }
 
@@ -375,7 +375,7 @@ fn forward(f: &Forward) -> r::RouteAction {
         regex_rewrite: f.regex_rewrite.as_ref().map(substitute),
         timeout: zero_off(f.timeout),
         idle_timeout: f.idle_timeout.map(duration),
-        retry_policy: f.retry.as_ref().map(retry),
+        retry_policy: f.retry.as_deref().map(retry),
         hedge_policy: f
             .hedge
             .then(|| r::HedgePolicy { hedge_on_per_try_timeout: true, ..Default::default() }),
@@ -459,7 +459,7 @@ fn to_forward(a: r::RouteAction) -> Res<Forward> {
         clusters,
         timeout: or_off(a.timeout, ROUTE_TIMEOUT).at("timeout")?,
         idle_timeout: opt(a.idle_timeout).at("idle_timeout")?,
-        retry: a.retry_policy.map(to_retry).transpose().at("retry_policy")?,
+        retry: a.retry_policy.map(to_retry).transpose().at("retry_policy")?.map(Box::new),
         prefix_rewrite: (!a.prefix_rewrite.is_empty()).then_some(a.prefix_rewrite),
         regex_rewrite,
         host_rewrite,

@@ -280,12 +280,12 @@ fn route(name: &str, action: RouteAction) -> Route {
         name: name.into(),
         matches: RouteMatch::any(),
         action,
-        request_headers: HeaderOps::default(),
-        response_headers: HeaderOps::default(),
+        request_headers: Default::default(),
+        response_headers: Default::default(),
         fault: None,
         cors: None,
         operation: String::new(),
-        filters: RouteFilters::default(),
+        filters: Default::default(),
     }
 }
 
@@ -309,20 +309,20 @@ fn routes() -> RouteConfiguration {
                 QueryMatch { name: "r".into(), value: None },
             ],
         },
-        request_headers: ops(),
-        response_headers: ops(),
-        fault: Some(Fault {
+        request_headers: ops().into(),
+        response_headers: ops().into(),
+        fault: Some(Box::new(Fault {
             delay: Some((Duration::from_millis(1500), 250_000)),
             abort: Some((AbortKind::Grpc(14), 1)),
-        }),
-        cors: Some(Cors {
+        })),
+        cors: Some(Box::new(Cors {
             allow_origins: vec![StringMatch::regex(".*")],
             allow_methods: "GET,POST".into(),
             allow_headers: "x-a".into(),
             expose_headers: "x-b".into(),
             max_age: "60".into(),
             allow_credentials: true,
-        }),
+        })),
         operation: "svc:80/*".into(),
         filters: RouteFilters {
             jwt: Some(JwtOverride::Disabled),
@@ -339,7 +339,8 @@ fn routes() -> RouteConfiguration {
             buffer: Some(BufferOverride::Limit(9)),
             no_compression: true,
             session: Some(SessionOverride::Set(session())),
-        },
+        }
+        .into(),
         ..route(
             "rich",
             RouteAction::Forward(Box::new(Forward {
@@ -347,14 +348,14 @@ fn routes() -> RouteConfiguration {
                     WeightedCluster {
                         cluster: "a".into(),
                         weight: 80,
-                        request_headers: ops(),
-                        response_headers: ops(),
+                        request_headers: ops().into(),
+                        response_headers: ops().into(),
                     },
                     WeightedCluster { cluster: "b".into(), weight: 20, ..WeightedCluster::default() },
                 ],
                 timeout: Some(Duration::from_secs(3)),
                 idle_timeout: Some(Duration::from_secs(9)),
-                retry: Some(RetryPolicy {
+                retry: Some(Box::new(RetryPolicy {
                     on: vec![
                         RetryOn::ConnectFailure,
                         RetryOn::RetriableStatusCodes,
@@ -378,7 +379,7 @@ fn routes() -> RouteConfiguration {
                     }),
                     retriable_headers: vec![retry_header.clone()],
                     retriable_request_headers: vec![retry_header],
-                }),
+                })),
                 hedge: true,
                 max_stream: Some(StreamLimit {
                     max: Some(Duration::ZERO),
@@ -427,8 +428,8 @@ fn routes() -> RouteConfiguration {
             domains: vec!["a".into(), "*.b".into()],
             require_tls: true,
             routes: vec![rich, exact, segment, connect, route("plain", plain)],
-            request_headers: ops(),
-            response_headers: ops(),
+            request_headers: ops().into(),
+            response_headers: ops().into(),
             filters: RouteFilters {
                 jwt: Some(JwtOverride::Named("n".into())),
                 ext_authz: Some(AuthzOverride::Disabled),
@@ -436,7 +437,8 @@ fn routes() -> RouteConfiguration {
                 buffer: Some(BufferOverride::Disabled),
                 session: Some(SessionOverride::Disabled),
                 ..RouteFilters::default()
-            },
+            }
+            .into(),
         }],
     }
 }

@@ -299,11 +299,11 @@ async fn bodies_sessions_and_limits_of_time() {
             grpc_timeout_max: Some(Duration::from_millis(200)),
             grpc_timeout_offset: None,
         }),
-        retry: Some(RetryPolicy {
+        retry: Some(Box::new(RetryPolicy {
             on: vec![RetryOn::RetriableStatusCodes],
             status_codes: vec![429],
             ..RetryPolicy::default()
-        }),
+        })),
         ..to_up()
     };
     let mut m = manager(filters, vec![route(f, RouteFilters::default())]);

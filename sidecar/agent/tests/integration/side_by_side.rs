@@ -93,12 +93,12 @@ pub(crate) fn route(f: Forward, filters: RouteFilters) -> Route {
         name: "r".into(),
         matches: RouteMatch::any(),
         action: RouteAction::Forward(Box::new(f)),
-        request_headers: HeaderOps::default(),
-        response_headers: HeaderOps::default(),
+        request_headers: Default::default(),
+        response_headers: Default::default(),
         fault: None,
         cors: None,
         operation: String::new(),
-        filters,
+        filters: filters.into(),
     }
 }
 
@@ -152,9 +152,9 @@ pub(crate) fn manager(filters: Vec<HttpFilter>, routes: Vec<Route>) -> HttpConne
         domains: vec!["*".into()],
         require_tls: false,
         routes,
-        request_headers: HeaderOps::default(),
-        response_headers: HeaderOps::default(),
-        filters: RouteFilters::default(),
+        request_headers: Default::default(),
+        response_headers: Default::default(),
+        filters: Default::default(),
     };
     let routes = RouteConfiguration { name: "r".into(), virtual_hosts: vec![host] };
     HttpConnectionManager { filters, routes: RouteSource::Inline(Arc::new(routes)), ..*m }

@@ -1,9 +1,12 @@
 //! Route tables: which virtual host and route take a request.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, LazyLock},
+    time::Duration,
+};
 
 use http::Method;
-use mesh_model::proxy as model;
+use mesh_model::{Nothing, Rare, proxy as model};
 use regex::bytes::Regex;
 
 use self::index::{DomainIndex, Key, PathIndex};
@@ -56,11 +59,11 @@ pub(crate) struct Route {
     pub(crate) action: Action,
     pub(crate) request_headers: HeaderEdits,
     pub(crate) response_headers: HeaderEdits,
-    pub(crate) fault: Option<model::Fault>,
-    pub(crate) cors: Option<Cors>,
+    pub(crate) fault: Option<Box<model::Fault>>,
+    pub(crate) cors: Option<Box<Cors>>,
     pub(crate) operation: String,
     /// Of the route, else of its virtual host.
-    pub(crate) filters: RouteFilters,
+    pub(crate) filters: Rare<RouteFilters>,
 }
 
 /// Compiled [`model::RouteFilters`].
@@ -77,11 +80,21 @@ pub(crate) struct RouteFilters {
     pub(crate) session: Option<model::SessionOverride>,
 }
 
+impl Nothing for RouteFilters {
+    fn nothing() -> &'static Self {
+        static NOTHING: LazyLock<RouteFilters> = LazyLock::new(RouteFilters::default);
+        &NOTHING
+    }
+}
+
 impl RouteFilters {
-    fn new(route: &model::RouteFilters, host: &model::RouteFilters) -> Result<Self, CompileError> {
+    fn new(route: &model::RouteFilters, host: &model::RouteFilters) -> Result<Rare<Self>, CompileError> {
+        if [route, host].into_iter().all(|f| f == model::RouteFilters::nothing()) {
+            return Ok(Rare::default());
+        }
         let local = route.local_rate_limit.as_ref().or(host.local_rate_limit.as_ref());
         let local = local.map(|l| LocalRateLimit::new(l, true).map(Box::new)).transpose()?;
-        Ok(Self {
+        Ok(Rare::some(Self {
             jwt: route.jwt.as_ref().or(host.jwt.as_ref()).cloned(),
             ext_authz: route.ext_authz.as_ref().or(host.ext_authz.as_ref()).cloned(),
             local_rate_limit: local,
@@ -94,7 +107,7 @@ impl RouteFilters {
                 .buffer_limit
                 .or(host.buffer_limit)
                 .map(|n| usize::try_from(n).unwrap_or(usize::MAX)),
-        })
+        }))
     }
 }
 
@@ -120,11 +133,11 @@ pub(crate) struct Forward {
     total_weight: u64,
     pub(crate) timeout: Option<Duration>,
     pub(crate) idle_timeout: Option<Duration>,
-    pub(crate) retry: Option<Retry>,
+    pub(crate) retry: Option<Box<Retry>>,
     pub(crate) hedge: bool,
     pub(crate) max_stream: Option<model::StreamLimit>,
     prefix_rewrite: Option<String>,
-    regex_rewrite: Option<(Regex, Vec<u8>)>,
+    regex_rewrite: Option<Box<(Regex, Vec<u8>)>>,
     pub(crate) host_rewrite: Option<String>,
     pub(crate) mirrors: Vec<(Arc<ClusterSlot>, u32)>,
     pub(crate) hash: Vec<model::HashPolicy>,
@@ -166,11 +179,7 @@ pub(crate) struct Cors {
 
 /// Compiled [`model::HeaderOps`].
 #[derive(Debug, Default)]
-pub(crate) struct HeaderEdits {
-    remove: Vec<String>,
-    set: Vec<(String, String)>,
-    add: Vec<(String, String)>,
-}
+pub(crate) struct HeaderEdits(Rare<model::HeaderOps>);
 
 impl HeaderEdits {
     pub(crate) fn new(ops: &model::HeaderOps) -> Result<Self, CompileError> {
@@ -190,26 +199,26 @@ impl HeaderEdits {
         if let Some(n) = ops.remove.iter().find(|n| !valid(n, "")) {
             return Err(CompileError::Header(n.clone()));
         }
-        Ok(Self { remove: ops.remove.clone(), set: ops.set.clone(), add: ops.add.clone() })
+        Ok(Self(ops.clone().into()))
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.remove.is_empty() && self.set.is_empty() && self.add.is_empty()
+        self.0.is_empty()
     }
 
     /// Applies to a request; `host` and `:authority` change the authority.
     pub(crate) fn request(&self, req: &mut RequestHead, expand: &dyn Fn(&str) -> String) {
-        for n in &self.remove {
+        for n in &self.0.remove {
             req.headers.remove(n.as_bytes());
         }
-        for (n, v) in &self.set {
+        for (n, v) in &self.0.set {
             if is_authority(n) {
                 req.authority = expand(v);
             } else {
                 req.headers.set(n.as_bytes(), expand(v).as_bytes());
             }
         }
-        for (n, v) in &self.add {
+        for (n, v) in &self.0.add {
             if !is_authority(n) {
                 req.headers.push(n.as_bytes(), expand(v).as_bytes());
             }
@@ -218,13 +227,13 @@ impl HeaderEdits {
 
     /// Applies to a response.
     pub(crate) fn response(&self, headers: &mut Headers, expand: &dyn Fn(&str) -> String) {
-        for n in &self.remove {
+        for n in &self.0.remove {
             headers.remove(n.as_bytes());
         }
-        for (n, v) in &self.set {
+        for (n, v) in &self.0.set {
             headers.set(n.as_bytes(), expand(v).as_bytes());
         }
-        for (n, v) in &self.add {
+        for (n, v) in &self.0.add {
             headers.push(n.as_bytes(), expand(v).as_bytes());
         }
     }
@@ -342,12 +351,12 @@ impl Route {
             name: String::new(),
             matches: m.clone(),
             action: model::RouteAction::Direct(model::DirectResponse { status: 200, body: vec![] }),
-            request_headers: model::HeaderOps::default(),
-            response_headers: model::HeaderOps::default(),
+            request_headers: Rare::default(),
+            response_headers: Rare::default(),
             fault: None,
             cors: None,
             operation: String::new(),
-            filters: model::RouteFilters::default(),
+            filters: Rare::default(),
         };
         Self::new(&route, &route.filters, &mut ClusterSlot::new)
     }
@@ -378,7 +387,9 @@ impl Route {
             }
         };
         let cors = match &r.cors {
-            Some(c) => Some(Cors { origins: StringMatcher::all(&c.allow_origins)?, config: c.clone() }),
+            Some(c) => {
+                Some(Box::new(Cors { origins: StringMatcher::all(&c.allow_origins)?, config: (**c).clone() }))
+            }
             None => None,
         };
         Ok(Self {
@@ -462,7 +473,7 @@ impl Forward {
             return Err(CompileError::NoWeight);
         }
         let regex_rewrite = match &f.regex_rewrite {
-            Some((pattern, with)) => Some((partial_regex(pattern)?, substitution(with))),
+            Some((pattern, with)) => Some(Box::new((partial_regex(pattern)?, substitution(with)))),
             None => None,
         };
         Ok(Self {
@@ -470,7 +481,12 @@ impl Forward {
             total_weight,
             timeout: f.timeout.filter(|t| !t.is_zero()),
             idle_timeout: f.idle_timeout,
-            retry: f.retry.as_ref().filter(|r| r.attempts > 0).map(Retry::new).transpose()?,
+            retry: f
+                .retry
+                .as_ref()
+                .filter(|r| r.attempts > 0)
+                .map(|r| Retry::new(r).map(Box::new))
+                .transpose()?,
             hedge: f.hedge,
             max_stream: f.max_stream,
             prefix_rewrite: f.prefix_rewrite.clone(),
@@ -502,7 +518,7 @@ impl Forward {
         if let Some(with) = &self.prefix_rewrite {
             return Some(route.replace_matched(path, with));
         }
-        let (regex, with) = self.regex_rewrite.as_ref()?;
+        let (regex, with) = self.regex_rewrite.as_deref()?;
         let (p, q) = match path.split_once('?') {
             Some((p, q)) => (p, Some(q)),
             None => (path, None),
@@ -565,12 +581,12 @@ mod tests {
             name: body.into(),
             matches: model::RouteMatch { path, ..model::RouteMatch::any() },
             action: model::RouteAction::Direct(model::DirectResponse { status: 200, body: body.into() }),
-            request_headers: model::HeaderOps::default(),
-            response_headers: model::HeaderOps::default(),
+            request_headers: Rare::default(),
+            response_headers: Rare::default(),
             fault: None,
             cors: None,
             operation: String::new(),
-            filters: model::RouteFilters::default(),
+            filters: Rare::default(),
         }
     }
 
@@ -580,9 +596,9 @@ mod tests {
             domains: domains.iter().map(|d| (*d).to_owned()).collect(),
             require_tls: false,
             routes,
-            request_headers: model::HeaderOps::default(),
-            response_headers: model::HeaderOps::default(),
-            filters: model::RouteFilters::default(),
+            request_headers: Rare::default(),
+            response_headers: Rare::default(),
+            filters: Rare::default(),
         }
     }
 

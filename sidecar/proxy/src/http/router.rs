@@ -257,7 +257,7 @@ struct Limits<'a> {
 impl<'a> Limits<'a> {
     fn new(ctx: &Context<'a>, head: &mut RequestHead) -> Self {
         let mut timeout = ctx.forward.timeout;
-        let retry = ctx.forward.retry.as_ref().filter(|_| !ctx.passed.faulted);
+        let retry = ctx.forward.retry.as_deref().filter(|_| !ctx.passed.faulted);
         let retry = retry
             .filter(|r| r.request_headers.is_empty() || r.request_headers.iter().any(|h| h.matches(head)));
         let mut attempts = retry.map_or(0, |r| r.config.attempts);

@@ -15,7 +15,7 @@ fn proxy(
     f: RouteFilters,
 ) -> Proxy {
     let mut r = route(forward("up"));
-    r.filters = f;
+    r.filters = f.into();
     let mut m = inline(vec![vhost(&["*"], vec![r])]);
     m.filters = filters;
     Proxy::new()

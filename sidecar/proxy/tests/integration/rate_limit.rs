@@ -35,7 +35,7 @@ fn proxy(up: &Upstream, f: HttpFilter, routes: Vec<Route>) -> Proxy {
 fn at(path: &str, filters: RouteFilters) -> Route {
     let mut r = route(forward("up"));
     r.matches.path = PathMatch::Prefix(path.into());
-    r.filters = filters;
+    r.filters = filters.into();
     r
 }
 

@@ -14,8 +14,8 @@ use tokio::io::AsyncWriteExt;
 
 use crate::support::*;
 
-fn retry(on: &[RetryOn], attempts: u32) -> Option<RetryPolicy> {
-    Some(RetryPolicy {
+fn retry(on: &[RetryOn], attempts: u32) -> Option<Box<RetryPolicy>> {
+    Some(Box::new(RetryPolicy {
         on: on.to_vec(),
         status_codes: vec![],
         attempts,
@@ -24,7 +24,7 @@ fn retry(on: &[RetryOn], attempts: u32) -> Option<RetryPolicy> {
         max_interval: Duration::from_millis(20),
         host_selection_attempts: 5,
         ..RetryPolicy::default()
-    })
+    }))
 }
 
 fn proxy(c: Cluster, f: Forward) -> Proxy {
@@ -275,7 +275,7 @@ fn at_once(list: &[String]) -> Vec<(Duration, String)> {
     list.iter().map(|s| (Duration::ZERO, s.clone())).collect()
 }
 
-fn with(on: &[RetryOn], change: impl FnOnce(&mut RetryPolicy)) -> Option<RetryPolicy> {
+fn with(on: &[RetryOn], change: impl FnOnce(&mut RetryPolicy)) -> Option<Box<RetryPolicy>> {
     let mut r = retry(on, 2);
     change(r.as_mut().unwrap());
     r

@@ -39,12 +39,14 @@ async fn hosts_paths_headers_and_rewrites() {
         remove: vec!["x-gone".into()],
         set: vec![("x-set".into(), "route".into())],
         add: vec![("x-add".into(), "1".into())],
-    };
+    }
+    .into();
     edited.response_headers = HeaderOps {
         remove: vec!["x-upstream".into()],
         set: vec![("x-answer".into(), "42".into())],
         add: vec![],
-    };
+    }
+    .into();
     let mut host = vhost(
         &["reviews", "reviews:9080"],
         vec![
@@ -119,14 +121,14 @@ async fn weights_split_in_proportion() {
 async fn cross_origin_requests() {
     let up = Upstream::new("up").await;
     let mut r = route(forward("a"));
-    r.cors = Some(Cors {
+    r.cors = Some(Box::new(Cors {
         allow_origins: vec![StringMatch::exact("https://ok.example")],
         allow_methods: "GET,POST".into(),
         allow_headers: "x-a".into(),
         expose_headers: "x-b".into(),
         max_age: "60".into(),
         allow_credentials: true,
-    });
+    }));
     let p = with_routes(&[("a", up.address)], vec![vhost(&["*"], vec![r])]).run();
     let pre = p
         .raw("l", "OPTIONS / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nOrigin: https://ok.example\r\nAccess-Control-Request-Method: POST\r\n\r\n")
@@ -145,9 +147,10 @@ async fn cross_origin_requests() {
 async fn faults_delay_and_abort() {
     let up = Upstream::new("up").await;
     let mut aborted = on_path(PathMatch::Prefix("/abort".into()), route(forward("a")));
-    aborted.fault = Some(Fault { abort: Some((AbortKind::Http(555), 1_000_000)), delay: None });
+    aborted.fault = Some(Box::new(Fault { abort: Some((AbortKind::Http(555), 1_000_000)), delay: None }));
     let mut delayed = route(forward("a"));
-    delayed.fault = Some(Fault { delay: Some((Duration::from_millis(150), 1_000_000)), abort: None });
+    delayed.fault =
+        Some(Box::new(Fault { delay: Some((Duration::from_millis(150), 1_000_000)), abort: None }));
     let p = with_routes(&[("a", up.address)], vec![vhost(&["*"], vec![aborted, delayed])]).run();
     let r = p.get("a", "/abort").await;
     assert_eq!((r.status, r.body.as_str()), (555, "fault filter abort"));

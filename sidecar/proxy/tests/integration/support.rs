@@ -178,12 +178,12 @@ pub(crate) fn route(f: Forward) -> Route {
         name: "default".into(),
         matches: RouteMatch::any(),
         action: RouteAction::Forward(Box::new(f)),
-        request_headers: HeaderOps::default(),
-        response_headers: HeaderOps::default(),
+        request_headers: Default::default(),
+        response_headers: Default::default(),
         fault: None,
         cors: None,
         operation: String::new(),
-        filters: RouteFilters::default(),
+        filters: Default::default(),
     }
 }
 
@@ -193,9 +193,9 @@ pub(crate) fn vhost(domains: &[&str], routes: Vec<Route>) -> VirtualHost {
         domains: domains.iter().map(|d| (*d).to_owned()).collect(),
         require_tls: false,
         routes,
-        request_headers: HeaderOps::default(),
-        response_headers: HeaderOps::default(),
-        filters: RouteFilters::default(),
+        request_headers: Default::default(),
+        response_headers: Default::default(),
+        filters: Default::default(),
     }
 }
 
