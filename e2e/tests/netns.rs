@@ -20,3 +20,5 @@ mod software;
 mod support;
 #[path = "netns/trunk.rs"]
 mod trunk;
+#[path = "netns/udp.rs"]
+mod udp;

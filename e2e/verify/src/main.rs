@@ -33,6 +33,8 @@ const DEBIAN: &[(&str, &str)] = &[
     ("postgresql", "a TCP protocol whose server speaks late"),
     ("mariadb-server", "a TCP protocol whose server speaks first"),
     ("redis-server", "a TCP protocol with pipelines"),
+    ("dnsmasq-base", "a resolver that is not ours"),
+    ("bind9-dnsutils", "dig, a client of it"),
     ("golang-go", "a control plane that is not ours, from the Go module proxy"),
 ];
 /// The foreign data plane, from PyPI.

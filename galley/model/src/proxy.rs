@@ -15,6 +15,7 @@ mod listener;
 mod policy;
 mod rate_limit;
 mod route;
+mod udp;
 
 pub use body::*;
 pub use cluster::*;
@@ -25,3 +26,4 @@ pub use listener::*;
 pub use policy::*;
 pub use rate_limit::*;
 pub use route::*;
+pub use udp::*;

@@ -30,6 +30,7 @@ mod split;
 #[cfg(test)]
 pub(crate) mod tests;
 mod tls;
+mod udp;
 
 use std::{fmt, io};
 

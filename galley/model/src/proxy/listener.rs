@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Compressor, ConnectionLimit, ExtAuthz, GlobalRateLimit, JwtAuthn, LocalRateLimit, Rbac,
-    RouteConfiguration, StatefulSession, StringMatch, WeightedCluster,
+    RouteConfiguration, StatefulSession, StringMatch, UdpProxy, WeightedCluster,
 };
 
 /// `envoy.config.listener.v3.Listener`.
@@ -41,6 +41,8 @@ pub struct Listener {
     pub default_filter_chain: Option<FilterChain>,
     /// Log of connections that no chain took.
     pub access_log: Vec<AccessLog>,
+    /// Takes datagrams instead of connections; the listener then has no filter chains.
+    pub udp: Option<Box<UdpProxy>>,
 }
 
 /// `envoy.config.core.v3.TrafficDirection`.

@@ -573,6 +573,7 @@ pub(crate) fn listener() -> Listener {
             path: "/dev/stdout".into(),
             format: AccessLogFormat::Text(String::new()),
         }],
+        udp: None,
     }
 }
 

@@ -2,3 +2,4 @@
 
 mod filters;
 mod side_by_side;
+mod udp;
