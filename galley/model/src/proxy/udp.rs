@@ -22,14 +22,15 @@ pub struct UdpProxy {
     /// Longest datagram taken from clients, in bytes; longer ones are dropped and counted.
     /// `udp_listener_config.downstream_socket_config.max_rx_datagram_size`.
     pub max_downstream: u16,
-    /// The same for hosts: `upstream_socket_config.max_rx_datagram_size`.
+    /// The same for hosts: `upstream_socket_config.max_rx_datagram_size`. All of them unless set: Envoy's default is
+    /// smaller but not kept to where it reads with GRO.
     pub max_upstream: u16,
     /// Log of sessions, written when they end.
     pub access_log: Vec<AccessLog>,
 }
 
 impl UdpProxy {
-    /// Envoy's limit of a datagram, unless set.
+    /// Envoy's limit of a client's datagram, unless set.
     pub const MAX_DATAGRAM: u16 = 1500;
     /// Envoy's idle timeout, unless set.
     pub const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
@@ -45,7 +46,7 @@ impl UdpProxy {
             hash: None,
             per_packet: false,
             max_downstream: Self::MAX_DATAGRAM,
-            max_upstream: Self::MAX_DATAGRAM,
+            max_upstream: u16::MAX,
             access_log: vec![],
         }
     }

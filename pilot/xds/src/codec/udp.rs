@@ -27,7 +27,7 @@ pub(super) fn filter(u: &UdpProxy) -> l::ListenerFilter {
         stat_prefix: u.stat_prefix.clone(),
         idle_timeout: Some(duration(u.idle_timeout)),
         hash_policies: hash.map(|h| config::HashPolicy { policy_specifier: Some(h) }).into_iter().collect(),
-        upstream_socket_config: socket_config(u.max_upstream),
+        upstream_socket_config: socket_config(u.max_upstream, u16::MAX),
         use_per_packet_load_balancing: u.per_packet,
         access_log: u.access_log.iter().map(http::access_log).collect(),
         route_specifier: Some(config::RouteSpecifier::Matcher(matcher::Matcher {
@@ -48,7 +48,10 @@ pub(super) fn filter(u: &UdpProxy) -> l::ListenerFilter {
 
 /// What a listener says about its socket.
 pub(super) fn listener_config(u: &UdpProxy) -> l::UdpListenerConfig {
-    l::UdpListenerConfig { downstream_socket_config: socket_config(u.max_downstream), ..Default::default() }
+    l::UdpListenerConfig {
+        downstream_socket_config: socket_config(u.max_downstream, UdpProxy::MAX_DATAGRAM),
+        ..Default::default()
+    }
 }
 
 /// The only filter of a UDP listener.
@@ -76,7 +79,7 @@ pub(super) fn decode(
 
 fn max_downstream(l: l::UdpListenerConfig) -> Res<u16> {
     refuse!(l; quic_options, udp_packet_packet_writer_config);
-    to_socket_config(l.downstream_socket_config).at("downstream_socket_config")
+    to_socket_config(l.downstream_socket_config, UdpProxy::MAX_DATAGRAM).at("downstream_socket_config")
 }
 
 #[allow(deprecated)]
@@ -111,7 +114,7 @@ fn proxy(m: udp::UdpProxyConfig) -> Res<UdpProxy> {
         hash,
         per_packet: m.use_per_packet_load_balancing,
         max_downstream: UdpProxy::MAX_DATAGRAM,
-        max_upstream: to_socket_config(m.upstream_socket_config).at("upstream_socket_config")?,
+        max_upstream: to_socket_config(m.upstream_socket_config, u16::MAX).at("upstream_socket_config")?,
         access_log: each("access_log", m.access_log, http::to_access_log)?,
     })
 }
@@ -133,17 +136,17 @@ fn route(m: matcher::Matcher) -> Res<String> {
     }
 }
 
-fn socket_config(max: u16) -> Option<core::UdpSocketConfig> {
-    (max != UdpProxy::MAX_DATAGRAM).then(|| core::UdpSocketConfig {
+fn socket_config(max: u16, default: u16) -> Option<core::UdpSocketConfig> {
+    (max != default).then(|| core::UdpSocketConfig {
         max_rx_datagram_size: Some(envoy_types::pb::google::protobuf::UInt64Value { value: max.into() }),
         ..Default::default()
     })
 }
 
 /// `prefer_gro` changes no behaviour and is ignored.
-fn to_socket_config(c: Option<core::UdpSocketConfig>) -> Res<u16> {
+fn to_socket_config(c: Option<core::UdpSocketConfig>, default: u16) -> Res<u16> {
     match c.and_then(|c| c.max_rx_datagram_size) {
-        None => Ok(UdpProxy::MAX_DATAGRAM),
+        None => Ok(default),
         Some(v) => match u16::try_from(v.value) {
             Ok(n) if n > 0 => Ok(n),
             _ => Err(Bad::new("max_rx_datagram_size", "must be between 1 and 65535")),
@@ -181,7 +184,7 @@ mod tests {
                 hash: Some(UdpHash::Key("k".into())),
                 per_packet: true,
                 max_downstream: 9000,
-                max_upstream: 65_535,
+                max_upstream: 1500,
                 access_log: vec![AccessLog {
                     path: "/dev/stdout".into(),
                     format: AccessLogFormat::Text("%DURATION%\n".into()),
@@ -214,7 +217,7 @@ mod tests {
         let cluster = udp::udp_proxy_config::RouteSpecifier::Cluster("old".into());
         let l = with(|c| *c = udp::UdpProxyConfig { route_specifier: Some(cluster), ..Default::default() });
         let UdpProxy { cluster, idle_timeout, max_upstream, .. } = *l.unwrap().udp.unwrap();
-        assert_eq!((cluster.as_str(), idle_timeout.as_secs(), max_upstream), ("old", 60, 1500));
+        assert_eq!((cluster.as_str(), idle_timeout.as_secs(), max_upstream), ("old", 60, 65_535));
     }
 
     #[test]
@@ -232,7 +235,7 @@ mod tests {
         refused(|c| c.hash_policies = vec![c::HashPolicy::default(); 2], "hash_policies");
         refused(|c| c.hash_policies = vec![c::HashPolicy::default()], "hash_policies[0]");
         refused(
-            |c| c.upstream_socket_config = super::socket_config(0),
+            |c| c.upstream_socket_config = super::socket_config(0, 1),
             "upstream_socket_config.max_rx_datagram_size",
         );
         // A listener that is half of one.

@@ -112,7 +112,7 @@ async fn sessions_sizes_and_idle_ends() {
 async fn hashes_and_datagrams_on_their_own() {
     let hosts = [echo("a").await, echo("b").await, echo("c").await];
     let maglev = LbPolicy::Maglev(65_537);
-    let of = |c: UdpProxy| UdpProxy { max_downstream: 9000, max_upstream: 9000, ..c };
+    let of = |c: UdpProxy| UdpProxy { max_downstream: 9000, ..c };
     for (what, config, lb, expected) in [
         ("source", UdpProxy { hash: Some(UdpHash::SourceIp), ..UdpProxy::to("up") }, maglev, 1),
         ("key", UdpProxy { hash: Some(UdpHash::Key("k".into())), ..UdpProxy::to("up") }, maglev, 1),

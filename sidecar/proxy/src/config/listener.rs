@@ -24,6 +24,7 @@ use crate::{
     http::filters::{
         compressor::Compressor,
         ext_authz::ExtAuthz,
+        ext_proc::ExtProc,
         jwt::JwtAuthn,
         rate_limit::{
             bucket::Bucket,
@@ -101,6 +102,7 @@ pub(crate) enum HttpFilter {
     Rbac(Box<Rbac>),
     Jwt(Box<JwtAuthn>),
     ExtAuthz(Box<ExtAuthz>),
+    ExtProc(Arc<ExtProc>),
     LocalRateLimit(Box<LocalRateLimit>),
     RateLimit(Box<GlobalRateLimit>),
     GrpcWeb,
@@ -117,7 +119,7 @@ impl HttpFilter {
     fn wants_bodies(&self) -> bool {
         match self {
             Self::ExtAuthz(e) => e.wants_bodies(),
-            Self::GrpcWeb | Self::Compressor(_) | Self::Buffer(_) => true,
+            Self::ExtProc(_) | Self::GrpcWeb | Self::Compressor(_) | Self::Buffer(_) => true,
             _ => false,
         }
     }
@@ -354,6 +356,9 @@ impl HttpManager {
                     model::HttpFilter::Jwt(j) => HttpFilter::Jwt(Box::new(JwtAuthn::new(j, names.cluster)?)),
                     model::HttpFilter::ExtAuthz(e) => {
                         HttpFilter::ExtAuthz(Box::new(ExtAuthz::new(e, names.cluster)?))
+                    }
+                    model::HttpFilter::ExtProc(e) => {
+                        HttpFilter::ExtProc(Arc::new(ExtProc::new(e, names.cluster)?))
                     }
                     model::HttpFilter::LocalRateLimit(l) => {
                         HttpFilter::LocalRateLimit(Box::new(LocalRateLimit::new(l, false)?))

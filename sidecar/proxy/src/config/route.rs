@@ -10,7 +10,10 @@ use self::index::{DomainIndex, Key, PathIndex};
 use super::CompileError;
 use crate::{
     http::{
-        filters::rate_limit::{Rules, local::LocalRateLimit},
+        filters::{
+            ext_proc::ProcOverride,
+            rate_limit::{Rules, local::LocalRateLimit},
+        },
         headers::{HeaderId, Headers},
         message::RequestHead,
     },
@@ -68,6 +71,7 @@ pub(crate) struct Route {
 pub(crate) struct RouteFilters {
     pub(crate) jwt: Option<model::JwtOverride>,
     pub(crate) ext_authz: Option<model::AuthzOverride>,
+    pub(crate) ext_proc: Option<ProcOverride>,
     pub(crate) local_rate_limit: Option<Box<LocalRateLimit>>,
     pub(crate) rate_limits: Rules,
     pub(crate) rate_limit: model::HostRateLimits,
@@ -78,12 +82,17 @@ pub(crate) struct RouteFilters {
 }
 
 impl RouteFilters {
-    fn new(route: &model::RouteFilters, host: &model::RouteFilters) -> Result<Self, CompileError> {
+    fn new(
+        route: &model::RouteFilters,
+        host: &model::RouteFilters,
+        slot: SlotOf<'_>,
+    ) -> Result<Self, CompileError> {
         let local = route.local_rate_limit.as_ref().or(host.local_rate_limit.as_ref());
         let local = local.map(|l| LocalRateLimit::new(l, true).map(Box::new)).transpose()?;
         Ok(Self {
             jwt: route.jwt.as_ref().or(host.jwt.as_ref()).cloned(),
             ext_authz: route.ext_authz.as_ref().or(host.ext_authz.as_ref()).cloned(),
+            ext_proc: route.ext_proc.as_ref().or(host.ext_proc.as_ref()).map(|o| ProcOverride::new(o, slot)),
             local_rate_limit: local,
             rate_limits: Rules::new(route, host)?,
             rate_limit: route.rate_limit,
@@ -393,7 +402,7 @@ impl Route {
             fault: r.fault.clone(),
             cors,
             operation: r.operation.clone(),
-            filters: RouteFilters::new(&r.filters, host)?,
+            filters: RouteFilters::new(&r.filters, host, slot)?,
         })
     }
 

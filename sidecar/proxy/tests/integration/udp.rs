@@ -217,7 +217,7 @@ async fn what_is_beyond_a_limit_is_dropped_and_counted() {
 #[tokio::test]
 async fn datagrams_longer_than_allowed_are_dropped_in_both_directions() {
     let host = echo("a").await;
-    let p = proxy(&[host], UdpProxy::to(C)).run();
+    let p = proxy(&[host], UdpProxy { max_upstream: 1500, ..UdpProxy::to(C) }).run();
     let c = Client::new(&p).await;
     c.ask("x").await;
     c.send(&[b'y'; 1501]).await;
@@ -231,8 +231,7 @@ async fn datagrams_longer_than_allowed_are_dropped_in_both_directions() {
     until("without a session", || dropped(&p, "truncated") == 3).await;
     assert_eq!(count(&p, &["flotilla_udp_sessions_opened_total"]), 1);
 
-    let p =
-        proxy(&[host], UdpProxy { max_downstream: 65_535, max_upstream: 65_535, ..UdpProxy::to(C) }).run();
+    let p = proxy(&[host], UdpProxy { max_downstream: 65_535, ..UdpProxy::to(C) }).run();
     let c = Client::new(&p).await;
     c.ask(&"z".repeat(60_000)).await;
     c.ask("").await;
