@@ -161,6 +161,10 @@ async fn bodies_in_every_mode() {
     ] {
         let p = pair(&processor, body(req, resp)).await;
         for todo in ["-", "upper", "clear", "body-headers upper"] {
+            // Envoy takes headers with a piece of a body if it still holds them, which is a matter of time.
+            if req == Streamed && todo.starts_with("body-headers") {
+                continue;
+            }
             for (method, data) in [("POST", "hello world"), ("GET", ""), ("POST", "")] {
                 // How many pieces there are is nobody's promise.
                 let headers = if req == Streamed { &HEADERS[..1] } else { &HEADERS[..] };

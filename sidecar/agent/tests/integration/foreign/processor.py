@@ -101,6 +101,8 @@ class Processor(pb_grpc.ExternalProcessorServicer):
                     common.body_mutation.body = message.body.upper()
                 elif "clear" in todo:
                     common.body_mutation.clear_body = True
+                    # Envoy takes a body of another length only with the header that said it.
+                    common.header_mutation.remove_headers.append("content-length")
                 elif "mark" in todo:
                     common.body_mutation.body = message.body + (b"<end>" if end else b"<part>")
                 if "body-headers" in todo:

@@ -62,6 +62,8 @@ impl Failed {
 struct Side {
     alarm: Alarm,
     until: Option<Instant>,
+    /// What the processor was asked about and has not answered.
+    asked: Option<Part>,
     said: VecDeque<Said>,
 }
 
@@ -85,7 +87,7 @@ impl Link {
         allow: bool,
         series: ProcSeries,
     ) -> Self {
-        let side = || Side { alarm: worker.alarms.alarm(), until: None, said: VecDeque::new() };
+        let side = || Side { alarm: worker.alarms.alarm(), until: None, asked: None, said: VecDeque::new() };
         let sides = [side(), side()];
         Self { filter, call: None, mode, allow, series, sides, metadata: Map::new() }
     }
@@ -122,7 +124,9 @@ impl Link {
     pub(super) fn send(&mut self, part: Part, message: Vec<u8>) {
         let limit = self.filter.config.message_timeout;
         let limit = if limit.is_zero() { NO_LIMIT } else { limit };
-        self.sides[usize::from(!part.of_request())].until = Some(Instant::now() + limit);
+        let side = &mut self.sides[usize::from(!part.of_request())];
+        side.until = Some(Instant::now() + limit);
+        side.asked = Some(part);
         if let Some(c) = &mut self.call {
             self.series.count(ProcEvent::Sent);
             c.send(message);
@@ -195,7 +199,13 @@ impl Link {
                     let f = Failed::Error("an immediate response, which is disabled".to_owned());
                     return Poll::Ready(self.fail(f).map(|()| None));
                 }
+                Said::Change(part, _) if self.sides[to].asked != Some(part) => {
+                    self.series.count(ProcEvent::Spurious);
+                    let f = Failed::Error("a message that nothing was asked about".to_owned());
+                    return Poll::Ready(self.fail(f).map(|()| None));
+                }
                 said => {
+                    self.sides[to].asked = None;
                     self.sides[to].said.push_back(said);
                     // The other side is driven by the same task, perhaps before this one.
                     if to != mine {
