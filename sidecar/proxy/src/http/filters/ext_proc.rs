@@ -8,6 +8,7 @@
 //! An answer passes the processor before other filters change it, wherever the filter stands among them.
 
 mod call;
+mod link;
 mod mutate;
 mod process;
 mod wire;
@@ -20,8 +21,9 @@ use mesh_telemetry::metrics::{ProcEvent, ProcSeries};
 
 use self::{
     call::Call,
+    link::{Failed, Link},
     mutate::Rules,
-    process::{Failed, Link, Processor},
+    process::Processor,
     wire::{Change, Immediate, Part, Said},
 };
 use super::{Passed, ahead};
