@@ -1,6 +1,6 @@
 //! Two clusters as network namespaces: real interception, real isolation, a link that breaks.
 //!
-//! Needs root, iproute2, iptables, ethtool, util-linux and curl, and a `flotilla` to test (see
+//! Needs root, iproute2, iptables, ethtool, util-linux, curl, dnsmasq and dig, and a `flotilla` to test (see
 //! [`flotilla_e2e::programs::flotilla`]): `cargo test -p flotilla-e2e --test netns -- --ignored
 //! --test-threads=1 --nocapture`.
 
@@ -20,3 +20,5 @@ mod software;
 mod support;
 #[path = "netns/trunk.rs"]
 mod trunk;
+#[path = "netns/udp.rs"]
+mod udp;

@@ -19,6 +19,7 @@ mod rbac;
 mod routes;
 mod sni;
 mod tcp;
+mod udp;
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -106,6 +107,7 @@ pub fn shared(class: &ProxyNode, world: &World) -> Generated {
     clusters::outbound(&ctx, &mut out);
     if !class.router {
         outbound::shared(&ctx, &mut out);
+        udp::shared(&ctx, &mut out);
     }
     out
 }

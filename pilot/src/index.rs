@@ -47,7 +47,9 @@ pub struct Entry {
     /// Its addresses were assigned by the mesh, not by a registry: without the mesh's DNS callers
     /// connect to something else.
     pub assigned_vip: bool,
-    /// Endpoints in this cluster.
+    /// Ports of UDP, apart from the service's others: the same number may be a port of TCP. Peers do not have them.
+    pub udp_ports: Vec<ServicePort>,
+    /// Endpoints in this cluster, of ports of both kinds.
     pub endpoints: Vec<Endpoint>,
     /// What peers run of it.
     pub imports: Vec<Arc<ImportedService>>,

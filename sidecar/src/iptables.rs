@@ -1,6 +1,7 @@
 //! Capturing a workload's traffic.
 //!
-//! Inbound TCP goes to the proxy's inbound port, outbound TCP to its outbound port, DNS to its resolver. What the proxy
+//! Inbound TCP goes to the proxy's inbound port, outbound TCP to its outbound port, DNS to its resolver, and outbound UDP
+//! to the addresses that are asked for to the outbound port as well. What the proxy
 //! itself sends is recognised by its user or group and left alone. [`plan`] says what is captured; the rules are
 //! written for iptables or nftables. All of them live in chains (or a table) of their own, so removing them is exact,
 //! and installing twice is the same as once.
@@ -74,6 +75,10 @@ pub struct IptablesArgs {
     /// Groups whose outbound traffic is not captured
     #[arg(long, value_delimiter = ',')]
     pub exclude_gids: Vec<u32>,
+    /// Outbound UDP to these ranges is captured too, CIDR; `*` is all, empty none. Needs TPROXY. Name the range of
+    /// services' addresses, such as 240.240.0.0/16,10.96.0.0/12
+    #[arg(long, default_value = "")]
+    pub udp_ranges: String,
     /// Send DNS (port 53) to the proxy's resolver on this port
     #[arg(long)]
     pub dns_port: Option<u16>,

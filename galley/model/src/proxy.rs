@@ -13,8 +13,10 @@ mod filter;
 mod jwt;
 mod listener;
 mod policy;
+mod processor;
 mod rate_limit;
 mod route;
+mod udp;
 
 pub use body::*;
 pub use cluster::*;
@@ -23,5 +25,7 @@ pub use filter::*;
 pub use jwt::*;
 pub use listener::*;
 pub use policy::*;
+pub use processor::*;
 pub use rate_limit::*;
 pub use route::*;
+pub use udp::*;

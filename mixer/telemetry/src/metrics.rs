@@ -4,6 +4,9 @@
 //! [`RequestSeries`] handle; after that it only adds to atomics. Histograms are our own because the ones of
 //! `prometheus-client` lock a mutex at each observation.
 
+mod proc;
+mod udp;
+
 use std::{
     fmt::Write as _,
     sync::{
@@ -20,6 +23,10 @@ use prometheus_client::{
     metrics::{MetricType, TypedMetric, counter::Counter, family::Family},
     registry::Registry,
 };
+
+pub use self::proc::{ProcEvent, ProcSeries};
+pub use self::udp::{UdpDrop, UdpEnd, UdpHop, UdpSeries};
+use self::{proc::ProcMetrics, udp::UdpMetrics};
 
 /// Which side of a request reports it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -196,6 +203,8 @@ pub struct MeshMetrics {
     tcp_sent: Family<TcpLabels, Counter>,
     tcp_received: Family<TcpLabels, Counter>,
     log_lines_dropped: Counter,
+    udp: UdpMetrics,
+    proc: ProcMetrics,
 }
 
 /// One combination of labels of the HTTP metrics.
@@ -256,6 +265,8 @@ impl MeshMetrics {
             "Access log lines dropped because the writer was behind",
             m.log_lines_dropped.clone(),
         );
+        m.udp.register(registry);
+        m.proc.register(registry);
         m
     }
 
@@ -279,6 +290,18 @@ impl MeshMetrics {
             sent: self.tcp_sent.get_or_create_owned(l),
             received: self.tcp_received.get_or_create_owned(l),
         }
+    }
+
+    /// The counters of a UDP listener's sessions to a cluster.
+    #[must_use]
+    pub fn udp_series(&self, stat_prefix: &str, cluster: &str) -> UdpSeries {
+        self.udp.series(stat_prefix, cluster)
+    }
+
+    /// The counters of an external processor.
+    #[must_use]
+    pub fn proc_series(&self, stat_prefix: &str) -> ProcSeries {
+        self.proc.series(stat_prefix)
     }
 
     /// Lines that access-log writers had to drop.

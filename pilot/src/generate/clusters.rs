@@ -132,7 +132,7 @@ fn http_version(_ctx: &Ctx<'_>, p: Protocol) -> UpstreamHttp {
     }
 }
 
-fn balance(c: &mut Cluster, lb: Option<&LoadBalancerSettings>) {
+pub(super) fn balance(c: &mut Cluster, lb: Option<&LoadBalancerSettings>) {
     let Some(lb) = lb else { return };
     if let Some(h) = &lb.consistent_hash {
         c.lb = match (&h.maglev, &h.ring_hash) {

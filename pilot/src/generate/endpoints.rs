@@ -15,7 +15,7 @@ use mesh_model::{
     authored::{LocalityLbSetting, MutualTlsMode, TrafficPolicy},
     federation::LeaseState,
     proxy::{EndpointHealth, LbEndpoint, LoadAssignment, LocalityEndpoints},
-    registry::{Health, Labels, ServicePort, TlsMode},
+    registry::{Health, Labels, Protocol, ServicePort, TlsMode},
 };
 
 use super::{Ctx, hbone};
@@ -115,7 +115,9 @@ fn groups(ctx: &Ctx<'_>, entry: &Entry, port: &ServicePort, subset: &Labels) -> 
             workload,
         });
     }
-    for i in &entry.imports {
+    // Between clusters there is TCP only.
+    let imports = entry.imports.iter().filter(|_| port.protocol != Protocol::Udp);
+    for i in imports {
         // The peer may not have this port; the oldest export defined ours.
         if !i.service.ports.iter().any(|p| p.port == port.port) {
             continue;

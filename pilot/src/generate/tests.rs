@@ -2,6 +2,7 @@
 
 mod gateways;
 mod policy;
+mod udp;
 
 use std::{collections::BTreeMap, sync::Arc};
 

@@ -134,18 +134,30 @@ impl<'a> Builder<'a> {
             let spec = &doc.spec;
             let object = format!("Service {}/{}", doc.namespace, doc.name);
             let host = hosts::service_host(&doc.name, &doc.namespace);
-            let mut ports = Vec::new();
-            let mut targets = Vec::new();
+            let (mut ports, mut targets) = (Vec::new(), Vec::new());
+            let (mut udp_ports, mut udp_targets) = (Vec::new(), Vec::new());
             for p in &spec.ports {
-                if p.protocol.eq_ignore_ascii_case("UDP") || p.protocol.eq_ignore_ascii_case("SCTP") {
+                if p.protocol.eq_ignore_ascii_case("SCTP") {
                     continue;
                 }
                 let Ok(number) = u16::try_from(p.port) else {
                     self.problem(&object, format!("port {} is ignored: above 65535", p.port));
                     continue;
                 };
+                if number == 0 {
+                    continue;
+                }
+                if p.protocol.eq_ignore_ascii_case("UDP") {
+                    udp_ports.push(ServicePort {
+                        name: p.name.clone(),
+                        port: number,
+                        protocol: Protocol::Udp,
+                    });
+                    udp_targets.push(p.target_port.clone());
+                    continue;
+                }
                 let protocol = Protocol::select(p.app_protocol.as_deref(), &p.name);
-                if protocol == Protocol::Udp || number == 0 {
+                if protocol == Protocol::Udp {
                     continue;
                 }
                 ports.push(ServicePort { name: p.name.clone(), port: number, protocol });
@@ -176,8 +188,10 @@ impl<'a> Builder<'a> {
                 created: doc.created,
             };
             let mut entry = self.entry(service, Origin::Platform);
+            entry.udp_ports = udp_ports;
+            targets.append(&mut udp_targets);
             if external {
-                for p in &entry.service.ports {
+                for p in entry.service.ports.iter().chain(&entry.udp_ports) {
                     entry.endpoints.push(inline(&spec.external_name, p.port, &p.name));
                 }
             } else if !spec.selector.is_empty() {
@@ -196,6 +210,7 @@ impl<'a> Builder<'a> {
             origin,
             aliases: vec![],
             assigned_vip: false,
+            udp_ports: vec![],
             endpoints: vec![],
             imports: vec![],
             identities: BTreeSet::new(),
@@ -204,7 +219,8 @@ impl<'a> Builder<'a> {
         }
     }
 
-    /// Adds the workloads of the service's namespace that a selector selects.
+    /// Adds the workloads of the service's namespace that a selector selects. `targets` are those of its ports and then
+    /// of its UDP ports.
     fn select_workloads(
         &mut self,
         entry: &mut Entry,
@@ -222,7 +238,7 @@ impl<'a> Builder<'a> {
             .copied()
             .collect();
         for w in selected {
-            for (i, port) in entry.service.ports.iter().enumerate() {
+            for (i, port) in entry.service.ports.iter().chain(&entry.udp_ports).enumerate() {
                 let target = targets.get(i).and_then(Option::as_ref);
                 match target_port(&w.spec, port, target) {
                     Ok(number) => {
@@ -291,20 +307,26 @@ impl<'a> Builder<'a> {
         for doc in &config.service_entries {
             let spec = &doc.spec;
             let object = format!("ServiceEntry {}/{}", doc.namespace, doc.name);
-            let mut ports = Vec::new();
-            let mut targets = Vec::new();
+            let (mut ports, mut targets) = (Vec::new(), Vec::new());
+            let (mut udp_ports, mut udp_targets) = (Vec::new(), Vec::new());
             for p in &spec.ports {
                 match u16::try_from(p.number) {
                     Ok(number) if number > 0 => {
                         let protocol = Protocol::parse(&p.protocol).unwrap_or(Protocol::Tcp);
-                        if protocol != Protocol::Udp {
-                            ports.push(ServicePort { name: p.name.clone(), port: number, protocol });
-                            targets.push((p.target_port > 0).then_some(IntOrString::Int(p.target_port)));
+                        let port = ServicePort { name: p.name.clone(), port: number, protocol };
+                        let target = (p.target_port > 0).then_some(IntOrString::Int(p.target_port));
+                        if protocol == Protocol::Udp {
+                            udp_ports.push(port);
+                            udp_targets.push(target);
+                        } else {
+                            ports.push(port);
+                            targets.push(target);
                         }
                     }
                     _ => self.problem(&object, format!("port {} is ignored", p.number)),
                 }
             }
+            targets.append(&mut udp_targets);
             let resolution = match spec.resolution {
                 AuthoredResolution::None => Resolution::Passthrough,
                 AuthoredResolution::Static => Resolution::Static,
@@ -351,6 +373,7 @@ impl<'a> Builder<'a> {
                     created: doc.created,
                 };
                 let mut entry = self.entry(service, Origin::Entry);
+                entry.udp_ports.clone_from(&udp_ports);
                 entry.subject_alt_names.clone_from(&spec.subject_alt_names);
                 if let Some(selector) = &spec.workload_selector {
                     self.select_workloads(&mut entry, &selector.labels, &targets, &object);
@@ -360,7 +383,7 @@ impl<'a> Builder<'a> {
                 }
                 // Without endpoints, the name itself is what is resolved.
                 if resolution == Resolution::Dns && entry.endpoints.is_empty() && !host.starts_with('*') {
-                    for (i, p) in ports.iter().enumerate() {
+                    for (i, p) in ports.iter().chain(&udp_ports).enumerate() {
                         let number = match targets.get(i) {
                             Some(Some(IntOrString::Int(n))) => u16::try_from(*n).unwrap_or(p.port),
                             _ => p.port,
@@ -388,7 +411,7 @@ impl<'a> Builder<'a> {
             annotations: Arc::default(),
             spec: Arc::new(e.clone()),
         };
-        for (i, port) in entry.service.ports.iter().enumerate() {
+        for (i, port) in entry.service.ports.iter().chain(&entry.udp_ports).enumerate() {
             let target = targets.get(i).and_then(Option::as_ref);
             let made = target_port(e, port, target).and_then(|n| self.workload_endpoint(&doc, port, n));
             match made {

@@ -22,16 +22,18 @@ fn target_ports() {
             "a/s",
             json!({"selector": {"app": "s"}, "ports": [
                 {"name": "http", "port": 80, "targetPort": 8080}, {"name": "named", "port": 81, "targetPort": "web"},
-                {"name": "same", "port": 82}, {"name": "own", "port": 83, "targetPort": 1}, {"name": "dns", "port": 53, "protocol": "UDP"}]}),
+                {"name": "same", "port": 82}, {"name": "own", "port": 83, "targetPort": 1}, {"name": "dns", "port": 53, "targetPort": 5353, "protocol": "UDP"}]}),
         )
         .add("WorkloadEntry", "a/w", json!({"address": "10.0.0.1", "labels": {"app": "s"}, "ports": {"web": 9090, "own": 9999}}))
         .add("WorkloadEntry", "b/w", json!({"address": "10.0.0.2", "labels": {"app": "s"}}));
     let (index, problems) = index(&docs);
     let e = &index.services["s.a.svc.cluster.local"];
     let ports: Vec<(&str, u16)> = e.endpoints.iter().map(|e| (e.service_port.as_str(), e.port)).collect();
-    assert_eq!(ports, [("http", 8080), ("named", 9090), ("same", 82), ("own", 9999)]);
+    assert_eq!(ports, [("http", 8080), ("named", 9090), ("same", 82), ("own", 9999), ("dns", 5353)]);
+    assert_eq!(e.service.ports.len(), 4);
+    assert_eq!(e.udp_ports.iter().map(|p| p.port).collect::<Vec<_>>(), [53]);
     assert!(problems.is_empty(), "{problems:?}");
-    assert_eq!(index.instances(&["10.0.0.1".parse().unwrap()]).len(), 4);
+    assert_eq!(index.instances(&["10.0.0.1".parse().unwrap()]).len(), 5);
 }
 
 #[test]

@@ -18,6 +18,7 @@ mod cluster;
 mod common;
 mod endpoint;
 mod ext_authz;
+mod ext_proc;
 pub(crate) mod extension;
 mod http;
 mod jwt;
@@ -30,6 +31,7 @@ mod split;
 #[cfg(test)]
 pub(crate) mod tests;
 mod tls;
+mod udp;
 
 use std::{fmt, io};
 

@@ -14,6 +14,9 @@ pub struct LimitArgs {
     /// Requests in flight per worker; further ones are answered 503 (flag OM).
     #[arg(long, default_value_t = 16_384)]
     pub max_requests: usize,
+    /// UDP sessions per worker, each with a socket of its own; datagrams of further ones are dropped.
+    #[arg(long, default_value_t = 8192)]
+    pub max_udp_sessions: usize,
     /// Streams that a client may have open on one HTTP/2 connection.
     #[arg(long, default_value_t = 1024)]
     pub max_streams: u32,
@@ -36,6 +39,7 @@ impl LimitArgs {
         EngineOptions {
             max_connections: self.max_connections,
             max_requests: self.max_requests,
+            max_udp_sessions: self.max_udp_sessions,
             max_concurrent_streams: self.max_streams,
             max_lag: Duration::from_millis(self.max_lag_ms),
             max_memory: self.max_memory << 20,

@@ -69,6 +69,8 @@ pub(crate) enum CompileError {
     NoCluster,
     #[error("all weights are zero")]
     NoWeight,
+    #[error("a UDP listener has no filter chains, and an idle timeout above zero")]
+    Udp,
     #[error("filter chain {0:?} does not end in a terminal filter")]
     NoTerminal(String),
     #[error("filter chain {0:?} has a filter behind its terminal filter")]
@@ -94,6 +96,8 @@ pub(crate) struct RouteSlot {
 pub(crate) struct Compiled {
     /// Listeners that take redirected connections, by address.
     pub(crate) by_address: HashMap<SocketAddr, Arc<ListenerSlot>>,
+    /// The same for datagrams.
+    pub(crate) udp_by_address: HashMap<SocketAddr, Arc<ListenerSlot>>,
     /// All listeners, for tunnels that lead to one.
     pub(crate) by_name: HashMap<String, Arc<ListenerSlot>>,
     /// Clusters, for names that come with traffic (SNI).

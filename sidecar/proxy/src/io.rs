@@ -268,6 +268,18 @@ impl Io {
         }
     }
 
+    /// The socket, if its bytes are those of the connection and none of them was read ahead.
+    pub(crate) fn plain_tcp(&self) -> Option<&TcpStream> {
+        match self {
+            Io::Plain(Transport { stream: Stream::Tcp(s), prefix, ahead, .. })
+                if prefix.is_empty() && ahead.is_empty() =>
+            {
+                Some(s)
+            }
+            _ => None,
+        }
+    }
+
     /// Gives bytes that were read back to the reader.
     pub(crate) fn with_prefix(self, prefix: Bytes) -> Self {
         match self {

@@ -18,6 +18,7 @@ mod options;
 mod rbac;
 mod tcp;
 mod tunnel;
+mod udp;
 mod upstream;
 mod wire;
 mod worker;

@@ -40,6 +40,11 @@ pub struct EngineOptions {
     pub max_connections: usize,
     /// Requests in flight per worker; further ones are refused (503, flag `OM`).
     pub max_requests: usize,
+    /// UDP sessions per worker, each of which has a socket; datagrams that would need a further one are dropped and
+    /// counted (`flotilla_udp_dropped_total`, kind `session_limit`).
+    pub max_udp_sessions: usize,
+    /// Bulk between two connections without TLS moves through pipes in the kernel (`splice(2)`), not through memory.
+    pub splice: bool,
     /// How far behind a worker may be: beyond this, new connections wait in the kernel's backlog; HTTP/2
     /// streams that waited longer are refused (503, flag `OM`), and beyond sixteen times of it every request. Zero
     /// measures nothing.
@@ -66,6 +71,8 @@ impl Default for EngineOptions {
             drain_time: Duration::from_secs(5),
             max_connections: 16_384,
             max_requests: 16_384,
+            max_udp_sessions: 8192,
+            splice: true,
             max_lag: Duration::from_millis(250),
             max_memory: 0,
             buffer_limit: 256 * 1024,

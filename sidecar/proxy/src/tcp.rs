@@ -1,5 +1,7 @@
 //! The TCP proxy: bytes both ways, each direction paced by its reader and closed on its own.
 
+pub(crate) mod splice;
+
 use std::{
     cell::Cell,
     future::poll_fn,
@@ -18,6 +20,7 @@ use tokio::{
     time::Instant,
 };
 
+use self::splice::{Next, Pipes, Splice};
 use crate::{
     config::listener::{TcpProxy, Terminal},
     http::record::TcpRecord,
@@ -264,6 +267,7 @@ struct Half {
     eof: bool,
     dirty: bool,
     done: bool,
+    splice: Splice,
 }
 
 impl Half {
@@ -272,6 +276,7 @@ impl Half {
         &mut self,
         cx: &mut Context<'_>,
         scratch: &mut [u8],
+        pipes: Option<&Rc<Pipes>>,
         from: &mut Io,
         to: &mut Io,
         moved: &Moved,
@@ -291,7 +296,15 @@ impl Half {
                 self.done = true;
                 return Poll::Ready(Ok(()));
             }
+            if self.splice.is_due()
+                && let (Some(pipes), Some(a), Some(b)) = (pipes, from.plain_tcp(), to.plain_tcp())
+                && let Next::End = ready!(self.splice.poll(cx, pipes, a, b, moved))?
+            {
+                self.eof = true;
+                continue;
+            }
             let (filled, waiting) = self.fill(cx, scratch, from)?;
+            self.splice.copied(filled);
             let mut sent = 0;
             while sent < filled {
                 match write(to, cx, &scratch[sent..filled]) {
@@ -360,10 +373,12 @@ async fn copy_both(
     let mut alarm = worker.alarms.alarm();
     let mut idle = idle.map(|limit| (limit, Instant::now() + limit));
     let mut seen = 0;
+    let pipes = worker.options.splice.then_some(&worker.pipes);
     poll_fn(|cx| {
         let (a, b) = {
             let scratch = &mut *worker.scratch.borrow_mut();
-            (request.poll(cx, scratch, down, up, received), response.poll(cx, scratch, up, down, sent))
+            let a = request.poll(cx, scratch, pipes, down, up, received);
+            (a, response.poll(cx, scratch, pipes, up, down, sent))
         };
         match (a, b) {
             (Poll::Ready(Err(_)), _) => {

@@ -27,10 +27,18 @@ use tokio_util::sync::CancellationToken;
 
 use self::{alarm::Alarms, signals::Signals};
 use crate::{
-    config::{Compiled, listener::Chain},
+    config::{
+        Compiled,
+        listener::{Chain, ListenerSlot},
+    },
     http::filters::jwt::cache::TokenCache,
-    listener::{accept, bind::BoundListener},
+    listener::{
+        accept,
+        bind::{BoundListener, BoundSocket},
+    },
     options::{Dialer, EngineOptions, Hooks, NodeInfo},
+    tcp::splice::Pipes,
+    udp,
     upstream::{
         lb::Rng,
         pool::{self, Pool, PoolKey},
@@ -144,6 +152,10 @@ pub(crate) struct Worker {
     pub(crate) tokens: RefCell<TokenCache>,
     /// Signals of the chains that have connections here, by the address of the chain that each keeps alive.
     signals: RefCell<HashMap<usize, (Arc<Chain>, Rc<Signals>)>>,
+    /// Through which bulk passes without being copied.
+    pub(crate) pipes: Rc<Pipes>,
+    /// UDP sessions.
+    pub(crate) udp_sessions: Cell<usize>,
     open: Cell<usize>,
     /// A connection ended, or the load fell.
     closed: Notify,
@@ -220,6 +232,8 @@ async fn run(shared: Arc<Shared>, mut commands: mpsc::Receiver<Command>) {
         services: RefCell::default(),
         tokens: RefCell::default(),
         signals: RefCell::default(),
+        pipes: Rc::default(),
+        udp_sessions: Cell::new(0),
         open: Cell::new(0),
         closed: Notify::new(),
         load: load::Load::default(),
@@ -236,7 +250,11 @@ async fn run(shared: Arc<Shared>, mut commands: mpsc::Receiver<Command>) {
                     if let Some(old) = listening.insert(l.slot.name.clone(), stop.clone()) {
                         old.cancel();
                     }
-                    tokio::task::spawn_local(listen(Rc::clone(&worker), l, stop));
+                    let worker = Rc::clone(&worker);
+                    match l.socket {
+                        BoundSocket::Tcp(s) => drop(tokio::task::spawn_local(listen(worker, l.slot, s, stop))),
+                        BoundSocket::Udp(s) => drop(tokio::task::spawn_local(udp::serve(worker, l.slot, s, stop))),
+                    }
                 }
                 Some(Command::Unlisten(name)) => {
                     if let Some(stop) = listening.remove(&name) {
@@ -249,6 +267,7 @@ async fn run(shared: Arc<Shared>, mut commands: mpsc::Receiver<Command>) {
                 pool::sweep(&worker);
                 worker.sweep_signals();
                 worker.alarms.sweep();
+                worker.pipes.sweep();
                 let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs());
                 worker.tokens.borrow_mut().sweep(now);
             }
@@ -257,11 +276,16 @@ async fn run(shared: Arc<Shared>, mut commands: mpsc::Receiver<Command>) {
     }
 }
 
-async fn listen(worker: Rc<Worker>, l: BoundListener, stop: CancellationToken) {
-    let listener = match TcpListener::from_std(l.socket) {
+async fn listen(
+    worker: Rc<Worker>,
+    slot: Arc<ListenerSlot>,
+    socket: std::net::TcpListener,
+    stop: CancellationToken,
+) {
+    let listener = match TcpListener::from_std(socket) {
         Ok(listener) => listener,
         Err(error) => {
-            tracing::error!(%error, listener = %l.slot.name, "cannot listen");
+            tracing::error!(%error, listener = %slot.name, "cannot listen");
             return;
         }
     };
@@ -276,7 +300,7 @@ async fn listen(worker: Rc<Worker>, l: BoundListener, stop: CancellationToken) {
         };
         match accepted {
             Ok((stream, peer)) => {
-                let (worker, slot) = (Rc::clone(&worker), Arc::clone(&l.slot));
+                let (worker, slot) = (Rc::clone(&worker), Arc::clone(&slot));
                 tokio::task::spawn_local(async move {
                     let totals = &worker.shared.totals;
                     let _gauge = Gauge::new(totals, |t| &t.connections, |t| &t.connections_total);
@@ -288,7 +312,7 @@ async fn listen(worker: Rc<Worker>, l: BoundListener, stop: CancellationToken) {
             }
             Err(error) => {
                 // Out of file descriptors, or the peer was gone again; neither is helped by trying at once.
-                tracing::debug!(%error, listener = %l.slot.name, "accept");
+                tracing::debug!(%error, listener = %slot.name, "accept");
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         }

@@ -3,7 +3,7 @@
 //! Outbound, in this order: connections to the workload's own ports that its proxy passes on, the proxy's own traffic
 //! (except to the workload's own address, which goes through the mesh once more), loopback, users and groups that are
 //! left alone, then ports and ranges. Inbound: the proxy's own ports, excluded ports, then what is included. DNS comes
-//! first, since what follows takes TCP of any port.
+//! first, since what follows takes TCP of any port. UDP to the ranges that are asked for is taken in the same order.
 //!
 //! `TPROXY` changes no address: a connection keeps its destination, and the kernel hands it to the proxy's socket. What
 //! the workload sends never comes in from outside, so its packets are marked and routed to the loopback interface,
@@ -111,6 +111,8 @@ pub(super) const INBOUND: &str = "FLOTILLA_INBOUND";
 pub(super) const OUTPUT: &str = "FLOTILLA_OUTPUT";
 pub(super) const CAPTURE: &str = "FLOTILLA_CAPTURE";
 pub(super) const DNS: &str = "FLOTILLA_DNS";
+pub(super) const UDP: &str = "FLOTILLA_UDP";
+pub(super) const UDP_INBOUND: &str = "FLOTILLA_UDP_IN";
 
 /// IPv4 or IPv6.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -174,6 +176,7 @@ pub(super) struct Plan {
     args: IptablesArgs,
     inbound: Which<u16>,
     outbound: Which<IpNet>,
+    udp: Which<IpNet>,
 }
 
 impl Plan {
@@ -187,8 +190,14 @@ impl Plan {
             !(args.proxy_uid.is_empty() && args.proxy_gid.is_empty()),
             "--proxy-uid and --proxy-gid are both empty: the proxy's own traffic would be captured"
         );
+        let udp = which("--udp-ranges", &args.udp_ranges, "a CIDR")?;
+        ensure!(
+            mode == Mode::Tproxy || udp == Which::These(vec![]),
+            "--udp-ranges needs --mode TPROXY: the destination of a redirected datagram is lost"
+        );
         Ok(Self {
             mode,
+            udp,
             inbound: which("--inbound-ports", &args.inbound_ports, "a port")?,
             outbound: which("--outbound-ranges", &args.outbound_ranges, "a CIDR")?,
             args: args.clone(),
@@ -216,6 +225,15 @@ impl Plan {
         }
         out.push(chain(main, OUTPUT, Some((Hook::Output, vec![Match::Tcp])), self.output()));
         out.push(chain(main, CAPTURE, None, self.capture()));
+        if self.udp != Which::These(vec![]) {
+            out.push(chain(
+                main,
+                UDP_INBOUND,
+                Some((Hook::Prerouting, vec![Match::Udp])),
+                self.udp_inbound(),
+            ));
+            out.push(chain(main, UDP, Some((Hook::Output, vec![Match::Udp])), self.udp_output()));
+        }
         out
     }
 
@@ -337,6 +355,53 @@ impl Plan {
         }
         for owner in only {
             rule(vec![owner], Action::Jump(CAPTURE));
+        }
+        rules
+    }
+
+    /// What `udp_output` marked, as it comes in on the loopback interface.
+    fn udp_inbound(&self) -> Vec<Rule> {
+        let matches = vec![Match::Udp, Match::FromLoopback, Match::Mark(OUTBOUND_MARK)];
+        vec![Rule { matches, action: Action::Tproxy(self.args.proxy_port, OUTBOUND_MARK) }]
+    }
+
+    /// Each datagram is decided on its own: there is no first one that others follow, and its sender can be asked for.
+    fn udp_output(&self) -> Vec<Rule> {
+        let mut rules = Vec::new();
+        let mut rule = |matches, action| rules.push(Rule { matches, action });
+        for owner in self.proxy().into_iter().chain(self.left_alone()) {
+            rule(vec![owner], Action::Return);
+        }
+        for l in loopbacks() {
+            rule(vec![Match::To(l)], Action::Return);
+        }
+        if self.args.dns_port.is_some() {
+            // Its chain, which comes later, decides.
+            rule(vec![Match::Udp, Match::Port(53)], Action::Return);
+        }
+        for p in &self.args.exclude_outbound_ports {
+            rule(vec![Match::Udp, Match::Port(*p)], Action::Return);
+        }
+        for n in &self.args.exclude_outbound_ranges {
+            rule(vec![Match::To(*n)], Action::Return);
+        }
+        let ranges: Vec<Vec<Match>> = match &self.udp {
+            Which::All => vec![vec![]],
+            Which::These(ranges) => ranges.iter().map(|n| vec![Match::To(*n)]).collect(),
+        };
+        let only = Self::owners(&self.args.include_uids, &self.args.include_gids);
+        for range in ranges {
+            let mut matches = vec![Match::Udp];
+            matches.extend(range);
+            if only.is_empty() {
+                rule(matches, Action::Mark(OUTBOUND_MARK));
+                continue;
+            }
+            for owner in &only {
+                let mut matches = matches.clone();
+                matches.push(owner.clone());
+                rule(matches, Action::Mark(OUTBOUND_MARK));
+            }
         }
         rules
     }

@@ -188,9 +188,53 @@ fn tproxy_marks_what_goes_out_and_takes_first_packets() {
 }
 
 #[test]
+fn udp_to_ranges_is_marked_and_dns_stays_as_it_was() {
+    let flags =
+        ["-m", "TPROXY", "--udp-ranges", "10.96.0.0/12,fd00:96::/64", "--dns-port", "15053", "-o", "123"];
+    let t = v4(&flags);
+    ordered(
+        &t,
+        &[
+            "FLOTILLA_UDP -m owner --uid-owner 1337 -j RETURN",
+            "FLOTILLA_UDP -d 127.0.0.1/32 -j RETURN",
+            "FLOTILLA_UDP -p udp --dport 53 -j RETURN",
+            "FLOTILLA_UDP -p udp --dport 123 -j RETURN",
+        ],
+        "FLOTILLA_UDP -p udp -d 10.96.0.0/12 -j MARK --set-mark 1338",
+    );
+    let taken =
+        "-A FLOTILLA_UDP_IN -p udp -i lo -m mark --mark 1338 -j TPROXY --on-port 15001 --tproxy-mark 1338";
+    assert!(t.contains(taken), "{t}");
+    assert!(!t.contains("fd00") && v6(&flags).contains("FLOTILLA_UDP -p udp -d fd00:96::/64 -j MARK"), "{t}");
+    // What is about DNS is the same as without.
+    let dns =
+        |t: &str| t.lines().filter(|l| l.contains("FLOTILLA_DNS")).map(str::to_owned).collect::<Vec<_>>();
+    assert_eq!(dns(&t), dns(&v4(&["-m", "TPROXY", "--dns-port", "15053", "-o", "123"])));
+    let t = nftables(&flags);
+    ordered(
+        &t,
+        &["meta skuid 1337 return", "udp dport 53 return", "udp dport 123 return"],
+        "meta l4proto udp ip daddr 10.96.0.0/12 meta mark set 1338 accept",
+    );
+    assert!(
+        t.contains(
+            "meta l4proto udp iifname \"lo\" meta mark 1338 meta mark set 1338 tproxy to :15001 accept"
+        ),
+        "{t}"
+    );
+    // By user; without a resolver of the mesh port 53 is a port like any other.
+    let t = v4(&["-m", "TPROXY", "--udp-ranges", "*", "--include-uids", "1000"]);
+    assert!(t.contains("FLOTILLA_UDP -p udp -m owner --uid-owner 1000 -j MARK --set-mark 1338"), "{t}");
+    assert!(!t.contains("--dport 53"), "{t}");
+    assert!(!v4(&["-m", "TPROXY"]).contains("udp"), "nothing unless asked for");
+}
+
+#[test]
 fn bad_flags_name_themselves() {
     let error = |flags: &[&str]| plan(flags).unwrap_err().to_string();
     assert!(error(&["-b", "http"]).contains("--inbound-ports"));
     assert!(error(&["-i", "10.0.0.0/99"]).contains("--outbound-ranges"));
     assert!(error(&["--mode", "NONE"]).contains("--mode"));
+    assert!(error(&["--udp-ranges", "*"]).contains("--mode TPROXY"));
+    assert!(error(&["--mode", "TPROXY", "--udp-ranges", "x"]).contains("--udp-ranges"));
 }

@@ -8,7 +8,9 @@ use std::{
 
 use anyhow::{Context, bail};
 
-use super::plan::{Action, CAPTURE, Chain, DNS, Family, Hook, INBOUND, Match, OUTPUT, Table, applies};
+use super::plan::{
+    Action, CAPTURE, Chain, DNS, Family, Hook, INBOUND, Match, OUTPUT, Table, UDP, UDP_INBOUND, applies,
+};
 
 /// Chains of other versions, which removal takes along.
 const FORMER: [&str; 2] = ["FLOTILLA_IN_REDIRECT", "FLOTILLA_REDIRECT"];
@@ -139,10 +141,12 @@ pub(super) fn clean(family: Family) {
         // An installation may have been interrupted and repeated: delete as long as there is one.
         while run(&["-D", "PREROUTING", "-p", "tcp", "-j", INBOUND]) {}
         while run(&["-D", "OUTPUT", "-p", "tcp", "-j", OUTPUT]) {}
+        while run(&["-D", "PREROUTING", "-p", "udp", "-j", UDP_INBOUND]) {}
+        while run(&["-D", "OUTPUT", "-p", "udp", "-j", UDP]) {}
         for protocol in ["udp", "tcp"] {
             while run(&["-D", "OUTPUT", "-p", protocol, "--dport", "53", "-j", DNS]) {}
         }
-        let all = [INBOUND, OUTPUT, CAPTURE, DNS];
+        let all = [INBOUND, OUTPUT, CAPTURE, DNS, UDP, UDP_INBOUND];
         for flag in ["-F", "-X"] {
             for c in all.iter().chain(&FORMER) {
                 run(&[flag, c]);

@@ -6,8 +6,8 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Compressor, ConnectionLimit, ExtAuthz, GlobalRateLimit, JwtAuthn, LocalRateLimit, Rbac,
-    RouteConfiguration, StatefulSession, StringMatch, WeightedCluster,
+    Compressor, ConnectionLimit, ExtAuthz, ExtProc, GlobalRateLimit, JwtAuthn, LocalRateLimit, Rbac,
+    RouteConfiguration, StatefulSession, StringMatch, UdpProxy, WeightedCluster,
 };
 
 /// `envoy.config.listener.v3.Listener`.
@@ -41,6 +41,8 @@ pub struct Listener {
     pub default_filter_chain: Option<FilterChain>,
     /// Log of connections that no chain took.
     pub access_log: Vec<AccessLog>,
+    /// Takes datagrams instead of connections; the listener then has no filter chains.
+    pub udp: Option<Box<UdpProxy>>,
 }
 
 /// `envoy.config.core.v3.TrafficDirection`.
@@ -291,6 +293,8 @@ pub enum HttpFilter {
     Jwt(Arc<JwtAuthn>),
     /// `envoy.filters.http.ext_authz`: somebody else decides.
     ExtAuthz(Arc<ExtAuthz>),
+    /// `envoy.filters.http.ext_proc`: somebody else changes requests and answers.
+    ExtProc(Arc<ExtProc>),
     /// `envoy.filters.http.local_ratelimit`: 429 beyond a rate.
     LocalRateLimit(Arc<LocalRateLimit>),
     /// `envoy.filters.http.ratelimit`: 429 beyond what a service allows.

@@ -5,7 +5,8 @@ use std::{sync::LazyLock, time::Duration};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    AuthzOverride, BufferOverride, HostRateLimits, JwtOverride, LocalRateLimit, RateLimit, SessionOverride,
+    AuthzOverride, BufferOverride, HostRateLimits, JwtOverride, LocalRateLimit, ProcOverride, RateLimit,
+    SessionOverride,
 };
 use crate::rare::{Nothing, Rare};
 
@@ -68,6 +69,8 @@ pub struct RouteFilters {
     pub jwt: Option<JwtOverride>,
     /// External authorization.
     pub ext_authz: Option<AuthzOverride>,
+    /// External processing.
+    pub ext_proc: Option<ProcOverride>,
     /// A local rate limit instead of the filter's.
     pub local_rate_limit: Option<Box<LocalRateLimit>>,
     /// Rules by which rate limits count (`rate_limits`).

@@ -96,18 +96,26 @@ pub(super) fn socket_address(address: &str, port: u16) -> core::Address {
     }
 }
 
+/// Host and port, whose protocol does not matter: what is sent there says it.
 pub(super) fn to_socket_address(a: Option<core::Address>) -> Res<(String, u16)> {
+    to_protocol_address(a).map(|(address, port, _)| (address, port))
+}
+
+/// Host, port, and whether it is of UDP.
+pub(super) fn to_protocol_address(a: Option<core::Address>) -> Res<(String, u16, bool)> {
     let Some(core::address::Address::SocketAddress(s)) = a.and_then(|a| a.address) else {
         return Err(Bad::unsupported("address", "an address other than socket_address"));
     };
-    if s.protocol != 0 {
-        return Err(Bad::unsupported("address.protocol", "UDP"));
-    }
+    let udp = match core::socket_address::Protocol::try_from(s.protocol) {
+        Ok(core::socket_address::Protocol::Tcp) => false,
+        Ok(core::socket_address::Protocol::Udp) => true,
+        Err(_) => return Err(Bad::unsupported("address.protocol", s.protocol)),
+    };
     let Some(core::socket_address::PortSpecifier::PortValue(port)) = s.port_specifier else {
         return Err(Bad::unsupported("address.port_specifier", "a named port"));
     };
     let port = u16::try_from(port).map_err(|_| Bad::new("address.port_value", "is above 65535"))?;
-    Ok((s.address, port))
+    Ok((s.address, port, udp))
 }
 
 /// The aggregated stream as the source of a resource.

@@ -10,10 +10,10 @@ use envoy_types::pb::{
             filters::{
                 http::{
                     buffer::v3::Buffer, compressor::v3::Compressor, cors::v3::Cors, ext_authz::v3::ExtAuthz,
-                    fault::v3::HttpFault, grpc_stats::v3 as grpc_stats, grpc_web::v3::GrpcWeb,
-                    jwt_authn::v3::JwtAuthentication, local_ratelimit::v3::LocalRateLimit,
-                    ratelimit::v3::RateLimit, rbac::v3::Rbac, router::v3::Router,
-                    stateful_session::v3::StatefulSession,
+                    ext_proc::v3::ExternalProcessor, fault::v3::HttpFault, grpc_stats::v3 as grpc_stats,
+                    grpc_web::v3::GrpcWeb, jwt_authn::v3::JwtAuthentication,
+                    local_ratelimit::v3::LocalRateLimit, ratelimit::v3::RateLimit, rbac::v3::Rbac,
+                    router::v3::Router, stateful_session::v3::StatefulSession,
                 },
                 network::http_connection_manager::v3 as hcm,
             },
@@ -30,7 +30,9 @@ use mesh_model::proxy::{
 
 use prost::Message as _;
 
-use super::{At, Bad, Res, body, common::*, each, ext_authz, jwt, rate_limit, rbac, refuse, route, split};
+use super::{
+    At, Bad, Res, body, common::*, each, ext_authz, ext_proc, jwt, rate_limit, rbac, refuse, route, split,
+};
 
 const WEBSOCKET: &str = "websocket";
 /// How `upgrade_configs` name plain CONNECT.
@@ -228,6 +230,7 @@ fn filter(f: &HttpFilter) -> hcm::HttpFilter {
         HttpFilter::Rbac(r) => named("envoy.filters.http.rbac", any(&rbac::http(r))),
         HttpFilter::Jwt(j) => named(route::JWT, any(&jwt::encode(j))),
         HttpFilter::ExtAuthz(e) => named(route::EXT_AUTHZ, any(&ext_authz::encode(e))),
+        HttpFilter::ExtProc(e) => named(route::EXT_PROC, any(&ext_proc::encode(e))),
         HttpFilter::LocalRateLimit(l) => named(route::LOCAL_RATE_LIMIT, any(&rate_limit::local(l))),
         HttpFilter::RateLimit(l) => named(route::RATE_LIMIT, any(&rate_limit::global(l))),
         HttpFilter::GrpcWeb => named("envoy.filters.http.grpc_web", any(&GrpcWeb::default())),
@@ -270,6 +273,8 @@ fn to_filters(list: Vec<hcm::HttpFilter>) -> Res<Vec<HttpFilter>> {
             HttpFilter::Jwt(Arc::new(jwt::decode(typed(&a).at(&field)?).at(&field)?))
         } else if is::<ExtAuthz>(&a) {
             HttpFilter::ExtAuthz(Arc::new(ext_authz::decode(typed(&a).at(&field)?).at(&field)?))
+        } else if is::<ExternalProcessor>(&a) {
+            HttpFilter::ExtProc(Arc::new(ext_proc::decode(typed(&a).at(&field)?).at(&field)?))
         } else if is::<LocalRateLimit>(&a) {
             HttpFilter::LocalRateLimit(Arc::new(rate_limit::to_local(typed(&a).at(&field)?).at(&field)?))
         } else if is::<RateLimit>(&a) {

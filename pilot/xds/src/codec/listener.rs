@@ -28,7 +28,7 @@ use mesh_model::proxy::{
 };
 use prost::Name;
 
-use super::{At, Bad, Res, common::*, each, http, rate_limit, rbac, refuse, tls};
+use super::{At, Bad, Res, common::*, each, http, rate_limit, rbac, refuse, tls, udp};
 
 /// Envoy's default.
 const INSPECT_TIMEOUT: Duration = Duration::from_secs(15);
@@ -37,11 +37,13 @@ const TCP_IDLE: Duration = Duration::from_secs(3600);
 
 pub(super) fn encode(m: &Listener) -> pb::Listener {
     let mut filters = Vec::new();
+    filters.extend(m.udp.as_deref().map(udp::filter));
     // The header of the PROXY protocol precedes everything else on the wire.
     if m.proxy_protocol {
         filters.push(listener_filter("envoy.filters.listener.proxy_protocol", &ProxyProtocol::default()));
     }
-    if m.use_original_dst {
+    // A UDP listener has no filter for that: the address comes with each datagram.
+    if m.use_original_dst && m.udp.is_none() {
         filters.push(listener_filter("envoy.filters.listener.original_dst", &OriginalDst::default()));
     }
     if m.inspect_tls {
@@ -57,7 +59,8 @@ pub(super) fn encode(m: &Listener) -> pb::Listener {
     };
     pb::Listener {
         name: m.name.clone(),
-        address: Some(listen_address(m.address)),
+        address: Some(listen_address(m.address, m.udp.is_some())),
+        udp_listener_config: m.udp.as_deref().map(udp::listener_config),
         filter_chains: m.filter_chains.iter().map(chain).collect(),
         // The filter recovers the address; this field hands over, which an inbound listener never does.
         use_original_dst: (m.use_original_dst && m.direction != Direction::Inbound)
@@ -75,22 +78,34 @@ pub(super) fn encode(m: &Listener) -> pb::Listener {
 }
 
 /// `::` takes both families, as our own proxy binds it.
-fn listen_address(a: SocketAddr) -> core::Address {
+fn listen_address(a: SocketAddr, udp: bool) -> core::Address {
     let mut out = socket_address(&a.ip().to_string(), a.port());
     if let Some(core::address::Address::SocketAddress(s)) = &mut out.address {
         s.ipv4_compat = a.is_ipv6() && a.ip().is_unspecified();
+        if udp {
+            s.protocol = core::socket_address::Protocol::Udp.into();
+        }
     }
     out
 }
 
 #[allow(deprecated)]
-pub(super) fn decode(m: pb::Listener) -> Res<Listener> {
+pub(super) fn decode(mut m: pb::Listener) -> Res<Listener> {
     refuse!(m;
-        additional_addresses, fcds_config, filter_chain_matcher, udp_listener_config, api_listener,
+        additional_addresses, fcds_config, filter_chain_matcher, api_listener,
         connection_balance_config, listener_specifier, socket_options
     );
-    let (ip, port) = to_socket_address(m.address)?;
+    let (ip, port, is_udp) = to_protocol_address(m.address)?;
     let ip: IpAddr = ip.parse().map_err(|_| Bad::new("address", format!("{ip:?} is not an IP address")))?;
+    let mut udp = None;
+    if is_udp {
+        if !m.filter_chains.is_empty() || m.default_filter_chain.is_some() {
+            return Err(Bad::unsupported("filter_chains", "a filter chain of a UDP listener (QUIC)"));
+        }
+        udp = Some(Box::new(udp::decode(std::mem::take(&mut m.listener_filters), m.udp_listener_config)?));
+    } else if m.udp_listener_config.is_some() {
+        return Err(Bad::new("udp_listener_config", "is set on an address that is not of UDP"));
+    }
     let (mut original_dst, mut inspect_tls, mut inspect_http, mut proxy_protocol) =
         (false, false, false, false);
     for (i, f) in m.listener_filters.into_iter().enumerate() {
@@ -136,6 +151,7 @@ pub(super) fn decode(m: pb::Listener) -> Res<Listener> {
         filter_chains: each("filter_chains", m.filter_chains, to_chain)?,
         default_filter_chain: m.default_filter_chain.map(to_chain).transpose().at("default_filter_chain")?,
         access_log: each("access_log", m.access_log, to_refusal_log)?,
+        udp,
     })
 }
 

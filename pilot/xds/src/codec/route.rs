@@ -17,8 +17,9 @@ use envoy_types::pb::envoy::{
 use envoy_types::pb::{
     envoy::extensions::filters::http::{
         buffer::v3::BufferPerRoute, compressor::v3::CompressorPerRoute, ext_authz::v3::ExtAuthzPerRoute,
-        jwt_authn::v3::PerRouteConfig as JwtPerRoute, local_ratelimit::v3::LocalRateLimit,
-        ratelimit::v3::RateLimitPerRoute, stateful_session::v3::StatefulSessionPerRoute,
+        ext_proc::v3::ExtProcPerRoute, jwt_authn::v3::PerRouteConfig as JwtPerRoute,
+        local_ratelimit::v3::LocalRateLimit, ratelimit::v3::RateLimitPerRoute,
+        stateful_session::v3::StatefulSessionPerRoute,
     },
     google::protobuf as gp,
 };
@@ -30,11 +31,14 @@ use mesh_model::proxy::{
 
 use prost::Message as _;
 
-use super::{At, Bad, Res, body, common::*, each, ext_authz, http::CONNECT, jwt, rate_limit, refuse, split};
+use super::{
+    At, Bad, Res, body, common::*, each, ext_authz, ext_proc, http::CONNECT, jwt, rate_limit, refuse, split,
+};
 
 pub(super) const CORS: &str = "envoy.filters.http.cors";
 pub(super) const FAULT: &str = "envoy.filters.http.fault";
 pub(super) const EXT_AUTHZ: &str = "envoy.filters.http.ext_authz";
+pub(super) const EXT_PROC: &str = "envoy.filters.http.ext_proc";
 pub(super) const LOCAL_RATE_LIMIT: &str = "envoy.filters.http.local_ratelimit";
 pub(super) const RATE_LIMIT: &str = "envoy.filters.http.ratelimit";
 pub(super) const COMPRESSOR: &str = "envoy.filters.http.compressor";
@@ -143,6 +147,9 @@ fn filters(f: &RouteFilters) -> HashMap<String, gp::Any> {
     if let Some(e) = &f.ext_authz {
         out.insert(EXT_AUTHZ.to_owned(), any(&ext_authz::per_route(e)));
     }
+    if let Some(e) = &f.ext_proc {
+        out.insert(EXT_PROC.to_owned(), any(&ext_proc::per_route(e)));
+    }
     if let Some(b) = f.buffer {
         out.insert(BUFFER.to_owned(), any(&body::buffer_per_route(b)));
     }
@@ -174,6 +181,8 @@ fn to_filters(all: HashMap<String, gp::Any>) -> Res<(RouteFilters, (Option<Fault
             cors = Some(to_cors(typed(&a).at(&field)?).at(&field)?);
         } else if is::<ExtAuthzPerRoute>(&a) {
             out.ext_authz = Some(ext_authz::to_per_route(typed(&a).at(&field)?).at(&field)?);
+        } else if is::<ExtProcPerRoute>(&a) {
+            out.ext_proc = Some(ext_proc::to_per_route(typed(&a).at(&field)?).at(&field)?);
         } else if is::<LocalRateLimit>(&a) {
             let l = rate_limit::to_local(typed(&a).at(&field)?).at(&field)?;
             out.local_rate_limit = Some(Box::new(l));

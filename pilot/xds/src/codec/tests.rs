@@ -326,6 +326,7 @@ fn routes() -> RouteConfiguration {
         operation: "svc:80/*".into(),
         filters: RouteFilters {
             jwt: Some(JwtOverride::Disabled),
+            ext_proc: Some(ProcOverride::Disabled),
             ext_authz: Some(AuthzOverride::Check {
                 context_extensions: BTreeMap::from([("a".into(), "b".into())]),
                 no_body: true,
@@ -575,6 +576,7 @@ pub(crate) fn listener() -> Listener {
             path: "/dev/stdout".into(),
             format: AccessLogFormat::Text(String::new()),
         }],
+        udp: None,
     }
 }
 

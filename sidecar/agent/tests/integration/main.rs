@@ -1,4 +1,6 @@
 //! The engine beside a real Envoy, by the same configuration.
 
 mod filters;
+mod processor;
 mod side_by_side;
+mod udp;

@@ -167,18 +167,37 @@ fn free_port() -> u16 {
 impl Pair {
     pub(crate) async fn new(m: HttpConnectionManager, clusters: Vec<Cluster>) -> Self {
         let port = free_port();
-        let l = Listener {
-            name: "l".into(),
-            address: SocketAddr::from(([127, 0, 0, 1], port)),
-            direction: Direction::Inbound,
-            filter_chains: vec![FilterChain {
-                name: "c".into(),
-                matches: FilterChainMatch::default(),
-                tls: None,
-                filters: vec![NetworkFilter::Http(Box::new(m))],
-            }],
-            ..base_listener()
-        };
+        let pair = Self::start(
+            Listener {
+                name: "l".into(),
+                address: SocketAddr::from(([127, 0, 0, 1], port)),
+                direction: Direction::Inbound,
+                filter_chains: vec![FilterChain {
+                    name: "c".into(),
+                    matches: FilterChainMatch::default(),
+                    tls: None,
+                    filters: vec![NetworkFilter::Http(Box::new(m))],
+                }],
+                ..base_listener()
+            },
+            clusters,
+        );
+        let end = tokio::time::Instant::now() + WAIT;
+        while TcpStream::connect(pair.envoy).await.is_err() {
+            assert!(tokio::time::Instant::now() < end, "Envoy does not take the configuration");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        pair
+    }
+
+    /// A UDP listener; nobody has waited for Envoy yet.
+    pub(crate) fn udp(config: UdpProxy, clusters: Vec<Cluster>) -> Self {
+        let address = std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        Self::start(Listener { address, udp: Some(Box::new(config)), ..base_listener() }, clusters)
+    }
+
+    fn start(l: Listener, clusters: Vec<Cluster>) -> Self {
+        let l = Listener { name: "l".into(), ..l };
         let encoded = codec::encode_listener(&l);
         let encoded_clusters: Vec<_> = clusters.iter().map(codec::encode_cluster).collect();
         let dir = tempfile::tempdir().unwrap();
@@ -220,13 +239,7 @@ impl Pair {
                 .unwrap();
         assert_eq!(engine.apply(snapshot).rejected, []);
         let address = engine.status().listeners[0].address;
-        let envoy_address = SocketAddr::from(([127, 0, 0, 1], port));
-        let end = tokio::time::Instant::now() + WAIT;
-        while TcpStream::connect(envoy_address).await.is_err() {
-            assert!(tokio::time::Instant::now() < end, "Envoy does not take the configuration");
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        Self { engine: address, envoy: envoy_address, _engine: engine, _envoy: envoy, _dir: dir }
+        Self { engine: address, envoy: l.address, _engine: engine, _envoy: envoy, _dir: dir }
     }
 
     /// Sends a request to both; the first answer is the engine's.

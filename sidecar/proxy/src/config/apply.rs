@@ -85,13 +85,23 @@ impl Applier {
     }
 
     fn compiled(&self) -> Compiled {
-        let by_address = self
-            .listeners
-            .values()
-            .filter(|l| !l.current.load().model.bind_to_port)
-            .map(|l| (l.current.load().model.address, Arc::clone(l)))
-            .collect();
-        Compiled { by_address, by_name: self.listeners.clone(), clusters: self.clusters.clone() }
+        let unbound = |udp: bool| {
+            self.listeners
+                .values()
+                .filter(|l| {
+                    let l = l.current.load();
+                    !l.model.bind_to_port && l.model.udp.is_some() == udp
+                })
+                .map(|l| (l.current.load().model.address, Arc::clone(l)))
+                .collect()
+        };
+        let (by_address, udp_by_address) = (unbound(false), unbound(true));
+        Compiled {
+            by_address,
+            udp_by_address,
+            by_name: self.listeners.clone(),
+            clusters: self.clusters.clone(),
+        }
     }
 
     fn apply_clusters(&mut self, snap: &ConfigSnapshot, report: &mut ApplyReport) {
@@ -169,10 +179,10 @@ impl Applier {
     ) -> (Vec<Arc<Listener>>, Vec<Arc<ListenerSlot>>) {
         let mut replaced = vec![];
         let mut bind = vec![];
-        let mut addresses: HashMap<SocketAddr, &str> = HashMap::new();
+        let mut addresses: HashMap<(SocketAddr, bool), &str> = HashMap::new();
         for (name, l) in &snap.listeners {
             if l.address.port() != 0
-                && let Some(other) = addresses.insert(l.address, name)
+                && let Some(other) = addresses.insert((l.address, l.udp.is_some()), name)
             {
                 let e = CompileError::SameAddress(other.to_owned(), name.clone());
                 report.rejected.push(("listener", name.clone(), e.to_string()));
@@ -206,7 +216,8 @@ impl Applier {
                     if let Some(p) = previous {
                         let moved = p.model.address != l.address
                             || p.model.bind_to_port != l.bind_to_port
-                            || p.model.transparent != l.transparent;
+                            || p.model.transparent != l.transparent
+                            || p.model.udp.is_some() != l.udp.is_some();
                         if moved && self.bound.remove(name).is_some() {
                             self.unbind(name);
                             self.freed = true;

@@ -3,14 +3,17 @@
 use std::{
     collections::HashMap,
     net::{IpAddr, SocketAddr},
-    sync::Arc,
+    sync::{Arc, OnceLock},
 };
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use ipnet::IpNet;
 use mesh_identity::{IdentityError, SecretStore};
 use mesh_model::proxy as model;
-use mesh_telemetry::access_log::{Format, LogSink};
+use mesh_telemetry::{
+    access_log::{Format, LogSink},
+    metrics::{MeshMetrics, UdpSeries},
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -21,6 +24,7 @@ use crate::{
     http::filters::{
         compressor::Compressor,
         ext_authz::ExtAuthz,
+        ext_proc::ExtProc,
         jwt::JwtAuthn,
         rate_limit::{
             bucket::Bucket,
@@ -49,6 +53,8 @@ pub(crate) struct Listener {
     /// Positions in `chains` by destination port; chains without a port under `None`.
     by_port: HashMap<Option<u16>, Vec<usize>>,
     pub(crate) logs: Vec<AccessLog>,
+    /// Takes datagrams.
+    pub(crate) udp: Option<Arc<UdpProxy>>,
 }
 
 /// A compiled filter chain. It lives for as long as its connections.
@@ -96,6 +102,7 @@ pub(crate) enum HttpFilter {
     Rbac(Box<Rbac>),
     Jwt(Box<JwtAuthn>),
     ExtAuthz(Box<ExtAuthz>),
+    ExtProc(Arc<ExtProc>),
     LocalRateLimit(Box<LocalRateLimit>),
     RateLimit(Box<GlobalRateLimit>),
     GrpcWeb,
@@ -112,7 +119,7 @@ impl HttpFilter {
     fn wants_bodies(&self) -> bool {
         match self {
             Self::ExtAuthz(e) => e.wants_bodies(),
-            Self::GrpcWeb | Self::Compressor(_) | Self::Buffer(_) => true,
+            Self::ExtProc(_) | Self::GrpcWeb | Self::Compressor(_) | Self::Buffer(_) => true,
             _ => false,
         }
     }
@@ -127,6 +134,15 @@ pub(crate) struct TcpProxy {
     pub(crate) logs: Vec<AccessLog>,
     /// Connections go out as streams of a shared one.
     pub(crate) tunnel: Option<ConnectRequest>,
+}
+
+/// A compiled UDP proxy.
+#[derive(Debug)]
+pub(crate) struct UdpProxy {
+    pub(crate) config: model::UdpProxy,
+    pub(crate) cluster: Arc<ClusterSlot>,
+    pub(crate) logs: Vec<AccessLog>,
+    series: OnceLock<Arc<UdpSeries>>,
 }
 
 /// A log with its format.
@@ -188,7 +204,16 @@ impl Listener {
             by_port.entry(c.model.matches.destination_port).or_default().push(i);
         }
         let logs = names.logs(&model.access_log)?;
-        Ok(Self { model, chains, default, by_port, logs })
+        let udp = match &model.udp {
+            None => None,
+            Some(_) if default.is_some() || !chains.is_empty() => return Err(CompileError::Udp),
+            // Sessions of one that stays, stay.
+            Some(u) => match previous.and_then(|p| p.udp.as_ref()).filter(|p| p.config == **u) {
+                Some(same) => Some(Arc::clone(same)),
+                None => Some(Arc::new(UdpProxy::new(u, names)?)),
+            },
+        };
+        Ok(Self { model, chains, default, by_port, logs, udp })
     }
 
     pub(crate) fn all_chains(&self) -> impl Iterator<Item = &Arc<Chain>> {
@@ -332,6 +357,9 @@ impl HttpManager {
                     model::HttpFilter::ExtAuthz(e) => {
                         HttpFilter::ExtAuthz(Box::new(ExtAuthz::new(e, names.cluster)?))
                     }
+                    model::HttpFilter::ExtProc(e) => {
+                        HttpFilter::ExtProc(Arc::new(ExtProc::new(e, names.cluster)?))
+                    }
                     model::HttpFilter::LocalRateLimit(l) => {
                         HttpFilter::LocalRateLimit(Box::new(LocalRateLimit::new(l, false)?))
                     }
@@ -394,6 +422,26 @@ impl TcpProxy {
     }
 }
 
+impl UdpProxy {
+    fn new(c: &model::UdpProxy, names: &mut Names<'_>) -> Result<Self, CompileError> {
+        if c.idle_timeout.is_zero() {
+            return Err(CompileError::Udp);
+        }
+        Ok(Self {
+            config: c.clone(),
+            cluster: (names.cluster)(&c.cluster),
+            logs: names.logs(&c.access_log)?,
+            series: OnceLock::new(),
+        })
+    }
+
+    /// Its counters.
+    pub(crate) fn series(&self, metrics: &MeshMetrics) -> &Arc<UdpSeries> {
+        self.series
+            .get_or_init(|| Arc::new(metrics.udp_series(&self.config.stat_prefix, &self.config.cluster)))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
@@ -430,6 +478,7 @@ mod tests {
             filter_chains: chains.into_iter().map(|(n, m)| chain(n, m)).collect(),
             default_filter_chain: default.then(|| chain("default", model::FilterChainMatch::default())),
             access_log: vec![],
+            udp: None,
         };
         let mut names = Names {
             cluster: &mut ClusterSlot::new,

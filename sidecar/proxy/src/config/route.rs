@@ -13,7 +13,10 @@ use self::index::{DomainIndex, Key, PathIndex};
 use super::CompileError;
 use crate::{
     http::{
-        filters::rate_limit::{Rules, local::LocalRateLimit},
+        filters::{
+            ext_proc::ProcOverride,
+            rate_limit::{Rules, local::LocalRateLimit},
+        },
         headers::{HeaderId, Headers},
         message::RequestHead,
     },
@@ -71,6 +74,7 @@ pub(crate) struct Route {
 pub(crate) struct RouteFilters {
     pub(crate) jwt: Option<model::JwtOverride>,
     pub(crate) ext_authz: Option<model::AuthzOverride>,
+    pub(crate) ext_proc: Option<ProcOverride>,
     pub(crate) local_rate_limit: Option<Box<LocalRateLimit>>,
     pub(crate) rate_limits: Rules,
     pub(crate) rate_limit: model::HostRateLimits,
@@ -88,7 +92,11 @@ impl Nothing for RouteFilters {
 }
 
 impl RouteFilters {
-    fn new(route: &model::RouteFilters, host: &model::RouteFilters) -> Result<Rare<Self>, CompileError> {
+    fn new(
+        route: &model::RouteFilters,
+        host: &model::RouteFilters,
+        slot: SlotOf<'_>,
+    ) -> Result<Rare<Self>, CompileError> {
         if [route, host].into_iter().all(|f| f == model::RouteFilters::nothing()) {
             return Ok(Rare::default());
         }
@@ -97,6 +105,7 @@ impl RouteFilters {
         Ok(Rare::some(Self {
             jwt: route.jwt.as_ref().or(host.jwt.as_ref()).cloned(),
             ext_authz: route.ext_authz.as_ref().or(host.ext_authz.as_ref()).cloned(),
+            ext_proc: route.ext_proc.as_ref().or(host.ext_proc.as_ref()).map(|o| ProcOverride::new(o, slot)),
             local_rate_limit: local,
             rate_limits: Rules::new(route, host)?,
             rate_limit: route.rate_limit,
@@ -404,7 +413,7 @@ impl Route {
             fault: r.fault.clone(),
             cors,
             operation: r.operation.clone(),
-            filters: RouteFilters::new(&r.filters, host)?,
+            filters: RouteFilters::new(&r.filters, host, slot)?,
         })
     }
 

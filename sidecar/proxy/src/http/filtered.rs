@@ -5,7 +5,7 @@
 //! need: reading the body ahead, up to a bound, and changing the answer piece by piece.
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     collections::VecDeque,
     task::{Context, Poll, ready},
 };
@@ -44,9 +44,37 @@ pub(crate) trait Decode {
     fn finish(&mut self) -> Result<(), StreamError>;
 }
 
+/// What a [`Process`] sends to the client.
+pub(crate) enum Output {
+    /// The head; true if nothing follows.
+    Head(ResponseHead, bool),
+    Data(Bytes),
+    End(Option<Headers>),
+}
+
+/// Changes a request and its answer, waiting for somebody else to say how.
+pub(crate) trait Process {
+    /// The next piece of the request body, made of what `next` brings.
+    fn poll_request(
+        &mut self,
+        cx: &mut Context<'_>,
+        next: &mut dyn FnMut(&mut Context<'_>) -> Poll<Option<Result<Frame, StreamError>>>,
+    ) -> Poll<Option<Result<Frame, StreamError>>>;
+    /// The head of the answer; true if nothing follows.
+    fn start(&mut self, head: &ResponseHead, end: bool);
+    /// A piece of its body.
+    fn data(&mut self, data: Bytes);
+    /// Its end.
+    fn finish(&mut self, trailers: Option<&Headers>);
+    /// Whether more may be given although not all was taken.
+    fn has_room(&self) -> bool;
+    /// What is to be sent; `None` if all was that came. An error breaks the answer off.
+    fn poll_output(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Output>, StreamError>>;
+}
+
 /// What filters read and changed of one request.
 #[derive(Default)]
-pub(crate) struct Bodies(RefCell<State>);
+pub(crate) struct Bodies(RefCell<State>, RefCell<Option<Box<dyn Process>>>);
 
 #[derive(Default)]
 struct State {
@@ -68,6 +96,26 @@ impl Bodies {
     /// Sets the change of the request body.
     pub(crate) fn decode(&self, d: Box<dyn Decode>) {
         self.0.borrow_mut().decoder = Some(d);
+    }
+
+    /// Lets somebody else have what passes from now on.
+    pub(crate) fn process(&self, p: Box<dyn Process>) {
+        *self.1.borrow_mut() = Some(p);
+    }
+
+    /// Puts `body` in the place of what was read ahead; with `all` nothing follows it.
+    pub(crate) fn replace(&self, body: Bytes, all: bool) {
+        let s = &mut *self.0.borrow_mut();
+        s.ahead.clear();
+        s.size = body.len();
+        if !body.is_empty() {
+            s.ahead.push_back(body);
+        }
+        if all {
+            s.ended = true;
+            s.trailers = None;
+            s.decoder = None;
+        }
     }
 
     /// Bytes read ahead.
@@ -127,11 +175,111 @@ impl Downstream for HeadOnly {
 pub(crate) struct Filtered<'a, D> {
     down: &'a D,
     bodies: Bodies,
+    /// The head of the answer was sent.
+    started: Cell<bool>,
 }
 
 impl<'a, D: Downstream> Filtered<'a, D> {
     pub(crate) fn new(down: &'a D) -> Self {
-        Self { down, bodies: Bodies::default() }
+        Self { down, bodies: Bodies::default(), started: Cell::new(false) }
+    }
+
+    /// Sends what a [`Process`] has for the client; `None` without one.
+    fn poll_process(&self, cx: &mut Context<'_>) -> Option<Poll<Result<(), StreamError>>> {
+        let mut p = self.bodies.1.borrow_mut();
+        let p = p.as_mut()?;
+        Some(loop {
+            if self.started.get() {
+                match self.down.poll_room(cx) {
+                    Poll::Ready(Ok(())) => {}
+                    other => break other,
+                }
+            }
+            let sent = match p.poll_output(cx) {
+                Poll::Pending => break Poll::Pending,
+                Poll::Ready(Ok(None)) => break Poll::Ready(Ok(())),
+                Poll::Ready(Ok(Some(Output::Head(head, end)))) => {
+                    self.started.set(!end);
+                    self.encode_start(&head, end)
+                }
+                Poll::Ready(Ok(Some(Output::Data(data)))) => self.encode_data(data),
+                Poll::Ready(Ok(Some(Output::End(trailers)))) => {
+                    self.started.set(false);
+                    self.encode_finish(trailers.as_ref())
+                }
+                Poll::Ready(Err(e)) => {
+                    self.down.abort();
+                    Err(e)
+                }
+            };
+            if sent.is_err() {
+                break Poll::Ready(sent);
+            }
+        })
+    }
+
+    fn poll_read(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, StreamError>>> {
+        {
+            let s = &mut *self.bodies.0.borrow_mut();
+            if let Some(b) = s.ahead.pop_front() {
+                return Poll::Ready(Some(Ok(Frame::Data(b))));
+            }
+            if s.ended {
+                return Poll::Ready(s.trailers.take().map(|t| Ok(Frame::Trailers(t))));
+            }
+        }
+        self.poll_decoded(cx)
+    }
+
+    fn encode_start(&self, head: &ResponseHead, end: bool) -> Result<(), StreamError> {
+        let s = &mut *self.bodies.0.borrow_mut();
+        if s.encoders.is_empty() {
+            return self.down.start(head, end);
+        }
+        let mut head = head.clone();
+        let mut kept: Vec<Box<dyn Encode>> = Vec::with_capacity(s.encoders.len());
+        for mut e in std::mem::take(&mut s.encoders).into_iter().rev() {
+            if e.start(&mut head, end) {
+                kept.push(e);
+            }
+        }
+        // From here on in the order in which the answer passes them.
+        s.encoders = kept;
+        self.down.start(&head, end)
+    }
+
+    fn encode_data(&self, data: Bytes) -> Result<(), StreamError> {
+        let data = self
+            .bodies
+            .0
+            .borrow_mut()
+            .encoders
+            .iter_mut()
+            .fold(data, |d, e| if d.is_empty() { d } else { e.data(d) });
+        if data.is_empty() { Ok(()) } else { self.down.data(data) }
+    }
+
+    fn encode_finish(&self, trailers: Option<&Headers>) -> Result<(), StreamError> {
+        let s = &mut *self.bodies.0.borrow_mut();
+        if s.encoders.is_empty() {
+            return self.down.finish(trailers);
+        }
+        let mut trailers = trailers.cloned();
+        let mut tail = Bytes::new();
+        for e in &mut s.encoders {
+            let mut out = if tail.is_empty() { Bytes::new() } else { e.data(tail) };
+            let (rest, t) = e.finish(trailers.as_ref());
+            if out.is_empty() {
+                out = rest;
+            } else if !rest.is_empty() {
+                out = [out, rest].concat().into();
+            }
+            (tail, trailers) = (out, t);
+        }
+        if !tail.is_empty() {
+            self.down.data(tail)?;
+        }
+        self.down.finish(trailers.as_ref())
     }
 
     fn poll_decoded(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, StreamError>>> {
@@ -193,16 +341,10 @@ impl<D: Downstream> Downstream for Filtered<'_, D> {
     }
 
     fn poll_frame(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, StreamError>>> {
-        {
-            let s = &mut *self.bodies.0.borrow_mut();
-            if let Some(b) = s.ahead.pop_front() {
-                return Poll::Ready(Some(Ok(Frame::Data(b))));
-            }
-            if s.ended {
-                return Poll::Ready(s.trailers.take().map(|t| Ok(Frame::Trailers(t))));
-            }
+        match self.bodies.1.borrow_mut().as_mut() {
+            Some(p) => p.poll_request(cx, &mut |cx| self.poll_read(cx)),
+            None => self.poll_read(cx),
         }
-        self.poll_decoded(cx)
     }
 
     fn poll_gone(&self, cx: &mut Context<'_>) -> Poll<()> {
@@ -210,61 +352,44 @@ impl<D: Downstream> Downstream for Filtered<'_, D> {
     }
 
     fn start(&self, head: &ResponseHead, end: bool) -> Result<(), StreamError> {
-        let s = &mut *self.bodies.0.borrow_mut();
-        if s.encoders.is_empty() {
-            return self.down.start(head, end);
+        match self.bodies.1.borrow_mut().as_mut() {
+            Some(p) => p.start(head, end),
+            None => self.encode_start(head, end)?,
         }
-        let mut head = head.clone();
-        let mut kept: Vec<Box<dyn Encode>> = Vec::with_capacity(s.encoders.len());
-        for mut e in std::mem::take(&mut s.encoders).into_iter().rev() {
-            if e.start(&mut head, end) {
-                kept.push(e);
-            }
-        }
-        // From here on in the order in which the answer passes them.
-        s.encoders = kept;
-        self.down.start(&head, end)
+        Ok(())
     }
 
     fn poll_room(&self, cx: &mut Context<'_>) -> Poll<Result<(), StreamError>> {
-        self.down.poll_room(cx)
+        match self.poll_process(cx) {
+            None => self.down.poll_room(cx),
+            Some(Poll::Pending) => {
+                let room = self.bodies.1.borrow().as_ref().is_some_and(|p| p.has_room());
+                if room { Poll::Ready(Ok(())) } else { Poll::Pending }
+            }
+            Some(done) => done,
+        }
     }
 
     fn data(&self, data: Bytes) -> Result<(), StreamError> {
-        let data = self
-            .bodies
-            .0
-            .borrow_mut()
-            .encoders
-            .iter_mut()
-            .fold(data, |d, e| if d.is_empty() { d } else { e.data(d) });
-        if data.is_empty() { Ok(()) } else { self.down.data(data) }
+        match self.bodies.1.borrow_mut().as_mut() {
+            Some(p) => p.data(data),
+            None => self.encode_data(data)?,
+        }
+        Ok(())
     }
 
     fn finish(&self, trailers: Option<&Headers>) -> Result<(), StreamError> {
-        let s = &mut *self.bodies.0.borrow_mut();
-        if s.encoders.is_empty() {
-            return self.down.finish(trailers);
+        match self.bodies.1.borrow_mut().as_mut() {
+            Some(p) => p.finish(trailers),
+            None => self.encode_finish(trailers)?,
         }
-        let mut trailers = trailers.cloned();
-        let mut tail = Bytes::new();
-        for e in &mut s.encoders {
-            let mut out = if tail.is_empty() { Bytes::new() } else { e.data(tail) };
-            let (rest, t) = e.finish(trailers.as_ref());
-            if out.is_empty() {
-                out = rest;
-            } else if !rest.is_empty() {
-                out = [out, rest].concat().into();
-            }
-            (tail, trailers) = (out, t);
-        }
-        if !tail.is_empty() {
-            self.down.data(tail)?;
-        }
-        self.down.finish(trailers.as_ref())
+        Ok(())
     }
 
     fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<Result<(), StreamError>> {
+        if let Some(processing) = self.poll_process(cx) {
+            ready!(processing)?;
+        }
         self.down.poll_flush(cx)
     }
 

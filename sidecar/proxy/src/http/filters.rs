@@ -2,6 +2,7 @@
 
 pub(crate) mod compressor;
 pub(crate) mod ext_authz;
+pub(crate) mod ext_proc;
 pub(crate) mod grpc_web;
 pub(crate) mod jwt;
 pub(crate) mod rate_limit;
@@ -39,6 +40,8 @@ pub(crate) struct Passed {
     pub(crate) faulted: bool,
     /// A session that stays on its host.
     pub(crate) session: Option<Box<Session>>,
+    /// The route is looked for again.
+    pub(crate) reroute: bool,
     /// Headers that filters want in the response.
     pub(crate) response: Option<Box<ResponseEdits>>,
 }
@@ -112,6 +115,10 @@ pub(crate) async fn run<D: Downstream>(
             }
             HttpFilter::ExtAuthz(e) => {
                 let on_route = route.and_then(|r| r.filters.ext_authz.as_ref());
+                Box::pin(e.run(conn, head, on_route, down, passed, rec)).await?;
+            }
+            HttpFilter::ExtProc(e) => {
+                let on_route = route.and_then(|r| r.filters.ext_proc.as_ref());
                 Box::pin(e.run(conn, head, on_route, down, passed, rec)).await?;
             }
             HttpFilter::LocalRateLimit(l) => {

@@ -23,7 +23,7 @@ use super::{
 use crate::{
     config::{
         listener::HttpManager,
-        route::{Action, Found, Route, VirtualHost},
+        route::{Action, Found, Route, RouteTable, VirtualHost},
     },
     options::PolicyDecision,
     worker::{Gauge, connection::Connection},
@@ -129,26 +129,14 @@ async fn serve<D: Downstream>(
     upgrade(manager, head, rec)?;
     // The table is kept for the request: an update in between does not mix two versions.
     let table = manager.routes();
-    let found = table.as_ref().map_or(Found::NoHost, |t| t.find(head));
-    let (vhost, route) = match found {
-        Found::Route(v, r) => (Some(Arc::clone(v)), Some(Arc::clone(r))),
-        Found::NeedsTls(v) | Found::NoRoute(v) => (Some(Arc::clone(v)), None),
-        Found::NoHost => (None, None),
-    };
-    let needs_tls = matches!(found, Found::NeedsTls(_));
-    if let Some(v) = &vhost {
-        rec.service.clone_from(&v.service);
-    }
-    if let Some(r) = &route {
-        rec.route = Some(Arc::clone(&r.name));
-        if !r.operation.is_empty() && conn.outbound() {
-            head.headers.set_id(HeaderId::XEnvoyDecoratorOperation, r.operation.as_bytes());
-        }
-    }
+    let (mut vhost, mut route, mut needs_tls) = find(conn, table.as_deref(), head, rec);
     let mut passed = filters::Passed::default();
     filters::run(conn, manager, head, route.as_deref(), down, &mut passed, rec)
         .await
         .map_err(|r| passed.finish(r))?;
+    if passed.reroute {
+        (vhost, route, needs_tls) = find(conn, table.as_deref(), head, rec);
+    }
     let (Some(vhost), Some(route)) = (vhost, route) else {
         if needs_tls {
             rec.details = "ssl_redirect".into();
@@ -184,6 +172,32 @@ async fn serve<D: Downstream>(
             router::forward(&ctx, head, down, rec).await.map_err(|r| passed.finish(r))
         }
     }
+}
+
+/// Virtual host and route of a request, and whether it has none for want of TLS.
+fn find(
+    conn: &Connection,
+    table: Option<&RouteTable>,
+    head: &mut RequestHead,
+    rec: &mut Record,
+) -> (Option<Arc<VirtualHost>>, Option<Arc<Route>>, bool) {
+    let found = table.map_or(Found::NoHost, |t| t.find(head));
+    let needs_tls = matches!(found, Found::NeedsTls(_));
+    let (vhost, route) = match found {
+        Found::Route(v, r) => (Some(Arc::clone(v)), Some(Arc::clone(r))),
+        Found::NeedsTls(v) | Found::NoRoute(v) => (Some(Arc::clone(v)), None),
+        Found::NoHost => (None, None),
+    };
+    if let Some(v) = &vhost {
+        rec.service.clone_from(&v.service);
+    }
+    if let Some(r) = &route {
+        rec.route = Some(Arc::clone(&r.name));
+        if !r.operation.is_empty() && conn.outbound() {
+            head.headers.set_id(HeaderId::XEnvoyDecoratorOperation, r.operation.as_bytes());
+        }
+    }
+    (vhost, route, needs_tls)
 }
 
 /// Accepts an upgrade or makes the request an ordinary one.

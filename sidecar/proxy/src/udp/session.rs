@@ -1,0 +1,331 @@
+//! A session: one client, one destination, one host.
+
+use std::{
+    cell::{Cell, RefCell},
+    io,
+    net::SocketAddr,
+    rc::Rc,
+    sync::{Arc, Weak, atomic::Ordering::Relaxed},
+    time::{Duration, Instant, SystemTime},
+};
+
+use mesh_model::proxy::{Discovery, LbPolicy, UdpHash};
+use mesh_telemetry::{
+    access_log::{Field, LogRecord},
+    metrics::{UdpDrop, UdpEnd, UdpHop, UdpSeries},
+};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use tokio::{net::UdpSocket, task::AbortHandle};
+
+use super::{
+    BATCH,
+    socket::{Datagram, Downstream, Reply},
+};
+use crate::{
+    config::listener::UdpProxy,
+    upstream::{
+        cluster::{Cluster, Permit},
+        host::{ActiveGuard, Host, HostAddr},
+        lb::{LbTables, stable_hash},
+    },
+    worker::Worker,
+};
+
+/// Errors in a row after which a session's socket is of no use.
+const MAX_ERRORS: u32 = 16;
+
+/// What tells sessions apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Key {
+    pub(super) peer: SocketAddr,
+    pub(super) local: SocketAddr,
+    /// Zero, unless every datagram is balanced on its own.
+    pub(super) host: u64,
+}
+
+pub(super) struct Session {
+    pub(super) key: Key,
+    pub(super) proxy: Arc<UdpProxy>,
+    series: Arc<UdpSeries>,
+    host: Arc<Host>,
+    /// The hosts among which this one was last seen healthy; weak, so that nothing old is kept.
+    tables: RefCell<Weak<LbTables>>,
+    socket: UdpSocket,
+    down: Rc<Downstream>,
+    reply: Reply,
+    /// When a datagram last passed.
+    last: Cell<Instant>,
+    started: Instant,
+    started_at: SystemTime,
+    received: Cell<u64>,
+    sent: Cell<u64>,
+    reader: RefCell<Option<AbortHandle>>,
+    _permit: Permit,
+    _active: ActiveGuard,
+    _place: Place,
+}
+
+/// A session's place in a worker.
+struct Place(Rc<Worker>);
+
+impl Place {
+    fn take(worker: &Rc<Worker>) -> Option<Self> {
+        let n = worker.udp_sessions.get();
+        if n >= worker.options.max_udp_sessions || worker.shared.over_memory.load(Relaxed) {
+            return None;
+        }
+        worker.udp_sessions.set(n + 1);
+        Some(Self(Rc::clone(worker)))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.udp_sessions.set(self.0.udp_sessions.get() - 1);
+    }
+}
+
+/// A cluster and a host of it for a datagram.
+pub(super) fn choose(
+    worker: &Worker,
+    proxy: &UdpProxy,
+    down: &Downstream,
+    d: &Datagram,
+) -> Result<(Arc<Cluster>, Arc<Host>), UdpDrop> {
+    if d.len > usize::from(proxy.config.max_downstream) {
+        return Err(UdpDrop::Truncated);
+    }
+    let cluster = proxy.cluster.load().ok_or(UdpDrop::NoCluster)?;
+    if cluster.config.discovery == Discovery::OriginalDst {
+        // Sending what came here on purpose to where it came from would loop.
+        let host = down.was_redirected(d.local).then(|| Arc::new(Host::original(d.local)));
+        return Ok((cluster, host.ok_or(UdpDrop::NoHost)?));
+    }
+    let hash = match &proxy.config.hash {
+        _ if !matches!(cluster.config.lb, LbPolicy::RingHash(_) | LbPolicy::Maglev(_)) => None,
+        None => None,
+        Some(UdpHash::SourceIp) => Some(stable_hash(d.peer.ip().to_string().as_bytes())),
+        Some(UdpHash::Key(k)) => Some(stable_hash(k.as_bytes())),
+    };
+    let host = cluster.tables().pick(&worker.rng, hash).cloned().ok_or(UdpDrop::NoHost)?;
+    Ok((cluster, host))
+}
+
+impl Session {
+    pub(super) fn open(
+        worker: &Rc<Worker>,
+        proxy: &Arc<UdpProxy>,
+        down: &Rc<Downstream>,
+        key: Key,
+        cluster: &Arc<Cluster>,
+        host: Arc<Host>,
+        now: Instant,
+    ) -> Result<Rc<Self>, UdpDrop> {
+        let clear = cluster.sockets.get(host.transport).is_none_or(|s| s.tls.is_none() && s.hbone.is_none());
+        let (HostAddr::Socket(to), true) = (&host.addr, clear) else { return Err(UdpDrop::NoHost) };
+        let place = Place::take(worker).ok_or(UdpDrop::SessionLimit)?;
+        let limit = cluster.config.limits.max_connections;
+        let permit = Permit::take(&cluster.usage, |u| &u.connections, limit).ok_or(UdpDrop::ClusterLimit)?;
+        let made = connected(cluster, *to).and_then(|socket| Ok((socket, down.reply(key.local)?)));
+        let (socket, reply) = match made {
+            Ok(made) => made,
+            Err(error) => {
+                tracing::debug!(%error, host = %host.display, client = %key.peer, "UDP session");
+                return Err(UdpDrop::SendError);
+            }
+        };
+        let series = Arc::clone(proxy.series(&worker.shared.metrics));
+        series.opened.inc();
+        let session = Rc::new(Self {
+            key,
+            proxy: Arc::clone(proxy),
+            series,
+            tables: RefCell::new(Arc::downgrade(&cluster.tables())),
+            socket,
+            down: Rc::clone(down),
+            reply,
+            last: Cell::new(now),
+            started: now,
+            started_at: SystemTime::now(),
+            received: Cell::new(0),
+            sent: Cell::new(0),
+            reader: RefCell::default(),
+            _permit: permit,
+            _active: ActiveGuard::new(&host.stats),
+            _place: place,
+            host,
+        });
+        let reader = tokio::task::spawn_local(Rc::clone(&session).answer(Rc::clone(worker)));
+        *session.reader.borrow_mut() = Some(reader.abort_handle());
+        Ok(session)
+    }
+
+    /// Whether the session may go on with its host.
+    pub(super) fn check(&self) -> Result<(), UdpEnd> {
+        let cluster = self.proxy.cluster.load().ok_or(UdpEnd::Reconfigured)?;
+        if self.lost_host() {
+            return Err(UdpEnd::HostGone);
+        }
+        if cluster.config.discovery == Discovery::OriginalDst {
+            return Ok(());
+        }
+        let tables = cluster.tables();
+        if self.tables.borrow().as_ptr() == Arc::as_ptr(&tables) {
+            return Ok(());
+        }
+        let me = |h: &&Arc<Host>| h.stats.id == self.host.stats.id;
+        match tables.hosts.iter().find(me) {
+            None => return Err(UdpEnd::HostGone),
+            // A bad host is better than none.
+            Some(h) if !h.is_healthy() && tables.hosts.iter().any(|h| h.is_healthy()) => {
+                return Err(UdpEnd::HostGone);
+            }
+            Some(_) => {}
+        }
+        *self.tables.borrow_mut() = Arc::downgrade(&tables);
+        Ok(())
+    }
+
+    pub(super) fn lost_host(&self) -> bool {
+        self.host.stats.gone.load(Relaxed)
+    }
+
+    pub(super) fn is_idle(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.last.get()) >= self.proxy.config.idle_timeout
+    }
+
+    /// A datagram of the client.
+    pub(super) fn forward(&self, data: &[u8], now: Instant) {
+        self.last.set(now);
+        self.series.passed(UdpHop::DownstreamRx, data.len());
+        if data.len() > usize::from(self.proxy.config.max_downstream) {
+            return self.series.dropped(UdpDrop::Truncated);
+        }
+        self.received.set(self.received.get() + data.len() as u64);
+        let mut sent = SockRef::from(&self.socket).send(data);
+        // This error is that of a datagram before this one, which ICMP told of.
+        if sent.as_ref().is_err_and(|e| e.kind() == io::ErrorKind::ConnectionRefused) {
+            self.series.dropped(UdpDrop::ReceiveError);
+            sent = SockRef::from(&self.socket).send(data);
+        }
+        match sent {
+            Ok(_) => self.series.passed(UdpHop::UpstreamTx, data.len()),
+            Err(_) => self.series.dropped(UdpDrop::SendError),
+        }
+    }
+
+    /// Passes datagrams of the host to the client, until the session ends.
+    async fn answer(self: Rc<Self>, worker: Rc<Worker>) {
+        let mut errors = 0;
+        while errors < MAX_ERRORS && self.socket.readable().await.is_ok() {
+            let now = Instant::now();
+            {
+                let scratch = &mut *worker.scratch.borrow_mut();
+                for _ in 0..BATCH {
+                    match self.socket.try_recv(scratch) {
+                        Ok(n) => {
+                            errors = 0;
+                            self.pass(scratch.get(..n).unwrap_or_default(), now);
+                        }
+                        Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
+                        Err(_) => {
+                            errors += 1;
+                            self.series.dropped(UdpDrop::ReceiveError);
+                        }
+                    }
+                }
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+
+    fn pass(&self, data: &[u8], now: Instant) {
+        self.last.set(now);
+        self.series.passed(UdpHop::UpstreamRx, data.len());
+        if data.len() > usize::from(self.proxy.config.max_upstream) {
+            return self.series.dropped(UdpDrop::Truncated);
+        }
+        match self.down.send(data, self.key.peer, &self.reply) {
+            Ok(()) => {
+                self.sent.set(self.sent.get() + data.len() as u64);
+                self.series.passed(UdpHop::DownstreamTx, data.len());
+            }
+            Err(_) => self.series.dropped(UdpDrop::SendError),
+        }
+    }
+
+    /// Ends, counts and logs the session.
+    pub(super) fn end(&self, why: UdpEnd) {
+        if let Some(reader) = self.reader.take() {
+            reader.abort();
+        }
+        self.series.closed(why);
+        for log in &self.proxy.logs {
+            log.format.render(&Record { session: self, why }, |line| log.sink.write(line));
+        }
+    }
+}
+
+/// A socket that sends to a host only and hears from it only.
+fn connected(cluster: &Cluster, to: SocketAddr) -> io::Result<UdpSocket> {
+    let s = Socket::new(Domain::for_address(to), Type::DGRAM, Some(Protocol::UDP))?;
+    s.set_nonblocking(true)?;
+    if let Some(ip) = cluster.config.source.iter().find(|ip| ip.is_ipv4() == to.is_ipv4()) {
+        // Where this host has no such address, nothing depends on it.
+        let _ = s.bind(&SocketAddr::new(*ip, 0).into());
+    }
+    s.connect(&to.into())?;
+    UdpSocket::from_std(s.into())
+}
+
+struct Record<'a> {
+    session: &'a Session,
+    why: UdpEnd,
+}
+
+impl LogRecord for Record<'_> {
+    fn start(&self) -> SystemTime {
+        self.session.started_at
+    }
+
+    fn field(&self, field: Field, out: &mut String) -> bool {
+        let s = self.session;
+        let mut put = |v: &dyn std::fmt::Display| {
+            use std::fmt::Write as _;
+            write!(out, "{v}").is_ok()
+        };
+        match field {
+            Field::Protocol => put(&"UDP"),
+            Field::ConnectionTerminationDetails => put(&match self.why {
+                UdpEnd::Idle => "idle_timeout",
+                UdpEnd::HostGone => "upstream_host_gone",
+                UdpEnd::Reconfigured => "listener_or_cluster_changed",
+            }),
+            Field::BytesReceived => put(&s.received.get()),
+            Field::BytesSent => put(&s.sent.get()),
+            Field::Duration => put(&millis(s.started.elapsed())),
+            Field::UpstreamHost => put(&s.host.display),
+            Field::UpstreamCluster => put(&s.proxy.config.cluster),
+            Field::UpstreamLocalAddress => s.socket.local_addr().is_ok_and(|a| put(&a)),
+            Field::DownstreamRemoteAddress | Field::DownstreamDirectRemoteAddress => put(&s.key.peer),
+            Field::DownstreamRemoteAddressWithoutPort => put(&s.key.peer.ip()),
+            Field::DownstreamLocalAddress => put(&s.key.local),
+            Field::DownstreamLocalPort => put(&s.key.local.port()),
+            _ => false,
+        }
+    }
+
+    fn request_header(&self, _: &str, _: &mut String) -> bool {
+        false
+    }
+    fn response_header(&self, _: &str, _: &mut String) -> bool {
+        false
+    }
+    fn response_trailer(&self, _: &str, _: &mut String) -> bool {
+        false
+    }
+}
+
+fn millis(d: Duration) -> u128 {
+    d.as_millis()
+}
