@@ -274,6 +274,7 @@ pub(super) fn listener(name: String, address: SocketAddr, direction: Direction) 
         filter_chains: vec![],
         default_filter_chain: None,
         access_log: vec![],
+        quic: None,
     }
 }
 

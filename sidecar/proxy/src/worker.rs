@@ -29,7 +29,11 @@ use self::{alarm::Alarms, signals::Signals};
 use crate::{
     config::{Compiled, listener::Chain},
     http::filters::jwt::cache::TokenCache,
-    listener::{accept, bind::BoundListener},
+    listener::{
+        accept,
+        bind::{BoundListener, BoundSocket},
+        quic,
+    },
     options::{Dialer, EngineOptions, Hooks, NodeInfo},
     upstream::{
         lb::Rng,
@@ -172,7 +176,7 @@ impl Worker {
     }
 
     /// Takes a place for a connection, waiting while the worker is full.
-    async fn admit(self: &Rc<Self>) -> Admission {
+    pub(crate) async fn admit(self: &Rc<Self>) -> Admission {
         while self.open.get() >= self.options.max_connections || !self.load.takes_connections() {
             self.closed.notified().await;
         }
@@ -258,7 +262,11 @@ async fn run(shared: Arc<Shared>, mut commands: mpsc::Receiver<Command>) {
 }
 
 async fn listen(worker: Rc<Worker>, l: BoundListener, stop: CancellationToken) {
-    let listener = match TcpListener::from_std(l.socket) {
+    let socket = match l.socket {
+        BoundSocket::Tcp(socket) => socket,
+        BoundSocket::Quic(port) => return quic::listen(worker, l.slot, port, stop).await,
+    };
+    let listener = match TcpListener::from_std(socket) {
         Ok(listener) => listener,
         Err(error) => {
             tracing::error!(%error, listener = %l.slot.name, "cannot listen");

@@ -23,12 +23,12 @@ use envoy_types::pb::{
     google::protobuf as gp,
 };
 use mesh_model::proxy::{
-    AccessLog, Direction, FilterChain, FilterChainMatch, HeaderOps, Listener, NetworkFilter, TcpProxy,
-    TransportProtocol, Tunneling, WeightedCluster,
+    AccessLog, Direction, FilterChain, FilterChainMatch, HeaderOps, Listener, NetworkFilter, QuicOptions,
+    TcpProxy, TransportProtocol, Tunneling, WeightedCluster,
 };
 use prost::Name;
 
-use super::{At, Bad, Res, common::*, each, http, rate_limit, rbac, refuse, tls};
+use super::{At, Bad, Res, common::*, each, http, quic, rate_limit, rbac, refuse, tls};
 
 /// Envoy's default.
 const INSPECT_TIMEOUT: Duration = Duration::from_secs(15);
@@ -57,12 +57,13 @@ pub(super) fn encode(m: &Listener) -> pb::Listener {
     };
     pb::Listener {
         name: m.name.clone(),
-        address: Some(listen_address(m.address)),
-        filter_chains: m.filter_chains.iter().map(chain).collect(),
+        address: Some(listen_address(m.address, m.quic.is_some())),
+        udp_listener_config: m.quic.as_ref().map(quic::encode),
+        filter_chains: m.filter_chains.iter().map(|c| chain(c, m.quic.is_some())).collect(),
         // The filter recovers the address; this field hands over, which an inbound listener never does.
         use_original_dst: (m.use_original_dst && m.direction != Direction::Inbound)
             .then_some(gp::BoolValue { value: true }),
-        default_filter_chain: m.default_filter_chain.as_ref().map(chain),
+        default_filter_chain: m.default_filter_chain.as_ref().map(|c| chain(c, m.quic.is_some())),
         listener_filters: filters,
         listener_filters_timeout: Some(duration(m.inspect_timeout)),
         continue_on_listener_filters_timeout: true,
@@ -75,10 +76,13 @@ pub(super) fn encode(m: &Listener) -> pb::Listener {
 }
 
 /// `::` takes both families, as our own proxy binds it.
-fn listen_address(a: SocketAddr) -> core::Address {
+fn listen_address(a: SocketAddr, udp: bool) -> core::Address {
     let mut out = socket_address(&a.ip().to_string(), a.port());
     if let Some(core::address::Address::SocketAddress(s)) = &mut out.address {
         s.ipv4_compat = a.is_ipv6() && a.ip().is_unspecified();
+        s.protocol =
+            if udp { core::socket_address::Protocol::Udp } else { core::socket_address::Protocol::Tcp }
+                .into();
     }
     out
 }
@@ -86,10 +90,10 @@ fn listen_address(a: SocketAddr) -> core::Address {
 #[allow(deprecated)]
 pub(super) fn decode(m: pb::Listener) -> Res<Listener> {
     refuse!(m;
-        additional_addresses, fcds_config, filter_chain_matcher, udp_listener_config, api_listener,
-        connection_balance_config, listener_specifier, socket_options
+        additional_addresses, fcds_config, filter_chain_matcher, api_listener, connection_balance_config,
+        listener_specifier, socket_options
     );
-    let (ip, port) = to_socket_address(m.address)?;
+    let (quic, (ip, port)) = to_listen_address(m.address, m.udp_listener_config)?;
     let ip: IpAddr = ip.parse().map_err(|_| Bad::new("address", format!("{ip:?} is not an IP address")))?;
     let (mut original_dst, mut inspect_tls, mut inspect_http, mut proxy_protocol) =
         (false, false, false, false);
@@ -122,7 +126,9 @@ pub(super) fn decode(m: pb::Listener) -> Res<Listener> {
         _ => Direction::Unspecified,
     };
     let bind_v1 = m.deprecated_v1.and_then(|d| d.bind_to_port);
-    Ok(Listener {
+    let is_quic = quic.is_some();
+    let chain = |c| to_chain(c, is_quic);
+    let listener = Listener {
         name: m.name,
         address: SocketAddr::new(ip, port),
         bind_to_port: bool_or(m.bind_to_port.or(bind_v1), true),
@@ -133,10 +139,36 @@ pub(super) fn decode(m: pb::Listener) -> Res<Listener> {
         inspect_http,
         proxy_protocol,
         inspect_timeout: m.listener_filters_timeout.map_or(Ok(INSPECT_TIMEOUT), to_duration)?,
-        filter_chains: each("filter_chains", m.filter_chains, to_chain)?,
-        default_filter_chain: m.default_filter_chain.map(to_chain).transpose().at("default_filter_chain")?,
+        filter_chains: each("filter_chains", m.filter_chains, chain)?,
+        default_filter_chain: m.default_filter_chain.map(chain).transpose().at("default_filter_chain")?,
         access_log: each("access_log", m.access_log, to_refusal_log)?,
-    })
+        quic,
+    };
+    quic::check(&listener)?;
+    Ok(listener)
+}
+
+/// Address of a listener, with the options of QUIC if it is one of UDP.
+fn to_listen_address(
+    mut a: Option<core::Address>,
+    udp: Option<pb::UdpListenerConfig>,
+) -> Res<(Option<QuicOptions>, (String, u16))> {
+    use core::{address::Address::SocketAddress, socket_address::Protocol};
+    let is_udp = match a.as_mut().and_then(|a| a.address.as_mut()) {
+        Some(SocketAddress(s)) if s.protocol == i32::from(Protocol::Udp) => {
+            s.protocol = Protocol::Tcp.into();
+            true
+        }
+        _ => false,
+    };
+    let options = match (is_udp, udp) {
+        (true, c) => Some(quic::decode(c.unwrap_or_default()).at("udp_listener_config")?),
+        (false, Some(_)) => {
+            return Err(Bad::new("udp_listener_config", "needs an address with protocol UDP"));
+        }
+        (false, None) => None,
+    };
+    Ok((options, to_socket_address(a)?))
 }
 
 /// Envoy's flag of a connection that no filter chain takes.
@@ -171,18 +203,18 @@ fn listener_filter<T: Name>(name: &str, config: &T) -> pb::ListenerFilter {
     }
 }
 
-fn chain(c: &FilterChain) -> pb::FilterChain {
+fn chain(c: &FilterChain, quic: bool) -> pb::FilterChain {
     pb::FilterChain {
         name: c.name.clone(),
         filter_chain_match: (c.matches != FilterChainMatch::default()).then(|| chain_match(&c.matches)),
         filters: c.filters.iter().map(filter).collect(),
-        transport_socket: c.tls.as_ref().map(tls::downstream),
+        transport_socket: c.tls.as_ref().map(|t| tls::downstream(t, quic)),
         ..Default::default()
     }
 }
 
 #[allow(deprecated)]
-fn to_chain(c: pb::FilterChain) -> Res<FilterChain> {
+fn to_chain(c: pb::FilterChain, quic: bool) -> Res<FilterChain> {
     if bool_or(c.use_proxy_proto, false) {
         return Err(Bad::unsupported("use_proxy_proto", "the deprecated field"));
     }
@@ -196,8 +228,13 @@ fn to_chain(c: pb::FilterChain) -> Res<FilterChain> {
     }
     Ok(FilterChain {
         name: c.name,
-        matches: to_chain_match(c.filter_chain_match.unwrap_or_default()).at("filter_chain_match")?,
-        tls: c.transport_socket.map(tls::to_downstream).transpose().at("transport_socket")?.flatten(),
+        matches: to_chain_match(c.filter_chain_match.unwrap_or_default(), quic).at("filter_chain_match")?,
+        tls: c
+            .transport_socket
+            .map(|s| tls::to_downstream(s, quic))
+            .transpose()
+            .at("transport_socket")?
+            .flatten(),
         filters,
     })
 }
@@ -219,10 +256,12 @@ fn chain_match(m: &FilterChainMatch) -> pb::FilterChainMatch {
     }
 }
 
-fn to_chain_match(m: pb::FilterChainMatch) -> Res<FilterChainMatch> {
+fn to_chain_match(m: pb::FilterChainMatch, quic: bool) -> Res<FilterChainMatch> {
     refuse!(m; address_suffix, suffix_len, direct_source_prefix_ranges, source_type, source_ports);
     let transport_protocol = match m.transport_protocol.as_str() {
         "" => None,
+        // What every connection of such a listener has.
+        "quic" if quic => None,
         "tls" => Some(TransportProtocol::Tls),
         "raw_buffer" => Some(TransportProtocol::RawBuffer),
         other => return Err(Bad::unsupported("transport_protocol", format_args!("{other:?}"))),

@@ -441,7 +441,7 @@ fn routes() -> RouteConfiguration {
     }
 }
 
-fn hcm_model(routes: RouteSource) -> HttpConnectionManager {
+pub(crate) fn hcm_model(routes: RouteSource) -> HttpConnectionManager {
     HttpConnectionManager {
         stat_prefix: "in".into(),
         codec: HttpCodec::Auto,
@@ -573,6 +573,7 @@ pub(crate) fn listener() -> Listener {
             path: "/dev/stdout".into(),
             format: AccessLogFormat::Text(String::new()),
         }],
+        quic: None,
     }
 }
 

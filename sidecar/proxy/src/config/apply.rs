@@ -169,10 +169,10 @@ impl Applier {
     ) -> (Vec<Arc<Listener>>, Vec<Arc<ListenerSlot>>) {
         let mut replaced = vec![];
         let mut bind = vec![];
-        let mut addresses: HashMap<SocketAddr, &str> = HashMap::new();
+        let mut addresses: HashMap<(SocketAddr, bool), &str> = HashMap::new();
         for (name, l) in &snap.listeners {
             if l.address.port() != 0
-                && let Some(other) = addresses.insert(l.address, name)
+                && let Some(other) = addresses.insert((l.address, l.quic.is_some()), name)
             {
                 let e = CompileError::SameAddress(other.to_owned(), name.clone());
                 report.rejected.push(("listener", name.clone(), e.to_string()));
@@ -206,7 +206,8 @@ impl Applier {
                     if let Some(p) = previous {
                         let moved = p.model.address != l.address
                             || p.model.bind_to_port != l.bind_to_port
-                            || p.model.transparent != l.transparent;
+                            || p.model.transparent != l.transparent
+                            || p.model.quic.is_some() != l.quic.is_some();
                         if moved && self.bound.remove(name).is_some() {
                             self.unbind(name);
                             self.freed = true;

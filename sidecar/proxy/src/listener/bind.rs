@@ -5,41 +5,62 @@ use std::{io, net::SocketAddr, sync::Arc};
 use mesh_model::proxy as model;
 use socket2::{Domain, Protocol, Socket, Type};
 
+use super::quic::{Ports, UdpPort};
 use crate::config::listener::ListenerSlot;
 
 const BACKLOG: i32 = 4096;
+/// Bytes of datagrams that may wait in a socket.
+const DATAGRAMS: usize = 2 << 20;
 
 /// A socket on its way to a worker.
 pub(crate) struct BoundListener {
     pub(crate) slot: Arc<ListenerSlot>,
-    pub(crate) socket: std::net::TcpListener,
+    pub(crate) socket: BoundSocket,
+}
+
+/// What a worker takes connections from.
+pub(crate) enum BoundSocket {
+    Tcp(std::net::TcpListener),
+    Quic(UdpPort),
 }
 
 /// Binds a listener once for each worker; all of it or nothing.
-pub(crate) fn sockets(
-    l: &model::Listener,
-    workers: usize,
-) -> io::Result<(SocketAddr, Vec<std::net::TcpListener>)> {
+pub(crate) fn sockets(l: &model::Listener, workers: usize) -> io::Result<(SocketAddr, Vec<BoundSocket>)> {
     let mut address = l.address;
+    let quic = l.quic.is_some();
     if workers > 1 && address.port() != 0 {
         // SO_REUSEPORT would silently share the port with a stranger of the same user; an exclusive bind tells.
-        drop(socket(address, l.transparent, false)?);
+        drop(socket(address, l.transparent, false, quic)?);
     }
     let mut out = Vec::with_capacity(workers);
     for _ in 0..workers.max(1) {
-        let s = socket(address, l.transparent, workers > 1)?;
-        s.listen(BACKLOG)?;
-        let s: std::net::TcpListener = s.into();
-        address = s.local_addr()?;
+        let s = socket(address, l.transparent, workers > 1, quic)?;
+        if !quic {
+            s.listen(BACKLOG)?;
+        }
+        address = s.local_addr()?.as_socket().unwrap_or(address);
         out.push(s);
     }
+    let out = if quic {
+        Ports::join(out.into_iter().map(Into::into).collect()).into_iter().map(BoundSocket::Quic).collect()
+    } else {
+        out.into_iter().map(|s| BoundSocket::Tcp(s.into())).collect()
+    };
     Ok((address, out))
 }
 
-fn socket(address: SocketAddr, transparent: bool, reuse_port: bool) -> io::Result<Socket> {
-    let s = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+fn socket(address: SocketAddr, transparent: bool, reuse_port: bool, udp: bool) -> io::Result<Socket> {
+    let (kind, protocol) = if udp { (Type::DGRAM, Protocol::UDP) } else { (Type::STREAM, Protocol::TCP) };
+    let s = Socket::new(Domain::for_address(address), kind, Some(protocol))?;
     s.set_nonblocking(true)?;
-    s.set_reuse_address(true)?;
+    if udp {
+        // What fits between two turns of a busy worker; the kernel cuts it to what it allows.
+        let _ = s.set_recv_buffer_size(DATAGRAMS);
+        let _ = s.set_send_buffer_size(DATAGRAMS);
+    } else {
+        // With UDP it would let a second socket take the address.
+        s.set_reuse_address(true)?;
+    }
     if reuse_port {
         s.set_reuse_port(true)?;
     }

@@ -265,6 +265,7 @@ pub(crate) fn listener(direction: Direction, chains: Vec<FilterChain>) -> Listen
         filter_chains: chains,
         default_filter_chain: None,
         access_log: vec![],
+        quic: None,
     }
 }
 
