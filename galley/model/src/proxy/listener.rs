@@ -49,9 +49,10 @@ pub struct Listener {
 /// `envoy.config.listener.v3.QuicProtocolOptions`: QUIC (RFC 9000) of a listener.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct QuicOptions {
-    /// Requests that a client may have open at once; `None` is what the proxy allows anyway, which no listener exceeds.
+    /// Requests that a client may have open at once; `None` is 100. What the proxy allows anyway is not exceeded.
     pub max_concurrent_streams: Option<u32>,
-    /// Bytes that a client may send ahead of their being read, on one stream; `None` as above.
+    /// Bytes that a client may send ahead of their being read, on one stream; `None` is what the proxy allows, which
+    /// is not exceeded.
     pub stream_window: Option<u32>,
     /// The same for a whole connection.
     pub connection_window: Option<u32>,

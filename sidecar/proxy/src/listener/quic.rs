@@ -42,6 +42,9 @@ const WAITING: usize = 256;
 const WAITING_BYTES: u64 = 16 * 1024;
 /// No idle timeout is longer: connections of clients that are gone must end.
 const LONGEST_IDLE: Duration = Duration::from_secs(3600);
+/// Requests of a connection where the listener does not say it: Envoy's default, and what RFC 9114 section 6.1 asks for
+/// at least. Each may hold a head that is not complete, which no window bounds.
+const STREAMS: u32 = 100;
 /// As for connections of HTTP/2.
 const STREAMS_OF_WINDOW: u32 = 16;
 
@@ -120,7 +123,8 @@ fn transport(q: &QuicOptions, o: &EngineOptions) -> TransportConfig {
     let connection = o.buffer_limit.saturating_mul(STREAMS_OF_WINDOW);
     let idle = q.idle_timeout.clamp(Duration::from_millis(1), LONGEST_IDLE);
     let mut t = TransportConfig::default();
-    t.max_concurrent_bidi_streams(least(q.max_concurrent_streams, o.max_concurrent_streams))
+    let streams = q.max_concurrent_streams.unwrap_or(STREAMS);
+    t.max_concurrent_bidi_streams(least(Some(streams), o.max_concurrent_streams))
         .max_concurrent_uni_streams(VarInt::from_u32(h3::server::UNIDIRECTIONAL))
         .stream_receive_window(least(q.stream_window, o.buffer_limit))
         .receive_window(least(q.connection_window, connection))

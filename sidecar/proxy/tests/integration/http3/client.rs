@@ -26,7 +26,7 @@ pub(crate) struct Client {
 }
 
 /// A UDP endpoint for clients.
-pub(crate) fn endpoint() -> Endpoint {
+pub(crate) fn udp() -> Endpoint {
     Endpoint::client("127.0.0.1:0".parse().unwrap()).unwrap()
 }
 
@@ -42,7 +42,7 @@ impl Client {
 
     pub(crate) async fn connect(ca: &Ca, p: &Proxy, name: &str, with_cert: bool) -> Result<Self, String> {
         let config = quic_config(ca, name, with_cert);
-        Self::over(endpoint(), config, p.address("l"), name).await
+        Self::over(udp(), config, p.address("l"), name).await
     }
 
     pub(crate) async fn over(
@@ -73,8 +73,9 @@ impl Client {
     }
 
     pub(crate) async fn get(&self, path: &str) -> Result<Answer, String> {
-        let r = http::Request::get(format!("https://{}{path}", self.name)).body(()).unwrap();
-        self.send(r, None, None).await
+        // Servers send trailers to those who ask for them.
+        let r = http::Request::get(format!("https://{}{path}", self.name)).header("te", "trailers");
+        self.send(r.body(()).unwrap(), None, None).await
     }
 
     pub(crate) async fn post(
@@ -83,8 +84,8 @@ impl Client {
         body: Bytes,
         trailers: Option<http::HeaderMap>,
     ) -> Result<Answer, String> {
-        let r = http::Request::post(format!("https://{}{path}", self.name)).body(()).unwrap();
-        self.send(r, Some(body), trailers).await
+        let r = http::Request::post(format!("https://{}{path}", self.name)).header("te", "trailers");
+        self.send(r.body(()).unwrap(), Some(body), trailers).await
     }
 
     /// A request whose body is the caller's.

@@ -84,7 +84,7 @@ async fn strangers_must_show_their_address_when_there_are_many() {
     let app = Upstream::new("app").await;
     let ca = Ca::new();
     let p = simple_gateway(&ca, app.address);
-    let endpoint = endpoint();
+    let endpoint = udp();
     // The sockets of all these clients are gone for the server, as with forged addresses.
     let mut attempts = vec![];
     let mut kinds = vec![];
@@ -126,7 +126,7 @@ async fn nothing_is_served_before_a_handshake() {
     let app = Upstream::new("app").await;
     let ca = Ca::new();
     let p = simple_gateway(&ca, app.address);
-    let (endpoint, config) = (endpoint(), quic_config(&ca, "a.test", false));
+    let (endpoint, config) = (udp(), quic_config(&ca, "a.test", false));
     let first = Client::over(endpoint.clone(), config.clone(), p.address("l"), "a.test").await.unwrap();
     assert_eq!(first.get("/h").await.unwrap().0.status(), 200);
     // A ticket, and no early data with it.
