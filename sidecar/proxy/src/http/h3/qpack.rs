@@ -294,7 +294,7 @@ mod tests {
             let at = usize::from(*b);
             bits += &format!("{:0width$b}", codes[at], width = usize::from(LENGTHS[at]));
         }
-        while bits.len() % 8 != 0 {
+        while !bits.len().is_multiple_of(8) {
             bits.push('1');
         }
         bits.as_bytes()

@@ -229,50 +229,48 @@ impl Inner {
             let _ = inner.recv.stop(Code::MessageError.into());
             Poll::Ready(Some(Err(inner.fail(StreamError::Protocol))))
         };
-        loop {
-            if self.part == Part::Done {
-                return Poll::Ready(self.failed.map(Err));
+        if self.part == Part::Done {
+            return Poll::Ready(self.failed.map(Err));
+        }
+        let event = match ready!(self.poll_event(cx)) {
+            Ok(e) => e,
+            Err(e) => return Poll::Ready(Some(Err(e))),
+        };
+        match event {
+            // A length that is not kept makes a request malformed (RFC 9114 section 4.1.2).
+            None if self.left.is_some_and(|n| n > 0) => malformed(self),
+            None => Poll::Ready(None),
+            Some(Event::Data(data)) if self.part == Part::Body => {
+                if let Some(left) = &mut self.left {
+                    match left.checked_sub(data.len() as u64) {
+                        Some(n) => *left = n,
+                        None => return malformed(self),
+                    }
+                }
+                Poll::Ready(Some(Ok(Frame::Data(data))))
             }
-            let event = match ready!(self.poll_event(cx)) {
-                Ok(e) => e,
-                Err(e) => return Poll::Ready(Some(Err(e))),
-            };
-            match event {
-                // A length that is not kept makes a request malformed (RFC 9114 section 4.1.2).
-                None if self.left.is_some_and(|n| n > 0) => return malformed(self),
-                None => return Poll::Ready(None),
-                Some(Event::Data(data)) if self.part == Part::Body => {
-                    if let Some(left) = &mut self.left {
-                        match left.checked_sub(data.len() as u64) {
-                            Some(n) => *left = n,
-                            None => return malformed(self),
+            Some(Event::Headers(section)) if self.part == Part::Body => {
+                if self.left.is_some_and(|n| n > 0) {
+                    return malformed(self);
+                }
+                self.part = Part::End;
+                match head::trailers(&section) {
+                    Ok(t) => Poll::Ready(Some(Ok(Frame::Trailers(t)))),
+                    Err(r) => {
+                        if let Some(code) = r.code() {
+                            self.broken(code);
                         }
-                    }
-                    return Poll::Ready(Some(Ok(Frame::Data(data))));
-                }
-                Some(Event::Headers(section)) if self.part == Part::Body => {
-                    if self.left.is_some_and(|n| n > 0) {
-                        return malformed(self);
-                    }
-                    self.part = Part::End;
-                    match head::trailers(&section) {
-                        Ok(t) => return Poll::Ready(Some(Ok(Frame::Trailers(t)))),
-                        Err(r) => {
-                            if let Some(code) = r.code() {
-                                self.broken(code);
-                            }
-                            return malformed(self);
-                        }
+                        malformed(self)
                     }
                 }
-                Some(Event::TooLarge) => {
-                    let _ = self.recv.stop(Code::ExcessiveLoad.into());
-                    return Poll::Ready(Some(Err(self.fail(StreamError::TooLarge))));
-                }
-                Some(_) => {
-                    self.broken(Code::FrameUnexpected);
-                    return Poll::Ready(Some(Err(StreamError::Protocol)));
-                }
+            }
+            Some(Event::TooLarge) => {
+                let _ = self.recv.stop(Code::ExcessiveLoad.into());
+                Poll::Ready(Some(Err(self.fail(StreamError::TooLarge))))
+            }
+            Some(_) => {
+                self.broken(Code::FrameUnexpected);
+                Poll::Ready(Some(Err(StreamError::Protocol)))
             }
         }
     }
