@@ -62,15 +62,10 @@ fn aioquic_at_the_ingress_gateway() {
     let (crt, key) = ca.issue(&west.path("alice"), "alice");
     let ip = west.host(2);
     west.gateway("ingress", ip, &[]);
-    // TCP says where HTTP/3 is.
+    // Both listeners come together; the server behind is the client's.
     let at = format!("shop.example:8443:{ip}");
-    let head = until("the gateway over TCP", || {
-        let args =
-            ["-sSi", "--noproxy", "*", "--resolve", &at, "--cacert", &root, "https://shop.example:8443/"];
-        let o = run("curl", &args);
-        if o.out.starts_with("HTTP/2 ") { Ok(o.out) } else { Err(format!("{o:?}")) }
-    });
-    assert!(head.contains("alt-svc: h3=\":8443\"; ma=86400"), "{head}");
+    let url = ["--resolve", &at, "--cacert", &root, "https://shop.example:8443/"];
+    until_status("the gateway over TCP", 503, &url);
     let pid = west.pid("ingress").to_string();
     let (ip, python) = (ip.to_string(), python());
     let o = run(&python, &[CLIENT, &ip, "8443", "9080", &root, &crt, &key, &pid]);
@@ -198,6 +193,15 @@ fn envoy_speaks_http3_to_the_gateway() {
     let ip = west.host(2);
     let _app = HttpServer::start((ip, 9080).into(), "shop");
     west.gateway("ingress", ip, &[]);
+    // TCP says where HTTP/3 is.
+    let at = format!("shop.example:8443:{ip}");
+    let head = until("the gateway over TCP", || {
+        let args =
+            ["-sSi", "--noproxy", "*", "--resolve", &at, "--cacert", &root, "https://shop.example:8443/"];
+        let o = run("curl", &args);
+        if o.out.starts_with("HTTP/2 200") { Ok(o.out) } else { Err(format!("{o:?}")) }
+    });
+    assert!(head.contains("alt-svc: h3=\":8443\"; ma=86400"), "{head}");
     let (listen, admin) = ((ip, free_port()).into(), (ip, free_port()).into());
     let config = write(&west.path("client.json"), &http3_client(listen, admin, (ip, 8443).into(), &root));
     let _client = start(
