@@ -3,6 +3,8 @@
 
 #[path = "gateways/conformance.rs"]
 mod conformance;
+#[path = "gateways/http3.rs"]
+mod http3;
 mod support;
 
 use std::{net::SocketAddr, time::Duration};

@@ -179,6 +179,11 @@ impl Cluster {
         self.processes.push((name.to_owned(), child));
     }
 
+    /// The process ID of a proxy.
+    pub(crate) fn pid(&self, process: &str) -> u32 {
+        self.processes.iter().find(|(n, _)| n == process).expect("started").1.id()
+    }
+
     fn wait(&mut self, url: &str) {
         let (name, processes) = (self.name, &mut self.processes);
         until(&format!("{name}: {url}"), || {

@@ -45,6 +45,7 @@ const PYTHON: [(&str, &str); 4] = [
     ("xds-protos==1.*", "Envoy's messages, for an external processor"),
     ("websockets>=15", "WebSocket client and server"),
     ("h2==4.*", "a client of WebSocket over HTTP/2"),
+    ("aioquic==1.*", "a client of HTTP/3"),
 ];
 /// The HTTP/2 conformance suite, from the Go module proxy.
 const H2SPEC: &str = "github.com/summerwind/h2spec/cmd/h2spec@v2.2.1+incompatible";

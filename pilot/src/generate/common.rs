@@ -275,6 +275,7 @@ pub(super) fn listener(name: String, address: SocketAddr, direction: Direction) 
         default_filter_chain: None,
         access_log: vec![],
         udp: None,
+        quic: None,
     }
 }
 

@@ -3,6 +3,8 @@
 //! Servers of one port share a listener: plain HTTP servers one route configuration, TLS servers one
 //! chain per set of server names. Of several plain servers on a port only those of the oldest
 //! protocol family are served, as two cannot share a socket.
+//!
+//! With `enableQuicListeners` the HTTPS servers of a port have a second listener on the same port of UDP.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -12,8 +14,9 @@ use std::{
 use mesh_model::{
     authored::{Gateway, Server, ServerTlsMode, ServerTlsSettings, TlsProtocol},
     proxy::{
-        ClientCertificate, Direction, DownstreamTls, FilterChain, FilterChainMatch, Listener, RouteSource,
-        SecretRef, StringMatch, TlsVersion, TransportProtocol, Validation,
+        ClientCertificate, Direction, DownstreamTls, FilterChain, FilterChainMatch, HttpCodec, Listener,
+        NetworkFilter, QuicOptions, RouteSource, SecretRef, StringMatch, TlsVersion, TransportProtocol,
+        Validation,
     },
     registry::Protocol,
 };
@@ -66,7 +69,7 @@ pub(super) fn generate(ctx: &Ctx<'_>, out: &mut Generated) {
         }
     }
     for (number, servers) in ports {
-        if let Some(l) = port_listener(ctx, out, number, &servers) {
+        for l in port_listeners(ctx, out, number, &servers) {
             out.listener(l);
         }
     }
@@ -85,12 +88,31 @@ fn bound_port(ctx: &Ctx<'_>, number: u16) -> u16 {
         .map_or(number, |(_, i)| i.port)
 }
 
-fn port_listener(
-    ctx: &Ctx<'_>,
-    out: &mut Generated,
-    number: u16,
-    servers: &[Served<'_>],
-) -> Option<Listener> {
+/// Whether a server is also one of HTTP/3: strangers may come to it, and TLS ends here.
+pub(super) fn has_http3(ctx: &Ctx<'_>, s: &Served<'_>) -> bool {
+    ctx.world.config.mesh.enable_quic_listeners
+        && s.protocol == Protocol::Https
+        && s.tls().is_some_and(|t| {
+            matches!(t.mode, ServerTlsMode::Simple | ServerTlsMode::Mutual | ServerTlsMode::OptionalMutual)
+        })
+}
+
+/// The same chain over QUIC.
+fn over_quic(mut c: FilterChain) -> FilterChain {
+    c.matches.transport_protocol = None;
+    if let Some(tls) = &mut c.tls {
+        tls.alpn = vec!["h3".to_owned()];
+        tls.min_version = TlsVersion::V1_3;
+    }
+    for f in &mut c.filters {
+        if let NetworkFilter::Http(h) = f {
+            h.codec = HttpCodec::Http3;
+        }
+    }
+    c
+}
+
+fn port_listeners(ctx: &Ctx<'_>, out: &mut Generated, number: u16, servers: &[Served<'_>]) -> Vec<Listener> {
     let bind = bound_port(ctx, number);
     let ip = ctx.proxy.bind();
     let mut l = listener(format!("{ip}_{bind}"), SocketAddr::new(ip, bind), Direction::Unspecified);
@@ -110,8 +132,15 @@ fn port_listener(
             l.filter_chains.extend(tcp_chains(ctx, first));
         }
     }
+    // Istio's name for it.
+    let name = format!("udp_{ip}_{bind}");
+    let mut quic = listener(name, SocketAddr::new(ip, bind), Direction::Unspecified);
+    quic.quic = Some(QuicOptions::default());
     for s in servers.iter().filter(|s| s.tls().is_some()) {
         for c in tls_chains(ctx, out, s) {
+            if has_http3(ctx, s) {
+                tcp::push(&mut quic.filter_chains, over_quic(c.clone()));
+            }
             tcp::push(&mut l.filter_chains, c);
         }
     }
@@ -127,7 +156,7 @@ fn port_listener(
             }
         }
     }
-    (!l.filter_chains.is_empty()).then_some(l)
+    [l, quic].into_iter().filter(|l| !l.filter_chains.is_empty()).collect()
 }
 
 fn gateways(s: &Served<'_>) -> BTreeSet<String> {

@@ -8,7 +8,7 @@ use mesh_model::proxy::{Route, RouteConfiguration, RouteMatch};
 
 use super::{
     Ctx,
-    gateway::Served,
+    gateway::{self, Served},
     http::{self, Scope},
     routes::{Domains, virtual_host},
 };
@@ -83,6 +83,7 @@ pub(super) fn generate(ctx: &Ctx<'_>, name: &str, port: u16, servers: &[Served<'
             }
         }
     }
+    let http3 = servers.iter().any(|s| gateway::has_http3(ctx, s));
     let mut taken = Domains::default();
     let mut virtual_hosts = Vec::new();
     for (host, h) in found {
@@ -96,6 +97,10 @@ pub(super) fn generate(ctx: &Ctx<'_>, name: &str, port: u16, servers: &[Served<'
         routes.extend(h.last.into_iter().take(1));
         let mut v = virtual_host(format!("{host}:{port}"), domains, routes);
         v.require_tls = h.require_tls;
+        if http3 {
+            // For a day, as Istio says it: a client that finds no way for UDP comes back over TCP (RFC 7838).
+            v.response_headers.set.push(("alt-svc".to_owned(), format!("h3=\":{port}\"; ma=86400")));
+        }
         virtual_hosts.push(v);
     }
     RouteConfiguration { name: name.to_owned(), virtual_hosts }

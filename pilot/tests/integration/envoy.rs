@@ -83,7 +83,7 @@ fn rich() -> Vec<(&'static str, &'static str, Value)> {
              "when": [{"key": "request.headers[x]", "values": ["*"]}, {"key": "connection.sni", "values": ["a*"]}]}]})),
         ("security.istio.io/v1/AuthorizationPolicy", "books/deny", json!({"action": "DENY", "rules": [{"to": [{"operation": {"ports": ["1"]}}]}]})),
         ("security.istio.io/v1/AuthorizationPolicy", "books/audit", json!({"action": "AUDIT", "rules": [{}]})),
-        ("flotilla.dev/v1alpha1/MeshConfig", "mesh", json!({"accessLogFile": "/dev/null", "accessLogEncoding": "JSON", "traceSampling": 50.0})),
+        ("flotilla.dev/v1alpha1/MeshConfig", "mesh", json!({"accessLogFile": "/dev/null", "accessLogEncoding": "JSON", "traceSampling": 50.0, "enableQuicListeners": true})),
     ]);
     docs
 }
@@ -191,7 +191,12 @@ fn no_errors(dump: &Value) {
 async fn envoy_accepts_everything() {
     let plane = plane().await;
     write_certificates(plane.dir.path());
-    plane.galley.publish(documents(&rich()));
+    let mut docs = rich();
+    let file = |name: &str| plane.dir.path().join(name).display().to_string();
+    docs.push(("networking.istio.io/v1/Gateway", "books/quic", json!({"selector": {"istio": "ingressgateway"}, "servers": [
+        {"port": {"number": 18444, "name": "https", "protocol": "HTTPS"}, "hosts": ["shop.example.com"],
+         "tls": {"mode": "MUTUAL", "serverCertificate": file("cert.pem"), "privateKey": file("key.pem"), "caCertificates": file("root.pem")}}]})));
+    plane.galley.publish(documents(&docs));
     plane.federation.publish(documents(&[(
         mesh_model::federation::type_url::IMPORTED_SERVICE,
         "east/books/reviews",

@@ -23,6 +23,7 @@ pub(crate) mod extension;
 mod http;
 mod jwt;
 mod listener;
+mod quic;
 mod rate_limit;
 mod rbac;
 mod route;

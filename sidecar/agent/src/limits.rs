@@ -17,17 +17,17 @@ pub struct LimitArgs {
     /// UDP sessions per worker, each with a socket of its own; datagrams of further ones are dropped.
     #[arg(long, default_value_t = 8192)]
     pub max_udp_sessions: usize,
-    /// Streams that a client may have open on one HTTP/2 connection.
+    /// Streams that a client may have open on one HTTP/2 or HTTP/3 connection.
     #[arg(long, default_value_t = 1024)]
     pub max_streams: u32,
     /// How far behind a worker may be, milliseconds: beyond it new connections wait, and streams of HTTP/2
-    /// that waited longer are answered 503 (flag OM); 0 measures nothing.
+    /// and HTTP/3 that waited longer are answered 503 (flag OM); 0 measures nothing.
     #[arg(long, default_value_t = 250)]
     pub max_lag_ms: u64,
     /// Resident memory, MiB, beyond which connections wait and requests are answered 503 (flag OM); 0 is no limit.
     #[arg(long, default_value_t = 0)]
     pub max_memory: u64,
-    /// Bytes that one HTTP/2 stream may have buffered in each direction.
+    /// Bytes that one HTTP/2 or HTTP/3 stream may have buffered in each direction.
     #[arg(long, default_value_t = 256 * 1024)]
     pub buffer_limit: u32,
 }

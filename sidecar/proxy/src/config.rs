@@ -81,6 +81,8 @@ pub(crate) enum CompileError {
         #[source]
         source: std::io::Error,
     },
+    #[error("filter chain {0:?}: {1}")]
+    Quic(String, &'static str),
     #[error("listeners {0:?} and {1:?} have the same address")]
     SameAddress(String, String),
 }

@@ -27,6 +27,9 @@ use crate::{
 /// How often ejected hosts are looked at; their own interval is longer.
 const SWEEP: Duration = Duration::from_millis(50);
 
+/// For what is said when connections are ended.
+const PARTING: Duration = Duration::from_millis(20);
+
 /// The engine cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
@@ -239,6 +242,10 @@ impl Engine {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         self.applier().kill();
+        if self.shared.totals.connections.load(Relaxed) > 0 {
+            // The kernel ends connections of TCP; those of QUIC end with a datagram, which a worker has to send.
+            tokio::time::sleep(PARTING).await;
+        }
         self.shared.stop.cancel();
         let threads =
             std::mem::take(&mut *self.threads.lock().unwrap_or_else(std::sync::PoisonError::into_inner));

@@ -4,3 +4,4 @@ pub(crate) mod accept;
 pub(crate) mod bind;
 pub(crate) mod inspect;
 pub(crate) mod proxy_protocol;
+pub(crate) mod quic;

@@ -52,12 +52,12 @@ pub struct EngineOptions {
     /// Resident memory of the process, in bytes, beyond which new connections wait and requests are refused; zero
     /// does not look.
     pub max_memory: u64,
-    /// Bytes that one HTTP/2 stream may have buffered in each direction; a connection has sixteen times of it for
-    /// all of its streams. HTTP/1 and TCP hold 64 KiB at most.
+    /// Bytes that one stream of HTTP/2 or HTTP/3 may have buffered in each direction; a connection has sixteen times
+    /// of it for all of its streams. HTTP/1 and TCP hold 64 KiB at most.
     pub buffer_limit: u32,
-    /// Concurrent streams that an HTTP/2 downstream may open.
+    /// Concurrent streams that a downstream may open with HTTP/2 or HTTP/3.
     pub max_concurrent_streams: u32,
-    /// TLS handshake of a downstream connection.
+    /// TLS or QUIC handshake of a downstream connection.
     pub handshake_timeout: Duration,
     /// Bytes of a request body kept for a retry.
     pub retry_buffer: usize,

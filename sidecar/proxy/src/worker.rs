@@ -35,6 +35,7 @@ use crate::{
     listener::{
         accept,
         bind::{BoundListener, BoundSocket},
+        quic,
     },
     options::{Dialer, EngineOptions, Hooks, NodeInfo},
     tcp::splice::Pipes,
@@ -184,7 +185,7 @@ impl Worker {
     }
 
     /// Takes a place for a connection, waiting while the worker is full.
-    async fn admit(self: &Rc<Self>) -> Admission {
+    pub(crate) async fn admit(self: &Rc<Self>) -> Admission {
         while self.open.get() >= self.options.max_connections || !self.load.takes_connections() {
             self.closed.notified().await;
         }
@@ -253,6 +254,7 @@ async fn run(shared: Arc<Shared>, mut commands: mpsc::Receiver<Command>) {
                     let worker = Rc::clone(&worker);
                     match l.socket {
                         BoundSocket::Tcp(s) => drop(tokio::task::spawn_local(listen(worker, l.slot, s, stop))),
+                        BoundSocket::Quic(s) => drop(tokio::task::spawn_local(quic::listen(worker, l.slot, s, stop))),
                         BoundSocket::Udp(s) => drop(tokio::task::spawn_local(udp::serve(worker, l.slot, s, stop))),
                     }
                 }

@@ -32,6 +32,9 @@ message! {
         pub policy_check_fail_open: bool,
         /// Share of requests traced, in percent; 1 unless set.
         pub trace_sampling: Option<f64>,
+        /// HTTPS servers of gateways also take HTTP/3 on the same port of UDP, and say so (`alt-svc`). Istio has a
+        /// variable of its control plane for it, `PILOT_ENABLE_QUIC_LISTENERS`.
+        pub enable_quic_listeners: bool,
     }
 }
 

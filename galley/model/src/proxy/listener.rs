@@ -43,6 +43,46 @@ pub struct Listener {
     pub access_log: Vec<AccessLog>,
     /// Takes datagrams instead of connections; the listener then has no filter chains.
     pub udp: Option<Box<UdpProxy>>,
+    /// The address is one of UDP and connections are QUIC; every chain has TLS and ends in an HTTP connection manager
+    /// with [`HttpCodec::Http3`].
+    pub quic: Option<QuicOptions>,
+}
+
+impl Listener {
+    /// Whether its address is one of UDP.
+    #[must_use]
+    pub fn is_udp(&self) -> bool {
+        self.udp.is_some() || self.quic.is_some()
+    }
+}
+
+/// `envoy.config.listener.v3.QuicProtocolOptions`: QUIC (RFC 9000) of a listener.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QuicOptions {
+    /// Requests that a client may have open at once; `None` is 100. What the proxy allows anyway is not exceeded.
+    pub max_concurrent_streams: Option<u32>,
+    /// Bytes that a client may send ahead of their being read, on one stream; `None` is what the proxy allows, which
+    /// is not exceeded.
+    pub stream_window: Option<u32>,
+    /// The same for a whole connection.
+    pub connection_window: Option<u32>,
+    /// A connection ends without a packet for this long (RFC 9000 section 10.1).
+    pub idle_timeout: Duration,
+    /// Time for a handshake; the proxy's own limit holds as well.
+    pub handshake_timeout: Duration,
+}
+
+impl Default for QuicOptions {
+    /// Envoy's defaults.
+    fn default() -> Self {
+        Self {
+            max_concurrent_streams: None,
+            stream_window: None,
+            connection_window: None,
+            idle_timeout: Duration::from_secs(300),
+            handshake_timeout: Duration::from_secs(20),
+        }
+    }
 }
 
 /// `envoy.config.core.v3.TrafficDirection`.
@@ -254,6 +294,8 @@ pub enum HttpCodec {
     Http1,
     /// HTTP/2.
     Http2,
+    /// HTTP/3, which only QUIC listeners have, and nothing else.
+    Http3,
 }
 
 /// Where an HTTP connection manager's routes come from.

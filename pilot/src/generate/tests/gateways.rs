@@ -50,6 +50,47 @@ fn ingress() {
 }
 
 #[test]
+fn https_servers_have_a_listener_of_quic_if_the_mesh_says_so() {
+    let docs = bookstore()
+        .add("Gateway", "books/edge", json!({"selector": {"istio": "ingressgateway"}, "servers": [
+            {"port": {"number": 80, "name": "http", "protocol": "HTTP"}, "hosts": ["shop.example.com"]},
+            {"port": {"number": 443, "name": "https", "protocol": "HTTPS"}, "hosts": ["shop.example.com"], "tls": {"mode": "MUTUAL", "credentialName": "shop"}},
+            {"port": {"number": 443, "name": "mesh", "protocol": "HTTPS"}, "hosts": ["mesh.example.com"], "tls": {"mode": "ISTIO_MUTUAL"}},
+            {"port": {"number": 443, "name": "pass", "protocol": "TLS"}, "hosts": ["raw.example.com"], "tls": {"mode": "PASSTHROUGH"}}]}))
+        .add("VirtualService", "books/shop", json!({"hosts": ["shop.example.com", "mesh.example.com"], "gateways": ["edge"], "http": [
+            {"route": [{"destination": {"host": "reviews", "port": {"number": 9080}}}]}]}));
+    let node = gateway_node(json!({"istio": "ingressgateway"}), "");
+    let off = docs.generate(&node);
+    assert_eq!(off.listeners.keys().collect::<Vec<_>>(), ["0.0.0.0_443", "0.0.0.0_80"]);
+    let shop = "https.443.https.edge.books";
+    assert!(vhost(&off.routes[shop], "shop.example.com").response_headers.set.is_empty());
+
+    let docs = docs.add("MeshConfig", "mesh", json!({"enableQuicListeners": true}));
+    let on = docs.generate(&node);
+    assert_eq!(on.listeners.keys().collect::<Vec<_>>(), ["0.0.0.0_443", "0.0.0.0_80", "udp_0.0.0.0_443"]);
+    assert_eq!(on.listeners["0.0.0.0_443"], off.listeners["0.0.0.0_443"]);
+    let (tcp, quic) = (&on.listeners["0.0.0.0_443"], &on.listeners["udp_0.0.0.0_443"]);
+    assert!(quic.quic.is_some() && !quic.inspect_tls && quic.address == tcp.address);
+    let [c] = quic.filter_chains.as_slice() else { panic!("{:?}", quic.filter_chains) };
+    assert_eq!(
+        (c.matches.server_names.as_slice(), c.matches.transport_protocol),
+        (&["shop.example.com".to_owned()][..], None)
+    );
+    let tls = c.tls.as_ref().unwrap();
+    assert_eq!((tls.alpn.join(","), tls.min_version), ("h3".to_owned(), TlsVersion::V1_3));
+    assert_eq!(tls.client_certificate, tcp.filter_chains[0].tls.as_ref().unwrap().client_certificate);
+    assert_eq!(http(c).codec, HttpCodec::Http3);
+    assert_eq!(http(c).routes, RouteSource::Rds(shop.into()));
+    let told = |route: &str, host: &str| vhost(&on.routes[route], host).response_headers.set.clone();
+    assert_eq!(told(shop, "shop.example.com"), [("alt-svc".to_owned(), "h3=\":443\"; ma=86400".to_owned())]);
+    assert_eq!(told("https.443.mesh.edge.books", "mesh.example.com"), []);
+    assert_eq!(told("http.80", "shop.example.com"), []);
+    // What is served must be what proxies take.
+    let any = mesh_xds::codec::encode_listener(quic);
+    assert_eq!(&mesh_xds::codec::decode_listener(&any).unwrap(), quic);
+}
+
+#[test]
 fn egress_through_a_gateway() {
     let docs = bookstore()
         .add("Service", "books/egress", service(80, "http", "egress"))

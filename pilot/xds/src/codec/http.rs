@@ -47,6 +47,7 @@ pub(super) fn encode(m: &HttpConnectionManager) -> hcm::HttpConnectionManager {
         HttpCodec::Auto => CodecType::Auto,
         HttpCodec::Http1 => CodecType::Http1,
         HttpCodec::Http2 => CodecType::Http2,
+        HttpCodec::Http3 => CodecType::Http3,
     };
     let routes = match &m.routes {
         RouteSource::Rds(name) => {
@@ -85,6 +86,10 @@ pub(super) fn encode(m: &HttpConnectionManager) -> hcm::HttpConnectionManager {
         }),
         http2_protocol_options: (m.websocket || m.connect)
             .then(|| core::Http2ProtocolOptions { allow_connect: true, ..Default::default() }),
+        http3_protocol_options: (m.codec == HttpCodec::Http3).then(|| core::Http3ProtocolOptions {
+            allow_extended_connect: m.websocket || m.connect,
+            ..Default::default()
+        }),
         server_name: m.server_name.clone(),
         server_header_transformation: if m.server_name.is_empty() { T::PassThrough } else { T::Overwrite }
             .into(),
@@ -140,7 +145,8 @@ fn decode(m: hcm::HttpConnectionManager, inline: Option<RouteConfiguration>) -> 
         Ok(CodecType::Auto) => HttpCodec::Auto,
         Ok(CodecType::Http1) => HttpCodec::Http1,
         Ok(CodecType::Http2) => HttpCodec::Http2,
-        _ => return Err(Bad::unsupported("codec_type", "HTTP/3")),
+        Ok(CodecType::Http3) => HttpCodec::Http3,
+        Err(_) => return Err(Bad::new("codec_type", format!("{} is unknown", m.codec_type))),
     };
     let routes = match (m.route_specifier, inline) {
         (None, Some(r)) => RouteSource::Inline(Arc::new(r)),

@@ -28,7 +28,7 @@ use mesh_model::proxy::{
 };
 use prost::Name;
 
-use super::{At, Bad, Res, common::*, each, http, rate_limit, rbac, refuse, tls, udp};
+use super::{At, Bad, Res, common::*, each, http, quic, rate_limit, rbac, refuse, tls, udp};
 
 /// Envoy's default.
 const INSPECT_TIMEOUT: Duration = Duration::from_secs(15);
@@ -59,13 +59,16 @@ pub(super) fn encode(m: &Listener) -> pb::Listener {
     };
     pb::Listener {
         name: m.name.clone(),
-        address: Some(listen_address(m.address, m.udp.is_some())),
-        udp_listener_config: m.udp.as_deref().map(udp::listener_config),
-        filter_chains: m.filter_chains.iter().map(chain).collect(),
+        address: Some(listen_address(m.address, m.udp.is_some() || m.quic.is_some())),
+        udp_listener_config: match (m.udp.as_deref(), &m.quic) {
+            (Some(u), _) => Some(udp::listener_config(u)),
+            (None, q) => q.as_ref().map(quic::encode),
+        },
+        filter_chains: m.filter_chains.iter().map(|c| chain(c, m.quic.is_some())).collect(),
         // The filter recovers the address; this field hands over, which an inbound listener never does.
         use_original_dst: (m.use_original_dst && m.direction != Direction::Inbound)
             .then_some(gp::BoolValue { value: true }),
-        default_filter_chain: m.default_filter_chain.as_ref().map(chain),
+        default_filter_chain: m.default_filter_chain.as_ref().map(|c| chain(c, m.quic.is_some())),
         listener_filters: filters,
         listener_filters_timeout: Some(duration(m.inspect_timeout)),
         continue_on_listener_filters_timeout: true,
@@ -92,19 +95,26 @@ fn listen_address(a: SocketAddr, udp: bool) -> core::Address {
 #[allow(deprecated)]
 pub(super) fn decode(mut m: pb::Listener) -> Res<Listener> {
     refuse!(m;
-        additional_addresses, fcds_config, filter_chain_matcher, api_listener,
-        connection_balance_config, listener_specifier, socket_options
+        additional_addresses, fcds_config, filter_chain_matcher, api_listener, connection_balance_config,
+        listener_specifier, socket_options
     );
     let (ip, port, is_udp) = to_protocol_address(m.address)?;
     let ip: IpAddr = ip.parse().map_err(|_| Bad::new("address", format!("{ip:?} is not an IP address")))?;
-    let mut udp = None;
-    if is_udp {
-        if !m.filter_chains.is_empty() || m.default_filter_chain.is_some() {
-            return Err(Bad::unsupported("filter_chains", "a filter chain of a UDP listener (QUIC)"));
+    let (mut udp, mut quic) = (None, None);
+    let chains = !m.filter_chains.is_empty() || m.default_filter_chain.is_some();
+    match (is_udp, m.udp_listener_config.take()) {
+        // Connections on datagrams are QUIC's; without any, the datagrams themselves are proxied.
+        (true, c) if chains || c.as_ref().is_some_and(|c| c.quic_options.is_some()) => {
+            quic = Some(quic::decode(c.unwrap_or_default()).at("udp_listener_config")?);
         }
-        udp = Some(Box::new(udp::decode(std::mem::take(&mut m.listener_filters), m.udp_listener_config)?));
-    } else if m.udp_listener_config.is_some() {
-        return Err(Bad::new("udp_listener_config", "is set on an address that is not of UDP"));
+        (true, c) => udp = Some(Box::new(udp::decode(std::mem::take(&mut m.listener_filters), c)?)),
+        (false, Some(_)) => {
+            return Err(Bad::new(
+                "udp_listener_config",
+                "needs an address with protocol UDP; this one is not of UDP",
+            ));
+        }
+        (false, None) => {}
     }
     let (mut original_dst, mut inspect_tls, mut inspect_http, mut proxy_protocol) =
         (false, false, false, false);
@@ -137,7 +147,9 @@ pub(super) fn decode(mut m: pb::Listener) -> Res<Listener> {
         _ => Direction::Unspecified,
     };
     let bind_v1 = m.deprecated_v1.and_then(|d| d.bind_to_port);
-    Ok(Listener {
+    let is_quic = quic.is_some();
+    let chain = |c| to_chain(c, is_quic);
+    let listener = Listener {
         name: m.name,
         address: SocketAddr::new(ip, port),
         bind_to_port: bool_or(m.bind_to_port.or(bind_v1), true),
@@ -148,11 +160,14 @@ pub(super) fn decode(mut m: pb::Listener) -> Res<Listener> {
         inspect_http,
         proxy_protocol,
         inspect_timeout: m.listener_filters_timeout.map_or(Ok(INSPECT_TIMEOUT), to_duration)?,
-        filter_chains: each("filter_chains", m.filter_chains, to_chain)?,
-        default_filter_chain: m.default_filter_chain.map(to_chain).transpose().at("default_filter_chain")?,
+        filter_chains: each("filter_chains", m.filter_chains, chain)?,
+        default_filter_chain: m.default_filter_chain.map(chain).transpose().at("default_filter_chain")?,
         access_log: each("access_log", m.access_log, to_refusal_log)?,
         udp,
-    })
+        quic,
+    };
+    quic::check(&listener)?;
+    Ok(listener)
 }
 
 /// Envoy's flag of a connection that no filter chain takes.
@@ -187,18 +202,18 @@ fn listener_filter<T: Name>(name: &str, config: &T) -> pb::ListenerFilter {
     }
 }
 
-fn chain(c: &FilterChain) -> pb::FilterChain {
+fn chain(c: &FilterChain, quic: bool) -> pb::FilterChain {
     pb::FilterChain {
         name: c.name.clone(),
         filter_chain_match: (c.matches != FilterChainMatch::default()).then(|| chain_match(&c.matches)),
         filters: c.filters.iter().map(filter).collect(),
-        transport_socket: c.tls.as_ref().map(tls::downstream),
+        transport_socket: c.tls.as_ref().map(|t| tls::downstream(t, quic)),
         ..Default::default()
     }
 }
 
 #[allow(deprecated)]
-fn to_chain(c: pb::FilterChain) -> Res<FilterChain> {
+fn to_chain(c: pb::FilterChain, quic: bool) -> Res<FilterChain> {
     if bool_or(c.use_proxy_proto, false) {
         return Err(Bad::unsupported("use_proxy_proto", "the deprecated field"));
     }
@@ -212,8 +227,13 @@ fn to_chain(c: pb::FilterChain) -> Res<FilterChain> {
     }
     Ok(FilterChain {
         name: c.name,
-        matches: to_chain_match(c.filter_chain_match.unwrap_or_default()).at("filter_chain_match")?,
-        tls: c.transport_socket.map(tls::to_downstream).transpose().at("transport_socket")?.flatten(),
+        matches: to_chain_match(c.filter_chain_match.unwrap_or_default(), quic).at("filter_chain_match")?,
+        tls: c
+            .transport_socket
+            .map(|s| tls::to_downstream(s, quic))
+            .transpose()
+            .at("transport_socket")?
+            .flatten(),
         filters,
     })
 }
@@ -235,10 +255,12 @@ fn chain_match(m: &FilterChainMatch) -> pb::FilterChainMatch {
     }
 }
 
-fn to_chain_match(m: pb::FilterChainMatch) -> Res<FilterChainMatch> {
+fn to_chain_match(m: pb::FilterChainMatch, quic: bool) -> Res<FilterChainMatch> {
     refuse!(m; address_suffix, suffix_len, direct_source_prefix_ranges, source_type, source_ports);
     let transport_protocol = match m.transport_protocol.as_str() {
         "" => None,
+        // What every connection of such a listener has.
+        "quic" if quic => None,
         "tls" => Some(TransportProtocol::Tls),
         "raw_buffer" => Some(TransportProtocol::RawBuffer),
         other => return Err(Bad::unsupported("transport_protocol", format_args!("{other:?}"))),

@@ -444,7 +444,7 @@ fn routes() -> RouteConfiguration {
     }
 }
 
-fn hcm_model(routes: RouteSource) -> HttpConnectionManager {
+pub(crate) fn hcm_model(routes: RouteSource) -> HttpConnectionManager {
     HttpConnectionManager {
         stat_prefix: "in".into(),
         codec: HttpCodec::Auto,
@@ -577,6 +577,7 @@ pub(crate) fn listener() -> Listener {
             format: AccessLogFormat::Text(String::new()),
         }],
         udp: None,
+        quic: None,
     }
 }
 

@@ -3,7 +3,8 @@
 use envoy_types::pb::envoy::config::core::v3 as core;
 pub(super) use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3 as pb;
 use envoy_types::pb::envoy::extensions::transport_sockets::{
-    proxy_protocol::v3::ProxyProtocolUpstreamTransport, raw_buffer::v3::RawBuffer,
+    proxy_protocol::v3::ProxyProtocolUpstreamTransport, quic::v3::QuicDownstreamTransport,
+    raw_buffer::v3::RawBuffer,
 };
 use mesh_model::proxy::{
     ClientCertificate, DownstreamTls, ProxyProtocolVersion, SecretRef, StringMatch, StringMatchKind,
@@ -17,7 +18,7 @@ use pb::{
     tls_parameters::TlsProtocol,
 };
 
-use super::{At, Bad, Res, common::*, refuse};
+use super::{At, Bad, Res, common::*, quic, refuse};
 
 /// Static cluster of a foreign proxy's bootstrap that is the agent's SDS socket (Istio's name for it).
 pub(super) const AGENT_CLUSTER: &str = "sds-grpc";
@@ -274,7 +275,7 @@ pub(super) fn to_proxy_protocol(
     Ok((Some(version), m.transport_socket))
 }
 
-pub(super) fn downstream(t: &DownstreamTls) -> core::TransportSocket {
+pub(super) fn downstream(t: &DownstreamTls, over_quic: bool) -> core::TransportSocket {
     let mut common = CommonTlsContext {
         tls_params: min_version(t.min_version),
         alpn_protocols: t.alpn.clone(),
@@ -292,6 +293,9 @@ pub(super) fn downstream(t: &DownstreamTls) -> core::TransportSocket {
         require_client_certificate: boolv(require),
         ..Default::default()
     };
+    if over_quic {
+        return socket("envoy.transport_sockets.quic", &quic::transport(context));
+    }
     socket("envoy.transport_sockets.tls", &context)
 }
 
@@ -303,12 +307,21 @@ fn config(s: core::TransportSocket) -> Res<envoy_types::pb::google::protobuf::An
 }
 
 /// `None` is plaintext.
-pub(super) fn to_downstream(s: core::TransportSocket) -> Res<Option<DownstreamTls>> {
+pub(super) fn to_downstream(s: core::TransportSocket, over_quic: bool) -> Res<Option<DownstreamTls>> {
     let a = config(s)?;
     if is::<RawBuffer>(&a) {
         return Ok(None);
     }
-    let m: pb::DownstreamTlsContext = typed(&a)?;
+    let m: pb::DownstreamTlsContext = match (over_quic, is::<QuicDownstreamTransport>(&a)) {
+        (true, true) => quic::to_tls(typed(&a)?)?,
+        (false, false) => typed(&a)?,
+        (true, false) => {
+            return Err(Bad::new("typed_config", "must be QuicDownstreamTransport on a QUIC listener"));
+        }
+        (false, true) => {
+            return Err(Bad::new("typed_config", "QuicDownstreamTransport needs a QUIC listener"));
+        }
+    };
     refuse!(m; require_sni, ocsp_staple_policy);
     let mut common = m.common_tls_context.unwrap_or_default();
     let certificate =

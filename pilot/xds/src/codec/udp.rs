@@ -179,6 +179,7 @@ mod tests {
             filter_chains: vec![],
             default_filter_chain: None,
             access_log: vec![],
+            quic: None,
             udp: Some(Box::new(UdpProxy {
                 idle_timeout: Duration::from_secs(7),
                 hash: Some(UdpHash::Key("k".into())),

@@ -182,7 +182,7 @@ impl Applier {
         let mut addresses: HashMap<(SocketAddr, bool), &str> = HashMap::new();
         for (name, l) in &snap.listeners {
             if l.address.port() != 0
-                && let Some(other) = addresses.insert((l.address, l.udp.is_some()), name)
+                && let Some(other) = addresses.insert((l.address, l.is_udp()), name)
             {
                 let e = CompileError::SameAddress(other.to_owned(), name.clone());
                 report.rejected.push(("listener", name.clone(), e.to_string()));
@@ -217,7 +217,8 @@ impl Applier {
                         let moved = p.model.address != l.address
                             || p.model.bind_to_port != l.bind_to_port
                             || p.model.transparent != l.transparent
-                            || p.model.udp.is_some() != l.udp.is_some();
+                            || p.model.udp.is_some() != l.udp.is_some()
+                            || p.model.quic.is_some() != l.quic.is_some();
                         if moved && self.bound.remove(name).is_some() {
                             self.unbind(name);
                             self.freed = true;

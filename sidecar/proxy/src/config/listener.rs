@@ -194,7 +194,7 @@ impl Listener {
         let mut chain = |c: &model::FilterChain| -> Result<Arc<Chain>, CompileError> {
             match previous.and_then(|p| p.all_chains().find(|o| o.model == *c)) {
                 Some(same) => Ok(Arc::clone(same)),
-                None => Ok(Arc::new(Chain::new(c, names)?)),
+                None => Ok(Arc::new(Chain::new(c, model.quic.is_some(), names)?)),
             }
         };
         let chains: Vec<_> = model.filter_chains.iter().map(&mut chain).collect::<Result<_, _>>()?;
@@ -292,7 +292,7 @@ fn name_rank(names: &[String], sni: Option<&str>) -> Option<usize> {
 }
 
 impl Chain {
-    fn new(c: &model::FilterChain, names: &mut Names<'_>) -> Result<Self, CompileError> {
+    fn new(c: &model::FilterChain, quic: bool, names: &mut Names<'_>) -> Result<Self, CompileError> {
         let (mut rbac, mut limits) = (vec![], vec![]);
         let mut sni_cluster = false;
         let mut terminal = None;
@@ -312,9 +312,28 @@ impl Chain {
                 }
             }
         }
+        let http3 = matches!(&terminal, Some(Terminal::Http(h)) if h.config.codec == model::HttpCodec::Http3);
+        let refuse = |why| Err(CompileError::Quic(c.name.clone(), why));
+        match (quic, http3) {
+            (true, false) => return refuse("a QUIC listener needs an HTTP connection manager for HTTP/3"),
+            (false, true) => return refuse("HTTP/3 needs a QUIC listener"),
+            (true, true) if c.tls.is_none() => return refuse("QUIC needs a certificate"),
+            (true, true) if matches!(&terminal, Some(Terminal::Http(h)) if h.config.connect) => {
+                return refuse("CONNECT is not served over HTTP/3, other than for WebSockets");
+            }
+            _ => {}
+        }
+        let tls = c.tls.clone().map(|mut spec| {
+            if quic {
+                // All that QUIC can have (RFC 9001 section 4.2, RFC 9114 section 3.1), whatever else was written.
+                spec.alpn = vec!["h3".to_owned()];
+                spec.min_version = model::TlsVersion::V1_3;
+            }
+            DownstreamTls { spec, config: ArcSwapOption::empty() }
+        });
         Ok(Self {
             model: c.clone(),
-            tls: c.tls.clone().map(|spec| DownstreamTls { spec, config: ArcSwapOption::empty() }),
+            tls,
             rbac,
             limits,
             sni_cluster,
@@ -479,6 +498,7 @@ mod tests {
             default_filter_chain: default.then(|| chain("default", model::FilterChainMatch::default())),
             access_log: vec![],
             udp: None,
+            quic: None,
         };
         let mut names = Names {
             cluster: &mut ClusterSlot::new,

@@ -37,6 +37,6 @@ pub(crate) trait Downstream {
     fn poll_ahead(&self, _cx: &mut Context<'_>, _limit: usize) -> Poll<Result<Ahead, StreamError>> {
         Poll::Ready(Ok(Ahead::More))
     }
-    /// Frames are messages of HTTP/2.
-    fn is_h2(&self) -> bool;
+    /// Requests are streams of a shared connection, as in HTTP/2 and HTTP/3.
+    fn is_multiplexed(&self) -> bool;
 }

@@ -166,7 +166,7 @@ impl Downstream for HeadOnly {
         Poll::Ready(Ok(()))
     }
     fn abort(&self) {}
-    fn is_h2(&self) -> bool {
+    fn is_multiplexed(&self) -> bool {
         true
     }
 }
@@ -397,7 +397,7 @@ impl<D: Downstream> Downstream for Filtered<'_, D> {
         self.down.abort();
     }
 
-    fn is_h2(&self) -> bool {
-        self.down.is_h2()
+    fn is_multiplexed(&self) -> bool {
+        self.down.is_multiplexed()
     }
 }

@@ -20,7 +20,7 @@ use super::{
     headers::HeaderId,
     hedge::{self, Hedged},
     local_reply::{self, LocalReply, http_of_grpc},
-    message::{BodyKind, RequestHead, ResponseHead, StreamError, Version},
+    message::{BodyKind, RequestHead, ResponseHead, StreamError},
     record::{Flag, Record},
 };
 use crate::{
@@ -443,7 +443,7 @@ impl<D: Downstream> Try<'_, D> {
         let guard = ActiveGuard::new(&host.stats);
         let client = Some((conn.peer, conn.local));
         let (up, pool) =
-            stream(&conn.worker, self.cluster, &host, self.head, self.down.is_h2(), client).await?;
+            stream(&conn.worker, self.cluster, &host, self.head, self.down.is_multiplexed(), client).await?;
         Ok(Open { up, pool, stage: Stage::first(self.head.body), _active: guard })
     }
 }
@@ -898,7 +898,7 @@ async fn shadow(
     let _permit = Permit::take(&cluster.usage, |u| &u.requests, cluster.config.limits.max_requests)?;
     let host = Arc::clone(cluster.tables().pick(&worker.rng, None)?);
     let active = ActiveGuard::new(&host.stats);
-    let (up, pool) = stream(worker, cluster, &host, head, head.version == Version::Http2, None).await.ok()?;
+    let (up, pool) = stream(worker, cluster, &host, head, head.version.is_multiplexed(), None).await.ok()?;
     let r = exchange::drop_answer(&up, body, head.body).await;
     cluster.observe(&host, r.map_or(Outcome::Failed, Outcome::Status));
     give_back(Open::complete(up, pool, active));

@@ -85,14 +85,15 @@ pub(crate) async fn refuse<D: Downstream>(
     manager: &Arc<HttpManager>,
     down: &D,
     status: u16,
-    flag: Flag,
+    version: Version,
 ) {
     let mut rec = Record::new(conn, None);
-    rec.flag(flag);
-    rec.details = "http1.codec_error".into();
+    rec.flag(Flag::Dpe);
+    let details = if version == Version::Http3 { "http3.codec_error" } else { "http1.codec_error" };
+    rec.details = details.into();
     let head = RequestHead {
         method: Method::GET,
-        version: Version::Http11,
+        version,
         https: conn.tls,
         authority: String::new(),
         path: String::new(),
@@ -208,9 +209,9 @@ fn upgrade(manager: &HttpManager, head: &mut RequestHead, rec: &mut Record) -> R
             head.headers.remove_id(HeaderId::ContentLength);
             Ok(())
         }
-        // An HTTP/1 client that offers something else is served without it (RFC 9110 section 7.8); in HTTP/2 the
-        // protocol is all there is to the request.
-        Some(_) if head.version != Version::Http2 => {
+        // An HTTP/1 client that offers something else is served without it (RFC 9110 section 7.8); in HTTP/2 and
+        // HTTP/3 the protocol is all there is to the request.
+        Some(_) if !head.version.is_multiplexed() => {
             head.upgrade = None;
             Ok(())
         }

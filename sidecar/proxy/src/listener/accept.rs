@@ -208,6 +208,8 @@ async fn http_serving(mut io: Io, conn: Rc<Connection>, manager: Arc<HttpManager
     let h2 = match manager.config.codec {
         model::HttpCodec::Http1 => false,
         model::HttpCodec::Http2 => true,
+        // Refused where chains are compiled.
+        model::HttpCodec::Http3 => return None,
         model::HttpCodec::Auto => match io.alpn() {
             Some(p) if p == b"h2" || p.ends_with(b"-h2") => true,
             Some(p) if p.starts_with(b"http/1") => false,
@@ -318,7 +320,7 @@ async fn proxy_header(
     tokio::time::timeout(PROXY_HEADER, read).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
 
-fn canonical(a: SocketAddr) -> SocketAddr {
+pub(super) fn canonical(a: SocketAddr) -> SocketAddr {
     SocketAddr::new(a.ip().to_canonical(), a.port())
 }
 

@@ -46,22 +46,30 @@ pub(crate) fn client_hello(buf: &[u8]) -> Seen<ClientHello> {
         }
         let have = &record[5..record.len().min(5 + len)];
         message.extend_from_slice(have);
-        if message.first().is_some_and(|t| *t != 1) {
-            return Seen::No;
-        }
-        if let Some(head) = message.get(..4) {
-            let want = (usize::from(head[1]) << 16) | (usize::from(head[2]) << 8) | usize::from(head[3]);
-            if want > MAX_HELLO {
-                return Seen::No;
-            }
-            if let Some(body) = message.get(4..4 + want) {
-                return parse_hello(body).map_or(Seen::No, Seen::Yes);
-            }
+        match hello_message(&message) {
+            Seen::More => {}
+            seen => return seen,
         }
         if have.len() < len {
             return Seen::More;
         }
         at += 5 + len;
+    }
+}
+
+/// Looks for a ClientHello without records, as QUIC carries it.
+pub(crate) fn hello_message(message: &[u8]) -> Seen<ClientHello> {
+    if message.first().is_some_and(|t| *t != 1) {
+        return Seen::No;
+    }
+    let Some(head) = message.get(..4) else { return Seen::More };
+    let want = (usize::from(head[1]) << 16) | (usize::from(head[2]) << 8) | usize::from(head[3]);
+    if want > MAX_HELLO {
+        return Seen::No;
+    }
+    match message.get(4..4 + want) {
+        Some(body) => parse_hello(body).map_or(Seen::No, Seen::Yes),
+        None => Seen::More,
     }
 }
 

@@ -7,6 +7,7 @@ mod floods;
 mod h2spec;
 mod http1;
 mod http2;
+mod http3;
 mod jwt;
 mod overload;
 mod rate_limit;

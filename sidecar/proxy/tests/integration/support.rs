@@ -266,6 +266,7 @@ pub(crate) fn listener(direction: Direction, chains: Vec<FilterChain>) -> Listen
         default_filter_chain: None,
         access_log: vec![],
         udp: None,
+        quic: None,
     }
 }
 

@@ -148,8 +148,9 @@ async fn recorder() -> (std::net::SocketAddr, tokio::sync::mpsc::UnboundedReceiv
         async move {
             let mut got = vec![0; 4096];
             let mut n = 0;
-            // The header and the rest may come apart.
-            while !got[..n].windows(4).any(|w| w == b"\r\n\r\n" || w == b"done") {
+            // The header and the rest may come apart. One of version 2 begins with what ends a request.
+            let is_end = |w: &[u8], v2: bool| w == b"done" || (w == b"\r\n\r\n" && !v2);
+            while !got[..n].windows(4).any(|w| is_end(w, got[0] == b'\r')) {
                 match s.read(&mut got[n..]).await {
                     Ok(m) if m > 0 => n += m,
                     _ => break,

@@ -25,7 +25,6 @@ use crate::{
         downstream::Downstream,
         headers::{HeaderId, Headers},
         message::{BodyKind, Frame, RequestHead, ResponseHead, StreamError, Version},
-        record::Flag,
         service,
     },
     io::{HIGH_WATER, Io, ReadBuffer, WriteBuf},
@@ -113,11 +112,11 @@ async fn requests(down: &H1Down, conn: &Rc<Connection>, manager: &Arc<HttpManage
             Next::Refused(e) => {
                 tracing::debug!(error = %e, peer = %conn.peer, "request refused");
                 down.inner.borrow_mut().begin_refusal();
-                Box::pin(service::refuse(conn, manager, down, e.status(), Flag::Dpe)).await;
+                Box::pin(service::refuse(conn, manager, down, e.status(), Version::Http11)).await;
             }
             Next::Timeout => {
                 down.inner.borrow_mut().begin_refusal();
-                Box::pin(service::refuse(conn, manager, down, 408, Flag::Dpe)).await;
+                Box::pin(service::refuse(conn, manager, down, 408, Version::Http11)).await;
             }
             Next::Closed => return,
         }
@@ -448,7 +447,7 @@ impl Downstream for H1Down {
         i.broken = true;
     }
 
-    fn is_h2(&self) -> bool {
+    fn is_multiplexed(&self) -> bool {
         false
     }
 }

@@ -1,7 +1,7 @@
 //! The downstream side of HTTP/2: one task for the connection, one for each stream.
 
 use std::{
-    cell::{Cell, RefCell},
+    cell::RefCell,
     rc::Rc,
     sync::{Arc, atomic::Ordering::Relaxed},
     task::{Context, Poll},
@@ -18,9 +18,9 @@ use crate::{
     config::listener::HttpManager,
     http::{
         downstream::Downstream,
-        h1::parse::{is_authority, is_path},
-        headers::{HeaderId, Headers, list_has},
-        message::{BodyKind, Frame, MAX_FIELDS, MAX_HEAD, RequestHead, ResponseHead, StreamError, Version},
+        headers::{HeaderId, Headers},
+        message::{Frame, MAX_FIELDS, MAX_HEAD, RequestHead, ResponseHead, StreamError, Version},
+        mux::{self, Streams},
         record::{Flag, Record},
         service,
     },
@@ -33,9 +33,6 @@ use crate::{
 pub(crate) const MAX_WINDOW: u32 = (1 << 31) - 1;
 /// Streams that a client reset before they were looked at (rapid reset).
 pub(crate) const MAX_PENDING_RESETS: usize = 100;
-/// Streams of a connection from which on it is judged by how many of them its client abandoned before any answer
-/// (CVE-2023-44487): more than half is no client but an attack. Envoy judges the same way.
-const JUDGED_FROM: u64 = 500;
 /// Settings and preface of a new connection.
 pub(crate) const HANDSHAKE: Duration = Duration::from_secs(10);
 
@@ -61,12 +58,7 @@ pub(crate) async fn serve(io: Io, conn: Rc<Connection>, manager: Arc<HttpManager
         }
         Err(_) => return,
     };
-    let streams = Rc::new(Streams {
-        active: Cell::new(0),
-        last: Cell::new(Instant::now()),
-        opened: Cell::new(0),
-        abandoned: Cell::new(0),
-    });
+    let streams = Rc::new(Streams::new());
     let mut draining = false;
     let signals = conn.signals.subscribe();
     // Streams come and go without touching this timer; what they did is looked at when it fires.
@@ -151,39 +143,6 @@ fn overloaded(conn: &Connection, manager: &HttpManager, mut respond: SendRespons
     }
 }
 
-/// Streams of a connection.
-struct Streams {
-    active: Cell<usize>,
-    /// When the last one ended.
-    last: Cell<Instant>,
-    opened: Cell<u64>,
-    /// Ended by the client before an answer began.
-    abandoned: Cell<u64>,
-}
-
-impl Streams {
-    fn begin(&self) {
-        self.active.set(self.active.get() + 1);
-        self.opened.set(self.opened.get() + 1);
-    }
-
-    fn end(&self, answered: bool) {
-        self.active.set(self.active.get() - 1);
-        self.last.set(Instant::now());
-        self.abandoned.set(self.abandoned.get() + u64::from(!answered));
-    }
-
-    /// When the connection will have been idle for this long, if nothing happens on it.
-    fn idle_until(&self, timeout: Duration) -> Instant {
-        let since = if self.active.get() == 0 { self.last.get() } else { Instant::now() };
-        since + timeout
-    }
-
-    fn are_abandoned(&self) -> bool {
-        self.opened.get() >= JUDGED_FROM && self.abandoned.get() * 2 > self.opened.get()
-    }
-}
-
 /// Answers a request that cannot be one of HTTP/1; whether that was possible.
 fn refuse(mut respond: SendResponse<Bytes>, status: u16) -> bool {
     let mut r = Response::new(());
@@ -218,82 +177,28 @@ pub(crate) fn head(
         return Err(431);
     }
     let protocol = parts.extensions.get::<h2::ext::Protocol>().map(|p| p.as_str().to_ascii_lowercase());
-    let uri_authority = parts.uri.authority().map(http::uri::Authority::as_str);
     let mut hosts = parts.headers.get_all(http::header::HOST).iter();
-    let host = hosts.next();
+    let host = hosts.next().map(http::HeaderValue::to_str).transpose().map_err(|_| 400u16)?;
     if hosts.next().is_some() {
         return Err(400);
     }
-    // `:authority` and `Host` must not disagree (RFC 9113 section 8.3.1): one proxy would route by one, the
-    // next by the other.
-    let authority = match (uri_authority, host.map(http::HeaderValue::to_str)) {
-        (Some(a), None) => a,
-        (Some(a), Some(Ok(h))) if a.eq_ignore_ascii_case(h) => a,
-        (None, Some(Ok(h))) => h,
-        _ => return Err(400),
-    };
-    if !is_authority(authority) {
-        return Err(400);
-    }
-    let connect = parts.method == Method::CONNECT;
-    let path = if connect && protocol.is_none() {
+    let path = if parts.method == Method::CONNECT && protocol.is_none() {
         ""
     } else {
         parts.uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str)
     };
-    if !is_path(path)
-        || !(path.is_empty() || path.starts_with('/') || (path == "*" && parts.method == Method::OPTIONS))
-    {
-        return Err(400);
-    }
     let mut headers = Headers::with_capacity(parts.headers.len() * 40 + 512, parts.headers.len() + 12);
     for (name, value) in &parts.headers {
-        let (name, value) = (name.as_str().as_bytes(), value.as_bytes());
-        let id = HeaderId::of(name);
-        match id {
-            HeaderId::Host | HeaderId::Expect => continue,
-            HeaderId::Te if !list_has(value, "trailers") => continue,
-            // Connection-specific fields make a message malformed (RFC 9113 section 8.2.2).
-            id if id.is_hop_by_hop() => return Err(400),
-            // HTTP/2 lets a client split cookies; HTTP/1 does not (section 8.2.3).
-            HeaderId::Cookie if headers.has(HeaderId::Cookie) => {
-                let mut joined = headers.get_id(HeaderId::Cookie).unwrap_or_default().to_vec();
-                joined.extend_from_slice(b"; ");
-                joined.extend_from_slice(value);
-                headers.set_id(HeaderId::Cookie, &joined);
-                continue;
-            }
-            _ => {}
-        }
-        // What HTTP/1 would read as a line end must not come out of HTTP/2.
-        if value.iter().any(|b| matches!(b, b'\r' | b'\n' | 0)) {
-            return Err(400);
-        }
-        headers.push(name, value);
+        mux::push(&mut headers, name.as_str().as_bytes(), value.as_bytes())?;
     }
-    let lengths = headers.count_id(HeaderId::ContentLength);
-    let length =
-        headers.str_id(HeaderId::ContentLength).map(str::parse::<u64>).transpose().map_err(|_| 400u16)?;
-    if lengths > 1 {
-        return Err(400);
-    }
-    let body = match (recv.is_end_stream(), length) {
-        (true, None | Some(0)) => BodyKind::Empty,
-        (true, Some(_)) => return Err(400),
-        (false, Some(n)) => BodyKind::Length(n),
-        (false, None) => BodyKind::Stream,
-    };
-    Ok(RequestHead {
+    let target = mux::Target {
         method: parts.method.clone(),
-        version: Version::Http2,
-        https: conn.tls,
-        authority: authority.to_owned(),
-        path: path.to_owned(),
-        headers,
-        body,
-        upgrade: protocol,
-        expect_continue: false,
-    })
+        authority: parts.uri.authority().map(http::uri::Authority::as_str),
+        host,
+        path,
+        protocol,
+    };
+    mux::head(Version::Http2, conn.tls, target, headers, recv.is_end_stream())
 }
 
 struct H2Down {
@@ -376,7 +281,7 @@ impl Downstream for H2Down {
         }
     }
 
-    fn is_h2(&self) -> bool {
+    fn is_multiplexed(&self) -> bool {
         true
     }
 }
