@@ -27,7 +27,10 @@ use tokio_util::sync::CancellationToken;
 
 use self::{alarm::Alarms, signals::Signals};
 use crate::{
-    config::{Compiled, listener::Chain},
+    config::{
+        Compiled,
+        listener::{Chain, ListenerSlot},
+    },
     http::filters::jwt::cache::TokenCache,
     listener::{accept, bind::BoundListener},
     options::{Dialer, EngineOptions, Hooks, NodeInfo},
@@ -44,6 +47,8 @@ const COMMANDS: usize = 1024;
 pub(crate) enum Command {
     Listen(BoundListener),
     Unlisten(String),
+    /// Duplicates of the sockets that are listened at.
+    Share(std::sync::mpsc::Sender<std::io::Result<Vec<std::net::TcpListener>>>),
 }
 
 /// The sending end of a worker's commands.
@@ -103,6 +108,8 @@ pub(crate) struct Shared {
     pub(crate) stop: CancellationToken,
     /// The process has more memory than `max_memory`.
     pub(crate) over_memory: AtomicBool,
+    /// Whether connections are accepted yet.
+    pub(crate) open: tokio::sync::watch::Sender<bool>,
 }
 
 /// The node's own metric labels, shared by all series.
@@ -151,6 +158,24 @@ pub(crate) struct Worker {
 }
 
 impl Worker {
+    pub(crate) fn new(shared: Arc<Shared>) -> Rc<Self> {
+        Rc::new(Self {
+            options: shared.options.clone(),
+            secrets: Arc::clone(&shared.secrets),
+            pools: RefCell::default(),
+            rng: Rng::new(rand::random()),
+            alarms: Rc::default(),
+            scratch: RefCell::new(vec![0; crate::tcp::BUFFER].into_boxed_slice()),
+            services: RefCell::default(),
+            tokens: RefCell::default(),
+            signals: RefCell::default(),
+            open: Cell::new(0),
+            closed: Notify::new(),
+            load: load::Load::default(),
+            shared,
+        })
+    }
+
     pub(crate) fn dialer(&self) -> Option<&dyn Dialer> {
         self.shared.hooks.dialer.as_deref()
     }
@@ -210,22 +235,8 @@ pub(crate) fn spawn(
 }
 
 async fn run(shared: Arc<Shared>, mut commands: mpsc::Receiver<Command>) {
-    let worker = Rc::new(Worker {
-        options: shared.options.clone(),
-        secrets: Arc::clone(&shared.secrets),
-        pools: RefCell::default(),
-        rng: Rng::new(rand::random()),
-        alarms: Rc::default(),
-        scratch: RefCell::new(vec![0; crate::tcp::BUFFER].into_boxed_slice()),
-        services: RefCell::default(),
-        tokens: RefCell::default(),
-        signals: RefCell::default(),
-        open: Cell::new(0),
-        closed: Notify::new(),
-        load: load::Load::default(),
-        shared,
-    });
-    let mut listening: HashMap<String, CancellationToken> = HashMap::new();
+    let worker = Worker::new(shared);
+    let mut listening: HashMap<String, (CancellationToken, Vec<Rc<TcpListener>>)> = HashMap::new();
     let mut sweep = tokio::time::interval(Duration::from_secs(1));
     sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -233,15 +244,34 @@ async fn run(shared: Arc<Shared>, mut commands: mpsc::Receiver<Command>) {
             c = commands.recv() => match c {
                 Some(Command::Listen(l)) => {
                     let stop = CancellationToken::new();
-                    if let Some(old) = listening.insert(l.slot.name.clone(), stop.clone()) {
+                    let name = l.slot.name.clone();
+                    let mut sockets = Vec::with_capacity(l.sockets.len());
+                    for s in l.sockets {
+                        match TcpListener::from_std(s) {
+                            Ok(s) => sockets.push(Rc::new(s)),
+                            Err(error) => tracing::error!(%error, listener = %name, "cannot listen"),
+                        }
+                    }
+                    for s in &sockets {
+                        let (s, slot) = (Rc::clone(s), Arc::clone(&l.slot));
+                        tokio::task::spawn_local(listen(Rc::clone(&worker), slot, s, stop.clone()));
+                    }
+                    if let Some((old, _)) = listening.insert(name, (stop, sockets)) {
                         old.cancel();
                     }
-                    tokio::task::spawn_local(listen(Rc::clone(&worker), l, stop));
                 }
                 Some(Command::Unlisten(name)) => {
-                    if let Some(stop) = listening.remove(&name) {
+                    if let Some((stop, _)) = listening.remove(&name) {
                         stop.cancel();
                     }
+                }
+                Some(Command::Share(to)) => {
+                    let all = listening.values().flat_map(|l| &l.1);
+                    let duplicate = |s: &Rc<TcpListener>| {
+                        socket2::SockRef::from(&**s).try_clone().map(std::net::TcpListener::from)
+                    };
+                    // Whoever asked may no longer wait.
+                    let _ = to.send(all.map(duplicate).collect());
                 }
                 None => break,
             },
@@ -257,14 +287,18 @@ async fn run(shared: Arc<Shared>, mut commands: mpsc::Receiver<Command>) {
     }
 }
 
-async fn listen(worker: Rc<Worker>, l: BoundListener, stop: CancellationToken) {
-    let listener = match TcpListener::from_std(l.socket) {
-        Ok(listener) => listener,
-        Err(error) => {
-            tracing::error!(%error, listener = %l.slot.name, "cannot listen");
-            return;
-        }
-    };
+async fn listen(
+    worker: Rc<Worker>,
+    slot: Arc<ListenerSlot>,
+    listener: Rc<TcpListener>,
+    stop: CancellationToken,
+) {
+    let mut open = worker.shared.open.subscribe();
+    tokio::select! {
+        r = open.wait_for(|open| *open) => if r.is_err() { return },
+        () = stop.cancelled() => return,
+    }
+    drop(open);
     loop {
         let admission = tokio::select! {
             a = worker.admit() => a,
@@ -276,7 +310,7 @@ async fn listen(worker: Rc<Worker>, l: BoundListener, stop: CancellationToken) {
         };
         match accepted {
             Ok((stream, peer)) => {
-                let (worker, slot) = (Rc::clone(&worker), Arc::clone(&l.slot));
+                let (worker, slot) = (Rc::clone(&worker), Arc::clone(&slot));
                 tokio::task::spawn_local(async move {
                     let totals = &worker.shared.totals;
                     let _gauge = Gauge::new(totals, |t| &t.connections, |t| &t.connections_total);
@@ -288,7 +322,7 @@ async fn listen(worker: Rc<Worker>, l: BoundListener, stop: CancellationToken) {
             }
             Err(error) => {
                 // Out of file descriptors, or the peer was gone again; neither is helped by trying at once.
-                tracing::debug!(%error, listener = %l.slot.name, "accept");
+                tracing::debug!(%error, listener = %slot.name, "accept");
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         }
