@@ -3,6 +3,8 @@
 
 #[path = "gateways/conformance.rs"]
 mod conformance;
+#[path = "gateways/restart.rs"]
+mod restart;
 mod support;
 
 use std::{net::SocketAddr, time::Duration};

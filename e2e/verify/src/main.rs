@@ -107,7 +107,9 @@ impl Verify {
             Ok(())
         });
         // `--workspace` keeps the features of the step above, so nothing is built again.
-        self.step("whole processes", |v| v.ignored(&["federation", "gateways", "mixer", "bootstrap"]));
+        self.step("whole processes", |v| {
+            v.ignored(&["federation", "gateways", "mixer", "bootstrap", "restart"])
+        });
         self.step("foreign data plane", |v| v.ignored(&["envoy", "hbone", "integration"]));
         let why = "needs root for network namespaces";
         self.when(root, why, "network namespaces", |v| v.ignored(&["netns"]));
