@@ -5,6 +5,8 @@
 mod conformance;
 #[path = "gateways/http3.rs"]
 mod http3;
+#[path = "gateways/restart.rs"]
+mod restart;
 mod support;
 
 use std::{net::SocketAddr, time::Duration};

@@ -9,8 +9,8 @@ mod trunk;
 
 use std::{net::SocketAddr, path::PathBuf};
 
-use anyhow::Context;
-use mesh_agent::{Agent, AgentOptions, ProxyArgs};
+use anyhow::{Context, ensure};
+use mesh_agent::{Agent, AgentOptions, ProxyArgs, Restart};
 use mesh_identity::SecretStore;
 use mesh_proxy::Hooks;
 use mesh_xds::NodeKind;
@@ -49,12 +49,20 @@ pub async fn run(args: GatewayArgs) -> anyhow::Result<()> {
             .with_context(|| format!("--trunk {listen}"))?;
         hooks.dialer = Some(dialer);
     }
+    // The connections of QUIC are in the process, not in the socket.
+    ensure!(
+        args.trunk.is_none() || !args.proxy.restart.is_on(),
+        "--trunk does not go with --base-id and --restart-epoch: a trunk cannot be handed over; its peers fall back to \
+         TCP while the gateway is started again"
+    );
+    let restart = Restart::begin(&args.proxy.restart).await?;
     let agent = Agent::start(AgentOptions {
         args: args.proxy,
         kind: NodeKind::Router,
         hooks,
         name_table: false,
         registry,
+        restart,
         store,
     })
     .await?;

@@ -66,6 +66,10 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
     if proxy.otlp.is_some() {
         tracing::warn!("--otlp has no effect: spans of a proxy that is not Flotilla's are not exported");
     }
+    anyhow::ensure!(
+        !proxy.restart.is_on(),
+        "--base-id and --restart-epoch do nothing here: give them to the proxy, which has flags of these names"
+    );
     let stop = mesh_runtime::shutdown::on_signal()?;
     let kind = match args.kind {
         Kind::Sidecar => NodeKind::Sidecar,

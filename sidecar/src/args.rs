@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{ArgMatches, Args, Command, FromArgMatches, error::ErrorKind, parser::ValueSource};
-use mesh_agent::{MixerArgs, ProxyArgs};
+use mesh_agent::{MixerArgs, ProxyArgs, RestartArgs};
 
 /// Flags of `flotilla sidecar`.
 #[derive(Debug, Clone)]
@@ -39,6 +39,7 @@ pub(crate) struct BootstrapArgs {
     pub(crate) drain: Duration,
     pub(crate) state_dir: Option<PathBuf>,
     pub(crate) otlp: Option<String>,
+    pub(crate) restart: RestartArgs,
 }
 
 impl BootstrapArgs {
@@ -53,7 +54,17 @@ impl BootstrapArgs {
 
 const FILE: &str = "bootstrap";
 /// Flags that a bootstrap file leaves room for.
-const BESIDE: &[&str] = &[FILE, "concurrency", "drain_seconds", "state_dir", "otlp"];
+const BESIDE: &[&str] = &[
+    FILE,
+    "concurrency",
+    "drain_seconds",
+    "state_dir",
+    "otlp",
+    "base_id",
+    "restart_epoch",
+    "drain_time_s",
+    "parent_shutdown_time_s",
+];
 
 impl Args for SidecarArgs {
     fn augment_args(cmd: Command) -> Command {
@@ -64,7 +75,7 @@ impl Args for SidecarArgs {
             .value_parser(clap::value_parser!(PathBuf))
             .help(
                 "Execute Envoy's bootstrap file, YAML or JSON, instead of joining the mesh: no control plane but what \
-                 the file names is contacted; only --concurrency, --drain-seconds, --state-dir and --otlp go with it",
+                 the file names is contacted; only --concurrency, --drain-seconds, --state-dir, --otlp and the flags of hot restarts go with it",
             );
         let cmd = MeshArgs::augment_args(cmd).arg(file);
         // What the mesh must know of its members, and a file need not say.
@@ -104,6 +115,7 @@ impl FromArgMatches for SidecarArgs {
                 drain: Duration::from_secs(or("drain_seconds", 5)),
                 state_dir: m.try_get_one::<PathBuf>("state_dir").ok().flatten().cloned(),
                 otlp: m.try_get_one::<String>("otlp").ok().flatten().cloned(),
+                restart: RestartArgs::from_arg_matches(m)?,
             }),
         })
     }

@@ -9,7 +9,7 @@ use std::{net::IpAddr, sync::Arc};
 use anyhow::Context;
 pub use args::SidecarArgs;
 use args::{BootstrapArgs, MeshArgs, Mode};
-use mesh_agent::{Agent, AgentOptions, MixerHook, Standalone, StandaloneOptions};
+use mesh_agent::{Agent, AgentOptions, MixerHook, Restart, Standalone, StandaloneOptions};
 use mesh_dns::Names;
 use mesh_identity::SecretStore;
 use mesh_proxy::Hooks;
@@ -37,6 +37,7 @@ async fn standalone(args: BootstrapArgs) -> anyhow::Result<()> {
         drain: args.drain,
         state_dir: args.state_dir.clone(),
         hooks: Hooks { spans: tracing.spans(), ..Hooks::default() },
+        restart: Restart::begin(&args.restart).await?,
     };
     Standalone::start(&args.file, options).await?.run(stop).await;
     tracing.shutdown();
@@ -53,22 +54,30 @@ async fn member(args: MeshArgs) -> anyhow::Result<()> {
     if let Some(mixer) = MixerHook::new(&args.mixer, &args.proxy, &store, &mut registry)? {
         hooks.policy = Some(Arc::new(mixer));
     }
+    let restart = Restart::begin(&args.proxy.restart).await?;
+    let dns = match args.dns {
+        None => None,
+        Some(a) => {
+            let udp = restart.udp("dns-udp", a).with_context(|| format!("--dns {a}"))?;
+            let tcp = restart.tcp("dns-tcp", a).with_context(|| format!("--dns {a}"))?;
+            Some((udp, tcp))
+        }
+    };
     let agent = Agent::start(AgentOptions {
         args: args.proxy,
         kind: NodeKind::Sidecar,
         hooks: Hooks { spans: tracing.spans(), ..hooks },
-        name_table: args.dns.is_some(),
+        name_table: dns.is_some(),
         registry,
+        restart,
         store,
     })
     .await?;
-    let _dns = match args.dns {
+    let _dns = match dns {
         None => None,
-        Some(address) => {
+        Some((udp, tcp)) => {
             let (names, follow) = follow_names(agent.names());
-            let server = mesh_dns::Server::start(address, args.dns_upstream, names)
-                .await
-                .with_context(|| format!("--dns {address}"))?;
+            let server = mesh_dns::Server::start_on(udp, tcp, args.dns_upstream, names).context("--dns")?;
             Some((server, follow))
         }
     };

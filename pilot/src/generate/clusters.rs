@@ -9,8 +9,8 @@ use mesh_model::{
         SimpleLb, Subset, TrafficPolicy,
     },
     proxy::{
-        Cluster, Discovery, LbPolicy, OutlierDetection, ProxyProtocolVersion, SecretRef, StringMatch,
-        TUNNEL_ALPN, TransportSocketMatch, UpstreamHttp, UpstreamTls, Validation,
+        Cluster, Discovery, LbPolicy, LeastRequest, OutlierDetection, ProxyProtocolVersion, SecretRef,
+        StringMatch, TUNNEL_ALPN, TransportSocketMatch, UpstreamHttp, UpstreamTls, Validation,
     },
     registry::{Labels, Protocol, Resolution, ServicePort},
 };
@@ -94,7 +94,7 @@ fn add(
     };
     let mut c = ctx.base_cluster(&name, discovery);
     c.http = http_version(ctx, port.protocol);
-    balance(&mut c, lb);
+    balance(&mut c, lb, ctx.proxy.flotilla);
     pool(&mut c, policy.connection_pool.as_ref(), port.protocol);
     c.outlier = match &policy.outlier_detection {
         Some(o) => Some(outlier(o)),
@@ -132,7 +132,8 @@ fn http_version(_ctx: &Ctx<'_>, p: Protocol) -> UpstreamHttp {
     }
 }
 
-pub(super) fn balance(c: &mut Cluster, lb: Option<&LoadBalancerSettings>) {
+/// `ours`: the proxy knows policies that Envoy does not.
+pub(super) fn balance(c: &mut Cluster, lb: Option<&LoadBalancerSettings>, ours: bool) {
     let Some(lb) = lb else { return };
     if let Some(h) = &lb.consistent_hash {
         c.lb = match (&h.maglev, &h.ring_hash) {
@@ -145,9 +146,9 @@ pub(super) fn balance(c: &mut Cluster, lb: Option<&LoadBalancerSettings>) {
     c.lb = match lb.simple {
         Some(SimpleLb::RoundRobin | SimpleLb::Passthrough) => LbPolicy::RoundRobin,
         Some(SimpleLb::Random) => LbPolicy::Random,
-        Some(SimpleLb::LeastConn | SimpleLb::LeastRequest | SimpleLb::Unspecified) | None => {
-            LbPolicy::LeastRequest
-        }
+        Some(SimpleLb::PeakEwma) if ours => LbPolicy::PeakEwma,
+        Some(SimpleLb::LeastConn | SimpleLb::LeastRequest | SimpleLb::PeakEwma | SimpleLb::Unspecified)
+        | None => LbPolicy::LeastRequest(LeastRequest::default()),
     };
 }
 

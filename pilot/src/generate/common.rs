@@ -7,8 +7,8 @@ use mesh_model::{
     proxy::{
         AccessLog, AccessLogFormat, CircuitBreakers, Cluster, Direction, Discovery, FilterChain,
         FilterChainMatch, ForwardClientCert, HttpCodec, HttpConnectionManager, HttpFilter, LbPolicy,
-        Listener, LoadAssignment, NetworkFilter, RouteSource, SecretRef, StringMatch, TcpProxy, Tracing,
-        UpstreamHttp, UpstreamTls, Validation, WeightedCluster,
+        LeastRequest, Listener, LoadAssignment, NetworkFilter, RouteSource, SecretRef, StringMatch, TcpProxy,
+        Tracing, UpstreamHttp, UpstreamTls, Validation, WeightedCluster,
     },
 };
 
@@ -208,13 +208,15 @@ impl Ctx<'_> {
         Cluster {
             name: name.to_owned(),
             discovery,
-            lb: LbPolicy::LeastRequest,
+            lb: LbPolicy::LeastRequest(LeastRequest::default()),
             connect_timeout: self.connect_timeout(),
             http: UpstreamHttp::Http1,
             tls: None,
             tls_matches: vec![],
             limits: CircuitBreakers::default(),
             outlier: None,
+            health: None,
+            close_on_health_failure: false,
             slow_start: None,
             max_requests_per_connection: 0,
             idle_timeout: None,

@@ -113,6 +113,7 @@ fn groups(ctx: &Ctx<'_>, entry: &Entry, port: &ServicePort, subset: &Labels) -> 
             },
             transport_labels,
             workload,
+            check: None,
         });
     }
     // Between clusters there is TCP only.
@@ -156,6 +157,7 @@ fn groups(ctx: &Ctx<'_>, entry: &Entry, port: &ServicePort, subset: &Labels) -> 
                         "{};{};{};;{}",
                         i.service.name, i.service.namespace, i.service.name, i.cluster
                     ),
+                    check: None,
                 });
             }
         }

@@ -67,6 +67,7 @@ pub(super) fn inbound(ctx: &Ctx<'_>, targets: &[Target], out: &mut Generated) {
             health: EndpointHealth::Healthy,
             transport_labels: Default::default(),
             workload: String::new(),
+            check: None,
         };
         let assignment = LoadAssignment {
             name: cluster.clone(),

@@ -144,6 +144,7 @@ fn cluster(ctx: &Ctx<'_>, p: &Port<'_>) -> Cluster {
         health: EndpointHealth::Healthy,
         transport_labels: BTreeMap::new(),
         workload: String::new(),
+        check: None,
     };
     let assignment = LoadAssignment {
         name: name.clone(),

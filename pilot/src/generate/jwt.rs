@@ -153,6 +153,7 @@ impl<'a> KeyServer<'a> {
             health: EndpointHealth::Healthy,
             transport_labels: Default::default(),
             workload: String::new(),
+            check: None,
         };
         let assignment = LoadAssignment {
             name: name.clone(),

@@ -131,6 +131,7 @@ fn local_endpoints(e: &Entry, p: &ServicePort, labels: &Labels, name: &str) -> L
             },
             transport_labels: BTreeMap::new(),
             workload: String::new(),
+            check: None,
         });
     }
     LoadAssignment {
@@ -151,6 +152,7 @@ fn plain(address: String, port: u16, weight: u32) -> LbEndpoint {
         health: EndpointHealth::Healthy,
         transport_labels: BTreeMap::new(),
         workload: String::new(),
+        check: None,
     }
 }
 

@@ -237,6 +237,21 @@ fn forward(r: &Route) -> &Forward {
     }
 }
 
+#[test]
+fn peak_ewma_is_for_proxies_that_know_it() {
+    let docs = bookstore().add(
+        "DestinationRule",
+        "books/reviews",
+        json!({"host": "reviews", "trafficPolicy": {"loadBalancer": {"simple": "PEAK_EWMA"}}}),
+    );
+    assert_eq!(docs.generate(&productpage()).clusters[REVIEWS].lb, LbPolicy::PeakEwma);
+    let mut foreign = productpage();
+    foreign.metadata.remove("GENERATOR");
+    foreign.user_agent = "envoy".into();
+    let lb = docs.generate(&foreign).clusters[REVIEWS].lb;
+    assert_eq!(lb, LbPolicy::LeastRequest(LeastRequest::default()));
+}
+
 const REVIEWS: &str = "outbound|9080||reviews.books.svc.cluster.local";
 
 #[test]

@@ -107,9 +107,9 @@ fn cluster(ctx: &Ctx<'_>, out: &mut Generated, e: &Entry, port: &ServicePort, po
         Resolution::Dns => Discovery::StrictDns(assignment()),
     };
     let mut c: Cluster = ctx.base_cluster(&name, discovery);
-    clusters::balance(&mut c, policy.load_balancer.as_ref());
-    if c.lb == LbPolicy::LeastRequest {
-        // Sessions last for a minute whatever they do, so how many a host has says little.
+    clusters::balance(&mut c, policy.load_balancer.as_ref(), ctx.proxy.flotilla);
+    if matches!(c.lb, LbPolicy::LeastRequest(_) | LbPolicy::PeakEwma) {
+        // Sessions last for a minute whatever they do, and nothing answers: how many a host has says little.
         c.lb = LbPolicy::RoundRobin;
     }
     clusters::pool(&mut c, policy.connection_pool.as_ref(), port.protocol);

@@ -5,7 +5,7 @@
 //! name, with these exceptions, which are ignored because they do not change where traffic goes or
 //! who may send it: buffer and window sizes, statistics names, access-log filters' runtime keys,
 //! drain and flush timing, DNS refresh timing, `reuse_port`, metadata other than the two keys the
-//! mesh uses, HTTP codec tuning, request-id generation, success-rate ejection, the transport of
+//! mesh uses, HTTP codec tuning, request-id generation, the transport of
 //! `config_source` (everything comes over the aggregated stream or from the proxy's own store), and
 //! `continue_on_listener_filters_timeout` (inspection always continues).
 //!

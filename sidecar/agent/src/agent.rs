@@ -7,7 +7,8 @@ use mesh_identity::{SecretStore, TRUST_BUNDLE, WORKLOAD_SVID};
 use mesh_model::proxy::{SecretRef, StringMatch, UpstreamTls, Validation};
 use mesh_proxy::{ApplyReport, ConfigSnapshot, Engine, EngineOptions, Hooks};
 use mesh_runtime::{
-    admin::{metrics_router, ready_router, serve},
+    admin::{metrics_router, ready_router, serve_on},
+    handover::Leave,
     ready::Readiness,
 };
 use mesh_xds::{
@@ -19,12 +20,16 @@ use mesh_xds::{
     nds::NameTable,
 };
 use prometheus_client::registry::Registry;
-use tokio::{sync::watch, task::JoinHandle};
+use tokio::{
+    sync::{oneshot, watch},
+    task::JoinHandle,
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     ProxyArgs,
     admin::{AdminState, router},
+    restart::{Restart, until_the_end},
     svid::{Renewal, SvidOptions},
 };
 
@@ -40,6 +45,8 @@ pub struct AgentOptions {
     pub name_table: bool,
     /// Metrics registered so far, such as those of the hooks.
     pub registry: Registry,
+    /// Whom it replaces, and by whom it may be replaced.
+    pub restart: Restart,
     /// Secrets, if the caller needs them before the engine starts.
     pub store: Arc<SecretStore>,
 }
@@ -50,6 +57,7 @@ pub struct Agent {
     engine: Arc<Engine>,
     client: ProxyClient,
     drain: Duration,
+    left: oneshot::Receiver<(Leave, Duration)>,
     tasks: Vec<JoinHandle<()>>,
 }
 
@@ -118,14 +126,18 @@ impl Agent {
     /// # Errors
     /// Flags that are not valid, files that cannot be read, addresses that cannot be bound.
     pub async fn start(options: AgentOptions) -> anyhow::Result<Self> {
-        let AgentOptions { args, kind, hooks, name_table, mut registry, store } = options;
+        let AgentOptions { args, kind, hooks, name_table, mut registry, restart, store } = options;
         // Whoever waits for this proxy is told what it waits for, from the first moment on.
         let readiness = Readiness::default();
         let mut tasks = Vec::new();
-        let (_, task) = serve(args.readiness, ready_router(readiness.clone()))
-            .await
-            .with_context(|| format!("--readiness {}", args.readiness))?;
-        tasks.push(task);
+        let page =
+            |role: &str, address| restart.tcp(role, address).with_context(|| format!("--{role} {address}"));
+        let mut pages = vec![(page("readiness", args.readiness)?, ready_router(readiness.clone()))];
+        if !restart.takes_over() {
+            for (listener, router) in pages.drain(..) {
+                tasks.push(serve_on(listener, router)?.1);
+            }
+        }
         let svid = readiness.wait_for("certificate");
         let configured = readiness.wait_for("configuration");
         let root = mesh_root(&args).await?;
@@ -154,6 +166,7 @@ impl Agent {
             hooks,
         )?;
         let engine = Arc::new(engine);
+        restart.equip(&engine);
 
         let renewal = Renewal::new(
             SvidOptions {
@@ -203,15 +216,13 @@ impl Agent {
             identity: identity_status,
             store,
         };
-        let pages =
+        let all =
             router(admin).merge(ready_router(readiness.clone())).merge(metrics_router(registry.clone()));
-        for (what, address, router) in
-            [("admin", args.admin, pages), ("metrics", args.metrics, metrics_router(registry))]
-        {
-            let (_, task) = serve(address, router).await.with_context(|| format!("--{what} {address}"))?;
-            tasks.push(task);
-        }
-        Ok(Self { engine, client, drain: args.drain(), tasks })
+        pages.push((page("admin", args.admin)?, all));
+        pages.push((page("metrics", args.metrics)?, metrics_router(registry)));
+        let (serving, left) = restart.serve(engine.clone(), readiness, pages);
+        tasks.push(serving);
+        Ok(Self { engine, client, drain: args.drain(), left, tasks })
     }
 
     /// The mesh's names, for a resolver.
@@ -220,11 +231,11 @@ impl Agent {
         self.client.names()
     }
 
-    /// Runs until `stop`, then lets connections finish for the drain time.
-    pub async fn run(self, stop: CancellationToken) {
-        stop.cancelled().await;
-        tracing::info!(seconds = self.drain.as_secs(), "draining");
-        self.engine.drain(self.drain).await;
+    /// Runs until `stop`, or until another process has taken over, then lets connections finish for the drain time.
+    pub async fn run(mut self, stop: CancellationToken) {
+        // What is received belongs to the one run of this agent.
+        let left = std::mem::replace(&mut self.left, oneshot::channel().1);
+        until_the_end(&self.engine, left, stop, self.drain).await;
     }
 }
 

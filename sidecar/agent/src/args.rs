@@ -13,7 +13,7 @@ use mesh_runtime::ports;
 use mesh_xds::{NodeInfo, NodeKind};
 use serde_json::{Map, Value, json};
 
-use crate::limits::LimitArgs;
+use crate::{limits::LimitArgs, restart::RestartArgs};
 
 /// Flags of a data-plane process.
 #[derive(Debug, Clone, clap::Args)]
@@ -69,6 +69,8 @@ pub struct ProxyArgs {
     /// How long connections may finish after SIGTERM, seconds.
     #[arg(long, default_value_t = 5)]
     pub drain_seconds: u64,
+    #[command(flatten)]
+    pub restart: RestartArgs,
     /// Admin pages.
     #[arg(long, default_value_t = SocketAddr::from(([127, 0, 0, 1], ports::ADMIN)))]
     pub admin: SocketAddr,

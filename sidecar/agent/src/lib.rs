@@ -13,6 +13,7 @@ mod agent;
 mod args;
 mod limits;
 mod mixer;
+mod restart;
 mod standalone;
 mod svid;
 
@@ -20,6 +21,7 @@ pub use agent::{Agent, AgentOptions, CONTROL_PLANE_NAME, control_plane, control_
 pub use args::ProxyArgs;
 pub use limits::LimitArgs;
 pub use mixer::{MixerArgs, MixerHook};
+pub use restart::{Restart, RestartArgs};
 pub use standalone::{Standalone, StandaloneOptions};
 pub use svid::{Renewal, SvidError, SvidOptions, SvidPem};
 

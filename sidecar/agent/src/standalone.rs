@@ -14,7 +14,8 @@ use anyhow::{Context, bail};
 use mesh_identity::SecretStore;
 use mesh_proxy::{ConfigSnapshot, Engine, EngineOptions, Hooks};
 use mesh_runtime::{
-    admin::{metrics_router, ready_router, serve},
+    admin::{metrics_router, ready_router},
+    handover::Leave,
     ready::Readiness,
 };
 use mesh_xds::{
@@ -23,13 +24,17 @@ use mesh_xds::{
     client::proxy::{ClientHealth, Fixed, ProxyClient, ProxyClientOptions, SecretSink as _},
 };
 use prometheus_client::registry::Registry;
-use tokio::{sync::watch, task::JoinHandle};
+use tokio::{
+    sync::{oneshot, watch},
+    task::JoinHandle,
+};
 use tokio_util::sync::CancellationToken;
 
 use self::control::Secrets;
 use crate::{
     admin::{AdminState, router},
     agent::apply,
+    restart::{Restart, until_the_end},
 };
 
 /// What a bootstrap file does not say.
@@ -42,6 +47,8 @@ pub struct StandaloneOptions {
     pub state_dir: Option<PathBuf>,
     /// What is plugged into the engine.
     pub hooks: Hooks,
+    /// Whom it replaces, and by whom it may be replaced.
+    pub restart: Restart,
 }
 
 /// A running engine with its admin pages. Dropping it stops everything at once.
@@ -49,6 +56,7 @@ pub struct Standalone {
     engine: Arc<Engine>,
     _client: Option<ProxyClient>,
     drain: Duration,
+    left: oneshot::Receiver<(Leave, Duration)>,
     tasks: Vec<JoinHandle<()>>,
 }
 
@@ -88,6 +96,7 @@ impl Standalone {
             &mut registry,
             options.hooks,
         )?);
+        options.restart.equip(&engine);
         let readiness = Readiness::default();
         let configured = readiness.wait_for("configuration");
         let resources = Arc::new(bootstrap.resources);
@@ -136,24 +145,29 @@ impl Standalone {
                 (Some(client), state, health)
             }
         };
+        let mut served = vec![];
         if let Some(address) = bootstrap.admin {
             let (_, identity) = watch::channel(String::new());
             let pages = router(AdminState { engine: engine.clone(), state, health, report, identity, store })
-                .merge(ready_router(readiness))
+                .merge(ready_router(readiness.clone()))
                 .merge(metrics_router(Arc::new(registry)));
-            let (address, task) =
-                serve(address, pages).await.with_context(|| format!("{shown}: admin.address {address}"))?;
-            tracing::info!(%address, "admin pages");
-            tasks.push(task);
+            let listener = options
+                .restart
+                .tcp("admin", address)
+                .with_context(|| format!("{shown}: admin.address {address}"))?;
+            tracing::info!(address = %listener.local_addr()?, "admin pages");
+            served.push((listener, pages));
         }
-        Ok(Self { engine, _client: client, drain: options.drain, tasks })
+        let (serving, left) = options.restart.serve(engine.clone(), readiness, served);
+        tasks.push(serving);
+        Ok(Self { engine, _client: client, drain: options.drain, left, tasks })
     }
 
-    /// Runs until `stop`, then lets connections finish for the drain time.
-    pub async fn run(self, stop: CancellationToken) {
-        stop.cancelled().await;
-        tracing::info!(seconds = self.drain.as_secs(), "draining");
-        self.engine.drain(self.drain).await;
+    /// Runs until `stop`, or until another process has taken over, then lets connections finish.
+    pub async fn run(mut self, stop: CancellationToken) {
+        // What is received belongs to the one run of this process.
+        let left = std::mem::replace(&mut self.left, oneshot::channel().1);
+        until_the_end(&self.engine, left, stop, self.drain).await;
     }
 }
 

@@ -21,7 +21,11 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     config::{ApplyReport, Compiled, ConfigSnapshot, apply::Applier},
     options::{EngineOptions, Hooks},
-    worker::{self, NodeLabels, Shared, Totals},
+    upstream::{
+        health::{Checkers, metrics::HealthMetrics},
+        host::{Check, Health, Host},
+    },
+    worker::{self, Command, NodeLabels, Shared, Totals},
 };
 
 /// How often ejected hosts are looked at; their own interval is longer.
@@ -100,10 +104,12 @@ pub struct HostStatus {
     pub weight: u32,
     /// Requests in flight.
     pub active: u32,
-    /// Takes traffic.
+    /// Takes traffic of the first choice.
     pub healthy: bool,
     /// Ejected by outlier detection.
     pub ejected: bool,
+    /// Why it is not healthy, in Envoy's words, such as `/failed_active_hc`; `healthy` if it is.
+    pub health_flags: String,
 }
 
 impl Engine {
@@ -132,6 +138,7 @@ impl Engine {
             totals: Arc::new(Totals::default()),
             stop: CancellationToken::new(),
             over_memory: AtomicBool::new(false),
+            open: tokio::sync::watch::Sender::new(true),
         });
         let mut threads = Vec::new();
         let mut commands = Vec::new();
@@ -146,9 +153,12 @@ impl Engine {
             .map_err(EngineError::Thread)?;
         let drain = shared.options.drain_time;
         let applier = Arc::new(Mutex::new(Applier::new(commands, runtime.handle().clone(), drain, dropped)));
+        registry.register_collector(Box::new(HealthMetrics(Arc::downgrade(&applier))));
         let (clusters, watched) = (Arc::downgrade(&applier), Arc::clone(&shared));
         let control = std::thread::Builder::new().name("engine-control".into()).spawn(move || {
-            runtime.block_on(async move {
+            let local = tokio::task::LocalSet::new();
+            local.block_on(&runtime, async move {
+                let mut checkers = Checkers::new(Arc::clone(&watched));
                 let mut tick = tokio::time::interval(SWEEP);
                 loop {
                     tokio::select! {
@@ -165,9 +175,10 @@ impl Engine {
                         Ok(a) => a.all_clusters().collect(),
                         Err(_) => continue,
                     };
-                    for c in all {
+                    for c in &all {
                         c.sweep();
                     }
+                    checkers.follow(&all);
                 }
             });
         });
@@ -185,6 +196,40 @@ impl Engine {
     pub fn apply(&self, snapshot: ConfigSnapshot) -> ApplyReport {
         let shared = &self.shared;
         self.applier().apply(snapshot, &|c| shared.compiled.store(Arc::new(c)))
+    }
+
+    /// Begins as the successor of another process: listeners at the addresses of `sockets` take these instead of
+    /// binding, and no connection is accepted before [`Engine::accept`]. To be called before the first [`Engine::apply`].
+    pub fn inherit(&self, sockets: Vec<std::net::TcpListener>) {
+        self.shared.open.send_replace(false);
+        self.applier().inherit(sockets);
+    }
+
+    /// Ends what [`Engine::inherit`] began: connections are accepted, and sockets without a listener closed.
+    pub fn accept(&self) {
+        self.applier().inherited_all();
+        self.shared.open.send_replace(true);
+    }
+
+    /// Duplicates of all listening sockets, for a successor. Blocks until the workers have answered.
+    ///
+    /// # Errors
+    /// A worker does not answer, or there are too many open files.
+    pub fn sockets(&self) -> std::io::Result<Vec<std::net::TcpListener>> {
+        let workers = self.applier().workers.clone();
+        let (to, from) = std::sync::mpsc::channel();
+        workers.iter().for_each(|w| w.send(Command::Share(to.clone())));
+        let mut out = Vec::new();
+        for _ in &workers {
+            let answer = from.recv_timeout(Duration::from_secs(5));
+            out.extend(answer.map_err(|_| std::io::Error::other("a worker does not answer"))??);
+        }
+        Ok(out)
+    }
+
+    /// Stops accepting; what is accepted goes on, and clients are told to leave.
+    pub fn leave(&self) {
+        self.applier().stop();
     }
 
     /// State for admin pages.
@@ -210,8 +255,9 @@ impl Engine {
                         priority: h.priority,
                         weight: h.weight,
                         active: h.stats.active.load(Relaxed),
-                        healthy: h.is_healthy(),
+                        healthy: h.health() == Health::Healthy,
                         ejected: h.stats.is_ejected(),
+                        health_flags: h.flags(),
                     })
                     .collect();
                 let status = ClusterStatus {
@@ -231,6 +277,22 @@ impl Engine {
             requests_refused: t.refused.load(Relaxed),
             listeners,
             clusters,
+        }
+    }
+
+    /// Waits until names were resolved and hosts checked for the first time, at most for `limit`: traffic that comes
+    /// before finds clusters without a usable host.
+    pub async fn warmed(&self, limit: Duration) {
+        let end = tokio::time::Instant::now() + limit;
+        while tokio::time::Instant::now() < end {
+            let cold = self.applier().all_clusters().any(|c| {
+                let unknown = |h: &Arc<Host>| h.stats.has(Check::Unknown);
+                !c.resolved.load(Relaxed) || c.tables().hosts.iter().any(unknown)
+            });
+            if !cold {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
 

@@ -102,14 +102,26 @@ async fn run(
     record: &mut TcpRecord,
 ) -> Result<(), Failure> {
     // Boxed: what a dial needs would otherwise be kept for as long as the connection is.
-    let (mut up, _holds) = Box::pin(self::connect(conn, cluster, proxy.tunnel.as_ref(), record)).await?;
-    carry(conn, down, &mut up, proxy.config.idle_timeout, record).await
+    let (mut up, holds) = Box::pin(self::connect(conn, cluster, proxy.tunnel.as_ref(), record)).await?;
+    carry(conn, down, &mut up, proxy.config.idle_timeout, &holds, record).await
 }
 
 /// What an upstream connection counts as, for as long as it lives.
 pub(crate) struct Holds {
     _permit: Permit,
     _active: ActiveGuard,
+    /// Whose health ends the connection, if any does.
+    host: Option<Arc<Host>>,
+}
+
+impl Holds {
+    /// Waits until the host becomes unhealthy, if the cluster ends connections for that.
+    async fn failed(&self) {
+        match &self.host {
+            Some(h) => h.stats.failure().notified().await,
+            None => std::future::pending().await,
+        }
+    }
 }
 
 /// An upstream connection within the cluster's limits; it is counted as opened. With `tunnel` it is a stream of a
@@ -128,12 +140,13 @@ pub(crate) async fn connect(
     let Some(permit) = permit else { return Err(("UO", "upstream_overflow".into())) };
     let (up, host) = dial(conn, cluster, tunnel).await?;
     let active = ActiveGuard::new(&host.stats);
+    let watched = cluster.config.close_on_health_failure.then(|| Arc::clone(&host));
     record.host = Some(host);
     if let Io::Tunnel(t) = &up {
         record.principal = t.peer();
     }
     record.opened();
-    Ok((up, Holds { _permit: permit, _active: active }))
+    Ok((up, Holds { _permit: permit, _active: active, host: watched }))
 }
 
 /// Moves bytes both ways until both directions have ended.
@@ -142,6 +155,7 @@ pub(crate) async fn carry(
     down: &mut Io,
     up: &mut Io,
     idle: Option<Duration>,
+    holds: &Holds,
     record: &mut TcpRecord,
 ) -> Result<(), Failure> {
     let idle = idle.filter(|t| !t.is_zero());
@@ -159,6 +173,7 @@ pub(crate) async fn carry(
     let result = tokio::select! {
         r = moving => r,
         () = signals.killed() => Err(("DC", "drained".into())),
+        () = holds.failed() => Err(("UC", "upstream_host_unhealthy".into())),
     };
     record.received = received.bytes.get();
     record.sent = sent.bytes.get();

@@ -1,9 +1,11 @@
-//! Upstream clusters: hosts, balancing, passive health, connections.
+//! Upstream clusters: hosts, balancing, health, connections.
 
 pub(crate) mod cluster;
 pub(crate) mod connect;
 pub(crate) mod dns;
+pub(crate) mod health;
 pub(crate) mod host;
 pub(crate) mod lb;
 mod outlier;
 pub(crate) mod pool;
+mod schedule;

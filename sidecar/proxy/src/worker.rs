@@ -53,6 +53,8 @@ const COMMANDS: usize = 1024;
 pub(crate) enum Command {
     Listen(BoundListener),
     Unlisten(String),
+    /// Duplicates of the sockets that are listened at.
+    Share(std::sync::mpsc::Sender<std::io::Result<Vec<std::net::TcpListener>>>),
 }
 
 /// The sending end of a worker's commands.
@@ -112,6 +114,8 @@ pub(crate) struct Shared {
     pub(crate) stop: CancellationToken,
     /// The process has more memory than `max_memory`.
     pub(crate) over_memory: AtomicBool,
+    /// Whether connections are accepted yet.
+    pub(crate) open: tokio::sync::watch::Sender<bool>,
 }
 
 /// The node's own metric labels, shared by all series.
@@ -164,6 +168,26 @@ pub(crate) struct Worker {
 }
 
 impl Worker {
+    pub(crate) fn new(shared: Arc<Shared>) -> Rc<Self> {
+        Rc::new(Self {
+            options: shared.options.clone(),
+            secrets: Arc::clone(&shared.secrets),
+            pools: RefCell::default(),
+            rng: Rng::new(rand::random()),
+            alarms: Rc::default(),
+            scratch: RefCell::new(vec![0; crate::tcp::BUFFER].into_boxed_slice()),
+            services: RefCell::default(),
+            tokens: RefCell::default(),
+            signals: RefCell::default(),
+            pipes: Rc::default(),
+            udp_sessions: Cell::new(0),
+            open: Cell::new(0),
+            closed: Notify::new(),
+            load: load::Load::default(),
+            shared,
+        })
+    }
+
     pub(crate) fn dialer(&self) -> Option<&dyn Dialer> {
         self.shared.hooks.dialer.as_deref()
     }
@@ -223,24 +247,8 @@ pub(crate) fn spawn(
 }
 
 async fn run(shared: Arc<Shared>, mut commands: mpsc::Receiver<Command>) {
-    let worker = Rc::new(Worker {
-        options: shared.options.clone(),
-        secrets: Arc::clone(&shared.secrets),
-        pools: RefCell::default(),
-        rng: Rng::new(rand::random()),
-        alarms: Rc::default(),
-        scratch: RefCell::new(vec![0; crate::tcp::BUFFER].into_boxed_slice()),
-        services: RefCell::default(),
-        tokens: RefCell::default(),
-        signals: RefCell::default(),
-        pipes: Rc::default(),
-        udp_sessions: Cell::new(0),
-        open: Cell::new(0),
-        closed: Notify::new(),
-        load: load::Load::default(),
-        shared,
-    });
-    let mut listening: HashMap<String, CancellationToken> = HashMap::new();
+    let worker = Worker::new(shared);
+    let mut listening: HashMap<String, (CancellationToken, Vec<Rc<TcpListener>>)> = HashMap::new();
     let mut sweep = tokio::time::interval(Duration::from_secs(1));
     sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -248,20 +256,39 @@ async fn run(shared: Arc<Shared>, mut commands: mpsc::Receiver<Command>) {
             c = commands.recv() => match c {
                 Some(Command::Listen(l)) => {
                     let stop = CancellationToken::new();
-                    if let Some(old) = listening.insert(l.slot.name.clone(), stop.clone()) {
-                        old.cancel();
+                    let name = l.slot.name.clone();
+                    let mut sockets = Vec::with_capacity(l.sockets.len());
+                    for s in l.sockets {
+                        let (worker, slot, stop) = (Rc::clone(&worker), Arc::clone(&l.slot), stop.clone());
+                        match s {
+                            BoundSocket::Tcp(s) => match TcpListener::from_std(s) {
+                                Ok(s) => sockets.push(Rc::new(s)),
+                                Err(error) => tracing::error!(%error, listener = %name, "cannot listen"),
+                            },
+                            BoundSocket::Quic(s) => drop(tokio::task::spawn_local(quic::listen(worker, slot, s, stop))),
+                            BoundSocket::Udp(s) => drop(tokio::task::spawn_local(udp::serve(worker, slot, s, stop))),
+                        }
                     }
-                    let worker = Rc::clone(&worker);
-                    match l.socket {
-                        BoundSocket::Tcp(s) => drop(tokio::task::spawn_local(listen(worker, l.slot, s, stop))),
-                        BoundSocket::Quic(s) => drop(tokio::task::spawn_local(quic::listen(worker, l.slot, s, stop))),
-                        BoundSocket::Udp(s) => drop(tokio::task::spawn_local(udp::serve(worker, l.slot, s, stop))),
+                    for s in &sockets {
+                        let (s, slot) = (Rc::clone(s), Arc::clone(&l.slot));
+                        tokio::task::spawn_local(listen(Rc::clone(&worker), slot, s, stop.clone()));
+                    }
+                    if let Some((old, _)) = listening.insert(name, (stop, sockets)) {
+                        old.cancel();
                     }
                 }
                 Some(Command::Unlisten(name)) => {
-                    if let Some(stop) = listening.remove(&name) {
+                    if let Some((stop, _)) = listening.remove(&name) {
                         stop.cancel();
                     }
+                }
+                Some(Command::Share(to)) => {
+                    let all = listening.values().flat_map(|l| &l.1);
+                    let duplicate = |s: &Rc<TcpListener>| {
+                        socket2::SockRef::from(&**s).try_clone().map(std::net::TcpListener::from)
+                    };
+                    // Whoever asked may no longer wait.
+                    let _ = to.send(all.map(duplicate).collect());
                 }
                 None => break,
             },
@@ -281,16 +308,15 @@ async fn run(shared: Arc<Shared>, mut commands: mpsc::Receiver<Command>) {
 async fn listen(
     worker: Rc<Worker>,
     slot: Arc<ListenerSlot>,
-    socket: std::net::TcpListener,
+    listener: Rc<TcpListener>,
     stop: CancellationToken,
 ) {
-    let listener = match TcpListener::from_std(socket) {
-        Ok(listener) => listener,
-        Err(error) => {
-            tracing::error!(%error, listener = %slot.name, "cannot listen");
-            return;
-        }
-    };
+    let mut open = worker.shared.open.subscribe();
+    tokio::select! {
+        r = open.wait_for(|open| *open) => if r.is_err() { return },
+        () = stop.cancelled() => return,
+    }
+    drop(open);
     loop {
         let admission = tokio::select! {
             a = worker.admit() => a,

@@ -323,6 +323,8 @@ choice! {
         RoundRobin,
         /// The less loaded of two.
         LeastRequest,
+        /// The cheaper of two by response time and load. Not Istio's: other proxies than ours get `LEAST_REQUEST`.
+        PeakEwma,
     }
 
     /// Upgrade of HTTP/1.1 to HTTP/2.

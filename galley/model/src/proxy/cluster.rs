@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use super::{LoadAssignment, SecretRef, Validation};
+use super::{HealthCheck, LoadAssignment, SecretRef, Validation};
 
 /// `envoy.config.cluster.v3.Cluster`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,6 +28,10 @@ pub struct Cluster {
     pub limits: CircuitBreakers,
     /// Passive health.
     pub outlier: Option<OutlierDetection>,
+    /// Active health.
+    pub health: Option<Box<HealthCheck>>,
+    /// `close_connections_on_host_health_failure`: TCP connections through a host end when it becomes unhealthy.
+    pub close_on_health_failure: bool,
     /// Hosts that are new take their share step by step; round robin and least request only.
     pub slow_start: Option<SlowStart>,
     /// Requests per upstream connection; 0 is no limit.
@@ -76,8 +80,8 @@ pub enum Discovery {
 pub enum LbPolicy {
     /// Weighted round robin.
     RoundRobin,
-    /// The less loaded of two random hosts.
-    LeastRequest,
+    /// The least loaded of some random hosts or, where weights differ, hosts by their weight less what is in flight.
+    LeastRequest(LeastRequest),
     /// Weighted random.
     Random,
     /// Ketama ring of at least this size.
@@ -87,6 +91,22 @@ pub enum LbPolicy {
     /// The cheaper of two random hosts by their response time times what is in flight. Envoy has no such policy: it is
     /// the extension `flotilla.peak_ewma` of `load_balancing_policy`.
     PeakEwma,
+}
+
+/// `Cluster.LeastRequestLbConfig`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct LeastRequest {
+    /// Random hosts of which the least loaded is taken while all weigh the same, at least 2.
+    pub choices: u32,
+    /// Where weights differ, a host's is divided by (requests in flight + 1) to this power, in 1/1000.
+    pub bias: u32,
+}
+
+impl Default for LeastRequest {
+    /// As Envoy's.
+    fn default() -> Self {
+        Self { choices: 2, bias: 1000 }
+    }
 }
 
 /// `Cluster.SlowStartConfig`.
@@ -259,4 +279,9 @@ pub struct LocalOrigin {
     pub consecutive: u32,
     /// Percent of the ejections for consecutive failures that take place.
     pub enforcing: u32,
+    /// Ejects hosts that are reached less often than the others. Envoy has one set of numbers for answers and for
+    /// this, and an enforcement for each.
+    pub success_rate: Option<SuccessRate>,
+    /// Ejects hosts that are not reached more often than a limit; again with the numbers for answers.
+    pub failure_percentage: Option<FailurePercentage>,
 }

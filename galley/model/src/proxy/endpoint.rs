@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::EndpointCheck;
 use crate::Locality;
 
 /// `envoy.config.endpoint.v3.ClusterLoadAssignment`.
@@ -46,6 +47,8 @@ pub struct LbEndpoint {
     pub transport_labels: BTreeMap<String, String>,
     /// Filter metadata `istio`: `workload` is `name;namespace;canonical name;revision;cluster`.
     pub workload: String,
+    /// How it is checked, if otherwise than the cluster says.
+    pub check: Option<Box<EndpointCheck>>,
 }
 
 /// `envoy.config.core.v3.HealthStatus`.
@@ -54,6 +57,8 @@ pub enum EndpointHealth {
     /// Usable.
     #[default]
     Healthy,
+    /// Used for what healthy ones cannot take.
+    Degraded,
     /// Used only in panic.
     Unhealthy,
     /// No new streams.

@@ -12,12 +12,13 @@ use envoy_types::pb::{
     google::protobuf as gp,
 };
 use mesh_model::proxy::{
-    CircuitBreakers, Cluster, Discovery, LbPolicy, ProxyProtocolVersion, RetryBudget, SlowStart,
-    TransportSocketMatch, UpstreamHttp,
+    CircuitBreakers, Cluster, Discovery, LbPolicy, LeastRequest, ProxyProtocolVersion, RetryBudget,
+    SlowStart, TransportSocketMatch, UpstreamHttp,
 };
 
 use super::{At, Bad, Res, common::*, each, endpoint, refuse, tls};
 
+pub(super) mod health;
 mod outlier;
 
 /// Name of our policy among Envoy's extensions. It has no parameters.
@@ -48,6 +49,8 @@ pub(super) fn encode(m: &Cluster) -> pb::Cluster {
         transport_socket_matches: m.tls_matches.iter().map(socket_match).collect(),
         circuit_breakers: Some(limits(&m.limits)),
         outlier_detection: m.outlier.as_ref().map(outlier::encode),
+        health_checks: m.health.iter().map(|h| health::encode(h)).collect(),
+        close_connections_on_host_health_failure: m.close_on_health_failure,
         ..Default::default()
     };
     let kind = match &m.discovery {
@@ -84,14 +87,18 @@ pub(super) fn encode(m: &Cluster) -> pb::Cluster {
             });
             P::RoundRobin
         }
-        LbPolicy::LeastRequest => {
-            out.lb_config = m.slow_start.as_ref().map(|s| {
-                let slow_start_config = Some(slow_start(s));
-                c::LbConfig::LeastRequestLbConfig(c::LeastRequestLbConfig {
-                    slow_start_config,
-                    ..Default::default()
-                })
-            });
+        LbPolicy::LeastRequest(l) => {
+            let default = LeastRequest::default();
+            if m.slow_start.is_some() || l != default {
+                out.lb_config = Some(c::LbConfig::LeastRequestLbConfig(c::LeastRequestLbConfig {
+                    slow_start_config: m.slow_start.as_ref().map(slow_start),
+                    choice_count: if l.choices == default.choices { None } else { u32v(l.choices) },
+                    active_request_bias: (l.bias != default.bias).then(|| core::RuntimeDouble {
+                        default_value: f64::from(l.bias) / 1000.0,
+                        ..Default::default()
+                    }),
+                }));
+            }
             P::LeastRequest
         }
         LbPolicy::PeakEwma => {
@@ -126,6 +133,7 @@ pub(super) fn encode(m: &Cluster) -> pb::Cluster {
                 c::common_lb_config::LocalityWeightedLbConfig::default(),
             )
         }),
+        ignore_new_hosts_until_first_hc: m.health.as_ref().is_some_and(|h| h.ignore_new_hosts),
         ..Default::default()
     });
     if let Some(time) = m.keepalive {
@@ -290,7 +298,7 @@ fn to_slow_start(s: c::SlowStartConfig) -> Res<Option<SlowStart>> {
 #[allow(deprecated)]
 pub(super) fn decode(mut m: pb::Cluster) -> Res<Cluster> {
     refuse!(m;
-        transport_socket_matcher, health_checks, max_requests_per_connection,
+        transport_socket_matcher, max_requests_per_connection,
         lb_subset_config, filters, upstream_config, use_tcp_for_dns_lookups,
         dns_resolvers, connection_pool_per_downstream_connection, http_protocol_options,
         http2_protocol_options, common_http_protocol_options, upstream_http_protocol_options
@@ -299,6 +307,12 @@ pub(super) fn decode(mut m: pb::Cluster) -> Res<Cluster> {
     let (lb, slow_start) = to_lb(&mut m, &discovery)?;
     let (http, common) = to_http(&mut m).at("typed_extension_protocol_options")?;
     let common_lb = m.common_lb_config.take().unwrap_or_default();
+    let checks = std::mem::take(&mut m.health_checks);
+    if checks.len() > 1 {
+        return Err(Bad::unsupported("health_checks", "more than one health check"));
+    }
+    let ignore_new = common_lb.ignore_new_hosts_until_first_hc;
+    let health = each("health_checks", checks, |h| health::decode(h, ignore_new))?.pop().map(Box::new);
     let locality_weighted = match common_lb.locality_config_specifier {
         Some(c::common_lb_config::LocalityConfigSpecifier::LocalityWeightedLbConfig(_)) => true,
         // Zone-aware routing needs the proxy's own cluster, which the mesh does not use; without it
@@ -321,6 +335,8 @@ pub(super) fn decode(mut m: pb::Cluster) -> Res<Cluster> {
         tls_matches: each("transport_socket_matches", m.transport_socket_matches, to_socket_match)?,
         limits: to_limits(m.circuit_breakers).at("circuit_breakers")?,
         outlier: m.outlier_detection.map(outlier::decode).transpose().at("outlier_detection")?,
+        health,
+        close_on_health_failure: m.close_connections_on_host_health_failure,
         slow_start,
         max_requests_per_connection: common.max_requests_per_connection.map_or(0, |v| v.value),
         idle_timeout: opt(common.idle_timeout)?,
@@ -393,10 +409,11 @@ fn to_lb(m: &mut pb::Cluster, discovery: &Discovery) -> Res<(LbPolicy, Option<Sl
             return Ok((LbPolicy::RoundRobin, slow(o.slow_start_config)?));
         }
         (P::LeastRequest, Some(c::LbConfig::LeastRequestLbConfig(o))) => {
-            return Ok((LbPolicy::LeastRequest, slow(o.slow_start_config)?));
+            let slow = slow(o.slow_start_config)?;
+            return Ok((to_least_request(o.choice_count, o.active_request_bias)?, slow));
         }
         (P::RoundRobin, _) => LbPolicy::RoundRobin,
-        (P::LeastRequest, _) => LbPolicy::LeastRequest,
+        (P::LeastRequest, _) => LbPolicy::LeastRequest(LeastRequest::default()),
         (P::Random, _) => LbPolicy::Random,
         (P::RingHash, config) => {
             let o = match config {
@@ -418,6 +435,21 @@ fn to_lb(m: &mut pb::Cluster, discovery: &Discovery) -> Res<(LbPolicy, Option<Sl
         }
     };
     Ok((policy, None))
+}
+
+fn to_least_request(choices: Option<gp::UInt32Value>, bias: Option<core::RuntimeDouble>) -> Res<LbPolicy> {
+    let choices = choices.map_or(2, |v| v.value);
+    if !(2..=64).contains(&choices) {
+        return Err(Bad::new("choice_count", format!("{choices} is not within 2..64")));
+    }
+    let bias = bias.map_or(1.0, |b| b.default_value);
+    if !(0.0..=100.0).contains(&bias) {
+        return Err(Bad::new("active_request_bias", format!("{bias} is not within 0..100")));
+    }
+    // Within range by the check.
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+    let bias = (bias * 1000.0).round() as u32;
+    Ok(LbPolicy::LeastRequest(LeastRequest { choices, bias }))
 }
 
 /// The first policy of the list that is known, which is ours: Envoy's own come as `lb_policy`.

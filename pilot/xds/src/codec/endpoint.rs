@@ -6,7 +6,7 @@ pub(super) use envoy_types::pb::envoy::config::endpoint::v3 as pb;
 use envoy_types::pb::envoy::config::{core::v3 as core, endpoint::v3 as ep};
 use mesh_model::{Locality, proxy as model};
 
-use super::{At, Bad, Res, common::*, each, refuse};
+use super::{At, Bad, Res, cluster::health, common::*, each, refuse};
 
 const MATCH: &str = "envoy.transport_socket_match";
 /// Prefix of an address that is a listener of the same proxy.
@@ -54,6 +54,7 @@ fn endpoint(e: &model::LbEndpoint) -> pb::LbEndpoint {
         .then(|| core::Metadata { filter_metadata, typed_filter_metadata: HashMap::new() });
     let health = match e.health {
         model::EndpointHealth::Healthy => core::HealthStatus::Healthy,
+        model::EndpointHealth::Degraded => core::HealthStatus::Degraded,
         model::EndpointHealth::Unhealthy => core::HealthStatus::Unhealthy,
         model::EndpointHealth::Draining => core::HealthStatus::Draining,
     };
@@ -63,6 +64,7 @@ fn endpoint(e: &model::LbEndpoint) -> pb::LbEndpoint {
         load_balancing_weight: u32v(e.weight.max(1)),
         host_identifier: Some(ep::lb_endpoint::HostIdentifier::Endpoint(ep::Endpoint {
             address: Some(address(e)),
+            health_check_config: e.check.as_deref().map(health::endpoint),
             ..Default::default()
         })),
     }
@@ -123,6 +125,7 @@ fn to_endpoint(e: pb::LbEndpoint) -> Res<model::LbEndpoint> {
         return Err(Bad::unsupported("endpoint_name", "an endpoint by name"));
     };
     let (address, port) = to_address(host.address).at("endpoint")?;
+    let check = health::to_endpoint(host.health_check_config).at("health_check_config").at("endpoint")?;
     let mut metadata = e.metadata.unwrap_or_default().filter_metadata;
     let transport_labels = metadata.remove(MATCH).map(to_string_map).unwrap_or_default();
     let workload =
@@ -130,7 +133,8 @@ fn to_endpoint(e: pb::LbEndpoint) -> Res<model::LbEndpoint> {
     use core::HealthStatus as H;
     let health = match H::try_from(e.health_status).unwrap_or(H::Unknown) {
         H::Unknown | H::Healthy => model::EndpointHealth::Healthy,
-        H::Unhealthy | H::Timeout | H::Degraded => model::EndpointHealth::Unhealthy,
+        H::Degraded => model::EndpointHealth::Degraded,
+        H::Unhealthy | H::Timeout => model::EndpointHealth::Unhealthy,
         H::Draining => model::EndpointHealth::Draining,
     };
     Ok(model::LbEndpoint {
@@ -140,5 +144,6 @@ fn to_endpoint(e: pb::LbEndpoint) -> Res<model::LbEndpoint> {
         health,
         transport_labels,
         workload,
+        check,
     })
 }

@@ -599,6 +599,7 @@ fn assignment() -> LoadAssignment {
                         ("flotilla.dev/cluster".into(), "east".into()),
                     ]),
                     workload: "a;b;c;;west".into(),
+                    check: None,
                 }],
             },
             LocalityEndpoints {
@@ -609,6 +610,7 @@ fn assignment() -> LoadAssignment {
                     health: EndpointHealth::Healthy,
                     transport_labels: BTreeMap::new(),
                     workload: String::new(),
+                    check: None,
                 }],
                 ..LocalityEndpoints::default()
             },
@@ -677,9 +679,49 @@ pub(crate) fn cluster() -> Cluster {
                 request_volume: 9,
                 enforcing: 50,
             }),
-            local_origin: Some(LocalOrigin { consecutive: 4, enforcing: 80 }),
+            local_origin: Some(LocalOrigin {
+                consecutive: 4,
+                enforcing: 80,
+                success_rate: Some(SuccessRate {
+                    minimum_hosts: 3,
+                    request_volume: 20,
+                    stdev_factor: 1500,
+                    enforcing: 70,
+                }),
+                failure_percentage: None,
+            }),
             ..OutlierDetection::default()
         }),
+        health: Some(Box::new(HealthCheck {
+            kind: HealthCheckKind::Http(HttpHealthCheck {
+                host: "h".into(),
+                path: "/live?a".into(),
+                method: "HEAD".into(),
+                http2: true,
+                headers: vec![("x-a".into(), "b".into())],
+                expected: vec![(200, 204), (301, 302)],
+                retriable: vec![(500, 501)],
+                service_name: Some(StringMatch::exact("s")),
+            }),
+            timeout: Duration::from_millis(700),
+            intervals: HealthIntervals {
+                healthy: Duration::from_secs(1),
+                unhealthy: Duration::from_secs(2),
+                failing: Duration::from_secs(3),
+                recovering: Duration::from_secs(4),
+                no_traffic: Duration::from_secs(5),
+                no_traffic_healthy: Duration::from_secs(6),
+            },
+            initial_jitter: Duration::from_secs(7),
+            interval_jitter: Duration::from_secs(8),
+            interval_jitter_percent: 9,
+            unhealthy_threshold: 3,
+            healthy_threshold: 2,
+            reuse_connection: false,
+            alt_port: 8081,
+            ignore_new_hosts: true,
+        })),
+        close_on_health_failure: true,
         slow_start: None,
         max_requests_per_connection: 9,
         idle_timeout: Some(Duration::from_secs(11)),
@@ -713,7 +755,11 @@ fn clusters_round_trip() {
     let base = cluster();
     let variants = [
         (Discovery::Static(assignment()), LbPolicy::RoundRobin, UpstreamHttp::Http1),
-        (Discovery::StrictDns(assignment()), LbPolicy::LeastRequest, UpstreamHttp::Downstream),
+        (
+            Discovery::StrictDns(assignment()),
+            LbPolicy::LeastRequest(LeastRequest::default()),
+            UpstreamHttp::Downstream,
+        ),
         (Discovery::LogicalDns(assignment()), LbPolicy::Random, UpstreamHttp::Auto),
         (Discovery::OriginalDst, LbPolicy::RoundRobin, UpstreamHttp::Http1),
         (Discovery::Eds(String::new()), LbPolicy::Maglev(65_537), UpstreamHttp::Http2),
@@ -721,10 +767,30 @@ fn clusters_round_trip() {
     assert_eq!(decode_cluster(&encode_cluster(&base)).unwrap(), base);
     let slow_start =
         Some(SlowStart { window: Duration::from_millis(1500), aggression: 1700, min_weight: 1250 });
-    for lb in [LbPolicy::RoundRobin, LbPolicy::LeastRequest] {
+    for lb in [LbPolicy::RoundRobin, LbPolicy::LeastRequest(LeastRequest::default())] {
         let c = Cluster { lb, slow_start, ..base.clone() };
         assert_eq!(decode_cluster(&encode_cluster(&c)).unwrap(), c);
     }
+    let kinds = [
+        HealthCheckKind::Grpc(GrpcHealthCheck {
+            service_name: "a.B".into(),
+            authority: "x".into(),
+            headers: vec![("k".into(), "v".into())],
+        }),
+        HealthCheckKind::Tcp(TcpHealthCheck {
+            send: b"PING\0".to_vec(),
+            receive: vec![b"+".to_vec(), vec![0xff]],
+        }),
+        HealthCheckKind::Tcp(TcpHealthCheck { send: vec![], receive: vec![] }),
+    ];
+    for kind in kinds {
+        let health = base.health.clone().map(|h| Box::new(HealthCheck { kind, ..*h }));
+        let c = Cluster { health, ..base.clone() };
+        assert_eq!(decode_cluster(&encode_cluster(&c)).unwrap(), c);
+    }
+    let lb = LbPolicy::LeastRequest(LeastRequest { choices: 5, bias: 250 });
+    let c = Cluster { lb, ..base.clone() };
+    assert_eq!(decode_cluster(&encode_cluster(&c)).unwrap(), c);
     let c = Cluster { lb: LbPolicy::PeakEwma, ..base.clone() };
     assert_eq!(decode_cluster(&encode_cluster(&c)).unwrap(), c);
     let c = Cluster { proxy_protocol: Some(ProxyProtocolVersion::V1), ..base.clone() };
@@ -775,7 +841,9 @@ fn detection_has_envoys_defaults() {
     .unwrap();
     let failures = FailurePercentage { threshold: 85, minimum_hosts: 5, request_volume: 50, enforcing: 100 };
     assert_eq!((o.success_rate, o.failure_percentage), (None, Some(failures)));
-    assert_eq!(o.local_origin, Some(LocalOrigin { consecutive: 5, enforcing: 100 }));
+    let local =
+        LocalOrigin { consecutive: 5, enforcing: 100, success_rate: Some(rate), failure_percentage: None };
+    assert_eq!(o.local_origin, Some(local));
     let e =
         decode(cds::OutlierDetection { detect_degraded_hosts: common::boolv(true), ..Default::default() });
     assert!(e.unwrap_err().to_string().contains("detect_degraded_hosts"));
@@ -783,6 +851,15 @@ fn detection_has_envoys_defaults() {
 
 #[test]
 fn endpoints_round_trip() {
+    let mut a = assignment();
+    a.localities[0].endpoints[0].check = Some(Box::new(EndpointCheck {
+        port: 8081,
+        hostname: "h".into(),
+        address: "10.9.9.9".into(),
+        disabled: true,
+    }));
+    a.localities[0].endpoints[0].health = EndpointHealth::Degraded;
+    assert_eq!(decode_endpoints(&encode_endpoints(&a)).unwrap(), a);
     let a = assignment();
     assert_eq!(decode_endpoints(&encode_endpoints(&a)).unwrap(), a);
 }

@@ -252,6 +252,6 @@ mod tests {
         let e = decode(&|m| m.address = Some(super::socket_address("127.0.0.1", 1)));
         assert!(e.contains("udp_listener_config"), "{e}");
         let e = decode(&|m| m.udp_listener_config.as_mut().unwrap().quic_options = Some(Default::default()));
-        assert!(e.contains("udp_listener_config.quic_options"), "{e}");
+        assert!(e.contains("filter_chains"), "{e}");
     }
 }

@@ -60,6 +60,7 @@ pub(crate) fn cluster(name: &str, host: SocketAddr, http: UpstreamHttp) -> Clust
         health: EndpointHealth::Healthy,
         transport_labels: BTreeMap::new(),
         workload: String::new(),
+        check: None,
     };
     Cluster {
         name: name.into(),

@@ -41,6 +41,10 @@ pub(crate) struct Applier {
     routes: HashMap<String, Arc<RouteSlot>>,
     listeners: HashMap<String, Arc<ListenerSlot>>,
     bound: HashMap<String, SocketAddr>,
+    /// Sockets of a predecessor that no listener has taken yet.
+    inherited: Vec<std::net::TcpListener>,
+    /// The engine ends: nothing is bound again.
+    stopped: bool,
     /// A listener moved in this update and its old sockets are about to close.
     freed: bool,
     logs: HashMap<String, Weak<LogSink>>,
@@ -63,14 +67,35 @@ impl Applier {
             routes: HashMap::new(),
             listeners: HashMap::new(),
             bound: HashMap::new(),
+            inherited: vec![],
+            stopped: false,
             freed: false,
             logs: HashMap::new(),
+        }
+    }
+
+    /// Sockets that listeners at their addresses take instead of binding.
+    pub(crate) fn inherit(&mut self, sockets: Vec<std::net::TcpListener>) {
+        self.inherited = sockets;
+    }
+
+    /// Closes what no listener took.
+    pub(crate) fn inherited_all(&mut self) {
+        if !self.inherited.is_empty() {
+            tracing::info!(
+                sockets = self.inherited.len(),
+                "sockets of listeners that are no longer configured"
+            );
+            self.inherited.clear();
         }
     }
 
     /// Applies a snapshot; `publish` makes the lookups visible to workers.
     pub(crate) fn apply(&mut self, snap: ConfigSnapshot, publish: &dyn Fn(Compiled)) -> ApplyReport {
         let mut report = ApplyReport::default();
+        if self.stopped {
+            return report;
+        }
         self.apply_clusters(&snap, &mut report);
         self.apply_routes(&snap, &mut report);
         let (retired, bind) = self.apply_listeners(&snap, &mut report);
@@ -120,6 +145,13 @@ impl Applier {
                     }
                     if c.proxy_protocol.is_some() && c.http == model::UpstreamHttp::Http2 {
                         let reason = "the PROXY protocol is not supported with HTTP/2 to the endpoints";
+                        report.rejected.push(("cluster", name.clone(), reason.into()));
+                        continue;
+                    }
+                    let grpc =
+                        c.health.as_ref().is_some_and(|h| matches!(h.kind, model::HealthCheckKind::Grpc(_)));
+                    if grpc && c.http != model::UpstreamHttp::Http2 {
+                        let reason = "a gRPC health check needs a cluster with HTTP/2 to the endpoints";
                         report.rejected.push(("cluster", name.clone(), reason.into()));
                         continue;
                     }
@@ -259,7 +291,7 @@ impl Applier {
         for slot in slots {
             let model = Arc::clone(&slot.current.load().model);
             let sockets = loop {
-                match bind::sockets(&model, self.workers.len()) {
+                match bind::sockets(&model, self.workers.len(), &mut self.inherited) {
                     // Workers close their sockets a moment after they are told.
                     Err(e)
                         if e.kind() == std::io::ErrorKind::AddrInUse
@@ -272,8 +304,8 @@ impl Applier {
             };
             match sockets {
                 Ok((address, sockets)) => {
-                    for (worker, socket) in self.workers.iter().zip(sockets) {
-                        worker.send(Command::Listen(BoundListener { slot: Arc::clone(&slot), socket }));
+                    for (worker, sockets) in self.workers.iter().zip(sockets) {
+                        worker.send(Command::Listen(BoundListener { slot: Arc::clone(&slot), sockets }));
                     }
                     self.bound.insert(slot.name.clone(), address);
                 }
@@ -348,6 +380,8 @@ impl Applier {
 
     /// Drains everything: the engine stops.
     pub(crate) fn stop(&mut self) {
+        self.stopped = true;
+        self.inherited.clear();
         let names: Vec<String> = self.bound.drain().map(|b| b.0).collect();
         for n in names {
             self.unbind(&n);

@@ -27,14 +27,14 @@ pub(crate) enum Upstream {
 }
 
 impl Upstream {
-    pub(super) fn poll_room(&self, cx: &mut Context<'_>) -> Poll<Result<(), StreamError>> {
+    pub(crate) fn poll_room(&self, cx: &mut Context<'_>) -> Poll<Result<(), StreamError>> {
         match self {
             Self::H1(x) => x.poll_room(cx),
             Self::H2(x) => x.poll_room(cx),
         }
     }
 
-    pub(super) fn data(&self, data: Bytes) -> Result<(), StreamError> {
+    pub(crate) fn data(&self, data: Bytes) -> Result<(), StreamError> {
         match self {
             Self::H1(x) => x.data(&data),
             Self::H2(x) => {
@@ -44,7 +44,7 @@ impl Upstream {
         }
     }
 
-    pub(super) fn finish(&self, trailers: Option<&Headers>) -> Result<(), StreamError> {
+    pub(crate) fn finish(&self, trailers: Option<&Headers>) -> Result<(), StreamError> {
         match self {
             Self::H1(x) => x.finish(trailers),
             Self::H2(x) => {
@@ -62,7 +62,7 @@ impl Upstream {
     }
 
     /// Flushes the end of the request.
-    pub(super) fn poll_end(&self, cx: &mut Context<'_>) -> Poll<Result<(), StreamError>> {
+    pub(crate) fn poll_end(&self, cx: &mut Context<'_>) -> Poll<Result<(), StreamError>> {
         ready!(self.poll_flush(cx))?;
         match self {
             Self::H1(x) => x.poll_shutdown(cx),
@@ -70,14 +70,14 @@ impl Upstream {
         }
     }
 
-    pub(super) fn poll_head(&self, cx: &mut Context<'_>) -> Poll<Result<ResponseHead, StreamError>> {
+    pub(crate) fn poll_head(&self, cx: &mut Context<'_>) -> Poll<Result<ResponseHead, StreamError>> {
         match self {
             Self::H1(x) => x.poll_head(cx),
             Self::H2(x) => x.poll_head(cx),
         }
     }
 
-    pub(super) fn poll_frame(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, StreamError>>> {
+    pub(crate) fn poll_frame(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, StreamError>>> {
         match self {
             Self::H1(x) => x.poll_frame(cx),
             Self::H2(x) => x.poll_frame(cx),

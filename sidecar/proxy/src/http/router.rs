@@ -430,7 +430,7 @@ impl<D: Downstream> Try<'_, D> {
             let tables = self.cluster.tables();
             let wanted = self.ctx.passed.session.as_ref().filter(|_| state.retries == 0);
             let own = wanted.and_then(|s| s.host).and_then(|a| {
-                let is = |h: &&Arc<Host>| h.addr == HostAddr::Socket(a) && h.is_healthy();
+                let is = |h: &&Arc<Host>| h.addr == HostAddr::Socket(a) && h.is_usable();
                 tables.hosts.iter().find(is).cloned()
             });
             if own.is_none() && wanted.is_some_and(|s| s.strict && s.host.is_some()) {
@@ -500,7 +500,14 @@ pub(super) fn give_back(open: Open) {
 
 fn observe(cluster: &Cluster, host: &Host, outcome: &Result<ResponseHead, TryError>) {
     let o = match outcome {
-        Ok(r) => Outcome::Status(effective_status(r)),
+        Ok(r) => {
+            if cluster.config.health.is_some()
+                && r.headers.get(crate::upstream::health::IMMEDIATE_FAIL).is_some()
+            {
+                cluster.fail_at_once(host);
+            }
+            Outcome::Status(effective_status(r))
+        }
         Err(TryError::Connect(_) | TryError::Exchange(Failure::Upstream(_))) => Outcome::Failed,
         Err(TryError::Exchange(Failure::PerTryTimeout | Failure::Timeout)) => Outcome::Timeout,
         Err(_) => return,

@@ -242,11 +242,11 @@ async fn proxy(
             offer.refuse(503);
             Err(failure)
         }
-        Ok((mut up, _holds)) => match offer.accept() {
+        Ok((mut up, holds)) => match offer.accept() {
             None => Err(("DC", "downstream_remote_disconnect".to_owned())),
             Some(mut down) => {
                 record.status = 200;
-                tcp::carry(conn, &mut down, &mut up, idle, &mut record).await
+                tcp::carry(conn, &mut down, &mut up, idle, &holds, &mut record).await
             }
         },
     };

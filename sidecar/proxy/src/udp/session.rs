@@ -177,7 +177,7 @@ impl Session {
         match tables.hosts.iter().find(me) {
             None => return Err(UdpEnd::HostGone),
             // A bad host is better than none.
-            Some(h) if !h.is_healthy() && tables.hosts.iter().any(|h| h.is_healthy()) => {
+            Some(h) if !h.is_usable() && tables.hosts.iter().any(|h| h.is_usable()) => {
                 return Err(UdpEnd::HostGone);
             }
             Some(_) => {}

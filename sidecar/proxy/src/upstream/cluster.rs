@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicU32, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU32, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -14,7 +14,8 @@ use mesh_model::proxy as model;
 
 use super::{
     connect::TlsTransport,
-    host::{Host, HostStats, now_ms, unique_id},
+    health::Counts,
+    host::{CHECKS, Check, Host, HostStats, now_ms, unique_id},
     lb::{LbConfig, LbTables, stable_hash},
     outlier,
 };
@@ -95,6 +96,8 @@ pub(crate) struct Usage {
     pub(crate) retries: AtomicU32,
     /// Shared sessions that limits do not see: what they carry is counted.
     pub(crate) sessions: AtomicU32,
+    /// There was a connection for traffic, and so hosts are checked as often as is configured.
+    pub(crate) used: AtomicBool,
 }
 
 /// One use of a limited resource.
@@ -135,6 +138,10 @@ pub(crate) struct Cluster {
     pub(crate) config: Arc<model::Cluster>,
     pub(crate) sockets: Vec<TransportSocket>,
     pub(crate) usage: Arc<Usage>,
+    /// Counts of active checks; they outlive configuration changes like `usage`.
+    pub(crate) checks: Arc<Counts>,
+    /// Its names were resolved, or need not be.
+    pub(crate) resolved: AtomicBool,
     tables: ArcSwap<LbTables>,
     /// Guards rebuilding, never held while a request picks.
     members: Mutex<Members>,
@@ -173,10 +180,14 @@ impl Cluster {
         let same_transport = |a: &model::Cluster, b: &model::Cluster| {
             a.tls == b.tls && a.tls_matches == b.tls_matches && a.http == b.http && a.keepalive == b.keepalive
         };
+        let names =
+            matches!(config.discovery, model::Discovery::StrictDns(_) | model::Discovery::LogicalDns(_));
         let this = Self {
             config,
             sockets,
             usage: previous.map(|p| Arc::clone(&p.usage)).unwrap_or_default(),
+            checks: previous.map(|p| Arc::clone(&p.checks)).unwrap_or_default(),
+            resolved: AtomicBool::new(!names),
             tables: ArcSwap::from_pointee(LbTables::default()),
             members: Mutex::new(Members::default()),
         };
@@ -253,7 +264,7 @@ impl Cluster {
         let sick: Vec<u64> = m
             .hosts
             .iter()
-            .filter(|h| h.health != model::EndpointHealth::Healthy)
+            .filter(|h| !matches!(h.health, model::EndpointHealth::Healthy | model::EndpointHealth::Degraded))
             .map(|h| h.stats.id)
             .collect();
         let mut hosts = Vec::new();
@@ -261,7 +272,9 @@ impl Cluster {
             for e in &l.endpoints {
                 let socket = self.socket_of(e);
                 let stats = (0..4).find_map(|nth| old.remove(&key(e, socket, nth)));
+                let known = stats.is_some();
                 let host = Host::new(e, i, l.priority, socket, stats);
+                self.expect_check(&host, known);
                 // Whoever was sick when the cluster was last built and is well again starts slowly, too.
                 if sick.contains(&host.stats.id) && host.health == model::EndpointHealth::Healthy {
                     host.stats.healthy_since.store(now_ms(), Relaxed);
@@ -275,6 +288,42 @@ impl Cluster {
         m.hosts = hosts;
         m.assignment = assignment;
         self.rebuild(&mut m);
+    }
+
+    /// A host that is to be checked is unhealthy until it was, unless it served before anybody asked for checks.
+    fn expect_check(&self, host: &Host, known: bool) {
+        let off = host.check.as_ref().is_some_and(|c| c.disabled);
+        match &self.config.health {
+            Some(h) if !off && !known => {
+                host.stats.mark(Check::Failed, true);
+                host.stats.mark(Check::Unknown, true);
+                host.stats.mark(Check::Pending, h.ignore_new_hosts);
+            }
+            Some(_) if !off => {}
+            _ => CHECKS.iter().for_each(|c| {
+                host.stats.mark(*c, false);
+            }),
+        }
+    }
+
+    /// What active checks found is to be seen by those who pick.
+    pub(crate) fn health_changed(&self) {
+        self.rebuild(&mut self.members.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// A host said in an answer to traffic that it is to be taken out at once.
+    pub(crate) fn fail_at_once(&self, host: &Host) {
+        if self.config.health.is_none() {
+            return;
+        }
+        let failed = host.stats.mark(Check::Failed, true);
+        let excluded = host.stats.mark(Check::Excluded, true);
+        if failed || excluded {
+            tracing::info!(cluster = %self.config.name, host = %host.display, "host took itself out");
+            self.checks.passive_failure.fetch_add(1, Relaxed);
+            host.stats.tell_failure();
+            self.health_changed();
+        }
     }
 
     fn rebuild(&self, m: &mut Members) {
@@ -379,6 +428,8 @@ mod tests {
             tls_matches: vec![],
             limits: model::CircuitBreakers::default(),
             outlier,
+            health: None,
+            close_on_health_failure: false,
             slow_start: None,
             max_requests_per_connection: 0,
             idle_timeout: None,
@@ -402,6 +453,7 @@ mod tests {
                 health: model::EndpointHealth::Healthy,
                 transport_labels: Default::default(),
                 workload: String::new(),
+                check: None,
             })
             .collect();
         let l = model::LocalityEndpoints { endpoints, ..model::LocalityEndpoints::default() };

@@ -1,6 +1,12 @@
 //! Opens connections to hosts: TCP or a trunk, with or without TLS.
 
-use std::{io, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::SocketAddr,
+    rc::Rc,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
 
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
@@ -142,11 +148,24 @@ pub(crate) async fn connect_for(
     want: Want,
     client: Option<(SocketAddr, SocketAddr)>,
 ) -> Result<Io, ConnectError> {
+    if cluster.config.health.is_some() {
+        cluster.usage.used.store(true, Relaxed);
+    }
     let connecting = connect_now(worker, cluster, host, want, client);
     match tokio::time::timeout(cluster.connect_limit(), connecting).await {
         Ok(r) => r,
         Err(_) => Err(ConnectError::Timeout),
     }
+}
+
+/// Connects for a health check, which has its own time and is no traffic.
+pub(super) async fn connect_check(
+    worker: &Rc<Worker>,
+    cluster: &Arc<Cluster>,
+    host: &Arc<Host>,
+    want: Want,
+) -> Result<Io, ConnectError> {
+    connect_now(worker, cluster, host, want, None).await
 }
 
 async fn connect_now(

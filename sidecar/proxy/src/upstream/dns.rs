@@ -2,7 +2,7 @@
 
 use std::{
     net::IpAddr,
-    sync::{Arc, Weak},
+    sync::{Arc, Weak, atomic::Ordering::Relaxed},
     time::Duration,
 };
 
@@ -28,6 +28,7 @@ pub(crate) async fn refresh(cluster: Weak<Cluster>, authored: model::LoadAssignm
         if (complete || c.tables().hosts.is_empty()) && *c.assignment() != resolved {
             c.set_assignment(Arc::new(resolved));
         }
+        c.resolved.store(true, Relaxed);
         drop(c);
         tokio::time::sleep(if complete { REFRESH } else { RETRY }).await;
     }

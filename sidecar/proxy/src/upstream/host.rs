@@ -3,13 +3,14 @@
 use std::{
     net::{IpAddr, SocketAddr},
     sync::{
-        Arc, LazyLock,
-        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed},
+        Arc, LazyLock, OnceLock,
+        atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed},
     },
     time::Instant,
 };
 
 use mesh_model::proxy as model;
+use tokio::sync::Notify;
 
 static EPOCH: LazyLock<Instant> = LazyLock::new(Instant::now);
 
@@ -55,9 +56,45 @@ pub(crate) struct HostStats {
     /// Answers since the last sweep and how many of them were good; counted only where a rate is judged.
     pub(super) answers: AtomicU32,
     pub(super) successes: AtomicU32,
+    /// The same for connections, where those are judged on their own.
+    pub(super) tries: AtomicU32,
+    pub(super) reached: AtomicU32,
+    /// What active checks found: bits of [`Check`].
+    check: AtomicU8,
+    /// Whoever must know when the host becomes unhealthy waits here; made for the first one.
+    failed: OnceLock<Box<Notify>>,
     /// When the host began to take traffic, for slow start; milliseconds.
     pub(super) healthy_since: AtomicU64,
     pub(super) ewma: Ewma,
+}
+
+/// What active checks found about a host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Check {
+    /// It failed, or was not checked yet.
+    Failed = 1,
+    /// It works, and asks for less.
+    Degraded = 2,
+    /// It was not checked yet, and does not count for what its cluster can take.
+    Pending = 4,
+    /// It said itself that it fails, and does not count for what its cluster can take.
+    Excluded = 8,
+    /// It was not checked yet.
+    Unknown = 16,
+}
+
+/// Everything that checks may have found.
+pub(crate) const CHECKS: [Check; 5] =
+    [Check::Failed, Check::Degraded, Check::Pending, Check::Excluded, Check::Unknown];
+
+/// Whether a host takes traffic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Health {
+    Healthy,
+    /// Takes what healthy hosts cannot.
+    Degraded,
+    Unhealthy,
 }
 
 /// Peak-sensitive moving average of response times: a slower answer counts at once, faster ones by and by.
@@ -122,6 +159,10 @@ impl HostStats {
             consecutive_local: AtomicU32::new(0),
             answers: AtomicU32::new(0),
             successes: AtomicU32::new(0),
+            tries: AtomicU32::new(0),
+            reached: AtomicU32::new(0),
+            check: AtomicU8::new(0),
+            failed: OnceLock::new(),
             healthy_since: AtomicU64::new(0),
             ewma: Ewma::default(),
         })
@@ -129,6 +170,29 @@ impl HostStats {
 
     pub(crate) fn is_ejected(&self) -> bool {
         self.ejected.load(Relaxed)
+    }
+
+    pub(crate) fn has(&self, c: Check) -> bool {
+        self.check.load(Relaxed) & c as u8 != 0
+    }
+
+    /// Sets or clears; whether that changed anything.
+    pub(crate) fn mark(&self, c: Check, on: bool) -> bool {
+        let bit = c as u8;
+        let before = if on { self.check.fetch_or(bit, Relaxed) } else { self.check.fetch_and(!bit, Relaxed) };
+        (before & bit != 0) != on
+    }
+
+    /// Waits until the host becomes unhealthy.
+    pub(crate) fn failure(&self) -> &Notify {
+        self.failed.get_or_init(Box::default)
+    }
+
+    /// Wakes those who wait.
+    pub(crate) fn tell_failure(&self) {
+        if let Some(n) = self.failed.get() {
+            n.notify_waiters();
+        }
     }
 }
 
@@ -165,6 +229,7 @@ pub(crate) struct Host {
     /// Index of its transport socket.
     pub(crate) transport: usize,
     pub(crate) workload: WorkloadMeta,
+    pub(crate) check: Option<Box<model::EndpointCheck>>,
     pub(crate) stats: Arc<HostStats>,
 }
 
@@ -200,6 +265,7 @@ impl Host {
             locality,
             transport,
             workload: WorkloadMeta::parse(&e.workload),
+            check: e.check.clone(),
             stats: stats.unwrap_or_else(|| {
                 let new = HostStats::new();
                 new.healthy_since.store(now_ms(), Relaxed);
@@ -219,12 +285,71 @@ impl Host {
             locality: 0,
             transport: 0,
             workload: WorkloadMeta::default(),
+            check: None,
             stats: HostStats::new(),
         }
     }
 
-    pub(crate) fn is_healthy(&self) -> bool {
-        self.health == model::EndpointHealth::Healthy && !self.stats.is_ejected()
+    /// The host as its checks see it, which may be another port or address.
+    pub(crate) fn for_checks(&self, port: u16) -> Self {
+        let mut addr = self.addr.clone();
+        if let HostAddr::Socket(a) = &mut addr {
+            if port != 0 {
+                a.set_port(port);
+            }
+            if let Some(c) = &self.check {
+                if c.port != 0 {
+                    a.set_port(c.port);
+                }
+                if let Ok(ip) = c.address.parse() {
+                    a.set_ip(ip);
+                }
+            }
+        }
+        Self {
+            addr,
+            display: Arc::clone(&self.display),
+            workload: self.workload.clone(),
+            check: self.check.clone(),
+            stats: Arc::clone(&self.stats),
+            ..*self
+        }
+    }
+
+    /// What the control plane, passive detection and active checks say together: the worst counts.
+    pub(crate) fn health(&self) -> Health {
+        use model::EndpointHealth as E;
+        let bad = matches!(self.health, E::Unhealthy | E::Draining);
+        if bad || self.stats.is_ejected() || self.stats.has(Check::Failed) {
+            Health::Unhealthy
+        } else if self.health == E::Degraded || self.stats.has(Check::Degraded) {
+            Health::Degraded
+        } else {
+            Health::Healthy
+        }
+    }
+
+    /// Takes traffic, be it as one of the second choice.
+    pub(crate) fn is_usable(&self) -> bool {
+        self.health() != Health::Unhealthy
+    }
+
+    /// Why it is not healthy, in Envoy's words: `/failed_active_hc/failed_eds_health`, or `healthy`.
+    pub(crate) fn flags(&self) -> String {
+        use model::EndpointHealth as E;
+        let s = &self.stats;
+        let all = [
+            ("/failed_active_hc", s.has(Check::Failed)),
+            ("/failed_outlier_check", s.is_ejected()),
+            ("/failed_eds_health", self.health == E::Unhealthy),
+            ("/degraded_active_hc", s.has(Check::Degraded)),
+            ("/degraded_eds_health", self.health == E::Degraded),
+            ("/pending_active_hc", s.has(Check::Pending)),
+            ("/excluded_via_immediate_hc_fail", s.has(Check::Excluded)),
+            ("/eds_status_draining", self.health == E::Draining),
+        ];
+        let flags: String = all.iter().filter(|(_, on)| *on).map(|(name, _)| *name).collect();
+        if flags.is_empty() { "healthy".to_owned() } else { flags }
     }
 }
 

@@ -15,7 +15,10 @@ use std::{
 
 use mesh_model::proxy as model;
 
-use super::host::{Host, now_ms};
+use super::{
+    host::{Check, Health, Host, now_ms},
+    schedule::Schedule,
+};
 
 /// Longest weighted round-robin sequence; weights are scaled down to it.
 const MAX_SEQUENCE: u64 = 1024;
@@ -72,7 +75,9 @@ enum Policy {
     Sequence(Vec<u32>, AtomicUsize),
     /// Cumulative weights.
     Random(Vec<u64>),
-    LeastRequest(Vec<u64>),
+    /// Of so many random hosts.
+    LeastRequest(u32),
+    Earliest(Schedule),
     PeakEwma(Vec<u64>),
     /// Sorted points of a ring.
     Ring(Vec<(u64, u32)>),
@@ -233,7 +238,14 @@ impl Table {
                 let start = (seed % s.len().max(1) as u64) as usize;
                 Policy::Sequence(s, AtomicUsize::new(start))
             }
-            model::LbPolicy::LeastRequest => Policy::LeastRequest(cumulative(&weights(&hosts, c))),
+            model::LbPolicy::LeastRequest(l) => {
+                let weights = weights(&hosts, c);
+                if weights.iter().all(|w| *w == weights[0]) {
+                    Policy::LeastRequest(l.choices)
+                } else {
+                    Policy::Earliest(Schedule::new(&weights, l.bias, seed))
+                }
+            }
             model::LbPolicy::PeakEwma => Policy::PeakEwma(cumulative(&weights(&hosts, c))),
             model::LbPolicy::Random => {
                 Policy::Random(cumulative(&hosts.iter().map(|h| u64::from(h.weight)).collect::<Vec<_>>()))
@@ -252,11 +264,22 @@ impl Table {
         let at = match &self.policy {
             Policy::Sequence(s, cursor) => *s.get(cursor.fetch_add(1, Relaxed) % s.len().max(1))? as usize,
             Policy::Random(c) => weighted(c),
-            Policy::LeastRequest(c) => {
-                let (a, b) = (weighted(c), weighted(c));
+            Policy::LeastRequest(choices) => {
+                // Hosts are fewer than 2^32 and a pick is never made of none.
+                let any = || (rng.next() % self.hosts.len().max(1) as u64) as usize;
                 let load = |i: usize| self.hosts.get(i).map_or(u32::MAX, |h| h.stats.active.load(Relaxed));
-                if load(b) < load(a) { b } else { a }
+                let mut best = any();
+                let mut least = load(best);
+                for _ in 1..*choices {
+                    let other = any();
+                    let l = load(other);
+                    if l < least {
+                        (best, least) = (other, l);
+                    }
+                }
+                best
             }
+            Policy::Earliest(s) => s.pick(rng, &self.hosts),
             Policy::PeakEwma(c) => {
                 let a = weighted(c);
                 // Two different hosts where there are two: a slow one must not win against itself.
@@ -283,6 +306,7 @@ impl Table {
     }
 }
 
+/// Hosts of one priority that are as healthy as each other.
 #[derive(Debug)]
 struct Priority {
     /// Percent of all load.
@@ -322,32 +346,61 @@ impl LbConfig {
     }
 }
 
+/// Hosts of one priority by their health.
+struct Group {
+    /// All that traffic may go to in a panic.
+    all: Vec<Arc<Host>>,
+    healthy: Vec<Arc<Host>>,
+    degraded: Vec<Arc<Host>>,
+    /// How many are the whole of which shares are taken.
+    counted: usize,
+}
+
+/// Whether a host is part of the whole of which shares are taken.
+fn counts(h: &Host) -> bool {
+    !h.stats.has(Check::Pending) && !h.stats.has(Check::Excluded)
+}
+
+impl Group {
+    fn new(hosts: &[Arc<Host>], priority: u32) -> Self {
+        let usable = |h: &&Arc<Host>| h.health != model::EndpointHealth::Draining;
+        let all: Vec<_> = hosts.iter().filter(|h| h.priority == priority).filter(usable).cloned().collect();
+        let of = |health| all.iter().filter(|h| h.health() == health).cloned().collect();
+        Self {
+            healthy: of(Health::Healthy),
+            degraded: of(Health::Degraded),
+            counted: all.iter().filter(|h| counts(h)).count(),
+            all,
+        }
+    }
+}
+
 impl LbTables {
     /// `locality_weights` by locality index of the hosts.
     pub(crate) fn new(hosts: Vec<Arc<Host>>, locality_weights: &[u32], c: LbConfig, seed: u64) -> Self {
         let factor = u64::from(if c.overprovisioning == 0 { 140 } else { c.overprovisioning });
         let levels = hosts.iter().map(|h| h.priority + 1).max().unwrap_or(0);
-        let usable = |h: &Arc<Host>| h.health != model::EndpointHealth::Draining;
         let health = |n: usize, of: usize| if of == 0 { 0 } else { (factor * n as u64 / of as u64).min(100) };
-        let groups: Vec<(Vec<Arc<Host>>, Vec<Arc<Host>>)> = (0..levels)
-            .map(|p| {
-                let all: Vec<_> = hosts.iter().filter(|h| h.priority == p && usable(h)).cloned().collect();
-                let healthy = all.iter().filter(|h| h.is_healthy()).cloned().collect();
-                (all, healthy)
-            })
+        let groups: Vec<Group> = (0..levels).map(|p| Group::new(&hosts, p)).collect();
+        // What healthy hosts of each priority can take, then what degraded ones can.
+        let able = |n: fn(&Group) -> usize| groups.iter().map(move |g| (n(g), g.counted));
+        let able: Vec<u64> = able(|g| g.healthy.len())
+            .chain(able(|g| g.degraded.len()))
+            .map(|(n, of)| health(n, of))
             .collect();
-        let healths: Vec<u64> = groups.iter().map(|(all, ok)| health(ok.len(), all.len())).collect();
-        let total: u64 = healths.iter().sum::<u64>().min(100);
+        let total: u64 = able.iter().sum::<u64>().min(100);
         let mut panics: Vec<bool> = groups
             .iter()
-            .map(|(all, ok)| {
-                total < 100 && !all.is_empty() && (ok.len() * 100) < c.panic_threshold as usize * all.len()
+            .map(|g| {
+                let usable = g.healthy.len() + g.degraded.len();
+                let share = (usable * 100).checked_div(g.counted).unwrap_or(0);
+                total < 100 && !g.all.is_empty() && share < c.panic_threshold as usize
             })
             .collect();
-        let mut loads = vec![0u64; groups.len()];
+        let mut loads = vec![0u64; able.len()];
         if total > 0 {
             let mut left = 100;
-            for (load, h) in loads.iter_mut().zip(&healths) {
+            for (load, h) in loads.iter_mut().zip(&able) {
                 *load = (h * 100).checked_div(total).unwrap_or(0).min(left);
                 left -= *load;
             }
@@ -356,31 +409,42 @@ impl LbTables {
                 *first += left;
             }
         } else if c.panic_threshold > 0 {
-            let all: u64 = groups.iter().map(|g| g.0.len() as u64).sum();
+            let all: u64 = groups.iter().map(|g| g.all.len() as u64).sum();
             for ((load, panic), g) in loads.iter_mut().zip(&mut panics).zip(&groups) {
-                *load = (g.0.len() as u64 * 100).div_ceil(all.max(1));
-                *panic = !g.0.is_empty();
+                *load = (g.all.len() as u64 * 100).div_ceil(all.max(1));
+                *panic = !g.all.is_empty();
             }
         }
-        let mut priorities = Vec::with_capacity(groups.len());
-        for (i, (all, ok)) in groups.into_iter().enumerate() {
-            let chosen = if panics[i] { all.clone() } else { ok };
+        let table = |load: u64, group: &Group, chosen: &[Arc<Host>]| {
             let tables: Vec<(u64, Table)> = if c.locality_weighted {
                 (0..locality_weights.len())
                     .filter_map(|l| {
                         let mine: Vec<_> = chosen.iter().filter(|h| h.locality == l).cloned().collect();
-                        let of = all.iter().filter(|h| h.locality == l).count();
-                        let weight = u64::from(locality_weights[l]) * health(mine.len(), of);
+                        let of = group.all.iter().filter(|h| h.locality == l && counts(h)).count();
+                        // In a panic also hosts that count for nothing.
+                        let weight = u64::from(locality_weights[l]) * health(mine.len(), of.max(1));
                         (!mine.is_empty() && weight > 0).then(|| (weight, Table::new(mine, &c, seed)))
                     })
                     .collect()
             } else if chosen.is_empty() {
                 vec![]
             } else {
-                vec![(1, Table::new(chosen, &c, seed))]
+                vec![(1, Table::new(chosen.to_vec(), &c, seed))]
             };
             let total = tables.iter().map(|t| t.0).sum();
-            priorities.push(Priority { load: loads[i], tables, total });
+            Priority { load, tables, total }
+        };
+        let mut priorities = Vec::with_capacity(groups.len());
+        for (i, g) in groups.iter().enumerate() {
+            let degraded = loads[groups.len() + i];
+            if panics[i] {
+                priorities.push(table(loads[i] + degraded, g, &g.all));
+                continue;
+            }
+            priorities.push(table(loads[i], g, &g.healthy));
+            if degraded > 0 {
+                priorities.push(table(degraded, g, &g.degraded));
+            }
         }
         Self { hosts, priorities }
     }

@@ -2,14 +2,15 @@
 //!
 //! Consecutive failures eject at once, where they are seen. Rates are judged once an interval over the answers of
 //! that interval: a success rate against the mean and deviation of the hosts that had enough requests, a failure
-//! percentage against a limit (Envoy's `outlier_detection`). Counters of rates are touched only where one is configured.
+//! percentage against a limit (Envoy's `outlier_detection`). Where failures to reach a host are told from bad answers,
+//! both are judged in the same way, each by its own counters. Counters of rates are touched only where one is configured.
 
 use std::sync::{
     Arc,
     atomic::{AtomicU32, Ordering::Relaxed},
 };
 
-use mesh_model::proxy::OutlierDetection;
+use mesh_model::proxy::{FailurePercentage, OutlierDetection, SuccessRate};
 
 use super::{
     cluster::{Outcome, millis},
@@ -32,6 +33,12 @@ fn count(counter: &AtomicU32, bad: bool, limit: u32) -> bool {
 pub(super) fn note(s: &HostStats, outcome: Outcome, o: &OutlierDetection) -> Option<u32> {
     let local = matches!(outcome, Outcome::Failed | Outcome::Timeout);
     if let Some(l) = &o.local_origin {
+        if l.success_rate.is_some() || l.failure_percentage.is_some() {
+            s.tries.fetch_add(1, Relaxed);
+            if !local {
+                s.reached.fetch_add(1, Relaxed);
+            }
+        }
         if count(&s.consecutive_local, local, l.consecutive) {
             return Some(l.enforcing);
         }
@@ -73,6 +80,7 @@ pub(super) fn eject(hosts: &[Arc<Host>], s: &HostStats, o: &OutlierDetection) ->
     let time = o.base_ejection.saturating_mul(n).min(o.max_ejection.max(o.base_ejection));
     s.ejected_until.store(now_ms().saturating_add(millis(time)), Relaxed);
     s.ejected.store(true, Relaxed);
+    s.tell_failure();
     for counter in [&s.consecutive_5xx, &s.consecutive_gateway, &s.consecutive_local] {
         counter.store(0, Relaxed);
     }
@@ -95,20 +103,39 @@ pub(super) fn sweep(hosts: &[Arc<Host>], o: &OutlierDetection, now: u64) -> bool
             s.ejections.fetch_sub(1, Relaxed);
         }
     }
-    if o.success_rate.is_none() && o.failure_percentage.is_none() {
-        return changed;
+    changed |= judge(hosts, o, o.success_rate, o.failure_percentage, |s| (&s.answers, &s.successes));
+    if let Some(l) = &o.local_origin {
+        changed |= judge(hosts, o, l.success_rate, l.failure_percentage, |s| (&s.tries, &s.reached));
     }
+    changed
+}
+
+/// Judges what was counted in an interval, of which `counters` are all and the good ones.
+fn judge(
+    hosts: &[Arc<Host>],
+    o: &OutlierDetection,
+    success: Option<SuccessRate>,
+    failure: Option<FailurePercentage>,
+    counters: fn(&HostStats) -> (&AtomicU32, &AtomicU32),
+) -> bool {
+    if success.is_none() && failure.is_none() {
+        return false;
+    }
+    let mut changed = false;
     // What an ejected host still answered counts for nothing when it returns.
     let taken: Vec<(&Arc<Host>, u32, u32)> = hosts
         .iter()
-        .map(|h| (h, h.stats.answers.swap(0, Relaxed), h.stats.successes.swap(0, Relaxed)))
+        .map(|h| {
+            let (all, good) = counters(&h.stats);
+            (h, all.swap(0, Relaxed), good.swap(0, Relaxed))
+        })
         .filter(|(h, ..)| !h.stats.is_ejected())
         .collect();
     let judged = |volume: u32| -> Vec<(&Arc<Host>, f64)> {
         let enough = taken.iter().filter(|(_, all, _)| *all >= volume.max(1));
         enough.map(|(h, all, good)| (*h, f64::from(*good.min(all)) * 100.0 / f64::from(*all))).collect()
     };
-    if let Some(r) = &o.success_rate {
+    if let Some(r) = &success {
         let rates = judged(r.request_volume);
         if !rates.is_empty() && rates.len() >= r.minimum_hosts as usize {
             let limit = success_threshold(rates.iter().map(|r| r.1), r.stdev_factor);
@@ -117,7 +144,7 @@ pub(super) fn sweep(hosts: &[Arc<Host>], o: &OutlierDetection, now: u64) -> bool
             }
         }
     }
-    if let Some(f) = &o.failure_percentage {
+    if let Some(f) = &failure {
         let rates = judged(f.request_volume);
         if rates.len() >= f.minimum_hosts as usize {
             for (h, _) in rates.iter().filter(|(_, rate)| 100.0 - rate >= f64::from(f.threshold)) {

@@ -18,7 +18,7 @@ use tokio::{sync::Notify, time::Instant};
 use super::{
     cluster::{Cluster, Permit},
     connect::{ConnectError, Want, connect, negotiated_h2, negotiated_tunnels},
-    host::Host,
+    host::{Check, Host},
 };
 use crate::{
     http::{h1::client::H1Conn, h2::server::MAX_WINDOW},
@@ -150,7 +150,11 @@ impl Pool {
 
     /// Closes what has been idle for too long; true if nothing is left.
     fn sweep(&self, now: Instant) -> bool {
-        let gone = self.host.borrow().stats.gone.load(Relaxed);
+        // Who is unhealthy gets no more requests, and connections to it may hang.
+        let gone = {
+            let host = self.host.borrow();
+            host.stats.gone.load(Relaxed) || host.stats.is_ejected() || host.stats.has(Check::Failed)
+        };
         let idle = if gone {
             Duration::ZERO
         } else {
@@ -392,7 +396,7 @@ async fn dial_into(
     Ok(())
 }
 
-async fn start_h2(io: crate::io::Io, permit: Permit, limit: u32) -> Result<H2Conn, ConnectError> {
+pub(super) async fn start_h2(io: crate::io::Io, permit: Permit, limit: u32) -> Result<H2Conn, ConnectError> {
     let limit = limit.min(MAX_WINDOW);
     let peer = io.peer_principal();
     let handshake = h2::client::Builder::new()

@@ -1,10 +1,12 @@
 //! The engine over real sockets.
 
+mod balance;
 mod bodies;
 mod config;
 mod ext_authz;
 mod floods;
 mod h2spec;
+mod health;
 mod http1;
 mod http2;
 mod http3;

@@ -278,6 +278,7 @@ pub(crate) fn endpoint(a: SocketAddr) -> LbEndpoint {
         health: EndpointHealth::Healthy,
         transport_labels: BTreeMap::new(),
         workload: "ratings-v1;books;ratings;v1;east".into(),
+        check: None,
     }
 }
 
@@ -304,6 +305,8 @@ pub(crate) fn cluster(name: &str, hosts: &[SocketAddr]) -> Cluster {
         tls_matches: vec![],
         limits: CircuitBreakers::default(),
         outlier: None,
+        health: None,
+        close_on_health_failure: false,
         slow_start: None,
         max_requests_per_connection: 0,
         idle_timeout: None,

@@ -25,6 +25,9 @@ pub(super) fn encode(o: &OutlierDetection) -> pb::OutlierDetection {
         None => (None, None),
         Some(l) => detector(l.consecutive, l.enforcing),
     };
+    // One set of numbers on the wire for answers and for what happens before them.
+    let success = o.success_rate.or(o.local_origin.and_then(|l| l.success_rate));
+    let failure = o.failure_percentage.or(o.local_origin.and_then(|l| l.failure_percentage));
     pb::OutlierDetection {
         consecutive_5xx: all,
         enforcing_consecutive_5xx: enforcing_all,
@@ -35,18 +38,23 @@ pub(super) fn encode(o: &OutlierDetection) -> pb::OutlierDetection {
         max_ejection_time: Some(duration(o.max_ejection)),
         max_ejection_percent: u32v(o.max_percent),
         enforcing_success_rate: u32v(o.success_rate.map_or(0, |r| r.enforcing)),
-        success_rate_minimum_hosts: o.success_rate.and_then(|r| u32v(r.minimum_hosts)),
-        success_rate_request_volume: o.success_rate.and_then(|r| u32v(r.request_volume)),
-        success_rate_stdev_factor: o.success_rate.and_then(|r| u32v(r.stdev_factor)),
+        success_rate_minimum_hosts: success.and_then(|r| u32v(r.minimum_hosts)),
+        success_rate_request_volume: success.and_then(|r| u32v(r.request_volume)),
+        success_rate_stdev_factor: success.and_then(|r| u32v(r.stdev_factor)),
         enforcing_failure_percentage: o.failure_percentage.and_then(|f| u32v(f.enforcing)),
-        failure_percentage_threshold: o.failure_percentage.and_then(|f| u32v(f.threshold)),
-        failure_percentage_minimum_hosts: o.failure_percentage.and_then(|f| u32v(f.minimum_hosts)),
-        failure_percentage_request_volume: o.failure_percentage.and_then(|f| u32v(f.request_volume)),
+        failure_percentage_threshold: failure.and_then(|f| u32v(f.threshold)),
+        failure_percentage_minimum_hosts: failure.and_then(|f| u32v(f.minimum_hosts)),
+        failure_percentage_request_volume: failure.and_then(|f| u32v(f.request_volume)),
         split_external_local_origin_errors: o.local_origin.is_some(),
         consecutive_local_origin_failure: local,
         enforcing_consecutive_local_origin_failure: enforcing_local,
-        // Rates of local failures are not judged here, and not to be by others either.
-        enforcing_local_origin_success_rate: o.local_origin.and_then(|_| u32v(0)),
+        enforcing_local_origin_success_rate: o
+            .local_origin
+            .and_then(|l| u32v(l.success_rate.map_or(0, |r| r.enforcing))),
+        enforcing_failure_percentage_local_origin: o
+            .local_origin
+            .and_then(|l| l.failure_percentage)
+            .and_then(|f| u32v(f.enforcing)),
         always_eject_one_host: boolv(true),
         ..Default::default()
     }
@@ -61,15 +69,27 @@ pub(super) fn decode(o: pb::OutlierDetection) -> Res<OutlierDetection> {
         to_detector(o.consecutive_5xx, or(o.enforcing_consecutive_5xx, 100));
     let (consecutive_gateway, enforcing_gateway) =
         to_detector(o.consecutive_gateway_failure, or(o.enforcing_consecutive_gateway_failure, 0));
-    let success = or(o.enforcing_success_rate, 100).min(100);
-    let failure = or(o.enforcing_failure_percentage, 0).min(100);
     let split = o.split_external_local_origin_errors;
-    if split && or(o.enforcing_local_origin_success_rate, 0) > 0 {
-        return Err(super::Bad::unsupported("enforcing_local_origin_success_rate", "more than 0"));
-    }
-    if split && or(o.enforcing_failure_percentage_local_origin, 0) > 0 {
-        return Err(super::Bad::unsupported("enforcing_failure_percentage_local_origin", "more than 0"));
-    }
+    let success = SuccessRate {
+        minimum_hosts: or(o.success_rate_minimum_hosts, 5),
+        request_volume: or(o.success_rate_request_volume, 100),
+        stdev_factor: or(o.success_rate_stdev_factor, 1900),
+        enforcing: 0,
+    };
+    let failure = FailurePercentage {
+        threshold: or(o.failure_percentage_threshold, 85),
+        minimum_hosts: or(o.failure_percentage_minimum_hosts, 5),
+        request_volume: or(o.failure_percentage_request_volume, 50),
+        enforcing: 0,
+    };
+    let success = |enforcing: Option<gp::UInt32Value>| {
+        let enforcing = or(enforcing, 100).min(100);
+        (enforcing > 0).then_some(SuccessRate { enforcing, ..success })
+    };
+    let failure = |enforcing: Option<gp::UInt32Value>| {
+        let enforcing = or(enforcing, 0).min(100);
+        (enforcing > 0).then_some(FailurePercentage { enforcing, ..failure })
+    };
     let local = to_detector(
         o.consecutive_local_origin_failure,
         or(o.enforcing_consecutive_local_origin_failure, 100),
@@ -79,19 +99,14 @@ pub(super) fn decode(o: pb::OutlierDetection) -> Res<OutlierDetection> {
         enforcing_5xx,
         consecutive_gateway,
         enforcing_gateway,
-        success_rate: (success > 0).then(|| SuccessRate {
-            minimum_hosts: or(o.success_rate_minimum_hosts, 5),
-            request_volume: or(o.success_rate_request_volume, 100),
-            stdev_factor: or(o.success_rate_stdev_factor, 1900),
-            enforcing: success,
+        success_rate: success(o.enforcing_success_rate),
+        failure_percentage: failure(o.enforcing_failure_percentage),
+        local_origin: split.then(|| LocalOrigin {
+            consecutive: local.0,
+            enforcing: local.1,
+            success_rate: success(o.enforcing_local_origin_success_rate),
+            failure_percentage: failure(o.enforcing_failure_percentage_local_origin),
         }),
-        failure_percentage: (failure > 0).then(|| FailurePercentage {
-            threshold: or(o.failure_percentage_threshold, 85),
-            minimum_hosts: or(o.failure_percentage_minimum_hosts, 5),
-            request_volume: or(o.failure_percentage_request_volume, 50),
-            enforcing: failure,
-        }),
-        local_origin: split.then_some(LocalOrigin { consecutive: local.0, enforcing: local.1 }),
         interval: time(o.interval, Duration::from_secs(10)).at("interval")?,
         base_ejection: base,
         max_ejection: time(o.max_ejection_time, base.max(Duration::from_secs(300)))

@@ -12,12 +12,17 @@ fn endpoint(n: u32, weight: u32, health: model::EndpointHealth) -> model::LbEndp
         health,
         transport_labels: Default::default(),
         workload: String::new(),
+        check: None,
     }
 }
 
 fn host(n: u32, weight: u32, priority: u32, locality: usize, healthy: bool) -> Arc<Host> {
     let health = if healthy { model::EndpointHealth::Healthy } else { model::EndpointHealth::Unhealthy };
     Arc::new(Host::new(&endpoint(n, weight, health), locality, priority, 0, None))
+}
+
+fn least() -> model::LbPolicy {
+    model::LbPolicy::LeastRequest(model::LeastRequest::default())
 }
 
 fn config(policy: model::LbPolicy) -> LbConfig {
@@ -84,12 +89,7 @@ fn round_robin_takes_turns() {
 
 #[test]
 fn least_request_avoids_load() {
-    let t = LbTables::new(
-        (1..=2).map(|n| host(n, 1, 0, 0, true)).collect(),
-        &[1],
-        config(model::LbPolicy::LeastRequest),
-        0,
-    );
+    let t = LbTables::new((1..=2).map(|n| host(n, 1, 0, 0, true)).collect(), &[1], config(least()), 0);
     t.hosts[0].stats.active.store(10, Relaxed);
     let got = shares(&t);
     near(&got, 1, 25.0);
@@ -138,7 +138,7 @@ fn every_policy_is_even_over_equal_hosts() {
     for (p, limit) in [
         (P::RoundRobin, 0.0005),
         (P::Random, 0.057),
-        (P::LeastRequest, 0.057),
+        (least(), 0.057),
         (P::Maglev(65537), 0.06),
         (P::RingHash(32768), 0.16),
     ] {
@@ -168,17 +168,109 @@ fn hashing_policies_share_by_weight() {
 #[test]
 fn least_request_weighs_hosts_and_their_load() {
     let hosts = || (1..=3).map(|n| host(n, n, 0, 0, true)).collect::<Vec<_>>();
-    let t = LbTables::new(hosts(), &[1], config(model::LbPolicy::LeastRequest), 0);
+    let t = LbTables::new(hosts(), &[1], config(least()), 0);
     let got = shares(&t);
     near(&got, 1, 100.0 / 6.0);
     near(&got, 2, 200.0 / 6.0);
     near(&got, 3, 50.0);
-    // The busy host gets only what both throws give it: (1/2)^2.
-    t.hosts[2].stats.active.store(10, Relaxed);
+    // Five in flight make a sixth of the weight: 1, 2 and 0.5.
+    t.hosts[2].stats.active.store(5, Relaxed);
     let got = shares(&t);
-    near(&got, 1, 25.0);
+    near(&got, 1, 100.0 / 3.5);
+    near(&got, 2, 200.0 / 3.5);
+    near(&got, 3, 50.0 / 3.5);
+    // Another exponent: 3 / (3 + 1)^0.5 is 1.5; none at all ignores what is in flight.
+    for (bias, want) in
+        [(500, [100.0 / 4.5, 200.0 / 4.5, 150.0 / 4.5]), (0, [100.0 / 6.0, 200.0 / 6.0, 50.0])]
+    {
+        let policy = model::LbPolicy::LeastRequest(model::LeastRequest { choices: 2, bias });
+        let t = LbTables::new(hosts(), &[1], config(policy), 0);
+        t.hosts[2].stats.active.store(3, Relaxed);
+        let got = shares(&t);
+        (0..3).for_each(|i| near(&got, i as u32 + 1, want[i]));
+    }
+}
+
+#[test]
+fn weighted_turns_are_even_from_the_first_on() {
+    // Whatever the beginning, no host is more than a turn ahead.
+    for seed in 0..20 {
+        let hosts = vec![host(1, 1, 0, 0, true), host(2, 3, 0, 0, true)];
+        let t = LbTables::new(hosts, &[1], config(least()), seed);
+        let rng = Rng::new(seed);
+        let first = (0..40).filter(|_| &*t.pick(&rng, None).unwrap().display == "10.0.0.1:80").count();
+        assert!((9..=11).contains(&first), "{first} of 40");
+    }
+}
+
+#[test]
+fn more_choices_find_idle_hosts_more_often() {
+    let share = |choices| {
+        let hosts: Vec<_> = (1..=10).map(|n| host(n, 1, 0, 0, true)).collect();
+        hosts[1..].iter().for_each(|h| h.stats.active.store(1, Relaxed));
+        let policy = model::LbPolicy::LeastRequest(model::LeastRequest { choices, bias: 1000 });
+        shares(&LbTables::new(hosts, &[1], config(policy), 0))["10.0.0.1:80"]
+    };
+    assert!((share(2) - 19.0).abs() < 1.0, "1 - 0.9^2");
+    assert!((share(5) - 41.0).abs() < 1.0, "1 - 0.9^5");
+}
+
+/// A host as the control plane and an active check see it.
+fn seen(n: u32, priority: u32, health: model::EndpointHealth, checks: &[Check]) -> Arc<Host> {
+    let h = Host::new(&endpoint(n, 1, health), 0, priority, 0, None);
+    checks.iter().for_each(|c| assert!(h.stats.mark(*c, true)));
+    Arc::new(h)
+}
+
+#[test]
+fn every_source_of_health_counts() {
+    use model::EndpointHealth as E;
+    let h = seen(1, 0, E::Unhealthy, &[Check::Failed]);
+    assert_eq!(h.flags(), "/failed_active_hc/failed_eds_health");
+    h.stats.mark(Check::Failed, false);
+    assert_eq!(h.health(), Health::Unhealthy);
+    let h = seen(1, 0, E::Healthy, &[Check::Degraded]);
+    assert_eq!((h.health(), h.flags().as_str()), (Health::Degraded, "/degraded_active_hc"));
+    assert_eq!(seen(1, 0, E::Degraded, &[]).health(), Health::Degraded);
+    assert_eq!(seen(1, 0, E::Degraded, &[Check::Failed]).health(), Health::Unhealthy);
+    assert_eq!(seen(1, 0, E::Healthy, &[]).flags(), "healthy");
+}
+
+#[test]
+fn degraded_hosts_take_what_healthy_ones_cannot() {
+    use model::EndpointHealth as E;
+    // One of four is healthy and takes 1.4 quarters; the degraded ones could take 70 percent.
+    let hosts = |ok: E| {
+        vec![
+            seen(1, 0, ok, &[]),
+            seen(2, 0, E::Degraded, &[]),
+            seen(3, 0, E::Healthy, &[Check::Degraded]),
+            seen(4, 0, E::Unhealthy, &[]),
+        ]
+    };
+    let got = shares(&LbTables::new(hosts(E::Healthy), &[1], config(model::LbPolicy::RoundRobin), 0));
+    near(&got, 1, 35.0);
+    near(&got, 2, 32.5);
+    near(&got, 3, 32.5);
+    // Without a healthy one they take all.
+    let got = shares(&LbTables::new(hosts(E::Unhealthy), &[1], config(model::LbPolicy::RoundRobin), 0));
     near(&got, 2, 50.0);
-    near(&got, 3, 25.0);
+    near(&got, 3, 50.0);
+}
+
+#[test]
+fn hosts_that_do_not_count_cause_no_panic() {
+    use model::EndpointHealth as E;
+    // One healthy host and nine that wait for their first check: with these the share would be a tenth.
+    let all = |c: &[Check]| {
+        let mut all = vec![seen(1, 0, E::Healthy, &[])];
+        all.extend((2..=10).map(|n| seen(n, 0, E::Healthy, c)));
+        shares(&LbTables::new(all, &[1], config(model::LbPolicy::RoundRobin), 0))
+    };
+    for waiting in [Check::Pending, Check::Excluded] {
+        near(&all(&[Check::Failed, waiting]), 1, 100.0);
+    }
+    near(&all(&[Check::Failed]), 1, 10.0);
 }
 
 #[test]
@@ -199,7 +291,7 @@ fn health_of_three_priorities_cascades() {
             .collect::<Vec<_>>()
     };
     use model::LbPolicy as P;
-    for policy in [P::RoundRobin, P::LeastRequest, P::Random, P::Maglev(4093), P::RingHash(1024)] {
+    for policy in [P::RoundRobin, least(), P::Random, P::Maglev(4093), P::RingHash(1024)] {
         let got = sums(hosts.clone(), policy);
         assert!(
             (got[0] - 70.0).abs() < 1.0 && (got[1] - 30.0).abs() < 1.0 && got[2] < 0.01,
@@ -303,7 +395,7 @@ fn slow(aggression: u32, age: u64, policy: model::LbPolicy) -> f64 {
 #[test]
 fn new_hosts_take_their_share_step_by_step() {
     use model::LbPolicy as P;
-    for p in [P::RoundRobin, P::LeastRequest] {
+    for p in [P::RoundRobin, least()] {
         for (aggression, age, want) in [
             (1000, 0, 0.1),
             (1000, 5_000, 0.1),

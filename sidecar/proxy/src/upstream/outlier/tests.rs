@@ -90,7 +90,12 @@ fn failures_of_the_network_are_apart_when_split() {
     let split = OutlierDetection {
         consecutive_5xx: 2,
         consecutive_gateway: 2,
-        local_origin: Some(LocalOrigin { consecutive: 3, enforcing: 70 }),
+        local_origin: Some(LocalOrigin {
+            consecutive: 3,
+            enforcing: 70,
+            success_rate: None,
+            failure_percentage: None,
+        }),
         ..detection()
     };
     let h = &hosts(1)[0];
@@ -122,4 +127,27 @@ fn hosts_that_return_count_as_new() {
     let later = now_ms() + 5;
     assert!(sweep(&all, &o, later));
     assert_eq!(all[0].stats.healthy_since.load(Relaxed), later);
+}
+
+#[test]
+fn being_reached_and_answering_well_are_judged_apart() {
+    let rate = SuccessRate { minimum_hosts: 5, request_volume: 10, stdev_factor: 1900, enforcing: 100 };
+    let limit = FailurePercentage { threshold: 50, minimum_hosts: 1, request_volume: 10, enforcing: 100 };
+    let local = |success_rate, failure_percentage| OutlierDetection {
+        local_origin: Some(LocalOrigin { consecutive: 0, enforcing: 100, success_rate, failure_percentage }),
+        ..detection()
+    };
+    for o in [local(Some(rate), None), local(None, Some(limit))] {
+        let all = hosts(8);
+        for (i, h) in all.iter().enumerate() {
+            // The first answers badly, the second is not reached.
+            answer(h, &o, if i == 0 { 0 } else { 20 }, if i == 0 { 20 } else { 0 });
+            let unreached = if i == 1 { 30 } else { 0 };
+            (0..unreached).for_each(|_| {
+                note(&h.stats, Outcome::Failed, &o);
+            });
+        }
+        sweep(&all, &o, now_ms());
+        assert_eq!(ejected(&all), [1]);
+    }
 }
