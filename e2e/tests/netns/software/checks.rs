@@ -82,7 +82,8 @@ fn curl_h2c(lab: &Lab) -> anyhow::Result<String> {
     );
     // nginx answers a POST to a file before it has read it, and then resets the stream with NO_ERROR. Not by curl:
     // its 7.88 loses such an answer, from nginx itself too.
-    let out = lab.shell("echo x=1 > post && h2load -n 500 -c 5 -d post http://nginx2:8181/")?;
+    let out =
+        lab.shell("f=$(mktemp) && echo x=1 > $f && h2load -n 500 -c 5 -d $f http://nginx2:8181/; rm -f $f")?;
     ensure!(out.contains("500 done") && out.contains("500 4xx") && out.contains(" 0 errored"), "{out}");
     Ok("a page, on 21 connections; 500 early answers".into())
 }

@@ -26,11 +26,11 @@ pub(super) fn encode(q: &QuicOptions) -> pb::UdpListenerConfig {
     }
 }
 
-/// The options; a UDP listener without them would be one that forwards datagrams.
+/// The options; a UDP listener without them, and without filter chains, forwards datagrams.
 pub(super) fn decode(c: pb::UdpListenerConfig) -> Res<QuicOptions> {
     refuse!(c; udp_packet_packet_writer_config);
     let Some(q) = c.quic_options else {
-        return Err(Bad::unsupported("quic_options", "a UDP listener without them (only QUIC)"));
+        return Err(Bad::unsupported("quic_options", "a UDP listener with filter chains and without them"));
     };
     options(q).at("quic_options")
 }

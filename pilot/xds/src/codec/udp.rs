@@ -248,10 +248,10 @@ mod tests {
         let e = decode(&|m| m.listener_filters.clear());
         assert!(e.contains("a UDP listener needs udp_proxy"), "{e}");
         let e = decode(&|m| m.filter_chains = vec![l::FilterChain::default()]);
-        assert!(e.contains("filter_chains"), "{e}");
+        assert!(e.contains("udp_listener_config.quic_options"), "{e}");
         let e = decode(&|m| m.address = Some(super::socket_address("127.0.0.1", 1)));
         assert!(e.contains("udp_listener_config"), "{e}");
         let e = decode(&|m| m.udp_listener_config.as_mut().unwrap().quic_options = Some(Default::default()));
-        assert!(e.contains("filter_chains"), "{e}");
+        assert!(e.contains("UdpProxyConfig"), "{e}");
     }
 }
