@@ -4,13 +4,15 @@
 //! reset. Both meet at an abstract Unix socket that is named by user and base id; each proves to the other, by the
 //! kernel, that it runs as the same user. It belongs to a network namespace, as the ports do.
 //!
-//!     successor                         predecessor
-//!     hello <version>            -->
-//!                                <--    welcome <version> <epoch> <sockets>
-//!                                <--    sockets, up to 64 a message, with their roles
-//!     (is configured, then accepts)
-//!     serving <seconds>          -->
-//!                                <--    leaving
+//! ```text
+//! successor                             predecessor
+//! hello <version>            -->
+//!                            <--    welcome <version> <epoch> <sockets>
+//!                            <--    sockets, up to 64 a message, with their roles
+//! (is configured, then accepts)
+//! serving <seconds>          -->
+//!                            <--    leaving
+//! ```
 //!
 //! Until the last step nothing has changed for the predecessor: a successor that fails before may be tried again.
 

@@ -127,13 +127,20 @@ fn address(a: SocketAddr) -> Value {
     json!({"socket_address": {"address": a.ip().to_string(), "port_value": a.port()}})
 }
 
-/// `scale`: `n` clusters and virtual hosts with a route each. `routes`: `n` prefix routes in one virtual host.
-pub(crate) fn big(work: &Path, kind: &str, n: usize, v: &Variant) -> anyhow::Result<PathBuf> {
+/// `scale`: `n` clusters and virtual hosts with a route each; `update` the same, the clusters from the control plane
+/// `ads`. `routes`: `n` prefix routes in one virtual host.
+pub(crate) fn big(
+    work: &Path,
+    kind: &str,
+    n: usize,
+    v: &Variant,
+    ads: Option<SocketAddr>,
+) -> anyhow::Result<PathBuf> {
     let cluster = |name: &str| {
         json!({"name": name, "type": "STATIC", "load_assignment": {"cluster_name": name, "endpoints": [
             {"lb_endpoints": [{"endpoint": {"address": address(v.backend)}}]}]}})
     };
-    let (clusters, hosts): (Vec<Value>, Vec<Value>) = if kind == "scale" {
+    let (clusters, hosts): (Vec<Value>, Vec<Value>) = if kind != "routes" {
         (0..n)
             .map(|i| {
                 let name = format!("svc-{i}");
@@ -151,11 +158,11 @@ pub(crate) fn big(work: &Path, kind: &str, n: usize, v: &Variant) -> anyhow::Res
     let manager = json!({
         "@type": format!("{EXTENSIONS}.network.http_connection_manager.v3.HttpConnectionManager"),
         "stat_prefix": "in",
-        "route_config": {"virtual_hosts": hosts},
+        "route_config": {"virtual_hosts": hosts, "validate_clusters": false},
         "http_filters": [{"name": "envoy.filters.http.router", "typed_config": {
             "@type": format!("{EXTENSIONS}.http.router.v3.Router")}}],
     });
-    let bootstrap = json!({
+    let mut bootstrap = json!({
         "admin": {"address": address(v.ports.client_admin())},
         "static_resources": {
             "listeners": [{"name": "in", "address": address(v.ports.listen()), "filter_chains": [{"filters": [
@@ -163,6 +170,22 @@ pub(crate) fn big(work: &Path, kind: &str, n: usize, v: &Variant) -> anyhow::Res
             "clusters": clusters,
         },
     });
+    if let Some(ads) = ads {
+        bootstrap["node"] = json!({"id": "bench", "cluster": "bench"});
+        bootstrap["dynamic_resources"] = json!({
+            "ads_config": {"api_type": "DELTA_GRPC", "transport_api_version": "V3",
+                "grpc_services": [{"envoy_grpc": {"cluster_name": "ads"}}]},
+            "cds_config": {"ads": {}, "resource_api_version": "V3"},
+        });
+        bootstrap["static_resources"]["clusters"] = json!([{
+            "name": "ads", "type": "STATIC",
+            "typed_extension_protocol_options": {"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+                "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
+                "explicit_http_config": {"http2_protocol_options": {}}}},
+            "load_assignment": {"cluster_name": "ads", "endpoints": [
+                {"lb_endpoints": [{"endpoint": {"address": address(ads)}}]}]},
+        }]);
+    }
     write(work, &format!("{kind}-{n}.json"), &serde_json::to_string(&bootstrap)?)
 }
 

@@ -17,6 +17,7 @@ mod process;
 mod report;
 mod scenario;
 mod token;
+mod update;
 
 /// Compares the sidecar with Envoy.
 #[derive(Debug, Clone, Parser)]
@@ -98,6 +99,10 @@ fn run(args: Args) -> anyhow::Result<bool> {
             println!("{:18} {}", s.name, s.about);
         }
         println!("{:18} N clusters and virtual hosts, the last one hit", "scale-N");
+        println!(
+            "{:18} the same with clusters from a control plane that changes one ten times a second",
+            "update-N"
+        );
         println!("{:18} N prefix routes in one virtual host, the last one hit", "routes-N");
         return Ok(true);
     }

@@ -16,6 +16,7 @@ use crate::{
     process::{Process, busy},
     report::Row,
     token,
+    update::Feed,
 };
 
 /// Idle connections of the memory scenarios.
@@ -177,7 +178,7 @@ impl Bench {
     pub(crate) fn measure(&self, name: &str) -> anyhow::Result<Vec<Row>> {
         let kind = match ALL.iter().find(|s| s.name == name) {
             Some(s) => s.kind,
-            None if name.starts_with("scale-") || name.starts_with("routes-") => Kind::Single,
+            None if is_big(name) => Kind::Single,
             None => bail!("no such scenario; --list names them"),
         };
         let mut sides = match kind {
@@ -240,7 +241,7 @@ impl Bench {
             .split_once('-')
             .and_then(|(_, n)| n.parse::<usize>().ok())
             .map_or(0, |n| n.saturating_sub(1));
-        let (host, path): (String, String) = if name.starts_with("scale-") {
+        let (host, path): (String, String) = if name.starts_with("scale-") || name.starts_with("update-") {
             (format!("svc-{last}.bench.local"), "/".into())
         } else if name.starts_with("routes-") {
             ("bench.local".into(), format!("/r{last}/"))
@@ -260,7 +261,13 @@ impl Bench {
     }
 
     /// The proxies of a side, server first.
-    fn start(&self, name: &str, kind: Kind, s: &Side) -> anyhow::Result<Vec<Process>> {
+    fn start(
+        &self,
+        name: &str,
+        kind: Kind,
+        s: &Side,
+        ads: Option<SocketAddr>,
+    ) -> anyhow::Result<Vec<Process>> {
         let dir = self.work.path();
         let mut v = Variant {
             ports: self.ports,
@@ -285,7 +292,7 @@ impl Bench {
         }
         let big = name.split_once('-').and_then(|(k, n)| Some((k, n.parse::<usize>().ok()?)));
         let files = match (kind, big) {
-            (Kind::Single, Some((k, n))) => vec![(config::big(dir, k, n, &v)?, self.ports.listen())],
+            (Kind::Single, Some((k, n))) => vec![(config::big(dir, k, n, &v, ads)?, self.ports.listen())],
             (Kind::Single | Kind::Policy, _) => {
                 vec![(config::render(dir, "http-single", &v)?, self.ports.listen())]
             }
@@ -336,11 +343,15 @@ impl Bench {
         s: &Side,
         direct: Option<[f64; 3]>,
     ) -> anyhow::Result<Vec<(&'static str, f64)>> {
+        let feed = match name.strip_prefix("update-").and_then(|n| n.parse().ok()) {
+            Some(n) => Some(Feed::start(n, self.backend(name), self.args.load_cpu)?),
+            None => None,
+        };
         let begun = Instant::now();
-        let proxies = self.start(name, kind, s)?;
+        let proxies = self.start(name, kind, s, feed.as_ref().map(|f| f.address))?;
         let target = self.target(name, self.ports.listen(), name == "jwt");
         let mut startup = None;
-        if name.starts_with("scale-") || name.starts_with("routes-") {
+        if is_big(name) {
             let limit = begun + Duration::from_secs(60);
             while !target.once() {
                 if Instant::now() > limit {
@@ -366,6 +377,13 @@ impl Bench {
                 ("rss_mib", memory("VmRSS")),
             ]);
         }
+        let mut per_update = None;
+        if let Some(feed) = &feed {
+            let (cpu, made) = (used(), feed.made());
+            feed.change(true);
+            std::thread::sleep(Duration::from_secs(self.args.seconds));
+            per_update = Some((used() - cpu) * 1000.0 / (feed.made() - made) as f64);
+        }
         target.saturate(1, self.args.connections)?;
         let _scraper = (name == "pair-full")
             .then(|| Scraper::start(vec![self.ports.client_admin(), self.ports.server_admin()]));
@@ -383,6 +401,9 @@ impl Bench {
             ("others_share", others),
             ("rss_loaded_mib", memory("VmRSS")),
         ];
+        if let Some(ms) = per_update {
+            out.push(("cpu_ms_per_update", ms));
+        }
         if let Some(t) = startup {
             out.push(("startup_s", t));
         }
@@ -404,6 +425,11 @@ impl Bench {
         let line = format!("{command} {}", pids.join(","));
         Ok(Some(Command::new("sh").args(["-c", &line]).spawn().context("--profile")?))
     }
+}
+
+/// Whether a scenario is one whose name ends in a size.
+fn is_big(name: &str) -> bool {
+    ["scale-", "update-", "routes-"].iter().any(|k| name.starts_with(k))
 }
 
 fn memory_figures(
