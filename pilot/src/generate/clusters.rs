@@ -97,13 +97,13 @@ fn add(
     balance(&mut c, lb, ctx.proxy.flotilla);
     pool(&mut c, policy.connection_pool.as_ref(), port.protocol);
     c.outlier = match &policy.outlier_detection {
-        Some(o) => Some(outlier(o)),
+        Some(o) => Some(Box::new(outlier(o))),
         None if entry.imports.is_empty() => None,
         None => {
             // Nobody asked for this detection, so it may prefer hosts but never leave a caller with none:
             // when all are ejected, all are used.
             c.panic_threshold = 1;
-            Some(REMOTE_OUTLIER)
+            Some(Box::new(REMOTE_OUTLIER))
         }
     };
     c.locality_weighted = endpoints::locality_setting(&policy).is_some_and(|s| !s.distribute.is_empty());
@@ -281,10 +281,10 @@ fn transport(
                 if !t.subject_alt_names.is_empty() {
                     tls.validation.sans = t.subject_alt_names.iter().map(StringMatch::exact).collect();
                 }
-                c.tls = Some(tunnelled(tls));
+                c.tls = Some(Box::new(tunnelled(tls)));
             }
             ClientTlsMode::Simple | ClientTlsMode::Mutual => {
-                c.tls = Some(foreign_tls(entry, t, http2));
+                c.tls = Some(Box::new(foreign_tls(entry, t, http2)));
             }
         },
     }

@@ -161,14 +161,16 @@ impl<'a> KeyServer<'a> {
             overprovisioning: 140,
         };
         let mut c = ctx.base_cluster(&name, Discovery::StrictDns(assignment));
-        c.tls = self.tls.then(|| UpstreamTls {
-            certificate: None,
-            validation: Validation {
-                trusted: Some(SecretRef::Files { chain: SYSTEM_ROOTS.to_owned(), key: String::new() }),
-                sans: vec![StringMatch::exact(self.host)],
-            },
-            sni: self.host.to_owned(),
-            alpn: vec![],
+        c.tls = self.tls.then(|| {
+            Box::new(UpstreamTls {
+                certificate: None,
+                validation: Validation {
+                    trusted: Some(SecretRef::Files { chain: SYSTEM_ROOTS.to_owned(), key: String::new() }),
+                    sans: vec![StringMatch::exact(self.host)],
+                },
+                sni: self.host.to_owned(),
+                alpn: vec![],
+            })
         });
         c
     }

@@ -623,7 +623,7 @@ fn destination_rule_settings() {
     assert_eq!(c.lb, LbPolicy::RingHash(1024));
     assert_eq!((c.limits.max_connections, c.limits.max_pending, c.max_requests_per_connection), (7, 3, 1));
     assert_eq!(c.connect_timeout.as_millis(), 250);
-    let o = c.outlier.unwrap();
+    let o = c.outlier.as_deref().unwrap();
     assert_eq!((o.consecutive_5xx, o.consecutive_gateway, o.max_percent), (3, 0, 100));
     assert!(c.tls.is_none() && c.tls_matches.is_empty());
     let r = &vhost(&g.routes["9080"], "productpage").routes[0];

@@ -20,14 +20,14 @@ pub struct Cluster {
     /// HTTP version spoken upstream.
     pub http: UpstreamHttp,
     /// TLS to every endpoint that no entry of `tls_matches` takes.
-    pub tls: Option<UpstreamTls>,
+    pub tls: Option<Box<UpstreamTls>>,
     /// `transport_socket_matches`: the first whose labels all equal the endpoint's
     /// `transport_labels` decides.
     pub tls_matches: Vec<TransportSocketMatch>,
     /// Limits.
     pub limits: CircuitBreakers,
     /// Passive health.
-    pub outlier: Option<OutlierDetection>,
+    pub outlier: Option<Box<OutlierDetection>>,
     /// Active health.
     pub health: Option<Box<HealthCheck>>,
     /// `close_connections_on_host_health_failure`: TCP connections through a host end when it becomes unhealthy.

@@ -659,7 +659,7 @@ pub(crate) fn cluster() -> Cluster {
             retry_budget: Some(RetryBudget { share: 2550, min_concurrency: 4 }),
             ..CircuitBreakers::default()
         },
-        outlier: Some(OutlierDetection {
+        outlier: Some(Box::new(OutlierDetection {
             consecutive_5xx: 0,
             consecutive_gateway: 5,
             interval: Duration::from_secs(1),
@@ -691,7 +691,7 @@ pub(crate) fn cluster() -> Cluster {
                 failure_percentage: None,
             }),
             ..OutlierDetection::default()
-        }),
+        })),
         health: Some(Box::new(HealthCheck {
             kind: HealthCheckKind::Http(HttpHealthCheck {
                 host: "h".into(),
@@ -808,7 +808,7 @@ fn clusters_round_trip() {
             lb,
             http,
             tls_matches: vec![],
-            tls: base.tls_matches[0].tls.clone(),
+            tls: base.tls_matches[0].tls.clone().map(Box::new),
             outlier: None,
             keepalive: None,
             source: vec![],

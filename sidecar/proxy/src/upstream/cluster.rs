@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, LazyLock, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU32, Ordering::Relaxed},
     },
     time::Duration,
@@ -38,6 +38,14 @@ pub(crate) struct ServiceName {
     pub(crate) namespace: Arc<str>,
 }
 
+impl Default for ServiceName {
+    /// No service: clusters that are named in another way are many in some meshes, so they share it.
+    fn default() -> Self {
+        static NONE: LazyLock<Arc<str>> = LazyLock::new(|| Arc::from(""));
+        Self { host: Arc::clone(&NONE), name: Arc::clone(&NONE), namespace: Arc::clone(&NONE) }
+    }
+}
+
 impl ServiceName {
     pub(crate) fn of_cluster(cluster: &str) -> Self {
         let mut parts = cluster.splitn(4, '|');
@@ -45,6 +53,9 @@ impl ServiceName {
             (Some("outbound" | "inbound"), Some(_), Some(_), Some(host)) => host,
             _ => "",
         };
+        if host.is_empty() {
+            return Self::default();
+        }
         Self::of_host(host)
     }
 
@@ -169,7 +180,7 @@ impl Cluster {
     pub(crate) fn new(config: Arc<model::Cluster>, previous: Option<&Cluster>) -> Self {
         let mut sockets = vec![TransportSocket {
             labels: vec![],
-            tls: config.tls.clone().map(TlsTransport::new),
+            tls: config.tls.as_deref().cloned().map(TlsTransport::new),
             hbone: None,
         }];
         sockets.extend(config.tls_matches.iter().map(|m| TransportSocket {
@@ -427,7 +438,7 @@ mod tests {
             tls: None,
             tls_matches: vec![],
             limits: model::CircuitBreakers::default(),
-            outlier,
+            outlier: outlier.map(Box::new),
             health: None,
             close_on_health_failure: false,
             slow_start: None,

@@ -161,7 +161,7 @@ async fn hosts_are_ejected_for_their_success_rate_and_their_failures() {
         hosts.push(server("good", none, 0).await);
     }
     let mut c = cluster("c", &hosts);
-    c.outlier = Some(OutlierDetection {
+    c.outlier = Some(Box::new(OutlierDetection {
         success_rate: Some(SuccessRate {
             minimum_hosts: 5,
             request_volume: 5,
@@ -169,12 +169,12 @@ async fn hosts_are_ejected_for_their_success_rate_and_their_failures() {
             enforcing: 100,
         }),
         ..detection()
-    });
+    }));
     let p = proxy(c.clone());
     until_ejected(&p, bad).await;
     let got = counts(&p, 40).await;
     assert_eq!(got["good"], 40);
-    c.outlier = Some(OutlierDetection {
+    c.outlier = Some(Box::new(OutlierDetection {
         failure_percentage: Some(FailurePercentage {
             threshold: 30,
             minimum_hosts: 2,
@@ -182,7 +182,7 @@ async fn hosts_are_ejected_for_their_success_rate_and_their_failures() {
             enforcing: 100,
         }),
         ..detection()
-    });
+    }));
     until_ejected(&proxy(c), bad).await;
 }
 
@@ -202,7 +202,7 @@ async fn hosts_that_are_not_reached_are_ejected_for_their_rate() {
     }
     let mut c = cluster("c", &hosts);
     let rate = SuccessRate { minimum_hosts: 5, request_volume: 5, stdev_factor: 1500, enforcing: 100 };
-    c.outlier = Some(OutlierDetection {
+    c.outlier = Some(Box::new(OutlierDetection {
         local_origin: Some(LocalOrigin {
             consecutive: 0,
             enforcing: 100,
@@ -210,7 +210,7 @@ async fn hosts_that_are_not_reached_are_ejected_for_their_rate() {
             failure_percentage: None,
         }),
         ..detection()
-    });
+    }));
     until_ejected(&proxy(c), flaky).await;
 }
 

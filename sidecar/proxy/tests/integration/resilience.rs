@@ -154,7 +154,7 @@ async fn bad_hosts_are_ejected_and_return() {
     let good = Upstream::new("good").await;
     let (bad, seen) = flaky(usize::MAX, 500).await;
     let mut c = cluster("c", &[good.address, bad]);
-    c.outlier = Some(OutlierDetection {
+    c.outlier = Some(Box::new(OutlierDetection {
         consecutive_5xx: 3,
         consecutive_gateway: 0,
         interval: Duration::from_millis(50),
@@ -162,7 +162,7 @@ async fn bad_hosts_are_ejected_and_return() {
         max_ejection: Duration::from_secs(5),
         max_percent: 50,
         ..OutlierDetection::default()
-    });
+    }));
     let p = proxy(c, forward("c")).run();
     let mut failures = 0;
     for _ in 0..40 {

@@ -30,7 +30,7 @@ fn server(ca: &Ca, upstream: SocketAddr, filters: Vec<HttpFilter>) -> Proxy {
 
 fn client(ca: &Ca, to: SocketAddr, idle: Option<Duration>) -> Proxy {
     let mut c = cluster(DB, &[to]);
-    c.tls = Some(upstream_mtls("", SERVER, &["h2"]));
+    c.tls = Some(Box::new(upstream_mtls("", SERVER, &["h2"])));
     let tunnel =
         Some(Tunneling { hostname: "db.local:3306".into(), headers: vec![("x-a".into(), "b".into())] });
     let NetworkFilter::Tcp(t) = tcp_filter(DB) else { unreachable!() };
@@ -259,7 +259,7 @@ fn agreeing(ca: &Ca, alpn: &[&str], upstream: SocketAddr, rules: Vec<NetworkFilt
     ca.enroll(&s.secrets, "west", SERVER);
     let s = s.run();
     let mut c = cluster(DB, &[s.address("l")]);
-    c.tls = Some(upstream_mtls("", SERVER, &[TUNNEL_ALPN, "istio"]));
+    c.tls = Some(Box::new(upstream_mtls("", SERVER, &[TUNNEL_ALPN, "istio"])));
     c.limits.max_connections = 20;
     let p =
         Proxy::new().cluster(c).listener(listener(Direction::Outbound, vec![chain(vec![tcp_filter(DB)])]));

@@ -359,12 +359,12 @@ async fn several_workers_and_a_change_of_cluster() {
 async fn a_host_that_is_reached_with_tls_gets_nothing_in_clear() {
     let host = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     let mut c = cluster(C, &[host.local_addr().unwrap()]);
-    c.tls = Some(UpstreamTls {
+    c.tls = Some(Box::new(UpstreamTls {
         certificate: None,
         validation: Validation { trusted: None, sans: vec![] },
         sni: String::new(),
         alpn: vec![],
-    });
+    }));
     let p = proxy(&[], UdpProxy::to(C)).cluster(c).run();
     Client::new(&p).await.send(b"secret").await;
     until("no_host", || dropped(&p, "no_host") == 1).await;

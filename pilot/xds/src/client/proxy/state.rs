@@ -313,7 +313,8 @@ fn listener_secrets(l: &Listener) -> impl Iterator<Item = &str> {
 /// SDS names of a cluster.
 fn cluster_secrets(c: &Cluster) -> impl Iterator<Item = &str> {
     c.tls
-        .iter()
+        .as_deref()
+        .into_iter()
         .chain(c.tls_matches.iter().filter_map(|m| m.tls.as_ref()))
         .flat_map(|t| [t.certificate.as_ref().and_then(sds), trusted(&t.validation)].into_iter().flatten())
 }
