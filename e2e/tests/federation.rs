@@ -172,10 +172,10 @@ fn service(name: &str) -> ExportedService {
             labels: BTreeMap::new(),
             locality: String::new().into(),
             healthy_weight: 1,
+            slots: vec![],
         }],
         service_accounts: vec![name.into()],
         exported_at: 1,
-        slots: 1,
     }
 }
 

@@ -17,6 +17,8 @@ use crate::pb;
 pub const MAX_SERVICES: usize = 20_000;
 const MAX_PORTS: usize = 64;
 const MAX_GROUPS: usize = 512;
+/// In one group.
+const MAX_SLOTS: usize = 64;
 const MAX_LABELS: usize = 64;
 const MAX_ACCOUNTS: usize = 256;
 const MAX_GATEWAYS: usize = 64;
@@ -79,6 +81,9 @@ pub fn service(s: pb::Service) -> Result<ExportedService, WireError> {
         if g.labels.len() > MAX_LABELS {
             return Err(WireError(format!("{}/{}: more than {MAX_LABELS} labels", s.namespace, s.name)));
         }
+        if g.slots.len() > MAX_SLOTS {
+            return Err(WireError(format!("{}/{}: more than {MAX_SLOTS} slots", s.namespace, s.name)));
+        }
         for (k, v) in &g.labels {
             text("label", k)?;
             text("label", v)?;
@@ -87,6 +92,7 @@ pub fn service(s: pb::Service) -> Result<ExportedService, WireError> {
             labels: g.labels.into_iter().collect(),
             locality: g.locality.into(),
             healthy_weight: g.healthy_weight.min(1_000_000),
+            slots: g.slots,
         });
     }
     for a in &s.service_accounts {
@@ -101,7 +107,6 @@ pub fn service(s: pb::Service) -> Result<ExportedService, WireError> {
         groups,
         service_accounts: s.service_accounts,
         exported_at: s.exported_at,
-        slots: s.slots.clamp(1, 1024),
     })
 }
 
@@ -129,11 +134,11 @@ pub fn service_pb(s: &ExportedService) -> pb::Service {
                 labels: g.labels.clone().into_iter().collect(),
                 locality: g.locality.to_string(),
                 healthy_weight: g.healthy_weight,
+                slots: g.slots.clone(),
             })
             .collect(),
         service_accounts: s.service_accounts.clone(),
         exported_at: s.exported_at,
-        slots: s.slots,
     }
 }
 
@@ -242,10 +247,10 @@ pub(crate) mod tests {
                 labels: [("version".to_owned(), "v1".to_owned())].into(),
                 locality: "eu/a".to_owned().into(),
                 healthy_weight: 2,
+                slots: vec![7, u32::MAX],
             }],
             service_accounts: vec!["reviews".into()],
             exported_at: 7,
-            slots: 4,
         }
     }
 
@@ -271,6 +276,6 @@ pub(crate) mod tests {
         assert!(with(|s| s.groups = vec![s.groups[0].clone(); 513]).is_err());
         assert!(with(|s| s.service_accounts = vec!["a\nb".into()]).is_err());
         assert!(with(|s| s.host = format!("reviews.books.svc.{}", "x".repeat(600))).is_err());
-        assert_eq!(with(|s| s.slots = 0).unwrap().slots, 1);
+        assert!(with(|s| s.groups[0].slots = vec![1; 65]).is_err());
     }
 }

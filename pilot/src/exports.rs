@@ -3,25 +3,12 @@
 use std::collections::BTreeMap;
 
 use mesh_model::{
-    Locality,
     federation::{EndpointGroup, ExportedService},
-    registry::{Health, Labels, TlsMode},
+    registry::TlsMode,
 };
 use mesh_xds::mcp::Document;
 
-use crate::{config::Problem, index::Origin, world::World};
-
-/// Sessions that a caller keeps to one service at most; more would not spread load better, and each
-/// costs a handshake across the WAN.
-const MAX_SLOTS: usize = 8;
-/// Labels that differ between replicas of one workload and that no subset selects on. Left in, they
-/// would tell peers about every rollout.
-const NOISE: [&str; 4] = [
-    "pod-template-hash",
-    "controller-revision-hash",
-    "statefulset.kubernetes.io/pod-name",
-    "apps.kubernetes.io/pod-index",
-];
+use crate::{config::Problem, index::Origin, slots, world::World};
 
 /// Export records by document name, and exports that cannot be served.
 #[must_use]
@@ -37,31 +24,14 @@ pub fn exports(world: &World) -> (BTreeMap<String, Document>, Vec<Problem>) {
             problems.push(Problem { object, message });
             continue;
         };
-        let mut groups: BTreeMap<(Labels, Locality), u32> = BTreeMap::new();
-        let mut healthy = std::collections::BTreeSet::new();
-        let mut bare = 0;
-        // A workload counts once, whatever number of ports it serves.
-        let mut seen = std::collections::BTreeSet::new();
-        for e in &entry.endpoints {
-            if !seen.insert(&e.address) {
-                continue;
-            }
-            if e.tls != TlsMode::Mutual {
-                bare += 1;
-                continue;
-            }
-            let mut labels = e.labels.clone();
-            labels.retain(|k, _| !NOISE.contains(&k.as_str()));
-            let weight = groups.entry((labels, e.locality.clone())).or_default();
-            if e.health == Health::Healthy {
-                *weight = weight.saturating_add(e.weight);
-                healthy.insert(&e.address);
-            }
-        }
-        if bare > 0 {
+        let shape = slots::shape(entry);
+        if shape.bare > 0 {
             problems.push(Problem {
                 object,
-                message: format!("{bare} of its endpoints have no proxy and cannot be reached by peers"),
+                message: format!(
+                    "{} of its endpoints have no proxy and cannot be reached by peers",
+                    shape.bare
+                ),
             });
         }
         let service = ExportedService {
@@ -70,17 +40,18 @@ pub fn exports(world: &World) -> (BTreeMap<String, Document>, Vec<Problem>) {
             host,
             ports: entry.service.ports.clone(),
             headless: entry.service.headless,
-            groups: groups
+            groups: shape
+                .groups
                 .into_iter()
-                .map(|((labels, locality), healthy_weight)| EndpointGroup {
+                .map(|((labels, locality), g)| EndpointGroup {
                     labels,
                     locality,
-                    healthy_weight,
+                    healthy_weight: g.weight,
+                    slots: g.slots,
                 })
                 .collect(),
             service_accounts: own_identities(world, entry),
             exported_at: export.created,
-            slots: u32::try_from(healthy.len().clamp(1, MAX_SLOTS)).unwrap_or(1),
         };
         let name = format!("{}/{}", export.namespace, export.name);
         match Document::new(&name, &service) {

@@ -17,6 +17,7 @@ pub mod index;
 mod metrics;
 pub mod proxy;
 mod run;
+mod slots;
 pub mod source;
 pub mod world;
 

@@ -35,8 +35,6 @@ pub struct ExportedService {
     pub service_accounts: Vec<String>,
     /// Seconds since the epoch at which it was exported; the oldest export wins a conflict.
     pub exported_at: u64,
-    /// How many inner sessions a caller should spread requests over; at least 1.
-    pub slots: u32,
 }
 
 /// Endpoints of an exported service that look the same from outside.
@@ -49,6 +47,10 @@ pub struct EndpointGroup {
     pub locality: Locality,
     /// Sum of the weights of healthy members; 0 means present but none healthy.
     pub healthy_weight: u32,
+    /// Slots that share this weight evenly: callers keep a session to each, so that their requests spread over the
+    /// members. None: every session may lead to any member.
+    #[serde(default)]
+    pub slots: Vec<u32>,
 }
 
 /// State of the lease that covers everything imported from a peer.

@@ -1,25 +1,25 @@
 //! Load assignments: local endpoints, and peers' services behind this cluster's own gateways.
 //!
 //! A remote endpoint is one of this cluster's east-west gateways with the peer's name in its
-//! transport labels, which chooses the server name that the gateway routes by. Weights keep the
-//! peers' shares exact whatever the number of gateways: local weights are multiplied by the number
-//! of gateways, and each gateway carries the peer's whole weight.
+//! transport labels, which chooses the server name that the gateway routes by, and a slot (see
+//! [`crate::slots`]) that stands before it. Weights keep the peers' shares whatever the number of
+//! gateways and slots.
 //!
 //! Unless a destination rule asks for locality load balancing, everything that is live is one
 //! priority. Peers whose lease has lapsed come last: used when nothing else is left.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::SocketAddr};
 
 use mesh_model::{
     Locality,
     authored::{LocalityLbSetting, MutualTlsMode, TrafficPolicy},
-    federation::LeaseState,
-    proxy::{EndpointHealth, LbEndpoint, LoadAssignment, LocalityEndpoints},
+    federation::{ImportedService, LeaseState},
+    proxy::{EndpointHealth, LbEndpoint, LoadAssignment, LocalityEndpoints, Slots},
     registry::{Health, Labels, Protocol, ServicePort, TlsMode},
 };
 
 use super::{Ctx, hbone};
-use crate::{config::selects, index::Entry};
+use crate::{config::selects, index::Entry, slots::Scale};
 
 /// Transport label with the peer whose gateway a remote endpoint stands for.
 pub(super) const CLUSTER_LABEL: &str = "flotilla.dev/cluster";
@@ -64,9 +64,8 @@ pub(super) fn assignment(
 }
 
 fn groups(ctx: &Ctx<'_>, entry: &Entry, port: &ServicePort, subset: &Labels) -> Vec<Group> {
-    let gateways = &ctx.world.index.east_west;
-    let scale = u32::try_from(gateways.len()).unwrap_or(u32::MAX).max(1);
-    let scale = if entry.imports.is_empty() { 1 } else { scale };
+    let remote = remote(ctx, entry, port, subset);
+    let scale = Scale::new(remote.iter().map(|r| (r.weight, r.parts)));
     let own = ctx.world.settings.cluster.as_str();
     let network = ctx.proxy.network.as_ref().unwrap_or(&ctx.world.settings.network);
     let mut groups: BTreeMap<(bool, Locality, String), Group> = BTreeMap::new();
@@ -105,7 +104,7 @@ fn groups(ctx: &Ctx<'_>, entry: &Entry, port: &ServicePort, subset: &Labels) -> 
         g.endpoints.push(LbEndpoint {
             address: e.address.clone(),
             port: e.port,
-            weight: e.weight.saturating_mul(scale),
+            weight: scale.of(e.weight, 1),
             health: match e.health {
                 Health::Healthy => EndpointHealth::Healthy,
                 Health::Unhealthy => EndpointHealth::Unhealthy,
@@ -114,55 +113,96 @@ fn groups(ctx: &Ctx<'_>, entry: &Entry, port: &ServicePort, subset: &Labels) -> 
             transport_labels,
             workload,
             check: None,
+            slots: Slots::None,
         });
     }
+    for r in remote {
+        let (i, locality) = (r.import, r.locality);
+        let key = (r.lapsed, locality.clone(), i.cluster.to_string());
+        let g = groups.entry(key).or_insert_with(|| Group {
+            locality: locality.clone(),
+            lapsed: r.lapsed,
+            labels: failover_labels(locality, i.cluster.as_str(), r.network),
+            endpoints: vec![],
+        });
+        g.endpoints.push(LbEndpoint {
+            address: r.gateway.ip().to_string(),
+            port: r.gateway.port(),
+            weight: scale.of(r.weight, r.parts),
+            health: EndpointHealth::Healthy,
+            transport_labels: BTreeMap::from([
+                (CLUSTER_LABEL.to_owned(), i.cluster.to_string()),
+                (TLS_LABEL.to_owned(), "istio".to_owned()),
+            ]),
+            workload: format!("{};{};{};;{}", i.service.name, i.service.namespace, i.service.name, i.cluster),
+            check: None,
+            slots: r.slot.map_or(Slots::None, Slots::Asks),
+        });
+    }
+    groups.into_values().filter(|g| !g.endpoints.is_empty()).collect()
+}
+
+/// A slot of a peer's service behind one of this cluster's gateways.
+struct Remote<'a> {
+    import: &'a ImportedService,
+    lapsed: bool,
+    network: &'a str,
+    locality: &'a Locality,
+    gateway: SocketAddr,
+    slot: Option<u32>,
+    /// It has this weight divided by `parts`.
+    weight: u32,
+    parts: usize,
+}
+
+fn remote<'a>(ctx: &Ctx<'a>, entry: &'a Entry, port: &ServicePort, subset: &Labels) -> Vec<Remote<'a>> {
+    let gateways = &ctx.world.index.east_west;
+    let mut out = Vec::new();
     // Between clusters there is TCP only.
-    let imports = entry.imports.iter().filter(|_| port.protocol != Protocol::Udp);
-    for i in imports {
+    for i in entry.imports.iter().filter(|_| port.protocol != Protocol::Udp && !gateways.is_empty()) {
         // The peer may not have this port; the oldest export defined ours.
         if !i.service.ports.iter().any(|p| p.port == port.port) {
             continue;
         }
         let peer = ctx.world.config.peers.iter().find(|p| p.id == i.cluster);
         let lapsed = i.lease == LeaseState::Lapsed || peer.is_some_and(|p| p.lease == LeaseState::Lapsed);
-        let mut weights: BTreeMap<&Locality, u32> = BTreeMap::new();
-        for g in i.service.groups.iter().filter(|g| selects(subset, &g.labels)) {
-            let w = weights.entry(&g.locality).or_default();
+        // A peer without a healthy endpoint would only answer that it has none.
+        let groups = i.service.groups.iter().filter(|g| g.healthy_weight > 0 && selects(subset, &g.labels));
+        // Envoy has one server name for all endpoints of a peer, and takes an address once.
+        let (slotted, whole): (Vec<_>, Vec<_>) =
+            groups.partition(|g| ctx.proxy.flotilla && !g.slots.is_empty());
+        let mut by_locality: BTreeMap<&Locality, u32> = BTreeMap::new();
+        for g in whole {
+            let w = by_locality.entry(&g.locality).or_default();
             *w = w.saturating_add(g.healthy_weight);
         }
-        for (locality, weight) in weights {
-            // A peer without a healthy endpoint would only answer that it has none.
-            if weight == 0 {
-                continue;
-            }
-            let network = peer.map_or("", |p| p.network.as_str());
-            let key = (lapsed, locality.clone(), i.cluster.to_string());
-            let g = groups.entry(key).or_insert_with(|| Group {
-                locality: locality.clone(),
-                lapsed,
-                labels: failover_labels(locality, i.cluster.as_str(), network),
-                endpoints: vec![],
-            });
-            for gw in gateways {
-                g.endpoints.push(LbEndpoint {
-                    address: gw.ip().to_string(),
-                    port: gw.port(),
-                    weight,
-                    health: EndpointHealth::Healthy,
-                    transport_labels: BTreeMap::from([
-                        (CLUSTER_LABEL.to_owned(), i.cluster.to_string()),
-                        (TLS_LABEL.to_owned(), "istio".to_owned()),
-                    ]),
-                    workload: format!(
-                        "{};{};{};;{}",
-                        i.service.name, i.service.namespace, i.service.name, i.cluster
-                    ),
-                    check: None,
-                });
+        let slotted = slotted.into_iter().map(|g| {
+            let slots: Vec<_> = g.slots.iter().copied().map(Some).collect();
+            (&g.locality, g.healthy_weight, slots)
+        });
+        let parts = by_locality.into_iter().map(|(locality, weight)| (locality, weight, vec![None]));
+        let mut turn = 0;
+        for (locality, weight, slots) in slotted.chain(parts) {
+            // Each gateway has a part in each group; a slot is behind more than one only if gateways are more than slots.
+            let paths = gateways.len().div_ceil(slots.len());
+            for slot in &slots {
+                for _ in 0..paths {
+                    out.push(Remote {
+                        import: i,
+                        lapsed,
+                        network: peer.map_or("", |p| p.network.as_str()),
+                        locality,
+                        gateway: gateways[turn % gateways.len()],
+                        slot: *slot,
+                        weight,
+                        parts: slots.len() * paths,
+                    });
+                    turn += 1;
+                }
             }
         }
     }
-    groups.into_values().filter(|g| !g.endpoints.is_empty()).collect()
+    out
 }
 
 fn failover_labels(l: &Locality, cluster: &str, network: &str) -> Labels {

@@ -68,6 +68,7 @@ pub(super) fn inbound(ctx: &Ctx<'_>, targets: &[Target], out: &mut Generated) {
             transport_labels: Default::default(),
             workload: String::new(),
             check: None,
+            slots: mesh_model::proxy::Slots::None,
         };
         let assignment = LoadAssignment {
             name: cluster.clone(),

@@ -145,6 +145,7 @@ fn cluster(ctx: &Ctx<'_>, p: &Port<'_>) -> Cluster {
         transport_labels: BTreeMap::new(),
         workload: String::new(),
         check: None,
+        slots: mesh_model::proxy::Slots::None,
     };
     let assignment = LoadAssignment {
         name: name.clone(),

@@ -154,6 +154,7 @@ impl<'a> KeyServer<'a> {
             transport_labels: Default::default(),
             workload: String::new(),
             check: None,
+            slots: mesh_model::proxy::Slots::None,
         };
         let assignment = LoadAssignment {
             name: name.clone(),

@@ -6,6 +6,7 @@
 //! | `outbound_.<port>_.<subset>_.<svc>.<ns>.svc.cluster.local` | the same, as Istio's gateways write it |
 //! | `*.svc.<peer>.clusterset.local`, `federation.<peer>…`, `join.<peer>…` | that peer's gateways |
 //! | `federation.<self>.clusterset.local`, `join.<self>…` | this cluster's control plane |
+//! | `<slot>.outbound_.…`, for the two first | the workload of that slot (see [`crate::slots`]), or another |
 //! | anything else | closed |
 //!
 //! A service that is not exported has no chain, so its name is as unknown as any other. One listener
@@ -13,15 +14,16 @@
 //! inner session is verified like any other; such transit shows in the peer's cluster metrics.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::SocketAddr,
+    time::Duration,
 };
 
 use mesh_model::{
     federation::{PeerCluster, Transport},
     proxy::{
         Cluster, Direction, Discovery, EndpointHealth, FilterChain, FilterChainMatch, LbEndpoint,
-        LoadAssignment, LocalityEndpoints, TransportProtocol,
+        LoadAssignment, LocalityEndpoints, OutlierDetection, Slots, TransportProtocol,
     },
     registry::{Health, Labels, ServicePort, TlsMode},
 };
@@ -35,10 +37,27 @@ use super::{
 use crate::{
     hosts,
     index::{Entry, Origin},
+    slots,
 };
 
 /// Cluster of this cluster's control plane.
 const CONTROL_PLANE: &str = "control-plane";
+
+/// A workload that cannot be reached is left alone for some seconds, so that callers are told at once when there is
+/// no other.
+const WORKLOAD_OUTLIER: OutlierDetection = OutlierDetection {
+    consecutive_5xx: 0,
+    enforcing_5xx: 0,
+    consecutive_gateway: 1,
+    enforcing_gateway: 100,
+    success_rate: None,
+    failure_percentage: None,
+    local_origin: None,
+    interval: Duration::from_secs(1),
+    base_ejection: Duration::from_secs(2),
+    max_ejection: Duration::from_secs(10),
+    max_percent: 100,
+};
 
 pub(super) fn generate(ctx: &Ctx<'_>, out: &mut Generated) {
     let own = ctx.world.settings.cluster.as_str();
@@ -47,7 +66,7 @@ pub(super) fn generate(ctx: &Ctx<'_>, out: &mut Generated) {
     let mut l = listener(format!("{ip}_{port}"), SocketAddr::new(ip, port), Direction::Unspecified);
     l.inspect_tls = true;
     // A client that sends nothing has no server name and no chain; a slow one gets a fair time.
-    l.inspect_timeout = std::time::Duration::from_secs(5);
+    l.inspect_timeout = Duration::from_secs(5);
     let exported: Vec<&Entry> = ctx
         .world
         .index
@@ -103,21 +122,40 @@ fn service_chains(
 ) {
     let rule = ctx.world.destination_rule(ctx.proxy, e);
     let none = Labels::new();
+    // Only our own gateways read them.
+    let mut serves = HashMap::new();
+    if ctx.proxy.flotilla {
+        serves = slots::shape(e).serves;
+    }
     let mut seen = BTreeSet::new();
     for p in e.service.ports.iter().filter(|p| seen.insert(p.port)) {
         let subsets = rule.iter().flat_map(|r| &r.subsets).map(|s| (s.name.as_str(), &s.labels));
         for (subset, labels) in std::iter::once(("", &none)).chain(subsets) {
             let name = sni_name(p.port, subset, &e.service.host);
-            out.assignment(local_endpoints(e, p, labels, &name));
-            out.cluster(Cluster { ..ctx.base_cluster(&name, Discovery::Eds(name.clone())) });
+            out.assignment(local_endpoints(e, p, labels, &name, &serves));
+            out.cluster(Cluster {
+                outlier: Some(Box::new(WORKLOAD_OUTLIER)),
+                // When all are out all are tried: they may be back.
+                panic_threshold: 1,
+                ..ctx.base_cluster(&name, Discovery::Eds(name.clone()))
+            });
             // Names are unique by construction; comparing each with all others would be quadratic.
-            chains.push(to(ctx, &name, names(p.port, subset)));
+            // Callers that keep a session to each slot put its name before the service's.
+            let mut names = names(p.port, subset);
+            names.extend(names.iter().map(|n| format!("*.{n}")).collect::<Vec<_>>());
+            chains.push(to(ctx, &name, names));
         }
     }
 }
 
 /// Workloads of this cluster that can end an inner session.
-fn local_endpoints(e: &Entry, p: &ServicePort, labels: &Labels, name: &str) -> LoadAssignment {
+fn local_endpoints(
+    e: &Entry,
+    p: &ServicePort,
+    labels: &Labels,
+    name: &str,
+    serves: &HashMap<&str, Box<[u32]>>,
+) -> LoadAssignment {
     let mut by_locality: BTreeMap<_, Vec<LbEndpoint>> = BTreeMap::new();
     for x in e.endpoints_of(p, labels).filter(|x| x.tls == TlsMode::Mutual) {
         by_locality.entry(x.locality.clone()).or_default().push(LbEndpoint {
@@ -132,6 +170,7 @@ fn local_endpoints(e: &Entry, p: &ServicePort, labels: &Labels, name: &str) -> L
             transport_labels: BTreeMap::new(),
             workload: String::new(),
             check: None,
+            slots: serves.get(x.address.as_str()).cloned().map_or(Slots::None, Slots::Serves),
         });
     }
     LoadAssignment {
@@ -153,6 +192,7 @@ fn plain(address: String, port: u16, weight: u32) -> LbEndpoint {
         transport_labels: BTreeMap::new(),
         workload: String::new(),
         check: None,
+        slots: Slots::None,
     }
 }
 

@@ -331,6 +331,43 @@ fn weights_are_exact_with_several_gateways() {
 }
 
 #[test]
+fn slots_share_their_weight_and_the_gateways() {
+    let groups = json!([
+        {"labels": {"version": "v2"}, "locality": "r2/a", "healthyWeight": 3, "slots": [1, 2, 3]},
+        {"labels": {"version": "v3"}, "locality": "r2/b", "healthyWeight": 1, "slots": [4]}
+    ]);
+    let docs = bookstore().add("ImportedService", "east/books/reviews", import("east", "live", groups));
+    let (galley, federation) = docs.states();
+    let mut s = settings();
+    s.east_west = vec!["10.1.0.100:15443".parse().unwrap(), "10.1.0.101:15443".parse().unwrap()];
+    let w = World::new(s, Reader::default().read(&galley, &federation));
+    let of = |node: &mesh_xds::NodeInfo, subset: &str| -> Vec<(String, Slots, u32)> {
+        let g = generate(&ProxyNode::new(node).unwrap(), &w);
+        let name = format!("outbound|9080|{subset}|reviews.books.svc.cluster.local");
+        g.endpoints[&name]
+            .localities
+            .iter()
+            .flat_map(|l| &l.endpoints)
+            .map(|e| (e.address.replace("10.1.0.", ""), e.slots.clone(), e.weight))
+            .collect()
+    };
+    let own = ("5".to_owned(), Slots::None, 2);
+    let gw = |ip: &str, slot, weight| (ip.to_owned(), Slots::Asks(slot), weight);
+    // A slot is behind one gateway, unless there are fewer slots than gateways.
+    assert_eq!(
+        of(&productpage(), ""),
+        [own.clone(), gw("100", 1, 2), gw("101", 2, 2), gw("100", 3, 2), gw("101", 4, 1), gw("100", 4, 1)]
+    );
+    assert_eq!(of(&productpage(), "v2"), [gw("100", 1, 1), gw("101", 2, 1), gw("100", 3, 1)]);
+    // Others get each gateway once.
+    let mut envoy = productpage();
+    envoy.metadata.remove("GENERATOR");
+    envoy.user_agent = "envoy".into();
+    let plain = |ip: &str, weight| (ip.to_owned(), Slots::None, weight);
+    assert_eq!(of(&envoy, ""), [own, plain("100", 3), plain("101", 3), plain("100", 1), plain("101", 1)]);
+}
+
+#[test]
 fn a_lapsed_peer_comes_last() {
     let docs = bookstore().add(
         "ImportedService",

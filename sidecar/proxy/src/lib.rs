@@ -16,6 +16,7 @@ mod listener;
 mod matcher;
 mod options;
 mod rbac;
+mod refusal;
 mod tcp;
 mod tunnel;
 mod udp;

@@ -25,6 +25,7 @@ use crate::{
     config::listener::{TcpProxy, Terminal},
     http::record::TcpRecord,
     io::Io,
+    refusal::Refusal,
     tunnel::{client::ConnectRequest, relay::relay},
     upstream::{
         self,
@@ -40,6 +41,9 @@ pub(crate) const BUFFER: usize = 128 * 1024;
 /// Hosts tried before giving up; Envoy's `max_connect_attempts` is one, but a refused connection has cost the
 /// client nothing yet.
 const CONNECT_ATTEMPTS: usize = 3;
+/// The same, if all together took no more than [`FAST`].
+const FAST_ATTEMPTS: usize = 16;
+const FAST: Duration = Duration::from_millis(100);
 
 /// Serves a connection until both directions have ended.
 pub(crate) async fn serve(mut down: Io, conn: Rc<Connection>) {
@@ -49,8 +53,14 @@ pub(crate) async fn serve(mut down: Io, conn: Rc<Connection>) {
     if let Some(slot) = &slot {
         record.cluster = Some(Arc::clone(slot));
     }
+    let passes = passes_tls(&conn, &down);
     let result = match &slot {
-        None => Err(("NC", "cluster_not_found".to_owned())),
+        None => {
+            if passes {
+                Refusal::UnknownName.send(&mut down).await;
+            }
+            Err(("NC", "cluster_not_found".to_owned()))
+        }
         Some(slot) => match slot.load() {
             None => Err(("NC", "cluster_not_found".to_owned())),
             Some(cluster) => run(&mut down, &conn, proxy, &cluster, &mut record).await,
@@ -68,7 +78,7 @@ pub(crate) async fn serve(mut down: Io, conn: Rc<Connection>) {
 
 pub(crate) fn destination(conn: &Connection, proxy: &TcpProxy) -> Option<Arc<ClusterSlot>> {
     if conn.chain.sni_cluster {
-        let sni = conn.sni.as_deref()?;
+        let sni = upstream::lb::without_slot(conn.sni.as_deref()?);
         let compiled = conn.worker.shared.compiled.load();
         // An SNI names a cluster of this proxy or nothing: no fallback, or a stranger could choose it. Istio's
         // SNI form of a cluster name is looked up as that name as well.
@@ -102,8 +112,39 @@ async fn run(
     record: &mut TcpRecord,
 ) -> Result<(), Failure> {
     // Boxed: what a dial needs would otherwise be kept for as long as the connection is.
-    let (mut up, holds) = Box::pin(self::connect(conn, cluster, proxy.tunnel.as_ref(), record)).await?;
+    let connected = Box::pin(self::connect(conn, cluster, proxy.tunnel.as_ref(), record)).await;
+    let (mut up, holds) = match connected {
+        Ok(c) => c,
+        Err(e) => {
+            if let Some(r) = refusal(cluster).filter(|_| passes_tls(conn, down)) {
+                r.send(down).await;
+            }
+            return Err(e);
+        }
+    };
     carry(conn, down, &mut up, proxy.config.idle_timeout, &holds, record).await
+}
+
+/// Whether this is a session that somebody else ends, of which nothing was answered yet.
+fn passes_tls(conn: &Connection, down: &Io) -> bool {
+    conn.sni.is_some() && !conn.tls && matches!(down, Io::Plain(_))
+}
+
+/// Clusters of gateways: the way to another member of the federation, and a service by its server name.
+const PEER: &str = "peer|";
+const BY_SERVER_NAME: &str = "outbound_.";
+
+/// What a failed connection means to those who wait behind this gateway. `None` if it is none, or another try might do
+/// better.
+fn refusal(cluster: &Cluster) -> Option<Refusal> {
+    if cluster.config.name.starts_with(PEER) {
+        return Some(Refusal::NoWay);
+    }
+    if !cluster.config.name.starts_with(BY_SERVER_NAME) {
+        return None;
+    }
+    let all_bad = cluster.tables().hosts.iter().all(|h| !h.is_usable());
+    all_bad.then_some(Refusal::NoBackend)
 }
 
 /// What an upstream connection counts as, for as long as it lives.
@@ -187,7 +228,9 @@ async fn dial(
 ) -> Result<(Io, Arc<Host>), Failure> {
     let mut tried = Vec::new();
     let mut last = ("UH", "no_healthy_upstream".to_owned());
-    for _ in 0..CONNECT_ATTEMPTS {
+    let begun = Instant::now();
+    // What is refused at once costs little: a service of many workloads, most of which just died, is still served.
+    while tried.len() < CONNECT_ATTEMPTS || (tried.len() < FAST_ATTEMPTS && begun.elapsed() < FAST) {
         let host = match pick(conn, cluster, &tried) {
             Ok(h) => h,
             Err(e) => return Err(if tried.is_empty() { e } else { last }),
@@ -212,7 +255,13 @@ async fn dial(
                 return Ok((io, host));
             }
             Err(e) => {
-                cluster.observe(&host, Outcome::Failed);
+                cluster.observe(
+                    &host,
+                    match e {
+                        ConnectError::Refusal(r) => Outcome::Refused(r),
+                        _ => Outcome::Failed,
+                    },
+                );
                 let timeout = matches!(e, ConnectError::Timeout);
                 last = (
                     "UF",
@@ -244,6 +293,9 @@ pub(crate) fn pick(conn: &Connection, cluster: &Cluster, tried: &[u64]) -> Resul
     .then(|| crate::upstream::lb::stable_hash(conn.peer.ip().to_string().as_bytes()));
     let hash = hash.filter(|_| tried.is_empty());
     let tables = cluster.tables();
+    if let Some(h) = tables.pick_slot(&conn.worker.rng, conn.sni.as_deref(), tried) {
+        return Ok(Arc::clone(h));
+    }
     tables
         .pick_avoiding(&conn.worker.rng, hash, tried, 5)
         .cloned()

@@ -49,6 +49,23 @@ pub struct LbEndpoint {
     pub workload: String,
     /// How it is checked, if otherwise than the cluster says.
     pub check: Option<Box<EndpointCheck>>,
+    /// Its part in spreading sessions over the workloads of another cluster.
+    pub slots: Slots,
+}
+
+/// Slots of a service: names for its workloads that tell nothing about them. A session between clusters ends at one
+/// workload, so a caller keeps sessions to several slots, and the gateway at the other end leads each to a workload
+/// of that slot. In a server name it stands as eight hexadecimal digits before the service's own. Filter metadata
+/// `flotilla`: `slot` is a name, `serves` a list of them divided by commas.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+pub enum Slots {
+    /// None.
+    #[default]
+    None,
+    /// The endpoint stands for this slot behind a gateway.
+    Asks(u32),
+    /// The endpoint is a workload of these slots.
+    Serves(Box<[u32]>),
 }
 
 /// `envoy.config.core.v3.HealthStatus`.

@@ -157,6 +157,7 @@ fn east_west_forwards_only_what_is_exported() {
         sni_target(l, "outbound_.9080_.v1_.reviews.books.svc.west.clusterset.local"),
         Some("outbound_.9080_.v1_.reviews.books.svc.cluster.local")
     );
+    assert_eq!(sni_target(l, "0000beef.outbound_.9080_._.reviews.books.svc.west.clusterset.local"), own);
     assert_eq!(sni_target(l, "outbound_.9080_._.productpage.books.svc.west.clusterset.local"), None);
     assert_eq!(sni_target(l, "outbound_.9080_._.productpage.books.svc.cluster.local"), None);
     assert_eq!(sni_target(l, "outbound_.9080_._.reviews.books.svc.east.clusterset.local"), Some("peer|east"));
@@ -194,6 +195,59 @@ fn exports_are_groups_not_pods() {
     assert_eq!(e.groups.len(), 1);
     assert_eq!(e.groups[0].healthy_weight, 2);
     assert_eq!(e.service_accounts, ["spiffe://mesh.local/ns/books/sa/reviews"]);
-    assert_eq!((e.slots, e.ports[0].port), (2, 9080));
+    assert_eq!((e.groups[0].slots.len(), e.ports[0].port), (2, 9080));
     assert!(problems.iter().any(|p| p.object == "ServiceExport books/missing"), "{problems:?}");
+}
+
+/// A service of `n` workloads, as the gateway and peers get it.
+fn of_size(n: usize, skip: usize) -> (Vec<(String, Vec<u32>)>, mesh_model::federation::ExportedService) {
+    let mut docs = Docs::default().add("Service", "books/reviews", service(9080, "http", "reviews")).add(
+        "ServiceExport",
+        "books/reviews",
+        json!({}),
+    );
+    for i in (0..n).filter(|i| *i != skip) {
+        docs = docs.add(
+            "WorkloadEntry",
+            &format!("books/r{i}"),
+            workload(&format!("10.1.{}.{}", i / 200, i % 200 + 1), "reviews", "v1"),
+        );
+    }
+    let g = docs.generate(&gateway_node(json!({}), "sni-dnat"));
+    let name = "outbound_.9080_._.reviews.books.svc.cluster.local";
+    let serves = g.endpoints[name]
+        .localities
+        .iter()
+        .flat_map(|l| &l.endpoints)
+        .map(|e| match &e.slots {
+            Slots::Serves(s) => (e.address.clone(), s.to_vec()),
+            other => panic!("{}: {other:?}", e.address),
+        })
+        .collect();
+    let (out, _) = exports::exports(&docs.world());
+    (serves, out["books/reviews"].spec().unwrap())
+}
+
+#[test]
+fn each_workload_has_a_slot_that_it_keeps() {
+    let (serves, export) = of_size(11, usize::MAX);
+    assert_eq!(serves.len(), 11);
+    let mut of_gateway: Vec<u32> = serves.iter().flat_map(|(_, s)| s.clone()).collect();
+    of_gateway.sort_unstable();
+    assert_eq!(of_gateway, export.groups[0].slots, "the gateway serves what was announced");
+    of_gateway.dedup();
+    assert_eq!(of_gateway.len(), 11);
+    // One goes: the others keep theirs.
+    let (fewer, export) = of_size(11, 4);
+    assert!(fewer.iter().all(|e| serves.contains(e)));
+    assert_eq!(export.groups[0].slots.len(), 10);
+}
+
+#[test]
+fn a_large_service_has_few_slots_that_do_not_follow_its_workloads() {
+    let (serves, export) = of_size(40, usize::MAX);
+    assert_eq!(export.groups[0].slots.len(), 16);
+    assert!(serves.iter().all(|(_, s)| *s == export.groups[0].slots));
+    let (_, again) = of_size(41, 7);
+    assert_eq!(again, export, "one of forty was replaced and nobody is told");
 }

@@ -12,6 +12,9 @@ const MATCH: &str = "envoy.transport_socket_match";
 /// Prefix of an address that is a listener of the same proxy.
 const INTERNAL: &str = "internal:";
 const ISTIO: &str = "istio";
+const FLOTILLA: &str = "flotilla";
+/// Far above what a pilot hands out.
+const MAX_SERVES: usize = 256;
 /// Envoy's default.
 const OVERPROVISIONING: u32 = 140;
 
@@ -50,6 +53,16 @@ fn endpoint(e: &model::LbEndpoint) -> pb::LbEndpoint {
         let workload = (&"workload".to_owned(), &e.workload);
         filter_metadata.insert(ISTIO.to_owned(), string_struct([workload]));
     }
+    let slots = match &e.slots {
+        model::Slots::None => None,
+        model::Slots::Asks(s) => Some(("slot".to_owned(), slot(s))),
+        model::Slots::Serves(all) => {
+            Some(("serves".to_owned(), all.iter().map(slot).collect::<Vec<_>>().join(",")))
+        }
+    };
+    if let Some((k, v)) = &slots {
+        filter_metadata.insert(FLOTILLA.to_owned(), string_struct([(k, v)]));
+    }
     let metadata = (!filter_metadata.is_empty())
         .then(|| core::Metadata { filter_metadata, typed_filter_metadata: HashMap::new() });
     let health = match e.health {
@@ -68,6 +81,23 @@ fn endpoint(e: &model::LbEndpoint) -> pb::LbEndpoint {
             ..Default::default()
         })),
     }
+}
+
+fn slot(s: &u32) -> String {
+    format!("{s:08x}")
+}
+
+fn to_slots(m: Option<HashMap<String, String>>) -> Res<model::Slots> {
+    let parse = |s: &str| u32::from_str_radix(s, 16).map_err(|_| Bad::new("metadata.flotilla", "is no slot"));
+    let Some(mut m) = m else { return Ok(model::Slots::None) };
+    if let Some(s) = m.remove("slot") {
+        return parse(&s).map(model::Slots::Asks);
+    }
+    let Some(all) = m.remove("serves") else { return Ok(model::Slots::None) };
+    if all.split(',').nth(MAX_SERVES).is_some() {
+        return Err(Bad::new("metadata.flotilla.serves", format!("has more than {MAX_SERVES} slots")));
+    }
+    Ok(model::Slots::Serves(all.split(',').map(parse).collect::<Res<_>>()?))
 }
 
 fn address(e: &model::LbEndpoint) -> core::Address {
@@ -130,6 +160,7 @@ fn to_endpoint(e: pb::LbEndpoint) -> Res<model::LbEndpoint> {
     let transport_labels = metadata.remove(MATCH).map(to_string_map).unwrap_or_default();
     let workload =
         metadata.remove(ISTIO).and_then(|s| to_string_map(s).remove("workload")).unwrap_or_default();
+    let slots = to_slots(metadata.remove(FLOTILLA).map(|s| to_string_map(s).into_iter().collect()))?;
     use core::HealthStatus as H;
     let health = match H::try_from(e.health_status).unwrap_or(H::Unknown) {
         H::Unknown | H::Healthy => model::EndpointHealth::Healthy,
@@ -145,5 +176,6 @@ fn to_endpoint(e: pb::LbEndpoint) -> Res<model::LbEndpoint> {
         transport_labels,
         workload,
         check,
+        slots,
     })
 }

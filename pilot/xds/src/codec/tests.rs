@@ -600,6 +600,7 @@ fn assignment() -> LoadAssignment {
                     ]),
                     workload: "a;b;c;;west".into(),
                     check: None,
+                    slots: Slots::Asks(0xab),
                 }],
             },
             LocalityEndpoints {
@@ -611,6 +612,7 @@ fn assignment() -> LoadAssignment {
                     transport_labels: BTreeMap::new(),
                     workload: String::new(),
                     check: None,
+                    slots: Slots::Serves([7, u32::MAX].into()),
                 }],
                 ..LocalityEndpoints::default()
             },

@@ -61,6 +61,7 @@ pub(crate) fn cluster(name: &str, host: SocketAddr, http: UpstreamHttp) -> Clust
         transport_labels: BTreeMap::new(),
         workload: String::new(),
         check: None,
+        slots: mesh_model::proxy::Slots::None,
     };
     Cluster {
         name: name.into(),

@@ -512,6 +512,7 @@ fn observe(cluster: &Cluster, host: &Host, outcome: &Result<ResponseHead, TryErr
             }
             Outcome::Status(effective_status(r))
         }
+        Err(TryError::Connect(ConnectError::Refusal(r))) => Outcome::Refused(*r),
         Err(TryError::Connect(_) | TryError::Exchange(Failure::Upstream(_))) => Outcome::Failed,
         Err(TryError::Exchange(Failure::PerTryTimeout | Failure::Timeout)) => Outcome::Timeout,
         Err(_) => return,

@@ -14,6 +14,7 @@ use crate::{
     config::listener::{Chain, ConnectionFacts, HttpManager, Listener, ListenerSlot, Terminal},
     http::{h1, h2, record::TcpRecord},
     io::{Io, Transport},
+    refusal::Refusal,
     tcp, tunnel,
     upstream::connect::negotiated_tunnels,
     worker::{
@@ -87,6 +88,10 @@ pub(crate) async fn accepted(
     let Some(chain) = listener.chain(&facts).cloned() else {
         tracing::debug!(listener = %listener.model.name, %peer, %local, "no filter chain");
         TcpRecord::refused(worker, &listener, peer, local, hello.sni.as_deref(), "NR").log(&listener.logs);
+        if tls {
+            let send = Refusal::UnknownName.send(&mut stream);
+            let _ = tokio::time::timeout(Duration::from_secs(1), send).await;
+        }
         return None;
     };
     let accepted = Accepted { peer, direct_peer, local, redirected, sni: hello.sni };

@@ -19,6 +19,7 @@ use super::{
     lb::{LbConfig, LbTables, stable_hash},
     outlier,
 };
+use crate::refusal::Refusal;
 
 /// The place of a cluster by name: routes keep it, so an update of the cluster needs no recompiled route.
 #[derive(Debug)]
@@ -141,6 +142,8 @@ pub(crate) enum Outcome {
     Timeout,
     /// A TCP connection was established.
     Connected,
+    /// A gateway on the way refused to pass it on.
+    Refused(Refusal),
 }
 
 /// A running cluster.
@@ -163,16 +166,29 @@ struct Members {
     assignment: Arc<model::LoadAssignment>,
     hosts: Vec<Arc<Host>>,
     last_sweep: u64,
+    /// When hosts that a gateway spoke for return; 0 if there are none.
+    refused_until: u64,
     /// Slow start held hosts back when the tables were built.
     slow: bool,
     last_built: u64,
 }
 
+/// How long endpoints are left alone that a gateway refused, in milliseconds.
+const REFUSED_MS: u64 = 2_000;
+
 /// Identity of a host over updates: same place reached the same way.
-type HostKey = (String, u16, usize, u32);
+type HostKey = (String, u16, usize, Option<u32>, u32);
 
 fn key(e: &model::LbEndpoint, socket: usize, nth: u32) -> HostKey {
-    (e.address.clone(), e.port, socket, nth)
+    (e.address.clone(), e.port, socket, asked(&e.slots), nth)
+}
+
+/// The slot behind a gateway; a workload is the same whichever slots it serves.
+fn asked(s: &model::Slots) -> Option<u32> {
+    match s {
+        model::Slots::Asks(slot) => Some(*slot),
+        _ => None,
+    }
 }
 
 impl Cluster {
@@ -266,9 +282,9 @@ impl Cluster {
                     (n.clone(), *p)
                 }
             };
-            let mut k = (address, port, h.transport, 0);
+            let mut k = (address, port, h.transport, asked(&h.slots), 0);
             while old.contains_key(&k) {
-                k.3 += 1;
+                k.4 += 1;
             }
             old.insert(k, Arc::clone(&h.stats));
         }
@@ -278,6 +294,8 @@ impl Cluster {
             .filter(|h| !matches!(h.health, model::EndpointHealth::Healthy | model::EndpointHealth::Degraded))
             .map(|h| h.stats.id)
             .collect();
+        let ranks: HashMap<u64, u32> =
+            m.hosts.iter().filter(|h| h.stats.is_ejected()).map(|h| (h.stats.id, h.priority)).collect();
         let mut hosts = Vec::new();
         for (i, l) in assignment.localities.iter().enumerate() {
             for e in &l.endpoints {
@@ -286,6 +304,11 @@ impl Cluster {
                 let known = stats.is_some();
                 let host = Host::new(e, i, l.priority, socket, stats);
                 self.expect_check(&host, known);
+                // The control plane ranks it higher than when it failed, for instance since a lease is live again:
+                // what is held against it is of the time before.
+                if ranks.get(&host.stats.id).is_some_and(|before| host.priority < *before) {
+                    host.stats.ejected.store(false, Relaxed);
+                }
                 // Whoever was sick when the cluster was last built and is well again starts slowly, too.
                 if sick.contains(&host.stats.id) && host.health == model::EndpointHealth::Healthy {
                     host.stats.healthy_since.store(now_ms(), Relaxed);
@@ -381,6 +404,9 @@ impl Cluster {
 
     /// Notes what a host did; may eject it.
     pub(crate) fn observe(&self, host: &Host, outcome: Outcome) {
+        if let Outcome::Refused(r) = outcome {
+            return self.refused(host, r);
+        }
         if let Some(o) = &self.config.outlier
             && let Some(share) = outlier::note(&host.stats, outcome, o)
             && !host.stats.is_ejected()
@@ -391,6 +417,36 @@ impl Cluster {
                 tracing::debug!(cluster = %self.config.name, host = %host.display, "host ejected");
                 self.rebuild(&mut m);
             }
+        }
+    }
+
+    /// A gateway spoke for all that is behind it: its cluster's part of the service, or the way there. Each of these
+    /// endpoints would answer the same, so they leave together, and not for long, since asking again is cheap.
+    fn refused(&self, host: &Host, why: Refusal) {
+        if self.config.outlier.is_none() {
+            return;
+        }
+        let mut m = self.members.lock().unwrap_or_else(PoisonError::into_inner);
+        let until = now_ms().saturating_add(REFUSED_MS);
+        let mut any = false;
+        for h in &m.hosts {
+            let same = h.workload.cluster == host.workload.cluster
+                && (why != Refusal::NoWay || h.addr == host.addr)
+                && matches!(h.slots, model::Slots::Asks(_)) == matches!(host.slots, model::Slots::Asks(_));
+            // Without the name of a cluster it speaks for itself only.
+            let spoken_for =
+                if host.workload.cluster.is_empty() { h.stats.id == host.stats.id } else { same };
+            if spoken_for && !h.stats.is_ejected() {
+                h.stats.ejected_until.store(until, Relaxed);
+                h.stats.ejected.store(true, Relaxed);
+                h.stats.tell_failure();
+                any = true;
+            }
+        }
+        if any {
+            tracing::info!(cluster = %self.config.name, member = %host.workload.cluster, %why, "not used for now");
+            m.refused_until = until;
+            self.rebuild(&mut m);
         }
     }
 
@@ -407,6 +463,10 @@ impl Cluster {
             // Forty steps are a smooth ramp; more would only cost.
             let step = millis(s.window / 40).clamp(50, 1000);
             changed |= m.slow && now.saturating_sub(m.last_built) >= step;
+        }
+        if m.refused_until != 0 && now >= m.refused_until {
+            m.refused_until = 0;
+            changed |= outlier::readmit(&m.hosts, now);
         }
         if let Some(o) = &self.config.outlier
             && now.saturating_sub(m.last_sweep) >= millis(o.interval).max(10)
@@ -465,6 +525,7 @@ mod tests {
                 transport_labels: Default::default(),
                 workload: String::new(),
                 check: None,
+                slots: model::Slots::None,
             })
             .collect();
         let l = model::LocalityEndpoints { endpoints, ..model::LocalityEndpoints::default() };

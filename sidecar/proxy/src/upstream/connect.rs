@@ -1,6 +1,7 @@
 //! Opens connections to hosts: TCP or a trunk, with or without TLS.
 
 use std::{
+    borrow::Cow,
     io,
     net::SocketAddr,
     rc::Rc,
@@ -22,6 +23,7 @@ use super::{
 use crate::{
     io::{Io, Transport},
     listener::proxy_protocol,
+    refusal::Refusal,
     tunnel,
     worker::Worker,
 };
@@ -39,6 +41,9 @@ pub(crate) enum ConnectError {
     Tcp(String),
     #[error("TLS: {0}")]
     Tls(String),
+    /// A gateway on the way does not pass the session on.
+    #[error("{0}")]
+    Refusal(Refusal),
     #[error("no dialer for {0}")]
     NoDialer(String),
     #[error("{0} is not resolved")]
@@ -210,8 +215,8 @@ async fn connect_now(
         }
         HostAddr::Trunk(name, port) => {
             let dialer = worker.dialer().ok_or_else(|| ConnectError::NoDialer(name.clone()))?;
-            let sni = tls.map_or("", |t| t.spec.sni.as_str());
-            Transport::boxed(dialer.dial(name, *port, sni).await.map_err(tcp)?)
+            let sni = tls.map(|t| slotted(&t.spec.sni, host)).unwrap_or_default();
+            Transport::boxed(dialer.dial(name, *port, &sni).await.map_err(tcp)?)
         }
         HostAddr::Internal(name) | HostAddr::Unresolved(name, _) => {
             return Err(ConnectError::Unresolved(name.clone()));
@@ -219,14 +224,30 @@ async fn connect_now(
     };
     let Some(tls) = tls else { return Ok(Io::Plain(transport)) };
     let config = tls.config(&worker.secrets, want)?;
-    let name = server_name(&tls.spec.sni, host);
+    let name = server_name(&slotted(&tls.spec.sni, host), host);
     let mut stream = tokio_rustls::TlsConnector::from(config)
         .connect(name, transport.below_tls())
         .await
-        .map_err(|e| ConnectError::Tls(e.to_string()))?;
+        .map_err(|e| match Refusal::of(&e) {
+            Some(r) => ConnectError::Refusal(r),
+            None => ConnectError::Tls(e.to_string()),
+        })?;
     // As much as is read at once also goes into one write.
     stream.get_mut().1.set_buffer_limit(Some(crate::tcp::BUFFER));
     Ok(Io::Client(Box::new(stream)))
+}
+
+/// Longest DNS name in a server name.
+const MAX_NAME: usize = 253;
+
+/// The server name of an endpoint: its slot goes before what is the same for all, where there is room.
+fn slotted<'a>(sni: &'a str, host: &Host) -> Cow<'a, str> {
+    match host.slots {
+        model::Slots::Asks(slot) if !sni.is_empty() && sni.len() + 9 <= MAX_NAME => {
+            Cow::Owned(format!("{slot:08x}.{sni}"))
+        }
+        _ => Cow::Borrowed(sni),
+    }
 }
 
 /// The SNI as rustls wants it. Istio's `outbound_.9080_.v1_.host` is accepted as a DNS name; without one an
@@ -257,6 +278,22 @@ mod tests {
             assert!(matches!(server_name(sni, &host), ServerName::DnsName(n) if n.as_ref() == sni));
         }
         assert!(matches!(server_name("", &host), ServerName::IpAddress(_)));
+    }
+
+    #[test]
+    fn a_slot_stands_before_the_server_name() {
+        let mut host = Host::original("10.0.0.1:80".parse().unwrap());
+        let sni = "outbound_.9080_._.reviews.books.svc.east.clusterset.local";
+        assert_eq!(slotted(sni, &host), sni);
+        host.slots = model::Slots::Asks(0xbeef);
+        assert_eq!(slotted(sni, &host), format!("0000beef.{sni}"));
+        assert!(
+            matches!(server_name(&slotted(sni, &host), &host), ServerName::DnsName(n) if n.as_ref().starts_with("0000beef."))
+        );
+        let long =
+            format!("outbound_.9080_._.{}.svc.east.clusterset.local", ["a".repeat(50).as_str(); 4].join("."));
+        assert_eq!(slotted(&long, &host), long, "a name that would be too long is used without");
+        assert_eq!(slotted("", &host), "");
     }
 
     #[test]

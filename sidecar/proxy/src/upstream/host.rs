@@ -1,6 +1,7 @@
 //! One endpoint and what every worker knows about it.
 
 use std::{
+    borrow::Cow,
     net::{IpAddr, SocketAddr},
     sync::{
         Arc, LazyLock, OnceLock,
@@ -230,6 +231,7 @@ pub(crate) struct Host {
     pub(crate) transport: usize,
     pub(crate) workload: WorkloadMeta,
     pub(crate) check: Option<Box<model::EndpointCheck>>,
+    pub(crate) slots: model::Slots,
     pub(crate) stats: Arc<HostStats>,
 }
 
@@ -266,6 +268,7 @@ impl Host {
             transport,
             workload: WorkloadMeta::parse(&e.workload),
             check: e.check.clone(),
+            slots: e.slots.clone(),
             stats: stats.unwrap_or_else(|| {
                 let new = HostStats::new();
                 new.healthy_since.store(now_ms(), Relaxed);
@@ -286,6 +289,7 @@ impl Host {
             transport: 0,
             workload: WorkloadMeta::default(),
             check: None,
+            slots: model::Slots::None,
             stats: HostStats::new(),
         }
     }
@@ -311,8 +315,17 @@ impl Host {
             display: Arc::clone(&self.display),
             workload: self.workload.clone(),
             check: self.check.clone(),
+            slots: self.slots.clone(),
             stats: Arc::clone(&self.stats),
             ..*self
+        }
+    }
+
+    /// Its name in a ring: endpoints behind one gateway differ by the slot that they stand for.
+    pub(crate) fn hash_name(&self) -> Cow<'_, str> {
+        match self.slots {
+            model::Slots::Asks(slot) => Cow::Owned(format!("{}/{slot:08x}", self.display)),
+            _ => Cow::Borrowed(&self.display),
         }
     }
 

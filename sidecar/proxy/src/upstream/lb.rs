@@ -6,6 +6,7 @@
 //! wrong than that spreading the rest over few hosts would help.
 
 use std::{
+    collections::HashMap,
     hash::Hasher,
     sync::{
         Arc,
@@ -173,9 +174,10 @@ fn ring(hosts: &[Arc<Host>], min_size: u64) -> Vec<(u64, u32)> {
     }
     let mut points = Vec::with_capacity(size as usize + hosts.len());
     for (i, h) in hosts.iter().enumerate() {
+        let name = h.hash_name();
         let n = (each * f64::from(h.weight)).ceil() as u64;
         for k in 0..n {
-            points.push((stable_hash(format!("{}_{k}", h.display).as_bytes()), i as u32));
+            points.push((stable_hash(format!("{name}_{k}").as_bytes()), i as u32));
         }
     }
     points.sort_unstable();
@@ -189,7 +191,7 @@ fn maglev(hosts: &[Arc<Host>], size: u64) -> Vec<u32> {
     let mut rows: Vec<(u64, u64, u64, f64)> = hosts
         .iter()
         .map(|h| {
-            let hash = stable_hash(h.display.as_bytes());
+            let hash = stable_hash(h.hash_name().as_bytes());
             (hash % m, (hash >> 32) % (m - 1) + 1, 0, 0.0)
         })
         .collect();
@@ -322,6 +324,33 @@ pub(crate) struct LbTables {
     /// All hosts, whatever their health.
     pub(crate) hosts: Vec<Arc<Host>>,
     priorities: Vec<Priority>,
+    /// Usable hosts by the slot that they serve, if any serves one.
+    slots: Option<Box<HashMap<u32, Vec<Arc<Host>>>>>,
+}
+
+fn slots(hosts: &[Arc<Host>]) -> Option<Box<HashMap<u32, Vec<Arc<Host>>>>> {
+    let mut out: Option<Box<HashMap<u32, Vec<Arc<Host>>>>> = None;
+    for h in hosts {
+        if let model::Slots::Serves(all) = &h.slots {
+            for slot in all {
+                out.get_or_insert_default().entry(*slot).or_default().push(Arc::clone(h));
+            }
+        }
+    }
+    out
+}
+
+/// A server name as it is for all slots.
+pub(crate) fn without_slot(server_name: &str) -> &str {
+    if slot_of(server_name).is_some() { server_name.get(9..).unwrap_or(server_name) } else { server_name }
+}
+
+/// The slot in `0000beef.outbound_.9080_._.reviews…`.
+fn slot_of(server_name: &str) -> Option<u32> {
+    let (slot, rest) = server_name.split_once('.')?;
+    // `from_str_radix` would take a sign.
+    let hex = slot.len() == 8 && slot.bytes().all(|b| b.is_ascii_hexdigit());
+    (hex && rest.starts_with("outbound_.")).then(|| u32::from_str_radix(slot, 16).ok())?
 }
 
 /// What the tables are made from, besides the hosts.
@@ -446,7 +475,28 @@ impl LbTables {
                 priorities.push(table(degraded, g, &g.degraded));
             }
         }
-        Self { hosts, priorities }
+        let slots = slots(&hosts);
+        Self { hosts, priorities, slots }
+    }
+
+    /// Picks a host of the slot that a session asks for by its server name: the one with the fewest sessions. `None`
+    /// if there is no such slot, or only hosts of it that are in `avoid`: then any host will do.
+    pub(crate) fn pick_slot(
+        &self,
+        rng: &Rng,
+        server_name: Option<&str>,
+        avoid: &[u64],
+    ) -> Option<&Arc<Host>> {
+        let slot = slot_of(server_name.filter(|_| self.slots.is_some())?)?;
+        let of_slot = self.slots.as_ref()?.get(&slot)?;
+        // Where the search begins decides among equals.
+        let start = (rng.next() % of_slot.len().max(1) as u64) as usize;
+        let (after, before) = of_slot.split_at(start);
+        before
+            .iter()
+            .chain(after)
+            .filter(|h| h.is_usable() && !avoid.contains(&h.stats.id))
+            .min_by_key(|h| h.stats.active.load(Relaxed))
     }
 
     /// Picks a host; with `hash`, the same one for the same hash.

@@ -51,6 +51,8 @@ pub(super) fn note(s: &HostStats, outcome: Outcome, o: &OutlierDetection) -> Opt
         Outcome::Status(c) => ((500..600).contains(&c), matches!(c, 502..=504)),
         Outcome::Failed | Outcome::Timeout => (true, true),
         Outcome::Connected => (false, false),
+        // Told to the whole cluster, not to one host.
+        Outcome::Refused(_) => return None,
     };
     if o.success_rate.is_some() || o.failure_percentage.is_some() {
         s.answers.fetch_add(1, Relaxed);
@@ -85,6 +87,18 @@ pub(super) fn eject(hosts: &[Arc<Host>], s: &HostStats, o: &OutlierDetection) ->
         counter.store(0, Relaxed);
     }
     true
+}
+
+/// Hosts whose time is over return. Whether any did.
+pub(super) fn readmit(hosts: &[Arc<Host>], now: u64) -> bool {
+    let mut any = false;
+    for s in hosts.iter().map(|h| &h.stats) {
+        if s.is_ejected() && now >= s.ejected_until.load(Relaxed) {
+            s.ejected.store(false, Relaxed);
+            any = true;
+        }
+    }
+    any
 }
 
 /// The end of an interval: hosts return, rates are judged. Whether any host came or went.

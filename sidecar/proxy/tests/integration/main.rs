@@ -16,6 +16,7 @@ mod rate_limit;
 mod refusals;
 mod resilience;
 mod routing;
+mod slots;
 mod splice;
 mod support;
 mod tcp;

@@ -279,6 +279,7 @@ pub(crate) fn endpoint(a: SocketAddr) -> LbEndpoint {
         transport_labels: BTreeMap::new(),
         workload: "ratings-v1;books;ratings;v1;east".into(),
         check: None,
+        slots: mesh_model::proxy::Slots::None,
     }
 }
 

@@ -7,12 +7,17 @@ use mesh_proxy::{EngineOptions, Hooks, NodeInfo};
 
 use crate::support::*;
 
-const REVIEWS: &str = "spiffe://mesh.local/ns/books/sa/reviews";
+pub(crate) const REVIEWS: &str = "spiffe://mesh.local/ns/books/sa/reviews";
 const PRODUCT: &str = "spiffe://mesh.local/ns/front/sa/product";
-const SNI: &str = "outbound_.9080_._.reviews.books.svc.cluster.local";
+pub(crate) const SNI: &str = "outbound_.9080_._.reviews.books.svc.cluster.local";
 
 /// A server's sidecar: mutual TLS or plain text in, the application behind.
-fn server_side(ca: &Ca, app: std::net::SocketAddr, filters: Vec<HttpFilter>, permissive: bool) -> Proxy {
+pub(crate) fn server_side(
+    ca: &Ca,
+    app: std::net::SocketAddr,
+    filters: Vec<HttpFilter>,
+    permissive: bool,
+) -> Proxy {
     let mut m = inline(vec![vhost(&["*"], vec![route(forward("inbound|9080||"))])]);
     m.filters = filters;
     let mut tls = http_chain(m.clone());
@@ -36,7 +41,13 @@ fn server_side(ca: &Ca, app: std::net::SocketAddr, filters: Vec<HttpFilter>, per
     p
 }
 
-fn client_side(ca: &Ca, server: std::net::SocketAddr, http: UpstreamHttp, alpn: &[&str], san: &str) -> Proxy {
+pub(crate) fn client_side(
+    ca: &Ca,
+    server: std::net::SocketAddr,
+    http: UpstreamHttp,
+    alpn: &[&str],
+    san: &str,
+) -> Proxy {
     let node = NodeInfo {
         workload: "product-v1".into(),
         namespace: "front".into(),

@@ -13,6 +13,7 @@ fn endpoint(n: u32, weight: u32, health: model::EndpointHealth) -> model::LbEndp
         transport_labels: Default::default(),
         workload: String::new(),
         check: None,
+        slots: model::Slots::None,
     }
 }
 
@@ -431,4 +432,59 @@ fn peak_ewma_prefers_fast_and_idle_hosts() {
     let got = shares(&t);
     assert!(got.get("10.0.0.1:80").copied().unwrap_or(0.0) < 1.0, "{got:?}");
     assert!((got["10.0.0.2:80"] - 66.7).abs() < 2.0, "{got:?}");
+}
+
+#[test]
+fn a_server_name_leads_to_the_host_of_its_slot() {
+    for (name, slot) in [
+        ("0000beef.outbound_.80_._.a.b.svc.east.clusterset.local", Some(0xbeef)),
+        ("ffffffff.outbound_.80_._.a", Some(u32::MAX)),
+        ("+000beef.outbound_.80_._.a", None),
+        ("beef.outbound_.80_._.a", None),
+        ("0000beef.a.b", None),
+        ("outbound_.80_._.a", None),
+        ("", None),
+    ] {
+        assert_eq!(slot_of(name), slot, "{name}");
+    }
+    let serving = |n: u32, slots: &[u32]| {
+        let e = endpoint(n, 1, model::EndpointHealth::Healthy);
+        let e = model::LbEndpoint { slots: model::Slots::Serves(slots.into()), ..e };
+        Arc::new(Host::new(&e, 0, 0, 0, None))
+    };
+    let hosts = vec![serving(1, &[1]), serving(2, &[2, 3]), serving(3, &[3])];
+    let ids: Vec<u64> = hosts.iter().map(|h| h.stats.id).collect();
+    let t = LbTables::new(hosts.clone(), &[1], config(model::LbPolicy::RoundRobin), 0);
+    let rng = Rng::new(7);
+    let pick = |slot: u32, avoid: &[u64]| {
+        let name = format!("{slot:08x}.outbound_.80_._.a");
+        t.pick_slot(&rng, Some(&name), avoid).map(|h| h.stats.id)
+    };
+    assert!((0..50).all(|_| pick(2, &[]) == Some(ids[1])));
+    assert_eq!(pick(9, &[]), None, "no such slot: any host will do");
+    assert_eq!(pick(2, &[ids[1]]), None, "tried already");
+    assert_eq!(t.pick_slot(&rng, None, &[]).map(|h| h.stats.id), None);
+    // The host with fewer sessions, and each in turn by chance when they have as many.
+    let both: std::collections::BTreeSet<_> = (0..50).filter_map(|_| pick(3, &[])).collect();
+    assert_eq!(both.len(), 2);
+    let _busy = crate::upstream::host::ActiveGuard::new(&hosts[1].stats);
+    assert!((0..50).all(|_| pick(3, &[]) == Some(ids[2])));
+}
+
+#[test]
+fn slots_behind_one_gateway_are_different_points_of_a_ring() {
+    let asking = |slot: u32| {
+        let e = endpoint(1, 1, model::EndpointHealth::Healthy);
+        let e = model::LbEndpoint { slots: model::Slots::Asks(slot), ..e };
+        Arc::new(Host::new(&e, 0, 0, 0, None))
+    };
+    for policy in [model::LbPolicy::RingHash(1024), model::LbPolicy::Maglev(65_537)] {
+        let t = LbTables::new((0..4).map(asking).collect(), &[1], config(policy), 0);
+        let rng = Rng::new(7);
+        let seen: std::collections::BTreeSet<_> = (0..200u32)
+            .filter_map(|n| t.pick(&rng, Some(stable_hash(&n.to_be_bytes()))))
+            .map(|h| h.stats.id)
+            .collect();
+        assert_eq!(seen.len(), 4, "{policy:?}");
+    }
 }

@@ -1,0 +1,159 @@
+//! Sessions between clusters: slots behind a gateway, and what a gateway that cannot pass them on says.
+
+use std::{collections::BTreeMap, net::SocketAddr};
+
+use mesh_model::proxy::*;
+
+use crate::{
+    support::*,
+    tls::{REVIEWS, SNI, client_side, server_side},
+};
+
+/// A gateway that leads sessions to workloads by slot.
+fn gateway(workloads: &[(SocketAddr, u32)]) -> Proxy {
+    let name = "outbound_.9080_._.reviews.books.svc.cluster.local";
+    let mut c = cluster(name, &workloads.iter().map(|w| w.0).collect::<Vec<_>>());
+    c.panic_threshold = 1;
+    c.outlier = Some(Box::new(OutlierDetection { consecutive_gateway: 1, max_percent: 100, ..ejecting() }));
+    if let Discovery::Static(a) = &mut c.discovery {
+        for (e, (_, slot)) in a.localities[0].endpoints.iter_mut().zip(workloads) {
+            e.slots = Slots::Serves([*slot].into());
+        }
+    }
+    let mut chain = chain(vec![tcp_filter(name)]);
+    chain.matches = FilterChainMatch {
+        transport_protocol: Some(TransportProtocol::Tls),
+        server_names: vec![SNI.into(), format!("*.{SNI}")],
+        ..FilterChainMatch::default()
+    };
+    let mut l = listener(Direction::Unspecified, vec![chain]);
+    l.inspect_tls = true;
+    Proxy::new().cluster(c).listener(l).run()
+}
+
+fn ejecting() -> OutlierDetection {
+    OutlierDetection {
+        consecutive_5xx: 0,
+        consecutive_gateway: 5,
+        max_percent: 100,
+        ..OutlierDetection::default()
+    }
+}
+
+/// A caller with endpoints behind gateways: gateway, member and slot.
+fn caller(ca: &Ca, to: &[(SocketAddr, &str, u32)]) -> Proxy {
+    let p = client_side(ca, to[0].0, UpstreamHttp::Auto, &["h2"], REVIEWS);
+    let mut c = cluster(
+        "outbound|9080||reviews.books.svc.cluster.local",
+        &to.iter().map(|t| t.0).collect::<Vec<_>>(),
+    );
+    c.lb = LbPolicy::RoundRobin;
+    c.http = UpstreamHttp::Auto;
+    c.panic_threshold = 1;
+    c.outlier = Some(Box::new(ejecting()));
+    c.tls_matches = vec![TransportSocketMatch {
+        name: "mtls".into(),
+        labels: BTreeMap::new(),
+        tls: Some(upstream_mtls(SNI, REVIEWS, &["h2"])),
+        hbone: false,
+    }];
+    if let Discovery::Static(a) = &mut c.discovery {
+        for (e, (_, member, slot)) in a.localities[0].endpoints.iter_mut().zip(to) {
+            e.workload = format!("reviews;books;reviews;;{member}");
+            e.slots = Slots::Asks(*slot);
+        }
+    }
+    p.cluster(c)
+}
+
+fn retrying(mut p: Proxy) -> Proxy {
+    let mut f = forward("outbound|9080||reviews.books.svc.cluster.local");
+    f.retry = Some(Box::new(RetryPolicy {
+        on: vec![RetryOn::ConnectFailure],
+        attempts: 2,
+        ..RetryPolicy::default()
+    }));
+    p = p.listener(listener(
+        Direction::Outbound,
+        vec![http_chain(inline(vec![vhost(&["*"], vec![route(f)])]))],
+    ));
+    p.run()
+}
+
+#[tokio::test]
+async fn requests_spread_over_the_workloads_behind_a_gateway() {
+    let ca = Ca::new();
+    let mut apps = Vec::new();
+    let mut sidecars = Vec::new();
+    for name in ["a", "b", "c", "d"] {
+        let app = Upstream::new(name).await;
+        sidecars.push(server_side(&ca, app.address, vec![], false).run());
+        apps.push(app);
+    }
+    let workloads: Vec<_> = sidecars.iter().zip(1u32..).map(|(s, slot)| (s.address("l"), slot)).collect();
+    let gateway = gateway(&workloads);
+    let to: Vec<_> = (1..=4).map(|slot| (gateway.address("l"), "east", slot)).collect();
+    let client = caller(&ca, &to).run();
+    for _ in 0..200 {
+        assert_eq!(client.get("reviews.books:9080", "/a").await.status, 200);
+    }
+    let counts: Vec<_> = apps.iter().map(Upstream::requests).collect();
+    assert!(counts.iter().all(|n| *n == 50), "{counts:?}");
+    let sessions = gateway.engine.status().connections_total;
+    assert!(sessions <= 8, "{sessions} sessions for 200 requests");
+}
+
+#[tokio::test]
+async fn a_gateway_without_a_backend_says_so_and_its_cluster_is_left_alone() {
+    let ca = Ca::new();
+    let app = Upstream::new("north").await;
+    let north = server_side(&ca, app.address, vec![], false).run();
+    let north = gateway(&[(north.address("l"), 9)]);
+    let mut dead = Vec::new();
+    for slot in 1..=6 {
+        dead.push((closed_port().await, slot));
+    }
+    let east = gateway(&dead);
+    let mut to: Vec<_> = (1..=6).map(|slot| (east.address("l"), "east", slot)).collect();
+    to.push((north.address("l"), "north", 9));
+    let client = retrying(caller(&ca, &to));
+    for n in 0..60 {
+        let r = client.get("reviews.books:9080", "/a").await;
+        assert_eq!(r.status, 200, "request {n}: {r:?}");
+    }
+    assert_eq!(app.requests(), 60);
+    let asked = east.engine.status().connections_total;
+    assert!(asked <= 2, "the gateway spoke for all of its slots, and was asked {asked} times");
+}
+
+#[tokio::test]
+async fn an_unknown_name_is_told_to_the_caller() {
+    let ca = Ca::new();
+    let mut l = listener(Direction::Unspecified, vec![chain(vec![tcp_filter("other")])]);
+    l.filter_chains[0].matches.server_names = vec!["other.example".into()];
+    l.inspect_tls = true;
+    let gateway = Proxy::new().cluster(cluster("other", &[closed_port().await])).listener(l).run();
+    let dir = tempfile::tempdir().unwrap();
+    let log = dir.path().join("log");
+    let mut m =
+        inline(vec![vhost(&["*"], vec![route(forward("outbound|9080||reviews.books.svc.cluster.local"))])]);
+    m.access_log = vec![AccessLog {
+        path: log.display().to_string(),
+        format: AccessLogFormat::Text("%RESPONSE_FLAGS% %UPSTREAM_TRANSPORT_FAILURE_REASON%\n".into()),
+    }];
+    let p = caller(&ca, &[(gateway.address("l"), "east", 1)]);
+    let p = p
+        .listener(Listener { name: "logged".into(), ..listener(Direction::Outbound, vec![http_chain(m)]) })
+        .run();
+    let answer = p.raw("logged", "GET / HTTP/1.1\r\nHost: reviews\r\nConnection: close\r\n\r\n").await;
+    assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
+    let end = tokio::time::Instant::now() + WAIT;
+    loop {
+        let text = std::fs::read_to_string(&log).unwrap_or_default();
+        if text.contains("UF the gateway knows no such service: it is not exported there") {
+            break;
+        }
+        assert!(tokio::time::Instant::now() < end, "{text:?}");
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+}
