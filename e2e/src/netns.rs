@@ -43,6 +43,8 @@ pub struct Options {
     pub quic: bool,
     /// Per cluster: its name and its workloads as `(service, version)`.
     pub clusters: Vec<(&'static str, Vec<(&'static str, &'static str)>)>,
+    /// Where a workload runs, `region/zone`, by its version.
+    pub locality: fn(&str) -> &'static str,
 }
 
 /// Clusters and the link between them; dropping it takes everything down.

@@ -16,6 +16,8 @@ mod policy;
 mod soak;
 #[path = "netns/software.rs"]
 mod software;
+#[path = "netns/spread.rs"]
+mod spread;
 #[path = "netns/support.rs"]
 mod support;
 #[path = "netns/trunk.rs"]

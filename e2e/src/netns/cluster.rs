@@ -64,6 +64,7 @@ pub struct Cluster {
     index: usize,
     prefix: String,
     dir: PathBuf,
+    locality: fn(&str) -> &'static str,
     flotilla: PathBuf,
     echo: PathBuf,
     quic: bool,
@@ -110,6 +111,7 @@ impl Cluster {
             index,
             prefix,
             dir,
+            locality: options.locality,
             flotilla: flotilla.to_owned(),
             echo: options.echo.clone(),
             quic: options.quic,
@@ -209,10 +211,11 @@ impl Cluster {
             let _ = write!(
                 out,
                 "apiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata: {{name: {}, namespace: \
-                 {NAMESPACE}}}\nspec:\n  address: {}\n  serviceAccount: {s}\n  labels: {{app: {app}, version: {}, \
+                 {NAMESPACE}}}\nspec:\n  address: {}\n  locality: {:?}\n  serviceAccount: {s}\n  labels: {{app: {app}, version: {}, \
                  security.istio.io/tlsMode: istio}}\n---\n",
                 w.name(),
                 w.ip,
+                (self.locality)(w.version),
                 w.version,
             );
         }
@@ -350,6 +353,35 @@ impl Cluster {
         self.control_plane = None;
         self.data_plane.clear();
         n
+    }
+
+    /// `kill -9` of all workloads of a service and their proxies; answers how many programs.
+    pub fn kill_service(&mut self, service: &str) -> usize {
+        let names: Vec<String> = self
+            .workloads
+            .iter()
+            .filter(|w| w.service == service)
+            .flat_map(|w| [format!("{}-proxy", w.name()), format!("{}-app", w.name())])
+            .collect();
+        let (dead, alive): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.data_plane).into_iter().partition(|p| names.contains(&p.name));
+        self.data_plane = alive;
+        let pids: Vec<String> = dead.iter().map(|p| p.id().to_string()).collect();
+        let mut args = vec!["-9"];
+        args.extend(pids.iter().map(String::as_str));
+        let _ = programs::run("kill", &args);
+        dead.len()
+    }
+
+    /// Starts the workloads of a service again.
+    ///
+    /// # Errors
+    /// A program cannot be started.
+    pub fn start_service(&mut self, service: &str) -> anyhow::Result<()> {
+        for w in self.workloads.clone().iter().filter(|w| w.service == service) {
+            self.start_workload(w)?;
+        }
+        Ok(())
     }
 
     /// Starts the gateway, and a proxy and the application of every workload.

@@ -100,6 +100,9 @@ pub struct Calls {
     pub path: String,
     #[serde(default)]
     pub payload: String,
+    /// Each client makes its HTTP/2 and gRPC calls on one connection, until that breaks.
+    #[serde(default)]
+    pub keep: bool,
 }
 
 impl Calls {
@@ -118,6 +121,7 @@ impl Calls {
             headers: BTreeMap::new(),
             path: String::new(),
             payload: String::new(),
+            keep: false,
         }
     }
 }
@@ -142,12 +146,23 @@ pub struct Outcome {
     pub ms: f64,
 }
 
+/// A client's connection, if it keeps one.
+#[derive(Default)]
+pub struct Kept(Option<Http2>);
+
+type Http2 = (hyper::client::conn::http2::SendRequest<Full<Bytes>>, Driver);
+
 /// Makes one call.
 pub async fn call(c: &Calls) -> Outcome {
+    call_on(c, &mut Kept::default()).await
+}
+
+/// The same on the connection of the call before, if [`Calls::keep`] says so.
+pub async fn call_on(c: &Calls, kept: &mut Kept) -> Outcome {
     let begun = Instant::now();
     let limit = Duration::from_millis(c.timeout_ms);
     let mut out = Outcome::default();
-    let result = match tokio::time::timeout(limit, exchange(c, &mut out.status)).await {
+    let result = match tokio::time::timeout(limit, exchange(c, &mut out.status, kept)).await {
         Ok(r) => r,
         Err(_) => Err(anyhow::anyhow!("no answer within {limit:?}")),
     };
@@ -177,7 +192,11 @@ fn uri(xfcc: &str) -> String {
     uri.unwrap_or_default().trim_matches('"').to_owned()
 }
 
-async fn exchange(c: &Calls, status: &mut u16) -> anyhow::Result<Answer> {
+async fn exchange(c: &Calls, status: &mut u16, kept: &mut Kept) -> anyhow::Result<Answer> {
+    // Put back only by a call that ended well.
+    if let Some(on) = kept.0.take().filter(|k| !k.0.is_closed()) {
+        return http2(c, on, status, kept).await;
+    }
     let port = c.port.unwrap_or(c.protocol.port());
     let addresses = tokio::net::lookup_host((c.host.as_str(), port)).await.context("resolve")?;
     let address = addresses.into_iter().next().context("the name has no address")?;
@@ -185,7 +204,13 @@ async fn exchange(c: &Calls, status: &mut u16) -> anyhow::Result<Answer> {
     stream.set_nodelay(true)?;
     match c.protocol {
         Protocol::Http1 => http1(c, stream, status).await,
-        Protocol::Http2 | Protocol::Grpc => http2(c, stream, status).await,
+        Protocol::Http2 | Protocol::Grpc => {
+            let io = TokioIo::new(stream);
+            let (sender, connection) =
+                hyper::client::conn::http2::handshake(TokioExecutor::new(), io).await?;
+            let driver = Driver(tokio::spawn(async move { drop(connection.await) }));
+            http2(c, (sender, driver), status, kept).await
+        }
         Protocol::WebSocket => upgrade(c, stream, status).await,
         Protocol::Tcp | Protocol::TcpFirst => line(c, stream).await,
     }
@@ -232,11 +257,8 @@ impl Drop for Driver {
     }
 }
 
-async fn http2(c: &Calls, stream: TcpStream, status: &mut u16) -> anyhow::Result<Answer> {
+async fn http2(c: &Calls, mut on: Http2, status: &mut u16, kept: &mut Kept) -> anyhow::Result<Answer> {
     let grpc = c.protocol == Protocol::Grpc;
-    let (mut sender, connection) =
-        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await?;
-    let _driver = Driver(tokio::spawn(async move { drop(connection.await) }));
     let port = c.port.unwrap_or(c.protocol.port());
     let payload = c.payload.as_bytes();
     let (p, body) =
@@ -246,12 +268,15 @@ async fn http2(c: &Calls, stream: TcpStream, status: &mut u16) -> anyhow::Result
         r.headers_mut().insert(header::CONTENT_TYPE, "application/grpc".parse()?);
         r.headers_mut().insert(header::TE, "trailers".parse()?);
     }
-    let response = sender.send_request(r).await?;
+    let response = on.0.send_request(r).await?;
     *status = response.status().as_u16();
     let head = response.headers().clone();
     let collected = response.into_body().collect().await?;
     let trailers = collected.trailers().cloned().unwrap_or_default();
     let body = collected.to_bytes();
+    if c.keep {
+        kept.0 = Some(on);
+    }
     if !grpc {
         return answer(*status, &body);
     }

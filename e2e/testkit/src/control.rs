@@ -18,7 +18,7 @@ use tokio::{
     net::{UnixListener, UnixStream},
 };
 
-use crate::call::{Calls, Outcome, call};
+use crate::call::{Calls, Kept, Outcome, call_on};
 
 /// Clients at most.
 const CONCURRENCY: u32 = 256;
@@ -60,7 +60,7 @@ pub async fn run(calls: Calls) -> Vec<Outcome> {
         .map(|_| {
             let (calls, made) = (calls.clone(), made.clone());
             tokio::spawn(async move {
-                let mut outcomes = Vec::new();
+                let (mut outcomes, mut kept) = (Vec::new(), Kept::default());
                 loop {
                     let done = if calls.duration_ms > 0 {
                         Instant::now() >= end
@@ -70,7 +70,7 @@ pub async fn run(calls: Calls) -> Vec<Outcome> {
                     if done {
                         return outcomes;
                     }
-                    outcomes.push(call(&calls).await);
+                    outcomes.push(call_on(&calls, &mut kept).await);
                     if calls.pause_ms > 0 {
                         tokio::time::sleep(Duration::from_millis(calls.pause_ms)).await;
                     }

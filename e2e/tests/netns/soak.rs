@@ -43,6 +43,7 @@ fn soak() {
         let world = World::start(&Options {
             echo: env!("CARGO_BIN_EXE_flotilla-echo").into(),
             quic: false,
+            locality: |_| "",
             clusters: vec![(
                 "west",
                 vec![("client", "v1"), ("alpha", "v1"), ("alpha", "v2"), ("alpha", "v3")],
