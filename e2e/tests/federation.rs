@@ -79,6 +79,7 @@ impl Cluster {
             socket: at("federation.sock"),
             authority_socket: at("citadel.sock"),
             exports: Endpoint::Unix(at("pilot.sock")),
+            debug_socket: None,
         };
         let federation = Federation::start(options.clone(), secrets.clone()).await.unwrap();
         let imports = ConfigClient::start(

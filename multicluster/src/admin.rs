@@ -8,7 +8,7 @@ use crate::{
     admin_pb::{
         ClusterStatus, ClustersRequest, ClustersResponse, CompleteJoinResponse, CreateTokenRequest,
         CreateTokenResponse, LeaveMeshRequest, LeaveMeshResponse, PeerLeft, PrepareJoinRequest,
-        PrepareJoinResponse, admin_server,
+        PrepareJoinResponse, TraceRequest, admin_server,
     },
     authority_pb::{
         InstallIntermediateRequest, RequestIntermediateRequest, ResetRequest, StatusRequest,
@@ -16,11 +16,11 @@ use crate::{
     },
     dial,
     exchange::Import,
-    pb::{JoinResponse, LeaveRequest, federation_client::FederationClient},
+    pb::{InspectResponse, JoinResponse, LeaveRequest, federation_client::FederationClient},
     state::Shared,
     store::IssuedToken,
     token::{JoinToken, secret_hash, unix_now},
-    wire,
+    trace, wire,
 };
 
 /// Lifetime of a join token unless asked otherwise.
@@ -181,6 +181,14 @@ impl admin_server::Admin for AdminService {
             tracing::info!(target: "audit", "left the mesh");
         }
         Ok(Response::new(LeaveMeshResponse { peers: answers }))
+    }
+
+    async fn trace(&self, r: Request<TraceRequest>) -> Result<Response<InspectResponse>, Status> {
+        let steps = trace::trace(&self.0, &r.into_inner()).await?;
+        Ok(Response::new(InspectResponse {
+            steps: steps.into_iter().map(Into::into).collect(),
+            now_ms: trace::now_ms(),
+        }))
     }
 
     async fn clusters(&self, _: Request<ClustersRequest>) -> Result<Response<ClustersResponse>, Status> {

@@ -17,6 +17,7 @@ mod service;
 mod state;
 mod store;
 pub mod token;
+mod trace;
 pub mod wire;
 
 mod generated {
@@ -82,6 +83,8 @@ pub struct FederationOptions {
     pub authority_socket: PathBuf,
     /// Where pilot serves what this cluster exports.
     pub exports: Endpoint,
+    /// Unix socket of pilot's debug pages, which are asked on behalf of peers; `None` tells them nothing.
+    pub debug_socket: Option<PathBuf>,
 }
 
 /// Why it could not start.

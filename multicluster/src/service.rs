@@ -19,11 +19,13 @@ use crate::{
     dial::CONTROL_PLANE,
     exchange::LEASE_INTERVAL_MS,
     pb::{
-        self, ExporterFrame, ImporterFrame, JoinRequest, JoinResponse, LeaveRequest, LeaveResponse, Members,
-        Welcome, exporter_frame::Frame, federation_server, importer_frame,
+        self, ExporterFrame, ImporterFrame, InspectRequest, InspectResponse, JoinRequest, JoinResponse,
+        LeaveRequest, LeaveResponse, Members, Welcome, exporter_frame::Frame, federation_server,
+        importer_frame,
     },
     state::Shared,
     token::{hex, secret_hash, unix_now},
+    trace,
     wire::{self, Member},
 };
 
@@ -178,6 +180,18 @@ impl federation_server::Federation for FederationService {
         Ok(Response::new(Box::pin(ReceiverStream::new(rx))))
     }
 
+    async fn inspect(&self, request: Request<InspectRequest>) -> Result<Response<InspectResponse>, Status> {
+        let peer = caller(&request)?;
+        if self.0.lock().members.get(&peer).is_none_or(|m| m.left) {
+            return Err(Status::permission_denied(format!("cluster {peer} is no member of this mesh")));
+        }
+        let steps = trace::ask_pilot(&self.0, &peer, &request.into_inner()).await?;
+        Ok(Response::new(InspectResponse {
+            steps: steps.into_iter().map(Into::into).collect(),
+            now_ms: trace::now_ms(),
+        }))
+    }
+
     async fn leave(&self, request: Request<LeaveRequest>) -> Result<Response<LeaveResponse>, Status> {
         let peer = caller(&request)?;
         let known = self.0.lock().members.get(&peer).cloned();
@@ -202,6 +216,19 @@ impl federation_server::Federation for FederationService {
         };
         tracing::info!(target: "audit", cluster = %peer, references, "a cluster left");
         Ok(Response::new(LeaveResponse { references }))
+    }
+}
+
+/// Steps from one pilot to a peer.
+impl From<mesh_model::explain::Step> for pb::Step {
+    fn from(s: mesh_model::explain::Step) -> Self {
+        use mesh_model::explain::State;
+        let state = match s.state {
+            State::Ok => "ok",
+            State::Warning => "warning",
+            State::Broken => "broken",
+        };
+        Self { step: s.step, state: state.to_owned(), says: s.says, fix: s.fix }
     }
 }
 

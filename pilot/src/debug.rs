@@ -8,6 +8,8 @@
 //! | `/debug/registryz` | services |
 //! | `/debug/endpointz` | endpoints of every service, imports included |
 //! | `/debug/configz` | documents read, by kind |
+//! | `/debug/explain` (POST, [`ExplainQuery`]) | the way from a proxy to a host, as far as this cluster knows it |
+//! | `/debug/inspect` (POST, [`InspectQuery`]) | an exported service as a peer's caller meets it |
 //! | `/debug/problems` | what in the configuration cannot be done as written |
 
 use std::{
@@ -20,14 +22,21 @@ use axum::{
     extract::{Query, State},
     http::StatusCode,
     response::{IntoResponse, Response},
-    routing::get,
+    routing::{get, post},
 };
+use mesh_model::explain::{Step, Way};
 use mesh_xds::{AdsService, NodeInfo, type_url};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
-use crate::{config::Doc, run::Shared, source::PilotSource};
+use crate::{
+    config::Doc,
+    generate::explain::{self, Ask, Request},
+    proxy::ProxyNode,
+    run::Shared,
+    source::PilotSource,
+};
 
 #[derive(Clone)]
 struct Pages {
@@ -49,6 +58,8 @@ pub(crate) fn router(
         .route("/debug/endpointz", get(endpointz))
         .route("/debug/configz", get(configz))
         .route("/debug/problems", get(problems))
+        .route("/debug/explain", post(explain_way))
+        .route("/debug/inspect", post(inspect))
         .with_state(Pages { service, ready, shared })
 }
 
@@ -201,4 +212,97 @@ async fn configz(State(p): State<Pages>) -> Json<Value> {
 async fn problems(State(p): State<Pages>) -> Json<Value> {
     let list = p.shared.problems.lock().unwrap_or_else(PoisonError::into_inner).clone();
     Json(json!(list))
+}
+
+/// Who calls whom, and with which request.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ExplainQuery {
+    /// `name.namespace` of a connected proxy.
+    pub from: String,
+    /// Host with an optional port.
+    pub to: String,
+    /// Method.
+    pub method: String,
+    /// Path.
+    pub path: String,
+}
+
+async fn explain_way(State(p): State<Pages>, Json(q): Json<ExplainQuery>) -> Response {
+    let source = p.service.source().clone();
+    let Some(world) = source.world() else {
+        return (StatusCode::SERVICE_UNAVAILABLE, "starting\n").into_response();
+    };
+    let mut candidates = source.nodes().into_iter().filter(|n| n.kind == mesh_xds::NodeKind::Sidecar);
+    let node = candidates.find(|n| n.id == q.from || proxy_name(n) == q.from);
+    let Some(node) = node else {
+        let all: Vec<_> = source.nodes().iter().map(proxy_name).collect();
+        let known =
+            world.config.workload_entries.iter().any(|w| format!("{}.{}", w.name, w.namespace) == q.from);
+        let says = if known {
+            format!("the proxy of {} is not connected to this control plane", q.from)
+        } else {
+            format!("no proxy is called {}", q.from)
+        };
+        let fix = if known {
+            "start its proxy, or look at its log; it goes on with its last configuration".to_owned()
+        } else {
+            format!("connected are: {}", all.into_iter().take(8).collect::<Vec<_>>().join(", "))
+        };
+        let way = Way {
+            steps: vec![Step::broken("proxy", says, fix)],
+            principal: String::new(),
+            host: q.to,
+            local: false,
+            targets: vec![],
+        };
+        return Json(way).into_response();
+    };
+    let mut first = sync_step(&p, &node);
+    let made = tokio::task::spawn_blocking(move || {
+        let proxy = ProxyNode::new(&node).map_err(|e| e.to_string())?;
+        Ok::<_, String>(explain::outbound(&proxy, &world, &q.to, &Request { method: q.method, path: q.path }))
+    })
+    .await;
+    match made {
+        Ok(Ok(mut way)) => {
+            first.append(&mut way.steps);
+            way.steps = first;
+            Json(way).into_response()
+        }
+        Ok(Err(e)) => (StatusCode::BAD_REQUEST, format!("{e}\n")).into_response(),
+        Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+    }
+}
+
+/// Whether the caller's proxy has taken what it was sent.
+fn sync_step(p: &Pages, node: &NodeInfo) -> Vec<Step> {
+    let name = proxy_name(node);
+    let clients = p.service.status().clients();
+    let refused = clients.iter().filter(|c| c.node.id == node.id).find_map(|c| {
+        c.types.iter().find_map(|(t, s)| s.error.as_ref().map(|e| (type_url::short(t).to_owned(), e.clone())))
+    });
+    vec![match refused {
+        Some((t, e)) => Step::warning(
+            "proxy",
+            format!("{name} refused a part of its {t}: {e}"),
+            "it goes on with what it had; correct the configuration that the error names",
+        ),
+        None => Step::ok("proxy", format!("{name} is connected and has taken its configuration")),
+    }]
+}
+
+/// What a peer asks on behalf of one of its workloads.
+#[derive(Debug, Clone, Deserialize)]
+pub struct InspectQuery {
+    #[serde(flatten)]
+    ask: Ask,
+    #[serde(flatten)]
+    request: Request,
+}
+
+async fn inspect(State(p): State<Pages>, Json(q): Json<InspectQuery>) -> Response {
+    let Some(world) = p.service.source().world() else {
+        return (StatusCode::SERVICE_UNAVAILABLE, "starting\n").into_response();
+    };
+    Json(explain::inbound(&world, &q.ask, &q.request)).into_response()
 }

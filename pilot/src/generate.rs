@@ -7,6 +7,7 @@
 mod clusters;
 mod common;
 mod endpoints;
+pub mod explain;
 mod gateway;
 mod gateway_routes;
 mod hbone;

@@ -132,7 +132,7 @@ impl Verify {
         });
         // `--workspace` keeps the features of the step above, so nothing is built again.
         self.step("whole processes", |v| {
-            v.ignored(&["federation", "gateways", "mixer", "bootstrap", "restart"])
+            v.ignored(&["federation", "gateways", "mixer", "bootstrap", "restart", "explain"])
         });
         self.step("foreign data plane", |v| v.ignored(&["envoy", "hbone", "integration"]));
         let why = "needs root for network namespaces";

@@ -6,6 +6,7 @@
 //! other crates, so that each of them can be tested against values written by hand.
 
 pub mod authored;
+pub mod explain;
 pub mod federation;
 pub mod id;
 pub mod proxy;

@@ -31,3 +31,14 @@ pub use processor::*;
 pub use rate_limit::*;
 pub use route::*;
 pub use udp::*;
+
+/// Alerts by which a proxy that passes TLS on by server name says why it does not (RFC 8446, section 6.2).
+pub mod alert {
+    /// `unrecognized_name` (RFC 6066, section 3): nothing of this name is served here.
+    pub const UNKNOWN_NAME: u8 = 112;
+    /// The service is known, and none of its workloads can be reached. Not assigned by IANA: others take it for a
+    /// failure as any.
+    pub const NO_BACKEND: u8 = 241;
+    /// The cluster in the name cannot be reached from here. Not assigned either.
+    pub const NO_WAY: u8 = 242;
+}

@@ -1,5 +1,7 @@
 //! What operators type.
 
+pub(crate) mod doctor;
+pub(crate) mod explain;
 pub(crate) mod mesh;
 pub(crate) mod proxy;
 pub(crate) mod token;

@@ -45,14 +45,29 @@ impl Local {
 
     /// A debug page: status and body.
     pub(crate) async fn debug(&self, path: &str) -> anyhow::Result<(u16, bytes::Bytes)> {
-        use http_body_util::{BodyExt, Empty};
+        self.ask(path, None).await
+    }
+
+    /// The same with a question, as JSON.
+    pub(crate) async fn ask(
+        &self,
+        path: &str,
+        question: Option<serde_json::Value>,
+    ) -> anyhow::Result<(u16, bytes::Bytes)> {
+        use http_body_util::{BodyExt, Full};
         let socket = self.state_dir.join(socket::DEBUG);
         let stream = tokio::net::UnixStream::connect(&socket).await.with_context(|| unreachable(&socket))?;
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(hyper_util::rt::TokioIo::new(stream)).await?;
         tokio::spawn(connection);
-        let request =
-            hyper::Request::get(path).header("host", "flotilla").body(Empty::<bytes::Bytes>::new())?;
+        let request = hyper::Request::builder()
+            .uri(path)
+            .header("host", "flotilla")
+            .header("content-type", "application/json");
+        let request = match question {
+            None => request.body(Full::<bytes::Bytes>::default())?,
+            Some(q) => request.method("POST").body(Full::from(q.to_string()))?,
+        };
         let response = sender.send_request(request).await?;
         let status = response.status().as_u16();
         Ok((status, response.into_body().collect().await?.to_bytes()))

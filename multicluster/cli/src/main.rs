@@ -41,6 +41,10 @@ enum Command {
     LeaveCluster(commands::mesh::LeaveArgs),
     /// List the members of the mesh as this cluster sees them
     Clusters(commands::mesh::ClustersArgs),
+    /// Walk the way from a workload to a service, and name the first step that is broken
+    Explain(commands::explain::ExplainArgs),
+    /// Check this cluster: control plane, certificates, configuration, proxies, members
+    Doctor(commands::doctor::DoctorArgs),
     /// Check configuration files
     Validate(commands::validate::ValidateArgs),
     /// Show which proxies are connected and in sync
@@ -113,6 +117,8 @@ async fn run(command: Command) -> anyhow::Result<u8> {
         Command::JoinCluster(a) => commands::mesh::join(a).await,
         Command::LeaveCluster(a) => commands::mesh::leave(a).await,
         Command::Clusters(a) => commands::mesh::clusters(a).await,
+        Command::Explain(a) => commands::explain::run(a).await,
+        Command::Doctor(a) => commands::doctor::run(a).await,
         Command::Validate(a) => commands::validate::run(&a),
         Command::ProxyStatus(a) => commands::proxy::status(a).await,
         Command::ProxyConfig(a) => commands::proxy::config(a).await,

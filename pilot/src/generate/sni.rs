@@ -47,7 +47,7 @@ const CONTROL_PLANE: &str = "control-plane";
 /// no other.
 const WORKLOAD_OUTLIER: OutlierDetection = OutlierDetection {
     consecutive_5xx: 0,
-    enforcing_5xx: 0,
+    enforcing_5xx: 100,
     consecutive_gateway: 1,
     enforcing_gateway: 100,
     success_rate: None,

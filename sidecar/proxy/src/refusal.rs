@@ -4,6 +4,7 @@
 
 use std::io;
 
+use mesh_model::proxy::alert;
 use rustls::AlertDescription;
 use tokio::io::{AsyncWrite, AsyncWriteExt as _};
 
@@ -21,21 +22,19 @@ pub(crate) enum Refusal {
 impl Refusal {
     const ALL: [Self; 3] = [Self::UnknownName, Self::NoBackend, Self::NoWay];
 
-    /// Codes that are assigned to nothing: others take them for failures as any (RFC 8446, section 6.2).
     fn code(self) -> u8 {
         match self {
-            // `unrecognized_name`, RFC 6066 section 3.
-            Self::UnknownName => 112,
-            Self::NoBackend => 241,
-            Self::NoWay => 242,
+            Self::UnknownName => alert::UNKNOWN_NAME,
+            Self::NoBackend => alert::NO_BACKEND,
+            Self::NoWay => alert::NO_WAY,
         }
     }
 
     /// What a failed handshake says, if it is one of these.
     pub(crate) fn of(error: &io::Error) -> Option<Self> {
-        let rustls::Error::AlertReceived(alert) = error.get_ref()?.downcast_ref()? else { return None };
-        let code = match alert {
-            AlertDescription::UnrecognisedName => 112,
+        let rustls::Error::AlertReceived(received) = error.get_ref()?.downcast_ref()? else { return None };
+        let code = match received {
+            AlertDescription::UnrecognisedName => alert::UNKNOWN_NAME,
             AlertDescription::Unknown(code) => *code,
             _ => return None,
         };

@@ -149,6 +149,7 @@ pub(crate) async fn run(args: ControlPlaneArgs) -> anyhow::Result<()> {
             socket: at(socket::FEDERATION),
             authority_socket: at(socket::CITADEL),
             exports: unix(socket::PILOT),
+            debug_socket: Some(at(socket::DEBUG)),
         },
         secrets.clone(),
     )

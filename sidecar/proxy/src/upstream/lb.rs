@@ -6,7 +6,7 @@
 //! wrong than that spreading the rest over few hosts would help.
 
 use std::{
-    collections::HashMap,
+    collections::BTreeMap,
     hash::Hasher,
     sync::{
         Arc,
@@ -325,19 +325,22 @@ pub(crate) struct LbTables {
     pub(crate) hosts: Vec<Arc<Host>>,
     priorities: Vec<Priority>,
     /// Usable hosts by the slot that they serve, if any serves one.
-    slots: Option<Box<HashMap<u32, Vec<Arc<Host>>>>>,
+    slots: Slots,
 }
 
-fn slots(hosts: &[Arc<Host>]) -> Option<Box<HashMap<u32, Vec<Arc<Host>>>>> {
-    let mut out: Option<Box<HashMap<u32, Vec<Arc<Host>>>>> = None;
+/// Hosts by slot, in the order of slots: most clusters have none, and there may be thousands of clusters.
+type Slots = Box<[(u32, Vec<Arc<Host>>)]>;
+
+fn slots(hosts: &[Arc<Host>]) -> Slots {
+    let mut out: BTreeMap<u32, Vec<Arc<Host>>> = BTreeMap::new();
     for h in hosts {
         if let model::Slots::Serves(all) = &h.slots {
             for slot in all {
-                out.get_or_insert_default().entry(*slot).or_default().push(Arc::clone(h));
+                out.entry(*slot).or_default().push(Arc::clone(h));
             }
         }
     }
-    out
+    out.into_iter().collect()
 }
 
 /// A server name as it is for all slots.
@@ -487,8 +490,9 @@ impl LbTables {
         server_name: Option<&str>,
         avoid: &[u64],
     ) -> Option<&Arc<Host>> {
-        let slot = slot_of(server_name.filter(|_| self.slots.is_some())?)?;
-        let of_slot = self.slots.as_ref()?.get(&slot)?;
+        let slot = slot_of(server_name.filter(|_| !self.slots.is_empty())?)?;
+        let at = self.slots.binary_search_by_key(&slot, |(s, _)| *s).ok()?;
+        let (_, of_slot) = self.slots.get(at)?;
         // Where the search begins decides among equals.
         let start = (rng.next() % of_slot.len().max(1) as u64) as usize;
         let (after, before) = of_slot.split_at(start);
