@@ -35,7 +35,6 @@ use crate::{
     listener::{
         accept,
         bind::{BoundListener, BoundSocket},
-        quic,
     },
     options::{Dialer, EngineOptions, Hooks, NodeInfo},
     tcp::splice::Pipes,
@@ -265,7 +264,8 @@ async fn run(shared: Arc<Shared>, mut commands: mpsc::Receiver<Command>) {
                                 Ok(s) => sockets.push(Rc::new(s)),
                                 Err(error) => tracing::error!(%error, listener = %name, "cannot listen"),
                             },
-                            BoundSocket::Quic(s) => drop(tokio::task::spawn_local(quic::listen(worker, slot, s, stop))),
+                            #[cfg(feature = "quic")]
+                            BoundSocket::Quic(s) => drop(tokio::task::spawn_local(crate::listener::quic::listen(worker, slot, s, stop))),
                             BoundSocket::Udp(s) => drop(tokio::task::spawn_local(udp::serve(worker, slot, s, stop))),
                         }
                     }

@@ -315,6 +315,11 @@ impl Chain {
         let http3 = matches!(&terminal, Some(Terminal::Http(h)) if h.config.codec == model::HttpCodec::Http3);
         let refuse = |why| Err(CompileError::Quic(c.name.clone(), why));
         match (quic, http3) {
+            (true, _) if cfg!(not(feature = "quic")) => {
+                return refuse(
+                    "QUIC is unsupported in this build: use `flotilla` or `flotilla-gateway`, which have it",
+                );
+            }
             (true, false) => return refuse("a QUIC listener needs an HTTP connection manager for HTTP/3"),
             (false, true) => return refuse("HTTP/3 needs a QUIC listener"),
             (true, true) if c.tls.is_none() => return refuse("QUIC needs a certificate"),

@@ -9,6 +9,7 @@ mod h2spec;
 mod health;
 mod http1;
 mod http2;
+#[cfg(feature = "quic")]
 mod http3;
 mod jwt;
 mod overload;
