@@ -13,7 +13,10 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde::{Deserialize, Serialize};
 use tokio::{
     io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
-    net::TcpStream,
+    net::{
+        TcpStream,
+        tcp::{OwnedReadHalf, OwnedWriteHalf},
+    },
 };
 
 use crate::{
@@ -100,7 +103,7 @@ pub struct Calls {
     pub path: String,
     #[serde(default)]
     pub payload: String,
-    /// Each client makes its HTTP/2 and gRPC calls on one connection, until that breaks.
+    /// Each client makes its HTTP/2, gRPC and TCP calls on one connection, until that breaks.
     #[serde(default)]
     pub keep: bool,
 }
@@ -148,7 +151,14 @@ pub struct Outcome {
 
 /// A client's connection, if it keeps one.
 #[derive(Default)]
-pub struct Kept(Option<Http2>);
+pub struct Kept(Option<Connected>);
+
+enum Connected {
+    Http2(Http2),
+    Line(Lines),
+}
+
+type Lines = (tokio::io::Lines<BufReader<OwnedReadHalf>>, OwnedWriteHalf);
 
 type Http2 = (hyper::client::conn::http2::SendRequest<Full<Bytes>>, Driver);
 
@@ -194,8 +204,10 @@ fn uri(xfcc: &str) -> String {
 
 async fn exchange(c: &Calls, status: &mut u16, kept: &mut Kept) -> anyhow::Result<Answer> {
     // Put back only by a call that ended well.
-    if let Some(on) = kept.0.take().filter(|k| !k.0.is_closed()) {
-        return http2(c, on, status, kept).await;
+    match kept.0.take() {
+        Some(Connected::Http2(on)) if !on.0.is_closed() => return http2(c, on, status, kept).await,
+        Some(Connected::Line(on)) => return line(c, on, kept).await,
+        _ => {}
     }
     let port = c.port.unwrap_or(c.protocol.port());
     let addresses = tokio::net::lookup_host((c.host.as_str(), port)).await.context("resolve")?;
@@ -212,7 +224,15 @@ async fn exchange(c: &Calls, status: &mut u16, kept: &mut Kept) -> anyhow::Resul
             http2(c, (sender, driver), status, kept).await
         }
         Protocol::WebSocket => upgrade(c, stream, status).await,
-        Protocol::Tcp | Protocol::TcpFirst => line(c, stream).await,
+        Protocol::Tcp | Protocol::TcpFirst => {
+            let (read, write) = stream.into_split();
+            let mut lines = BufReader::new(read).lines();
+            if c.protocol == Protocol::TcpFirst {
+                let greeting = lines.next_line().await?.context("closed before the greeting")?;
+                let _: Answer = serde_json::from_str(&greeting).context("greeting")?;
+            }
+            line(c, (lines, write), kept).await
+        }
     }
 }
 
@@ -275,7 +295,7 @@ async fn http2(c: &Calls, mut on: Http2, status: &mut u16, kept: &mut Kept) -> a
     let trailers = collected.trailers().cloned().unwrap_or_default();
     let body = collected.to_bytes();
     if c.keep {
-        kept.0 = Some(on);
+        kept.0 = Some(Connected::Http2(on));
     }
     if !grpc {
         return answer(*status, &body);
@@ -319,15 +339,12 @@ async fn upgrade(c: &Calls, stream: TcpStream, status: &mut u16) -> anyhow::Resu
     Ok(serde_json::from_slice(&text)?)
 }
 
-async fn line(c: &Calls, stream: TcpStream) -> anyhow::Result<Answer> {
-    let (read, mut write) = stream.into_split();
-    let mut lines = BufReader::new(read).lines();
-    if c.protocol == Protocol::TcpFirst {
-        let greeting = lines.next_line().await?.context("closed before the greeting")?;
-        let _: Answer = serde_json::from_str(&greeting).context("greeting")?;
+async fn line(c: &Calls, mut on: Lines, kept: &mut Kept) -> anyhow::Result<Answer> {
+    on.1.write_all(format!("{}\n", c.payload).as_bytes()).await?;
+    let line = on.0.next_line().await?.context("closed without an answer")?;
+    if c.keep {
+        kept.0 = Some(Connected::Line(on));
     }
-    write.write_all(format!("{}\n", c.payload).as_bytes()).await?;
-    let line = lines.next_line().await?.context("closed without an answer")?;
     Ok(serde_json::from_str(&line)?)
 }
 
