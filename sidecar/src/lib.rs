@@ -13,7 +13,10 @@ use mesh_agent::{Agent, AgentOptions, MixerHook, Restart, Standalone, Standalone
 use mesh_dns::Names;
 use mesh_identity::SecretStore;
 use mesh_proxy::Hooks;
-use mesh_xds::{NodeKind, nds::NameTable};
+use mesh_xds::{
+    NodeKind,
+    nds::{NamePort, NameTable},
+};
 use prometheus_client::registry::Registry;
 use tokio::{sync::watch, task::JoinHandle};
 
@@ -95,8 +98,15 @@ fn follow_names(
         loop {
             let table = tables.borrow_and_update().clone();
             let hosts = table.table.iter().flat_map(|(host, info)| {
-                let ips: Vec<IpAddr> = info.ips.iter().filter_map(|ip| ip.parse().ok()).collect();
-                std::iter::once(host).chain(&info.alt_hosts).map(move |h| (h.clone(), ips.clone()))
+                let port = |p: &NamePort| {
+                    let number = u16::try_from(p.number).ok()?;
+                    Some(mesh_dns::Port { name: p.name.clone(), number, udp: p.udp })
+                };
+                let known = Arc::new(mesh_dns::Host {
+                    addresses: info.ips.iter().filter_map(|ip| ip.parse::<IpAddr>().ok()).collect(),
+                    ports: info.ports.iter().filter_map(port).collect(),
+                });
+                std::iter::once(host).chain(&info.alt_hosts).map(move |h| (h.clone(), known.clone()))
             });
             tx.send_replace(Arc::new(Names::new(hosts)));
             if tables.changed().await.is_err() {

@@ -7,12 +7,15 @@
 //! else is forwarded to the resolver behind, and SERVFAIL says that there is none: never NXDOMAIN
 //! for a name that is not ours to deny.
 //!
-//! Not here yet: SRV and PTR records, per-pod names of headless services, negative-cache tuning.
+//! Named ports have SRV records. What is denied is denied with the zone's SOA, whose minimum says for how long that may
+//! be remembered (RFC 2308).
+//!
+//! Not here yet: PTR records, and names of single pods of headless services.
 
 mod names;
 mod server;
 
-pub use names::Names;
+pub use names::{Host, Names, Port};
 pub use server::{Server, StartError};
 
 /// Time to live of the mesh's records, seconds: as long as a lease may take to lapse, so that no

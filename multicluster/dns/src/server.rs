@@ -8,10 +8,10 @@ use std::{
 };
 
 use hickory_proto::{
-    op::{Metadata, ResponseCode},
+    op::{Edns, Metadata, ResponseCode},
     rr::{
         Name, RData, Record, RecordType,
-        rdata::{A, AAAA, TXT},
+        rdata::{A, AAAA, SOA, SRV, TXT},
     },
 };
 use hickory_resolver::{
@@ -32,13 +32,15 @@ use tokio::{
 
 use crate::{
     TTL,
-    names::{Found, Names},
+    names::{Found, Host, Names, zone_of},
 };
 
 /// An idle TCP connection is closed after this.
 const TCP_IDLE: Duration = Duration::from_secs(10);
 /// Answers waiting on one TCP connection.
 const TCP_QUEUE: usize = 32;
+/// Largest answer over UDP that is offered.
+const MAX_PAYLOAD: u16 = 1232;
 /// A forwarded question is answered within this or with SERVFAIL.
 const FORWARD_TIMEOUT: Duration = Duration::from_secs(4);
 
@@ -134,39 +136,72 @@ struct Handler {
 }
 
 /// What to send back.
+#[derive(Default)]
 struct Answer {
     code: ResponseCode,
     authoritative: bool,
     records: Vec<Record>,
+    /// Says how long a denial may be remembered.
+    soa: Option<Record>,
+    /// What whoever asked will ask next.
+    additional: Vec<Record>,
 }
 
 impl Answer {
     fn code(code: ResponseCode) -> Self {
-        Self { code, authoritative: false, records: vec![] }
+        Self { code, ..Self::default() }
     }
+}
+
+/// The start of a zone: its minimum is how long a denial may be remembered (RFC 2308, section 5).
+fn soa(zone: &str) -> Option<Record> {
+    let zone = Name::from_ascii(format!("{zone}.")).ok()?;
+    let server = Name::from_ascii("ns.flotilla.internal.").ok()?;
+    let mail = Name::from_ascii("hostmaster.flotilla.internal.").ok()?;
+    let data = SOA::new(server, mail, 1, 60, 60, 60, TTL);
+    Some(Record::from_rdata(zone, TTL, RData::SOA(data)))
+}
+
+fn addresses(name: &Name, host: &Host, kind: RecordType) -> Vec<Record> {
+    host.addresses
+        .iter()
+        .filter_map(|ip| match (ip, kind) {
+            (IpAddr::V4(a), RecordType::A | RecordType::ANY) => Some(RData::A(A(*a))),
+            (IpAddr::V6(a), RecordType::AAAA | RecordType::ANY) => Some(RData::AAAA(AAAA(*a))),
+            _ => None,
+        })
+        .map(|data| Record::from_rdata(name.clone(), TTL, data))
+        .collect()
 }
 
 impl Handler {
     async fn answer(&self, name: &Name, kind: RecordType) -> Answer {
         let text = name.to_ascii().trim_end_matches('.').to_ascii_lowercase();
-        let ours = |records| Answer { code: ResponseCode::NoError, authoritative: true, records };
+        let ours = |records: Vec<Record>, zone: Option<&str>| {
+            let soa = zone.filter(|_| records.is_empty()).and_then(soa);
+            Answer { authoritative: true, records, soa, ..Answer::default() }
+        };
         let names = self.names.borrow().clone();
         match names.find(&text) {
-            Found::Addresses(ips) => ours(
-                ips.iter()
-                    .filter_map(|ip| match (ip, kind) {
-                        (IpAddr::V4(a), RecordType::A | RecordType::ANY) => Some(RData::A(A(*a))),
-                        (IpAddr::V6(a), RecordType::AAAA | RecordType::ANY) => Some(RData::AAAA(AAAA(*a))),
-                        _ => None,
-                    })
-                    .map(|data| Record::from_rdata(name.clone(), TTL, data))
-                    .collect(),
-            ),
-            Found::Version(v) if kind == RecordType::TXT => {
-                ours(vec![Record::from_rdata(name.clone(), TTL, RData::TXT(TXT::new(vec![v.to_owned()])))])
+            Found::Host(host) => ours(addresses(name, host, kind), zone_of(&text)),
+            Found::Service { target, port } if matches!(kind, RecordType::SRV | RecordType::ANY) => {
+                let Ok(to) = Name::from_ascii(format!("{target}.")) else {
+                    return Answer::code(ResponseCode::ServFail);
+                };
+                let additional = match names.find(target) {
+                    Found::Host(h) => addresses(&to, h, RecordType::ANY),
+                    _ => vec![],
+                };
+                let srv = Record::from_rdata(name.clone(), TTL, RData::SRV(SRV::new(0, 100, port, to)));
+                Answer { additional, ..ours(vec![srv], None) }
             }
-            Found::Version(_) | Found::Empty => ours(vec![]),
-            Found::Missing => Answer { code: ResponseCode::NXDomain, authoritative: true, records: vec![] },
+            Found::Version(v) if kind == RecordType::TXT => {
+                let txt = RData::TXT(TXT::new(vec![v.to_owned()]));
+                ours(vec![Record::from_rdata(name.clone(), TTL, txt)], None)
+            }
+            Found::Service { .. } | Found::Version(_) => ours(vec![], zone_of(&text)),
+            Found::Empty(zone) => ours(vec![], Some(zone)),
+            Found::Missing(zone) => Answer { code: ResponseCode::NXDomain, ..ours(vec![], Some(zone)) },
             Found::Foreign => self.forward(name, kind).await,
         }
     }
@@ -174,11 +209,7 @@ impl Handler {
     async fn forward(&self, name: &Name, kind: RecordType) -> Answer {
         let Some(resolver) = &self.resolver else { return Answer::code(ResponseCode::ServFail) };
         match tokio::time::timeout(FORWARD_TIMEOUT, resolver.lookup(name.clone(), kind)).await {
-            Ok(Ok(found)) => Answer {
-                code: ResponseCode::NoError,
-                authoritative: false,
-                records: found.answers().to_vec(),
-            },
+            Ok(Ok(found)) => Answer { records: found.answers().to_vec(), ..Answer::default() },
             Ok(Err(e)) if e.is_nx_domain() => Answer::code(ResponseCode::NXDomain),
             Ok(Err(e)) if e.is_no_records_found() => Answer::code(ResponseCode::NoError),
             Ok(Err(_)) | Err(_) => Answer::code(ResponseCode::ServFail),
@@ -204,12 +235,28 @@ impl RequestHandler for Handler {
         metadata.response_code = answer.code;
         metadata.authoritative = answer.authoritative;
         metadata.recursion_available = self.resolver.is_some();
-        let response = MessageResponseBuilder::from_message_request(request).build(
+        let mut builder = MessageResponseBuilder::from_message_request(request);
+        let edns = request.edns.as_ref().map(|asked| {
+            let mut e = Edns::new();
+            // Without fragments on any path (DNS flag day 2020).
+            e.set_max_payload(MAX_PAYLOAD).set_version(0);
+            if asked.version() > 0 {
+                // RFC 6891, section 6.1.3.
+                metadata.response_code = ResponseCode::BADVERS;
+            }
+            e
+        });
+        if let Some(e) = &edns {
+            builder.edns(e);
+        }
+        let known = metadata.response_code != ResponseCode::BADVERS;
+        let answer = if known { answer } else { Answer::default() };
+        let response = builder.build(
             metadata,
             answer.records.iter(),
             std::iter::empty(),
-            std::iter::empty(),
-            std::iter::empty(),
+            answer.soa.iter(),
+            answer.additional.iter(),
         );
         match reply.send_response(response).await {
             Ok(info) => info,

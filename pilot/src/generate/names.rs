@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use mesh_model::registry::Resolution;
-use mesh_xds::nds::{NameInfo, NameTable};
+use mesh_model::registry::{Protocol, Resolution, ServicePort};
+use mesh_xds::nds::{NameInfo, NamePort, NameTable};
 
 use super::Ctx;
-use crate::index::Origin;
+use crate::index::{Entry, Origin};
 
 pub(super) fn generate(ctx: &Ctx<'_>) -> NameTable {
     let mut table = BTreeMap::new();
@@ -52,8 +52,20 @@ pub(super) fn generate(ctx: &Ctx<'_>) -> NameTable {
                 shortname: if platform { s.name.clone() } else { String::new() },
                 namespace: s.namespace.clone(),
                 alt_hosts,
+                ports: if platform { ports(e) } else { vec![] },
             },
         );
     }
     NameTable { table }
+}
+
+/// Ports with names (MCS DNS specification: only these have SRV records).
+fn ports(e: &Entry) -> Vec<NamePort> {
+    let of = |udp: bool| {
+        move |p: &ServicePort| NamePort { name: p.name.to_ascii_lowercase(), number: p.port.into(), udp }
+    };
+    // Members do not have each other's ports of UDP.
+    let udp = e.udp_ports.iter().filter(|_| e.origin == Origin::Platform).map(of(true));
+    let tcp = e.service.ports.iter().filter(|p| p.protocol != Protocol::Udp).map(of(false));
+    tcp.chain(udp).filter(|p| !p.name.is_empty()).collect()
 }

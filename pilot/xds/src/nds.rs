@@ -32,6 +32,23 @@ pub struct NameInfo {
     /// Other names for the same addresses.
     #[prost(string, repeated, tag = "5")]
     pub alt_hosts: Vec<String>,
+    /// Named ports, which SRV records tell; a field of Flotilla's own.
+    #[prost(message, repeated, tag = "1000")]
+    pub ports: Vec<NamePort>,
+}
+
+/// A named port of a name.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct NamePort {
+    /// Name of the service port.
+    #[prost(string, tag = "1")]
+    pub name: String,
+    /// Number that callers connect to.
+    #[prost(uint32, tag = "2")]
+    pub number: u32,
+    /// UDP rather than TCP.
+    #[prost(bool, tag = "3")]
+    pub udp: bool,
 }
 
 impl NameTable {
