@@ -57,6 +57,20 @@ fn a_host_arrives_changes_and_goes() {
         until("the removal", || s.get("a.test", "/").starts_with("404").then_some(()));
         out.push(s.get("a.test", "/"));
         out.push(s.get("static.test", "/"));
+        // A body is kept until there is a host to have it.
+        c.answers(VHDS, "main/post.test", Answer::Resource(host_resource("post.test", 1, "one", &[]), SOON));
+        out.push(s.call("post.test", "/", "", &vec![b'x'; 3_000]));
+        // Who leaves is not waited for; who asks later has it.
+        c.answers(VHDS, "main/left.test", Answer::Resource(host_resource("left.test", 1, "one", &[]), SOON));
+        s.leave("left.test", "/");
+        out.extend(s.logged("left.test", 1));
+        until("the host", || (s.get("left.test", "/") == "200 one").then_some(()));
+        // No answer at all.
+        c.answers(VHDS, "main/silent.test", Answer::Silence);
+        out.push(s.get("silent.test", "/"));
+        for host in ["a.test", "b.test", "silent.test"] {
+            out.extend(s.logged(host, 1).pop());
+        }
         out.push(format!("{:?}", c.world().refused));
         out
     });
@@ -101,6 +115,8 @@ fn a_cluster_arrives_or_does_not() {
         out.push(request(s.tcp, "x", "/", "", b""));
         out.push(request(s.tcp_late, "x", "/", "", b""));
         out.push(format!("{}", c.times(CDS, "tcp")));
+        out.extend(s.logged("static.test", 8).split_off(1));
+        out.extend(s.logged("-", 3));
         // It goes, and others stay.
         c.answers(CDS, "late-one", Answer::Absent);
         c.push(CDS, vec![], &["late-one"]);

@@ -252,8 +252,13 @@ impl Stage {
             config["@type"] = format!("type.googleapis.com/envoy.extensions.filters.{name}").into();
             config
         };
+        let log = dir.path().join("access");
+        let log = json!([{"name": "file", "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog",
+            "path": log, "log_format": {"text_format_source": {"inline_string":
+                "%REQ(:AUTHORITY)% %RESPONSE_CODE% %RESPONSE_FLAGS% %RESPONSE_CODE_DETAILS%\n"}}}}]);
         let tcp_listener = |name: &str, at: SocketAddr, to: &str, timeout: &str| {
-            let config = json!({"stat_prefix": name, "cluster": to,
+            let config = json!({"stat_prefix": name, "cluster": to, "access_log": log,
                 "on_demand": {"odcds_config": ads, "timeout": timeout}});
             let filter =
                 json!({"name": "tcp", "typed_config": typed("network.tcp_proxy.v3.TcpProxy", config)});
@@ -262,6 +267,8 @@ impl Stage {
         let on_demand = typed("http.on_demand.v3.OnDemand", json!({"odcds": {"source": ads}}));
         let hcm = json!({
             "stat_prefix": "http",
+            "access_log": log,
+            "stream_idle_timeout": "3s",
             "rds": {"route_config_name": "main", "config_source": ads},
             "http_filters": [
                 {"name": "envoy.filters.http.on_demand", "typed_config": on_demand},
@@ -321,7 +328,8 @@ impl Stage {
             Who::Envoy => {
                 let bin = std::env::var_os("ENVOY_BIN").expect("ENVOY_BIN names an Envoy binary");
                 let mut c = Command::new(bin);
-                c.args(["--use-dynamic-base-id", "--concurrency", "2", "-l", "warn", "-c"]).arg(&self.file);
+                c.args(["--use-dynamic-base-id", "--concurrency", "2", "-l", "warn"]);
+                c.args(["--file-flush-interval-msec", "50", "-c"]).arg(&self.file);
                 c
             }
             Who::Flotilla => {
@@ -339,6 +347,16 @@ impl Stage {
             assert!(begun.elapsed() < PATIENCE, "{:?} does not serve: {}", self.who, said());
             sleep(Duration::from_millis(20));
         }
+    }
+
+    /// What the access log says of requests for a host, when it says that much.
+    pub(crate) fn logged(&self, host: &str, lines: usize) -> Vec<String> {
+        until("the access log", || {
+            let text = fs::read_to_string(self.file.with_file_name("access")).unwrap_or_default();
+            let of_host = text.lines().filter(|l| l.split(' ').next() == Some(host));
+            let all: Vec<String> = of_host.map(str::to_owned).collect();
+            (all.len() >= lines).then_some(all)
+        })
     }
 
     pub(crate) fn upstream(&self, n: usize) -> SocketAddr {

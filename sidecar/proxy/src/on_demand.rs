@@ -22,7 +22,8 @@ use crate::{
     worker::{Shared, connection::Connection},
 };
 
-/// How long a request waits for a virtual host. Envoy has no such limit, but for that of the stream.
+/// How long a request waits for a virtual host, if its stream may be idle for longer than that. Envoy has only the
+/// limit of the stream.
 pub(crate) const HOST_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Details of a request for a name that was not asked for, since too many others were.
@@ -82,7 +83,13 @@ pub(crate) async fn host<D: Downstream>(
             rec.details = LIMIT.into();
             Err(LocalReply { status: 503, ..LocalReply::default() })
         }
-        Waited::Settled | Waited::Late => Ok(()),
+        // What Envoy says of any stream on which nothing happens.
+        Waited::Late => {
+            rec.flag(Flag::Si);
+            rec.details = "stream_idle_timeout".into();
+            Err(LocalReply::text(504, "stream timeout"))
+        }
+        Waited::Settled => Ok(()),
     }
 }
 

@@ -33,7 +33,7 @@ use crate::{
     codec::Secret,
     nds::NameTable,
     pb,
-    type_url::{CDS, ECDS, LDS, NDS, VHDS},
+    type_url::{CDS, ECDS, LDS, NDS, RDS, VHDS},
 };
 
 /// How long a state with dangling references is withheld. The server answers for names that do not
@@ -262,16 +262,17 @@ impl Follow {
 
 /// Asks for everything that is referred to, and for what traffic wants.
 fn subscribe(work: &Work, subscriptions: &Subscriptions, all_clusters: bool) {
-    let (references, mut on_demand) = {
+    let (references, mut on_demand, hosts) = {
         let inner = work.lock();
-        (inner.references(), inner.on_demand.clone())
+        (inner.references(), inner.on_demand.clone(), inner.has_hosts_on_demand())
     };
     for (type_url, names) in references {
         subscriptions.subscribe(type_url, Names::Some(names));
     }
-    if let Some(hosts) = on_demand.remove(&Kind::VirtualHost) {
-        subscriptions.subscribe(VHDS, Names::Some(hosts));
-    }
+    let names = on_demand.remove(&Kind::VirtualHost).unwrap_or_default();
+    // Envoy begins without a name as well: a server may have hosts for everybody.
+    let names = if hosts { Names::AllAnd(names) } else { Names::Some(names) };
+    subscriptions.subscribe(VHDS, names);
     match on_demand.remove(&Kind::Cluster) {
         Some(names) if !all_clusters => subscriptions.subscribe(CDS, Names::Some(names)),
         Some(names) if !names.is_empty() => subscriptions.subscribe(CDS, Names::AllAnd(names)),
@@ -330,7 +331,7 @@ impl Handler for Follow {
             update.changed.iter().map(|r| r.name.clone()).chain(update.removed.iter().cloned()).collect();
         let bad = self.work.lock().apply(type_url, update);
         // A filter's configuration may complete a listener, which then refers to routes.
-        if matches!(type_url, CDS | LDS | ECDS) {
+        if matches!(type_url, CDS | LDS | RDS | ECDS) {
             self.subscribe();
         }
         if type_url == NDS {

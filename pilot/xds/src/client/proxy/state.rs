@@ -347,6 +347,11 @@ impl Inner {
         self.absent.contains(&(type_of(kind), name.to_owned())).then_some(false)
     }
 
+    /// Whether some routes have further hosts.
+    pub(super) fn has_hosts_on_demand(&self) -> bool {
+        self.state.routes.values().any(|r| r.on_demand.is_some())
+    }
+
     /// Whether there is something for a name.
     pub(super) fn holds(&self, kind: Kind, name: &str) -> bool {
         match kind {
