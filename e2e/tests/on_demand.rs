@@ -74,8 +74,24 @@ fn a_host_arrives_changes_and_goes() {
         out.push(format!("{:?}", c.world().refused));
         out
     });
-    let wanted =
-        ["200 one", "200 one", "1", "404 ", "200 two", "200 two", "200 two", "404 ", "200 one", "[]"];
+    let wanted = [
+        "200 one",
+        "200 one",
+        "1",
+        "404 ",
+        "200 two",
+        "200 two",
+        "200 two",
+        "404 ",
+        "200 one",
+        "200 one 3000",
+        "left.test 0 DC downstream_remote_disconnect",
+        "504 stream timeout",
+        "a.test 404 NR route_not_found",
+        "b.test 404 NR route_not_found",
+        "silent.test 504 SI stream_idle_timeout",
+        "[]",
+    ];
     assert_eq!(seen, wanted);
 }
 
@@ -115,8 +131,12 @@ fn a_cluster_arrives_or_does_not() {
         out.push(request(s.tcp, "x", "/", "", b""));
         out.push(request(s.tcp_late, "x", "/", "", b""));
         out.push(format!("{}", c.times(CDS, "tcp")));
-        out.extend(s.logged("static.test", 8).split_off(1));
-        out.extend(s.logged("-", 3));
+        // Those of the start come before.
+        let all = s.logged("static.test", 9);
+        out.extend(all[all.len() - 8..].iter().cloned());
+        let mut connections = s.logged("-", 3);
+        connections.sort();
+        out.extend(connections);
         // It goes, and others stay.
         c.answers(CDS, "late-one", Answer::Absent);
         c.push(CDS, vec![], &["late-one"]);
@@ -139,6 +159,17 @@ fn a_cluster_arrives_or_does_not() {
         "200 two",
         "closed",
         "1",
+        "static.test 200 - via_upstream",
+        "static.test 200 - via_upstream",
+        "static.test 200 - via_upstream",
+        "static.test 503 NC cluster_not_found",
+        "static.test 503 NC cluster_not_found",
+        "static.test 503 NC cluster_not_found",
+        "static.test 503 NC cluster_not_found",
+        "static.test 200 - via_upstream",
+        "- 0 - -",
+        "- 0 - -",
+        "- 0 NC -",
         "200 two",
     ];
     assert_eq!(seen, wanted);

@@ -170,15 +170,6 @@ impl Control {
     ) -> (Vec<Resource>, Vec<String>, Vec<(Resource, Duration)>) {
         let mut w = self.world();
         let kind = short(&r.type_url);
-        if std::env::var_os("SHOW").is_some() {
-            eprintln!(
-                "<- {kind} first={first} sub={:?} unsub={:?} init={:?} err={:?}",
-                r.resource_names_subscribe,
-                r.resource_names_unsubscribe,
-                r.initial_resource_versions,
-                r.error_detail
-            );
-        }
         w.subscribed.extend(r.resource_names_subscribe.iter().map(|n| (kind.clone(), n.clone())));
         w.given_up.extend(r.resource_names_unsubscribe.iter().map(|n| (kind.clone(), n.clone())));
         if let Some(e) = &r.error_detail {

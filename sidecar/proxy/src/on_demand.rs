@@ -83,19 +83,22 @@ pub(crate) async fn host<D: Downstream>(
             rec.details = LIMIT.into();
             Err(LocalReply { status: 503, ..LocalReply::default() })
         }
-        // What Envoy says of any stream on which nothing happens.
-        Waited::Late => {
-            rec.flag(Flag::Si);
-            rec.details = "stream_idle_timeout".into();
-            Err(LocalReply::text(504, "stream timeout"))
-        }
+        Waited::Late => Err(idle(rec)),
         Waited::Settled => Ok(()),
     }
+}
+
+/// What Envoy says of any stream on which nothing happens.
+fn idle(rec: &mut Record) -> LocalReply {
+    rec.flag(Flag::Si);
+    rec.details = "stream_idle_timeout".into();
+    LocalReply::text(504, "stream timeout")
 }
 
 /// The slot of a cluster that a request lacks, when it is there.
 pub(crate) async fn cluster<D: Downstream>(
     conn: &Connection,
+    manager: &HttpManager,
     name: &str,
     limit: Duration,
     down: &D,
@@ -103,9 +106,12 @@ pub(crate) async fn cluster<D: Downstream>(
 ) -> Result<Option<Arc<ClusterSlot>>, LocalReply> {
     let shared = &conn.worker.shared;
     let Some(hook) = &shared.hooks.on_demand else { return Ok(None) };
-    let waited = while_there(ask(shared, hook, Wanted::Cluster(name), limit), down, rec).await?;
-    if waited == Waited::Refused {
-        rec.details = LIMIT.into();
+    let stream = manager.config.stream_idle_timeout.filter(|t| *t < limit);
+    let waiting = ask(shared, hook, Wanted::Cluster(name), stream.unwrap_or(limit));
+    match while_there(waiting, down, rec).await? {
+        Waited::Refused => rec.details = LIMIT.into(),
+        Waited::Late if stream.is_some() => return Err(idle(rec)),
+        Waited::Late | Waited::Settled => {}
     }
     Ok(named(conn, name))
 }

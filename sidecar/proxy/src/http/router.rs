@@ -84,7 +84,9 @@ pub(crate) async fn forward<D: Downstream>(
         if found.is_none() {
             let name = named.as_deref().unwrap_or(&slot.name);
             // Boxed, so that requests whose cluster exists do not carry it.
-            if let Some(there) = Box::pin(on_demand::cluster(ctx.conn, name, o.timeout, down, rec)).await? {
+            if let Some(there) =
+                Box::pin(on_demand::cluster(ctx.conn, ctx.manager, name, o.timeout, down, rec)).await?
+            {
                 slot = there;
                 found = slot.load();
             }

@@ -130,7 +130,7 @@ impl OnDemandNames {
     /// traffic has used another name since it was last asked about it.
     ///
     /// # Errors
-    /// The limit is reached, or the name too long.
+    /// The limit is reached.
     pub fn want(
         &self,
         kind: Kind,
@@ -139,8 +139,8 @@ impl OnDemandNames {
     ) -> Result<watch::Receiver<bool>, Full> {
         let mut t = self.lock();
         if name.is_empty() || name.len() > MAX_NAME {
-            t.stats.refused += 1;
-            return Err(Full);
+            // Nothing has such a name; that need not be asked.
+            return Ok(watch::channel(true).1);
         }
         let key = (kind, name.to_owned());
         let round = t.round + 1;
@@ -346,11 +346,15 @@ mod tests {
         assert_eq!(asked.gone, BTreeSet::from([cluster("c")]));
         // With everything in use nothing is asked for, whoever asks.
         assert_eq!(names.want(Kind::Cluster, "e", &|_, _| true).err(), Some(Full));
-        assert_eq!(names.want(Kind::Cluster, &"x".repeat(MAX_NAME + 1), NOBODY).err(), Some(Full));
         let stats = names.stats();
-        assert_eq!((stats.clusters, stats.asked, stats.evicted, stats.refused), (3, 4, 1, 2));
+        assert_eq!((stats.clusters, stats.asked, stats.evicted, stats.refused), (3, 4, 1, 1));
         drop(a);
         names.want(Kind::Cluster, "e", NOBODY).unwrap();
         assert_eq!(names.stats().clusters, 3);
+        // What cannot be a name is not asked for.
+        for odd in [String::new(), "x".repeat(MAX_NAME + 1)] {
+            assert!(*names.want(Kind::Cluster, &odd, NOBODY).unwrap().borrow());
+        }
+        assert_eq!(names.stats().asked, 5);
     }
 }
