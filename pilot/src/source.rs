@@ -95,7 +95,7 @@ impl EncodeCache {
         let resources = items.iter().map(|(name, value)| {
             let version = codec::version(value);
             let any = self.get(t, &version, || encode(value));
-            pb::Resource { version, resource: Some(any), name: name.clone(), ttl: None }
+            pb::Resource { version, resource: Some(any), name: name.clone(), ..Default::default() }
         });
         Arc::new(TypeSnapshot::from_versions(resources))
     }

@@ -38,6 +38,7 @@ pub(crate) struct BootstrapArgs {
     concurrency: usize,
     pub(crate) drain: Duration,
     pub(crate) state_dir: Option<PathBuf>,
+    pub(crate) max_on_demand: usize,
     pub(crate) otlp: Option<String>,
     pub(crate) restart: RestartArgs,
 }
@@ -59,6 +60,7 @@ const BESIDE: &[&str] = &[
     "concurrency",
     "drain_seconds",
     "state_dir",
+    "max_on_demand",
     "otlp",
     "base_id",
     "restart_epoch",
@@ -75,7 +77,7 @@ impl Args for SidecarArgs {
             .value_parser(clap::value_parser!(PathBuf))
             .help(
                 "Execute Envoy's bootstrap file, YAML or JSON, instead of joining the mesh: no control plane but what \
-                 the file names is contacted; only --concurrency, --drain-seconds, --state-dir, --otlp and the flags of hot restarts go with it",
+                 the file names is contacted; only --concurrency, --drain-seconds, --state-dir, --max-on-demand, --otlp and the flags of hot restarts go with it",
             );
         let cmd = MeshArgs::augment_args(cmd).arg(file);
         // What the mesh must know of its members, and a file need not say.
@@ -114,6 +116,7 @@ impl FromArgMatches for SidecarArgs {
                 concurrency: m.try_get_one("concurrency").ok().flatten().copied().unwrap_or_default(),
                 drain: Duration::from_secs(or("drain_seconds", 5)),
                 state_dir: m.try_get_one::<PathBuf>("state_dir").ok().flatten().cloned(),
+                max_on_demand: m.try_get_one("max_on_demand").ok().flatten().copied().unwrap_or_default(),
                 otlp: m.try_get_one::<String>("otlp").ok().flatten().cloned(),
                 restart: RestartArgs::from_arg_matches(m)?,
             }),

@@ -39,6 +39,7 @@ async fn standalone(args: BootstrapArgs) -> anyhow::Result<()> {
         workers: args.workers(),
         drain: args.drain,
         state_dir: args.state_dir.clone(),
+        max_on_demand: args.max_on_demand,
         hooks: Hooks { spans: tracing.spans(), ..Hooks::default() },
         restart: Restart::begin(&args.restart).await?,
     };

@@ -57,7 +57,7 @@ fn cluster(name: &str, backend: SocketAddr, turn: u64) -> pb::Resource {
         name: name.to_owned(),
         version: content_version(&value),
         resource: Some(pb::Any { type_url: type_url::CDS.to_owned(), value: value.into() }),
-        ttl: None,
+        ..pb::Resource::default()
     }
 }
 

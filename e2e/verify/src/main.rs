@@ -134,7 +134,7 @@ impl Verify {
         self.step("whole processes", |v| {
             v.ignored(&["federation", "gateways", "mixer", "bootstrap", "restart", "explain"])
         });
-        self.step("foreign data plane", |v| v.ignored(&["envoy", "hbone", "integration"]));
+        self.step("foreign data plane", |v| v.ignored(&["envoy", "hbone", "on_demand", "integration"]));
         let why = "needs root for network namespaces";
         self.when(root, why, "network namespaces", |v| v.ignored(&["netns"]));
     }

@@ -144,6 +144,7 @@ impl Ctx<'_> {
             idle_timeout: Some(TCP_IDLE),
             access_log: self.access_log(),
             tunnel: None,
+            on_demand: None,
         })
     }
 

@@ -103,5 +103,5 @@ pub(super) fn generate(ctx: &Ctx<'_>, name: &str, port: u16, servers: &[Served<'
         }
         virtual_hosts.push(v);
     }
-    RouteConfiguration { name: name.to_owned(), virtual_hosts }
+    RouteConfiguration { name: name.to_owned(), virtual_hosts, on_demand: None }
 }

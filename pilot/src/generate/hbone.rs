@@ -82,7 +82,8 @@ pub(super) fn inbound(ctx: &Ctx<'_>, targets: &[Target], out: &mut Generated) {
         let route = http::route(matches, RouteAction::Forward(Box::new(end)));
         hosts.push(routes::virtual_host(cluster, t.authorities.clone(), vec![route]));
     }
-    let config = RouteConfiguration { name: CONNECT_TERMINATE.to_owned(), virtual_hosts: hosts };
+    let config =
+        RouteConfiguration { name: CONNECT_TERMINATE.to_owned(), virtual_hosts: hosts, on_demand: None };
     // What the tunnels carry is logged, authorized and traced where it is served.
     let manager = HttpConnectionManager {
         codec: HttpCodec::Http2,

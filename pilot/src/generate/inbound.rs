@@ -237,6 +237,7 @@ fn http_filters(ctx: &Ctx<'_>, p: &Port<'_>) -> Vec<NetworkFilter> {
             vec!["*".to_owned()],
             vec![route],
         )],
+        on_demand: None,
     };
     let source = RouteSource::Inline(Arc::new(config));
     let hcm = ctx.hcm(&format!("inbound_0.0.0.0_{}", p.number), source, Side::Inbound);

@@ -156,14 +156,14 @@ pub(super) fn port(ctx: &Ctx<'_>, number: u16) -> RouteConfiguration {
         other_hosts(ctx, &mut taken, &mut hosts);
     }
     hosts.push(catch_all(ctx, true));
-    RouteConfiguration { name: number.to_string(), virtual_hosts: hosts }
+    RouteConfiguration { name: number.to_string(), virtual_hosts: hosts, on_demand: None }
 }
 
 /// Routes of one service's own listener: whatever the host header says, it is this service.
 pub(super) fn single(ctx: &Ctx<'_>, entry: &Entry, port: u16) -> RouteConfiguration {
     let name = single_name(entry, port);
     let host = virtual_host(name.clone(), vec!["*".to_owned()], service_routes(ctx, entry, port));
-    RouteConfiguration { name, virtual_hosts: vec![host] }
+    RouteConfiguration { name, virtual_hosts: vec![host], on_demand: None }
 }
 
 /// RDS name of [`single`].
@@ -188,5 +188,5 @@ pub(super) fn http_proxy(ctx: &Ctx<'_>) -> RouteConfiguration {
     other_hosts(ctx, &mut taken, &mut hosts);
     // A proxied request has no original destination to pass through to.
     hosts.push(catch_all(ctx, false));
-    RouteConfiguration { name: HTTP_PROXY.to_owned(), virtual_hosts: hosts }
+    RouteConfiguration { name: HTTP_PROXY.to_owned(), virtual_hosts: hosts, on_demand: None }
 }

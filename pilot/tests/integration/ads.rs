@@ -22,6 +22,7 @@ fn client(xds: std::net::SocketAddr, node: NodeInfo, mode: Mode) -> ProxyClient 
         cache: None,
         name_table: true,
         fixed: None,
+        on_demand: Default::default(),
     })
 }
 

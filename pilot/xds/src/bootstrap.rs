@@ -31,7 +31,7 @@ use self::{
 use crate::{
     client::{
         Mode,
-        proxy::{ProxyState, eds_name, routes_of},
+        proxy::{ProxyState, asks, eds_name, routes_of},
     },
     codec::{self, DecodeError, Secret},
     node::{NodeInfo, NodeKind},
@@ -238,6 +238,13 @@ impl Reader {
                     found.push(format!("static_resources: routes {r:?} need an ads_config"));
                 }
             }
+        }
+        let delta = b.dynamic.as_ref().is_some_and(|d| d.mode == Mode::Delta);
+        for l in b.resources.listeners.values().filter(|l| !delta && asks(l)) {
+            let name = &l.name;
+            found.push(format!(
+                "static_resources: on_demand of {name:?} needs an ads_config of api_type DELTA_GRPC"
+            ));
         }
         // A part that was refused is missing everywhere else.
         if self.problems.is_empty() {

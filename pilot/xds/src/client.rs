@@ -46,6 +46,8 @@ pub struct ClientOptions {
 pub enum Names {
     /// All there are.
     All,
+    /// All there are, and these, which a server need not count among them (delta only).
+    AllAnd(BTreeSet<String>),
     /// These; an empty set subscribes to nothing.
     Some(BTreeSet<String>),
 }
@@ -89,6 +91,8 @@ pub struct AdsClient {
 
 struct Shared {
     wanted: Mutex<BTreeMap<(u8, String), Names>>,
+    /// Names that are to be subscribed although they are, by type.
+    again: Mutex<BTreeMap<String, BTreeSet<String>>>,
     changed: Notify,
 }
 
@@ -100,6 +104,10 @@ impl Shared {
 
     fn wanted(&self) -> BTreeMap<(u8, String), Names> {
         self.lock().clone()
+    }
+
+    fn take_again(&self) -> BTreeMap<String, BTreeSet<String>> {
+        std::mem::take(&mut *self.again.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
@@ -116,6 +124,26 @@ impl Subscriptions {
             wanted.insert(key, names);
             drop(wanted);
             self.0.changed.notify_one();
+        }
+    }
+
+    /// Asks once more for names that are subscribed (delta only).
+    pub fn again(&self, type_url: &str, names: BTreeSet<String>) {
+        let mut again = self.0.again.lock().unwrap_or_else(PoisonError::into_inner);
+        again.entry(type_url.to_owned()).or_default().extend(names);
+        drop(again);
+        self.0.changed.notify_one();
+    }
+}
+
+impl Names {
+    /// Whether all are wanted, and which besides.
+    fn parts(&self) -> (bool, &BTreeSet<String>) {
+        static NONE: BTreeSet<String> = BTreeSet::new();
+        match self {
+            Self::All => (true, &NONE),
+            Self::AllAnd(names) => (true, names),
+            Self::Some(names) => (false, names),
         }
     }
 }
@@ -145,7 +173,8 @@ impl AdsClient {
     {
         let wanted =
             initial.iter().map(|(t, n)| ((type_url::push_order(t), (*t).to_owned()), n.clone())).collect();
-        let shared = Arc::new(Shared { wanted: Mutex::new(wanted), changed: Notify::new() });
+        let shared =
+            Arc::new(Shared { wanted: Mutex::new(wanted), again: Mutex::default(), changed: Notify::new() });
         let handler = handler(Subscriptions(shared.clone()));
         let token = CancellationToken::new();
         let task = run(options, shared.clone(), handler, known);

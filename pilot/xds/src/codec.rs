@@ -23,6 +23,7 @@ pub(crate) mod extension;
 mod http;
 mod jwt;
 mod listener;
+mod on_demand;
 mod quic;
 mod rate_limit;
 mod rbac;
@@ -204,6 +205,22 @@ pub fn decode_route(any: &pb::Any) -> Result<model::RouteConfiguration, DecodeEr
         field: b.field,
         reason: b.reason,
     })
+}
+
+/// Encodes a virtual host (VHDS).
+#[must_use]
+pub fn encode_virtual_host(v: &model::VirtualHost) -> pb::Any {
+    pack(&route::virtual_host(v))
+}
+
+/// Decodes a virtual host (VHDS).
+///
+/// # Errors
+/// [`DecodeError`] naming the first field that cannot be honoured.
+pub fn decode_virtual_host(any: &pb::Any) -> Result<model::VirtualHost, DecodeError> {
+    let m: route::pb::VirtualHost = unpack(any)?;
+    let name = m.name.clone();
+    named(&name, route::to_virtual_host(m))
 }
 
 /// Encodes a cluster (CDS).

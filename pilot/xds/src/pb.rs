@@ -162,6 +162,10 @@ pub struct Resource {
     /// Its name.
     #[prost(string, tag = "3")]
     pub name: String,
+    /// Names by which clients may have asked for it (VHDS). With aliases and without `resource` it says that they
+    /// name nothing.
+    #[prost(string, repeated, tag = "4")]
+    pub aliases: Vec<String>,
     /// How long it holds without being sent again. A resource without `resource` renews this.
     #[prost(message, optional, tag = "6")]
     pub ttl: Option<prost_types::Duration>,

@@ -48,7 +48,7 @@ impl TypeSnapshot {
     pub fn build(resources: impl IntoIterator<Item = (String, pb::Any)>) -> Self {
         Self::from_versions(resources.into_iter().map(|(name, any)| {
             let version = content_version(&any.value);
-            pb::Resource { version, resource: Some(any), name, ttl: None }
+            pb::Resource { version, resource: Some(any), name, ..Default::default() }
         }))
     }
 }

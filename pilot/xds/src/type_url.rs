@@ -8,6 +8,8 @@ pub const EDS: &str = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadA
 pub const LDS: &str = "type.googleapis.com/envoy.config.listener.v3.Listener";
 /// Routes.
 pub const RDS: &str = "type.googleapis.com/envoy.config.route.v3.RouteConfiguration";
+/// Virtual hosts of route configurations, on demand.
+pub const VHDS: &str = "type.googleapis.com/envoy.config.route.v3.VirtualHost";
 /// Secrets.
 pub const SDS: &str = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret";
 /// Configurations of single HTTP filters.
@@ -36,7 +38,7 @@ pub fn push_order(type_url: &str) -> u8 {
 /// means removal. Routes, endpoints, secrets and extensions are only ever updated.
 #[must_use]
 pub fn full_state(type_url: &str) -> bool {
-    !matches!(type_url, RDS | EDS | SDS | ECDS)
+    !matches!(type_url, RDS | VHDS | EDS | SDS | ECDS)
 }
 
 /// A short name for logs and metrics.
@@ -47,6 +49,7 @@ pub fn short(type_url: &str) -> &str {
         EDS => "EDS",
         LDS => "LDS",
         RDS => "RDS",
+        VHDS => "VHDS",
         SDS => "SDS",
         ECDS => "ECDS",
         NDS => "NDS",

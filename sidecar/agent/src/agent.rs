@@ -15,7 +15,7 @@ use mesh_xds::{
     ClientOptions, Endpoint, NodeKind,
     client::{
         Mode,
-        proxy::{ProxyClient, ProxyClientOptions, ProxyState},
+        proxy::{ProxyClient, ProxyClientOptions, ProxyState, on_demand::OnDemandNames},
     },
     nds::NameTable,
 };
@@ -29,6 +29,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     ProxyArgs,
     admin::{AdminState, router},
+    on_demand::{Asking, Figures},
     restart::{Restart, until_the_end},
     svid::{Renewal, SvidOptions},
 };
@@ -145,6 +146,9 @@ impl Agent {
         let node = args.node(kind)?;
         let identity = args.identity()?;
         let endpoint = control_plane(&args, &args.discovery, &store)?;
+        let on_demand = OnDemandNames::new(args.limits.max_on_demand);
+        registry.register_collector(Box::new(Figures(on_demand.clone())));
+        let hooks = Hooks { on_demand: Some(Arc::new(Asking(on_demand.clone()))), ..hooks };
         let engine = Engine::start(
             EngineOptions {
                 workers: args.workers(),
@@ -202,10 +206,18 @@ impl Agent {
             cache: args.state_dir.as_ref().map(|d| d.join("xds.cache")),
             name_table,
             fixed: None,
+            on_demand: on_demand.clone(),
         });
         let reports = watch::Sender::new(Arc::new(ApplyReport::default()));
         let report = reports.subscribe();
-        tasks.push(tokio::spawn(apply(client.state(), client.health(), engine.clone(), reports, configured)));
+        tasks.push(tokio::spawn(apply(
+            client.state(),
+            client.health(),
+            engine.clone(),
+            reports,
+            configured,
+            on_demand,
+        )));
 
         let registry = Arc::new(registry);
         let admin = AdminState {
@@ -246,6 +258,7 @@ pub(crate) async fn apply(
     engine: Arc<Engine>,
     reports: watch::Sender<Arc<ApplyReport>>,
     configured: mesh_runtime::ready::ReadyGuard,
+    on_demand: OnDemandNames,
 ) {
     let mut waiting = Some(configured);
     loop {
@@ -261,7 +274,7 @@ pub(crate) async fn apply(
                 clusters: state.clusters.clone(),
                 endpoints: state.endpoints.clone(),
             };
-            let engine = engine.clone();
+            let (engine, revision) = (engine.clone(), state.revision);
             // Compiling large tables takes milliseconds; the admin pages need not wait for it.
             match tokio::task::spawn_blocking(move || engine.apply(snapshot)).await {
                 Ok(report) => {
@@ -270,6 +283,7 @@ pub(crate) async fn apply(
                     }
                     reports.send_replace(Arc::new(report));
                     waiting = None;
+                    on_demand.applied(revision);
                 }
                 Err(error) => tracing::error!(%error, "applying configuration failed"),
             }

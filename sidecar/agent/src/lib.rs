@@ -13,6 +13,7 @@ mod agent;
 mod args;
 mod limits;
 mod mixer;
+mod on_demand;
 mod restart;
 mod standalone;
 mod svid;

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use clap::Args;
 use mesh_proxy::EngineOptions;
+use mesh_xds::client::proxy::on_demand::DEFAULT_LIMIT;
 
 /// What a proxy takes on at most; the defaults suit a sidecar.
 #[derive(Debug, Clone, Args)]
@@ -30,6 +31,10 @@ pub struct LimitArgs {
     /// Bytes that one HTTP/2 or HTTP/3 stream may have buffered in each direction.
     #[arg(long, default_value_t = 256 * 1024)]
     pub buffer_limit: u32,
+    /// Names of clusters and virtual hosts that traffic may make the proxy ask for (ODCDS, VHDS); beyond it, names
+    /// that no traffic uses are given up.
+    #[arg(long, default_value_t = DEFAULT_LIMIT)]
+    pub max_on_demand: usize,
 }
 
 impl LimitArgs {

@@ -21,7 +21,9 @@ use mesh_runtime::{
 use mesh_xds::{
     ClientOptions,
     bootstrap::Bootstrap,
-    client::proxy::{ClientHealth, Fixed, ProxyClient, ProxyClientOptions, SecretSink as _},
+    client::proxy::{
+        ClientHealth, Fixed, ProxyClient, ProxyClientOptions, SecretSink as _, on_demand::OnDemandNames,
+    },
 };
 use prometheus_client::registry::Registry;
 use tokio::{
@@ -34,6 +36,7 @@ use self::control::Secrets;
 use crate::{
     admin::{AdminState, router},
     agent::apply,
+    on_demand::{Asking, Figures},
     restart::{Restart, until_the_end},
 };
 
@@ -45,6 +48,8 @@ pub struct StandaloneOptions {
     pub drain: Duration,
     /// Where the control plane's last configuration is kept, so that a restart does not need it.
     pub state_dir: Option<PathBuf>,
+    /// Names that traffic may make it ask the control plane for.
+    pub max_on_demand: usize,
     /// What is plugged into the engine.
     pub hooks: Hooks,
     /// Whom it replaces, and by whom it may be replaced.
@@ -90,11 +95,17 @@ impl Standalone {
             secret_names.insert(secret.name.clone());
         }
         let mut registry = Registry::default();
+        let on_demand = OnDemandNames::new(options.max_on_demand);
+        let mut hooks = options.hooks.clone();
+        if bootstrap.dynamic.is_some() {
+            registry.register_collector(Box::new(Figures(on_demand.clone())));
+            hooks.on_demand = Some(Arc::new(Asking(on_demand.clone())));
+        }
         let engine = Arc::new(Engine::start(
             engine_options(&bootstrap, &options),
             store.clone(),
             &mut registry,
-            options.hooks,
+            hooks,
         )?);
         options.restart.equip(&engine);
         let readiness = Readiness::default();
@@ -133,6 +144,7 @@ impl Standalone {
                         secret_names,
                         secrets,
                     }),
+                    on_demand: on_demand.clone(),
                 });
                 let (state, health) = (client.state(), client.health());
                 tasks.push(tokio::spawn(apply(
@@ -141,6 +153,7 @@ impl Standalone {
                     engine.clone(),
                     reports,
                     configured,
+                    on_demand,
                 )));
                 (Some(client), state, health)
             }

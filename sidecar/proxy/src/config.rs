@@ -67,6 +67,8 @@ pub(crate) enum CompileError {
     Tunnel(String),
     #[error("a route or TCP proxy without cluster")]
     NoCluster,
+    #[error("the on-demand filter must stand before filters that look at bodies")]
+    OnDemandOrder,
     #[error("all weights are zero")]
     NoWeight,
     #[error("a UDP listener has no filter chains, and an idle timeout above zero")]
@@ -104,4 +106,6 @@ pub(crate) struct Compiled {
     pub(crate) by_name: HashMap<String, Arc<ListenerSlot>>,
     /// Clusters, for names that come with traffic (SNI).
     pub(crate) clusters: HashMap<Arc<str>, Arc<ClusterSlot>>,
+    /// Route configurations, for whoever gives up virtual hosts on demand.
+    pub(crate) routes: HashMap<String, Arc<RouteSlot>>,
 }

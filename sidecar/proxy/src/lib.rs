@@ -14,6 +14,7 @@ mod http;
 mod io;
 mod listener;
 mod matcher;
+mod on_demand;
 mod options;
 mod rbac;
 mod refusal;
@@ -27,6 +28,6 @@ mod worker;
 pub use config::{ApplyReport, ConfigSnapshot};
 pub use engine::{ClusterStatus, Engine, EngineError, EngineStatus, HostStatus, ListenerStatus};
 pub use options::{
-    BoxedIo, ByteStream, Dialer, EngineOptions, HeaderLookup, HookFuture, Hooks, NodeInfo, PolicyDecision,
-    PolicyHook, RequestAttributes, RequestRecord,
+    BoxedIo, ByteStream, Dialer, EngineOptions, HeaderLookup, HookFuture, Hooks, NodeInfo, OnDemand,
+    PolicyDecision, PolicyHook, RequestAttributes, RequestRecord, Settled, Wanted,
 };

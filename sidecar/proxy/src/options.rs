@@ -94,6 +94,8 @@ pub struct Hooks {
     pub metrics: Option<MeshMetrics>,
     /// Takes the spans of sampled requests.
     pub spans: Option<SpanSink>,
+    /// Fetches clusters and virtual hosts that traffic needs and the configuration lacks.
+    pub on_demand: Option<Arc<dyn OnDemand>>,
 }
 
 /// A future of a hook; it runs on the worker that serves the request.
@@ -103,6 +105,41 @@ pub type HookFuture<'a, T> = Pin<Box<dyn Future<Output = T> + 'a>>;
 pub trait Dialer: Send + Sync + 'static {
     /// Opens a stream to `addr` (with its `trunk:` prefix) for `sni`.
     fn dial<'a>(&'a self, addr: &'a str, port: u16, sni: &'a str) -> HookFuture<'a, io::Result<BoxedIo>>;
+}
+
+/// What traffic needs and the configuration does not have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wanted<'a> {
+    /// A cluster by its name.
+    Cluster(&'a str),
+    /// A virtual host of a route configuration that has them on demand.
+    VirtualHost {
+        /// Name of the route configuration.
+        routes: &'a str,
+        /// `:authority` in lower case, with its port if it has one.
+        host: &'a str,
+    },
+}
+
+/// Answer of [`OnDemand`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Settled {
+    /// It is in force, or there is none.
+    Known,
+    /// Nobody was asked: too many names are in use.
+    Refused,
+}
+
+/// Fetches what traffic needs. Names come from outside: whoever implements this bounds how many there are.
+pub trait OnDemand: Send + Sync + 'static {
+    /// Asks for something; ready when that is settled and applied, which may be never. Dropping the future ends the
+    /// wait, not what was asked. `in_use` tells whether traffic has used something since it was last asked about it,
+    /// so that names can be given up.
+    fn want<'a>(
+        &'a self,
+        what: Wanted<'a>,
+        in_use: &'a dyn Fn(Wanted<'_>) -> bool,
+    ) -> HookFuture<'a, Settled>;
 }
 
 /// Policy and telemetry outside of the proxy.

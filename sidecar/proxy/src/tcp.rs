@@ -25,6 +25,7 @@ use crate::{
     config::listener::{TcpProxy, Terminal},
     http::record::TcpRecord,
     io::Io,
+    on_demand::{self, Waited},
     refusal::Refusal,
     tunnel::{client::ConnectRequest, relay::relay},
     upstream::{
@@ -49,22 +50,15 @@ const FAST: Duration = Duration::from_millis(100);
 pub(crate) async fn serve(mut down: Io, conn: Rc<Connection>) {
     let Terminal::Tcp(proxy) = &conn.chain.terminal else { return };
     let mut record = TcpRecord::new(&conn);
-    let slot = destination(&conn, proxy);
-    if let Some(slot) = &slot {
-        record.cluster = Some(Arc::clone(slot));
-    }
     let passes = passes_tls(&conn, &down);
-    let result = match &slot {
-        None => {
-            if passes {
+    let result = match cluster(&conn, proxy, &mut record).await {
+        Ok(cluster) => run(&mut down, &conn, proxy, &cluster, &mut record).await,
+        Err(failure) => {
+            if passes && record.cluster.is_none() {
                 Refusal::UnknownName.send(&mut down).await;
             }
-            Err(("NC", "cluster_not_found".to_owned()))
+            Err(failure)
         }
-        Some(slot) => match slot.load() {
-            None => Err(("NC", "cluster_not_found".to_owned())),
-            Some(cluster) => run(&mut down, &conn, proxy, &cluster, &mut record).await,
-        },
     };
     if let Err((flags, details)) = result {
         record.flags = flags;
@@ -76,7 +70,37 @@ pub(crate) async fn serve(mut down: Io, conn: Rc<Connection>) {
     record.finish(&proxy.logs);
 }
 
-pub(crate) fn destination(conn: &Connection, proxy: &TcpProxy) -> Option<Arc<ClusterSlot>> {
+/// The cluster of a connection; one that does not exist is waited for where it is asked for.
+pub(crate) async fn cluster(
+    conn: &Rc<Connection>,
+    proxy: &TcpProxy,
+    record: &mut TcpRecord,
+) -> Result<Arc<Cluster>, Failure> {
+    let mut slot = destination(conn, proxy);
+    let mut found = slot.as_ref().and_then(|s| s.load());
+    let mut details = "cluster_not_found";
+    if let Some(o) = proxy.config.on_demand {
+        let sni = conn.sni.as_deref().filter(|_| conn.chain.sni_cluster);
+        let name = slot.as_ref().map(|s| Arc::clone(&s.name)).or_else(|| sni.map(Arc::from));
+        if let (None, Some(name)) = (&found, name) {
+            // Boxed, so that connections whose cluster exists do not carry it.
+            let waiting = Box::pin(on_demand::cluster_of_connection(conn, &name, o.timeout));
+            let (there, waited) = waiting.await;
+            found = there.as_ref().and_then(|s| s.load());
+            slot = there.or(slot);
+            if waited == Waited::Refused {
+                details = on_demand::LIMIT;
+            }
+        }
+        if let Some(slot) = &slot {
+            slot.touch();
+        }
+    }
+    record.cluster = slot;
+    found.ok_or_else(|| ("NC", details.to_owned()))
+}
+
+fn destination(conn: &Connection, proxy: &TcpProxy) -> Option<Arc<ClusterSlot>> {
     if conn.chain.sni_cluster {
         let sni = upstream::lb::without_slot(conn.sni.as_deref()?);
         let compiled = conn.worker.shared.compiled.load();

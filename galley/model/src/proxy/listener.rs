@@ -6,8 +6,8 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Compressor, ConnectionLimit, ExtAuthz, ExtProc, GlobalRateLimit, JwtAuthn, LocalRateLimit, Rbac,
-    RouteConfiguration, StatefulSession, StringMatch, UdpProxy, WeightedCluster,
+    Compressor, ConnectionLimit, ExtAuthz, ExtProc, GlobalRateLimit, JwtAuthn, LocalRateLimit,
+    OnDemandCluster, Rbac, RouteConfiguration, StatefulSession, StringMatch, UdpProxy, WeightedCluster,
 };
 
 /// `envoy.config.listener.v3.Listener`.
@@ -229,6 +229,8 @@ pub struct TcpProxy {
     /// Each connection is a CONNECT stream on a shared HTTP/2 connection to its destination; `None` gives it a
     /// connection of its own.
     pub tunnel: Option<Tunneling>,
+    /// A destination that does not exist is asked for.
+    pub on_demand: Option<OnDemandCluster>,
 }
 
 /// `TcpProxy.TunnelingConfig`, over HTTP/2.
@@ -349,6 +351,21 @@ pub enum HttpFilter {
     Buffer(u32),
     /// `envoy.filters.http.stateful_session`.
     StatefulSession(Arc<StatefulSession>),
+    /// `envoy.filters.http.on_demand`: asks for virtual hosts where the routes say so, and for clusters that do not
+    /// exist if this says so.
+    OnDemand(Option<OnDemandCluster>),
+}
+
+impl HttpFilter {
+    /// Whether it looks at the bodies of requests, or changes answers.
+    #[must_use]
+    pub fn reads_bodies(&self) -> bool {
+        match self {
+            Self::ExtAuthz(e) => e.with_request_body.is_some(),
+            Self::ExtProc(_) | Self::GrpcWeb | Self::Compressor(_) | Self::Buffer(_) => true,
+            _ => false,
+        }
+    }
 }
 
 /// Trace sampling of an HTTP connection manager.

@@ -5,8 +5,8 @@ use std::{sync::LazyLock, time::Duration};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    AuthzOverride, BufferOverride, HostRateLimits, JwtOverride, LocalRateLimit, ProcOverride, RateLimit,
-    SessionOverride,
+    AuthzOverride, BufferOverride, HostRateLimits, JwtOverride, LocalRateLimit, OnDemandCluster,
+    OnDemandHosts, ProcOverride, RateLimit, SessionOverride,
 };
 use crate::rare::{Nothing, Rare};
 
@@ -17,6 +17,8 @@ pub struct RouteConfiguration {
     pub name: String,
     /// Hosts.
     pub virtual_hosts: Vec<VirtualHost>,
+    /// Further hosts come on demand (`vhds`); `None` are all there are.
+    pub on_demand: Option<OnDemandHosts>,
 }
 
 /// `envoy.config.route.v3.VirtualHost`.
@@ -87,6 +89,8 @@ pub struct RouteFilters {
     pub no_compression: bool,
     /// Sessions that stay on a host.
     pub session: Option<SessionOverride>,
+    /// Clusters on demand, instead of what the filter says; `Some(None)` is none (`on_demand.v3.PerRouteConfig`).
+    pub on_demand: Option<Option<OnDemandCluster>>,
 }
 
 impl Nothing for RouteFilters {
@@ -222,8 +226,10 @@ pub enum RouteAction {
 /// `envoy.config.route.v3.RouteAction`.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Forward {
-    /// Destinations, at least one; picked in proportion to their weights.
+    /// Destinations, at least one unless a header names it; picked in proportion to their weights.
     pub clusters: Vec<WeightedCluster>,
+    /// Header of the request that names the destination; there are no `clusters` then.
+    pub cluster_header: Option<String>,
     /// Whole request; `None` is no limit.
     pub timeout: Option<Duration>,
     /// Overrides the connection manager's stream idle timeout.

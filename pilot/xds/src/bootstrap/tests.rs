@@ -89,13 +89,13 @@ fn what_cannot_be_honoured_is_named_and_all_of_it() {
         )
         .replace(
             "stat_prefix: in\n          cluster: backend",
-            "stat_prefix: in\n          on_demand: {}\n          cluster: backend",
+            "stat_prefix: in\n          on_demand: {odcds_config: {ads: {}}, resources_locator: xdstp:x}\n          cluster: backend",
         );
     let problems = Bootstrap::from_yaml(&text).unwrap_err();
     for wanted in [
         "overload_manager: is set",
         "static_resources.clusters[0].lb_subset_config: is set",
-        "static_resources.listeners[0].filter_chains[0].filters[1].on_demand: is set",
+        "static_resources.listeners[0].filter_chains[0].filters[1].on_demand.resources_locator: is set",
     ] {
         assert!(problems.iter().any(|p| p.starts_with(wanted)), "{wanted}: {problems:?}");
     }

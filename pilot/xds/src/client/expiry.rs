@@ -85,5 +85,10 @@ impl Expiry {
 
 /// Whether this only says that a resource still holds.
 pub(super) fn is_heartbeat(r: &pb::Resource) -> bool {
-    r.resource.is_none()
+    r.resource.is_none() && r.aliases.is_empty()
+}
+
+/// Whether this only says that names stand for nothing.
+pub(super) fn is_unresolved(r: &pb::Resource) -> bool {
+    r.resource.is_none() && !r.aliases.is_empty()
 }

@@ -8,6 +8,8 @@
 //! plane answers.
 
 mod cache;
+mod hosts;
+pub mod on_demand;
 mod state;
 
 use std::{
@@ -21,13 +23,17 @@ use mesh_model::proxy::{Cluster, Listener, LoadAssignment, RouteConfiguration};
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use self::state::Inner;
-pub(crate) use self::state::{eds_name, routes_of};
-use super::{AdsClient, ClientOptions, Handler, Names, Rejection, Subscriptions, Update};
+pub(crate) use self::state::{asks, eds_name, routes_of};
+use self::{
+    on_demand::{Kind, OnDemandNames},
+    state::{Inner, type_of},
+};
+use super::{AdsClient, ClientOptions, Handler, Mode, Names, Rejection, Subscriptions, Update};
 use crate::{
     codec::Secret,
     nds::NameTable,
-    type_url::{CDS, ECDS, LDS, NDS},
+    pb,
+    type_url::{CDS, ECDS, LDS, NDS, RDS, VHDS},
 };
 
 /// How long a state with dangling references is withheld. The server answers for names that do not
@@ -48,6 +54,8 @@ pub struct ProxyState {
     pub clusters: BTreeMap<String, Arc<Cluster>>,
     /// By EDS service name.
     pub endpoints: BTreeMap<String, Arc<LoadAssignment>>,
+    /// Counts the states of one client, for [`OnDemandNames::applied`].
+    pub revision: u64,
 }
 
 /// What a [`ProxyClient`] needs to know.
@@ -62,6 +70,8 @@ pub struct ProxyClientOptions {
     /// What a bootstrap file says; `None` for a member of the mesh, who gets everything but its secrets from the
     /// control plane.
     pub fixed: Option<Fixed>,
+    /// Names that traffic asks for.
+    pub on_demand: OnDemandNames,
 }
 
 /// What a bootstrap file gives a client, and leaves to the server.
@@ -126,9 +136,11 @@ impl ProxyClient {
     #[must_use]
     pub fn start(options: ProxyClientOptions) -> Self {
         let (state_tx, state) = watch::channel(Arc::default());
-        let (names_tx, names) = watch::channel(Arc::default());
+        let (names_tx, table) = watch::channel(Arc::default());
         let (health_tx, health) = watch::channel(ClientHealth::default());
-        let inner = Inner::new(options.fixed.clone());
+        let mut inner = Inner::new(options.fixed.clone());
+        let delta = options.client.mode == Mode::Delta;
+        inner.without_on_demand = (!delta).then_some("needs an ads_config of api_type DELTA_GRPC");
         let work = Arc::new(Work { inner: Mutex::new(inner), dirty: watch::Sender::new(0) });
 
         let mut known = BTreeMap::new();
@@ -137,6 +149,12 @@ impl ProxyClient {
                 Ok(Some(types)) => {
                     let mut inner = work.lock();
                     for (type_url, resources) in types {
+                        if type_url == ON_DEMAND {
+                            if delta {
+                                restore(&mut inner, &options.on_demand, &resources);
+                            }
+                            continue;
+                        }
                         let versions: BTreeMap<String, String> =
                             resources.iter().map(|r| (r.name.clone(), r.version.clone())).collect();
                         let bad = inner.apply(&type_url, Update { changed: resources, removed: vec![] });
@@ -160,7 +178,8 @@ impl ProxyClient {
 
         let asked = |of: fn(&Fixed) -> bool| options.fixed.as_ref().is_none_or(of);
         let mut initial = Vec::new();
-        if asked(|f| f.clusters) {
+        let all_clusters = asked(|f| f.clusters);
+        if all_clusters {
             initial.push((CDS, Names::All));
         }
         if asked(|f| f.listeners) {
@@ -170,7 +189,9 @@ impl ProxyClient {
             initial.push((NDS, Names::All));
         }
         let token = CancellationToken::new();
-        let publisher = publish(work.clone(), state_tx, options.cache);
+        let on_demand = options.on_demand;
+        let publisher = publish(work.clone(), state_tx, options.cache, on_demand.clone());
+        let asking = work.clone();
         let stop = token.clone();
         tokio::spawn(async move {
             tokio::select! {
@@ -179,11 +200,18 @@ impl ProxyClient {
             }
         });
         let client = AdsClient::start_from(options.client, &initial, known, |subscriptions| {
-            let follow = Follow { work, subscriptions, names: names_tx, health: health_tx };
+            let follow = Follow { work, subscriptions, all_clusters, names: names_tx, health: health_tx };
             follow.subscribe();
             follow
         });
-        Self { _client: client, _stop: token.drop_guard(), state, names, health }
+        let (stop, subscriptions) = (token.clone(), client.subscriptions());
+        tokio::spawn(async move {
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = ask(&asking, &subscriptions, all_clusters, &on_demand) => {}
+            }
+        });
+        Self { _client: client, _stop: token.drop_guard(), state, names: table, health }
     }
 
     /// The state as it changes; starts empty.
@@ -220,17 +248,81 @@ impl Work {
 struct Follow {
     work: Arc<Work>,
     subscriptions: Subscriptions,
+    /// Whether all clusters are asked for.
+    all_clusters: bool,
     names: watch::Sender<Arc<NameTable>>,
     health: watch::Sender<ClientHealth>,
 }
 
 impl Follow {
     fn subscribe(&self) {
-        let references = self.work.lock().references();
-        for (type_url, names) in references {
-            self.subscriptions.subscribe(type_url, Names::Some(names));
+        subscribe(&self.work, &self.subscriptions, self.all_clusters);
+    }
+}
+
+/// Asks for everything that is referred to, and for what traffic wants.
+fn subscribe(work: &Work, subscriptions: &Subscriptions, all_clusters: bool) {
+    let (references, mut on_demand, hosts) = {
+        let inner = work.lock();
+        (inner.references(), inner.on_demand.clone(), inner.has_hosts_on_demand())
+    };
+    for (type_url, names) in references {
+        subscriptions.subscribe(type_url, Names::Some(names));
+    }
+    let names = on_demand.remove(&Kind::VirtualHost).unwrap_or_default();
+    // Envoy begins without a name as well: a server may have hosts for everybody.
+    let names = if hosts { Names::AllAnd(names) } else { Names::Some(names) };
+    subscriptions.subscribe(VHDS, names);
+    match on_demand.remove(&Kind::Cluster) {
+        Some(names) if !all_clusters => subscriptions.subscribe(CDS, Names::Some(names)),
+        Some(names) if !names.is_empty() => subscriptions.subscribe(CDS, Names::AllAnd(names)),
+        Some(_) => subscriptions.subscribe(CDS, Names::All),
+        None => {}
+    }
+}
+
+/// Asks for what traffic asks for.
+async fn ask(work: &Work, subscriptions: &Subscriptions, all_clusters: bool, names: &OnDemandNames) {
+    loop {
+        let asked = names.asked().await;
+        let again = work.lock().ask(asked);
+        subscribe(work, subscriptions, all_clusters);
+        for (kind, names) in again {
+            subscriptions.again(type_of(kind), names);
+        }
+        // It may be there already, or no longer wanted.
+        work.dirty.send_modify(|v| *v += 1);
+    }
+}
+
+/// Names that traffic had asked for, among the types of the file.
+const ON_DEMAND: &str = "flotilla.dev/on-demand";
+
+fn restore(inner: &mut Inner, names: &OnDemandNames, kept: &[pb::Resource]) {
+    for r in kept {
+        let Some((kind, name)) = r.name.split_once(' ') else { continue };
+        let kind = if kind == "cluster" { Kind::Cluster } else { Kind::VirtualHost };
+        if names.restore((kind, name.to_owned())) {
+            inner.on_demand.entry(kind).or_default().insert(name.to_owned());
         }
     }
+}
+
+/// What the file holds.
+fn kept(inner: &Inner) -> BTreeMap<&'static str, BTreeMap<String, pb::Resource>> {
+    let mut out = inner.raw.clone();
+    let mut names = BTreeMap::new();
+    for (kind, of_kind) in &inner.on_demand {
+        let word = if *kind == Kind::Cluster { "cluster" } else { "host" };
+        for n in of_kind.iter().filter(|n| inner.holds(*kind, n)) {
+            let name = format!("{word} {n}");
+            names.insert(name.clone(), pb::Resource { name, ..pb::Resource::default() });
+        }
+    }
+    if !names.is_empty() {
+        out.insert(ON_DEMAND, names);
+    }
+    out
 }
 
 impl Handler for Follow {
@@ -239,7 +331,7 @@ impl Handler for Follow {
             update.changed.iter().map(|r| r.name.clone()).chain(update.removed.iter().cloned()).collect();
         let bad = self.work.lock().apply(type_url, update);
         // A filter's configuration may complete a listener, which then refers to routes.
-        if matches!(type_url, CDS | LDS | ECDS) {
+        if matches!(type_url, CDS | LDS | RDS | ECDS) {
             self.subscribe();
         }
         if type_url == NDS {
@@ -269,7 +361,12 @@ impl Handler for Follow {
 }
 
 /// Publishes consistent states and writes the file.
-async fn publish(work: Arc<Work>, out: watch::Sender<Arc<ProxyState>>, file: Option<PathBuf>) {
+async fn publish(
+    work: Arc<Work>,
+    out: watch::Sender<Arc<ProxyState>>,
+    file: Option<PathBuf>,
+    names: OnDemandNames,
+) {
     let mut dirty = work.dirty.subscribe();
     // What came from the file was there before this task first ran.
     dirty.mark_changed();
@@ -288,7 +385,7 @@ async fn publish(work: Arc<Work>, out: watch::Sender<Arc<ProxyState>>, file: Opt
             () = tokio::time::sleep_until(save_at.unwrap_or(far)) => {
                 save_at = None;
                 if let Some(path) = file.clone() {
-                    let raw = work.lock().raw.clone();
+                    let raw = kept(&work.lock());
                     let saved = tokio::task::spawn_blocking(move || cache::save(&path, &raw)).await;
                     if let Ok(Err(e)) = saved {
                         tracing::warn!(error = %e, "cannot keep the configuration in a file");
@@ -307,7 +404,7 @@ async fn publish(work: Arc<Work>, out: watch::Sender<Arc<ProxyState>>, file: Opt
                 }
                 inner.prune();
                 held_since = None;
-                Some(Arc::new(inner.state.clone()))
+                Some(inner.view())
             } else {
                 if started && held_since.is_none() {
                     held_since = Some(Instant::now());
@@ -315,14 +412,25 @@ async fn publish(work: Arc<Work>, out: watch::Sender<Arc<ProxyState>>, file: Opt
                 None
             }
         };
-        if let Some(next) = next {
-            let changed = out.send_if_modified(|s| {
-                let differs = **s != *next;
+        let mut changed = false;
+        if let Some(mut next) = next {
+            changed = out.send_if_modified(|s| {
+                next.revision = s.revision;
+                let differs = **s != next;
                 if differs {
-                    *s = next;
+                    next.revision += 1;
+                    *s = Arc::new(next);
                 }
                 differs
             });
+        }
+        {
+            let inner = work.lock();
+            let view = out.borrow();
+            names.answer(inner.round, view.revision, |(kind, name)| inner.find(&view, *kind, name));
+            names.retain(|(kind, name)| inner.keeps(*kind, name));
+        }
+        {
             if changed && file.is_some() && save_at.is_none() {
                 save_at = Some(Instant::now() + SAVE_EVERY);
             }

@@ -12,7 +12,7 @@ use tonic::{Request, Status, Streaming, codegen::http::uri::PathAndQuery, transp
 
 use super::{
     ClientOptions, Handler, Known, Names, Rejection, Shared, Update,
-    expiry::{Expiry, is_heartbeat},
+    expiry::{Expiry, is_heartbeat, is_unresolved},
 };
 use crate::{
     mcp, pb,
@@ -148,12 +148,16 @@ fn take_delta<H: Handler>(
     known: &mut Known,
     expiry: &mut Expiry,
 ) -> pb::DeltaDiscoveryRequest {
-    let pb::DeltaDiscoveryResponse { type_url, nonce, mut resources, removed_resources, .. } = response;
+    let pb::DeltaDiscoveryResponse { type_url, nonce, mut resources, mut removed_resources, .. } = response;
     let all = resources.len();
-    resources.retain(|r| {
+    resources.retain_mut(|r| {
         let heartbeat = is_heartbeat(r);
         if heartbeat && known.get(&type_url).is_some_and(|k| k.contains_key(&r.name)) {
             expiry.set(&type_url, &r.name, r.ttl.as_ref());
+        }
+        if is_unresolved(r) {
+            removed_resources.append(&mut r.aliases);
+            return false;
         }
         !heartbeat
     });
@@ -194,37 +198,42 @@ async fn subscribe_delta(
     node: &mut Option<pb::Node>,
     tx: &mpsc::Sender<pb::DeltaDiscoveryRequest>,
 ) -> Result<(), Status> {
+    let mut again = shared.take_again();
     for ((_, type_url), names) in shared.wanted() {
         let mut req = pb::DeltaDiscoveryRequest { type_url: type_url.clone(), ..Default::default() };
-        match (sent.get(&type_url), &names) {
-            (Some(old), new) if old == new => continue,
+        let (all, set) = names.parts();
+        let have = known.entry(type_url.clone()).or_default();
+        if !all {
+            have.retain(|n, _| set.contains(n));
+        }
+        match sent.get(&type_url) {
             // An empty first request would mean everything.
-            (None, Names::Some(set)) if set.is_empty() => continue,
-            (None, new) => {
-                let have = known.entry(type_url.clone()).or_default();
-                if let Names::Some(set) = new {
-                    have.retain(|n, _| set.contains(n));
-                    req.resource_names_subscribe = set.iter().cloned().collect();
+            None if !all && set.is_empty() => continue,
+            None => {
+                req.resource_names_subscribe = set.iter().cloned().collect();
+                if all && !set.is_empty() {
+                    req.resource_names_subscribe.push("*".into());
                 }
                 req.initial_resource_versions = have.clone().into_iter().collect();
             }
-            (Some(Names::Some(old)), Names::Some(new)) => {
-                req.resource_names_subscribe = new.difference(old).cloned().collect();
-                req.resource_names_unsubscribe = old.difference(new).cloned().collect();
+            Some(old) => {
+                let (all_before, before) = old.parts();
+                let again = again.remove(&type_url).unwrap_or_default();
+                let asked = set.iter().filter(|n| !before.contains(*n) || again.contains(*n));
+                req.resource_names_subscribe = asked.cloned().collect();
+                req.resource_names_unsubscribe = before.difference(set).cloned().collect();
+                for gone in &req.resource_names_unsubscribe {
+                    have.remove(gone);
+                }
+                match (all_before, all) {
+                    (false, true) => req.resource_names_subscribe.push("*".into()),
+                    (true, false) => req.resource_names_unsubscribe.push("*".into()),
+                    _ => {}
+                }
+                if req.resource_names_subscribe.is_empty() && req.resource_names_unsubscribe.is_empty() {
+                    continue;
+                }
             }
-            (Some(Names::Some(old)), Names::All) => {
-                req.resource_names_subscribe = vec!["*".into()];
-                req.resource_names_unsubscribe = old.iter().cloned().collect();
-            }
-            (Some(Names::All), Names::Some(new)) => {
-                req.resource_names_subscribe = new.iter().cloned().collect();
-                req.resource_names_unsubscribe = vec!["*".into()];
-            }
-            // Equal to the first arm; the compiler cannot know.
-            (Some(Names::All), Names::All) => continue,
-        }
-        if let (Names::Some(set), Some(have)) = (&names, known.get_mut(&type_url)) {
-            have.retain(|n, _| set.contains(n));
         }
         req.node = node.take();
         send(tx, req).await?;
@@ -269,7 +278,8 @@ impl Held {
 
 fn names_list(names: &Names) -> Vec<String> {
     match names {
-        Names::All => vec![],
+        // Names beside all are of the incremental protocol.
+        Names::All | Names::AllAnd(_) => vec![],
         Names::Some(set) => set.iter().cloned().collect(),
     }
 }
@@ -358,7 +368,7 @@ fn take_sotw<H: Handler>(
         if have.get(&name) == Some(&version) {
             expiry.set(&type_url, &name, ttl.as_ref());
         } else {
-            changed.push(pb::Resource { version, name, resource: Some(any), ttl });
+            changed.push(pb::Resource { version, name, resource: Some(any), ttl, ..Default::default() });
         }
     }
     // A response of heartbeats only says nothing about what it does not mention.

@@ -12,8 +12,8 @@ use envoy_types::pb::{
                     buffer::v3::Buffer, compressor::v3::Compressor, cors::v3::Cors, ext_authz::v3::ExtAuthz,
                     ext_proc::v3::ExternalProcessor, fault::v3::HttpFault, grpc_stats::v3 as grpc_stats,
                     grpc_web::v3::GrpcWeb, jwt_authn::v3::JwtAuthentication,
-                    local_ratelimit::v3::LocalRateLimit, ratelimit::v3::RateLimit, rbac::v3::Rbac,
-                    router::v3::Router, stateful_session::v3::StatefulSession,
+                    local_ratelimit::v3::LocalRateLimit, on_demand::v3::OnDemand, ratelimit::v3::RateLimit,
+                    rbac::v3::Rbac, router::v3::Router, stateful_session::v3::StatefulSession,
                 },
                 network::http_connection_manager::v3 as hcm,
             },
@@ -31,7 +31,8 @@ use mesh_model::proxy::{
 use prost::Message as _;
 
 use super::{
-    At, Bad, Res, body, common::*, each, ext_authz, ext_proc, jwt, rate_limit, rbac, refuse, route, split,
+    At, Bad, Res, body, common::*, each, ext_authz, ext_proc, jwt, on_demand, rate_limit, rbac, refuse,
+    route, split,
 };
 
 const WEBSOCKET: &str = "websocket";
@@ -149,6 +150,9 @@ fn decode(m: hcm::HttpConnectionManager, inline: Option<RouteConfiguration>) -> 
         Err(_) => return Err(Bad::new("codec_type", format!("{} is unknown", m.codec_type))),
     };
     let routes = match (m.route_specifier, inline) {
+        (None, Some(r)) if r.on_demand.is_some() => {
+            return Err(Bad::unsupported("route_config.vhds", "vhds of routes that do not come by rds"));
+        }
         (None, Some(r)) => RouteSource::Inline(Arc::new(r)),
         (Some(RouteSpecifier::Rds(r)), None) => RouteSource::Rds(r.route_config_name),
         (Some(RouteSpecifier::ScopedRoutes(_)), None) => {
@@ -243,6 +247,7 @@ fn filter(f: &HttpFilter) -> hcm::HttpFilter {
         HttpFilter::Compressor(c) => named(route::COMPRESSOR, any(&body::compressor(c))),
         HttpFilter::Buffer(n) => named(route::BUFFER, any(&body::buffer(*n))),
         HttpFilter::StatefulSession(s) => named(route::SESSION, any(&body::session(s))),
+        HttpFilter::OnDemand(o) => named(on_demand::FILTER, any(&on_demand::filter(*o))),
         HttpFilter::Cors => named(route::CORS, any(&Cors::default())),
         HttpFilter::Fault => named(route::FAULT, any(&HttpFault::default())),
         HttpFilter::GrpcStats => {
@@ -293,6 +298,8 @@ fn to_filters(list: Vec<hcm::HttpFilter>) -> Res<Vec<HttpFilter>> {
             HttpFilter::Buffer(body::to_buffer(typed(&a).at(&field)?).at(&field)?)
         } else if is::<StatefulSession>(&a) {
             HttpFilter::StatefulSession(Arc::new(body::to_session(typed(&a).at(&field)?).at(&field)?))
+        } else if is::<OnDemand>(&a) {
+            HttpFilter::OnDemand(on_demand::to_filter(typed(&a).at(&field)?).at(&field)?)
         } else if is::<Cors>(&a) {
             HttpFilter::Cors
         } else if is::<HttpFault>(&a) {
@@ -310,6 +317,7 @@ fn to_filters(list: Vec<hcm::HttpFilter>) -> Res<Vec<HttpFilter>> {
             return Err(Bad::unsupported(field, format_args!("filter {:?} ({})", f.name, a.type_url)));
         });
     }
+    on_demand::order(&out)?;
     Ok(out)
 }
 

@@ -28,7 +28,7 @@ use mesh_model::proxy::{
 };
 use prost::Name;
 
-use super::{At, Bad, Res, common::*, each, http, quic, rate_limit, rbac, refuse, tls, udp};
+use super::{At, Bad, Res, common::*, each, http, on_demand, quic, rate_limit, rbac, refuse, tls, udp};
 
 /// Envoy's default.
 const INSPECT_TIMEOUT: Duration = Duration::from_secs(15);
@@ -333,6 +333,7 @@ fn tcp_proxy(t: &TcpProxy) -> tcp::TcpProxy {
         access_log: t.access_log.iter().map(http::access_log).collect(),
         cluster_specifier: Some(clusters),
         tunneling_config: t.tunnel.as_ref().map(tunneling),
+        on_demand: t.on_demand.map(on_demand::tcp),
         ..Default::default()
     }
 }
@@ -362,7 +363,7 @@ fn to_tunneling(t: tcp::tcp_proxy::TunnelingConfig) -> Res<Tunneling> {
 fn to_tcp_proxy(m: tcp::TcpProxy) -> Res<TcpProxy> {
     use tcp::tcp_proxy as tp;
     refuse!(m;
-        on_demand, metadata_match, hash_policy, max_downstream_connection_duration, upstream_connect_mode
+        metadata_match, hash_policy, max_downstream_connection_duration, upstream_connect_mode
     );
     let clusters = match m.cluster_specifier {
         Some(tp::ClusterSpecifier::Cluster(c)) => vec![WeightedCluster::only(c)],
@@ -379,5 +380,6 @@ fn to_tcp_proxy(m: tcp::TcpProxy) -> Res<TcpProxy> {
         idle_timeout: or_off(m.idle_timeout, TCP_IDLE).at("idle_timeout")?,
         access_log: each("access_log", m.access_log, http::to_access_log)?,
         tunnel: m.tunneling_config.map(to_tunneling).transpose().at("tunneling_config")?,
+        on_demand: m.on_demand.map(on_demand::to_tcp).transpose().at("on_demand")?.flatten(),
     })
 }

@@ -18,8 +18,8 @@ use envoy_types::pb::{
     envoy::extensions::filters::http::{
         buffer::v3::BufferPerRoute, compressor::v3::CompressorPerRoute, ext_authz::v3::ExtAuthzPerRoute,
         ext_proc::v3::ExtProcPerRoute, jwt_authn::v3::PerRouteConfig as JwtPerRoute,
-        local_ratelimit::v3::LocalRateLimit, ratelimit::v3::RateLimitPerRoute,
-        stateful_session::v3::StatefulSessionPerRoute,
+        local_ratelimit::v3::LocalRateLimit, on_demand::v3::PerRouteConfig as OnDemandPerRoute,
+        ratelimit::v3::RateLimitPerRoute, stateful_session::v3::StatefulSessionPerRoute,
     },
     google::protobuf as gp,
 };
@@ -32,7 +32,8 @@ use mesh_model::proxy::{
 use prost::Message as _;
 
 use super::{
-    At, Bad, Res, body, common::*, each, ext_authz, ext_proc, http::CONNECT, jwt, rate_limit, refuse, split,
+    At, Bad, Res, body, common::*, each, ext_authz, ext_proc, http::CONNECT, jwt, on_demand, rate_limit,
+    refuse, split,
 };
 
 pub(super) const CORS: &str = "envoy.filters.http.cors";
@@ -53,6 +54,7 @@ pub(super) fn encode(c: &RouteConfiguration) -> pb::RouteConfiguration {
     pb::RouteConfiguration {
         name: c.name.clone(),
         virtual_hosts: c.virtual_hosts.iter().map(virtual_host).collect(),
+        vhds: on_demand::vhds(c.on_demand.as_ref()),
         // Clusters may arrive after the routes that name them.
         validate_clusters: boolv(false),
         ..Default::default()
@@ -61,7 +63,7 @@ pub(super) fn encode(c: &RouteConfiguration) -> pb::RouteConfiguration {
 
 fn decode(m: pb::RouteConfiguration) -> Res<RouteConfiguration> {
     refuse!(m;
-        vhds, internal_only_headers, response_headers_to_add, response_headers_to_remove,
+        internal_only_headers, response_headers_to_add, response_headers_to_remove,
         request_headers_to_add, request_headers_to_remove, cluster_specifier_plugins,
         request_mirror_policies, ignore_port_in_host_matching, vhost_header,
         ignore_path_parameters_in_path_matching, typed_per_filter_config, route_specifiers
@@ -69,6 +71,7 @@ fn decode(m: pb::RouteConfiguration) -> Res<RouteConfiguration> {
     Ok(RouteConfiguration {
         name: m.name,
         virtual_hosts: each("virtual_hosts", m.virtual_hosts, to_virtual_host)?,
+        on_demand: on_demand::to_vhds(m.vhds)?,
     })
 }
 
@@ -89,7 +92,7 @@ pub(super) fn from_wire(bytes: &[u8]) -> Result<RouteConfiguration, (String, Bad
     all().map_err(|b| (name, b))
 }
 
-fn virtual_host(v: &VirtualHost) -> pb::VirtualHost {
+pub(super) fn virtual_host(v: &VirtualHost) -> pb::VirtualHost {
     use r::virtual_host::TlsRequirementType as T;
     let (request_headers_to_add, request_headers_to_remove) = header_ops(&v.request_headers);
     let (response_headers_to_add, response_headers_to_remove) = header_ops(&v.response_headers);
@@ -110,7 +113,7 @@ fn virtual_host(v: &VirtualHost) -> pb::VirtualHost {
 }
 
 #[allow(deprecated)]
-fn to_virtual_host(v: pb::VirtualHost) -> Res<VirtualHost> {
+pub(super) fn to_virtual_host(v: pb::VirtualHost) -> Res<VirtualHost> {
     use r::virtual_host::TlsRequirementType as T;
     refuse!(v;
         matcher, cors, retry_policy, retry_policy_typed_config,
@@ -159,6 +162,9 @@ fn filters(f: &RouteFilters) -> HashMap<String, gp::Any> {
     if let Some(s) = &f.session {
         out.insert(SESSION.to_owned(), any(&body::session_per_route(s)));
     }
+    if let Some(o) = f.on_demand {
+        out.insert(on_demand::FILTER.to_owned(), any(&on_demand::per_route(o)));
+    }
     if let Some(l) = &f.local_rate_limit {
         out.insert(LOCAL_RATE_LIMIT.to_owned(), any(&rate_limit::local(l)));
     }
@@ -195,6 +201,8 @@ fn to_filters(all: HashMap<String, gp::Any>) -> Res<(RouteFilters, (Option<Fault
             out.no_compression = true;
         } else if is::<StatefulSessionPerRoute>(&a) {
             out.session = Some(body::to_session_per_route(typed(&a).at(&field)?).at(&field)?);
+        } else if is::<OnDemandPerRoute>(&a) {
+            out.on_demand = Some(on_demand::to_per_route(typed(&a).at(&field)?).at(&field)?);
         } else if is::<JwtPerRoute>(&a) {
             out.jwt = Some(jwt::to_per_route(typed(&a).at(&field)?).at(&field)?);
         } else {
@@ -365,6 +373,7 @@ fn to_weighted(c: r::weighted_cluster::ClusterWeight) -> Res<WeightedCluster> {
 fn forward(f: &Forward) -> r::RouteAction {
     use r::route_action::{ClusterSpecifier as C, HostRewriteSpecifier as H};
     let cluster = match f.clusters.as_slice() {
+        [] if f.cluster_header.is_some() => C::ClusterHeader(f.cluster_header.clone().unwrap_or_default()),
         [one] if *one == WeightedCluster::only(one.cluster.clone()) => C::Cluster(one.cluster.clone()),
         many => C::WeightedClusters(r::WeightedCluster {
             clusters: many.iter().map(weighted).collect(),
@@ -417,11 +426,14 @@ fn to_forward(a: r::RouteAction) -> Res<Forward> {
         metadata_match, path_rewrite_policy, path_rewrite, early_data_policy, retry_policy_typed_config,
         priority, cors, internal_redirect_policy, internal_redirect_action
     );
+    let mut cluster_header = None;
     let clusters = match a.cluster_specifier {
         Some(C::Cluster(c)) => vec![WeightedCluster::only(c)],
         Some(C::WeightedClusters(w)) => each("weighted_clusters.clusters", w.clusters, to_weighted)?,
-        Some(C::ClusterHeader(_)) => {
-            return Err(Bad::unsupported("cluster_header", "a cluster from a header"));
+        Some(C::ClusterHeader(h)) if h.is_empty() => return Err(Bad::new("cluster_header", "is empty")),
+        Some(C::ClusterHeader(h)) => {
+            cluster_header = Some(h.to_ascii_lowercase());
+            vec![]
         }
         Some(_) => return Err(Bad::unsupported("cluster_specifier", "a cluster specifier extension")),
         None => return Err(Bad::new("cluster_specifier", "is missing")),
@@ -463,9 +475,13 @@ fn to_forward(a: r::RouteAction) -> Res<Forward> {
         refuse!(c; proxy_protocol_config, allow_post);
         connect = true;
     }
+    if connect && cluster_header.is_some() {
+        return Err(Bad::unsupported("cluster_header", "a cluster from a header beside a connect_config"));
+    }
     let regex_rewrite = a.regex_rewrite.map(|s| (s.pattern.unwrap_or_default().regex, s.substitution));
     Ok(Forward {
         clusters,
+        cluster_header,
         timeout: or_off(a.timeout, ROUTE_TIMEOUT).at("timeout")?,
         idle_timeout: opt(a.idle_timeout).at("idle_timeout")?,
         retry: a.retry_policy.map(to_retry).transpose().at("retry_policy")?.map(Box::new),

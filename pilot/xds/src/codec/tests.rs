@@ -340,11 +340,13 @@ fn routes() -> RouteConfiguration {
             buffer: Some(BufferOverride::Limit(9)),
             no_compression: true,
             session: Some(SessionOverride::Set(session())),
+            on_demand: Some(Some(OnDemandCluster { timeout: Duration::from_secs(2) })),
         }
         .into(),
         ..route(
             "rich",
             RouteAction::Forward(Box::new(Forward {
+                cluster_header: None,
                 clusters: vec![
                     WeightedCluster {
                         cluster: "a".into(),
@@ -437,10 +439,12 @@ fn routes() -> RouteConfiguration {
                 rate_limits: rate_limits(),
                 buffer: Some(BufferOverride::Disabled),
                 session: Some(SessionOverride::Disabled),
+                on_demand: Some(None),
                 ..RouteFilters::default()
             }
             .into(),
         }],
+        on_demand: None,
     }
 }
 
@@ -505,6 +509,7 @@ pub(crate) fn listener() -> Listener {
             hostname: "db.local:443".into(),
             headers: vec![("x-a".into(), "b".into())],
         }),
+        on_demand: Some(OnDemandCluster::default()),
     });
     let split = NetworkFilter::Tcp(TcpProxy {
         stat_prefix: "t".into(),
@@ -515,6 +520,7 @@ pub(crate) fn listener() -> Listener {
         idle_timeout: None,
         access_log: vec![],
         tunnel: None,
+        on_demand: None,
     });
     Listener {
         name: "virtualInbound".into(),

@@ -158,7 +158,7 @@ pub(crate) fn manager(filters: Vec<HttpFilter>, routes: Vec<Route>) -> HttpConne
         response_headers: Default::default(),
         filters: Default::default(),
     };
-    let routes = RouteConfiguration { name: "r".into(), virtual_hosts: vec![host] };
+    let routes = RouteConfiguration { name: "r".into(), virtual_hosts: vec![host], on_demand: None };
     HttpConnectionManager { filters, routes: RouteSource::Inline(Arc::new(routes)), ..*m }
 }
 

@@ -126,6 +126,7 @@ impl Applier {
             udp_by_address,
             by_name: self.listeners.clone(),
             clusters: self.clusters.clone(),
+            routes: self.routes.clone(),
         }
     }
 
@@ -196,7 +197,8 @@ impl Applier {
             if unchanged && slot.current.load().is_some() {
                 continue;
             }
-            match RouteTable::new(r, &mut |n| slot_of(&mut self.clusters, n)) {
+            let before = slot.current.load_full();
+            match RouteTable::new(r, before.as_deref(), &mut |n| slot_of(&mut self.clusters, n)) {
                 Ok(t) => slot.current.store(Some(Arc::new(t))),
                 Err(e) => report.rejected.push(("route", name.clone(), e.to_string())),
             }
@@ -355,7 +357,8 @@ impl Applier {
                 slot.current.store(None);
             }
         }
-        self.routes.retain(|name, slot| snap.routes.contains_key(name) || Arc::strong_count(slot) > 1);
+        // The published lookups hold one more reference, here and below.
+        self.routes.retain(|name, slot| snap.routes.contains_key(name) || Arc::strong_count(slot) > 2);
         for (name, slot) in &self.clusters {
             if !snap.clusters.contains_key(&**name)
                 && let Some(c) = slot.load()
@@ -364,7 +367,6 @@ impl Applier {
                 slot.store(None);
             }
         }
-        // The published lookups hold one more reference.
         self.clusters.retain(|name, slot| snap.clusters.contains_key(&**name) || Arc::strong_count(slot) > 2);
         self.logs.retain(|_, l| l.strong_count() > 0);
     }

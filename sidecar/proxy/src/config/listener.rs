@@ -88,6 +88,8 @@ pub(crate) struct HttpManager {
     pub(crate) filters: Vec<HttpFilter>,
     /// Some filter looks at bodies.
     pub(crate) bodies: bool,
+    /// Some filter asks for virtual hosts.
+    pub(crate) on_demand: bool,
     pub(crate) logs: Vec<AccessLog>,
 }
 
@@ -109,6 +111,7 @@ pub(crate) enum HttpFilter {
     Compressor(Arc<Compressor>),
     Buffer(u32),
     StatefulSession(Arc<model::StatefulSession>),
+    OnDemand(Option<model::OnDemandCluster>),
     Cors,
     Fault,
     GrpcStats,
@@ -369,7 +372,9 @@ impl HttpManager {
     fn new(c: &model::HttpConnectionManager, names: &mut Names<'_>) -> Result<Self, CompileError> {
         let routes = match &c.routes {
             model::RouteSource::Rds(name) => Routes::Slot((names.route)(name)),
-            model::RouteSource::Inline(r) => Routes::Inline(Arc::new(RouteTable::new(r, names.cluster)?)),
+            model::RouteSource::Inline(r) => {
+                Routes::Inline(Arc::new(RouteTable::new(r, None, names.cluster)?))
+            }
         };
         let filters = c
             .filters
@@ -394,6 +399,7 @@ impl HttpManager {
                     model::HttpFilter::Compressor(c) => HttpFilter::Compressor(Arc::new(Compressor::new(c)?)),
                     model::HttpFilter::Buffer(n) => HttpFilter::Buffer(*n),
                     model::HttpFilter::StatefulSession(s) => HttpFilter::StatefulSession(Arc::clone(s)),
+                    model::HttpFilter::OnDemand(o) => HttpFilter::OnDemand(*o),
                     model::HttpFilter::Cors => HttpFilter::Cors,
                     model::HttpFilter::Fault => HttpFilter::Fault,
                     model::HttpFilter::GrpcStats => HttpFilter::GrpcStats,
@@ -401,7 +407,12 @@ impl HttpManager {
             })
             .collect::<Result<Vec<_>, CompileError>>()?;
         let bodies = filters.iter().any(HttpFilter::wants_bodies);
-        Ok(Self { config: c.clone(), routes, filters, bodies, logs: names.logs(&c.access_log)? })
+        let at = c.filters.iter().position(|f| matches!(f, model::HttpFilter::OnDemand(_)));
+        if c.filters[..at.unwrap_or(0)].iter().any(model::HttpFilter::reads_bodies) {
+            return Err(CompileError::OnDemandOrder);
+        }
+        let (on_demand, logs) = (at.is_some(), names.logs(&c.access_log)?);
+        Ok(Self { config: c.clone(), routes, filters, bodies, on_demand, logs })
     }
 
     /// The routes in force now; `None` until RDS has answered.
@@ -480,6 +491,7 @@ mod tests {
                 idle_timeout: None,
                 access_log: vec![],
                 tunnel: None,
+                on_demand: None,
             })]
         };
         let chain = |name: &str, matches| model::FilterChain {

@@ -1,7 +1,8 @@
 //! Route tables: which virtual host and route take a request.
 
 use std::{
-    sync::{Arc, LazyLock},
+    collections::HashMap,
+    sync::{Arc, LazyLock, atomic::AtomicBool},
     time::Duration,
 };
 
@@ -20,8 +21,8 @@ use crate::{
         headers::{HeaderId, Headers},
         message::RequestHead,
     },
-    matcher::{HeaderMatcher, QueryMatcher, StringMatcher, partial_regex, whole_regex},
-    upstream::cluster::ClusterSlot,
+    matcher::{HeaderMatcher, QueryMatcher, StringMatcher, header_value, partial_regex, whole_regex},
+    upstream::cluster::{ClusterSlot, touch},
 };
 
 mod index;
@@ -34,6 +35,8 @@ pub(crate) type SlotOf<'a> = &'a mut dyn FnMut(&str) -> Arc<ClusterSlot>;
 pub(crate) struct RouteTable {
     domains: DomainIndex,
     hosts: Vec<Arc<VirtualHost>>,
+    /// Its name, if further hosts come on demand.
+    pub(crate) on_demand: Option<Box<str>>,
 }
 
 #[derive(Debug)]
@@ -48,6 +51,10 @@ pub(crate) struct VirtualHost {
     require_tls: bool,
     routes: Vec<Arc<Route>>,
     index: PathIndex,
+    /// What it was made of, if it came on demand.
+    source: Option<Arc<model::VirtualHost>>,
+    /// Traffic has used it; of no interest if it did not come on demand.
+    pub(crate) used: AtomicBool,
     pub(crate) request_headers: HeaderEdits,
     pub(crate) response_headers: HeaderEdits,
 }
@@ -82,6 +89,7 @@ pub(crate) struct RouteFilters {
     pub(crate) buffer: Option<model::BufferOverride>,
     pub(crate) no_compression: bool,
     pub(crate) session: Option<model::SessionOverride>,
+    pub(crate) on_demand: Option<Option<model::OnDemandCluster>>,
 }
 
 impl Nothing for RouteFilters {
@@ -112,6 +120,7 @@ impl RouteFilters {
             buffer: route.buffer.or(host.buffer),
             no_compression: route.no_compression || host.no_compression,
             session: route.session.as_ref().or(host.session.as_ref()).cloned(),
+            on_demand: route.on_demand.or(host.on_demand),
             buffer_limit: route
                 .buffer_limit
                 .or(host.buffer_limit)
@@ -140,6 +149,8 @@ pub(crate) enum Action {
 pub(crate) struct Forward {
     clusters: Vec<Destination>,
     total_weight: u64,
+    /// Header that names the cluster; the one destination is then nowhere.
+    cluster_header: Option<Box<[u8]>>,
     pub(crate) timeout: Option<Duration>,
     pub(crate) idle_timeout: Option<Duration>,
     pub(crate) retry: Option<Box<Retry>>,
@@ -261,19 +272,48 @@ pub(crate) enum Found<'a> {
 }
 
 impl RouteTable {
-    pub(crate) fn new(c: &model::RouteConfiguration, slot: SlotOf<'_>) -> Result<Self, CompileError> {
-        let mut t =
-            Self { domains: DomainIndex::default(), hosts: Vec::with_capacity(c.virtual_hosts.len()) };
-        for (i, vh) in c.virtual_hosts.iter().enumerate() {
-            for d in &vh.domains {
-                let d = d.to_ascii_lowercase();
-                if !t.domains.insert(&d, i) {
-                    return Err(CompileError::DuplicateDomain(d));
+    /// Compiles; hosts that came on demand and are the same as in `before` stay.
+    pub(crate) fn new(
+        c: &model::RouteConfiguration,
+        before: Option<&Self>,
+        slot: SlotOf<'_>,
+    ) -> Result<Self, CompileError> {
+        let mut t = Self {
+            domains: DomainIndex::default(),
+            hosts: Vec::with_capacity(c.virtual_hosts.len()),
+            on_demand: c.on_demand.as_ref().map(|_| Box::from(c.name.as_str())),
+        };
+        for vh in &c.virtual_hosts {
+            t.add(&vh.domains, Arc::new(VirtualHost::new(vh, slot)?))?;
+        }
+        let Some(on_demand) = &c.on_demand else { return Ok(t) };
+        let before: HashMap<_, _> = before
+            .iter()
+            .flat_map(|t| &t.hosts)
+            .filter_map(|h| h.source.as_ref().map(|s| (Arc::as_ptr(s), h)))
+            .collect();
+        for vh in on_demand.hosts.values() {
+            let host = match before.get(&Arc::as_ptr(vh)) {
+                Some(same) => Arc::clone(same),
+                None => {
+                    let new = VirtualHost::new(vh, slot)?;
+                    Arc::new(VirtualHost { source: Some(Arc::clone(vh)), ..new })
                 }
-            }
-            t.hosts.push(Arc::new(VirtualHost::new(vh, slot)?));
+            };
+            t.add(&vh.domains, host)?;
         }
         Ok(t)
+    }
+
+    fn add(&mut self, domains: &[String], host: Arc<VirtualHost>) -> Result<(), CompileError> {
+        for d in domains {
+            let d = d.to_ascii_lowercase();
+            if !self.domains.insert(&d, self.hosts.len()) {
+                return Err(CompileError::DuplicateDomain(d));
+            }
+        }
+        self.hosts.push(host);
+        Ok(())
     }
 
     /// The virtual host of an authority.
@@ -325,9 +365,18 @@ impl VirtualHost {
                 .map(Arc::from),
             require_tls: vh.require_tls,
             routes,
+            source: None,
+            used: AtomicBool::new(false),
             request_headers: HeaderEdits::new(&vh.request_headers)?,
             response_headers: HeaderEdits::new(&vh.response_headers)?,
         })
+    }
+
+    /// Takes note of its use, if it came on demand.
+    pub(crate) fn touch(&self) {
+        if self.source.is_some() {
+            touch(&self.used);
+        }
     }
 
     /// The first route that takes a request.
@@ -464,12 +513,15 @@ impl Route {
 
 impl Forward {
     fn new(f: &model::Forward, slot: SlotOf<'_>) -> Result<Self, CompileError> {
-        if f.clusters.is_empty() {
+        if f.clusters.is_empty() != f.cluster_header.is_some() {
             return Err(CompileError::NoCluster);
         }
-        let only = f.clusters.len() == 1;
-        let mut clusters = Vec::with_capacity(f.clusters.len());
-        for c in &f.clusters {
+        // No cluster has this name: where a request's header names none, it goes nowhere.
+        let nowhere = [model::WeightedCluster::only("")];
+        let to = if f.clusters.is_empty() { &nowhere[..] } else { &f.clusters };
+        let only = to.len() == 1;
+        let mut clusters = Vec::with_capacity(to.len());
+        for c in to {
             clusters.push(Destination {
                 cluster: slot(&c.cluster),
                 weight: if only { 1 } else { u64::from(c.weight) },
@@ -488,6 +540,7 @@ impl Forward {
         Ok(Self {
             clusters,
             total_weight,
+            cluster_header: f.cluster_header.as_ref().map(|h| h.to_ascii_lowercase().into_bytes().into()),
             timeout: f.timeout.filter(|t| !t.is_zero()),
             idle_timeout: f.idle_timeout,
             retry: f
@@ -520,6 +573,13 @@ impl Forward {
         }
         // A route without destinations is refused when it is compiled.
         &self.clusters[0]
+    }
+
+    /// The cluster that a request names, if that is how this route finds one.
+    pub(crate) fn named_cluster(&self, req: &RequestHead) -> Option<String> {
+        let header = self.cluster_header.as_ref()?;
+        let value = header_value(req, header).and_then(|v| String::from_utf8(v.into_owned()).ok());
+        Some(value.unwrap_or_default())
     }
 
     /// The path that goes upstream, if it is another one.
@@ -613,7 +673,8 @@ mod tests {
 
     fn table(hosts: Vec<model::VirtualHost>) -> Result<RouteTable, CompileError> {
         RouteTable::new(
-            &model::RouteConfiguration { name: "r".into(), virtual_hosts: hosts },
+            &model::RouteConfiguration { name: "r".into(), virtual_hosts: hosts, on_demand: None },
+            None,
             &mut ClusterSlot::new,
         )
     }

@@ -11,7 +11,7 @@ pub(crate) mod session;
 use std::{future::poll_fn, rc::Rc};
 
 use http::Method;
-use mesh_model::proxy::{AbortKind, BufferOverride, SessionOverride};
+use mesh_model::proxy::{AbortKind, BufferOverride, OnDemandCluster, SessionOverride};
 
 use self::session::Session;
 
@@ -28,6 +28,7 @@ use crate::{
         listener::{HttpFilter, HttpManager},
         route::{Cors, Route},
     },
+    on_demand,
     worker::connection::Connection,
 };
 
@@ -42,6 +43,12 @@ pub(crate) struct Passed {
     pub(crate) session: Option<Box<Session>>,
     /// The route is looked for again.
     pub(crate) reroute: bool,
+    /// A cluster that does not exist is asked for.
+    pub(crate) on_demand: Option<OnDemandCluster>,
+    /// A virtual host was asked for, and filters begin again.
+    pub(crate) restart: bool,
+    /// Of the routes, whose virtual hosts may be asked for, if the request has none.
+    pub(crate) hosts: Option<Box<str>>,
     /// Headers that filters want in the response.
     pub(crate) response: Option<Box<ResponseEdits>>,
 }
@@ -151,6 +158,17 @@ pub(crate) async fn run<D: Downstream>(
                     Some(SessionOverride::Disabled) => None,
                 }
                 .map(Box::new);
+            }
+            HttpFilter::OnDemand(o) => {
+                if let Some(routes) = passed.hosts.take() {
+                    // Boxed, as above.
+                    Box::pin(on_demand::host(conn, manager, &routes, &head.authority, down, rec)).await?;
+                    if manager.routes().is_some_and(|t| t.host(&head.authority).is_some()) {
+                        passed.restart = true;
+                        return Ok(());
+                    }
+                }
+                passed.on_demand = route.and_then(|r| r.filters.on_demand).unwrap_or(*o);
             }
             HttpFilter::Cors => {
                 if let Some(cors) = route.and_then(|r| r.cors.as_ref()) {

@@ -29,6 +29,7 @@ use crate::{
         route::{Destination, Forward, Retry, Route, VirtualHost},
     },
     matcher::{cookie, query_value},
+    on_demand,
     upstream::{
         cluster::{Cluster, ClusterSlot, Outcome, Permit},
         connect::{ConnectError, Want, connect_for},
@@ -73,11 +74,31 @@ pub(crate) async fn forward<D: Downstream>(
 ) -> Result<(), LocalReply> {
     let worker = &ctx.conn.worker;
     let destination = ctx.forward.destination(worker.rng.next());
-    let slot = Arc::clone(&destination.cluster);
+    let mut slot = Arc::clone(&destination.cluster);
+    let named = ctx.forward.named_cluster(head);
+    if let Some(there) = named.as_deref().and_then(|n| on_demand::named(ctx.conn, n)) {
+        slot = there;
+    }
+    let mut found = slot.load();
+    if let Some(o) = ctx.passed.on_demand {
+        if found.is_none() {
+            let name = named.as_deref().unwrap_or(&slot.name);
+            // Boxed, so that requests whose cluster exists do not carry it.
+            if let Some(there) =
+                Box::pin(on_demand::cluster(ctx.conn, ctx.manager, name, o.timeout, down, rec)).await?
+            {
+                slot = there;
+                found = slot.load();
+            }
+        }
+        slot.touch();
+    }
     rec.cluster = Some(Arc::clone(&slot));
-    let Some(cluster) = slot.load() else {
+    let Some(cluster) = found else {
         rec.flag(Flag::Nc);
-        rec.details = "cluster_not_found".into();
+        if rec.details != on_demand::LIMIT {
+            rec.details = "cluster_not_found".into();
+        }
         return Err(LocalReply { status: 503, ..LocalReply::default() });
     };
     let Some(_permit) = Permit::take(&cluster.usage, |u| &u.requests, cluster.config.limits.max_requests)

@@ -129,12 +129,23 @@ async fn serve<D: Downstream>(
     edge::prepare(conn, manager, head, rec);
     upgrade(manager, head, rec)?;
     // The table is kept for the request: an update in between does not mix two versions.
-    let table = manager.routes();
+    let mut table = manager.routes();
     let (mut vhost, mut route, mut needs_tls) = find(conn, table.as_deref(), head, rec);
     let mut passed = filters::Passed::default();
+    let untouched =
+        if manager.on_demand { may_ask(table.as_deref(), vhost.as_deref(), head, &mut passed) } else { None };
     filters::run(conn, manager, head, route.as_deref(), down, &mut passed, rec)
         .await
         .map_err(|r| passed.finish(r))?;
+    if let (Some(untouched), true) = (untouched, passed.restart) {
+        *head = *untouched;
+        passed = filters::Passed::default();
+        table = manager.routes();
+        (vhost, route, needs_tls) = find(conn, table.as_deref(), head, rec);
+        Box::pin(filters::run(conn, manager, head, route.as_deref(), down, &mut passed, rec))
+            .await
+            .map_err(|r| passed.finish(r))?;
+    }
     if passed.reroute {
         (vhost, route, needs_tls) = find(conn, table.as_deref(), head, rec);
     }
@@ -171,6 +182,26 @@ async fn serve<D: Downstream>(
             let ctx =
                 router::Context { conn, manager, route: &route, vhost: &vhost, forward: f, passed: &passed };
             router::forward(&ctx, head, down, rec).await.map_err(|r| passed.finish(r))
+        }
+    }
+}
+
+/// Where virtual hosts come on demand: lets the filter ask for the one that a request lacks, and keeps the head as it
+/// is now. The filters begin again with the routes of the host, since some of them depend on these (as in Envoy).
+fn may_ask(
+    table: Option<&RouteTable>,
+    vhost: Option<&VirtualHost>,
+    head: &RequestHead,
+    passed: &mut filters::Passed,
+) -> Option<Box<RequestHead>> {
+    match vhost {
+        Some(v) => {
+            v.touch();
+            None
+        }
+        None => {
+            passed.hosts.clone_from(&table?.on_demand);
+            passed.hosts.as_ref().map(|_| Box::new(head.clone()))
         }
     }
 }

@@ -193,13 +193,10 @@ async fn inner(conn: &Rc<Connection>, offer: Offer) {
     let _gauge = Gauge::new(&conn.worker.shared.totals, |t| &t.connections, |t| &t.connections_total);
     let mut record = TcpRecord::new(conn);
     record.starts_now();
-    let slot = tcp::destination(conn, t);
-    let cluster = slot.as_ref().and_then(|s| s.load());
-    record.cluster = slot;
-    match cluster {
-        Some(cluster) => proxy(conn, &cluster, offer, record, t.config.idle_timeout, &t.logs).await,
-        None => {
-            record.refuse(503, "NC", "cluster_not_found".into());
+    match tcp::cluster(conn, t, &mut record).await {
+        Ok(cluster) => proxy(conn, &cluster, offer, record, t.config.idle_timeout, &t.logs).await,
+        Err((flags, details)) => {
+            record.refuse(503, flags, details);
             record.log(&t.logs);
             offer.refuse(503);
         }

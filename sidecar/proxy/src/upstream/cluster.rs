@@ -27,6 +27,8 @@ pub(crate) struct ClusterSlot {
     pub(crate) id: u64,
     pub(crate) name: Arc<str>,
     pub(crate) service: ServiceName,
+    /// Traffic that may ask for clusters has used it.
+    pub(crate) used: AtomicBool,
     current: ArcSwapOption<Cluster>,
 }
 
@@ -76,6 +78,7 @@ impl ClusterSlot {
             id: unique_id(),
             name: Arc::from(name),
             service: ServiceName::of_cluster(name),
+            used: AtomicBool::new(false),
             current: ArcSwapOption::empty(),
         })
     }
@@ -84,8 +87,20 @@ impl ClusterSlot {
         self.current.load_full()
     }
 
+    /// Takes note of its use by traffic that may ask for clusters.
+    pub(crate) fn touch(&self) {
+        touch(&self.used);
+    }
+
     pub(crate) fn store(&self, cluster: Option<Arc<Cluster>>) {
         self.current.store(cluster);
+    }
+}
+
+/// Sets a flag that many workers set; mostly they find it set.
+pub(crate) fn touch(flag: &AtomicBool) {
+    if !flag.load(Relaxed) {
+        flag.store(true, Relaxed);
     }
 }
 

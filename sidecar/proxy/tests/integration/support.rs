@@ -200,7 +200,7 @@ pub(crate) fn vhost(domains: &[&str], routes: Vec<Route>) -> VirtualHost {
 }
 
 pub(crate) fn table(hosts: Vec<VirtualHost>) -> RouteConfiguration {
-    RouteConfiguration { name: "r".into(), virtual_hosts: hosts }
+    RouteConfiguration { name: "r".into(), virtual_hosts: hosts, on_demand: None }
 }
 
 pub(crate) fn manager(routes: RouteSource) -> HttpConnectionManager {
@@ -247,6 +247,7 @@ pub(crate) fn tcp_filter(cluster: &str) -> NetworkFilter {
         idle_timeout: None,
         access_log: vec![],
         tunnel: None,
+        on_demand: None,
     })
 }
 

@@ -6,17 +6,21 @@ use std::{
 };
 
 use mesh_model::proxy::{
-    ClientCertificate, Cluster, Discovery, FilterChain, Listener, NetworkFilter, RouteSource, SecretRef,
-    Validation,
+    ClientCertificate, Cluster, Discovery, FilterChain, HttpFilter, Listener, NetworkFilter, RouteSource,
+    SecretRef, Validation,
 };
 
-use super::{Fixed, ProxyState};
+use super::{
+    Fixed, ProxyState,
+    hosts::{self, Hosts},
+    on_demand::{Asked, Kind},
+};
 use crate::{
     client::{Rejection, Update},
     codec::{self, DecodeError, extension},
     nds::NameTable,
     pb,
-    type_url::{CDS, ECDS, EDS, LDS, NDS, RDS, SDS},
+    type_url::{CDS, ECDS, EDS, LDS, NDS, RDS, SDS, VHDS},
 };
 
 /// Types that only matter where something refers to them by name.
@@ -37,6 +41,13 @@ pub(super) struct Inner {
     follows: BTreeMap<String, BTreeSet<String>>,
     /// What was accepted, as it came, for the file.
     pub(super) raw: BTreeMap<&'static str, BTreeMap<String, pb::Resource>>,
+    hosts: Hosts,
+    /// Names that are subscribed since traffic asked for them.
+    pub(super) on_demand: BTreeMap<Kind, BTreeSet<String>>,
+    /// Up to which round of asking that is so.
+    pub(super) round: u64,
+    /// Why there is nothing on demand.
+    pub(super) without_on_demand: Option<&'static str>,
 }
 
 fn put<T>(
@@ -60,7 +71,7 @@ impl Inner {
     }
 
     pub(super) fn apply(&mut self, type_url: &str, update: Update) -> Vec<Rejection> {
-        let Some(t) = [CDS, EDS, LDS, RDS, NDS, SDS, ECDS].into_iter().find(|t| *t == type_url) else {
+        let Some(t) = [CDS, EDS, LDS, RDS, VHDS, NDS, SDS, ECDS].into_iter().find(|t| *t == type_url) else {
             return update
                 .changed
                 .into_iter()
@@ -78,7 +89,8 @@ impl Inner {
                     CDS => put(&mut self.state.clusters, &r, any, codec::decode_cluster),
                     EDS => put(&mut self.state.endpoints, &r, any, codec::decode_endpoints),
                     LDS => self.listener(&r.name, any),
-                    RDS => put(&mut self.state.routes, &r, any, codec::decode_route),
+                    RDS => self.route(&r.name, any),
+                    VHDS => self.hosts.take(&self.state.routes, &r, any),
                     SDS => self.secret(any),
                     ECDS => self.extension(any),
                     _ => NameTable::from_any(any)
@@ -89,6 +101,9 @@ impl Inner {
             match applied {
                 Ok(()) => {
                     self.absent.remove(&(t, r.name.clone()));
+                    for alias in &r.aliases {
+                        self.absent.remove(&(t, alias.clone()));
+                    }
                     // Keys are kept by whoever takes them, not here.
                     if t != SDS {
                         self.raw.entry(t).or_default().insert(r.name.clone(), r);
@@ -97,6 +112,7 @@ impl Inner {
                 Err(reason) => {
                     // Without an older version there is nothing to wait for.
                     self.absent.insert((t, r.name.clone()));
+                    self.absent.extend(r.aliases.into_iter().map(|a| (t, a)));
                     bad.push(Rejection { name: r.name, reason });
                 }
             }
@@ -113,6 +129,7 @@ impl Inner {
                     self.follows.remove(&n);
                 }
                 RDS => drop(self.state.routes.remove(&n)),
+                VHDS => self.hosts.remove(&n),
                 // Connections go on with the last one: a listener without its certificate would serve nobody.
                 SDS => {}
                 ECDS => self.without_extension(&n),
@@ -138,7 +155,7 @@ impl Inner {
     fn listener(&mut self, name: &str, any: &pb::Any) -> Result<(), String> {
         let expanded = extension::expand(any, &self.extensions).map_err(reason)?;
         if expanded.missing.is_empty() {
-            let listener = codec::decode_listener(&expanded.listener).map_err(reason)?;
+            let listener = self.decode_listener(&expanded.listener)?;
             self.state.listeners.insert(name.to_owned(), Arc::new(listener));
         }
         if expanded.names.is_empty() {
@@ -146,6 +163,24 @@ impl Inner {
         } else {
             self.follows.insert(name.to_owned(), expanded.names);
         }
+        Ok(())
+    }
+
+    fn decode_listener(&self, any: &pb::Any) -> Result<Listener, String> {
+        let listener = codec::decode_listener(any).map_err(reason)?;
+        match self.without_on_demand {
+            Some(why) if asks(&listener) => Err(format!("on_demand: {why}")),
+            _ => Ok(listener),
+        }
+    }
+
+    fn route(&mut self, name: &str, any: &pb::Any) -> Result<(), String> {
+        let config = codec::decode_route(any).map_err(reason)?;
+        match self.without_on_demand {
+            Some(why) if config.on_demand.is_some() => return Err(format!("vhds: {why}")),
+            _ => {}
+        }
+        self.state.routes.insert(name.to_owned(), Arc::new(config));
         Ok(())
     }
 
@@ -197,7 +232,7 @@ impl Inner {
             }
             let expanded = extension::expand(any, &self.extensions).map_err(reason)?;
             if expanded.missing.is_empty() {
-                let decoded = codec::decode_listener(&expanded.listener).map_err(reason)?;
+                let decoded = self.decode_listener(&expanded.listener)?;
                 out.push((listener.clone(), Arc::new(decoded)));
             }
         }
@@ -206,13 +241,18 @@ impl Inner {
 
     /// Names that listeners and clusters refer to, by type.
     pub(super) fn references(&self) -> BTreeMap<&'static str, BTreeSet<String>> {
+        self.references_of(|_| true)
+    }
+
+    fn references_of(&self, counts: impl Fn(&str) -> bool) -> BTreeMap<&'static str, BTreeSet<String>> {
         let state = &self.state;
+        let clusters = || state.clusters.iter().filter(|(n, _)| counts(n)).map(|(_, c)| c);
         let mut out: BTreeMap<&'static str, BTreeSet<String>> = BTreeMap::new();
         out.insert(RDS, state.listeners.values().flat_map(|l| routes_of(l)).map(str::to_owned).collect());
-        out.insert(EDS, state.clusters.values().filter_map(|c| eds_name(c)).map(str::to_owned).collect());
+        out.insert(EDS, clusters().filter_map(|c| eds_name(c)).map(str::to_owned).collect());
         if let Some(fixed) = &self.fixed {
             let of = state.listeners.values().flat_map(|l| listener_secrets(l));
-            let all = of.chain(state.clusters.values().flat_map(|c| cluster_secrets(c)));
+            let all = of.chain(clusters().flat_map(|c| cluster_secrets(c)));
             let wanted = all.filter(|n| !fixed.secret_names.contains(*n)).map(str::to_owned).collect();
             out.insert(SDS, wanted);
         }
@@ -243,9 +283,100 @@ impl Inner {
     pub(super) fn complete(&self) -> bool {
         self.started()
             && self
-                .references()
+                // What traffic asked for must not hold up the rest.
+                .references_of(|n| !self.is_on_demand(Kind::Cluster, n))
                 .into_iter()
-                .all(|(t, names)| names.into_iter().all(|n| self.has(t, &n) || self.absent.contains(&(t, n))))
+                .all(|(t, names)| names.into_iter().all(|n| self.answered(t, &n)))
+    }
+
+    fn answered(&self, t: &'static str, name: &str) -> bool {
+        self.has(t, name) || self.absent.contains(&(t, name.to_owned()))
+    }
+
+    fn is_on_demand(&self, kind: Kind, name: &str) -> bool {
+        self.on_demand.get(&kind).is_some_and(|names| names.contains(name))
+    }
+
+    /// Whether all that a cluster refers to has been answered for.
+    fn is_warm(&self, c: &Cluster) -> bool {
+        eds_name(c).is_none_or(|n| self.answered(EDS, n))
+            && self.fixed.as_ref().is_none_or(|f| {
+                cluster_secrets(c).all(|n| f.secret_names.contains(n) || self.answered(SDS, n))
+            })
+    }
+
+    /// Takes note of names that traffic asks for, and drops what belongs to those that were given up. Returns names
+    /// that were subscribed before.
+    pub(super) fn ask(&mut self, asked: Asked) -> BTreeMap<Kind, BTreeSet<String>> {
+        let mut again: BTreeMap<Kind, BTreeSet<String>> = BTreeMap::new();
+        self.round = asked.round;
+        for (kind, name) in asked.ask {
+            self.absent.remove(&(type_of(kind), name.clone()));
+            if !self.on_demand.entry(kind).or_default().insert(name.clone()) {
+                again.entry(kind).or_default().insert(name);
+            }
+        }
+        for (kind, name) in asked.gone {
+            if !self.on_demand.entry(kind).or_default().remove(&name) {
+                continue;
+            }
+            let t = type_of(kind);
+            self.absent.remove(&(t, name.clone()));
+            match kind {
+                // If the server has it among all clusters, it now has to say so (xDS protocol, "Unsubscribing").
+                Kind::Cluster if !self.is_fixed(CDS, &name) => drop(self.state.clusters.remove(&name)),
+                Kind::Cluster => {}
+                Kind::VirtualHost => self.hosts.remove(&name),
+            }
+            if let Some(raw) = self.raw.get_mut(t) {
+                raw.remove(&name);
+            }
+        }
+        again
+    }
+
+    /// What there is to say about a name that traffic asked for: whether it is in `view`, `None` while that is open.
+    pub(super) fn find(&self, view: &ProxyState, kind: Kind, name: &str) -> Option<bool> {
+        let there = match kind {
+            Kind::Cluster => view.clusters.contains_key(name),
+            Kind::VirtualHost => self.hosts.is_in(&view.routes, name),
+        };
+        if there {
+            return Some(true);
+        }
+        self.absent.contains(&(type_of(kind), name.to_owned())).then_some(false)
+    }
+
+    /// Whether some routes have further hosts.
+    pub(super) fn has_hosts_on_demand(&self) -> bool {
+        self.state.routes.values().any(|r| r.on_demand.is_some())
+    }
+
+    /// Whether there is something for a name.
+    pub(super) fn holds(&self, kind: Kind, name: &str) -> bool {
+        match kind {
+            Kind::Cluster => self.state.clusters.contains_key(name),
+            Kind::VirtualHost => self.hosts.resolve(name).is_some(),
+        }
+    }
+
+    /// Whether a name that traffic asked for still has a purpose.
+    pub(super) fn keeps(&self, kind: Kind, name: &str) -> bool {
+        kind == Kind::Cluster || hosts::routes_of(&self.state.routes, name).is_some()
+    }
+
+    /// What is to be in force: clusters on demand when they are warm, routes with their hosts on demand.
+    pub(super) fn view(&mut self) -> ProxyState {
+        let mut view = self.state.clone();
+        if let Some(names) = self.on_demand.get(&Kind::Cluster) {
+            for n in names {
+                if view.clusters.get(n).is_some_and(|c| !self.is_warm(c)) {
+                    view.clusters.remove(n);
+                }
+            }
+        }
+        self.hosts.merge(&mut view.routes);
+        view
     }
 
     /// Drops what nothing refers to any more.
@@ -255,13 +386,38 @@ impl Inner {
         self.state.routes.retain(|n, _| kept(RDS, n));
         self.state.endpoints.retain(|n, _| kept(EDS, n));
         self.extensions.retain(|n, _| kept(ECDS, n));
-        self.absent.retain(|(t, n)| kept(t, n));
+        self.hosts.prune(&self.state.routes);
+        let on_demand = &self.on_demand;
+        let asked =
+            |t: &str, n: &String| on_demand.iter().any(|(k, names)| type_of(*k) == t && names.contains(n));
+        self.absent.retain(|(t, n)| kept(t, n) || asked(t, n));
+        if let Some(raw) = self.raw.get_mut(VHDS) {
+            let names: BTreeSet<&String> = self.hosts.names().collect();
+            raw.retain(|n, _| names.contains(n));
+        }
         for t in BY_NAME {
             if let Some(raw) = self.raw.get_mut(t) {
                 raw.retain(|n, _| kept(t, n));
             }
         }
     }
+}
+
+/// The type of what a name stands for.
+pub(super) fn type_of(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Cluster => CDS,
+        Kind::VirtualHost => VHDS,
+    }
+}
+
+/// Whether connections or requests of a listener may ask for clusters.
+pub(crate) fn asks(l: &Listener) -> bool {
+    chains(l).flat_map(|c| &c.filters).any(|f| match f {
+        NetworkFilter::Tcp(t) => t.on_demand.is_some(),
+        NetworkFilter::Http(h) => h.filters.iter().any(|f| matches!(f, HttpFilter::OnDemand(Some(_)))),
+        _ => false,
+    })
 }
 
 fn chains(l: &Listener) -> impl Iterator<Item = &FilterChain> {

@@ -84,6 +84,7 @@ fn route(name: &str, to: &str) -> (String, pb::Any) {
             response_headers: Default::default(),
             filters: Default::default(),
         }],
+        on_demand: None,
     };
     (name.into(), codec::encode_route(&r))
 }
@@ -121,6 +122,7 @@ fn options(addr: SocketAddr, mode: Mode, cache: Option<PathBuf>) -> ProxyClientO
         cache,
         name_table: false,
         fixed: None,
+        on_demand: Default::default(),
     }
 }
 

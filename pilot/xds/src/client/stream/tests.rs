@@ -23,7 +23,7 @@ fn cluster(name: &str) -> pb::Any {
 
 fn wrapped(name: &str, resource: Option<pb::Any>, seconds: i64) -> pb::Any {
     let ttl = Some(prost_types::Duration { seconds, nanos: 0 });
-    let r = pb::Resource { version: "1".into(), resource, name: name.into(), ttl };
+    let r = pb::Resource { version: "1".into(), resource, name: name.into(), ttl, ..Default::default() };
     pb::Any { type_url: RESOURCE.into(), value: r.encode_to_vec().into() }
 }
 
@@ -101,7 +101,13 @@ async fn times_to_live_in_a_state_of_the_world() {
 async fn times_to_live_in_delta() {
     let mut c = Client::new();
     let ttl = Some(prost_types::Duration { seconds: 10, nanos: 0 });
-    let r = |resource| pb::Resource { version: "1".into(), resource, name: "a".into(), ttl };
+    let r = |resource| pb::Resource {
+        version: "1".into(),
+        resource,
+        name: "a".into(),
+        ttl,
+        ..Default::default()
+    };
     c.delta(vec![r(Some(cluster("a")))]);
     for _ in 0..5 {
         c.pass(6).await;

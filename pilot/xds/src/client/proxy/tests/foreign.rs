@@ -171,7 +171,7 @@ async fn what_is_not_renewed_goes_even_when_the_server_is_gone() {
     source.set(&world(listener("80")));
     let (name, any) = cluster("brief");
     let ttl = Some(prost_types::Duration { seconds: 0, nanos: 300_000_000 });
-    let brief = pb::Resource { version: "1".into(), resource: Some(any), name, ttl };
+    let brief = pb::Resource { version: "1".into(), resource: Some(any), name, ttl, ..Default::default() };
     let snapshot = source.types.read().unwrap()[CDS].clone();
     let both = snapshot.resources.values().cloned().chain([brief]);
     source.types.write().unwrap().insert(CDS.into(), Arc::new(TypeSnapshot::from_versions(both)));

@@ -1,0 +1,136 @@
+//! Virtual hosts that come on demand (VHDS), and their place among those of route configurations.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashSet},
+    sync::Arc,
+};
+
+use mesh_model::proxy::{OnDemandHosts, RouteConfiguration, VirtualHost};
+
+use crate::{codec, pb};
+
+type Routes = BTreeMap<String, Arc<RouteConfiguration>>;
+
+/// What has come, by resource name.
+#[derive(Default)]
+pub(super) struct Hosts {
+    all: BTreeMap<String, Arc<VirtualHost>>,
+    /// Names by which clients ask, and the resource that they lead to.
+    aliases: BTreeMap<String, String>,
+    generation: u64,
+    /// What was merged last, and of what.
+    merged: BTreeMap<String, Merged>,
+}
+
+struct Merged {
+    base: Arc<RouteConfiguration>,
+    generation: u64,
+    whole: Arc<RouteConfiguration>,
+}
+
+/// The route configuration that a name `<route configuration>/<host>` belongs to, if it has hosts on demand.
+pub(super) fn routes_of<'a>(routes: &'a Routes, name: &str) -> Option<&'a Arc<RouteConfiguration>> {
+    // The name of a route configuration may itself have slashes.
+    let mut at = name.match_indices('/').map(|(i, _)| i);
+    at.find_map(|i| routes.get(&name[..i]).filter(|r| r.on_demand.is_some()))
+}
+
+fn domains(host: &VirtualHost) -> impl Iterator<Item = String> {
+    host.domains.iter().map(|d| d.to_ascii_lowercase())
+}
+
+impl Hosts {
+    /// Takes one that its route configuration can have.
+    pub(super) fn take(&mut self, routes: &Routes, r: &pb::Resource, any: &pb::Any) -> Result<(), String> {
+        let host = codec::decode_virtual_host(any).map_err(|e| format!("{}: {}", e.field, e.reason))?;
+        let Some(config) = routes_of(routes, &r.name) else {
+            return Err("no route configuration with vhds has this name before its slash".into());
+        };
+        let prefix = format!("{}/", config.name);
+        let own: HashSet<String> = domains(&host).collect();
+        let others = self.of(&prefix).filter(|(n, _)| **n != r.name).map(|(_, h)| &**h);
+        for other in config.virtual_hosts.iter().chain(others) {
+            if let Some(d) = domains(other).find(|d| own.contains(d)) {
+                return Err(format!("domains: {d:?} is one of virtual host {:?}", other.name));
+            }
+        }
+        self.all.insert(r.name.clone(), Arc::new(host));
+        for alias in &r.aliases {
+            self.aliases.insert(alias.clone(), r.name.clone());
+        }
+        self.generation += 1;
+        Ok(())
+    }
+
+    /// Takes one away, by its own name or by one that leads to nothing else any more.
+    pub(super) fn remove(&mut self, name: &str) {
+        let alias = self.aliases.remove(name);
+        let gone = if self.all.contains_key(name) {
+            Some(name.to_owned())
+        } else {
+            alias.filter(|r| !self.aliases.values().any(|other| other == r))
+        };
+        if let Some(gone) = gone {
+            self.all.remove(&gone);
+            self.aliases.retain(|_, r| *r != gone);
+            self.generation += 1;
+        }
+    }
+
+    /// The resource that a name leads to.
+    pub(super) fn resolve(&self, name: &str) -> Option<&String> {
+        self.all.get_key_value(name).map(|(n, _)| n).or_else(|| self.aliases.get(name))
+    }
+
+    /// Whether what a name leads to is part of these routes.
+    pub(super) fn is_in(&self, routes: &Routes, name: &str) -> bool {
+        let Some(resource) = self.resolve(name) else { return false };
+        let config = routes_of(routes, name).and_then(|r| r.on_demand.as_ref());
+        config.is_some_and(|o| o.hosts.contains_key(resource))
+    }
+
+    /// Drops those of route configurations that are gone or have none on demand any more.
+    pub(super) fn prune(&mut self, routes: &Routes) {
+        let gone: BTreeSet<String> =
+            self.all.keys().filter(|n| routes_of(routes, n).is_none()).cloned().collect();
+        if !gone.is_empty() {
+            self.all.retain(|n, _| !gone.contains(n));
+            self.aliases.retain(|_, r| !gone.contains(r));
+            self.generation += 1;
+        }
+        self.merged.retain(|n, _| routes.contains_key(n));
+    }
+
+    /// Resources that are kept.
+    pub(super) fn names(&self) -> impl Iterator<Item = &String> {
+        self.all.keys()
+    }
+
+    fn of(&self, prefix: &str) -> impl Iterator<Item = (&String, &Arc<VirtualHost>)> {
+        let prefix = prefix.to_owned();
+        self.all.range(prefix.clone()..).take_while(move |(n, _)| n.starts_with(&prefix))
+    }
+
+    /// Puts all in their places.
+    pub(super) fn merge(&mut self, routes: &mut Routes) {
+        for (name, base) in routes.iter_mut().filter(|(_, r)| r.on_demand.is_some()) {
+            let known = self.merged.get(name);
+            if let Some(m) = known.filter(|m| m.generation == self.generation && Arc::ptr_eq(&m.base, base)) {
+                *base = Arc::clone(&m.whole);
+                continue;
+            }
+            // The route configuration may have got a domain since that one of these has: then its own counts.
+            let own: HashSet<String> = base.virtual_hosts.iter().flat_map(domains).collect();
+            let hosts: BTreeMap<_, _> = self
+                .of(&format!("{name}/"))
+                .filter(|(_, h)| !domains(h).any(|d| own.contains(&d)))
+                .map(|(n, h)| (n.clone(), Arc::clone(h)))
+                .collect();
+            let on_demand = Some(OnDemandHosts { hosts });
+            let whole = Arc::new(RouteConfiguration { on_demand, ..(**base).clone() });
+            let base = std::mem::replace(base, Arc::clone(&whole));
+            let generation = self.generation;
+            self.merged.insert(name.clone(), Merged { base, generation, whole });
+        }
+    }
+}
