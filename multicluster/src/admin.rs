@@ -98,7 +98,7 @@ impl admin_server::Admin for AdminService {
             .into_inner()
             .csr;
         Ok(Response::new(PrepareJoinResponse {
-            newcomer: Some(wire::member_pb(&self.0.self_member(0))),
+            newcomer: Some(wire::member_pb(&self.0.lock().node.this())),
             csr,
         }))
     }
@@ -126,8 +126,8 @@ impl admin_server::Admin for AdminService {
                 bundle: r.bundle,
             })
             .await?;
-        self.0.set_trust_domain(Some(r.trust_domain));
-        self.0.lock().members.insert(me.cluster.clone(), me);
+        self.0.lock().node.enter(me.epoch);
+        self.0.enter(Some(r.trust_domain));
         let names = members.iter().filter(|m| !m.left).map(|m| m.cluster.to_string()).collect();
         self.0.merge_members(members).map_err(internal("members were not saved"))?;
         Ok(Response::new(CompleteJoinResponse { members: names }))
@@ -139,7 +139,7 @@ impl admin_server::Admin for AdminService {
             self.0.trust_domain().ok_or_else(|| Status::failed_precondition("this cluster is in no mesh"))?;
         let peers: Vec<_> = {
             let t = self.0.lock();
-            t.members.values().filter(|m| !m.left && m.cluster != self.0.options.cluster).cloned().collect()
+            t.node.members.peers().cloned().collect()
         };
         let mut answers = Vec::new();
         for m in &peers {
@@ -169,8 +169,7 @@ impl admin_server::Admin for AdminService {
             {
                 let mut t = self.0.lock();
                 self.0.set_trust_domain(None);
-                t.members.clear();
-                t.imports.clear();
+                t.node.clear();
                 t.links.clear();
                 t.tokens.clear();
             }
@@ -195,12 +194,12 @@ impl admin_server::Admin for AdminService {
         let now = self.0.now();
         let t = self.0.lock();
         let clusters = t
+            .node
             .members
-            .values()
-            .filter(|m| !m.left && m.cluster != self.0.options.cluster)
+            .peers()
             .map(|m| {
                 let link = t.links.get(&m.cluster).cloned().unwrap_or_default();
-                let import = t.imports.get(&m.cluster);
+                let import = t.node.imports.get(&m.cluster);
                 let live = import.is_some_and(|i| i.lease() == mesh_model::federation::LeaseState::Live);
                 ClusterStatus {
                     member: Some(wire::member_pb(m)),
@@ -212,7 +211,7 @@ impl admin_server::Admin for AdminService {
                     .into(),
                     lease_age_ms: import.and_then(|i| i.lease_age(now)).unwrap_or(0),
                     imported_services: import
-                        .map_or(0, |i| u32::try_from(i.services().count()).unwrap_or(u32::MAX)),
+                        .map_or(0, |i| u32::try_from(i.services().len()).unwrap_or(u32::MAX)),
                     offset: import.map_or(0, Import::offset),
                     last_error: link.last_error,
                 }
