@@ -20,6 +20,7 @@ mod feed;
 mod follow;
 mod import;
 mod node;
+mod pace;
 
 pub use export::ExportLog;
 pub use feed::{Feed, FeedError};

@@ -248,9 +248,7 @@ async fn save_imports(shared: Arc<Shared>) {
     }
 }
 
-/// Takes this cluster's exports from pilot into the log: a change at once, and then what follows within
-/// [`exchange::PACE_MS`] as one. So a rollout that goes on for minutes costs each importer a bounded number of
-/// announcements.
+/// Takes this cluster's exports from pilot into the log.
 async fn follow_exports(shared: Arc<Shared>) {
     let client = ConfigClient::start(
         shared.options.exports.clone(),
@@ -260,6 +258,7 @@ async fn follow_exports(shared: Arc<Shared>) {
     let mut state = client.watch();
     // Documents are shared between states: one that is the same needs no reading.
     let mut known: BTreeMap<String, (Arc<Document>, ServiceKey)> = BTreeMap::new();
+    let mut told = false;
     loop {
         let now = state.borrow_and_update().clone();
         // Before pilot has answered, an empty table would withdraw everything from every peer.
@@ -286,13 +285,28 @@ async fn follow_exports(shared: Arc<Shared>) {
                 }
             }
             known = next;
-            if shared.lock().node.exports.apply(changes) {
-                shared.exports_changed.send_modify(|n| *n += 1);
-                tokio::time::sleep(Duration::from_millis(exchange::PACE_MS)).await;
+            // The first time even if there is nothing: that is news.
+            if !changes.is_empty() || !told {
+                told = true;
+                shared.lock().node.offer(changes);
             }
         }
-        if state.changed().await.is_err() {
-            return;
+        let due = {
+            let mut t = shared.lock();
+            if t.node.flush(shared.now()) {
+                shared.exports_changed.send_modify(|n| *n += 1);
+            }
+            t.node.flush_due()
+        };
+        let due = async {
+            match due {
+                Some(at) => tokio::time::sleep(Duration::from_millis(at.saturating_sub(shared.now()))).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = due => {}
+            r = state.changed() => if r.is_err() { return },
         }
     }
 }

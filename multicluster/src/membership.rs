@@ -218,7 +218,8 @@ impl Membership {
             // Rule 2.
             Some(k) => this.epoch = this.epoch.min(k.epoch),
             None if self.all.len() >= MAX_MEMBERS => return Err(NotAMember::Full),
-            None => {}
+            // This cluster may have lost its list, and with it a tombstone that others still have.
+            None => this.epoch = this.epoch.min(1),
         }
         Ok(self.merge([this]))
     }
@@ -317,6 +318,12 @@ mod tests {
         assert_eq!(other.get(&id("b")).unwrap().epoch, 1);
         other.merge(m.all().values().cloned());
         assert!(!other.is_member(&id("b")));
+        // Nor does one that has lost its list: what others know comes back, and wins.
+        let mut lost = list("c", &[]);
+        let _ = lost.introduce(&id("b"), record("b", 1 << 40)).unwrap();
+        m.merge(lost.all().values().cloned());
+        lost.merge(m.all().values().cloned());
+        assert!(!m.is_member(&id("b")) && !lost.is_member(&id("b")));
         let again = m.admission(record("b", 0));
         assert_eq!(m.merge([again]).arrived, [id("b")]);
         assert!(m.introduce(&id("b"), record("b", 1)).is_ok());

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use mesh_model::ClusterId;
+use mesh_model::{ClusterId, federation::Offer};
 
 use super::{
-    DialBudget, ExportLog, Feed, FeedError, Follower, Import, LEASE_MS, Next, PROTOCOL, Persisted, Step,
+    DialBudget, ExportLog, Feed, FeedError, Follower, Import, LEASE_MS, Next, PROTOCOL, Persisted,
+    ServiceKey, Step, pace::Pace,
 };
 use crate::{
     membership::{Membership, Merged, NotAMember},
@@ -49,6 +50,7 @@ pub struct Node {
     pub exports: ExportLog,
     /// What is imported, by peer.
     pub imports: BTreeMap<ClusterId, Import>,
+    pace: Pace,
     followers: BTreeMap<ClusterId, Follower>,
     budget: DialBudget,
 }
@@ -75,6 +77,7 @@ impl Node {
             this,
             members,
             exports: ExportLog::new(log_id),
+            pace: Pace::default(),
             budget: DialBudget::new(now),
         }
     }
@@ -88,6 +91,23 @@ impl Node {
     /// Puts this cluster into the member list: it has founded a mesh, or joined one in `epoch`.
     pub fn enter(&mut self, epoch: u64) {
         self.members.set_self(Member { epoch, ..self.this.clone() });
+    }
+
+    /// What this cluster exports changes (`None` withdraws). Nothing is told before the first call. It is told by
+    /// [`Self::flush`].
+    pub fn offer(&mut self, changes: impl IntoIterator<Item = (ServiceKey, Option<Offer>)>) {
+        self.pace.push(changes);
+    }
+
+    /// When to flush; `None` while no change waits.
+    #[must_use]
+    pub fn flush_due(&self) -> Option<u64> {
+        self.pace.deadline()
+    }
+
+    /// Takes the changes whose time has come into the log; answers whether it changed, so that feeds are polled.
+    pub fn flush(&mut self, now: u64) -> bool {
+        self.pace.flush(now, &mut self.exports)
     }
 
     fn follow(&mut self, merged: &Merged, now: u64) {

@@ -233,6 +233,7 @@ fn a_peer_is_told_only_what_is_for_it() {
                 );
             }
         }
+        told.sort();
         std::mem::take(&mut told)
     };
     log.replace(with(&[

@@ -156,7 +156,7 @@ fn measure(n: usize, seconds: u64, replacement: Replacement) -> Row {
         }
         for (i, p) in peers.iter_mut().enumerate() {
             // The peer's workloads. Everybody's seconds begin at another time.
-            if now > warm && (now + 37 * i as u64).is_multiple_of(1000) {
+            if now > warm && (now + 370 * i as u64).is_multiple_of(1000) {
                 let s = rng.random_range(0..SERVICES);
                 if replacement == Replacement::Gap {
                     p.ready[usize::try_from(s).unwrap()] -= 1;
