@@ -7,8 +7,8 @@ use tonic::{Request, Response, Status};
 use crate::{
     admin_pb::{
         ClusterStatus, ClustersRequest, ClustersResponse, CompleteJoinResponse, CreateTokenRequest,
-        CreateTokenResponse, LeaveMeshRequest, LeaveMeshResponse, PeerLeft, PrepareJoinRequest,
-        PrepareJoinResponse, TraceRequest, admin_server,
+        CreateTokenResponse, EvictRequest, EvictResponse, LeaveMeshRequest, LeaveMeshResponse, PeerLeft,
+        PrepareJoinRequest, PrepareJoinResponse, TraceRequest, admin_server,
     },
     authority_pb::{
         InstallIntermediateRequest, RequestIntermediateRequest, ResetRequest, StatusRequest,
@@ -16,6 +16,7 @@ use crate::{
     },
     dial,
     exchange::Import,
+    membership::EvictError,
     pb::{InspectResponse, JoinResponse, LeaveRequest, federation_client::FederationClient},
     state::Shared,
     store::IssuedToken,
@@ -182,6 +183,39 @@ impl admin_server::Admin for AdminService {
         Ok(Response::new(LeaveMeshResponse { peers: answers }))
     }
 
+    async fn evict(&self, r: Request<EvictRequest>) -> Result<Response<EvictResponse>, Status> {
+        if self.0.trust_domain().is_none() {
+            return Err(Status::failed_precondition("this cluster is in no mesh"));
+        }
+        let name = mesh_model::ClusterId::new(&r.get_ref().cluster)
+            .map_err(|e| Status::invalid_argument(format!("cluster: {e}")))?;
+        let (merged, answer) = {
+            let mut t = self.0.lock();
+            let imported = t.node.imports.get(&name).map_or(0, |i| i.services().len());
+            let merged = t.node.evict(&name, self.0.now()).map_err(|e| match e {
+                EvictError::Itself(_) => Status::invalid_argument(e.to_string()),
+                EvictError::Unknown(_) => Status::not_found(e.to_string()),
+            })?;
+            let (told, unreachable): (Vec<_>, Vec<_>) =
+                t.node.members.peers().map(|m| m.cluster.clone()).partition(|c| t.node.streaming(c));
+            let names = |l: Vec<mesh_model::ClusterId>| l.iter().map(ToString::to_string).collect();
+            let answer = EvictResponse {
+                changed: merged.changed,
+                imported_services: u32::try_from(imported).unwrap_or(u32::MAX),
+                told: names(told),
+                unreachable: names(unreachable),
+                pending: false,
+            };
+            (merged, answer)
+        };
+        self.0.members_merged(&merged).map_err(internal("members were not saved"))?;
+        if merged.changed {
+            tracing::warn!(target: "audit", cluster = %name, "evicted a cluster");
+        }
+        let pending = !self.0.settled(Duration::from_secs(5)).await;
+        Ok(Response::new(EvictResponse { pending, ..answer }))
+    }
+
     async fn trace(&self, r: Request<TraceRequest>) -> Result<Response<InspectResponse>, Status> {
         let steps = trace::trace(&self.0, &r.into_inner()).await?;
         Ok(Response::new(InspectResponse {
@@ -214,11 +248,15 @@ impl admin_server::Admin for AdminService {
                         .map_or(0, |i| u32::try_from(i.services().len()).unwrap_or(u32::MAX)),
                     offset: import.map_or(0, Import::offset),
                     last_error: link.last_error,
+                    refused_records: import.map_or(0, |i| i.refusals().0),
+                    refusals: import.map(|i| i.refusals().1.to_vec()).unwrap_or_default(),
                 }
             })
             .collect();
+        let evicted = t.node.members.evicted().map(ToString::to_string).collect();
         drop(t);
         Ok(Response::new(ClustersResponse {
+            evicted,
             self_: self.0.options.cluster.to_string(),
             trust_domain: self.0.trust_domain().unwrap_or_default(),
             clusters,
