@@ -286,7 +286,7 @@ fn cost_follows_exports_not_pods() {
 }
 
 #[test]
-#[ignore = "figures; run it in a release build: `cargo test --release --package multicluster --test sim -- --ignored --nocapture scale`"]
+#[ignore = "figures; run it in a release build: `cargo test --release --package multicluster --test members -- --ignored --nocapture scale`"]
 fn scale_figures() {
     println!(
         "| clusters | replaced | KiB/peer | CPU us/peer/s | lease B/s/peer | changes | B/change | visible p50 | p99 ms |"
