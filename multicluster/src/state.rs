@@ -13,7 +13,7 @@ use std::{
 use mesh_identity::SecretStore;
 use mesh_model::{
     ClusterId,
-    federation::{ImportedService, LeaseState, PeerCluster, type_url},
+    federation::{ImportedService, LeaseState, OnLapse, PeerCluster, type_url},
 };
 use mesh_xds::mcp::{ConfigServer, Document};
 use tokio::sync::{Notify, watch};
@@ -212,6 +212,7 @@ impl Shared {
                     cluster: peer.clone(),
                     lease: import.lease(),
                     service: service.clone(),
+                    on_lapse: OnLapse::default(),
                 };
                 services.extend(document(&name, &record).map(|d| (name, Some(d))));
                 published.insert(key);

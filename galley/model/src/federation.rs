@@ -68,6 +68,57 @@ impl Audience {
     }
 }
 
+impl Audience {
+    /// Those who are in both.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        use Audience::{All, Except, Only};
+        match (self, other) {
+            (All, a) | (a, All) => a,
+            (Only(a), Only(b)) => Only(&a & &b),
+            (Except(a), Except(b)) => Except(&a | &b),
+            (Only(a), Except(b)) | (Except(b), Only(a)) => Only(&a - &b),
+        }
+    }
+}
+
+/// What becomes of a peer's endpoints when its lease lapses.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum OnLapse {
+    /// They are used as before: for what is better answered by a cluster that cannot be heard than not at all.
+    Keep,
+    /// They are used when nothing else is left.
+    #[default]
+    Demote,
+    /// They are not used.
+    Refuse,
+}
+
+impl OnLapse {
+    /// From an annotation.
+    #[must_use]
+    pub fn parse(s: &str) -> Option<Self> {
+        match s {
+            "keep" => Some(Self::Keep),
+            "demote" => Some(Self::Demote),
+            "refuse" => Some(Self::Refuse),
+            _ => None,
+        }
+    }
+
+    /// Whether it is what happens unless somebody says otherwise.
+    #[must_use]
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// Annotation of a ServiceExport: peers that may know of it, separated by commas; `*` is all.
+pub const EXPORT_TO: &str = "flotilla.dev/export-to";
+/// Annotation of a Service: [`OnLapse`] of what peers export under its name.
+pub const ON_LAPSE: &str = "flotilla.dev/on-lapse";
+
 /// What pilot publishes of a service: the record that peers get, and who they are.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -122,6 +173,9 @@ pub struct ImportedService {
     pub lease: LeaseState,
     /// What it exports.
     pub service: ExportedService,
+    /// What happens to it without a lease; the importer's choice.
+    #[serde(default, skip_serializing_if = "OnLapse::is_default")]
+    pub on_lapse: OnLapse,
 }
 
 /// How gateways of two clusters talk.
