@@ -6,6 +6,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         println!("cargo::rerun-if-changed={f}");
     }
     let set = protox::compile(files, ["proto", "../citadel/proto"])?;
-    tonic_prost_build::configure().compile_fds(set)?;
+    tonic_prost_build::configure()
+        // Ordered maps: equal services have equal bytes.
+        .btree_map(".flotilla.federation.v1.Group")
+        .bytes(".flotilla.federation.v1.Announce.service")
+        .compile_fds(set)?;
     Ok(())
 }

@@ -24,7 +24,8 @@ use mesh_xds::{
 use multicluster::{
     Federation, FederationOptions,
     admin_pb::{
-        ClustersRequest, CreateTokenRequest, LeaveMeshRequest, PrepareJoinRequest, admin_client::AdminClient,
+        ClustersRequest, CreateTokenRequest, EvictRequest, LeaveMeshRequest, PrepareJoinRequest,
+        admin_client::AdminClient,
     },
     authority_pb::{FoundRequest, StatusRequest, authority_client::AuthorityClient},
     join::{JoinError, join},
@@ -249,6 +250,55 @@ async fn three_clusters_join_exchange_and_leave() {
     until("east is back", SOON, || west.summary().contains(&live("east", &["ratings"])[0])).await;
     let clusters = west.admin().await.clusters(ClustersRequest {}).await.unwrap().into_inner();
     assert_eq!(clusters.clusters.len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_evicted_cluster_is_refused_until_it_joins_again() {
+    let (west, east, north) =
+        (Cluster::start("west").await, Cluster::start("east").await, Cluster::start("north").await);
+    west.found().await;
+    for c in [&west, &east, &north] {
+        c.export(&["reviews"]);
+    }
+    east.try_join(&west.token().await).await.unwrap();
+    north.try_join(&west.token().await).await.unwrap();
+    until("all import all", SOON, || [&west, &east, &north].iter().all(|c| c.imported().len() == 2)).await;
+
+    let evict = |cluster: &str| EvictRequest { cluster: cluster.into() };
+    let unknown = east.admin().await.evict(evict("nowhere")).await.unwrap_err();
+    assert!(unknown.message().contains("no cluster nowhere is or was a member"), "{}", unknown.message());
+    let itself = east.admin().await.evict(evict("east")).await.unwrap_err();
+    assert!(itself.message().contains("leave-cluster"), "{}", itself.message());
+
+    // Any member may say so, and it spreads.
+    let answer = east.admin().await.evict(evict("north")).await.unwrap().into_inner();
+    assert_eq!((answer.changed, answer.imported_services, answer.told), (true, 1, vec!["west".to_owned()]));
+    assert_eq!(east.summary(), live("west", &["reviews"]), "at once, where it was said");
+    until("west heard of it", SOON, || {
+        west.summary() == live("east", &["reviews"]) && west.peers().len() == 1
+    })
+    .await;
+
+    // North still has its certificate and still believes to be a member: it is told why it is none.
+    let start = Instant::now();
+    loop {
+        let r = north.admin().await.clusters(ClustersRequest {}).await.unwrap().into_inner();
+        if r.clusters.iter().all(|c| c.last_error.contains("cluster north was evicted from this mesh")) {
+            break;
+        }
+        assert!(start.elapsed() < SOON, "{:?}", r.clusters);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let listed = west.admin().await.clusters(ClustersRequest {}).await.unwrap().into_inner();
+    assert_eq!((listed.clusters.len(), listed.evicted), (1, vec!["north".to_owned()]));
+    assert_eq!(west.summary(), live("east", &["reviews"]), "and it has not come back by dialling");
+
+    // It gives up, and joins again with a new token.
+    north.admin().await.leave(LeaveMeshRequest { force: true }).await.unwrap();
+    north.try_join(&west.token().await).await.unwrap();
+    until("north is back", SOON, || [&west, &east, &north].iter().all(|c| c.imported().len() == 2)).await;
+    let listed = east.admin().await.clusters(ClustersRequest {}).await.unwrap().into_inner();
+    assert_eq!(listed.evicted, [""; 0]);
 }
 
 /// Re-encodes a token with one field changed, as somebody who knows the format would.

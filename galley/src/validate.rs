@@ -13,6 +13,7 @@
 mod common;
 mod core;
 mod destination_rule;
+mod federation;
 mod gateway;
 mod mixer;
 mod security;
@@ -43,9 +44,17 @@ pub(crate) fn document(d: &Document, out: &mut Findings) {
         Spec::PeerAuthentication(s) => security::check_peer(s, p, out),
         Spec::RequestAuthentication(s) => security::check_request(s, p, out),
         Spec::AuthorizationPolicy(s) => security::check_authorization(s, p, out),
-        Spec::Service(s) => core::check_service(s, p, out),
+        Spec::Service(s) => {
+            federation::check_on_lapse(&d.metadata, out);
+            core::check_service(s, p, out);
+        }
         Spec::Secret(s) => core::check_secret(s, p, out),
-        Spec::ServiceExport(s) => core::check_export(s, p, out),
+        Spec::ServiceExport(s) => {
+            federation::check_export_to(&d.metadata, out);
+            core::check_export(s, p, out);
+        }
+        Spec::ExportPolicy(s) => federation::check_exports(s, p, out),
+        Spec::ImportPolicy(s) => federation::check_imports(s, p, out),
         Spec::MeshConfig(s) => core::check_mesh(s, &d.metadata, p, out),
         Spec::Namespace(_) => {}
         Spec::Rule(_)

@@ -7,8 +7,8 @@ use tonic::{Request, Response, Status};
 use crate::{
     admin_pb::{
         ClusterStatus, ClustersRequest, ClustersResponse, CompleteJoinResponse, CreateTokenRequest,
-        CreateTokenResponse, LeaveMeshRequest, LeaveMeshResponse, PeerLeft, PrepareJoinRequest,
-        PrepareJoinResponse, TraceRequest, admin_server,
+        CreateTokenResponse, EvictRequest, EvictResponse, LeaveMeshRequest, LeaveMeshResponse, PeerLeft,
+        PrepareJoinRequest, PrepareJoinResponse, TraceRequest, admin_server,
     },
     authority_pb::{
         InstallIntermediateRequest, RequestIntermediateRequest, ResetRequest, StatusRequest,
@@ -16,6 +16,7 @@ use crate::{
     },
     dial,
     exchange::Import,
+    membership::EvictError,
     pb::{InspectResponse, JoinResponse, LeaveRequest, federation_client::FederationClient},
     state::Shared,
     store::IssuedToken,
@@ -98,7 +99,7 @@ impl admin_server::Admin for AdminService {
             .into_inner()
             .csr;
         Ok(Response::new(PrepareJoinResponse {
-            newcomer: Some(wire::member_pb(&self.0.self_member(0))),
+            newcomer: Some(wire::member_pb(&self.0.lock().node.this())),
             csr,
         }))
     }
@@ -126,8 +127,8 @@ impl admin_server::Admin for AdminService {
                 bundle: r.bundle,
             })
             .await?;
-        self.0.set_trust_domain(Some(r.trust_domain));
-        self.0.lock().members.insert(me.cluster.clone(), me);
+        self.0.lock().node.enter(me.epoch);
+        self.0.enter(Some(r.trust_domain));
         let names = members.iter().filter(|m| !m.left).map(|m| m.cluster.to_string()).collect();
         self.0.merge_members(members).map_err(internal("members were not saved"))?;
         Ok(Response::new(CompleteJoinResponse { members: names }))
@@ -139,7 +140,7 @@ impl admin_server::Admin for AdminService {
             self.0.trust_domain().ok_or_else(|| Status::failed_precondition("this cluster is in no mesh"))?;
         let peers: Vec<_> = {
             let t = self.0.lock();
-            t.members.values().filter(|m| !m.left && m.cluster != self.0.options.cluster).cloned().collect()
+            t.node.members.peers().cloned().collect()
         };
         let mut answers = Vec::new();
         for m in &peers {
@@ -169,8 +170,7 @@ impl admin_server::Admin for AdminService {
             {
                 let mut t = self.0.lock();
                 self.0.set_trust_domain(None);
-                t.members.clear();
-                t.imports.clear();
+                t.node.clear();
                 t.links.clear();
                 t.tokens.clear();
             }
@@ -181,6 +181,39 @@ impl admin_server::Admin for AdminService {
             tracing::info!(target: "audit", "left the mesh");
         }
         Ok(Response::new(LeaveMeshResponse { peers: answers }))
+    }
+
+    async fn evict(&self, r: Request<EvictRequest>) -> Result<Response<EvictResponse>, Status> {
+        if self.0.trust_domain().is_none() {
+            return Err(Status::failed_precondition("this cluster is in no mesh"));
+        }
+        let name = mesh_model::ClusterId::new(&r.get_ref().cluster)
+            .map_err(|e| Status::invalid_argument(format!("cluster: {e}")))?;
+        let (merged, answer) = {
+            let mut t = self.0.lock();
+            let imported = t.node.imports.get(&name).map_or(0, |i| i.services().len());
+            let merged = t.node.evict(&name, self.0.now()).map_err(|e| match e {
+                EvictError::Itself(_) => Status::invalid_argument(e.to_string()),
+                EvictError::Unknown(_) => Status::not_found(e.to_string()),
+            })?;
+            let (told, unreachable): (Vec<_>, Vec<_>) =
+                t.node.members.peers().map(|m| m.cluster.clone()).partition(|c| t.node.streaming(c));
+            let names = |l: Vec<mesh_model::ClusterId>| l.iter().map(ToString::to_string).collect();
+            let answer = EvictResponse {
+                changed: merged.changed,
+                imported_services: u32::try_from(imported).unwrap_or(u32::MAX),
+                told: names(told),
+                unreachable: names(unreachable),
+                pending: false,
+            };
+            (merged, answer)
+        };
+        self.0.members_merged(&merged).map_err(internal("members were not saved"))?;
+        if merged.changed {
+            tracing::warn!(target: "audit", cluster = %name, "evicted a cluster");
+        }
+        let pending = !self.0.settled(Duration::from_secs(5)).await;
+        Ok(Response::new(EvictResponse { pending, ..answer }))
     }
 
     async fn trace(&self, r: Request<TraceRequest>) -> Result<Response<InspectResponse>, Status> {
@@ -195,12 +228,12 @@ impl admin_server::Admin for AdminService {
         let now = self.0.now();
         let t = self.0.lock();
         let clusters = t
+            .node
             .members
-            .values()
-            .filter(|m| !m.left && m.cluster != self.0.options.cluster)
+            .peers()
             .map(|m| {
                 let link = t.links.get(&m.cluster).cloned().unwrap_or_default();
-                let import = t.imports.get(&m.cluster);
+                let import = t.node.imports.get(&m.cluster);
                 let live = import.is_some_and(|i| i.lease() == mesh_model::federation::LeaseState::Live);
                 ClusterStatus {
                     member: Some(wire::member_pb(m)),
@@ -212,14 +245,18 @@ impl admin_server::Admin for AdminService {
                     .into(),
                     lease_age_ms: import.and_then(|i| i.lease_age(now)).unwrap_or(0),
                     imported_services: import
-                        .map_or(0, |i| u32::try_from(i.services().count()).unwrap_or(u32::MAX)),
+                        .map_or(0, |i| u32::try_from(i.services().len()).unwrap_or(u32::MAX)),
                     offset: import.map_or(0, Import::offset),
                     last_error: link.last_error,
+                    refused_records: import.map_or(0, |i| i.refusals().0),
+                    refusals: import.map(|i| i.refusals().1.to_vec()).unwrap_or_default(),
                 }
             })
             .collect();
+        let evicted = t.node.members.evicted().map(ToString::to_string).collect();
         drop(t);
         Ok(Response::new(ClustersResponse {
+            evicted,
             self_: self.0.options.cluster.to_string(),
             trust_domain: self.0.trust_domain().unwrap_or_default(),
             clusters,

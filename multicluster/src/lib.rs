@@ -13,6 +13,7 @@ mod dial;
 pub mod exchange;
 pub mod join;
 mod link;
+pub mod membership;
 mod service;
 mod state;
 mod store;
@@ -51,13 +52,18 @@ use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, sync::Arc, time
 use mesh_identity::{FEDERATION_SVID, SecretStore, TRUST_BUNDLE};
 use mesh_model::{
     ClusterId, NetworkId,
-    federation::{ExportedService, GatewayAddress, Transport, type_url},
+    federation::{GatewayAddress, Offer, Transport, type_url},
     proxy::{ClientCertificate, DownstreamTls, SecretRef, TlsVersion, Validation},
 };
-use mesh_xds::{Endpoint, NodeInfo, mcp::ConfigClient, server::conn};
+use mesh_xds::{
+    Endpoint, NodeInfo,
+    mcp::{ConfigClient, Document},
+    server::conn,
+};
 use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
+use exchange::ServiceKey;
 use state::Shared;
 
 /// How the federation component is started.
@@ -173,8 +179,9 @@ impl Federation {
         tasks.push(tokio::spawn(follow_authority(shared.clone())));
         tasks.push(tokio::spawn(follow_exports(shared.clone())));
         tasks.push(tokio::spawn(follow_members(shared.clone())));
+        tasks.push(tokio::spawn(save_imports(shared.clone())));
         tasks.push(tokio::spawn(async move {
-            // What lapsing may add to a lease.
+            // What lapsing may add to a lease, and what changes wait for others to be published with them.
             let mut clock = tokio::time::interval(Duration::from_millis(50));
             loop {
                 clock.tick().await;
@@ -214,7 +221,7 @@ async fn follow_authority(shared: Arc<Shared>) {
         match known.await {
             Ok(status) => {
                 let s = status.into_inner();
-                shared.set_trust_domain((s.state == "active").then_some(s.trust_domain));
+                shared.enter((s.state == "active").then_some(s.trust_domain));
                 if secrets.changed().await.is_err() {
                     return;
                 }
@@ -227,6 +234,20 @@ async fn follow_authority(shared: Arc<Shared>) {
     }
 }
 
+/// Keeps imports, of which many may change at once.
+async fn save_imports(shared: Arc<Shared>) {
+    let mut clock = tokio::time::interval(Duration::from_secs(1));
+    clock.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        clock.tick().await;
+        let shared = shared.clone();
+        // Hundreds of files after a start; nobody waits for them.
+        if tokio::task::spawn_blocking(move || shared.save_imports()).await.is_err() {
+            return;
+        }
+    }
+}
+
 /// Takes this cluster's exports from pilot into the log.
 async fn follow_exports(shared: Arc<Shared>) {
     let client = ConfigClient::start(
@@ -235,25 +256,57 @@ async fn follow_exports(shared: Arc<Shared>) {
         &[type_url::EXPORTED_SERVICE],
     );
     let mut state = client.watch();
+    // Documents are shared between states: one that is the same needs no reading.
+    let mut known: BTreeMap<String, (Arc<Document>, ServiceKey)> = BTreeMap::new();
+    let mut told = false;
     loop {
         let now = state.borrow_and_update().clone();
         // Before pilot has answered, an empty table would withdraw everything from every peer.
         if now.synced {
-            let mut all = BTreeMap::new();
+            let mut next = BTreeMap::new();
+            let mut changes = BTreeMap::new();
             for (name, doc) in now.of(type_url::EXPORTED_SERVICE) {
-                match doc.spec::<ExportedService>() {
-                    Ok(s) => {
-                        all.insert((s.namespace.clone(), s.name.clone()), s);
+                if let Some(k) = known.get(name).filter(|(d, _)| Arc::ptr_eq(d, doc)) {
+                    next.insert(name.clone(), k.clone());
+                    continue;
+                }
+                match doc.spec::<Offer>() {
+                    Ok(o) => {
+                        let key = (o.service.namespace.clone(), o.service.name.clone());
+                        next.insert(name.clone(), (doc.clone(), key.clone()));
+                        changes.insert(key, Some(o));
                     }
                     Err(error) => tracing::error!(%name, %error, "an export record is unreadable"),
                 }
             }
-            if shared.lock().exports.replace(all) {
-                shared.exports_changed.send_modify(|n| *n += 1);
+            for (name, (_, key)) in known {
+                if !next.contains_key(&name) {
+                    changes.entry(key).or_insert(None);
+                }
+            }
+            known = next;
+            // The first time even if there is nothing: that is news.
+            if !changes.is_empty() || !told {
+                told = true;
+                shared.lock().node.offer(changes);
             }
         }
-        if state.changed().await.is_err() {
-            return;
+        let due = {
+            let mut t = shared.lock();
+            if t.node.flush(shared.now()) {
+                shared.exports_changed.send_modify(|n| *n += 1);
+            }
+            t.node.flush_due()
+        };
+        let due = async {
+            match due {
+                Some(at) => tokio::time::sleep(Duration::from_millis(at.saturating_sub(shared.now()))).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = due => {}
+            r = state.changed() => if r.is_err() { return },
         }
     }
 }
@@ -271,11 +324,7 @@ async fn follow_members(shared: Arc<Shared>) {
     loop {
         let wanted: Vec<ClusterId> = {
             let t = shared.lock();
-            t.members
-                .values()
-                .filter(|m| !m.left && m.cluster != shared.options.cluster)
-                .map(|m| m.cluster.clone())
-                .collect()
+            t.node.members.peers().map(|m| m.cluster.clone()).collect()
         };
         links.retain(|peer, _| wanted.contains(peer));
         for peer in wanted {

@@ -17,11 +17,11 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::{
     authority_pb::{SignIntermediateRequest, authority_client::AuthorityClient},
     dial::CONTROL_PLANE,
-    exchange::LEASE_INTERVAL_MS,
+    exchange::{Feed, NodeError},
+    membership::{Merged, NotAMember},
     pb::{
         self, ExporterFrame, ImporterFrame, InspectRequest, InspectResponse, JoinRequest, JoinResponse,
-        LeaveRequest, LeaveResponse, Members, Welcome, exporter_frame::Frame, federation_server,
-        importer_frame,
+        LeaveRequest, LeaveResponse, federation_server, importer_frame,
     },
     state::Shared,
     token::{hex, secret_hash, unix_now},
@@ -29,8 +29,6 @@ use crate::{
     wire::{self, Member},
 };
 
-/// Versions of the exchange that this build speaks.
-pub(crate) const PROTOCOL: (u32, u32) = (1, 1);
 /// Frames waiting for a slow importer; when it is full the exporter waits and later resumes by
 /// version, so a small queue costs nothing.
 const QUEUE: usize = 64;
@@ -39,8 +37,8 @@ const SUBSCRIBE_TIMEOUT: Duration = Duration::from_secs(10);
 
 pub(crate) struct FederationService(pub(crate) Arc<Shared>);
 
-/// The cluster whose control plane is calling, from its certificate.
-fn caller<T>(request: &Request<T>) -> Result<ClusterId, Status> {
+/// The cluster whose control plane is calling, from its certificate. One that was evicted is nobody.
+fn caller<T>(shared: &Shared, request: &Request<T>) -> Result<ClusterId, Status> {
     let peer = request
         .extensions()
         .get::<PeerInfo>()
@@ -50,7 +48,17 @@ fn caller<T>(request: &Request<T>) -> Result<ClusterId, Status> {
     if id.namespace_and_account() != Some(CONTROL_PLANE) {
         return Err(Status::permission_denied(format!("{id} is not a control plane")));
     }
-    peer.cluster.ok_or_else(|| Status::permission_denied("the certificate names no cluster"))
+    let cluster =
+        peer.cluster.ok_or_else(|| Status::permission_denied("the certificate names no cluster"))?;
+    if shared.lock().node.members.get(&cluster).is_some_and(|m| m.evicted) {
+        return Err(Status::permission_denied(NotAMember::Evicted(cluster).to_string()));
+    }
+    Ok(cluster)
+}
+
+fn not_saved(e: std::io::Error) -> Status {
+    tracing::error!(error = %e, "members were not saved");
+    Status::internal("the member could not save its state")
 }
 
 impl FederationService {
@@ -71,7 +79,7 @@ impl FederationService {
                  `flotilla token create`",
             )
         };
-        let taken = t.members.get(&newcomer.cluster).is_some_and(|m| !m.left);
+        let taken = t.node.members.is_member(&newcomer.cluster);
         let token = t.tokens.get_mut(&r.token_id).ok_or_else(unknown)?;
         let given = secret_hash(&r.secret);
         if constant_time::verify_slices_are_equal(given.as_bytes(), token.secret_sha256.as_bytes()).is_err() {
@@ -92,7 +100,8 @@ impl FederationService {
             }
             None if taken => {
                 return Err(Status::already_exists(format!(
-                    "a cluster {} is already a member: choose another cluster ID, or let that one leave first",
+                    "a cluster {} is already a member: choose another cluster ID, or let that one leave first \
+                     (`flotilla evict-cluster` if it no longer can)",
                     newcomer.cluster
                 )));
             }
@@ -106,7 +115,7 @@ impl FederationService {
 
     async fn admit(&self, r: JoinRequest) -> Result<JoinResponse, Status> {
         let newcomer = r.newcomer.clone().ok_or_else(|| Status::invalid_argument("no newcomer"))?;
-        let mut newcomer =
+        let newcomer =
             wire::member(newcomer).map_err(|e| Status::invalid_argument(format!("newcomer: {e}")))?;
         self.claim(&r, &newcomer)?;
         let mut authority = AuthorityClient::new(self.0.authority().await?);
@@ -115,20 +124,14 @@ impl FederationService {
             .await
             .map_err(|s| Status::new(s.code(), format!("the CA did not sign: {}", s.message())))?
             .into_inner();
-        let members = {
-            let mut t = self.0.lock();
-            let me = self.0.self_member(t.members.get(&self.0.options.cluster).map_or(1, |m| m.epoch.max(1)));
-            newcomer.epoch = t.members.get(&newcomer.cluster).map_or(0, |m| m.epoch) + 1;
-            t.members.insert(me.cluster.clone(), me);
-            let mut all = t.members.clone();
-            all.insert(newcomer.cluster.clone(), newcomer.clone());
-            all.values().map(wire::member_pb).collect()
-        };
         let joined = newcomer.cluster.clone();
-        self.0.merge_members(vec![newcomer]).map_err(|e| {
-            tracing::error!(error = %e, "members were not saved");
-            Status::internal("the member could not save its state")
-        })?;
+        let (members, merged) = {
+            let mut t = self.0.lock();
+            let newcomer = t.node.members.admission(newcomer);
+            let merged = t.node.merge([newcomer], self.0.now());
+            (t.node.members.all().values().map(wire::member_pb).collect(), merged)
+        };
+        self.0.members_merged(&merged).map_err(not_saved)?;
         tracing::info!(target: "audit", token = %r.token_id, cluster = %joined, "a cluster joined");
         Ok(JoinResponse {
             trust_domain: signed.trust_domain,
@@ -160,7 +163,7 @@ impl federation_server::Federation for FederationService {
         &self,
         request: Request<Streaming<ImporterFrame>>,
     ) -> Result<Response<Self::ExchangeStream>, Status> {
-        let peer = caller(&request)?;
+        let peer = caller(&self.0, &request)?;
         let mut frames = request.into_inner();
         let first = tokio::time::timeout(SUBSCRIBE_TIMEOUT, frames.message())
             .await
@@ -168,21 +171,21 @@ impl federation_server::Federation for FederationService {
         let Some(importer_frame::Frame::Subscribe(sub)) = first.and_then(|f| f.frame) else {
             return Err(Status::invalid_argument("the first frame must be a subscription"));
         };
-        if sub.max_protocol < PROTOCOL.0 || sub.min_protocol > PROTOCOL.1 {
-            return Err(Status::failed_precondition(format!(
-                "no common protocol: peer speaks {} to {}, this cluster {} to {}",
-                sub.min_protocol, sub.max_protocol, PROTOCOL.0, PROTOCOL.1
-            )));
+        if self.0.trust_domain().is_none() {
+            return Err(Status::unavailable("this cluster is still starting, or in no mesh"));
         }
-        self.introduce(&peer, sub.this())?;
+        let accepted = self.0.lock().node.accept(&peer, &sub, self.0.now());
+        let (feed, merged) = accepted.map_err(|e| refusal(&e))?;
+        self.0.members_merged(&merged).map_err(not_saved)?;
+        self.0.nudge.notify_waiters();
         let (tx, rx) = mpsc::channel(QUEUE);
-        tokio::spawn(export(self.0.clone(), peer, sub, frames, tx));
+        tokio::spawn(export(self.0.clone(), peer, feed, frames, tx));
         Ok(Response::new(Box::pin(ReceiverStream::new(rx))))
     }
 
     async fn inspect(&self, request: Request<InspectRequest>) -> Result<Response<InspectResponse>, Status> {
-        let peer = caller(&request)?;
-        if self.0.lock().members.get(&peer).is_none_or(|m| m.left) {
+        let peer = caller(&self.0, &request)?;
+        if !self.0.lock().node.members.is_member(&peer) {
             return Err(Status::permission_denied(format!("cluster {peer} is no member of this mesh")));
         }
         let steps = trace::ask_pilot(&self.0, &peer, &request.into_inner()).await?;
@@ -193,25 +196,16 @@ impl federation_server::Federation for FederationService {
     }
 
     async fn leave(&self, request: Request<LeaveRequest>) -> Result<Response<LeaveResponse>, Status> {
-        let peer = caller(&request)?;
-        let known = self.0.lock().members.get(&peer).cloned();
-        let Some(mut gone) = known else {
-            return Ok(Response::new(LeaveResponse { references: 0 }));
-        };
-        gone.left = true;
-        gone.epoch += 1;
-        gone.gateways.clear();
-        self.0.merge_members(vec![gone]).map_err(|e| {
-            tracing::error!(error = %e, "members were not saved");
-            Status::internal("the member could not save its state")
-        })?;
+        let peer = caller(&self.0, &request)?;
+        let merged = self.0.lock().node.left(&peer, self.0.now());
+        self.0.members_merged(&merged).map_err(not_saved)?;
         // Pilot must have taken the removal before this cluster says that nothing is left.
         let settled = self.0.settled(Duration::from_secs(5)).await;
         let references = {
             let t = self.0.lock();
-            u32::from(t.imports.contains_key(&peer))
+            u32::from(t.node.imports.contains_key(&peer))
                 + u32::from(t.links.contains_key(&peer))
-                + u32::from(t.members.get(&peer).is_some_and(|m| !m.left))
+                + u32::from(t.node.members.is_member(&peer))
                 + u32::from(!settled)
         };
         tracing::info!(target: "audit", cluster = %peer, references, "a cluster left");
@@ -232,40 +226,11 @@ impl From<mesh_model::explain::Step> for pb::Step {
     }
 }
 
-impl pb::Subscribe {
-    fn this(&self) -> Option<pb::Member> {
-        self.self_.clone()
-    }
-}
-
-impl FederationService {
-    /// A peer that presents itself: a known member, or one that joined elsewhere since.
-    fn introduce(&self, peer: &ClusterId, this: Option<pb::Member>) -> Result<(), Status> {
-        let this =
-            this.ok_or_else(|| Status::invalid_argument("the subscription does not say who subscribes"))?;
-        let this = wire::member(this).map_err(|e| Status::invalid_argument(e.to_string()))?;
-        if &this.cluster != peer || this.left {
-            return Err(Status::permission_denied(format!(
-                "the certificate is of cluster {peer}, the subscription of {}",
-                this.cluster
-            )));
-        }
-        if self.0.trust_domain().is_none() {
-            return Err(Status::unavailable("this cluster is still starting, or in no mesh"));
-        }
-        let known = self.0.lock().members.get(peer).cloned();
-        match known {
-            Some(k) if k.left && this.epoch <= k.epoch => Err(Status::permission_denied(format!(
-                "cluster {peer} has left this mesh: it must join again"
-            ))),
-            _ => {
-                self.0.merge_members(vec![this]).map_err(|e| {
-                    tracing::error!(error = %e, "members were not saved");
-                    Status::internal("the member could not save its state")
-                })?;
-                Ok(())
-            }
-        }
+fn refusal(e: &NodeError) -> Status {
+    match e {
+        NodeError::Feed(_) => Status::failed_precondition(e.to_string()),
+        NodeError::Subscription(_) => Status::invalid_argument(e.to_string()),
+        NodeError::NotAMember(_) => Status::permission_denied(e.to_string()),
     }
 }
 
@@ -273,64 +238,51 @@ impl FederationService {
 async fn export(
     shared: Arc<Shared>,
     peer: ClusterId,
-    sub: pb::Subscribe,
+    mut feed: Feed,
     mut requests: Streaming<ImporterFrame>,
     tx: mpsc::Sender<Result<ExporterFrame, Status>>,
 ) {
     let mut exports = shared.exports_changed.subscribe();
     let mut members = shared.members_changed.subscribe();
-    let mut lease = tokio::time::interval(Duration::from_millis(LEASE_INTERVAL_MS));
-    lease.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut log_id = sub.log_id;
-    let mut sent = sub.offset;
-    let welcome = Welcome { protocol: PROTOCOL.1.min(sub.max_protocol), log_id: shared.lock().exports.id() };
-    let mut pending = vec![Frame::Welcome(welcome), member_list(&shared)];
-    let mut resend = true;
     loop {
-        for f in pending.drain(..) {
-            if tx.send(Ok(ExporterFrame { frame: Some(f) })).await.is_err() {
+        let polled = shared.lock().node.feed(&mut feed, shared.now());
+        let (frames, more) = match polled {
+            Ok(p) => p,
+            Err(e) => {
+                let _ = tx.send(Err(Status::permission_denied(e.to_string()))).await;
+                return;
+            }
+        };
+        for f in frames {
+            if tx.send(Ok(f)).await.is_err() {
                 return;
             }
         }
-        if resend {
-            resend = false;
-            let (frames, head, id, lease) = {
-                let t = shared.lock();
-                (t.exports.since(log_id, sent), t.exports.head(), t.exports.id(), t.exports.lease())
-            };
-            for f in frames.into_iter().chain([lease]) {
-                if tx.send(Ok(f)).await.is_err() {
-                    return;
-                }
-            }
-            (sent, log_id) = (head, id);
+        if more {
+            continue;
         }
+        let lease = Duration::from_millis(feed.deadline().saturating_sub(shared.now()));
         tokio::select! {
             () = shared.stop.cancelled() => return,
-            _ = lease.tick() => {
-                let (still, frame) = {
-                    let t = shared.lock();
-                    (t.members.get(&peer).is_some_and(|m| !m.left), t.exports.lease().frame)
+            () = tokio::time::sleep(lease) => {}
+            r = exports.changed() => if r.is_err() { return },
+            r = members.changed() => if r.is_err() { return },
+            r = requests.message() => {
+                let Ok(Some(f)) = r else { return };
+                let merged = {
+                    let mut t = shared.lock();
+                    feed.on_frame(&f, &t.node.members);
+                    match &f.frame {
+                        // Its addresses may have changed.
+                        Some(importer_frame::Frame::Subscribe(s)) => t.node.introduce(&peer, s, shared.now()),
+                        _ => Ok(Merged::default()),
+                    }
                 };
-                if !still {
-                    let _ = tx.send(Err(Status::permission_denied(format!("cluster {peer} has left this mesh")))).await;
-                    return;
+                // A refusal is for the next poll to tell.
+                if let Err(error) = shared.members_merged(&merged.unwrap_or_default()) {
+                    tracing::error!(%error, "members were not saved");
                 }
-                pending.extend(frame);
             }
-            r = exports.changed() => { if r.is_err() { return } resend = true; }
-            r = members.changed() => { if r.is_err() { return } pending.push(member_list(&shared)); }
-            r = requests.message() => match r {
-                Ok(Some(ImporterFrame { frame: Some(importer_frame::Frame::Subscribe(s)) })) => {
-                    (log_id, sent, resend) = (s.log_id, s.offset, true);
-                }
-                Ok(Some(_)) => {}
-                Ok(None) | Err(_) => return,
-            },
         }
     }
-}
-
-fn member_list(shared: &Shared) -> Frame {
-    Frame::Members(Members { members: shared.lock().members.values().map(wire::member_pb).collect() })
 }

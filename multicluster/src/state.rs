@@ -4,7 +4,7 @@
 //! goes through [`Shared::publish`], which serves it to pilot.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
@@ -13,16 +13,17 @@ use std::{
 use mesh_identity::SecretStore;
 use mesh_model::{
     ClusterId,
-    federation::{ImportedService, LeaseState, PeerCluster, type_url},
+    federation::{ImportedService, LeaseState, OnLapse, PeerCluster, type_url},
 };
 use mesh_xds::mcp::{ConfigServer, Document};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     FederationOptions,
-    exchange::{ExportLog, Import, LEASE_MS},
-    store::{Members, Store, Tokens},
+    exchange::{Dirty, Import, Node, ServiceKey},
+    membership::Merged,
+    store::{Store, Tokens},
     wire::Member,
 };
 
@@ -34,11 +35,16 @@ pub(crate) struct LinkStatus {
 }
 
 pub(crate) struct Tables {
-    pub(crate) members: Members,
+    /// The state machines; what they decide is carried out here.
+    pub(crate) node: Node,
     pub(crate) tokens: Tokens,
-    pub(crate) exports: ExportLog,
-    pub(crate) imports: BTreeMap<ClusterId, Import>,
     pub(crate) links: BTreeMap<ClusterId, LinkStatus>,
+    /// Imports that differ from what is on disk.
+    unsaved: BTreeSet<ClusterId>,
+    /// What pilot has: peers, whether it was told of services at all, and those of each peer.
+    peers: Option<BTreeMap<String, PeerCluster>>,
+    served: bool,
+    published: BTreeMap<ClusterId, BTreeSet<ServiceKey>>,
 }
 
 pub(crate) struct Shared {
@@ -51,6 +57,8 @@ pub(crate) struct Shared {
     pub(crate) exports_changed: watch::Sender<u64>,
     /// Counts changes of membership.
     pub(crate) members_changed: watch::Sender<u64>,
+    /// A peer has shown that it is there: whoever waits to dial it looks again.
+    pub(crate) nudge: Notify,
     /// Ends the streams of peers, which are tasks of their own.
     pub(crate) stop: CancellationToken,
     /// The mesh, while this cluster is in one.
@@ -63,21 +71,31 @@ impl Shared {
         let store = Store::new(&options.state_dir);
         let members = store.members()?;
         let tokens = store.tokens()?;
-        let imports = members
-            .values()
-            .filter(|m| !m.left && m.cluster != options.cluster)
-            .map(|m| (m.cluster.clone(), Import::new(store.import(&m.cluster), 0, u64::from(LEASE_MS))))
-            .collect();
+        let this = this(&options);
         // A log's identity must differ from run to run; 64 random bits do.
-        let exports = ExportLog::new(rand::random());
+        let node = Node::new(this, members, |peer| store.import(peer), rand::random(), 0);
+        if !node.members.all().is_empty() {
+            // A new revision of this cluster's own record must never be told twice with different content.
+            store.save_members(node.members.all())?;
+        }
+        let tables = Tables {
+            node,
+            tokens,
+            links: BTreeMap::new(),
+            unsaved: BTreeSet::new(),
+            peers: None,
+            served: false,
+            published: BTreeMap::new(),
+        };
         let shared = Self {
             options,
             secrets,
             store,
             publisher: ConfigServer::new(),
-            tables: Mutex::new(Tables { members, tokens, exports, imports, links: BTreeMap::new() }),
+            tables: Mutex::new(tables),
             exports_changed: watch::Sender::new(0),
             members_changed: watch::Sender::new(0),
+            nudge: Notify::new(),
             stop: CancellationToken::new(),
             trust_domain: Mutex::new(None),
             started: Instant::now(),
@@ -111,102 +129,134 @@ impl Shared {
         u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
-    /// This cluster as it presents itself, at `epoch`.
-    pub(crate) fn self_member(&self, epoch: u64) -> Member {
-        Member {
-            cluster: self.options.cluster.clone(),
-            network: self.options.network.clone(),
-            gateways: self.options.gateways.clone(),
-            transports: self.options.transports.clone(),
-            epoch,
-            left: false,
+    /// This cluster is in a mesh, or in none any more.
+    pub(crate) fn enter(&self, td: Option<String>) {
+        let entered = td.is_some();
+        self.set_trust_domain(td);
+        let mut t = self.lock();
+        if entered && !t.node.members.is_member(&self.options.cluster) {
+            t.node.enter(1);
         }
     }
 
-    /// Merges what others say of members: the higher epoch wins; nobody else speaks for this cluster.
-    /// Answers whether anything changed.
-    pub(crate) fn merge_members(&self, news: Vec<Member>) -> io::Result<bool> {
-        let mut changed = false;
+    /// Merges what others say of members.
+    pub(crate) fn merge_members(&self, news: Vec<Member>) -> io::Result<()> {
+        // What peers still say to a cluster that has just left is not for it.
+        if self.trust_domain().is_none() {
+            return Ok(());
+        }
+        let merged = self.lock().node.merge(news, self.now());
+        self.members_merged(&merged)
+    }
+
+    /// Carries out what a change of membership means outside of the state machines.
+    pub(crate) fn members_merged(&self, merged: &Merged) -> io::Result<()> {
+        if !merged.changed {
+            return Ok(());
+        }
         {
             let mut t = self.lock();
-            // What peers still say to a cluster that has just left is not for it.
-            if self.trust_domain().is_none() {
-                return Ok(false);
+            for peer in &merged.gone {
+                t.links.remove(peer);
+                t.unsaved.remove(peer);
+                self.store.drop_import(peer)?;
             }
-            for m in news {
-                if m.cluster == self.options.cluster {
-                    continue;
-                }
-                let known = t.members.get(&m.cluster);
-                if known.is_some_and(|k| k.epoch >= m.epoch) {
-                    continue;
-                }
-                changed = true;
-                if m.left {
-                    t.imports.remove(&m.cluster);
-                    t.links.remove(&m.cluster);
-                    self.store.drop_import(&m.cluster)?;
-                } else if !t.imports.contains_key(&m.cluster) {
-                    let kept = self.store.import(&m.cluster);
-                    t.imports.insert(m.cluster.clone(), Import::new(kept, self.now(), u64::from(LEASE_MS)));
-                }
-                t.members.insert(m.cluster.clone(), m);
-            }
-            if changed {
-                self.store.save_members(&t.members)?;
-            }
+            self.store.save_members(t.node.members.all())?;
         }
-        if changed {
-            self.members_changed.send_modify(|n| *n += 1);
-            self.publish();
-        }
-        Ok(changed)
+        self.members_changed.send_modify(|n| *n += 1);
+        self.publish();
+        Ok(())
     }
 
-    /// Lets leases lapse; answers whether one did.
-    pub(crate) fn tick(&self) -> bool {
-        let now = self.now();
-        let mut t = self.lock();
-        let mut changed = false;
-        for (peer, import) in &mut t.imports {
-            if import.tick(now).changed {
-                tracing::warn!(%peer, "the lease lapsed: its endpoints are used last until it returns");
-                changed = true;
-            }
+    /// Lets leases lapse, and serves and keeps what has changed meanwhile.
+    pub(crate) fn tick(&self) {
+        for peer in self.lock().node.tick(self.now()) {
+            tracing::warn!(%peer, "the lease lapsed: its endpoints are used last until it returns");
         }
-        drop(t);
-        if changed {
-            self.publish();
-        }
-        changed
+        self.publish();
     }
 
-    /// Serves imports and peers to pilot; only what differs is sent.
+    /// Serves imports and peers to pilot. A change costs what changed.
     pub(crate) fn publish(&self) {
-        let (mut services, mut peers) = (BTreeMap::new(), BTreeMap::new());
-        {
-            let t = self.lock();
-            for m in t.members.values().filter(|m| !m.left && m.cluster != self.options.cluster) {
-                let lease = t.imports.get(&m.cluster).map_or(LeaseState::Lapsed, Import::lease);
-                let peer = PeerCluster {
-                    id: m.cluster.clone(),
-                    network: m.network.clone(),
-                    gateways: m.gateways.clone(),
-                    transports: m.transports.clone(),
-                    lease,
-                };
-                insert(&mut peers, m.cluster.to_string(), &peer);
-                let Some(import) = t.imports.get(&m.cluster) else { continue };
-                for s in import.services() {
-                    let record = ImportedService { cluster: m.cluster.clone(), lease, service: s.clone() };
-                    insert(&mut services, format!("{}/{}.{}", s.namespace, s.name, m.cluster), &record);
-                }
+        let mut services = Vec::new();
+        let mut peers = BTreeMap::new();
+        let mut t = self.lock();
+        let t = &mut *t;
+        let gone: Vec<_> = t.published.keys().filter(|p| !t.node.imports.contains_key(p)).cloned().collect();
+        for peer in gone {
+            for (ns, name) in t.published.remove(&peer).into_iter().flatten() {
+                services.push((format!("{ns}/{name}.{peer}"), None));
             }
         }
-        self.publisher.publish(BTreeMap::from([
-            (type_url::IMPORTED_SERVICE.to_owned(), services),
-            (type_url::PEER_CLUSTER.to_owned(), peers),
-        ]));
+        for (peer, import) in &mut t.node.imports {
+            let dirty = import.take_dirty();
+            if dirty == Dirty::default() {
+                continue;
+            }
+            t.unsaved.insert(peer.clone());
+            let published = t.published.entry(peer.clone()).or_default();
+            let keys: BTreeSet<ServiceKey> = if dirty.all {
+                let now = import.services().map(|s| (s.namespace.clone(), s.name.clone()));
+                now.chain(published.iter().cloned()).collect()
+            } else {
+                dirty.services
+            };
+            for key in keys {
+                let name = format!("{}/{}.{peer}", key.0, key.1);
+                let Some(service) = import.service(&key) else {
+                    published.remove(&key);
+                    services.push((name, None));
+                    continue;
+                };
+                let record = ImportedService {
+                    cluster: peer.clone(),
+                    lease: import.lease(),
+                    service: service.clone(),
+                    on_lapse: OnLapse::default(),
+                };
+                services.extend(document(&name, &record).map(|d| (name, Some(d))));
+                published.insert(key);
+            }
+        }
+        for m in t.node.members.peers() {
+            let lease = t.node.imports.get(&m.cluster).map_or(LeaseState::Lapsed, Import::lease);
+            let peer = PeerCluster {
+                id: m.cluster.clone(),
+                network: m.network.clone(),
+                gateways: m.gateways.clone(),
+                transports: m.transports.clone(),
+                lease,
+            };
+            peers.insert(m.cluster.to_string(), peer);
+        }
+        // Under the lock, so that a later state is never overtaken by an earlier one.
+        if t.peers.as_ref() != Some(&peers) {
+            let docs = peers.iter().filter_map(|(n, p)| Some((n.clone(), document(n, p)?))).collect();
+            self.publisher.publish_type(type_url::PEER_CLUSTER, docs);
+            t.peers = Some(peers);
+        }
+        if !services.is_empty() || !t.served {
+            t.served = true;
+            self.publisher.update(type_url::IMPORTED_SERVICE, services);
+        }
+    }
+
+    /// Keeps imports that changed since the last call.
+    pub(crate) fn save_imports(&self) {
+        let unsaved: Vec<_> = {
+            let mut t = self.lock();
+            let peers = std::mem::take(&mut t.unsaved);
+            peers.into_iter().filter_map(|p| Some((t.node.imports.get(&p)?.persist(), p))).collect()
+        };
+        for (kept, peer) in unsaved {
+            if let Err(error) = self.store.save_import(&peer, &kept) {
+                tracing::warn!(%peer, %error, "imports were not saved; a restart would start without them");
+            }
+            // It may have left meanwhile, and its file been removed before this wrote it.
+            if !self.lock().node.imports.contains_key(&peer) {
+                let _ = self.store.drop_import(&peer);
+            }
+        }
     }
 
     /// Waits until every connected reader has acknowledged what is published, at most `limit`.
@@ -226,12 +276,23 @@ impl Shared {
     }
 }
 
-fn insert<T: serde::Serialize>(docs: &mut BTreeMap<String, Document>, name: String, record: &T) {
-    match Document::new(name.clone(), record) {
-        Ok(d) => {
-            docs.insert(name, d);
-        }
-        // Records of plain data always serialise to objects.
-        Err(error) => tracing::error!(%name, %error, "a record was not published"),
+/// This cluster as it presents itself.
+fn this(o: &FederationOptions) -> Member {
+    Member {
+        cluster: o.cluster.clone(),
+        network: o.network.clone(),
+        gateways: o.gateways.clone(),
+        transports: o.transports.clone(),
+        epoch: 0,
+        left: false,
+        revision: 0,
+        evicted: false,
     }
+}
+
+fn document<T: serde::Serialize>(name: &str, record: &T) -> Option<Document> {
+    // Records of plain data always serialise to objects.
+    Document::new(name, record)
+        .inspect_err(|error| tracing::error!(%name, %error, "a record was not published"))
+        .ok()
 }

@@ -159,12 +159,12 @@ async fn control(shared: &Arc<Shared>, trust_domain: &str, cluster: &ClusterId) 
 fn lease(shared: &Shared, cluster: &ClusterId) -> (Step, Vec<SocketAddr>) {
     let now = shared.now();
     let t = shared.lock();
-    let Some(member) = t.members.get(cluster).filter(|m| !m.left) else {
+    let Some(member) = t.node.members.get(cluster).filter(|m| !m.left) else {
         let says = format!("{cluster} is not a member of the mesh");
         return (Step::broken("lease", says, "`flotilla clusters` lists the members"), vec![]);
     };
     let addresses = member.gateways.iter().map(|g| g.address).collect();
-    let import = t.imports.get(cluster);
+    let import = t.node.imports.get(cluster);
     let age = import.and_then(|i| i.lease_age(now));
     let live = import.is_some_and(|i| i.lease() == LeaseState::Live);
     let link = t.links.get(cluster).cloned().unwrap_or_default();

@@ -23,6 +23,13 @@ const MAX_LABELS: usize = 64;
 const MAX_ACCOUNTS: usize = 256;
 const MAX_GATEWAYS: usize = 64;
 const MAX_TEXT: usize = 512;
+/// Bytes of one announced service.
+pub const MAX_RECORD: usize = 64 * 1024;
+/// Bytes of all services that one peer may export.
+pub const MAX_TABLE: usize = 16 * 1024 * 1024;
+/// A member cannot join, or change its addresses, more often than this: room for the next join remains, whatever
+/// somebody claims.
+const MAX_EPOCH: u64 = 1 << 48;
 
 /// A record that breaks a rule; the frame is refused and the stream closed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -89,7 +96,7 @@ pub fn service(s: pb::Service) -> Result<ExportedService, WireError> {
             text("label", v)?;
         }
         groups.push(EndpointGroup {
-            labels: g.labels.into_iter().collect(),
+            labels: g.labels,
             locality: g.locality.into(),
             healthy_weight: g.healthy_weight.min(1_000_000),
             slots: g.slots,
@@ -131,7 +138,7 @@ pub fn service_pb(s: &ExportedService) -> pb::Service {
             .groups
             .iter()
             .map(|g| pb::Group {
-                labels: g.labels.clone().into_iter().collect(),
+                labels: g.labels.clone(),
                 locality: g.locality.to_string(),
                 healthy_weight: g.healthy_weight,
                 slots: g.slots.clone(),
@@ -175,6 +182,12 @@ pub struct Member {
     pub epoch: u64,
     /// It left.
     pub left: bool,
+    /// Orders what it says of itself within an epoch.
+    #[serde(default)]
+    pub revision: u64,
+    /// It did not leave by itself: a member declared it gone.
+    #[serde(default)]
+    pub evicted: bool,
 }
 
 /// Checks and converts a member record.
@@ -205,7 +218,22 @@ pub fn member(m: pb::Member) -> Result<Member, WireError> {
             _ => None,
         })
         .collect();
-    Ok(Member { cluster, network, gateways, transports, epoch: m.epoch, left: m.left })
+    if m.epoch > MAX_EPOCH || m.revision > MAX_EPOCH {
+        return Err(WireError(format!(
+            "epoch {} or revision {} of {cluster} is absurd",
+            m.epoch, m.revision
+        )));
+    }
+    Ok(Member {
+        cluster,
+        network,
+        gateways,
+        transports,
+        epoch: m.epoch,
+        left: m.left || m.evicted,
+        revision: m.revision,
+        evicted: m.evicted,
+    })
 }
 
 /// Encodes a member for the wire.
@@ -229,6 +257,8 @@ pub fn member_pb(m: &Member) -> pb::Member {
             .collect(),
         epoch: m.epoch,
         left: m.left,
+        revision: m.revision,
+        evicted: m.evicted,
     }
 }
 

@@ -8,11 +8,11 @@ use std::{
 
 use mesh_model::{
     authored::{
-        AuthorizationPolicy, DestinationRule, Gateway, Kind, MeshConfig, PeerAuthentication,
-        RequestAuthentication, Service, ServiceEntry, ServiceExport, Sidecar, Spec, VirtualService,
-        WorkloadEntry,
+        AuthorizationPolicy, DestinationRule, ExportPolicy, Gateway, ImportPolicy, Kind, MeshConfig,
+        PeerAction, PeerAuthentication, RequestAuthentication, Service, ServiceEntry, ServiceExport, Sidecar,
+        Spec, VirtualService, WorkloadEntry,
     },
-    federation::{ImportedService, PeerCluster, type_url},
+    federation::{ImportedService, ON_LAPSE, OnLapse, PeerCluster, type_url},
     registry::Labels,
 };
 use mesh_xds::mcp;
@@ -32,6 +32,8 @@ pub const GALLEY_KINDS: &[Kind] = &[
     Kind::AuthorizationPolicy,
     Kind::ServiceExport,
     Kind::MeshConfig,
+    Kind::ExportPolicy,
+    Kind::ImportPolicy,
 ];
 
 /// Types that pilot reads from the federation component.
@@ -90,7 +92,11 @@ pub struct Config {
     pub service_exports: Vec<Doc<ServiceExport>>,
     /// Settings; defaults without a document.
     pub mesh: Arc<MeshConfig>,
-    /// What peers export.
+    /// Who may know of exports, oldest policy first.
+    pub export_policies: Vec<Doc<ExportPolicy>>,
+    /// Who is believed, oldest policy first.
+    pub import_policies: Vec<Doc<ImportPolicy>>,
+    /// What peers export, as far as they are believed.
     pub imports: Vec<Arc<ImportedService>>,
     /// The peers.
     pub peers: Vec<Arc<PeerCluster>>,
@@ -130,6 +136,14 @@ impl Reader {
         self.parsed = parsed;
         config.sort();
 
+        let chosen: HashMap<_, _> = config
+            .services
+            .iter()
+            .filter_map(|s| {
+                let on_lapse = OnLapse::parse(s.annotations.get(ON_LAPSE)?)?;
+                Some(((s.namespace.clone(), s.name.clone()), on_lapse))
+            })
+            .collect();
         let mut imports = HashMap::with_capacity(self.imports.len());
         for (name, doc) in federation.of(type_url::IMPORTED_SERVICE) {
             let import = match self.imports.remove(name) {
@@ -138,7 +152,8 @@ impl Reader {
             };
             match import {
                 Ok(i) => {
-                    config.imports.push(i.clone());
+                    let believed = believed(&config, &chosen, &i);
+                    config.imports.extend(believed);
                     imports.insert(name.clone(), (doc.clone(), i));
                 }
                 Err(e) => config.problems.push(Problem {
@@ -167,6 +182,32 @@ impl Reader {
         config.peers.sort_by(|a, b| a.id.cmp(&b.id));
         config
     }
+}
+
+/// An import as the policies let it in, if they do.
+fn believed(
+    config: &Config,
+    chosen: &HashMap<(String, String), OnLapse>,
+    i: &Arc<ImportedService>,
+) -> Option<Arc<ImportedService>> {
+    let matches = |list: &[String], name: &str| list.is_empty() || list.iter().any(|n| n == name);
+    let mut rules = config.import_policies.iter().flat_map(|p| &p.spec.rules);
+    let rule =
+        rules.find(|r| matches(&r.peers, i.cluster.as_str()) && matches(&r.namespaces, &i.service.namespace));
+    if rule.is_some_and(|r| r.action == PeerAction::Deny) {
+        return None;
+    }
+    // Nearly always nobody has chosen anything, and a lookup needs owned names.
+    let own = if chosen.is_empty() {
+        None
+    } else {
+        chosen.get(&(i.service.namespace.clone(), i.service.name.clone())).copied()
+    };
+    let on_lapse = own.or_else(|| rule.and_then(|r| r.on_lapse)).unwrap_or_default();
+    if on_lapse == i.on_lapse {
+        return Some(i.clone());
+    }
+    Some(Arc::new(ImportedService { on_lapse, ..(**i).clone() }))
 }
 
 impl Config {
@@ -200,6 +241,8 @@ impl Config {
             Spec::AuthorizationPolicy(s) => into!(authorization_policies, s),
             Spec::ServiceExport(s) => into!(service_exports, s),
             Spec::MeshConfig(s) => self.mesh = s.clone(),
+            Spec::ExportPolicy(s) => into!(export_policies, s),
+            Spec::ImportPolicy(s) => into!(import_policies, s),
             // Not subscribed to.
             _ => {}
         }
@@ -220,6 +263,8 @@ impl Config {
         by_age(&mut self.request_authentications);
         by_age(&mut self.authorization_policies);
         by_age(&mut self.service_exports);
+        by_age(&mut self.export_policies);
+        by_age(&mut self.import_policies);
     }
 
     /// Namespace whose policies apply to the whole mesh.

@@ -1,14 +1,21 @@
 //! What this cluster offers to its peers: one record per exported service.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use mesh_model::{
-    federation::{EndpointGroup, ExportedService},
+    ClusterId,
+    authored::{PeerAction, ServiceExport},
+    federation::{Audience, EXPORT_TO, EndpointGroup, ExportedService, Offer},
     registry::TlsMode,
 };
 use mesh_xds::mcp::Document;
 
-use crate::{config::Problem, index::Origin, slots, world::World};
+use crate::{
+    config::{Doc, Problem},
+    index::Origin,
+    slots,
+    world::World,
+};
 
 /// Export records by document name, and exports that cannot be served.
 #[must_use]
@@ -54,7 +61,8 @@ pub fn exports(world: &World) -> (BTreeMap<String, Document>, Vec<Problem>) {
             exported_at: export.created,
         };
         let name = format!("{}/{}", export.namespace, export.name);
-        match Document::new(&name, &service) {
+        let audience = audience(world, export);
+        match Document::new(&name, &Offer { service, audience }) {
             Ok(mut d) => {
                 d.created = export.created;
                 out.insert(name, d);
@@ -63,6 +71,39 @@ pub fn exports(world: &World) -> (BTreeMap<String, Document>, Vec<Problem>) {
         }
     }
     (out, problems)
+}
+
+/// Peers that may know of an export: those that its annotation names and the mesh's policies allow.
+#[must_use]
+pub fn audience(world: &World, export: &Doc<ServiceExport>) -> Audience {
+    let chosen = match export.annotations.get(EXPORT_TO).map(|v| v.split(',').map(str::trim)) {
+        None => Audience::All,
+        Some(names) if names.clone().any(|n| n == "*") => Audience::All,
+        // A name that no cluster can have is of none. Galley refuses it.
+        Some(names) => Audience::Only(names.filter_map(|n| ClusterId::new(n).ok()).collect()),
+    };
+    let rules = || {
+        let all = world.config.export_policies.iter().flat_map(|p| &p.spec.rules);
+        all.filter(|r| r.namespaces.is_empty() || r.namespaces.contains(&export.namespace))
+    };
+    // What the first rule says to each cluster that any rule names, and to all the others.
+    let others = rules().find(|r| r.peers.is_empty()).is_none_or(|r| r.action == PeerAction::Allow);
+    let named: BTreeSet<ClusterId> = rules()
+        .flat_map(|r| &r.peers)
+        .collect::<BTreeSet<_>>()
+        .into_iter()
+        .filter(|c| {
+            let first = rules().find(|r| r.peers.is_empty() || r.peers.contains(c));
+            first.is_none_or(|r| r.action == PeerAction::Allow) != others
+        })
+        .filter_map(|c| ClusterId::new(c).ok())
+        .collect();
+    let allowed = match (others, named.is_empty()) {
+        (true, true) => Audience::All,
+        (true, false) => Audience::Except(named),
+        (false, _) => Audience::Only(named),
+    };
+    chosen.and(allowed)
 }
 
 /// Identities of this cluster's own workloads of a service: peers vouch for theirs themselves.

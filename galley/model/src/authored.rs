@@ -175,6 +175,10 @@ kinds! {
     ServiceExport(ServiceExport) = "multicluster.x-k8s.io" ["v1alpha1", "v1beta1"] "ServiceExport", namespaced;
     /// Settings of the mesh.
     MeshConfig(MeshConfig) = "flotilla.dev" ["v1alpha1"] "MeshConfig", cluster;
+    /// Which peers may know of exports.
+    ExportPolicy(ExportPolicy) = "flotilla.dev" ["v1alpha1"] "ExportPolicy", cluster;
+    /// Which peers are believed.
+    ImportPolicy(ImportPolicy) = "flotilla.dev" ["v1alpha1"] "ImportPolicy", cluster;
     /// Mixer: when which handler gets which instances.
     Rule(Rule) = "config.istio.io" ["v1alpha2"] "rule", namespaced;
     /// Mixer: a configured adapter.

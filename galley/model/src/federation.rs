@@ -4,7 +4,7 @@
 //! them to peers and publishes [`ImportedService`] and [`PeerCluster`] records, which pilot turns
 //! into endpoints behind gateways. Cost follows exports: there are weights here, never pods.
 
-use std::net::SocketAddr;
+use std::{collections::BTreeSet, net::SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
@@ -35,6 +35,106 @@ pub struct ExportedService {
     pub service_accounts: Vec<String>,
     /// Seconds since the epoch at which it was exported; the oldest export wins a conflict.
     pub exported_at: u64,
+}
+
+/// Which peers an export is for.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Audience {
+    /// Every member of the mesh.
+    #[default]
+    All,
+    /// These alone.
+    Only(BTreeSet<ClusterId>),
+    /// Everybody else.
+    Except(BTreeSet<ClusterId>),
+}
+
+impl Audience {
+    /// Whether `peer` may know of the export.
+    #[must_use]
+    pub fn includes(&self, peer: &ClusterId) -> bool {
+        match self {
+            Self::All => true,
+            Self::Only(set) => set.contains(peer),
+            Self::Except(set) => !set.contains(peer),
+        }
+    }
+
+    /// Whether it is everybody.
+    #[must_use]
+    pub fn is_all(&self) -> bool {
+        *self == Self::All
+    }
+}
+
+impl Audience {
+    /// Those who are in both.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        use Audience::{All, Except, Only};
+        match (self, other) {
+            (All, a) | (a, All) => a,
+            (Only(a), Only(b)) => Only(&a & &b),
+            (Except(a), Except(b)) => Except(&a | &b),
+            (Only(a), Except(b)) | (Except(b), Only(a)) => Only(&a - &b),
+        }
+    }
+}
+
+/// What becomes of a peer's endpoints when its lease lapses.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum OnLapse {
+    /// They are used as before: for what is better answered by a cluster that cannot be heard than not at all.
+    Keep,
+    /// They are used when nothing else is left.
+    #[default]
+    Demote,
+    /// They are not used.
+    Refuse,
+}
+
+impl OnLapse {
+    /// From an annotation.
+    #[must_use]
+    pub fn parse(s: &str) -> Option<Self> {
+        match s {
+            "keep" => Some(Self::Keep),
+            "demote" => Some(Self::Demote),
+            "refuse" => Some(Self::Refuse),
+            _ => None,
+        }
+    }
+
+    /// Whether it is what happens unless somebody says otherwise.
+    #[must_use]
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// Annotation of a ServiceExport: peers that may know of it, separated by commas; `*` is all.
+pub const EXPORT_TO: &str = "flotilla.dev/export-to";
+/// Annotation of a Service: [`OnLapse`] of what peers export under its name.
+pub const ON_LAPSE: &str = "flotilla.dev/on-lapse";
+
+/// What pilot publishes of a service: the record that peers get, and who they are.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Offer {
+    /// What is told.
+    #[serde(flatten)]
+    pub service: ExportedService,
+    /// Who is told.
+    #[serde(default, skip_serializing_if = "Audience::is_all")]
+    pub audience: Audience,
+}
+
+impl From<ExportedService> for Offer {
+    fn from(service: ExportedService) -> Self {
+        Self { service, audience: Audience::All }
+    }
 }
 
 /// Endpoints of an exported service that look the same from outside.
@@ -73,6 +173,9 @@ pub struct ImportedService {
     pub lease: LeaseState,
     /// What it exports.
     pub service: ExportedService,
+    /// What happens to it without a lease; the importer's choice.
+    #[serde(default, skip_serializing_if = "OnLapse::is_default")]
+    pub on_lapse: OnLapse,
 }
 
 /// How gateways of two clusters talk.
@@ -113,7 +216,7 @@ pub struct PeerCluster {
 
 /// Type names of these records on the configuration protocol (MCP over xDS).
 pub mod type_url {
-    /// [`super::ExportedService`], served by pilot.
+    /// [`super::Offer`], served by pilot.
     pub const EXPORTED_SERVICE: &str = "flotilla.dev/v1alpha1/ExportedService";
     /// [`super::ImportedService`], served by the federation component.
     pub const IMPORTED_SERVICE: &str = "flotilla.dev/v1alpha1/ImportedService";

@@ -649,3 +649,41 @@ proptest::proptest! {
         parse_file("x", text.as_bytes(), "default");
     }
 }
+
+#[test]
+fn policies_of_the_federation() {
+    let policy = |kind: &str, rules: &str| {
+        format!(
+            "apiVersion: flotilla.dev/v1alpha1\nkind: {kind}\nmetadata: {{name: all}}\nspec:\n  rules:\n{rules}"
+        )
+    };
+    accepted(&policy("ExportPolicy", "  - {peers: [east], namespaces: [books]}\n  - {action: DENY}\n"));
+    accepted(&policy("ImportPolicy", "  - {peers: [east], onLapse: keep}\n  - {onLapse: refuse}\n"));
+    rejected(
+        &policy("ExportPolicy", "  - {peers: [East_1]}\n"),
+        "spec.rules[0].peers[0]",
+        6,
+        "for all clusters",
+    );
+    rejected(
+        &policy("ImportPolicy", "  - {namespaces: [a.b]}\n"),
+        "spec.rules[0].namespaces[0]",
+        6,
+        "is not a namespace",
+    );
+    rejected(
+        &policy("ImportPolicy", "  - {action: DENY, onLapse: keep}\n"),
+        "spec.rules[0].onLapse",
+        6,
+        "remove one of them",
+    );
+    let export = |to: &str| {
+        format!(
+            "apiVersion: multicluster.x-k8s.io/v1alpha1\nkind: ServiceExport\nmetadata:\n  name: a\n  \
+             namespace: b\n  annotations: {{flotilla.dev/export-to: {to:?}}}\n"
+        )
+    };
+    accepted(&export("east, west"));
+    accepted(&export("*"));
+    rejected(&export("east,,west"), "metadata.annotations[flotilla.dev/export-to]", 0, "or * for all");
+}

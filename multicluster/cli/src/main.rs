@@ -39,6 +39,8 @@ enum Command {
     JoinCluster(commands::mesh::JoinArgs),
     /// Leave the mesh; succeeds when every member confirmed that nothing refers to this cluster
     LeaveCluster(commands::mesh::LeaveArgs),
+    /// Declare a member gone that is dead, lost or no longer trusted; every member refuses it from then on
+    EvictCluster(commands::mesh::EvictArgs),
     /// List the members of the mesh as this cluster sees them
     Clusters(commands::mesh::ClustersArgs),
     /// Walk the way from a workload to a service, and name the first step that is broken
@@ -116,6 +118,7 @@ async fn run(command: Command) -> anyhow::Result<u8> {
         Command::Token(a) => commands::token::run(a).await,
         Command::JoinCluster(a) => commands::mesh::join(a).await,
         Command::LeaveCluster(a) => commands::mesh::leave(a).await,
+        Command::EvictCluster(a) => commands::mesh::evict(a).await,
         Command::Clusters(a) => commands::mesh::clusters(a).await,
         Command::Explain(a) => commands::explain::run(a).await,
         Command::Doctor(a) => commands::doctor::run(a).await,

@@ -1,17 +1,33 @@
 //! What this cluster exports, as a log.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use mesh_model::federation::ExportedService;
+use bytes::Bytes;
+use mesh_model::{
+    ClusterId,
+    federation::{Audience, Offer},
+};
+use prost::Message as _;
 
-use super::{LEASE_MS, ServiceKey, digest};
+use super::{LEASE_MS, ServiceKey, audience, entry_hash};
 use crate::{
     pb::{self, exporter_frame::Frame},
-    wire::service_pb,
+    wire::{MAX_SERVICES, service_pb},
 };
 
 /// Tombstones kept for importers that resume; older offsets start over.
 const MAX_TOMBSTONES: usize = 4096;
+
+#[derive(Debug)]
+struct Entry {
+    /// Of its last change.
+    version: u64,
+    /// The encoded service, shared by the frames to all importers; `None` is a tombstone.
+    service: Option<Bytes>,
+    audience: Audience,
+    /// Everybody who has been told of it: they must hear when it is no longer for them, and nobody else.
+    told: Audience,
+}
 
 /// Table of exports with the version of each entry's last change.
 #[derive(Debug)]
@@ -20,15 +36,41 @@ pub struct ExportLog {
     head: u64,
     /// Offsets below this cannot be resumed: a tombstone after them is gone.
     horizon: u64,
-    pub(super) entries: BTreeMap<ServiceKey, (u64, Option<ExportedService>)>,
+    ready: bool,
+    live: usize,
+    entries: BTreeMap<ServiceKey, Entry>,
     by_version: BTreeMap<u64, ServiceKey>,
+    tombstones: BTreeSet<u64>,
+    /// Digest of what everybody sees, and what single peers see beyond it (or less).
+    digest: u64,
+    special: BTreeMap<ClusterId, u64>,
+}
+
+/// One change as an importer is told of it.
+pub(super) enum Change {
+    /// Nothing that this importer may know.
+    Hidden,
+    Announce(Bytes),
+    Withdraw(ServiceKey),
 }
 
 impl ExportLog {
-    /// An empty log; `id` must differ from that of every earlier run.
+    /// An empty log; `id` must differ from that of every earlier run. It says nothing, not even that it is empty, until
+    /// it is told for the first time what there is.
     #[must_use]
     pub fn new(id: u64) -> Self {
-        Self { id, head: 0, horizon: 0, entries: BTreeMap::new(), by_version: BTreeMap::new() }
+        Self {
+            id,
+            head: 0,
+            horizon: 0,
+            ready: false,
+            live: 0,
+            entries: BTreeMap::new(),
+            by_version: BTreeMap::new(),
+            tombstones: BTreeSet::new(),
+            digest: 0,
+            special: BTreeMap::new(),
+        }
     }
 
     /// The log's identity.
@@ -43,54 +85,103 @@ impl ExportLog {
         self.head
     }
 
+    /// Whether it is known what is exported. A control plane that has just started does not know, and importers must
+    /// not take that for an empty table.
+    #[must_use]
+    pub fn ready(&self) -> bool {
+        self.ready
+    }
+
+    /// Offsets below this start over.
+    pub(super) fn horizon(&self) -> u64 {
+        self.horizon
+    }
+
     /// Live exports.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.entries.values().filter(|(_, s)| s.is_some()).count()
+        self.live
     }
 
     /// Whether nothing is exported.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.len() == 0
+        self.live == 0
     }
 
     /// Replaces the table; answers whether anything changed.
-    pub fn replace(&mut self, all: BTreeMap<ServiceKey, ExportedService>) -> bool {
-        let before = self.head;
-        let gone: Vec<ServiceKey> = self
-            .entries
-            .iter()
-            .filter(|(k, (_, s))| s.is_some() && !all.contains_key(*k))
-            .map(|(k, _)| k.clone())
-            .collect();
-        for key in gone {
-            self.put(key, None);
-        }
-        for (key, service) in all {
-            let same = matches!(self.entries.get(&key), Some((_, Some(old))) if *old == service);
-            if !same {
-                self.put(key, Some(service));
-            }
-        }
-        self.trim();
-        self.head != before
+    pub fn replace(&mut self, all: BTreeMap<ServiceKey, Offer>) -> bool {
+        let live = self.entries.iter().filter(|(_, e)| e.service.is_some());
+        let gone: Vec<_> =
+            live.filter(|(k, _)| !all.contains_key(*k)).map(|(k, _)| (k.clone(), None)).collect();
+        self.apply(gone.into_iter().chain(all.into_iter().map(|(k, o)| (k, Some(o)))))
     }
 
-    fn put(&mut self, key: ServiceKey, value: Option<ExportedService>) {
-        self.head += 1;
-        if let Some((old, _)) = self.entries.insert(key.clone(), (self.head, value)) {
-            self.by_version.remove(&old);
+    /// Changes single exports (`None` withdraws); answers whether anything changed. What is equal to what was told
+    /// costs nothing. More exports than a peer accepts are left out.
+    pub fn apply(&mut self, changes: impl IntoIterator<Item = (ServiceKey, Option<Offer>)>) -> bool {
+        let (before, first) = (self.head, !self.ready);
+        self.ready = true;
+        for (key, offer) in changes {
+            let service = offer.as_ref().map(|o| Bytes::from(service_pb(&o.service).encode_to_vec()));
+            let audience = offer.map(|o| o.audience).unwrap_or_default();
+            let old = self.entries.get(&key);
+            let same = match (old, &service) {
+                (None, None) => true,
+                (Some(e), None) => e.service.is_none(),
+                (Some(e), Some(s)) => e.service.as_ref() == Some(s) && e.audience == audience,
+                (None, Some(_)) => false,
+            };
+            if same {
+                continue;
+            }
+            if service.is_some() && old.is_none_or(|e| e.service.is_none()) && self.live >= MAX_SERVICES {
+                let (namespace, name) = &key;
+                tracing::error!(%namespace, %name, "not exported: more than {MAX_SERVICES} services");
+                continue;
+            }
+            self.put(key, service, audience);
         }
-        self.by_version.insert(self.head, key);
+        self.trim();
+        first || self.head != before
+    }
+
+    fn put(&mut self, key: ServiceKey, service: Option<Bytes>, audience: Audience) {
+        self.head += 1;
+        let version = self.head;
+        let mut told = Audience::Only(BTreeSet::new());
+        if let Some(old) = self.entries.remove(&key) {
+            self.by_version.remove(&old.version);
+            self.tombstones.remove(&old.version);
+            if old.service.is_some() {
+                self.live -= 1;
+                self.count(&old.audience, entry_hash(&key, old.version).wrapping_neg());
+            }
+            told = old.told;
+        }
+        if service.is_some() {
+            self.live += 1;
+            told = audience::union(&told, &audience);
+            self.count(&audience, entry_hash(&key, version));
+        } else {
+            self.tombstones.insert(version);
+        }
+        self.by_version.insert(version, key.clone());
+        self.entries.insert(key, Entry { version, service, audience, told });
+    }
+
+    fn count(&mut self, audience: &Audience, hash: u64) {
+        let (everybody, single) = audience::shares(audience, hash);
+        self.digest = self.digest.wrapping_add(everybody);
+        for (peer, share) in single {
+            let d = self.special.entry(peer.clone()).or_default();
+            *d = d.wrapping_add(share);
+        }
     }
 
     fn trim(&mut self) {
-        let tombs: Vec<u64> = self.entries.values().filter(|(_, s)| s.is_none()).map(|(v, _)| *v).collect();
-        let Some(excess) = tombs.len().checked_sub(MAX_TOMBSTONES).filter(|n| *n > 0) else { return };
-        let mut tombs = tombs;
-        tombs.sort_unstable();
-        for version in tombs.into_iter().take(excess) {
+        while self.tombstones.len() > MAX_TOMBSTONES {
+            let Some(version) = self.tombstones.pop_first() else { return };
             if let Some(key) = self.by_version.remove(&version) {
                 self.entries.remove(&key);
             }
@@ -98,43 +189,39 @@ impl ExportLog {
         }
     }
 
-    /// Everything an importer lacks that holds `offset` of log `log_id`.
-    #[must_use]
-    pub fn since(&self, log_id: u64, offset: u64) -> Vec<pb::ExporterFrame> {
-        let resume = log_id == self.id && offset >= self.horizon && offset <= self.head;
-        let mut frames = Vec::new();
-        let mut previous = offset;
-        if !resume {
-            frames.push(frame(Frame::Reset(pb::Reset { log_id: self.id })));
-            previous = 0;
-        }
-        for (version, key) in self.by_version.range(previous + 1..) {
-            let Some((_, value)) = self.entries.get(key) else { continue };
-            match value {
-                Some(service) => frames.push(frame(Frame::Announce(pb::Announce {
-                    version: *version,
-                    previous,
-                    service: Some(service_pb(service)),
-                }))),
-                // A table that starts empty has nothing to withdraw.
-                None if !resume => continue,
-                None => frames.push(frame(Frame::Withdraw(pb::Withdraw {
-                    version: *version,
-                    previous,
-                    namespace: key.0.clone(),
-                    name: key.1.clone(),
-                }))),
-            }
-            previous = *version;
-        }
-        frames
+    /// Changes after `version`, oldest first, as `peer` is told of them.
+    pub(super) fn after<'a>(
+        &'a self,
+        version: u64,
+        peer: &'a ClusterId,
+    ) -> impl Iterator<Item = (u64, Change)> + 'a {
+        self.by_version.range(version + 1..).filter_map(move |(version, key)| {
+            let e = self.entries.get(key)?;
+            let change = match &e.service {
+                Some(s) if e.audience.includes(peer) => Change::Announce(s.clone()),
+                _ if e.told.includes(peer) => Change::Withdraw(key.clone()),
+                _ => Change::Hidden,
+            };
+            Some((*version, change))
+        })
     }
 
-    /// The lease for this moment.
+    /// The lease of `peer` for this moment.
     #[must_use]
-    pub fn lease(&self) -> pb::ExporterFrame {
-        let live = self.entries.iter().filter(|(_, (_, s))| s.is_some()).map(|(k, (v, _))| (k, *v));
-        frame(Frame::Lease(pb::Lease { duration_ms: LEASE_MS, version: self.head, digest: digest(live) }))
+    pub fn lease(&self, peer: &ClusterId) -> pb::Lease {
+        pb::Lease {
+            duration_ms: LEASE_MS,
+            version: self.head,
+            digest: self.digest.wrapping_add(self.special.get(peer).copied().unwrap_or(0)),
+            members: 0,
+            partial: false,
+        }
+    }
+
+    /// Entries, tombstones included.
+    #[cfg(test)]
+    pub(super) fn entries(&self) -> usize {
+        self.entries.len()
     }
 }
 

@@ -1,228 +1,81 @@
-//! Simulation: clusters with the real state machines, a virtual clock and links that lose,
-//! delay and partition.
+//! The rules one by one. `tests/sim` is the simulation of many clusters.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 
-use mesh_model::federation::{ExportedService, LeaseState};
-use rand::{RngExt, SeedableRng, rngs::SmallRng};
+use mesh_model::{
+    ClusterId,
+    federation::{Audience, LeaseState, Offer},
+};
 
 use super::*;
 use crate::{
-    pb::{ExporterFrame, exporter_frame::Frame},
-    wire::tests::sample,
+    membership::Membership,
+    pb::{self, ExporterFrame, exporter_frame::Frame},
+    wire::{self, tests::sample},
 };
 
-/// One direction between two clusters: frames with their arrival times.
-#[derive(Default)]
-struct Link {
-    queue: VecDeque<(u64, ExporterFrame)>,
-    cut: bool,
+fn id(s: &str) -> ClusterId {
+    ClusterId::new(s).unwrap()
 }
 
-struct Exporter {
-    log: ExportLog,
-    truth: BTreeMap<ServiceKey, ExportedService>,
-    generation: u64,
-}
-
-struct World {
-    rng: SmallRng,
-    now: u64,
-    exporters: Vec<Exporter>,
-    /// imports[importer][exporter]
-    imports: Vec<Vec<Import>>,
-    links: Vec<Vec<Link>>,
-    /// What each exporter has sent to each importer so far.
-    sent: Vec<Vec<u64>>,
-    loss: f64,
-    /// Exporters change and restart.
-    busy: bool,
-}
-
-impl World {
-    fn new(n: usize, seed: u64, loss: f64) -> Self {
-        let exporters = (0..n)
-            .map(|i| Exporter { log: ExportLog::new(1 + i as u64), truth: BTreeMap::new(), generation: 0 })
-            .collect();
-        let mut w = Self {
-            rng: SmallRng::seed_from_u64(seed),
-            now: 0,
-            exporters,
-            imports: (0..n)
-                .map(|_| (0..n).map(|_| Import::new(Persisted::default(), 0, 0)).collect())
-                .collect(),
-            links: (0..n).map(|_| (0..n).map(|_| Link::default()).collect()).collect(),
-            sent: vec![vec![0; n]; n],
-            loss,
-            busy: true,
-        };
-        for i in 0..n {
-            for e in 0..n {
-                if i != e {
-                    w.subscribe(i, e);
-                }
-            }
-        }
-        w
-    }
-
-    fn send(&mut self, i: usize, e: usize, f: ExporterFrame) {
-        let link = &mut self.links[i][e];
-        if link.cut || self.rng.random_bool(self.loss) {
-            return;
-        }
-        // A stream delays and, here, loses; it does not reorder.
-        let after = link.queue.back().map_or(0, |(at, _)| *at);
-        let at = after.max(self.now + self.rng.random_range(1..120));
-        link.queue.push_back((at, f));
-    }
-
-    fn subscribe(&mut self, i: usize, e: usize) {
-        if self.links[i][e].cut {
-            return;
-        }
-        // A stream that is opened anew carries nothing of the old one.
-        self.links[i][e].queue.clear();
-        let (log_id, offset) = self.imports[i][e].subscribe();
-        for f in self.exporters[e].log.since(log_id, offset) {
-            self.send(i, e, f);
-        }
-        self.sent[i][e] = self.exporters[e].log.head();
-    }
-
-    fn step(&mut self) {
-        self.now += 50;
-        let n = self.exporters.len();
-        for e in 0..n {
-            if self.busy && self.rng.random_bool(0.05) {
-                let k = self.rng.random_range(0..8);
-                let mut s = sample(&format!("s{k}"));
-                s.exported_at = self.now;
-                let key = (s.namespace.clone(), s.name.clone());
-                let x = &mut self.exporters[e];
-                if self.rng.random_bool(0.4) {
-                    x.truth.remove(&key);
-                } else {
-                    x.truth.insert(key, s);
-                }
-                let truth = x.truth.clone();
-                x.log.replace(truth);
-            }
-            if self.busy && self.rng.random_bool(0.002) {
-                // Restart of a control plane: a new log with the same content.
-                let x = &mut self.exporters[e];
-                x.generation += 1;
-                x.log = ExportLog::new(1000 * x.generation + e as u64);
-                let truth = x.truth.clone();
-                x.log.replace(truth);
-                for i in (0..n).filter(|i| *i != e) {
-                    self.subscribe(i, e);
-                }
-            }
-            for i in (0..n).filter(|i| *i != e) {
-                let head = self.exporters[e].log.head();
-                if self.sent[i][e] < head {
-                    let id = self.exporters[e].log.id();
-                    for f in self.exporters[e].log.since(id, self.sent[i][e]) {
-                        self.send(i, e, f);
-                    }
-                    self.sent[i][e] = head;
-                }
-                if self.now.is_multiple_of(LEASE_INTERVAL_MS) {
-                    let lease = self.exporters[e].log.lease();
-                    self.send(i, e, lease);
-                }
-                self.deliver(i, e);
-                self.imports[i][e].tick(self.now);
-                self.check(i, e);
-            }
-        }
-    }
-
-    fn deliver(&mut self, i: usize, e: usize) {
-        let now = self.now;
-        let mut due = Vec::new();
-        while let Some((_, f)) = self.links[i][e].queue.pop_front_if(|(at, _)| *at <= now) {
-            due.push(f);
-        }
-        let mut again = false;
-        for f in due {
-            again |= self.imports[i][e].on_frame(now, f).unwrap().resubscribe;
-        }
-        if again {
-            self.subscribe(i, e);
-        }
-    }
-
-    /// Invariants that hold at every step.
-    fn check(&self, i: usize, e: usize) {
-        let import = &self.imports[i][e];
-        if import.services().next().is_some() && import.lease() == LeaseState::Live {
-            let age = import.lease_age(self.now).expect("a live import has had a lease");
-            assert!(age < u64::from(LEASE_MS), "live without a lease for {age} ms");
-        }
-    }
-
-    fn converged(&self) -> bool {
-        let n = self.exporters.len();
-        (0..n).all(|i| {
-            (0..n).filter(|e| *e != i).all(|e| {
-                let held: Vec<_> = self.imports[i][e].services().cloned().collect();
-                let truth: Vec<_> = self.exporters[e].truth.values().cloned().collect();
-                held == truth && self.imports[i][e].lease() == LeaseState::Live
-            })
-        })
-    }
-
-    fn settle(&mut self, steps: usize) {
-        for _ in 0..steps {
-            self.step();
-        }
+fn member(name: &str, epoch: u64) -> wire::Member {
+    wire::Member {
+        cluster: id(name),
+        network: mesh_model::NetworkId::new(name).unwrap(),
+        gateways: vec![],
+        transports: vec![],
+        epoch,
+        left: false,
+        revision: 0,
+        evicted: false,
     }
 }
 
-#[test]
-fn members_converge_after_loss_delay_restarts_and_partitions() {
-    for seed in 0..20 {
-        let mut w = World::new(4, seed, 0.05);
-        w.settle(400);
-        for i in 0..4 {
-            for e in 0..4 {
-                w.links[i][e].cut = (i + e) % 2 == 1;
-            }
+fn members(names: &[&str]) -> Membership {
+    Membership::new(id("me"), names.iter().map(|n| (id(n), member(n, 1))).collect())
+}
+
+/// What `peer` is sent that holds `offset` of log `log_id`, without welcome and members.
+fn sent_to(log: &ExportLog, peer: &str, log_id: u64, offset: u64) -> Vec<ExporterFrame> {
+    let members = members(&[peer]);
+    let s = pb::Subscribe {
+        min_protocol: 1,
+        max_protocol: 2,
+        log_id,
+        offset,
+        members: members.digest(),
+        ..Default::default()
+    };
+    let mut feed = Feed::new(id(peer), &s, &members).unwrap();
+    let mut out = Vec::new();
+    loop {
+        let (frames, more) = feed.poll(0, log, &members).unwrap();
+        out.extend(frames);
+        if !more {
+            break;
         }
-        w.settle(200);
-        for i in 0..4usize {
-            for e in 0..4usize {
-                if i != e && (i + e) % 2 == 1 {
-                    assert_eq!(w.imports[i][e].lease(), LeaseState::Lapsed, "seed {seed}: cut links lapse");
-                }
-                w.links[i][e].cut = false;
-            }
-        }
-        // Healed: reconnect, and let the exporters rest.
-        for i in 0..4 {
-            for e in (0..4).filter(|e| *e != i) {
-                w.subscribe(i, e);
-            }
-        }
-        w.settle(200);
-        w.loss = 0.0;
-        w.busy = false;
-        w.settle(100);
-        assert!(w.converged(), "seed {seed}: not converged 5 s after the last change");
     }
+    assert!(matches!(out.remove(0).frame, Some(Frame::Welcome(_))));
+    out
+}
+
+fn sent(log: &ExportLog, log_id: u64, offset: u64) -> Vec<ExporterFrame> {
+    sent_to(log, "peer", log_id, offset)
+}
+
+fn lease(log: &ExportLog) -> ExporterFrame {
+    ExporterFrame { frame: Some(Frame::Lease(log.lease(&id("peer")))) }
 }
 
 fn import_all(import: &mut Import, log: &ExportLog) {
-    for f in log.since(import.log_id(), import.offset()) {
-        import.on_frame(0, f).unwrap();
+    let (log_id, offset) = import.subscribe();
+    for f in sent(log, log_id, offset) {
+        import.on_frame(0, f);
     }
-    import.on_frame(0, log.lease()).unwrap();
 }
 
-fn table(names: &[&str]) -> BTreeMap<ServiceKey, ExportedService> {
-    names.iter().map(|n| (("books".to_owned(), (*n).to_owned()), sample(n))).collect()
+fn table(names: &[&str]) -> BTreeMap<ServiceKey, Offer> {
+    names.iter().map(|n| (("books".to_owned(), (*n).to_owned()), sample(n).into())).collect()
 }
 
 fn names(i: &Import) -> Vec<String> {
@@ -233,14 +86,14 @@ fn names(i: &Import) -> Vec<String> {
 fn a_withdrawn_service_is_not_resurrected_by_old_frames() {
     let mut log = ExportLog::new(1);
     log.replace(table(&["a", "b"]));
-    let old = log.since(0, 0);
+    let old = sent(&log, 0, 0);
     let mut import = Import::new(Persisted::default(), 0, 0);
     import_all(&mut import, &log);
     log.replace(table(&["b"]));
     import_all(&mut import, &log);
     assert_eq!(names(&import), ["b"]);
     for f in old.into_iter().filter(|f| matches!(f.frame, Some(Frame::Announce(_)))) {
-        import.on_frame(1, f).unwrap();
+        import.on_frame(1, f);
     }
     assert_eq!(names(&import), ["b"]);
 }
@@ -254,8 +107,8 @@ fn resuming_sends_only_what_is_missing() {
     log.replace(table(&["a", "c", "d"]));
     let kept: Persisted = serde_json::from_str(&serde_json::to_string(&import.persist()).unwrap()).unwrap();
     let mut import = Import::new(kept, 0, 3000);
-    let frames = log.since(import.log_id(), import.offset());
-    assert_eq!(frames.len(), 2, "one withdrawal, one announcement");
+    let frames = sent(&log, import.log_id(), import.offset());
+    assert_eq!(frames.len(), 3, "one withdrawal, one announcement, the lease");
     assert_eq!(names(&import), ["a", "b", "c"], "what was kept serves at once");
     import_all(&mut import, &log);
     assert_eq!(names(&import), ["a", "c", "d"]);
@@ -269,11 +122,19 @@ fn a_reset_replaces_the_table_only_when_complete() {
     import_all(&mut import, &log);
     let mut log = ExportLog::new(2);
     log.replace(table(&["b", "c"]));
-    for f in log.since(import.log_id(), import.offset()) {
-        assert!(!import.on_frame(1, f).unwrap().changed);
+    let mut frames = sent(&log, import.log_id(), import.offset());
+    let last = frames.pop().unwrap();
+    for f in frames {
+        assert!(!import.on_frame(1, f).changed);
         assert_eq!(names(&import), ["a", "b"], "the old table serves meanwhile");
     }
-    assert!(import.on_frame(1, log.lease()).unwrap().changed);
+    let kept = serde_json::to_value(import.persist()).unwrap();
+    assert_eq!(
+        (&kept["logId"], &kept["offset"]),
+        (&0.into(), &0.into()),
+        "nothing of the new one is kept yet"
+    );
+    assert!(import.on_frame(1, last).changed);
     assert_eq!(names(&import), ["b", "c"]);
 }
 
@@ -285,7 +146,7 @@ fn silent_divergence_is_found_by_the_digest() {
     import_all(&mut import, &log);
     let mut other = ExportLog::new(1);
     other.replace(table(&["x"]));
-    let step = import.on_frame(5, other.lease()).unwrap();
+    let step = import.on_frame(5, lease(&other));
     assert!(step.resubscribe);
     assert_eq!((import.log_id(), import.offset()), (0, 0), "it starts over");
     assert_eq!(names(&import), ["a"], "and serves what it had meanwhile");
@@ -304,7 +165,7 @@ fn leases_lapse_and_return() {
     assert!(import.tick(u64::from(LEASE_MS)).changed);
     assert_eq!(import.lease(), LeaseState::Lapsed);
     assert_eq!(names(&import), ["a"], "kept");
-    assert!(import.on_frame(9000, log.lease()).unwrap().changed);
+    assert!(import.on_frame(9000, lease(&log)).changed);
     assert_eq!(import.lease(), LeaseState::Live);
 }
 
@@ -314,9 +175,144 @@ fn tombstones_are_bounded_and_old_offsets_start_over() {
     for n in 0..5000 {
         log.replace(table(&[&format!("s{n}")]));
     }
-    assert!(log.entries.len() <= 4097);
-    assert!(matches!(log.since(1, 1)[0].frame, Some(Frame::Reset(_))));
+    assert!(log.entries() <= 4097);
+    assert!(matches!(sent(&log, 1, 1)[0].frame, Some(Frame::Reset(_))));
     let mut import = Import::new(Persisted::default(), 0, 0);
     import_all(&mut import, &log);
     assert_eq!(names(&import), ["s4999"]);
+}
+
+#[test]
+fn nothing_is_said_before_it_is_known_what_is_exported() {
+    let mut old = ExportLog::new(1);
+    old.replace(table(&["a"]));
+    let mut import = Import::new(Persisted::default(), 0, 0);
+    import_all(&mut import, &old);
+    // The exporter restarts: its log is new, and empty until it is told.
+    let mut log = ExportLog::new(2);
+    assert!(sent(&log, import.log_id(), import.offset()).is_empty());
+    assert!(log.replace(table(&[])), "that there is nothing is news");
+    import_all(&mut import, &log);
+    assert_eq!(names(&import), [""; 0]);
+}
+
+#[test]
+fn equal_exports_cost_nothing() {
+    let mut log = ExportLog::new(1);
+    assert!(log.replace(table(&["a", "b"])));
+    let head = log.head();
+    assert!(!log.replace(table(&["a", "b"])));
+    assert_eq!(log.head(), head);
+}
+
+#[test]
+fn a_peer_is_told_only_what_is_for_it() {
+    let with = |names: &[(&str, Audience)]| {
+        let all = names.iter().map(|(n, a)| {
+            let offer = Offer { service: sample(n), audience: a.clone() };
+            (("books".to_owned(), (*n).to_owned()), offer)
+        });
+        all.collect::<BTreeMap<_, _>>()
+    };
+    let only = |peers: &[&str]| Audience::Only(peers.iter().map(|p| id(p)).collect::<BTreeSet<_>>());
+    let except = |peers: &[&str]| Audience::Except(peers.iter().map(|p| id(p)).collect::<BTreeSet<_>>());
+    let mut log = ExportLog::new(1);
+    let mut imports: BTreeMap<&str, Import> =
+        ["east", "west"].map(|p| (p, Import::new(Persisted::default(), 0, 0))).into();
+    let mut told = Vec::new();
+    let mut tell = |log: &ExportLog, imports: &mut BTreeMap<&str, Import>| {
+        for (peer, import) in imports.iter_mut() {
+            let (log_id, offset) = import.subscribe();
+            for f in sent_to(log, peer, log_id, offset) {
+                if let Some(Frame::Withdraw(w)) = &f.frame {
+                    told.push(format!("{peer}: -{}", w.name));
+                }
+                assert!(
+                    !import.on_frame(0, f).resubscribe,
+                    "{peer}: its chain has no gap and its digest holds"
+                );
+            }
+        }
+        told.sort();
+        std::mem::take(&mut told)
+    };
+    log.replace(with(&[
+        ("a", Audience::All),
+        ("b", only(&["east"])),
+        ("c", except(&["east"])),
+        ("d", only(&["x"])),
+    ]));
+    assert!(tell(&log, &mut imports).is_empty());
+    assert_eq!(
+        (names(&imports["east"]), names(&imports["west"])),
+        (vec!["a".into(), "b".into()], vec!["a".into(), "c".into()])
+    );
+    // Taken from one peer only; what a peer never knew it does not hear of either.
+    log.replace(with(&[("a", only(&["west"])), ("c", except(&["east"]))]));
+    assert_eq!(tell(&log, &mut imports), ["east: -b", "east: -a"]);
+    assert_eq!(
+        (names(&imports["east"]), names(&imports["west"])),
+        (vec![], vec!["a".to_owned(), "c".to_owned()])
+    );
+    log.replace(with(&[("a", Audience::All)]));
+    assert_eq!(tell(&log, &mut imports), ["west: -c"]);
+    assert_eq!(
+        (names(&imports["east"]), names(&imports["west"])),
+        (vec!["a".to_owned()], vec!["a".to_owned()])
+    );
+}
+
+#[test]
+fn a_bad_record_is_refused_alone() {
+    let mut import = Import::new(Persisted::default(), 0, 0);
+    let mut log = ExportLog::new(1);
+    log.replace(table(&["a", "b", "c"]));
+    let mut frames = sent(&log, 0, 0);
+    let mut hostile = wire::service_pb(&sample("b"));
+    hostile.host = "x".repeat(40_000);
+    let Some(Frame::Announce(b)) = &mut frames[2].frame else { panic!() };
+    b.service = prost::Message::encode_to_vec(&hostile).into();
+    let steps: Vec<_> = frames.into_iter().map(|f| import.on_frame(0, f)).collect();
+    assert!(steps.iter().all(|s| !s.resubscribe));
+    assert_eq!(names(&import), ["a", "c"]);
+    let (n, why) = import.refusals();
+    assert_eq!(n, 1);
+    assert!(why[0].contains("host is longer than 512 bytes"), "{why:?}");
+    // What follows is taken as usual, and the next good one takes the place of the bad one.
+    log.replace(table(&["a", "c"]));
+    log.replace(table(&["a", "b", "c", "d"]));
+    for f in sent(&log, import.log_id(), import.offset()) {
+        assert!(!import.on_frame(0, f).resubscribe);
+    }
+    assert_eq!(names(&import), ["a", "b", "c", "d"]);
+}
+
+#[test]
+fn a_large_table_is_renewed_while_it_comes() {
+    let names: Vec<String> = (0..1000).map(|n| format!("s{n}")).collect();
+    let mut log = ExportLog::new(1);
+    log.replace(table(&names.iter().map(String::as_str).collect::<Vec<_>>()));
+    let m = members(&["peer"]);
+    for protocol in [1, 2] {
+        let s = pb::Subscribe { min_protocol: 1, max_protocol: protocol, ..Default::default() };
+        let mut feed = Feed::new(id("peer"), &s, &m).unwrap();
+        let mut import = Import::new(Persisted::default(), 0, 0);
+        let (mut now, mut partial) = (0, 0);
+        loop {
+            // Two seconds for a batch.
+            now += 2000;
+            let (frames, more) = feed.poll(now, &log, &m).unwrap();
+            for f in frames {
+                partial += u32::from(matches!(&f.frame, Some(Frame::Lease(l)) if l.partial));
+                assert!(!import.on_frame(now, f).resubscribe);
+            }
+            import.tick(now);
+            if !more {
+                break;
+            }
+            assert_eq!(import.lease() == LeaseState::Live, protocol == 2, "protocol {protocol} at {now} ms");
+        }
+        assert_eq!(import.services().len(), 1000);
+        assert_eq!(partial, if protocol == 2 { 3 } else { 0 }, "an old importer does not know them");
+    }
 }

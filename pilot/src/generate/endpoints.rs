@@ -6,14 +6,15 @@
 //! gateways and slots.
 //!
 //! Unless a destination rule asks for locality load balancing, everything that is live is one
-//! priority. Peers whose lease has lapsed come last: used when nothing else is left.
+//! priority. Peers whose lease has lapsed come last: used when nothing else is left, unless a service or an
+//! ImportPolicy says to keep or to refuse them.
 
 use std::{collections::BTreeMap, net::SocketAddr};
 
 use mesh_model::{
     Locality,
     authored::{LocalityLbSetting, MutualTlsMode, TrafficPolicy},
-    federation::{ImportedService, LeaseState},
+    federation::{ImportedService, LeaseState, OnLapse},
     proxy::{EndpointHealth, LbEndpoint, LoadAssignment, LocalityEndpoints, Slots},
     registry::{Health, Labels, Protocol, ServicePort, TlsMode},
 };
@@ -166,6 +167,12 @@ fn remote<'a>(ctx: &Ctx<'a>, entry: &'a Entry, port: &ServicePort, subset: &Labe
         }
         let peer = ctx.world.config.peers.iter().find(|p| p.id == i.cluster);
         let lapsed = i.lease == LeaseState::Lapsed || peer.is_some_and(|p| p.lease == LeaseState::Lapsed);
+        let lapsed = match i.on_lapse {
+            OnLapse::Keep => false,
+            OnLapse::Demote => lapsed,
+            OnLapse::Refuse if lapsed => continue,
+            OnLapse::Refuse => false,
+        };
         // A peer without a healthy endpoint would only answer that it has none.
         let groups = i.service.groups.iter().filter(|g| g.healthy_weight > 0 && selects(subset, &g.labels));
         // Envoy has one server name for all endpoints of a peer, and takes an address once.

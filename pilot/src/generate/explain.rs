@@ -8,9 +8,10 @@ mod policy;
 use std::collections::BTreeMap;
 
 use mesh_model::{
+    ClusterId,
     authored::{ClientTlsMode, MutualTlsMode, OutboundTrafficMode},
     explain::{Step, Target, Way},
-    federation::LeaseState,
+    federation::{LeaseState, OnLapse},
     proxy::{
         AbortKind, LbEndpoint, LoadAssignment, PathMatch, Route, RouteAction, RouteMatch, WeightedCluster,
     },
@@ -26,7 +27,7 @@ use super::{
 };
 use crate::{
     config::selects,
-    hosts,
+    exports, hosts,
     index::{Entry, Origin},
     proxy::ProxyNode,
     world::{World, effective_policy},
@@ -354,6 +355,10 @@ fn destination(ctx: &Ctx<'_>, to: &WeightedCluster, request: &Request, way: &mut
     }
     for i in &entry.imports {
         let lapsed = i.lease == LeaseState::Lapsed;
+        if lapsed && i.on_lapse == OnLapse::Refuse {
+            says.push(format!("{} lapsed, and not used while it is", i.cluster));
+            continue;
+        }
         let share = remote.get(i.cluster.as_str()).copied().unwrap_or_default() / total * 100.0;
         let offers: u32 = groups(i, labels).map(|g| g.healthy_weight).sum();
         let serves = i.service.ports.iter().any(|p| p.port == number);
@@ -500,7 +505,12 @@ fn nowhere(
 pub fn inbound(world: &World, ask: &Ask, request: &Request) -> Vec<Step> {
     let host = hosts::service_host(&ask.name, &ask.namespace);
     let entry = world.index.services.get(&host).filter(|e| e.origin == Origin::Platform);
-    let export = entry.is_some_and(|e| e.exported);
+    let export =
+        world.config.service_exports.iter().find(|e| e.name == ask.name && e.namespace == ask.namespace);
+    let export = export.is_some_and(|e| {
+        // Whoever is not told of an export learns nothing of it here either.
+        ClusterId::new(&ask.cluster).is_ok_and(|c| exports::audience(world, e).includes(&c))
+    });
     // What is not exported is not told about either.
     let Some(entry) = entry.filter(|_| export) else {
         let says = format!("{}/{} is not exported", ask.namespace, ask.name);

@@ -39,7 +39,9 @@ impl Docs {
         let t = match kind {
             "Service" => "core/v1/Service".to_owned(),
             "ServiceExport" => "multicluster.x-k8s.io/v1alpha1/ServiceExport".to_owned(),
-            "MeshConfig" | "ImportedService" | "PeerCluster" => format!("flotilla.dev/v1alpha1/{kind}"),
+            "MeshConfig" | "ImportedService" | "PeerCluster" | "ExportPolicy" | "ImportPolicy" => {
+                format!("flotilla.dev/v1alpha1/{kind}")
+            }
             "PeerAuthentication" | "RequestAuthentication" | "AuthorizationPolicy" => {
                 format!("security.istio.io/v1/{kind}")
             }
@@ -388,6 +390,85 @@ fn a_lapsed_peer_comes_last() {
         )
         .generate(&productpage());
     assert_eq!(only.endpoints[REVIEWS].localities[0].priority, 0);
+}
+
+/// Localities as priority and number of endpoints, with a lapsed peer.
+fn with_lapsed(docs: Docs) -> Vec<(u32, usize)> {
+    let docs = docs.add(
+        "ImportedService",
+        "east/books/reviews",
+        import("east", "lapsed", json!([{"labels": {}, "locality": "r2/z1", "healthyWeight": 2}])),
+    );
+    let g = docs.generate(&productpage());
+    g.endpoints[REVIEWS].localities.iter().map(|l| (l.priority, l.endpoints.len())).collect()
+}
+
+#[test]
+fn a_lapsed_peer_is_kept_demoted_or_refused_as_chosen() {
+    let policy = |rule: Value| bookstore().add("ImportPolicy", "all", json!({ "rules": [rule] }));
+    assert_eq!(with_lapsed(policy(json!({"onLapse": "keep"}))), [(0, 1), (0, 1)]);
+    assert_eq!(with_lapsed(policy(json!({"onLapse": "demote"}))), [(0, 1), (1, 1)]);
+    assert_eq!(with_lapsed(policy(json!({"onLapse": "refuse"}))), [(0, 1)]);
+    assert_eq!(with_lapsed(policy(json!({"peers": ["west"], "onLapse": "refuse"}))), [(0, 1), (1, 1)]);
+    // The service's own word comes first.
+    let own = |value: &str| {
+        Docs::default()
+            .add("Service", "books/reviews", service(9080, "http", "reviews"))
+            .annotate("flotilla.dev/on-lapse", value)
+            .add("WorkloadEntry", "books/reviews-v1", workload("10.1.0.5", "reviews", "v1"))
+            .add("PeerCluster", "east", peer("east", "203.0.113.2"))
+            .add("ImportPolicy", "all", json!({"rules": [{"onLapse": "keep"}]}))
+    };
+    assert_eq!(with_lapsed(own("refuse")), [(0, 1)]);
+    assert_eq!(with_lapsed(own("demote")), [(0, 1), (1, 1)]);
+    assert_eq!(with_lapsed(own("keep")), [(0, 1), (0, 1)]);
+    // A live peer is used whatever was chosen.
+    let live = policy(json!({"onLapse": "refuse"})).generate(&productpage());
+    assert!(live.endpoints[REVIEWS].localities.iter().flat_map(|l| &l.endpoints).count() > 1);
+}
+
+#[test]
+fn only_who_is_believed_is_imported() {
+    let rules = |rules: Value| {
+        let w = bookstore().add("ImportPolicy", "all", json!({ "rules": rules })).world();
+        w.config.imports.len()
+    };
+    assert_eq!(rules(json!([])), 1);
+    assert_eq!(rules(json!([{"peers": ["east"], "namespaces": ["books"], "action": "DENY"}])), 0);
+    assert_eq!(rules(json!([{"peers": ["east"], "namespaces": ["other"], "action": "DENY"}])), 1);
+    assert_eq!(rules(json!([{"peers": ["west"], "action": "DENY"}])), 1);
+    assert_eq!(rules(json!([{"peers": ["east"]}, {"action": "DENY"}])), 1, "the first that matches");
+    assert_eq!(rules(json!([{"action": "DENY"}, {"peers": ["east"]}])), 0, "the first that matches");
+}
+
+#[test]
+fn exports_are_for_whom_annotation_and_policy_say() {
+    use mesh_model::federation::Audience;
+    let told = |annotation: Option<&str>, rules: Value| {
+        let mut docs = bookstore().add("ExportPolicy", "all", json!({ "rules": rules }));
+        docs = docs.add("ServiceExport", "books/reviews", json!({}));
+        if let Some(a) = annotation {
+            docs = docs.annotate("flotilla.dev/export-to", a);
+        }
+        let (all, problems) = crate::exports::exports(&docs.world());
+        assert!(problems.is_empty(), "{problems:?}");
+        let offer: mesh_model::federation::Offer = all["books/reviews"].spec().unwrap();
+        assert_eq!(offer.service.name, "reviews");
+        offer.audience
+    };
+    let set = |names: &[&str]| names.iter().map(|n| mesh_model::ClusterId::new(n).unwrap()).collect();
+    assert_eq!(told(None, json!([])), Audience::All);
+    assert_eq!(told(Some("*"), json!([])), Audience::All);
+    assert_eq!(told(Some("east, west"), json!([])), Audience::Only(set(&["east", "west"])));
+    let deny = json!([{"peers": ["east"], "action": "DENY"}]);
+    assert_eq!(told(None, deny.clone()), Audience::Except(set(&["east"])));
+    assert_eq!(told(Some("east,west"), deny), Audience::Only(set(&["west"])));
+    let only = json!([{"peers": ["east"]}, {"action": "DENY"}]);
+    assert_eq!(told(None, only.clone()), Audience::Only(set(&["east"])));
+    assert_eq!(told(Some("west"), only), Audience::Only(set(&[])));
+    assert_eq!(told(None, json!([{"namespaces": ["other"], "action": "DENY"}])), Audience::All);
+    let both = json!([{"peers": ["east"]}, {"peers": ["east", "west"], "action": "DENY"}]);
+    assert_eq!(told(None, both), Audience::Except(set(&["west"])), "the first rule that matches");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 //! One document, named `mesh`. What Istio's mesh configuration also has keeps its name.
 
 use super::{Duration, OutboundTrafficPolicy};
-use crate::federation::Transport;
+use crate::federation::{OnLapse, Transport};
 
 message! {
     /// Settings of the mesh.
@@ -46,5 +46,52 @@ choice! {
         Text,
         /// One JSON object per line.
         Json,
+    }
+}
+
+choice! {
+    /// What a rule of an [`ExportPolicy`] or [`ImportPolicy`] does.
+    pub enum PeerAction {
+        /// Lets pass.
+        #[default]
+        Allow,
+        /// Keeps back.
+        Deny,
+    }
+}
+
+message! {
+    /// Which peers may know of what is exported. The first rule that matches decides; without one it is allowed.
+    pub struct ExportPolicy {
+        /// In order.
+        pub rules: Vec<ExportRule>,
+    }
+
+    /// A rule of an [`ExportPolicy`].
+    pub struct ExportRule {
+        /// Clusters; none is all.
+        pub peers: Vec<String>,
+        /// Namespaces of the service; none is all.
+        pub namespaces: Vec<String>,
+        /// What happens.
+        pub action: PeerAction,
+    }
+
+    /// Which peers are believed about what. The first rule that matches decides; without one it is allowed.
+    pub struct ImportPolicy {
+        /// In order.
+        pub rules: Vec<ImportRule>,
+    }
+
+    /// A rule of an [`ImportPolicy`].
+    pub struct ImportRule {
+        /// Clusters; none is all.
+        pub peers: Vec<String>,
+        /// Namespaces of the service; none is all.
+        pub namespaces: Vec<String>,
+        /// What happens.
+        pub action: PeerAction,
+        /// What becomes of the endpoints when the peer's lease lapses; `demote` unless set here or by the Service.
+        pub on_lapse: Option<OnLapse>,
     }
 }

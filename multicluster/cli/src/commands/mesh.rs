@@ -1,11 +1,11 @@
-//! `found`, `join-cluster`, `leave-cluster`, `clusters`.
+//! `found`, `join-cluster`, `leave-cluster`, `evict-cluster`, `clusters`.
 
 use std::time::Instant;
 
 use anyhow::Context;
 use mesh_runtime::exit;
 use multicluster::{
-    admin_pb::{ClustersRequest, LeaveMeshRequest, PrepareJoinRequest},
+    admin_pb::{ClustersRequest, EvictRequest, LeaveMeshRequest, PrepareJoinRequest},
     authority_pb::FoundRequest,
     join::join as dial_and_join,
     token::JoinToken,
@@ -126,7 +126,7 @@ pub(crate) struct LeaveArgs {
     #[command(flatten)]
     local: Local,
     /// Leave although members cannot be told; they keep this cluster, lapsed, until an operator there
-    /// removes it
+    /// runs `flotilla evict-cluster`
     #[arg(long)]
     force: bool,
     /// Output format
@@ -171,6 +171,55 @@ pub(crate) async fn leave(args: LeaveArgs) -> anyhow::Result<u8> {
 }
 
 #[derive(Debug, clap::Args)]
+pub(crate) struct EvictArgs {
+    /// The cluster that is dead, lost or no longer trusted
+    cluster: String,
+    #[command(flatten)]
+    local: Local,
+    /// Output format
+    #[arg(short, long, value_enum, default_value_t)]
+    output: Format,
+}
+
+pub(crate) async fn evict(args: EvictArgs) -> anyhow::Result<u8> {
+    let request = EvictRequest { cluster: args.cluster.clone() };
+    let r = match args.local.admin().await?.evict(request).await {
+        Ok(r) => r.into_inner(),
+        Err(s) => {
+            eprintln!("error: not evicted: {}", refusal(&s));
+            return Ok(exit::FAILED);
+        }
+    };
+    if args.output == Format::Json {
+        output::json(&serde_json::json!({
+            "cluster": args.cluster, "changed": r.changed, "importedServices": r.imported_services,
+            "told": r.told, "unreachable": r.unreachable, "pending": r.pending,
+        }))?;
+        return Ok(exit::OK);
+    }
+    if r.changed {
+        println!(
+            "Evicted {}: {} imported services and its gateways are gone here.",
+            args.cluster, r.imported_services
+        );
+    } else {
+        println!("{} was evicted before.", args.cluster);
+    }
+    if r.pending {
+        println!("  some readers of this control plane have not taken that yet");
+    }
+    println!("  told: {}", if r.told.is_empty() { "-".to_owned() } else { r.told.join(", ") });
+    if !r.unreachable.is_empty() {
+        println!("  hear of it when they are reached: {}", r.unreachable.join(", "));
+    }
+    println!(
+        "Its certificates stay valid: to keep its workloads from calling services of this mesh directly, replace the \
+         root or deny its cluster in an AuthorizationPolicy."
+    );
+    Ok(exit::OK)
+}
+
+#[derive(Debug, clap::Args)]
 pub(crate) struct ClustersArgs {
     #[command(flatten)]
     local: Local,
@@ -195,11 +244,13 @@ pub(crate) async fn clusters(args: ClustersArgs) -> anyhow::Result<u8> {
                     "leaseAgeMs": c.lease_age_ms, "importedServices": c.imported_services,
                     "offset": c.offset, "transports": m.transports,
                     "gateways": m.gateways.iter().map(|g| &g.address).collect::<Vec<_>>(),
-                    "lastError": c.last_error,
+                    "lastError": c.last_error, "refusedRecords": c.refused_records, "refusals": c.refusals,
                 })
             })
             .collect();
-        output::json(&serde_json::json!({"self": r.self_, "trustDomain": r.trust_domain, "clusters": all}))?;
+        output::json(
+            &serde_json::json!({"self": r.self_, "trustDomain": r.trust_domain, "clusters": all, "evicted": r.evicted}),
+        )?;
         return Ok(exit::OK);
     }
     if r.trust_domain.is_empty() {
@@ -232,5 +283,12 @@ pub(crate) async fn clusters(args: ClustersArgs) -> anyhow::Result<u8> {
             rows
         )
     );
+    for c in r.clusters.iter().filter(|c| c.refused_records > 0) {
+        let name = c.member.as_ref().map_or("", |m| &m.cluster);
+        println!("{name}: {} records refused, such as: {}", c.refused_records, c.refusals.join("; "));
+    }
+    if !r.evicted.is_empty() {
+        println!("Evicted: {}", r.evicted.join(", "));
+    }
     Ok(exit::OK)
 }

@@ -1,0 +1,387 @@
+//! Who is a member of the mesh: records that spread from member to member.
+//!
+//! Rules:
+//! 1. Records of one cluster are ordered by epoch, then tombstones before the living, then evictions before
+//!    departures, then revision. The greatest wins everywhere, in whatever order records arrive.
+//! 2. An epoch begins with a join or with a tombstone, and only the member that signs a join and the member that hears
+//!    a departure or declares an eviction begin one. What a cluster says of itself never does, so that one that is gone
+//!    cannot return by claiming so.
+//! 3. A cluster's own record is its own: others' records of it only teach it its epoch, and which revisions are taken.
+//! 4. Tombstones stay.
+
+use std::collections::BTreeMap;
+
+use mesh_model::ClusterId;
+use prost::Message as _;
+
+use crate::wire::{self, Member};
+
+/// Members and tombstones that are kept; further clusters are not taken in.
+pub const MAX_MEMBERS: usize = 4096;
+
+/// What a merge did.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Merged {
+    /// Something is different.
+    pub changed: bool,
+    /// Clusters that are members now and were not.
+    pub arrived: Vec<ClusterId>,
+    /// Clusters that were members.
+    pub gone: Vec<ClusterId>,
+}
+
+/// Why a cluster may not speak as a member.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NotAMember {
+    /// It left.
+    #[error("cluster {0} has left this mesh: it must join again")]
+    Left(ClusterId),
+    /// It was declared gone.
+    #[error("cluster {0} was evicted from this mesh: it must join again, with a new token")]
+    Evicted(ClusterId),
+    /// Certificate and words differ.
+    #[error("the certificate is of cluster {certificate}, the subscription of {claimed}")]
+    Impostor {
+        /// Of the certificate.
+        certificate: ClusterId,
+        /// Of the subscription.
+        claimed: ClusterId,
+    },
+    /// The list is full.
+    #[error("this cluster knows {MAX_MEMBERS} members and takes in no more")]
+    Full,
+}
+
+/// Why a cluster was not evicted.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum EvictError {
+    /// It is this one.
+    #[error("{0} is this cluster: use `flotilla leave-cluster`")]
+    Itself(ClusterId),
+    /// Nobody of that name.
+    #[error("no cluster {0} is or was a member of this mesh; `flotilla clusters` lists them")]
+    Unknown(ClusterId),
+}
+
+/// The member list as one member knows it, itself included.
+#[derive(Debug, Clone)]
+pub struct Membership {
+    me: ClusterId,
+    all: BTreeMap<ClusterId, Member>,
+    /// Number of the change that brought each record, of this run.
+    changed: BTreeMap<ClusterId, u64>,
+    changes: u64,
+    digest: u64,
+}
+
+/// The order of records of one cluster.
+fn rank(m: &Member) -> (u64, bool, bool, u64) {
+    (m.epoch, m.left, m.evicted, m.revision)
+}
+
+/// Of the whole record: a member that lost its state may tell something else under a number that it has used.
+fn hash(m: &Member) -> u64 {
+    wire::member_pb(m)
+        .encode_to_vec()
+        .into_iter()
+        .fold(0xcbf2_9ce4_8422_2325, |h: u64, b| (h ^ u64::from(b)).wrapping_mul(0x0000_0100_0000_01b3))
+}
+
+impl Membership {
+    /// From what was kept.
+    #[must_use]
+    pub fn new(me: ClusterId, kept: BTreeMap<ClusterId, Member>) -> Self {
+        let mut out = Self { me, all: BTreeMap::new(), changed: BTreeMap::new(), changes: 0, digest: 0 };
+        for m in kept.into_values() {
+            out.put(m);
+        }
+        out
+    }
+
+    fn put(&mut self, m: Member) {
+        if let Some(old) = self.all.get(&m.cluster) {
+            self.digest = self.digest.wrapping_sub(hash(old));
+        }
+        self.digest = self.digest.wrapping_add(hash(&m));
+        self.changes += 1;
+        self.changed.insert(m.cluster.clone(), self.changes);
+        self.all.insert(m.cluster.clone(), m);
+    }
+
+    /// The record of a cluster, or its tombstone.
+    #[must_use]
+    pub fn get(&self, cluster: &ClusterId) -> Option<&Member> {
+        self.all.get(cluster)
+    }
+
+    /// Whether it is a member now.
+    #[must_use]
+    pub fn is_member(&self, cluster: &ClusterId) -> bool {
+        self.all.get(cluster).is_some_and(|m| !m.left)
+    }
+
+    /// All records.
+    #[must_use]
+    pub fn all(&self) -> &BTreeMap<ClusterId, Member> {
+        &self.all
+    }
+
+    /// Members other than this cluster.
+    pub fn peers(&self) -> impl Iterator<Item = &Member> {
+        self.all.values().filter(|m| !m.left && m.cluster != self.me)
+    }
+
+    /// Clusters that were declared gone.
+    pub fn evicted(&self) -> impl Iterator<Item = &ClusterId> {
+        self.all.values().filter(|m| m.evicted).map(|m| &m.cluster)
+    }
+
+    /// Number of the last change.
+    #[must_use]
+    pub fn changes(&self) -> u64 {
+        self.changes
+    }
+
+    /// Equal in members that know the same.
+    #[must_use]
+    pub fn digest(&self) -> u64 {
+        self.digest
+    }
+
+    /// Records that came after a change.
+    pub fn since(&self, change: u64) -> impl Iterator<Item = &Member> {
+        self.all.values().filter(move |m| self.changed.get(&m.cluster).is_some_and(|c| *c > change))
+    }
+
+    /// This cluster as it is now; its epoch is kept, and a difference is a new revision.
+    pub fn set_self(&mut self, mut this: Member) -> bool {
+        if let Some(old) = self.all.get(&self.me).filter(|m| !m.left) {
+            (this.epoch, this.revision) = (old.epoch.max(this.epoch), old.revision);
+            if this == *old {
+                return false;
+            }
+            this.revision += 1;
+        }
+        self.put(this);
+        true
+    }
+
+    /// What others say, a member or the one that signed the join of this cluster.
+    pub fn merge(&mut self, news: impl IntoIterator<Item = Member>) -> Merged {
+        let mut out = Merged::default();
+        for m in news {
+            if m.cluster == self.me {
+                self.learn_epoch(&m, &mut out);
+                continue;
+            }
+            let known = self.all.get(&m.cluster);
+            if known.is_some_and(|k| rank(k) >= rank(&m))
+                || (known.is_none() && self.all.len() >= MAX_MEMBERS)
+            {
+                continue;
+            }
+            match (known.is_some_and(|k| !k.left), !m.left) {
+                (false, true) => out.arrived.push(m.cluster.clone()),
+                (true, false) => out.gone.push(m.cluster.clone()),
+                _ => {}
+            }
+            out.changed = true;
+            self.put(m);
+        }
+        out
+    }
+
+    fn learn_epoch(&mut self, m: &Member, out: &mut Merged) {
+        let Some(own) = self.all.get(&self.me) else { return };
+        let same = (&m.network, &m.gateways, &m.transports) == (&own.network, &own.gateways, &own.transports);
+        let (theirs, ours) = ((m.epoch, m.revision), (own.epoch, own.revision));
+        if m.left || theirs < ours || (theirs == ours && same) {
+            return;
+        }
+        let revision = if same { m.revision } else { m.revision + 1 };
+        let own = Member { epoch: m.epoch, revision, ..own.clone() };
+        self.put(own);
+        out.changed = true;
+    }
+
+    /// A cluster presents itself over a connection that its certificate vouches for.
+    ///
+    /// # Errors
+    /// [`NotAMember`].
+    pub fn introduce(&mut self, peer: &ClusterId, mut this: Member) -> Result<Merged, NotAMember> {
+        if this.cluster != *peer || this.left || *peer == self.me {
+            return Err(NotAMember::Impostor { certificate: peer.clone(), claimed: this.cluster });
+        }
+        match self.all.get(peer) {
+            Some(k) if k.evicted => return Err(NotAMember::Evicted(peer.clone())),
+            Some(k) if k.left => return Err(NotAMember::Left(peer.clone())),
+            // Rule 2.
+            Some(k) => this.epoch = this.epoch.min(k.epoch),
+            None if self.all.len() >= MAX_MEMBERS => return Err(NotAMember::Full),
+            // This cluster may have lost its list, and with it a tombstone that others still have.
+            None => this.epoch = this.epoch.min(1),
+        }
+        Ok(self.merge([this]))
+    }
+
+    /// The record of a cluster that joins here.
+    #[must_use]
+    pub fn admission(&self, mut newcomer: Member) -> Member {
+        newcomer.epoch = self.all.get(&newcomer.cluster).map_or(0, |m| m.epoch) + 1;
+        (newcomer.left, newcomer.evicted, newcomer.revision) = (false, false, 0);
+        newcomer
+    }
+
+    /// A member leaves by itself.
+    pub fn left(&mut self, cluster: &ClusterId) -> Merged {
+        self.bury(cluster, false)
+    }
+
+    /// Declares a cluster gone, dead or alive. Nothing happens if it is already.
+    ///
+    /// # Errors
+    /// [`EvictError`].
+    pub fn evict(&mut self, cluster: &ClusterId) -> Result<Merged, EvictError> {
+        if *cluster == self.me {
+            return Err(EvictError::Itself(cluster.clone()));
+        }
+        match self.all.get(cluster) {
+            None => Err(EvictError::Unknown(cluster.clone())),
+            Some(m) if m.evicted => Ok(Merged::default()),
+            Some(_) => Ok(self.bury(cluster, true)),
+        }
+    }
+
+    fn bury(&mut self, cluster: &ClusterId, evicted: bool) -> Merged {
+        let Some(m) = self.all.get(cluster).filter(|m| !m.left || evicted) else { return Merged::default() };
+        // A cluster that left and is evicted afterwards stays in the epoch of its departure.
+        let epoch = if m.left { m.epoch } else { m.epoch + 1 };
+        let gone = Member { epoch, left: true, evicted, gateways: vec![], revision: 0, ..m.clone() };
+        self.merge([gone])
+    }
+
+    /// Forgets everything: this cluster has left.
+    pub fn clear(&mut self) {
+        self.all.clear();
+        self.changed.clear();
+        self.digest = 0;
+        self.changes += 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mesh_model::NetworkId;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn id(s: &str) -> ClusterId {
+        ClusterId::new(s).unwrap()
+    }
+
+    fn record(name: &str, epoch: u64) -> Member {
+        Member {
+            cluster: id(name),
+            network: NetworkId::new(name).unwrap(),
+            gateways: vec![],
+            transports: vec![],
+            epoch,
+            left: false,
+            revision: 0,
+            evicted: false,
+        }
+    }
+
+    fn list(me: &str, others: &[&str]) -> Membership {
+        let mut m = Membership::new(id(me), BTreeMap::new());
+        m.set_self(record(me, 1));
+        m.merge(others.iter().map(|n| record(n, 1)));
+        m
+    }
+
+    #[test]
+    fn who_was_evicted_returns_only_by_a_new_join() {
+        let mut m = list("a", &["b", "c"]);
+        assert_eq!(m.evict(&id("a")), Err(EvictError::Itself(id("a"))));
+        assert_eq!(m.evict(&id("x")), Err(EvictError::Unknown(id("x"))));
+        assert_eq!(m.evict(&id("b")).unwrap().gone, [id("b")]);
+        assert_eq!(m.evict(&id("b")).unwrap(), Merged::default(), "once is enough");
+        for epoch in [1, 2, 3, 1 << 40] {
+            let back = m.introduce(&id("b"), record("b", epoch));
+            assert_eq!(back, Err(NotAMember::Evicted(id("b"))), "epoch {epoch}");
+        }
+        assert!(!m.merge([record("b", 1), record("b", 2)]).changed, "old gossip");
+        // Somebody who has not heard of it lets it speak, but not of an epoch that nobody opened.
+        let mut other = list("c", &["a", "b"]);
+        let _ = other.introduce(&id("b"), record("b", 1 << 40)).unwrap();
+        assert_eq!(other.get(&id("b")).unwrap().epoch, 1);
+        other.merge(m.all().values().cloned());
+        assert!(!other.is_member(&id("b")));
+        // Nor does one that has lost its list: what others know comes back, and wins.
+        let mut lost = list("c", &[]);
+        let _ = lost.introduce(&id("b"), record("b", 1 << 40)).unwrap();
+        m.merge(lost.all().values().cloned());
+        lost.merge(m.all().values().cloned());
+        assert!(!m.is_member(&id("b")) && !lost.is_member(&id("b")));
+        let again = m.admission(record("b", 0));
+        assert_eq!(m.merge([again]).arrived, [id("b")]);
+        assert!(m.introduce(&id("b"), record("b", 1)).is_ok());
+    }
+
+    #[test]
+    fn a_cluster_that_left_may_be_evicted_too() {
+        let mut m = list("a", &["b"]);
+        assert_eq!(m.left(&id("b")).gone, [id("b")]);
+        let merged = m.evict(&id("b")).unwrap();
+        assert!(merged.changed && merged.gone.is_empty());
+        assert_eq!(m.left(&id("b")), Merged::default());
+        assert_eq!(m.evicted().count(), 1);
+    }
+
+    #[test]
+    fn new_addresses_spread_after_a_restart_even_without_state() {
+        let mut a = list("a", &[]);
+        a.set_self(record("a", 5));
+        let mut b = list("b", &["a"]);
+        b.merge(a.all().values().cloned());
+        let moved = || Member { network: NetworkId::new("other").unwrap(), ..record("a", 1) };
+        let mut lost = Membership::new(id("a"), BTreeMap::new());
+        lost.set_self(moved());
+        assert!(!b.introduce(&id("a"), lost.get(&id("a")).unwrap().clone()).unwrap().changed, "it is of old");
+        lost.merge(b.all().values().cloned());
+        assert!(b.introduce(&id("a"), lost.get(&id("a")).unwrap().clone()).unwrap().changed);
+        assert_eq!(b.get(&id("a")).unwrap().network.as_str(), "other");
+        assert_eq!(b.digest(), {
+            lost.merge(b.all().values().cloned());
+            lost.digest()
+        });
+    }
+
+    proptest! {
+        /// Whatever the order and however often: the same records end in the same list.
+        #[test]
+        fn merging_is_commutative(
+            records in prop::collection::vec((0usize..4, 0u64..4, any::<bool>(), any::<bool>(), 0u64..3), 0..40),
+            order in any::<u64>(),
+        ) {
+            let records: Vec<Member> = records.into_iter().map(|(n, epoch, left, evicted, revision)| Member {
+                left: left || evicted, evicted, revision, ..record(["b", "c", "d", "e"][n], epoch)
+            }).collect();
+            let mut one = list("a", &[]);
+            one.merge(records.clone());
+            let mut other = list("a", &[]);
+            let mut shuffled = records.clone();
+            if !shuffled.is_empty() {
+                let by = usize::try_from(order % shuffled.len() as u64).unwrap();
+                shuffled.rotate_left(by);
+                shuffled.reverse();
+            }
+            for r in shuffled.into_iter().chain(records) {
+                other.merge([r]);
+            }
+            prop_assert_eq!(one.all(), other.all());
+            prop_assert_eq!(one.digest(), other.digest());
+        }
+    }
+}
