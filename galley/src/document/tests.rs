@@ -685,5 +685,5 @@ fn policies_of_the_federation() {
     };
     accepted(&export("east, west"));
     accepted(&export("*"));
-    rejected(&export("east,,west"), "metadata.annotations[flotilla.dev/export-to]", 0, "or * for all");
+    rejected(&export("east,,west"), "metadata.annotations[\"flotilla.dev/export-to\"]", 0, "or * for all");
 }

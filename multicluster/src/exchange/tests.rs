@@ -249,7 +249,7 @@ fn a_peer_is_told_only_what_is_for_it() {
     );
     // Taken from one peer only; what a peer never knew it does not hear of either.
     log.replace(with(&[("a", only(&["west"])), ("c", except(&["east"]))]));
-    assert_eq!(tell(&log, &mut imports), ["east: -b", "east: -a"]);
+    assert_eq!(tell(&log, &mut imports), ["east: -a", "east: -b"]);
     assert_eq!(
         (names(&imports["east"]), names(&imports["west"])),
         (vec![], vec!["a".to_owned(), "c".to_owned()])

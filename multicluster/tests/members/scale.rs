@@ -240,12 +240,14 @@ fn measure(n: usize, seconds: u64, replacement: Replacement) -> Row {
         if now.is_multiple_of(PUBLISH_MS) {
             let start = Instant::now();
             assert!(node.tick(now).is_empty(), "no lease lapses");
-            let dirty: Vec<_> = node.imports.iter_mut().map(|(_, i)| i.take_dirty()).enumerate().collect();
+            let dirty: Vec<_> =
+                node.imports.iter_mut().map(|(peer, i)| (peer.clone(), i.take_dirty())).collect();
             cpu += start.elapsed();
-            for (i, d) in dirty {
+            for (peer, d) in dirty {
+                // Peers are c1, c2 and so on; the import table has them in another order.
+                let i = peers.iter().position(|p| p.id == peer).unwrap();
                 for key in d.services {
-                    let weight = node.imports[&id(i + 1)].service(&key).unwrap().groups[0].healthy_weight;
-                    let _ = node.imports.len();
+                    let weight = node.imports[&peer].service(&key).unwrap().groups[0].healthy_weight;
                     if let Some(at) = told.remove(&(i, key, weight)) {
                         visible.push(now - at);
                     }

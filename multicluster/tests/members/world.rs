@@ -60,7 +60,6 @@ struct Stream {
 }
 
 pub(crate) struct Cluster {
-    pub(crate) id: ClusterId,
     pub(crate) node: Option<Node>,
     /// What restarts find: members, and imports as of the last save.
     members: BTreeMap<ClusterId, Member>,
@@ -155,9 +154,8 @@ impl World {
             happened: BTreeMap::new(),
             digest: 0,
         };
-        for i in 0..n {
+        for _ in 0..n {
             w.clusters.push(Cluster {
-                id: id(i),
                 node: None,
                 members: BTreeMap::new(),
                 imports: BTreeMap::new(),
