@@ -310,12 +310,14 @@ async fn a_hosts_own_datagrams_and_any_address() {
 
 #[tokio::test]
 async fn several_workers_and_a_change_of_cluster() {
+    // Also free as a port of TCP, and nobody else gets it until it is needed.
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let (a, b) = (echo("a").await, echo("b").await);
     let options = EngineOptions { workers: 3, ..EngineOptions::default() };
     let mut p = Proxy::with(options, Hooks::default())
         .cluster(cluster(C, &[a]))
         .cluster(cluster("other", &[b]))
-        .listener(udp(UdpProxy::to(C)))
+        .listener(Listener { address: port.local_addr().unwrap(), ..udp(UdpProxy::to(C)) })
         .run();
     let clients: Vec<Client> = futures::future::join_all((0..24).map(|_| Client::new(&p))).await;
     let mut before = Vec::new();
@@ -331,7 +333,7 @@ async fn several_workers_and_a_change_of_cluster() {
     tokio::time::sleep(Duration::from_millis(600)).await;
     assert_eq!(clients[0].ask("y").await, before[0]);
     let address = p.address("l");
-    p.snap.listeners.insert("l".into(), Arc::new(udp(UdpProxy::to("other"))));
+    p.snap.listeners.insert("l".into(), Arc::new(Listener { address, ..udp(UdpProxy::to("other")) }));
     assert_eq!(p.apply().rejected, []);
     assert_eq!(p.address("l"), address, "the socket stays");
     until("sessions end", || p.engine.status().clusters[C].connections == 0).await;
@@ -350,6 +352,7 @@ async fn several_workers_and_a_change_of_cluster() {
     let tcp = Listener { filter_chains: vec![chain(vec![tcp_filter(C)])], ..same("tcp", None) };
     p.snap.listeners.insert("tcp".into(), Arc::new(tcp));
     p.snap.listeners.insert("l".into(), Arc::new(same("l", Some(Box::new(UdpProxy::to(C))))));
+    drop(port);
     let report = p.apply();
     assert_eq!(report.rejected.len(), 1, "{report:?}");
     assert_eq!(report.rejected[0].1, "twin");
