@@ -99,6 +99,13 @@ fn what_cannot_be_honoured_is_named_and_all_of_it() {
     ] {
         assert!(problems.iter().any(|p| p.starts_with(wanted)), "{wanted}: {problems:?}");
     }
+    // Nobody is there to be asked.
+    let text = PAIR.replace(
+        "stat_prefix: in\n          cluster: backend",
+        "stat_prefix: in\n          on_demand: {odcds_config: {ads: {}}}\n          cluster: backend",
+    );
+    let p = Bootstrap::from_yaml(&text).unwrap_err();
+    assert!(p.len() == 1 && p[0].contains("on_demand of") && p[0].contains("DELTA_GRPC"), "{p:?}");
     // A word that no message has ends the reading.
     let p = Bootstrap::from_yaml(&PAIR.replace("cluster_name:", "cluster_nam:")).unwrap_err();
     assert_eq!(p.len(), 1);

@@ -134,3 +134,80 @@ impl Hosts {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn host(name: &str, domains: &[&str]) -> VirtualHost {
+        VirtualHost {
+            name: name.into(),
+            domains: domains.iter().map(|d| (*d).to_owned()).collect(),
+            require_tls: false,
+            routes: vec![],
+            request_headers: Default::default(),
+            response_headers: Default::default(),
+            filters: Default::default(),
+        }
+    }
+
+    fn routes(name: &str, static_host: VirtualHost) -> Routes {
+        let on_demand = Some(OnDemandHosts::default());
+        let config = RouteConfiguration { name: name.into(), virtual_hosts: vec![static_host], on_demand };
+        BTreeMap::from([(name.to_owned(), Arc::new(config))])
+    }
+
+    fn take(h: &mut Hosts, r: &Routes, name: &str, domains: &[&str], aliases: &[&str]) -> Result<(), String> {
+        let any = codec::encode_virtual_host(&host(name, domains));
+        let aliases = aliases.iter().map(|a| (*a).to_owned()).collect();
+        h.take(r, &pb::Resource { name: name.into(), aliases, ..Default::default() }, &any)
+    }
+
+    fn merged(h: &mut Hosts, r: &Routes, name: &str) -> Vec<String> {
+        let mut all = r.clone();
+        h.merge(&mut all);
+        all[name].on_demand.as_ref().unwrap().hosts.keys().cloned().collect()
+    }
+
+    #[test]
+    fn hosts_find_their_routes_and_leave_by_any_name() {
+        // A name with a slash of its own.
+        let r = routes("a/b", host("static", &["Static.test"]));
+        let mut h = Hosts::default();
+        take(&mut h, &r, "a/b/x", &["x"], &["a/b/x", "a/b/y"]).unwrap();
+        assert!(take(&mut h, &r, "a/x", &["z"], &[]).unwrap_err().contains("no route configuration"));
+        assert!(h.resolve("a/b/y").is_some() && !h.is_in(&r, "a/b/y"), "not yet in force");
+        let mut all = r.clone();
+        h.merge(&mut all);
+        assert!(h.is_in(&all, "a/b/y"));
+        // Merged once while nothing changes.
+        let mut again = r.clone();
+        h.merge(&mut again);
+        assert!(Arc::ptr_eq(&all["a/b"], &again["a/b"]));
+        // One of two names leads to nothing: the other one still does.
+        h.remove("a/b/y");
+        assert!(h.resolve("a/b/y").is_none());
+        assert_eq!(merged(&mut h, &r, "a/b"), ["a/b/x"]);
+        h.remove("a/b/x");
+        assert!(merged(&mut h, &r, "a/b").is_empty());
+    }
+
+    #[test]
+    fn a_domain_has_one_host() {
+        let r = routes("r", host("static", &["Static.test"]));
+        let mut h = Hosts::default();
+        take(&mut h, &r, "r/a", &["a", "b"], &[]).unwrap();
+        take(&mut h, &r, "r/a", &["a", "c"], &[]).unwrap();
+        for (domain, owner) in [("static.TEST", "static"), ("C", "r/a")] {
+            let e = take(&mut h, &r, "r/other", &[domain], &[]).unwrap_err();
+            assert!(e.starts_with("domains: ") && e.contains(owner), "{e}");
+        }
+        take(&mut h, &r, "r/other", &["b"], &[]).unwrap();
+        assert_eq!(merged(&mut h, &r, "r"), ["r/a", "r/other"]);
+        // What the routes themselves say from now on counts.
+        let r = routes("r", host("static", &["b"]));
+        assert_eq!(merged(&mut h, &r, "r"), ["r/a"]);
+        h.prune(&BTreeMap::new());
+        assert_eq!(h.names().count(), 0);
+    }
+}

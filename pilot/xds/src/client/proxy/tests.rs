@@ -13,10 +13,11 @@ use crate::{
     client::{Endpoint, Mode},
     codec, pb,
     server::{AdsService, PeerInfo, ResourceSource, conn},
-    type_url::{ECDS, EDS, RDS, SDS},
+    type_url::{ECDS, EDS, SDS},
 };
 
 mod foreign;
+mod on_demand;
 
 /// A control plane with resources that a test sets.
 struct Fixed {

@@ -1,7 +1,15 @@
-use std::time::Duration;
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use tokio::sync::Notify;
 
 use super::*;
-use crate::type_url::{CDS, RESOURCE};
+use crate::{
+    client::Subscriptions,
+    type_url::{CDS, RESOURCE},
+};
 
 #[derive(Default)]
 struct Seen {
@@ -141,4 +149,50 @@ fn a_server_that_repeats_what_was_refused_is_answered_ever_more_slowly() {
     let pauses: Vec<u128> = (0..9).map(|_| refuse("1")).collect();
     assert_eq!(pauses, [0, 200, 400, 800, 1600, 3200, 6400, 10_000, 10_000]);
     assert_eq!(refuse("2"), 0, "another version is another matter");
+}
+
+/// What is sent for wanted names, on a stream that has come so far.
+#[tokio::test]
+async fn names_stand_beside_all_and_are_asked_for_again() {
+    let shared = Shared { wanted: Mutex::default(), again: Mutex::default(), changed: Notify::new() };
+    let shared = Arc::new(shared);
+    let subscriptions = Subscriptions(shared.clone());
+    let set = |names: &[&str]| names.iter().map(|n| (*n).to_owned()).collect::<BTreeSet<_>>();
+    let version = |n: &str| (n.to_owned(), "1".to_owned());
+    let mut known = Known::from([(CDS.to_owned(), [version("a"), version("b")].into())]);
+    let (mut sent, mut node) = (BTreeMap::new(), None);
+    let (tx, mut rx) = mpsc::channel(9);
+    macro_rules! sends {
+        ($subscribe:expr, $unsubscribe:expr) => {
+            subscribe_delta(&shared, &mut known, &mut sent, &mut node, &tx).await.unwrap();
+            let r = rx.try_recv().unwrap();
+            assert_eq!(r.resource_names_subscribe, $subscribe as [&str; _]);
+            assert_eq!(r.resource_names_unsubscribe, $unsubscribe as [&str; _]);
+        };
+    }
+    subscriptions.subscribe(CDS, Names::All);
+    sends!([], []);
+    subscriptions.subscribe(CDS, Names::AllAnd(set(&["a", "c"])));
+    sends!(["a", "c"], []);
+    subscriptions.again(CDS, set(&["c", "gone"]));
+    sends!(["c"], []);
+    subscriptions.subscribe(CDS, Names::AllAnd(set(&["c"])));
+    sends!([], ["a"]);
+    assert_eq!(known[CDS].keys().collect::<Vec<_>>(), ["b"], "given up is not had");
+    subscriptions.subscribe(CDS, Names::All);
+    sends!([], ["c"]);
+    subscribe_delta(&shared, &mut known, &mut sent, &mut node, &tx).await.unwrap();
+    assert!(rx.try_recv().is_err(), "nothing changed");
+    // On a new stream no name may stand for all.
+    subscriptions.subscribe(CDS, Names::AllAnd(set(&["c"])));
+    sent.clear();
+    sends!(["c", "*"], []);
+}
+
+#[tokio::test]
+async fn aliases_without_a_resource_stand_for_nothing() {
+    let mut c = Client::new();
+    let r = pb::Resource { name: "r/a".into(), aliases: vec!["r/b".into()], ..Default::default() };
+    assert!(c.delta(vec![r]).error_detail.is_none());
+    assert_eq!((c.seen.changed.len(), &*c.seen.removed), (0, &["r/b".to_owned()][..]));
 }
