@@ -22,6 +22,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 /// What a name that is subscribed gets.
 #[derive(Clone)]
+#[allow(clippy::large_enum_variant)] // A few of them, in a test.
 pub(crate) enum Answer {
     /// This, after a while.
     Resource(Resource, Duration),
