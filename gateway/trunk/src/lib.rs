@@ -14,6 +14,7 @@
 //! Not here yet: relays, migration policy, datagrams, a congestion controller of our own (quinn's BBR
 //! is used, since CUBIC collapses on a pooled connection with loss).
 
+pub mod congestion;
 mod endpoint;
 mod stream;
 mod watch;
