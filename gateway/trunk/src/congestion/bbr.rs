@@ -45,6 +45,11 @@ const CYCLE: Duration = Duration::from_secs(2);
 /// A probe comes after as many rounds at the latest, for a fair share beside loss-based flows on short paths.
 const CYCLE_ROUNDS: f64 = 63.0;
 const EXTRA_ACKED_ROUNDS: u64 = 5;
+/// Part of what was just delivered that is offered to see whether loss goes away, and what passes for it.
+const TEST: f64 = 0.75;
+const TESTED: f64 = 0.9;
+/// A path's own loss is tested again after this long even if it explains what is lost.
+const RETEST: Duration = Duration::from_secs(10);
 
 /// Makes [`Bbr`] controllers.
 #[derive(Debug, Clone, Default)]
@@ -107,7 +112,7 @@ struct Round {
     bandwidth: f64,
     volume: u64,
     app_limited: bool,
-    /// In flight when a packet was sent that was then lost.
+    /// In flight when the first packet was sent that was then lost.
     lost_in_flight: u64,
 }
 
@@ -145,6 +150,11 @@ pub struct Bbr {
     wait: Duration,
     raise: f64,
     random: u64,
+    // Whose loss it is: rate delivered before the test, whether loss was unexplained since, whether it was tested.
+    reference: f64,
+    doubt: bool,
+    tested: bool,
+    tested_at: Instant,
     // Probing the round trip.
     probe_done: Option<Instant>,
     probe_rtt: Option<Duration>,
@@ -186,6 +196,10 @@ impl Bbr {
             wait: CYCLE,
             raise: 1.0,
             random: seed | 1,
+            reference: 0.0,
+            doubt: false,
+            tested: true,
+            tested_at: now,
             probe_done: None,
             probe_rtt: None,
             extra: [(0, 0); 2],
@@ -214,6 +228,9 @@ impl Bbr {
         (self.mode, self.mode_at, self.mode_rounds) = (mode, now, 0);
         match mode {
             Mode::Down => {
+                let old =
+                    now.saturating_duration_since(self.tested_at) > RETEST && self.own_loss.rate() > 0.0;
+                self.tested = !(self.doubt || old);
                 // xorshift64: only the times of probes depend on it.
                 self.random ^= self.random << 13;
                 self.random ^= self.random >> 7;
@@ -244,8 +261,16 @@ impl Bbr {
         let excess = r.marked || self.own_loss.excess(packets, lost);
         let bandwidth = self.max_bandwidth();
         let grew = self.mode == Mode::Startup && bandwidth >= self.full_bandwidth * FULL_GROWTH;
-        if took > 0.0 {
-            self.own_loss.learn(packets, lost, (r.acked + r.lost) as f64 / took, bandwidth, grew);
+        let offered = (r.acked + r.lost) as f64 / took.max(1e-6);
+        if grew || (self.mode == Mode::Down && offered <= TESTED * self.reference) {
+            self.own_loss.learn(packets, lost);
+            self.tested |= self.mode == Mode::Down;
+        } else {
+            self.own_loss.relax(packets, lost);
+        }
+        self.doubt |= excess && !grew;
+        if self.mode != Mode::Down {
+            self.reference = r.bandwidth;
         }
         match self.mode {
             Mode::Startup => self.startup_round(&r, excess, grew),
@@ -303,7 +328,12 @@ impl Bbr {
         match self.mode {
             Mode::Startup if self.full => self.enter(Mode::Drain, now),
             Mode::Drain if drained || self.mode_rounds > 4 => self.enter(Mode::Down, now),
-            Mode::Down if drained && self.mode_rounds > 0 => self.enter(Mode::Cruise, now),
+            Mode::Down if drained && self.mode_rounds > 0 && (self.tested || self.mode_rounds > 4) => {
+                if self.tested {
+                    (self.doubt, self.tested_at) = (false, now);
+                }
+                self.enter(Mode::Cruise, now);
+            }
             _ => {}
         }
         if matches!(self.mode, Mode::Down | Mode::Cruise) {
@@ -358,6 +388,9 @@ impl Bbr {
             Mode::Refill | Mode::Up | Mode::Startup => self.inflight_long,
             _ => self.inflight_long * HEADROOM,
         });
+        if self.mode == Mode::Down && !self.tested {
+            target = target.min(TEST * self.reference * self.smoothed.as_secs_f64());
+        }
         let target = target.min(self.inflight_short) as u64;
         self.window = if self.full {
             target.min(self.window + acked)
@@ -439,7 +472,9 @@ impl Controller for Bbr {
         let in_flight = self.sampler.on_loss(sent, lost).unwrap_or(self.window);
         self.round.lost += lost;
         self.round.marked |= lost == 0;
-        self.round.lost_in_flight = self.round.lost_in_flight.max(in_flight);
+        if self.round.lost_in_flight == 0 {
+            self.round.lost_in_flight = in_flight;
+        }
         if persistent {
             // Nothing came through for several round trips: begin small, the model is where to grow back to.
             self.window = self.min_window();
