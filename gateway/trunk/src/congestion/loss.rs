@@ -36,23 +36,19 @@ impl OwnLoss {
         lost > packets * (own + THRESHOLD) + 2.0 * (packets * own.max(0.005)).sqrt() + 1.0
     }
 
-    /// Whether a round offered so little (bytes per second) that its loss is not ours. `max` is the model's bandwidth:
-    /// a token bucket makes it too great for a while, so the last rounds' deliveries count too.
-    pub(super) fn below(&self, offered: f64, max: f64, app_limited: bool) -> bool {
-        let delivered = self.delivered.iter().copied().fold(f64::INFINITY, f64::min);
-        offered <= BELOW * delivered || (app_limited && offered <= FAR_BELOW * max)
+    /// Learns from a round whose loss cannot be ours.
+    pub(super) fn learn(&mut self, packets: f64, lost: f64) {
+        (self.packets, self.lost) = (self.packets + packets, self.lost + lost);
+        if self.packets > PACKETS {
+            (self.packets, self.lost) = (self.packets / 2.0, self.lost / 2.0);
+        }
     }
 
-    /// Learns from a round in which `delivered` bytes per second arrived; upwards only if its loss is not ours.
-    pub(super) fn learn(&mut self, packets: f64, lost: f64, delivered: f64, below: bool) {
-        self.delivered = [self.delivered[1], self.delivered[2], delivered];
-        if packets < 1.0 {
-            return;
-        }
-        let far_less = lost < packets * self.rate - 2.0 * (packets * self.rate).sqrt();
-        if below || far_less {
-            let weight = (packets / PACKETS).min(WEIGHT);
-            self.rate = (self.rate + weight * (lost / packets - self.rate)).clamp(0.0, MOST);
+    /// Learns from any other round, if it lost clearly less.
+    pub(super) fn relax(&mut self, packets: f64, lost: f64) {
+        let own = packets * self.rate();
+        if lost < own - 2.0 * own.sqrt() {
+            self.learn(packets, lost);
         }
     }
 }
