@@ -16,6 +16,8 @@ use quinn_proto::{
     crypto::rustls::{QuicClientConfig, QuicServerConfig},
 };
 
+use crate::paced::{self, Pace};
+
 pub(crate) type Factory = Arc<dyn ControllerFactory + Send + Sync>;
 
 /// What lies between the ends.
@@ -76,6 +78,8 @@ struct End {
 struct Packet {
     to: usize,
     bytes: BytesMut,
+    /// No packet, but the time of a request on this stream.
+    request: Option<usize>,
 }
 
 struct World {
@@ -89,6 +93,7 @@ struct World {
     random: u64,
     flows: Vec<Flow>,
     waits: (f64, u64),
+    pace: Option<Pace>,
 }
 
 fn address(end: usize) -> SocketAddr {
@@ -122,6 +127,30 @@ fn tls() -> (ClientConfig, ServerConfig) {
 /// begins at `warm` and ends at `until`.
 pub(crate) fn run(link: Link, controllers: &[Factory], warm: u64, until: u64) -> Seen {
     let t0 = Instant::now();
+    build(link, controllers, t0).drive(t0, Duration::from_secs(warm), Duration::from_secs(until))
+}
+
+/// Requests of 1 KiB on 64 streams, each every 40 ms for four seconds, and loss in both directions: milliseconds from
+/// when each was due to its answer, sorted.
+pub(crate) fn requests(link: Link, controller: Factory) -> Vec<f64> {
+    let t0 = Instant::now();
+    let mut w = build(link, &[controller], t0);
+    let p = Pace::new(64, Duration::from_millis(40), 100, t0 + Duration::from_secs(1));
+    for (at, stream) in p.schedule() {
+        w.sequence += 1;
+        w.packets.insert(w.sequence, Packet { to: 0, bytes: BytesMut::new(), request: Some(stream) });
+        w.flying.push(Reverse((at, w.sequence)));
+    }
+    let sent = p.streams * (p.requests as usize - 26);
+    w.pace = Some(p);
+    w.drive(t0, Duration::from_secs(1), Duration::from_secs(200));
+    let mut took = w.pace.take().map(|p| p.took).unwrap_or_default();
+    assert!(took.len() >= sent, "{} of {sent} were answered", took.len());
+    took.sort_by(f64::total_cmp);
+    took
+}
+
+fn build(link: Link, controllers: &[Factory], t0: Instant) -> World {
     let mut w = World {
         link,
         ends: Vec::new(),
@@ -133,14 +162,16 @@ pub(crate) fn run(link: Link, controllers: &[Factory], warm: u64, until: u64) ->
         random: 0x9e37_79b9_7f4a_7c15,
         flows: vec![Flow::default(); controllers.len()],
         waits: (0.0, 0),
+        pace: None,
     };
     let (client, server) = tls();
     for (n, factory) in controllers.iter().enumerate() {
         let mut t = TransportConfig::default();
         t.congestion_controller_factory(factory.clone())
-            .send_window(4 << 20)
+            .send_window(32 << 20)
             .receive_window(VarInt::from_u32(64 << 20))
             .stream_receive_window(VarInt::from_u32(64 << 20))
+            .max_concurrent_bidi_streams(paced::STREAMS)
             .max_idle_timeout(None);
         let t = Arc::new(t);
         let (mut client, mut server) = (client.clone(), server.clone());
@@ -163,7 +194,7 @@ pub(crate) fn run(link: Link, controllers: &[Factory], warm: u64, until: u64) ->
         let e = &mut w.ends[end];
         e.connection = Some(e.endpoint.connect(e.starts, client, to, "peer").unwrap());
     }
-    w.drive(t0, Duration::from_secs(warm), Duration::from_secs(until))
+    w
 }
 
 impl World {
@@ -174,7 +205,7 @@ impl World {
             let at = self.ends[n].starts;
             self.sequence += 1;
             // Wakes the dialling end.
-            self.packets.insert(self.sequence, Packet { to: n, bytes: BytesMut::new() });
+            self.packets.insert(self.sequence, Packet { to: n, bytes: BytesMut::new(), request: None });
             self.flying.push(Reverse((at, self.sequence)));
         }
         loop {
@@ -188,7 +219,8 @@ impl World {
                 (Some(p), Some((t, _))) => p.min(t),
                 (Some(p), None) => p,
                 (None, Some((t, _))) => t,
-                (None, None) => panic!("nothing will ever happen"),
+                // Everything was answered.
+                (None, None) => break,
             };
             if now >= t0 + until {
                 break;
@@ -201,7 +233,11 @@ impl World {
             let end = if packet == Some(now) {
                 let Reverse((_, sequence)) = self.flying.pop().unwrap();
                 let p = self.packets.remove(&sequence).unwrap();
-                self.receive(now, p.to, p.bytes);
+                if let (Some(stream), Some(pace)) = (p.request, &mut self.pace) {
+                    pace.send(&mut self.ends[p.to].connection.as_mut().expect("connected").1, stream);
+                } else {
+                    self.receive(now, p.to, p.bytes);
+                }
                 p.to
             } else {
                 let n = timer.unwrap().1;
@@ -246,7 +282,7 @@ impl World {
     fn pump(&mut self, now: Instant, end: usize) {
         let e = &mut self.ends[end];
         let Some((handle, c)) = &mut e.connection else { return };
-        if end % 2 == 0 {
+        if end % 2 == 0 && self.pace.is_none() {
             if e.stream.is_none() && !c.is_handshaking() {
                 e.stream = c.streams().open(Dir::Uni);
             }
@@ -257,7 +293,19 @@ impl World {
         }
         while let Some(event) = c.poll() {
             match event {
-                Event::Stream(StreamEvent::Opened { .. }) => e.stream = c.streams().accept(Dir::Uni),
+                Event::Stream(StreamEvent::Opened { dir: Dir::Uni }) => {
+                    e.stream = c.streams().accept(Dir::Uni)
+                }
+                Event::Stream(StreamEvent::Opened { dir: Dir::Bi }) => {
+                    while let Some(id) = c.streams().accept(Dir::Bi) {
+                        paced::echo(c, id);
+                    }
+                }
+                Event::Stream(StreamEvent::Readable { id }) => match &mut self.pace {
+                    Some(p) if end == 0 => p.receive(now, c, id),
+                    Some(_) => paced::echo(c, id),
+                    None => {}
+                },
                 Event::ConnectionLost { reason } => panic!("connection lost: {reason}"),
                 _ => {}
             }
@@ -285,7 +333,7 @@ impl World {
         for bytes in out {
             if let Some(at) = self.carry(now, end, bytes.len() as f64) {
                 self.sequence += 1;
-                self.packets.insert(self.sequence, Packet { to: end ^ 1, bytes });
+                self.packets.insert(self.sequence, Packet { to: end ^ 1, bytes, request: None });
                 self.flying.push(Reverse((at, self.sequence)));
             }
         }
@@ -294,15 +342,15 @@ impl World {
     /// When a packet arrives, if it does. Only data meet the bottleneck.
     fn carry(&mut self, now: Instant, from: usize, size: f64) -> Option<Instant> {
         let half = self.link.rtt / 2;
-        if from % 2 == 1 {
-            return Some(now + half);
-        }
-        let flow = &mut self.flows[from / 2];
-        flow.sent += 1;
         self.random ^= self.random << 13;
         self.random ^= self.random >> 7;
         self.random ^= self.random << 17;
         let mut dropped = (self.random >> 11) as f64 / ((1_u64 << 53) as f64) < self.link.loss;
+        if from % 2 == 1 {
+            return (!dropped || self.pace.is_none()).then_some(now + half);
+        }
+        let flow = &mut self.flows[from / 2];
+        flow.sent += 1;
         let mut at = now;
         if let Some(burst) = self.link.policer {
             let (tokens, since) = self.tokens;

@@ -1,10 +1,11 @@
 //! Congestion control over links in virtual time: properties as ratios to CUBIC's over the same link.
 
 mod link;
+mod paced;
 
 use std::sync::Arc;
 
-use link::{Factory, Link, Seen, run};
+use link::{Factory, Link, Seen, requests, run};
 use mesh_trunk::congestion::BbrConfig;
 use quinn::congestion::CubicConfig;
 
@@ -62,6 +63,26 @@ fn seven_in_a_hundred_lost_at_random() {
 fn a_long_path_with_loss() {
     let [ours, cubic] = both("600 ms, 7 % lost", Link { loss: 0.07, ..Link::new(5.0, 600, 1.0) }, 20, 50);
     assert!(ours.used > 0.6 && ours.used > 10.0 * cubic.used, "{ours:?} {cubic:?}");
+}
+
+/// Sessions offer 13 Mbit/s; the link has seven times as much and loses packets in both directions.
+#[test]
+fn small_requests_on_a_lossy_link() {
+    for (name, loss) in [("1 % lost", 0.01), ("7 % lost", 0.07)] {
+        let [ours, cubic] = [("bbr", bbr()), ("cubic", cubic())].map(|(who, f)| {
+            let took = requests(Link { loss, ..Link::new(100.0, 20, 1.0) }, f);
+            let at = |part: f64| took[(took.len() as f64 * part) as usize];
+            println!(
+                "{name:<20} {who:<12} p50 {:.1}, p99 {:.1}, p99.9 {:.1} ms",
+                at(0.5),
+                at(0.99),
+                at(0.999)
+            );
+            at(0.99)
+        });
+        assert!(ours < 60.0 || loss > 0.01, "{ours} ms");
+        assert!(ours < cubic / 4.0, "{ours} ms, CUBIC's {cubic} ms");
+    }
 }
 
 #[test]
