@@ -26,7 +26,7 @@ pub use self::cluster::{Cluster, NAMESPACE, Workload};
 use self::janitor::Janitor;
 use crate::{
     programs::{self, Said, must},
-    wan::Wan,
+    wan::{Rule, Wan},
 };
 
 /// User and group of proxies.
@@ -64,6 +64,14 @@ impl World {
     /// # Errors
     /// Not root, a missing tool, or a part that does not come up.
     pub async fn start(options: &Options) -> anyhow::Result<Self> {
+        Self::start_over(options, Rule::CLEAN).await
+    }
+
+    /// The same over a link that is so from the first frame.
+    ///
+    /// # Errors
+    /// As [`World::start`].
+    pub async fn start_over(options: &Options, link: Rule) -> anyhow::Result<Self> {
         let begun = Instant::now();
         static WORLDS: AtomicU32 = AtomicU32::new(0);
         if !rustix::process::geteuid().is_root() {
@@ -90,6 +98,7 @@ impl World {
             clusters.push(c);
         }
         let wan = Wan::start(&wan, &ports)?;
+        wan.set_all(link);
         let mut world = Self { clusters, wan, dir, _janitor: janitor };
         world.bring_up().await?;
         println!(

@@ -24,5 +24,7 @@ mod spread;
 mod support;
 #[path = "netns/trunk.rs"]
 mod trunk;
+#[path = "netns/trunk_load.rs"]
+mod trunk_load;
 #[path = "netns/udp.rs"]
 mod udp;

@@ -13,6 +13,7 @@ use anyhow::{Context, ensure};
 use mesh_agent::{Agent, AgentOptions, ProxyArgs, Restart};
 use mesh_identity::SecretStore;
 use mesh_proxy::Hooks;
+use mesh_trunk::{TrunkOptions, congestion::Congestion};
 use mesh_xds::NodeKind;
 use prometheus_client::registry::Registry;
 
@@ -27,6 +28,9 @@ pub struct GatewayArgs {
     /// The gateway's own east-west listener, to which sessions from trunks are handed
     #[arg(long, default_value = "127.0.0.1:15443")]
     trunk_deliver: SocketAddr,
+    /// Congestion control of the trunk: `bbr` measures what the path delivers, `cubic` shrinks at every loss
+    #[arg(long, default_value_t)]
+    trunk_congestion: Congestion,
     /// Directory of server credentials: `<name>/tls.crt`, `<name>/tls.key` and optionally
     /// `<name>/ca.crt` serve `credentialName: <name>`; changes are picked up
     #[arg(long)]
@@ -45,8 +49,10 @@ pub async fn run(args: GatewayArgs) -> anyhow::Result<()> {
     let _credentials = args.credentials.map(|dir| credentials::follow(dir, store.clone()));
     let mut hooks = Hooks { spans: tracing.spans(), ..Hooks::default() };
     if let Some(listen) = args.trunk {
-        let dialer = trunk::start(listen, args.trunk_deliver, &store, &mut registry)
-            .with_context(|| format!("--trunk {listen}"))?;
+        let options =
+            TrunkOptions { listen, deliver_to: args.trunk_deliver, congestion: args.trunk_congestion };
+        let dialer =
+            trunk::start(options, &store, &mut registry).with_context(|| format!("--trunk {listen}"))?;
         hooks.dialer = Some(dialer);
     }
     // The connections of QUIC are in the process, not in the socket.

@@ -15,13 +15,12 @@ use tokio::runtime::Handle;
 
 /// Binds the trunk on the current runtime and answers with the engine's way into it.
 pub(crate) fn start(
-    listen: SocketAddr,
-    deliver_to: SocketAddr,
+    options: TrunkOptions,
     secrets: &SecretStore,
     registry: &mut Registry,
 ) -> Result<Arc<dyn Dialer>, TrunkError> {
     let metrics = TrunkMetrics::register(registry);
-    let trunk = Trunk::start(TrunkOptions { listen, deliver_to }, secrets, metrics)?;
+    let trunk = Trunk::start(options, secrets, metrics)?;
     Ok(Arc::new(TrunkDialer { trunk: Arc::new(trunk), runtime: Handle::current() }))
 }
 

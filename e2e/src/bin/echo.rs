@@ -6,7 +6,7 @@ use std::{
 };
 
 use clap::Parser;
-use mesh_testkit::{control, echo};
+use mesh_testkit::{control, echo, paced};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -21,11 +21,13 @@ struct Args {
     #[arg(long, default_value = "0.0.0.0")]
     listen: IpAddr,
     /// Unix socket by which a test orders calls
-    #[arg(long, required_unless_present = "page")]
+    #[arg(long, required_unless_present_any = ["page", "paced"])]
     control: Option<PathBuf>,
     /// Serves only one page, here, and nothing of a workload
     #[arg(long)]
     page: Option<SocketAddr>,
+    #[command(flatten)]
+    pace: paced::Paced,
 }
 
 #[tokio::main]
@@ -33,6 +35,10 @@ async fn main() -> anyhow::Result<()> {
     let args = Args::parse();
     if let Some(at) = args.page {
         return page(at, &args.identity.workload).await;
+    }
+    if let Some(host) = &args.pace.paced {
+        println!("{}", serde_json::to_string(&paced::run(&args.pace, host).await?)?);
+        return Ok(());
     }
     let control = args.control.unwrap_or_default();
     tokio::select! {

@@ -9,6 +9,7 @@
 pub mod call;
 pub mod control;
 pub mod echo;
+pub mod paced;
 pub mod websocket;
 
 /// Ports of the echo workload.

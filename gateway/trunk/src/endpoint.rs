@@ -16,7 +16,6 @@ use mesh_model::{
 use prometheus_client::{metrics::counter::Counter, registry::Registry};
 use quinn::{
     ClientConfig, Connection, Endpoint, ServerConfig, TransportConfig, VarInt,
-    congestion::BbrConfig,
     crypto::rustls::{QuicClientConfig, QuicServerConfig},
 };
 use rustls::pki_types::CertificateDer;
@@ -24,6 +23,7 @@ use tokio::{net::TcpStream, sync::Semaphore, task::JoinHandle};
 
 use crate::{
     ALPN, TrunkStream,
+    congestion::Congestion,
     watch::{self, KEEP_ALIVE, Lost},
 };
 
@@ -50,6 +50,8 @@ pub struct TrunkOptions {
     pub listen: SocketAddr,
     /// The gateway's own east-west listener, to which accepted sessions are handed.
     pub deliver_to: SocketAddr,
+    /// Congestion control of every connection, in the direction from this gateway.
+    pub congestion: Congestion,
 }
 
 /// Why it could not start.
@@ -128,7 +130,7 @@ impl Drop for Trunk {
     }
 }
 
-fn transport() -> Arc<TransportConfig> {
+fn transport(congestion: Congestion) -> Arc<TransportConfig> {
     let mut t = TransportConfig::default();
     t.max_concurrent_bidi_streams(VarInt::from_u32(STREAMS))
         .max_concurrent_uni_streams(VarInt::from_u32(0))
@@ -139,7 +141,7 @@ fn transport() -> Arc<TransportConfig> {
         .stream_receive_window(VarInt::from_u32(1 << 20))
         .receive_window(VarInt::from_u32(16 << 20))
         .send_window(16 << 20)
-        .congestion_controller_factory(Arc::new(BbrConfig::default()));
+        .congestion_controller_factory(congestion.factory());
     Arc::new(t)
 }
 
@@ -169,9 +171,9 @@ impl Trunk {
         let tls = |e: quinn::crypto::rustls::NoInitialCipherSuite| TrunkError::Tls(e.to_string());
         let server = QuicServerConfig::try_from(server).map_err(tls)?;
         let mut server = ServerConfig::with_crypto(Arc::new(server));
-        server.transport_config(transport());
+        server.transport_config(transport(options.congestion));
         let mut client = ClientConfig::new(Arc::new(QuicClientConfig::try_from(client).map_err(tls)?));
-        client.transport_config(transport());
+        client.transport_config(transport(options.congestion));
         let mut endpoint =
             Endpoint::server(server, options.listen).map_err(|e| TrunkError::Bind(options.listen, e))?;
         endpoint.set_default_client_config(client);

@@ -11,9 +11,9 @@
 //! pass, TCP takes over within [`QUIC_PATIENCE`], when it stops passing within two seconds, and QUIC is
 //! tried again later; the sessions of a gateway that died end within two seconds.
 //!
-//! Not here yet: relays, migration policy, datagrams, a congestion controller of our own (quinn's BBR
-//! is used, since CUBIC collapses on a pooled connection with loss).
+//! Not here yet: relays, migration policy, datagrams.
 
+pub mod congestion;
 mod endpoint;
 mod stream;
 mod watch;

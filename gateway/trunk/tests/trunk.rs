@@ -4,7 +4,7 @@ use std::{net::SocketAddr, sync::Arc, time::Instant};
 
 use mesh_identity::{SecretStore, TRUST_BUNDLE, WORKLOAD_SVID};
 use mesh_model::ClusterId;
-use mesh_trunk::{Path, Trunk, TrunkMetrics, TrunkOptions};
+use mesh_trunk::{Path, Trunk, TrunkMetrics, TrunkOptions, congestion::Congestion};
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair, SanType,
 };
@@ -50,7 +50,8 @@ fn gateway(root: &Ca, trust: &Ca, cluster: &str) -> Arc<SecretStore> {
 }
 
 fn start(secrets: &SecretStore, deliver_to: SocketAddr) -> Trunk {
-    let options = TrunkOptions { listen: "127.0.0.1:0".parse().unwrap(), deliver_to };
+    let options =
+        TrunkOptions { listen: "127.0.0.1:0".parse().unwrap(), deliver_to, congestion: Congestion::Bbr };
     Trunk::start(options, secrets, TrunkMetrics::default()).unwrap()
 }
 
