@@ -8,8 +8,6 @@
 mod capture;
 #[path = "netns/failure.rs"]
 mod failure;
-#[path = "netns/loss.rs"]
-mod loss;
 #[path = "netns/matrix.rs"]
 mod matrix;
 #[path = "netns/policy.rs"]

@@ -282,7 +282,7 @@ impl World {
     fn pump(&mut self, now: Instant, end: usize) {
         let e = &mut self.ends[end];
         let Some((handle, c)) = &mut e.connection else { return };
-        if end % 2 == 0 && self.pace.is_none() {
+        if end.is_multiple_of(2) && self.pace.is_none() {
             if e.stream.is_none() && !c.is_handshaking() {
                 e.stream = c.streams().open(Dir::Uni);
             }
