@@ -22,6 +22,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 /// What a name that is subscribed gets.
 #[derive(Clone)]
+#[expect(clippy::large_enum_variant, reason = "a script has a handful")]
 pub(crate) enum Answer {
     /// This, after a while.
     Resource(Resource, Duration),
