@@ -22,7 +22,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 /// What a name that is subscribed gets.
 #[derive(Clone)]
-#[allow(clippy::large_enum_variant)] // A few of them, in a test.
+#[expect(clippy::large_enum_variant, reason = "a script has a handful")]
 pub(crate) enum Answer {
     /// This, after a while.
     Resource(Resource, Duration),

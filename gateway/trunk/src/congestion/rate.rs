@@ -45,7 +45,7 @@ pub(super) struct Sampler {
     pub(super) delivered: u64,
     delivered_at: Option<Instant>,
     first: Option<Instant>,
-    /// Samples of packets sent before this much was delivered are limited by the application.
+    /// Samples of packets sent before more than this was delivered are limited by the application; 0 if none are.
     limited_until: u64,
     in_flight: u64,
     youngest: Option<Sent>,
@@ -82,7 +82,7 @@ impl Sampler {
             delivered_at: self.delivered_at.unwrap_or(now),
             first: self.first.unwrap_or(now),
             in_flight: self.in_flight,
-            app_limited: self.delivered < self.limited_until,
+            app_limited: self.limited_until > 0 && self.delivered <= self.limited_until,
         });
     }
 
