@@ -69,7 +69,10 @@ fn a_host_arrives_changes_and_goes() {
         c.answers(VHDS, "main/silent.test", Answer::Silence);
         out.push(s.get("silent.test", "/"));
         for host in ["a.test", "b.test", "silent.test"] {
-            out.extend(s.logged(host, 1).pop());
+            // Lines of two workers come in either order.
+            out.push(until("a failure in the access log", || {
+                s.logged(host, 1).into_iter().rfind(|l| !l.contains(" 200 "))
+            }));
         }
         out.push(format!("{:?}", c.world().refused));
         out
@@ -131,9 +134,13 @@ fn a_cluster_arrives_or_does_not() {
         out.push(request(s.tcp, "x", "/", "", b""));
         out.push(request(s.tcp_late, "x", "/", "", b""));
         out.push(format!("{}", c.times(CDS, "tcp")));
-        // Those of the start come before.
-        let all = s.logged("static.test", 9);
-        out.extend(all[all.len() - 8..].iter().cloned());
+        // What the others got was seen. Each worker writes its lines when it has some, so no order is compared.
+        let refused = until("four refusals in the access log", || {
+            let mut all = s.logged("static.test", 4);
+            all.retain(|l| l.contains(" 503 "));
+            (all.len() >= 4).then_some(all)
+        });
+        out.extend(refused);
         let mut connections = s.logged("-", 3);
         connections.sort();
         out.extend(connections);
@@ -159,14 +166,10 @@ fn a_cluster_arrives_or_does_not() {
         "200 two",
         "closed",
         "1",
-        "static.test 200 - via_upstream",
-        "static.test 200 - via_upstream",
-        "static.test 200 - via_upstream",
         "static.test 503 NC cluster_not_found",
         "static.test 503 NC cluster_not_found",
         "static.test 503 NC cluster_not_found",
         "static.test 503 NC cluster_not_found",
-        "static.test 200 - via_upstream",
         "- 0 - -",
         "- 0 - -",
         "- 0 NC -",
