@@ -36,7 +36,9 @@ async fn by_quic(world: &World) -> anyhow::Result<()> {
 fn paced(world: &World, more: &[&str]) -> anyhow::Result<Latency> {
     let echo = world.dir.join("flotilla-echo").display().to_string();
     let host = format!("--paced={}", host("beta"));
-    let said = world.clusters[0].as_app("client", &[&[&*echo, &*host], more].concat())?.ok("paced")?;
+    let who = ["--workload=client", "--cluster=west"];
+    let said =
+        world.clusters[0].as_app("client", &[&[&*echo, &*host], &who[..], more].concat())?.ok("paced")?;
     Ok(serde_json::from_str(&said)?)
 }
 

@@ -67,7 +67,7 @@ fn members_agree_after_every_kind_of_fault() {
 }
 
 #[test]
-#[ignore = "ninety worlds of up to eight clusters; `cargo verify` runs it"]
+#[ignore = "a minute; seed 1068 fails: a member stays unknown to another after everything healed"]
 fn members_agree_after_every_kind_of_fault_many_seeds() {
     storm(1000..1090, |seed| 3 + usize::try_from(seed % 6).unwrap());
 }
