@@ -2,11 +2,14 @@
 //! the place of the answer. Whoever is at the other end learns at once what a closed connection would not tell, and
 //! one of our own tries another cluster without asking this one for every endpoint that it has here.
 
-use std::io;
+use std::{io, time::Duration};
 
 use mesh_model::proxy::alert;
 use rustls::AlertDescription;
 use tokio::io::{AsyncWrite, AsyncWriteExt as _};
+
+/// Longest time that saying so may take.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Why a session was not passed on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,13 +44,15 @@ impl Refusal {
         Self::ALL.into_iter().find(|r| r.code() == code)
     }
 
-    /// Says so, and that nothing follows.
+    /// Says so, and that nothing follows; a client that does not take seven bytes is not waited for.
     pub(crate) async fn send(self, to: &mut (impl AsyncWrite + Unpin)) {
         // An alert record of TLS 1.2 and above: fatal, code.
         let record = [21, 3, 3, 0, 2, 2, self.code()];
-        if to.write_all(&record).await.is_ok() {
-            let _ = to.shutdown().await;
-        }
+        let say = async {
+            to.write_all(&record).await?;
+            to.shutdown().await
+        };
+        let _ = tokio::time::timeout(PATIENCE, say).await;
     }
 }
 

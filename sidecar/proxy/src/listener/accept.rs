@@ -89,8 +89,7 @@ pub(crate) async fn accepted(
         tracing::debug!(listener = %listener.model.name, %peer, %local, "no filter chain");
         TcpRecord::refused(worker, &listener, peer, local, hello.sni.as_deref(), "NR").log(&listener.logs);
         if tls {
-            let send = Refusal::UnknownName.send(&mut stream);
-            let _ = tokio::time::timeout(Duration::from_secs(1), send).await;
+            Refusal::UnknownName.send(&mut stream).await;
         }
         return None;
     };
