@@ -61,10 +61,12 @@ pub(crate) fn pages(trunk: Arc<Trunk>) -> Router {
 
 /// Tells the trunk who the members are, as often as the control plane says anything.
 pub(crate) async fn follow(trunk: Arc<Trunk>, mut states: watch::Receiver<Arc<ProxyState>>) {
+    let mut known = false;
     loop {
         let peers = peers(&states.borrow_and_update().endpoints);
-        // Nothing came yet, or this cluster is alone: nothing is known of members then.
-        if !peers.0.is_empty() {
+        // Before the first configuration nothing is known of members; later none means that the last one left.
+        known |= !peers.0.is_empty();
+        if known {
             trunk.set_peers(peers);
         }
         if states.changed().await.is_err() {

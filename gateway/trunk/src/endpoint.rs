@@ -50,6 +50,8 @@ const NOTICES: u32 = 4;
 const DELIVERIES: usize = 4096;
 /// Handshakes of peers at once; who comes in vain tries again.
 const HANDSHAKES: usize = 256;
+/// Connections that the gateways of one cluster may have dialled; one of each gateway is usual.
+const CONNECTIONS: usize = 256;
 /// A member that is so new that this gateway has not heard of it is waited for.
 const MEMBER_PATIENCE: Duration = Duration::from_secs(3);
 /// For peers to hear that this gateway ends.
@@ -292,6 +294,11 @@ impl Inner {
             connection.close(VarInt::from_u32(3), b"not a member");
             return;
         }
+        if cluster_of(&connection).is_some_and(|c| self.links.accepted(&c) >= CONNECTIONS) {
+            tracing::warn!(%from, "a trunk was refused: its cluster has {CONNECTIONS} connections");
+            connection.close(VarInt::from_u32(4), b"too many connections");
+            return;
+        }
         if let Some(link) = self.admit(connection, None) {
             tracing::info!(%from, cluster = %link.cluster, "a trunk was accepted");
         }
@@ -340,10 +347,8 @@ async fn keep(inner: Arc<Inner>) {
             stays
         });
         for k in wanted {
-            if !kept.contains_key(&k) {
-                let task = tasks.spawn(dial::keep_up(inner.clone(), k.0.clone(), k.1));
-                kept.insert(k, task);
-            }
+            let (cluster, address) = k.clone();
+            kept.entry(k).or_insert_with(|| tasks.spawn(dial::keep_up(inner.clone(), cluster, address)));
         }
         while tasks.try_join_next().is_some() {}
         if peers.changed().await.is_err() {

@@ -288,7 +288,16 @@ impl Links {
 
     /// The open connection that was dialled at `address`.
     pub(crate) fn dialled(&self, address: SocketAddr) -> Option<Arc<Link>> {
-        self.lock().links.iter().find(|l| l.dialled == Some(address) && l.is_open()).cloned()
+        let s = self.lock();
+        let there = s.links.iter().filter(|l| l.dialled == Some(address) && l.is_open());
+        // A gateway that started again has a new one while the old one drains.
+        there.min_by_key(|l| l.draining()).cloned()
+    }
+
+    /// Open connections that gateways of a cluster dialled.
+    pub(crate) fn accepted(&self, cluster: &ClusterId) -> usize {
+        let s = self.lock();
+        s.links.iter().filter(|l| l.cluster == *cluster && l.dialled.is_none() && l.is_open()).count()
     }
 
     /// The usable link to a cluster with the fewest sessions.
