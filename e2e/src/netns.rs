@@ -72,6 +72,19 @@ impl World {
     /// # Errors
     /// As [`World::start`].
     pub async fn start_over(options: &Options, link: Rule) -> anyhow::Result<Self> {
+        Self::build(options, &[], link).await
+    }
+
+    /// The same, with clusters of these names behind NAT: their gateways announce no address, and no connection to
+    /// them from the link gets in.
+    ///
+    /// # Errors
+    /// As [`World::start`].
+    pub async fn start_hidden(options: &Options, hidden: &[&str]) -> anyhow::Result<Self> {
+        Self::build(options, hidden, Rule::CLEAN).await
+    }
+
+    async fn build(options: &Options, hidden: &[&str], link: Rule) -> anyhow::Result<Self> {
         let begun = Instant::now();
         static WORLDS: AtomicU32 = AtomicU32::new(0);
         if !rustix::process::geteuid().is_root() {
@@ -93,7 +106,7 @@ impl World {
         let mut clusters = Vec::new();
         let mut ports = Vec::new();
         for (n, (name, workloads)) in options.clusters.iter().enumerate() {
-            let c = Cluster::build(n, name, workloads, &prefix, &dir, &flotilla, options)?;
+            let c = Cluster::build(n, name, workloads, &prefix, &dir, &flotilla, options)?.hidden(hidden.contains(name));
             ports.push(c.join_wan(&wan)?);
             clusters.push(c);
         }

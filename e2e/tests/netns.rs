@@ -10,6 +10,8 @@ mod capture;
 mod failure;
 #[path = "netns/matrix.rs"]
 mod matrix;
+#[path = "netns/nat.rs"]
+mod nat;
 #[path = "netns/policy.rs"]
 mod policy;
 #[path = "netns/soak.rs"]

@@ -7,7 +7,7 @@
 mod credentials;
 mod trunk;
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use anyhow::{Context, ensure};
 use mesh_agent::{Agent, AgentOptions, ProxyArgs, Restart};
@@ -16,6 +16,11 @@ use mesh_proxy::Hooks;
 use mesh_trunk::{TrunkOptions, congestion::Congestion};
 use mesh_xds::NodeKind;
 use prometheus_client::registry::Registry;
+use tokio_util::sync::CancellationToken;
+
+/// From the moment at which peers have been told of the end until no session is accepted any more: what they sent
+/// before arrives in between.
+const NOTICE: Duration = Duration::from_millis(250);
 
 /// Flags of `flotilla gateway`.
 #[derive(Debug, Clone, clap::Args)]
@@ -48,12 +53,15 @@ pub async fn run(args: GatewayArgs) -> anyhow::Result<()> {
     let mut registry = Registry::default();
     let _credentials = args.credentials.map(|dir| credentials::follow(dir, store.clone()));
     let mut hooks = Hooks { spans: tracing.spans(), ..Hooks::default() };
+    let (mut trunks, mut pages) = (None, axum::Router::new());
     if let Some(listen) = args.trunk {
         let options =
             TrunkOptions { listen, deliver_to: args.trunk_deliver, congestion: args.trunk_congestion };
-        let dialer =
+        let trunk =
             trunk::start(options, &store, &mut registry).with_context(|| format!("--trunk {listen}"))?;
-        hooks.dialer = Some(dialer);
+        hooks.dialer = Some(trunk::dialer(trunk.clone()));
+        pages = trunk::pages(trunk.clone());
+        trunks = Some(trunk);
     }
     // The connections of QUIC are in the process, not in the socket.
     ensure!(
@@ -70,9 +78,26 @@ pub async fn run(args: GatewayArgs) -> anyhow::Result<()> {
         registry,
         restart,
         store,
+        pages,
     })
     .await?;
-    agent.run(stop).await;
+    let Some(trunk) = trunks else {
+        agent.run(stop).await;
+        tracing.shutdown();
+        return Ok(());
+    };
+    let following = tokio::spawn(trunk::follow(trunk.clone(), agent.state()));
+    // Peers hear of the end before the listener closes, so that no new session finds it closed.
+    let engine_stop = CancellationToken::new();
+    let notice = async {
+        stop.cancelled().await;
+        trunk.drain().await;
+        tokio::time::sleep(NOTICE).await;
+        engine_stop.cancel();
+    };
+    tokio::join!(agent.run(engine_stop.clone()), notice);
+    following.abort();
+    trunk.close().await;
     tracing.shutdown();
     Ok(())
 }

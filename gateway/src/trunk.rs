@@ -1,27 +1,124 @@
-//! The engine's dialer for addresses of the form `trunk:<gateway address>`.
+//! The trunk of an east-west gateway: the engine's way into it, the members that the control plane names, and a page
+//! that shows its links.
+//!
+//! The control plane writes a peer's gateways as endpoints of the cluster `peer|<id>`:
+//!
+//! | address | meaning |
+//! |---|---|
+//! | `trunk:<cluster>@<ip>` | dial it; the gateway must be of that cluster |
+//! | `trunk:<cluster>@<ip>+keep` | the same, and keep the connection up while nothing is sent |
+//! | `trunk:<cluster>@` | nobody can dial that cluster: use a connection that it dialled |
+//! | `trunk:<ip>` | dial it, of whatever member it is |
 
 use std::{
+    collections::BTreeMap,
     io,
     net::{IpAddr, SocketAddr},
     sync::Arc,
 };
 
+use axum::{Json, Router, routing::get};
 use mesh_identity::SecretStore;
-use mesh_model::ClusterId;
+use mesh_model::{ClusterId, proxy::LoadAssignment};
 use mesh_proxy::{BoxedIo, Dialer, HookFuture};
-use mesh_trunk::{Trunk, TrunkError, TrunkMetrics, TrunkOptions};
+use mesh_trunk::{
+    LinkStatus, PeerGateway, Peers, SocketStatus, Trunk, TrunkError, TrunkMetrics, TrunkOptions,
+};
+use mesh_xds::client::proxy::ProxyState;
 use prometheus_client::registry::Registry;
-use tokio::runtime::Handle;
+use serde::Serialize;
+use tokio::{runtime::Handle, sync::watch};
 
-/// Binds the trunk on the current runtime and answers with the engine's way into it.
+/// Binds the trunk on the current runtime.
 pub(crate) fn start(
     options: TrunkOptions,
     secrets: &SecretStore,
     registry: &mut Registry,
-) -> Result<Arc<dyn Dialer>, TrunkError> {
-    let metrics = TrunkMetrics::register(registry);
-    let trunk = Trunk::start(options, secrets, metrics)?;
-    Ok(Arc::new(TrunkDialer { trunk: Arc::new(trunk), runtime: Handle::current() }))
+) -> Result<Arc<Trunk>, TrunkError> {
+    Ok(Arc::new(Trunk::start(options, secrets, TrunkMetrics::register(registry))?))
+}
+
+/// The engine's way into it.
+pub(crate) fn dialer(trunk: Arc<Trunk>) -> Arc<dyn Dialer> {
+    Arc::new(TrunkDialer { trunk, runtime: Handle::current() })
+}
+
+/// What `/trunk` shows.
+#[derive(Debug, Serialize)]
+struct Page {
+    socket: SocketStatus,
+    links: Vec<LinkStatus>,
+}
+
+/// The page `/trunk` of the admin port.
+pub(crate) fn pages(trunk: Arc<Trunk>) -> Router {
+    let page = move || {
+        let page = Page { socket: trunk.socket(), links: trunk.links() };
+        async move { Json(page) }
+    };
+    Router::new().route("/trunk", get(page))
+}
+
+/// Tells the trunk who the members are, as often as the control plane says anything.
+pub(crate) async fn follow(trunk: Arc<Trunk>, mut states: watch::Receiver<Arc<ProxyState>>) {
+    let mut known = false;
+    loop {
+        let peers = peers(&states.borrow_and_update().endpoints);
+        // Before the first configuration nothing is known of members; later none means that the last one left.
+        known |= !peers.0.is_empty();
+        if known {
+            trunk.set_peers(peers);
+        }
+        if states.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+fn peers(assignments: &BTreeMap<String, Arc<LoadAssignment>>) -> Peers {
+    let mut peers = BTreeMap::new();
+    for (name, a) in assignments {
+        let Some(cluster) = name.strip_prefix("peer|").and_then(|c| ClusterId::new(c).ok()) else { continue };
+        let gateways = a.localities.iter().flat_map(|l| &l.endpoints).filter_map(|e| {
+            match Target::parse(&e.address, e.port)? {
+                // A relay is another member's, and stands in that one's list.
+                Target::Gateway(address, of, keep) if of.as_ref().is_none_or(|c| *c == cluster) => {
+                    Some(PeerGateway { address, keep })
+                }
+                _ => None,
+            }
+        });
+        let gateways = gateways.collect();
+        peers.insert(cluster, gateways);
+    }
+    Peers(peers)
+}
+
+/// What an address of the control plane says.
+#[derive(Debug, PartialEq, Eq)]
+enum Target {
+    /// Dial it, of that cluster, and whether to keep the connection up.
+    Gateway(SocketAddr, Option<ClusterId>, bool),
+    /// Wait for it to dial.
+    Cluster(ClusterId),
+}
+
+impl Target {
+    fn parse(address: &str, port: u16) -> Option<Self> {
+        let address = address.strip_prefix("trunk:")?;
+        let (cluster, ip) = match address.split_once('@') {
+            Some((c, ip)) => (Some(ClusterId::new(c).ok()?), ip),
+            None => (None, address),
+        };
+        let (ip, keep) = match ip.strip_suffix("+keep") {
+            Some(ip) => (ip, true),
+            None => (ip, false),
+        };
+        match (cluster, ip) {
+            (Some(c), "") => Some(Self::Cluster(c)),
+            (c, ip) => Some(Self::Gateway(SocketAddr::new(ip.parse::<IpAddr>().ok()?, port), c, keep)),
+        }
+    }
 }
 
 struct TrunkDialer {
@@ -30,21 +127,19 @@ struct TrunkDialer {
     runtime: Handle,
 }
 
-/// The peer that an inner name asks for: `….svc.<peer>.clusterset.local`, `federation.<peer>.…`.
-fn expected(sni: &str) -> Option<ClusterId> {
-    ClusterId::new(sni.strip_suffix(".clusterset.local")?.rsplit('.').next()?).ok()
-}
-
 impl Dialer for TrunkDialer {
-    fn dial<'a>(&'a self, addr: &'a str, port: u16, sni: &'a str) -> HookFuture<'a, io::Result<BoxedIo>> {
+    fn dial<'a>(&'a self, addr: &'a str, port: u16, _sni: &'a str) -> HookFuture<'a, io::Result<BoxedIo>> {
         Box::pin(async move {
-            let ip: IpAddr = addr.strip_prefix("trunk:").and_then(|a| a.parse().ok()).ok_or_else(|| {
-                io::Error::new(io::ErrorKind::InvalidInput, format!("{addr:?} is no trunk"))
+            let target = Target::parse(addr, port).ok_or_else(|| {
+                io::Error::new(io::ErrorKind::InvalidInput, format!("{addr:?} is no address of a trunk"))
             })?;
-            let (trunk, expect) = (self.trunk.clone(), expected(sni));
-            let dial = self
-                .runtime
-                .spawn(async move { trunk.dial(SocketAddr::new(ip, port), expect.as_ref()).await });
+            let trunk = self.trunk.clone();
+            let dial = self.runtime.spawn(async move {
+                match target {
+                    Target::Gateway(address, cluster, _) => trunk.dial(address, cluster.as_ref()).await,
+                    Target::Cluster(cluster) => trunk.dial_cluster(&cluster).await,
+                }
+            });
             let stream = dial.await.map_err(io::Error::other)??;
             Ok(Box::new(stream) as BoxedIo)
         })
@@ -53,17 +148,56 @@ impl Dialer for TrunkDialer {
 
 #[cfg(test)]
 mod tests {
+    use mesh_model::proxy::{EndpointHealth, LbEndpoint, LocalityEndpoints, Slots};
+
     use super::*;
 
+    fn id(s: &str) -> ClusterId {
+        ClusterId::new(s).unwrap()
+    }
+
     #[test]
-    fn the_inner_name_says_which_cluster_to_expect() {
-        let peer = |s| expected(s).map(|c| c.to_string());
-        assert_eq!(
-            peer("outbound_.9080_.v1_.reviews.books.svc.east.clusterset.local").as_deref(),
-            Some("east")
-        );
-        assert_eq!(peer("federation.east.clusterset.local").as_deref(), Some("east"));
-        assert_eq!(peer("outbound_.9080_._.reviews.books.svc.cluster.local"), None);
-        assert_eq!(peer(""), None);
+    fn addresses_say_whom_to_dial_and_whom_to_expect() {
+        let at = |s: &str| s.parse().unwrap();
+        let parse = |a| Target::parse(a, 15443);
+        let v4: SocketAddr = at("203.0.113.2:15443");
+        assert_eq!(parse("trunk:203.0.113.2"), Some(Target::Gateway(v4, None, false)));
+        assert_eq!(parse("trunk:east@203.0.113.2"), Some(Target::Gateway(v4, Some(id("east")), false)));
+        assert_eq!(parse("trunk:east@203.0.113.2+keep"), Some(Target::Gateway(v4, Some(id("east")), true)));
+        let v6 = Target::Gateway(at("[2001:db8::1]:15443"), Some(id("east")), false);
+        assert_eq!(parse("trunk:east@2001:db8::1"), Some(v6));
+        assert_eq!(parse("trunk:east@"), Some(Target::Cluster(id("east"))));
+        for bad in ["203.0.113.2", "trunk:", "trunk:east", "trunk:@", "trunk:UP@", "trunk:east@+keep"] {
+            assert_eq!(parse(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn members_are_the_peers_of_the_configuration() {
+        let endpoint = |address: &str| LbEndpoint {
+            address: address.into(),
+            port: 15443,
+            weight: 1,
+            health: EndpointHealth::Healthy,
+            transport_labels: BTreeMap::new(),
+            workload: String::new(),
+            check: None,
+            slots: Slots::None,
+        };
+        let assignment = |addresses: &[&str]| {
+            let endpoints = addresses.iter().map(|a| endpoint(a)).collect();
+            Arc::new(LoadAssignment {
+                localities: vec![LocalityEndpoints { endpoints, ..LocalityEndpoints::default() }],
+                ..LoadAssignment::default()
+            })
+        };
+        let all = BTreeMap::from([
+            ("peer|east".to_owned(), assignment(&["trunk:east@203.0.113.2+keep", "203.0.113.3"])),
+            // Nobody can dial north: its sessions are relayed by east.
+            ("peer|north".to_owned(), assignment(&["trunk:east@203.0.113.2"])),
+            ("outbound|80||a.b".to_owned(), assignment(&["10.0.0.1"])),
+        ]);
+        let east = PeerGateway { address: "203.0.113.2:15443".parse().unwrap(), keep: true };
+        assert_eq!(peers(&all), Peers(BTreeMap::from([(id("east"), vec![east]), (id("north"), vec![])])));
     }
 }

@@ -89,6 +89,15 @@ pub(crate) async fn member(
     cluster: &ClusterId,
     addresses: &[SocketAddr],
 ) -> io::Result<Channel> {
+    if addresses.is_empty() {
+        return Err(io::Error::new(
+            io::ErrorKind::AddrNotAvailable,
+            format!(
+                "cluster {cluster} announces no gateway address (--gateway-address there): it is only reached through a \
+                 gateway of this cluster (--gateway-via here)"
+            ),
+        ));
+    }
     let sni = federation_sni(cluster);
     let config = secrets
         .client_config(&UpstreamTls {

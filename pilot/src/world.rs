@@ -33,6 +33,9 @@ pub struct Settings {
     pub trust_domain: TrustDomain,
     /// Own east-west gateways; empty means those that the registry knows.
     pub east_west: Vec<SocketAddr>,
+    /// Whether peers can dial this cluster's east-west gateways. If not, the gateways keep connections to all peers'
+    /// gateways, and peers that cannot be dialled either are reached through a third member.
+    pub reachable: bool,
     /// Where east-west gateways find this cluster's federation endpoint.
     pub federation_address: Option<SocketAddr>,
     /// Transport to peers unless the mesh's configuration names one.

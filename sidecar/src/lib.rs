@@ -75,6 +75,7 @@ async fn member(args: MeshArgs) -> anyhow::Result<()> {
         registry,
         restart,
         store,
+        pages: Default::default(),
     })
     .await?;
     let _dns = match dns {

@@ -68,6 +68,7 @@ pub struct Cluster {
     flotilla: PathBuf,
     echo: PathBuf,
     quic: bool,
+    hidden: bool,
     control_plane: Option<Process>,
     data_plane: Vec<Process>,
 }
@@ -115,6 +116,7 @@ impl Cluster {
             flotilla: flotilla.to_owned(),
             echo: options.echo.clone(),
             quic: options.quic,
+            hidden: false,
             control_plane: None,
             data_plane: vec![],
         };
@@ -126,6 +128,11 @@ impl Cluster {
         }
         c.write("app.yaml", &c.application(|_| true))?;
         Ok(c)
+    }
+
+    /// Whether nobody can dial the gateway.
+    pub(super) fn hidden(self, hidden: bool) -> Self {
+        Self { hidden, ..self }
     }
 
     /// Name of a namespace of this cluster: `cp`, `gw`, `node`.
@@ -162,6 +169,11 @@ impl Cluster {
         must(&format!("ip netns exec {gw} ethtool -K wan0 tx off tso off gso off gro off"))?;
         must(&format!("ip -n {gw} link set wan0 up"))?;
         must(&format!("ip -n {wan} link set {port} up"))?;
+        if self.hidden {
+            let rule = format!("ip netns exec {gw} iptables -A INPUT -i wan0");
+            must(&format!("{rule} -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT"))?;
+            must(&format!("{rule} -j DROP"))?;
+        }
         Ok(port)
     }
 
@@ -323,7 +335,6 @@ impl Cluster {
             ("cluster", self.name.to_owned()),
             ("state-dir", self.state().display().to_string()),
             ("config", self.dir.join("config").display().to_string()),
-            ("gateway-address", format!("{}:15443", self.wan_ip())),
             ("gateway-internal", format!("{GATEWAY}:15443")),
             ("gateway-via", format!("{GATEWAY}:15443")),
             ("federation-address", format!("{CONTROL_PLANE}:15016")),
@@ -332,6 +343,9 @@ impl Cluster {
         let mut command: Vec<String> = ["ip", "netns", "exec"].map(str::to_owned).to_vec();
         command.extend([self.netns("cp"), self.flotilla.display().to_string(), "control-plane".into()]);
         command.extend(flags.iter().map(|(k, v)| format!("--{k}={v}")));
+        if !self.hidden {
+            command.push(format!("--gateway-address={}:15443", self.wan_ip()));
+        }
         self.control_plane = Some(Process::start("control-plane", &self.dir.join("logs"), &command)?);
         Ok(())
     }

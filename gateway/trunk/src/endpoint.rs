@@ -1,11 +1,14 @@
-//! Dialling and accepting.
+//! The endpoint: binding, accepting, keeping connections up, draining.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     io,
     net::SocketAddr,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
 };
 
 use mesh_identity::{SecretStore, TRUST_BUNDLE, WORKLOAD_SVID, peer_identity};
@@ -13,35 +16,46 @@ use mesh_model::{
     ClusterId,
     proxy::{ClientCertificate, DownstreamTls, SecretRef, TlsVersion, UpstreamTls, Validation},
 };
-use prometheus_client::{metrics::counter::Counter, registry::Registry};
 use quinn::{
-    ClientConfig, Connection, Endpoint, ServerConfig, TransportConfig, VarInt,
-    crypto::rustls::{QuicClientConfig, QuicServerConfig},
+    ClientConfig, Connection, Endpoint, EndpointConfig, Incoming, ServerConfig, TransportConfig, VarInt,
+    crypto::rustls::{HandshakeData, QuicClientConfig, QuicServerConfig},
 };
 use rustls::pki_types::CertificateDer;
-use tokio::{net::TcpStream, sync::Semaphore, task::JoinHandle};
+use tokio::{
+    sync::{Semaphore, watch},
+    task::JoinSet,
+};
+use tokio_util::sync::CancellationToken;
 
 use crate::{
-    ALPN, TrunkStream,
+    ALPN, ALPN_BOTH_WAYS, LinkStatus, SocketStatus, TrunkMetrics,
     congestion::Congestion,
-    watch::{self, KEEP_ALIVE, Lost},
+    dial,
+    links::{Link, Links},
+    serve, socket,
+    watch::KEEP_ALIVE,
 };
 
-/// A QUIC handshake that takes longer is taken for blocked UDP; TCP then has half a second left of
-/// the two in which a session must be under way.
-pub const QUIC_PATIENCE: Duration = Duration::from_millis(1500);
 /// TCP takes over for this long before QUIC is tried again.
-const TCP_HOLD: Duration = Duration::from_secs(10);
-/// The same, when the peer answered and refused.
-const REFUSED_HOLD: Duration = Duration::from_secs(1);
-/// TCP connect.
-const TCP_TIMEOUT: Duration = Duration::from_secs(5);
+pub(crate) const TCP_HOLD: Duration = Duration::from_secs(10);
+/// TCP connect, and opening a stream.
+pub(crate) const TCP_TIMEOUT: Duration = Duration::from_secs(5);
 /// A connection without a packet from the peer for this long is dead.
 const IDLE: Duration = Duration::from_secs(20);
 /// Sessions that a peer may have open at once on one connection.
 const STREAMS: u32 = 8192;
+/// Notices that a peer may have under way at once.
+const NOTICES: u32 = 4;
 /// Sessions being connected to the local listener at once, over all peers.
 const DELIVERIES: usize = 4096;
+/// Handshakes of peers at once; who comes in vain tries again.
+const HANDSHAKES: usize = 256;
+/// Connections that the gateways of one cluster may have dialled; one of each gateway is usual.
+const CONNECTIONS: usize = 256;
+/// A member that is so new that this gateway has not heard of it is waited for.
+const MEMBER_PATIENCE: Duration = Duration::from_secs(3);
+/// For peers to hear that this gateway ends.
+const DRAIN_PATIENCE: Duration = Duration::from_secs(1);
 
 /// How a trunk is started.
 #[derive(Debug, Clone)]
@@ -68,72 +82,52 @@ pub enum TrunkError {
     Bind(SocketAddr, #[source] io::Error),
 }
 
-/// What carries sessions to an address now.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Path {
-    /// QUIC.
-    Quic,
-    /// TCP, since QUIC failed recently.
-    Tcp,
-    /// Nothing was dialled yet.
-    Unused,
-}
+/// Gateways of the members of the federation, as the control plane names them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Peers(pub BTreeMap<ClusterId, Vec<PeerGateway>>);
 
-/// Counters of a trunk.
-#[derive(Debug, Clone, Default)]
-pub struct TrunkMetrics {
-    /// Sessions opened over QUIC.
-    pub quic_sessions: Counter,
-    /// Sessions opened over TCP because QUIC did not get through.
-    pub tcp_sessions: Counter,
-    /// Sessions accepted from peers.
-    pub accepted_sessions: Counter,
-    /// QUIC handshakes that failed, and connections that stopped reaching their peer.
-    pub quic_failures: Counter,
-}
-
-impl TrunkMetrics {
-    /// Registers the counters as `flotilla_trunk_*`.
-    #[must_use]
-    pub fn register(registry: &mut Registry) -> Self {
-        let m = Self::default();
-        let r = registry.sub_registry_with_prefix("flotilla_trunk");
-        r.register("quic_sessions", "Sessions opened over QUIC", m.quic_sessions.clone());
-        r.register("tcp_sessions", "Sessions opened over TCP for want of QUIC", m.tcp_sessions.clone());
-        r.register("accepted_sessions", "Sessions accepted from peers", m.accepted_sessions.clone());
-        r.register("quic_failures", "QUIC handshakes that failed", m.quic_failures.clone());
-        m
-    }
+/// A gateway of a peer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PeerGateway {
+    /// Where it is dialled.
+    pub address: SocketAddr,
+    /// Whether a connection is kept up even if nothing is sent: nobody can dial this cluster, and sessions towards
+    /// it come on the connections that it dialled.
+    pub keep: bool,
 }
 
 /// A gateway's end of all trunks.
 pub struct Trunk {
-    endpoint: Endpoint,
-    metrics: TrunkMetrics,
-    peers: Arc<Peers>,
-    /// One dial per address at a time; the others wait for its connection.
-    dialling: Mutex<HashMap<SocketAddr, Arc<tokio::sync::Mutex<()>>>>,
-    accept: JoinHandle<()>,
+    pub(crate) inner: Arc<Inner>,
+    socket: SocketStatus,
+    stop: CancellationToken,
 }
 
-type Peers = Mutex<HashMap<SocketAddr, Peer>>;
-
-enum Peer {
-    Quic(Connection),
-    TcpUntil(Instant),
+pub(crate) struct Inner {
+    pub(crate) endpoint: Endpoint,
+    pub(crate) options: TrunkOptions,
+    pub(crate) metrics: TrunkMetrics,
+    pub(crate) links: Arc<Links>,
+    /// One dial per address at a time; the others wait for its connection.
+    pub(crate) dialling: Mutex<HashMap<SocketAddr, Arc<tokio::sync::Mutex<()>>>>,
+    /// Unknown before the first configuration.
+    pub(crate) peers: watch::Sender<Option<Peers>>,
+    pub(crate) deliveries: Arc<Semaphore>,
+    handshakes: Arc<Semaphore>,
+    draining: AtomicBool,
 }
 
 impl Drop for Trunk {
     fn drop(&mut self) {
-        self.accept.abort();
-        self.endpoint.close(VarInt::from_u32(0), b"gateway stopped");
+        self.stop.cancel();
+        self.inner.endpoint.close(VarInt::from_u32(0), b"gateway stopped");
     }
 }
 
 fn transport(congestion: Congestion) -> Arc<TransportConfig> {
     let mut t = TransportConfig::default();
     t.max_concurrent_bidi_streams(VarInt::from_u32(STREAMS))
-        .max_concurrent_uni_streams(VarInt::from_u32(0))
+        .max_concurrent_uni_streams(VarInt::from_u32(NOTICES))
         .keep_alive_interval(Some(KEEP_ALIVE))
         // Both constants are far below QUIC's limit of 2^62 ms.
         .max_idle_timeout(quinn::IdleTimeout::try_from(IDLE).ok())
@@ -156,17 +150,18 @@ impl Trunk {
         metrics: TrunkMetrics,
     ) -> Result<Self, TrunkError> {
         let trust = || Validation { trusted: Some(SecretRef::Sds(TRUST_BUNDLE.into())), sans: vec![] };
+        let alpn = || vec![ALPN_BOTH_WAYS.into(), ALPN.into()];
         let server = secrets.server_config(&DownstreamTls {
             certificate: SecretRef::Sds(WORKLOAD_SVID.into()),
             client_certificate: ClientCertificate::Required(trust()),
-            alpn: vec![ALPN.into()],
+            alpn: alpn(),
             min_version: TlsVersion::V1_3,
         })?;
         let client = secrets.client_config(&UpstreamTls {
             certificate: Some(SecretRef::Sds(WORKLOAD_SVID.into())),
             validation: trust(),
-            sni: "trunk.flotilla.internal".into(),
-            alpn: vec![ALPN.into()],
+            sni: dial::NAME.into(),
+            alpn: alpn(),
         })?;
         let tls = |e: quinn::crypto::rustls::NoInitialCipherSuite| TrunkError::Tls(e.to_string());
         let server = QuicServerConfig::try_from(server).map_err(tls)?;
@@ -174,11 +169,30 @@ impl Trunk {
         server.transport_config(transport(options.congestion));
         let mut client = ClientConfig::new(Arc::new(QuicClientConfig::try_from(client).map_err(tls)?));
         client.transport_config(transport(options.congestion));
+        let bound = |e| TrunkError::Bind(options.listen, e);
+        let (udp, status) = socket::bind(options.listen).map_err(bound)?;
+        let runtime = Arc::new(quinn::TokioRuntime);
         let mut endpoint =
-            Endpoint::server(server, options.listen).map_err(|e| TrunkError::Bind(options.listen, e))?;
+            Endpoint::new(EndpointConfig::default(), Some(server), udp, runtime).map_err(bound)?;
         endpoint.set_default_client_config(client);
-        let accept = tokio::spawn(accept(endpoint.clone(), options.deliver_to, metrics.clone()));
-        Ok(Self { endpoint, metrics, peers: Arc::default(), dialling: Mutex::default(), accept })
+        // Only the first trunk of a process is in its metrics; there is one.
+        let _ = metrics.socket.set(status);
+        let inner = Arc::new(Inner {
+            endpoint,
+            links: metrics.links.clone(),
+            metrics,
+            options,
+            dialling: Mutex::default(),
+            peers: watch::Sender::new(None),
+            deliveries: Arc::new(Semaphore::new(DELIVERIES)),
+            handshakes: Arc::new(Semaphore::new(HANDSHAKES)),
+            draining: AtomicBool::new(false),
+        });
+        let stop = CancellationToken::new();
+        // They end with the trunk.
+        tokio::spawn(stop.clone().run_until_cancelled_owned(accept(inner.clone())));
+        tokio::spawn(stop.clone().run_until_cancelled_owned(keep(inner.clone())));
+        Ok(Self { inner, socket: status, stop })
     }
 
     /// Where peers reach it.
@@ -186,171 +200,170 @@ impl Trunk {
     /// # Errors
     /// If the socket is gone.
     pub fn address(&self) -> io::Result<SocketAddr> {
-        self.endpoint.local_addr()
+        self.inner.endpoint.local_addr()
     }
 
-    fn peers(&self) -> MutexGuard<'_, HashMap<SocketAddr, Peer>> {
-        self.peers.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// What carries sessions to `address` now.
+    /// Every link as it is now, by peer cluster and address.
     #[must_use]
-    pub fn path(&self, address: SocketAddr) -> Path {
-        match self.peers().get(&address) {
-            Some(Peer::Quic(c)) if c.close_reason().is_none() => Path::Quic,
-            Some(Peer::TcpUntil(t)) if *t > Instant::now() => Path::Tcp,
-            _ => Path::Unused,
+    pub fn links(&self) -> Vec<LinkStatus> {
+        self.inner.links.status()
+    }
+
+    /// What the kernel granted to the UDP socket.
+    #[must_use]
+    pub fn socket(&self) -> SocketStatus {
+        self.socket
+    }
+
+    /// Sets the members of the federation and their gateways. Whoever is no member any more is cut off.
+    pub fn set_peers(&self, peers: Peers) {
+        for link in self.inner.links.all() {
+            if !peers.0.contains_key(&link.cluster) {
+                tracing::info!(cluster = %link.cluster, "no member any more: its trunk is closed");
+                link.connection.close(VarInt::from_u32(3), b"not a member");
+            }
+        }
+        self.inner.peers.send_if_modified(|p| {
+            let changed = p.as_ref() != Some(&peers);
+            *p = Some(peers);
+            changed
+        });
+    }
+
+    /// Accepts no connection any more and tells every peer, so that new sessions go to other gateways; open ones go
+    /// on. Returns when the peers have heard it, or after a second.
+    pub async fn drain(&self) {
+        self.inner.draining.store(true, Relaxed);
+        let mut told: JoinSet<()> = self.inner.links.all().into_iter().map(serve::say_draining).collect();
+        let all = async { while told.join_next().await.is_some() {} };
+        if tokio::time::timeout(DRAIN_PATIENCE, all).await.is_err() {
+            tracing::info!("not every peer has heard that this gateway drains");
         }
     }
 
-    /// Opens a session to the gateway at `address`, which must be of cluster `expect`.
-    ///
-    /// # Errors
-    /// If neither QUIC nor TCP gets through, or the gateway is of another cluster.
-    pub async fn dial(&self, address: SocketAddr, expect: Option<&ClusterId>) -> io::Result<TrunkStream> {
-        if let Some(connection) = self.connection(address).await {
-            check_cluster(&connection, expect)?;
-            match connection.open_bi().await {
-                Ok((send, recv)) => {
-                    self.metrics.quic_sessions.inc();
-                    return Ok(TrunkStream::Quic(send, recv));
-                }
-                Err(error) => {
-                    tracing::info!(%address, %error, "a trunk broke");
-                    self.peers().remove(&address);
-                }
-            }
-        }
-        // The inner session authenticates the workload; plain TCP to a gateway is what Istio has too.
-        let tcp = tokio::time::timeout(TCP_TIMEOUT, TcpStream::connect(address))
-            .await
-            .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
-        tcp.set_nodelay(true)?;
-        self.metrics.tcp_sessions.inc();
-        Ok(TrunkStream::Tcp(tcp))
+    /// Ends all connections, so that peers know it at once.
+    pub async fn close(&self) {
+        self.stop.cancel();
+        self.inner.endpoint.close(VarInt::from_u32(0), b"gateway stopped");
+        // A peer that does not answer is not worth more.
+        let _ = tokio::time::timeout(Duration::from_millis(300), self.inner.endpoint.wait_idle()).await;
+    }
+}
+
+impl Inner {
+    /// Takes a connection in whose handshake is over; `None` if its certificate names no cluster.
+    pub(crate) fn admit(
+        self: &Arc<Self>,
+        connection: Connection,
+        dialled: Option<SocketAddr>,
+    ) -> Option<Arc<Link>> {
+        let Some(cluster) = cluster_of(&connection) else {
+            connection.close(VarInt::from_u32(1), b"the certificate names no cluster");
+            return None;
+        };
+        let protocol = connection
+            .handshake_data()
+            .and_then(|d| d.downcast::<HandshakeData>().ok())
+            .and_then(|d| d.protocol);
+        let both_ways = protocol.as_deref() == Some(ALPN_BOTH_WAYS.as_bytes());
+        let link = Arc::new(Link::new(connection, cluster, dialled, both_ways));
+        serve::start(self, link.clone());
+        Some(link)
     }
 
-    /// A live connection, or `None` while TCP has taken over.
-    async fn connection(&self, address: SocketAddr) -> Option<Connection> {
-        let known = |peers: &HashMap<SocketAddr, Peer>| match peers.get(&address) {
-            Some(Peer::Quic(c)) if c.close_reason().is_none() => Some(Some(c.clone())),
-            Some(Peer::TcpUntil(t)) if *t > Instant::now() => Some(None),
-            _ => None,
-        };
-        if let Some(k) = known(&self.peers()) {
-            return k;
-        }
-        let guard = {
-            let mut d = self.dialling.lock().unwrap_or_else(PoisonError::into_inner);
-            d.entry(address).or_default().clone()
-        };
-        let _one = guard.lock().await;
-        if let Some(k) = known(&self.peers()) {
-            return k;
-        }
-        let dial = async {
-            // The name only has to be one: whom the certificate may name is checked afterwards.
-            let connecting =
-                self.endpoint.connect(address, "trunk.flotilla.internal").map_err(|e| e.to_string())?;
-            connecting.await.map_err(|e| e.to_string())
-        };
-        // A peer that answers and refuses may only be starting; silence is a network that eats UDP.
-        let (result, hold) = match tokio::time::timeout(QUIC_PATIENCE, dial).await {
-            Ok(r) => (r, REFUSED_HOLD),
-            Err(_) => (Err(format!("no answer within {} ms", QUIC_PATIENCE.as_millis())), TCP_HOLD),
-        };
-        match result {
-            Ok(connection) => {
-                tracing::info!(%address, "trunk is up");
-                self.peers().insert(address, Peer::Quic(connection.clone()));
-                tokio::spawn(watch(connection.clone(), address, self.peers.clone(), self.metrics.clone()));
-                Some(connection)
-            }
+    /// Whether a cluster is a member; one that is not known yet is waited for.
+    async fn is_member(&self, cluster: &ClusterId) -> bool {
+        let mut peers = self.peers.subscribe();
+        let known = peers.wait_for(|p| p.as_ref().is_none_or(|p| p.0.contains_key(cluster)));
+        matches!(tokio::time::timeout(MEMBER_PATIENCE, known).await, Ok(Ok(_)))
+    }
+
+    async fn handshake(self: Arc<Self>, incoming: Incoming) {
+        let from = incoming.remote_address();
+        let connection = match incoming.await {
+            Ok(c) => c,
             Err(error) => {
-                tracing::warn!(%address, %error, "QUIC does not get through: TCP takes over");
-                self.metrics.quic_failures.inc();
-                self.peers().insert(address, Peer::TcpUntil(Instant::now() + hold));
-                None
+                tracing::info!(%from, %error, "a trunk was refused");
+                return;
             }
+        };
+        if let Some(cluster) = cluster_of(&connection)
+            && !self.is_member(&cluster).await
+        {
+            tracing::warn!(%from, %cluster, "a trunk was refused: the cluster is no member");
+            connection.close(VarInt::from_u32(3), b"not a member");
+            return;
+        }
+        if cluster_of(&connection).is_some_and(|c| self.links.accepted(&c) >= CONNECTIONS) {
+            tracing::warn!(%from, "a trunk was refused: its cluster has {CONNECTIONS} connections");
+            connection.close(VarInt::from_u32(4), b"too many connections");
+            return;
+        }
+        if let Some(link) = self.admit(connection, None) {
+            tracing::info!(%from, cluster = %link.cluster, "a trunk was accepted");
         }
     }
 }
 
-/// Gives a connection up that leads nowhere: TCP takes over, or says at once that nobody is there. Ends
-/// with the connection.
-async fn watch(connection: Connection, address: SocketAddr, peers: Arc<Peers>, metrics: TrunkMetrics) {
-    let Some(lost) = watch::lost(&connection, address).await else { return };
-    let reason: &[u8] = match lost {
-        Lost::Blocked => {
-            tracing::warn!(%address, "UDP no longer gets through: TCP takes over");
-            b"UDP is blocked"
-        }
-        Lost::Gone => {
-            tracing::warn!(%address, "the gateway is gone: its sessions end");
-            b"no answer"
-        }
-    };
-    metrics.quic_failures.inc();
-    let over = Peer::TcpUntil(Instant::now() + TCP_HOLD);
-    peers.lock().unwrap_or_else(PoisonError::into_inner).insert(address, over);
-    connection.close(VarInt::from_u32(2), reason);
-}
-
-fn cluster_of(connection: &Connection) -> Option<ClusterId> {
+pub(crate) fn cluster_of(connection: &Connection) -> Option<ClusterId> {
     let certs = connection.peer_identity()?.downcast::<Vec<CertificateDer<'static>>>().ok()?;
     peer_identity(&certs)?.cluster
 }
 
-fn check_cluster(connection: &Connection, expect: Option<&ClusterId>) -> io::Result<()> {
-    let Some(expect) = expect else { return Ok(()) };
-    let seen = cluster_of(connection);
-    if seen.as_ref() == Some(expect) {
-        return Ok(());
+async fn accept(inner: Arc<Inner>) {
+    while let Some(incoming) = inner.endpoint.accept().await {
+        if inner.draining.load(Relaxed) {
+            incoming.refuse();
+            continue;
+        }
+        let Ok(permit) = inner.handshakes.clone().try_acquire_owned() else {
+            incoming.refuse();
+            continue;
+        };
+        let inner = inner.clone();
+        tokio::spawn(async move {
+            inner.handshake(incoming).await;
+            drop(permit);
+        });
     }
-    Err(io::Error::new(
-        io::ErrorKind::PermissionDenied,
-        format!("the gateway is of cluster {seen:?}, not of {expect}"),
-    ))
 }
 
-async fn accept(endpoint: Endpoint, deliver_to: SocketAddr, metrics: TrunkMetrics) {
-    let permits = Arc::new(Semaphore::new(DELIVERIES));
-    while let Some(incoming) = endpoint.accept().await {
-        let (metrics, permits) = (metrics.clone(), permits.clone());
-        tokio::spawn(async move {
-            let from = incoming.remote_address();
-            let connection = match incoming.await {
-                Ok(c) => c,
-                Err(error) => {
-                    tracing::info!(%from, %error, "a trunk was refused");
-                    return;
-                }
-            };
-            let cluster = cluster_of(&connection);
-            tracing::info!(%from, ?cluster, "a trunk was accepted");
-            if cluster.is_none() {
-                connection.close(VarInt::from_u32(1), b"the certificate names no cluster");
-                return;
+/// Keeps up the connections that are to be kept: a task for each.
+async fn keep(inner: Arc<Inner>) {
+    let mut peers = inner.peers.subscribe();
+    let mut kept: HashMap<(ClusterId, SocketAddr), tokio::task::AbortHandle> = HashMap::new();
+    let mut tasks = JoinSet::new();
+    loop {
+        let wanted: Vec<(ClusterId, SocketAddr)> = {
+            let p = peers.borrow_and_update();
+            let all = p.iter().flat_map(|p| &p.0);
+            all.flat_map(|(c, g)| g.iter().filter(|g| g.keep).map(|g| (c.clone(), g.address))).collect()
+        };
+        kept.retain(|k, task| {
+            let stays = wanted.contains(k);
+            if !stays {
+                task.abort();
             }
-            while let Ok((send, recv)) = connection.accept_bi().await {
-                let Ok(permit) = permits.clone().acquire_owned().await else { return };
-                metrics.accepted_sessions.inc();
-                tokio::spawn(async move {
-                    let mut session = TrunkStream::Quic(send, recv);
-                    match tokio::time::timeout(TCP_TIMEOUT, TcpStream::connect(deliver_to)).await {
-                        Ok(Ok(mut local)) => {
-                            drop(permit);
-                            let _ = local.set_nodelay(true);
-                            // Whoever breaks first ends the session; both ends see it.
-                            let _ = tokio::io::copy_bidirectional(&mut session, &mut local).await;
-                        }
-                        Ok(Err(error)) => {
-                            tracing::warn!(%error, %deliver_to, "the east-west listener is away")
-                        }
-                        Err(_) => tracing::warn!(%deliver_to, "the east-west listener does not answer"),
-                    }
-                });
-            }
+            stays
         });
+        for k in wanted {
+            let (cluster, address) = k.clone();
+            kept.entry(k).or_insert_with(|| tasks.spawn(dial::keep_up(inner.clone(), cluster, address)));
+        }
+        while tasks.try_join_next().is_some() {}
+        if peers.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+impl Inner {
+    pub(crate) fn dial_lock(&self, address: SocketAddr) -> Arc<tokio::sync::Mutex<()>> {
+        let mut d = self.dialling.lock().unwrap_or_else(PoisonError::into_inner);
+        // Nobody waits for what only the table holds.
+        if d.len() > 1024 {
+            d.retain(|_, m| Arc::strong_count(m) > 1);
+        }
+        d.entry(address).or_default().clone()
     }
 }

@@ -11,15 +11,29 @@
 //! pass, TCP takes over within [`QUIC_PATIENCE`], when it stops passing within two seconds, and QUIC is
 //! tried again later; the sessions of a gateway that died end within two seconds.
 //!
-//! Not here yet: relays, migration policy, datagrams.
+//! Sessions go both ways on a connection, whoever dialled it: a cluster that nobody can dial keeps connections up
+//! and is reached on them. A gateway that ends says so first, and new sessions go to another.
+//!
+//! Not here: datagrams.
 
 pub mod congestion;
+mod dial;
 mod endpoint;
+mod links;
+mod metrics;
+mod serve;
+mod socket;
 mod stream;
 mod watch;
 
-pub use endpoint::{Path, QUIC_PATIENCE, Trunk, TrunkError, TrunkMetrics, TrunkOptions};
+pub use dial::{Path, QUIC_PATIENCE};
+pub use endpoint::{PeerGateway, Peers, Trunk, TrunkError, TrunkOptions};
+pub use links::{Carrier, LinkStatus, Opener};
+pub use metrics::TrunkMetrics;
+pub use socket::SocketStatus;
 pub use stream::TrunkStream;
 
-/// ALPN of the outer connection.
+/// ALPN of the outer connection on which only the dialling side opens sessions.
 pub const ALPN: &str = "flotilla-trunk/1";
+/// The same, with sessions in both directions and notices.
+pub const ALPN_BOTH_WAYS: &str = "flotilla-trunk/2";

@@ -9,6 +9,7 @@
 use std::{
     io,
     net::SocketAddr,
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
     time::{Duration, Instant},
 };
 
@@ -32,8 +33,13 @@ pub(crate) enum Lost {
     Gone,
 }
 
-/// Answers when the connection should be given up; `None` if it ended otherwise.
-pub(crate) async fn lost(connection: &Connection, address: SocketAddr) -> Option<Lost> {
+/// Answers when the connection should be given up; `None` if it ended otherwise. While nothing is heard `silent` is
+/// set. Only the dialling side, which has an `address`, gives up: TCP does not lead back to it.
+pub(crate) async fn lost(
+    connection: &Connection,
+    address: Option<SocketAddr>,
+    silent: &AtomicBool,
+) -> Option<Lost> {
     let mut seen = connection.stats().udp_rx.datagrams;
     let mut heard = Instant::now();
     loop {
@@ -44,11 +50,14 @@ pub(crate) async fn lost(connection: &Connection, address: SocketAddr) -> Option
         let now = connection.stats().udp_rx.datagrams;
         if now != seen {
             (seen, heard) = (now, Instant::now());
+            silent.store(false, Relaxed);
             continue;
         }
         if heard.elapsed() < SILENCE {
             continue;
         }
+        silent.store(true, Relaxed);
+        let Some(address) = address else { continue };
         let reached = tokio::time::timeout(PROBE, TcpStream::connect(address)).await;
         if connection.stats().udp_rx.datagrams == seen {
             match reached {

@@ -1,10 +1,17 @@
 //! Two gateways' trunks over real UDP.
 
-use std::{net::SocketAddr, sync::Arc, time::Instant};
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use mesh_identity::{SecretStore, TRUST_BUNDLE, WORKLOAD_SVID};
 use mesh_model::ClusterId;
-use mesh_trunk::{Path, Trunk, TrunkMetrics, TrunkOptions, congestion::Congestion};
+use mesh_trunk::{
+    Carrier, Opener, Path, PeerGateway, Peers, Trunk, TrunkMetrics, TrunkOptions, TrunkStream,
+    congestion::Congestion,
+};
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair, SanType,
 };
@@ -117,7 +124,8 @@ async fn another_cluster_or_another_mesh_is_refused() {
     let east = start(&gateway(&root, &root, "east"), deliver);
     let err = west.dial(east.address().unwrap(), Some(&id("north"))).await.unwrap_err();
     assert_eq!(err.kind(), std::io::ErrorKind::PermissionDenied);
-    // A gateway of another mesh: no QUIC, and nothing listens for TCP there.
+    // A gateway of another mesh: no QUIC, and nothing listens for TCP there. The one above knows another way to east.
+    let west = start(&gateway(&root, &root, "west"), deliver);
     let foreign = start(&gateway(&other, &other, "east"), deliver);
     assert!(west.dial(foreign.address().unwrap(), Some(&id("east"))).await.is_err());
 }
@@ -167,4 +175,222 @@ async fn sessions_end_soon_after_their_gateway_died() {
     assert!(west.dial(to, Some(&id("east"))).await.is_err());
     assert!(begun.elapsed().as_millis() < 500, "{:?}", begun.elapsed());
     drop(east);
+}
+
+/// Bytes go there and back.
+async fn ping(s: &mut TrunkStream) -> std::io::Result<()> {
+    s.write_all(b"ping").await?;
+    let mut echoed = [0; 4];
+    s.read_exact(&mut echoed).await?;
+    assert_eq!(&echoed, b"ping");
+    Ok(())
+}
+
+async fn greeted(s: &mut TrunkStream) {
+    // QUIC tells the peer of a stream with its first bytes.
+    s.write_all(b"x").await.unwrap();
+    let mut hello = [0; 7];
+    s.read_exact(&mut hello).await.unwrap();
+    assert_eq!(&hello, b"hello x");
+}
+
+/// Members and their gateways; those of `kept` are kept up.
+fn peers(all: &[(&str, &[SocketAddr])], kept: bool) -> Peers {
+    let gateways = |g: &[SocketAddr]| g.iter().map(|a| PeerGateway { address: *a, keep: kept }).collect();
+    Peers(all.iter().map(|(c, g)| (id(c), gateways(g))).collect())
+}
+
+async fn eventually(what: &str, mut probe: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !probe() {
+        assert!(begun.elapsed() < Duration::from_secs(10), "{what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_cluster_that_nobody_can_dial_is_reached_on_what_it_dialled() {
+    let root = root();
+    let deliver = echo().await;
+    let west = start(&gateway(&root, &root, "west"), deliver);
+    let east = start(&gateway(&root, &root, "east"), deliver);
+    west.set_peers(peers(&[("east", &[])], false));
+    let error = west.dial_cluster(&id("east")).await.unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::NotConnected);
+    assert!(error.to_string().contains("east announces no gateway address"), "{error}");
+    // East keeps a connection up although it sends nothing.
+    let to = west.address().unwrap();
+    east.set_peers(peers(&[("west", &[to])], true));
+    eventually("east dials", || west.links().iter().any(|l| l.opener == Opener::Peer)).await;
+    let mut s = west.dial_cluster(&id("east")).await.unwrap();
+    greeted(&mut s).await;
+    // And in the other direction on the same connection.
+    let mut t = east.dial(to, Some(&id("west"))).await.unwrap();
+    greeted(&mut t).await;
+    assert_eq!((west.links().len(), east.links().len()), (1, 1));
+    let (w, e) = (&west.links()[0], &east.links()[0]);
+    assert_eq!((w.cluster.clone(), w.opener, w.sessions), (Some(id("east")), Opener::Peer, 2));
+    assert_eq!((e.cluster.clone(), e.opener, e.address), (Some(id("west")), Opener::Us, to));
+    // It comes back by itself.
+    drop((s, west));
+    eventually("east notices", || east.links().iter().all(|l| l.transport == Carrier::Tcp)).await;
+    let options = TrunkOptions { listen: to, deliver_to: deliver, congestion: Congestion::Bbr };
+    let secrets = gateway(&root, &root, "west");
+    let mut again = None;
+    eventually("the address is free", || {
+        again = Trunk::start(options.clone(), &secrets, TrunkMetrics::default()).ok();
+        again.is_some()
+    })
+    .await;
+    let again = again.unwrap();
+    eventually("east dials again", || !again.links().is_empty()).await;
+    greeted(&mut again.dial_cluster(&id("east")).await.unwrap()).await;
+}
+
+#[tokio::test]
+async fn only_members_are_let_in() {
+    let root = root();
+    let deliver = echo().await;
+    let west = start(&gateway(&root, &root, "west"), deliver);
+    let east = start(&gateway(&root, &root, "east"), deliver);
+    let to = west.address().unwrap();
+    west.set_peers(peers(&[("east", &[])], false));
+    greeted(&mut east.dial(to, Some(&id("west"))).await.unwrap()).await;
+    // East leaves: its connection is cut, and it does not come in again.
+    west.set_peers(peers(&[("north", &[])], false));
+    eventually("east is cut off", || west.links().is_empty()).await;
+    if let Ok(mut s) = east.dial(to, Some(&id("west"))).await {
+        assert!(ping(&mut s).await.is_err(), "east is no member");
+    }
+    assert!(west.links().is_empty());
+}
+
+#[tokio::test]
+async fn a_gateway_that_drains_gets_no_new_session_and_keeps_the_old() {
+    let root = root();
+    let (first, second) = (echo().await, echo().await);
+    let secrets = gateway(&root, &root, "east");
+    let (one, two) = (start(&secrets, first), start(&secrets, second));
+    let west = start(&gateway(&root, &root, "west"), first);
+    let (a, b) = (one.address().unwrap(), two.address().unwrap());
+    west.set_peers(peers(&[("east", &[a, b])], false));
+    let mut old = west.dial(a, Some(&id("east"))).await.unwrap();
+    greeted(&mut old).await;
+    one.drain().await;
+    eventually("west is told", || west.links().iter().any(|l| l.address == a && l.draining)).await;
+    // Nothing was dialled at the second so far: the first session finds the way there.
+    for _ in 0..3 {
+        greeted(&mut west.dial(a, Some(&id("east"))).await.unwrap()).await;
+    }
+    let total = |t: &Trunk| t.links().iter().map(|l| l.sessions_total).sum::<u64>();
+    assert_eq!((total(&one), total(&two)), (1, 3));
+    ping(&mut old).await.unwrap();
+    // It ends; sessions that are meant for it go on to the other without waiting.
+    one.close().await;
+    assert!(ping(&mut old).await.is_err());
+    let begun = Instant::now();
+    greeted(&mut west.dial(a, Some(&id("east"))).await.unwrap()).await;
+    assert!(begun.elapsed() < Duration::from_millis(500), "{:?}", begun.elapsed());
+}
+
+/// Passes datagrams between one client and `to`, from a port that changes whenever it is told.
+async fn nat(to: SocketAddr, mut change: tokio::sync::mpsc::Receiver<()>) -> SocketAddr {
+    let inside = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let address = inside.local_addr().unwrap();
+    tokio::spawn(async move {
+        let mut outside = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let (mut client, mut up, mut down) = (None, vec![0; 65_536], vec![0; 65_536]);
+        loop {
+            tokio::select! {
+                c = change.recv() => {
+                    if c.is_none() { return }
+                    outside = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+                }
+                r = inside.recv_from(&mut up) => {
+                    let (n, from) = r.unwrap();
+                    client = Some(from);
+                    let _ = outside.send_to(&up[..n], to).await;
+                }
+                r = outside.recv_from(&mut down) => {
+                    let (n, _) = r.unwrap();
+                    if let Some(c) = client { let _ = inside.send_to(&down[..n], c).await; }
+                }
+            }
+        }
+    });
+    address
+}
+
+#[tokio::test]
+async fn sessions_go_on_when_the_dialling_side_gets_another_address() {
+    let root = root();
+    let deliver = echo().await;
+    let west = start(&gateway(&root, &root, "west"), deliver);
+    let east = start(&gateway(&root, &root, "east"), deliver);
+    let (change, changes) = tokio::sync::mpsc::channel(1);
+    let through = nat(east.address().unwrap(), changes).await;
+    let mut s = west.dial(through, Some(&id("east"))).await.unwrap();
+    greeted(&mut s).await;
+    let mut seen = vec![east.links()[0].address];
+    for _ in 0..3 {
+        change.send(()).await.unwrap();
+        let begun = Instant::now();
+        ping(&mut s).await.unwrap();
+        assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+        seen.push(east.links()[0].address);
+    }
+    seen.dedup();
+    assert!(seen.len() == 4, "the peer saw {seen:?}");
+    assert_eq!((east.links().len(), west.links()[0].sessions_total), (1, 1));
+}
+
+#[tokio::test]
+async fn links_are_seen_as_metrics() {
+    let root = root();
+    let deliver = echo().await;
+    let mut registry = prometheus_client::registry::Registry::default();
+    let metrics = TrunkMetrics::register(&mut registry);
+    let options = TrunkOptions {
+        listen: "127.0.0.1:0".parse().unwrap(),
+        deliver_to: deliver,
+        congestion: Congestion::Bbr,
+    };
+    let west = Trunk::start(options, &gateway(&root, &root, "west"), metrics).unwrap();
+    let east = start(&gateway(&root, &root, "east"), deliver);
+    let to = east.address().unwrap();
+    let mut s = west.dial(to, Some(&id("east"))).await.unwrap();
+    greeted(&mut s).await;
+    // UDP does not pass here: TCP stands in, and says why.
+    let mut t = west.dial(deliver, None).await.unwrap();
+    t.read_exact(&mut [0; 6]).await.unwrap();
+    let text = || {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        text
+    };
+    let now = text();
+    for line in [
+        "flotilla_trunk_connections{cluster=\"east\"} 1.0\n",
+        "flotilla_trunk_sessions{cluster=\"east\"} 1.0\n",
+        "flotilla_trunk_tcp_open_sessions 1\n",
+        "flotilla_trunk_rtt_seconds{cluster=\"east\"} ",
+        "flotilla_trunk_mtu_bytes{cluster=\"east\"} ",
+        "flotilla_trunk_congestion_window_bytes{cluster=\"east\"} ",
+        "flotilla_trunk_lost_packets_total{cluster=\"east\"} ",
+        "flotilla_trunk_udp_segments ",
+        "flotilla_trunk_receive_buffer_bytes ",
+    ] {
+        assert!(now.contains(line), "{line:?} in\n{now}");
+    }
+    let tcp = west.links().into_iter().find(|l| l.transport == Carrier::Tcp).unwrap();
+    assert!(tcp.why_tcp.as_ref().unwrap().contains("no answer by QUIC"), "{tcp:?}");
+    assert_eq!((tcp.sessions, tcp.bytes_received), (1, 6));
+    // Counters do not fall when a connection ends.
+    let sent = |text: &str| {
+        let line = text.lines().find(|l| l.starts_with("flotilla_trunk_sent_bytes_total")).unwrap();
+        line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()
+    };
+    drop((s, east));
+    eventually("the link ends", || west.links().iter().all(|l| l.transport == Carrier::Tcp)).await;
+    assert!(sent(&text()) >= sent(&now) && sent(&now) > 0.0);
 }

@@ -20,7 +20,7 @@ use std::{
 };
 
 use mesh_model::{
-    federation::{PeerCluster, Transport},
+    federation::{LeaseState, PeerCluster, Transport},
     proxy::{
         Cluster, Direction, Discovery, EndpointHealth, FilterChain, FilterChainMatch, LbEndpoint,
         LoadAssignment, LocalityEndpoints, OutlierDetection, Slots, TransportProtocol,
@@ -42,6 +42,8 @@ use crate::{
 
 /// Cluster of this cluster's control plane.
 const CONTROL_PLANE: &str = "control-plane";
+/// Port of east-west gateways; the endpoint of a peer that dials has none of its own.
+const EAST_WEST: u16 = 15443;
 
 /// A workload that cannot be reached is left alone for some seconds, so that callers are told at once when there is
 /// no other.
@@ -209,20 +211,49 @@ fn fixed(ctx: &Ctx<'_>, name: &str, address: &str, port: u16) -> Cluster {
     ctx.base_cluster(name, Discovery::Static(a))
 }
 
-/// The way to a peer: its gateways over TCP, or the trunk to it.
+/// The way to a peer. Our own gateways have trunks, so they get addresses of these forms (see `mesh_trunk`):
+///
+/// | address | how |
+/// |---|---|
+/// | `10.0.0.2` | TCP |
+/// | `trunk:east@10.0.0.2` | the trunk, or TCP where UDP does not pass; the certificate must be of `east` |
+/// | `trunk:east@10.0.0.2+keep` | the same, kept up while idle, since `east` cannot dial this cluster |
+/// | `trunk:east@` | a connection that `east` dialled, since nobody can dial `east` |
+///
+/// Where neither of two can be dialled, each sends through third members. Whoever can be dialled never does, so a
+/// session goes through one at most.
 fn peer_cluster(ctx: &Ctx<'_>, out: &mut Generated, name: &str, peer: &PeerCluster) {
-    let wanted = ctx.world.config.mesh.transport.unwrap_or(ctx.world.settings.transport);
-    // Only our own gateway has trunks.
-    let quic = wanted == Transport::Quic && peer.transports.contains(&Transport::Quic) && ctx.proxy.flotilla;
-    let address = |ip: std::net::IpAddr| if quic { format!("trunk:{ip}") } else { ip.to_string() };
-    let endpoints = peer
-        .gateways
-        .iter()
-        .filter(|g| g.weight > 0)
-        .map(|g| plain(address(g.address.ip()), g.address.port(), g.weight))
-        .collect();
+    let dialled = peer.gateways.iter().any(|g| g.weight > 0);
+    let endpoints = if dialled {
+        gateways_of(ctx, peer)
+    } else if ctx.world.settings.reachable {
+        // Only a trunk has streams in both directions.
+        let trunk = ctx.proxy.flotilla && peer.transports.contains(&Transport::Quic);
+        trunk.then(|| plain(format!("trunk:{}@", peer.id), EAST_WEST, 1)).into_iter().collect()
+    } else {
+        let thirds = |live: bool| {
+            let peers = ctx.world.config.peers.iter();
+            let thirds = peers.filter(|p| p.id != peer.id && (!live || p.lease == LeaseState::Live));
+            thirds.flat_map(|p| gateways_of(ctx, p)).collect::<Vec<_>>()
+        };
+        let live = thirds(true);
+        if live.is_empty() { thirds(false) } else { live }
+    };
     out.assignment(group(name, endpoints));
     out.cluster(ctx.base_cluster(name, Discovery::Eds(name.to_owned())));
+}
+
+/// Gateways of a member that can be dialled.
+fn gateways_of(ctx: &Ctx<'_>, member: &PeerCluster) -> Vec<LbEndpoint> {
+    let wanted = ctx.world.config.mesh.transport.unwrap_or(ctx.world.settings.transport);
+    let quic =
+        wanted == Transport::Quic && member.transports.contains(&Transport::Quic) && ctx.proxy.flotilla;
+    let keep = if ctx.world.settings.reachable { "" } else { "+keep" };
+    let address = |ip: std::net::IpAddr| {
+        if quic { format!("trunk:{}@{ip}{keep}", member.id) } else { ip.to_string() }
+    };
+    let gateways = member.gateways.iter().filter(|g| g.weight > 0);
+    gateways.map(|g| plain(address(g.address.ip()), g.address.port(), g.weight)).collect()
 }
 
 /// Chains of a `Gateway` server in mode `AUTO_PASSTHROUGH`: services whose server name is one of the

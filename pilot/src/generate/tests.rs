@@ -25,6 +25,7 @@ pub(crate) fn settings() -> Settings {
         network: NetworkId::new("net-west").unwrap(),
         trust_domain: TrustDomain::default(),
         east_west: vec!["10.1.0.100:15443".parse().unwrap()],
+        reachable: true,
         federation_address: Some("127.0.0.1:15016".parse().unwrap()),
         transport: mesh_model::federation::Transport::Tcp,
     }

@@ -39,6 +39,7 @@ fn settings() -> Settings {
         network: NetworkId::new("west").unwrap(),
         trust_domain: TrustDomain::default(),
         east_west: vec!["127.10.0.2:15443".parse().unwrap()],
+        reachable: true,
         federation_address: None,
         transport: mesh_model::federation::Transport::Tcp,
     }

@@ -50,6 +50,8 @@ pub struct AgentOptions {
     pub restart: Restart,
     /// Secrets, if the caller needs them before the engine starts.
     pub store: Arc<SecretStore>,
+    /// Further pages of the admin port.
+    pub pages: axum::Router,
 }
 
 /// A data-plane process's inner life. Dropping it stops everything at once; [`Agent::run`] ends it
@@ -127,7 +129,8 @@ impl Agent {
     /// # Errors
     /// Flags that are not valid, files that cannot be read, addresses that cannot be bound.
     pub async fn start(options: AgentOptions) -> anyhow::Result<Self> {
-        let AgentOptions { args, kind, hooks, name_table, mut registry, restart, store } = options;
+        let AgentOptions { args, kind, hooks, name_table, mut registry, restart, store, pages: further } =
+            options;
         // Whoever waits for this proxy is told what it waits for, from the first moment on.
         let readiness = Readiness::default();
         let mut tasks = Vec::new();
@@ -228,8 +231,10 @@ impl Agent {
             identity: identity_status,
             store,
         };
-        let all =
-            router(admin).merge(ready_router(readiness.clone())).merge(metrics_router(registry.clone()));
+        let all = router(admin)
+            .merge(ready_router(readiness.clone()))
+            .merge(metrics_router(registry.clone()))
+            .merge(further);
         pages.push((page("admin", args.admin)?, all));
         pages.push((page("metrics", args.metrics)?, metrics_router(registry)));
         let (serving, left) = restart.serve(engine.clone(), readiness, pages);
@@ -241,6 +246,12 @@ impl Agent {
     #[must_use]
     pub fn names(&self) -> watch::Receiver<Arc<NameTable>> {
         self.client.names()
+    }
+
+    /// What the control plane wants this proxy to execute.
+    #[must_use]
+    pub fn state(&self) -> watch::Receiver<Arc<ProxyState>> {
+        self.client.state()
     }
 
     /// Runs until `stop`, or until another process has taken over, then lets connections finish for the drain time.

@@ -62,7 +62,9 @@ pub(crate) struct ControlPlaneArgs {
     /// Where the east-west gateway finds the federation service; --federation by default
     #[arg(long)]
     federation_address: Option<SocketAddr>,
-    /// Address of this cluster's east-west gateway as peers reach it, repeated
+    /// Address of this cluster's east-west gateway as peers reach it, repeated; without one (behind NAT) peers use
+    /// connections that its gateway dials, which needs --transport quic on both sides, --gateway-internal and
+    /// --gateway-via
     #[arg(long = "gateway-address")]
     gateway_address: Vec<SocketAddr>,
     /// Address of this cluster's east-west gateway as its own workloads reach it, repeated; defaults to
@@ -178,6 +180,7 @@ pub(crate) async fn run(args: ControlPlaneArgs) -> anyhow::Result<()> {
             network,
             trust_domain: args.trust_domain.clone(),
             east_west: internal.clone(),
+            reachable: !args.gateway_address.is_empty(),
             federation_address: Some(args.federation_address.unwrap_or_else(|| federation.address())),
             transport: preferred,
         },

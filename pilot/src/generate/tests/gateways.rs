@@ -178,7 +178,46 @@ fn east_west_forwards_only_what_is_exported() {
     assert_eq!(peer(&g), "203.0.113.2");
     let quic = docs.add("MeshConfig", "mesh", json!({"transport": "quic"}));
     let g = quic.generate(&gateway_node(json!({}), "sni-dnat"));
-    assert_eq!(peer(&g), "trunk:203.0.113.2");
+    assert_eq!(peer(&g), "trunk:east@203.0.113.2");
+}
+
+/// Addresses of the ways to east and north, where some clusters have no gateway that can be dialled.
+fn ways(own: bool, east: bool, north: bool) -> [Vec<String>; 2] {
+    let hide = |announced: bool, mut p: Value| {
+        if !announced {
+            p["gateways"] = json!([]);
+        }
+        p
+    };
+    let docs = Docs::default()
+        .add("MeshConfig", "mesh", json!({"transport": "quic"}))
+        .add("PeerCluster", "east", hide(east, peer("east", "203.0.113.2")))
+        .add("PeerCluster", "north", hide(north, peer("north", "203.0.113.3")));
+    let (galley, federation) = docs.states();
+    let s = Settings { reachable: own, ..settings() };
+    let w = World::new(s, Reader::default().read(&galley, &federation));
+    let g = generate(&ProxyNode::new(&gateway_node(json!({}), "sni-dnat")).unwrap(), &w);
+    ["peer|east", "peer|north"].map(|name| {
+        let localities = &g.endpoints[name].localities;
+        localities.iter().flat_map(|l| &l.endpoints).map(|e| e.address.clone()).collect()
+    })
+}
+
+#[test]
+fn whoever_can_be_dialled_is_dialled() {
+    let dial =
+        |keep: &str| [format!("trunk:east@203.0.113.2{keep}"), format!("trunk:north@203.0.113.3{keep}")];
+    let [east, north] = dial("");
+    assert_eq!(ways(true, true, true), [vec![east], vec![north.clone()]]);
+    // East dials us.
+    assert_eq!(ways(true, false, true), [vec!["trunk:east@".to_owned()], vec![north]]);
+    assert_eq!(ways(true, false, false), [vec!["trunk:east@".to_owned()], vec!["trunk:north@".to_owned()]]);
+    // We dial north, and east does; nobody sends through a third who could do without.
+    let [east, north] = dial("+keep");
+    assert_eq!(ways(false, true, true), [vec![east], vec![north.clone()]]);
+    assert_eq!(ways(false, false, true), [vec![north.clone()], vec![north]]);
+    // Nobody is there to meet at: the chain stays, so that the refusal says so.
+    assert_eq!(ways(false, false, false), [Vec::<String>::new(), vec![]]);
 }
 
 #[test]

@@ -1,0 +1,106 @@
+//! What happens on a connection for as long as it lives, whoever dialled it: sessions of the peer are handed to the
+//! east-west listener, its notices are heeded, and its silence is noticed.
+
+use std::{sync::Arc, time::Duration};
+
+use quinn::VarInt;
+use tokio::net::TcpStream;
+
+use crate::{
+    TrunkStream,
+    endpoint::{Inner, TCP_HOLD, TCP_TIMEOUT},
+    links::Link,
+    watch::{self, Lost},
+};
+
+/// The only notice so far: the sender ends soon. It is the first byte of a unidirectional stream; unknown ones are
+/// ignored, so that later versions may say more.
+const DRAINING: u8 = 1;
+/// A notice is a few bytes.
+const NOTICE: usize = 64;
+
+/// Takes a link in, and out again when its connection has ended.
+pub(crate) fn start(inner: &Arc<Inner>, link: Arc<Link>) {
+    inner.links.insert(link.clone());
+    let inner = inner.clone();
+    tokio::spawn(async move {
+        tokio::select! {
+            () = sessions(&inner, &link) => {}
+            () = notices(&link) => {}
+            () = silence(&inner, &link) => {}
+            _ = link.connection.closed() => {}
+        }
+        inner.links.remove(&link);
+        tracing::info!(cluster = %link.cluster, address = %link.connection.remote_address(), "a trunk ended");
+    });
+}
+
+async fn sessions(inner: &Arc<Inner>, link: &Arc<Link>) {
+    let deliver_to = inner.options.deliver_to;
+    while let Ok((send, receive)) = link.connection.accept_bi().await {
+        let Ok(permit) = inner.deliveries.clone().acquire_owned().await else { return };
+        inner.metrics.accepted_sessions.inc();
+        let mut session = TrunkStream::quic(send, receive, link.sessions.enter());
+        tokio::spawn(async move {
+            match tokio::time::timeout(TCP_TIMEOUT, TcpStream::connect(deliver_to)).await {
+                Ok(Ok(mut local)) => {
+                    drop(permit);
+                    let _ = local.set_nodelay(true);
+                    // Whoever breaks first ends the session; both ends see it.
+                    let _ = tokio::io::copy_bidirectional(&mut session, &mut local).await;
+                }
+                Ok(Err(error)) => tracing::warn!(%error, %deliver_to, "the east-west listener is away"),
+                Err(_) => tracing::warn!(%deliver_to, "the east-west listener does not answer"),
+            }
+        });
+    }
+}
+
+async fn notices(link: &Link) {
+    while let Ok(mut stream) = link.connection.accept_uni().await {
+        // Too long or broken off: nothing that this version knows.
+        let Ok(notice) = stream.read_to_end(NOTICE).await else { continue };
+        if notice.first() == Some(&DRAINING) && link.drain() {
+            tracing::info!(
+                cluster = %link.cluster, address = %link.connection.remote_address(),
+                "the gateway drains: new sessions go elsewhere"
+            );
+        }
+    }
+}
+
+/// Tells the peer of a link that this gateway ends soon; returns when the peer has it.
+pub(crate) async fn say_draining(link: Arc<Link>) {
+    if !link.both_ways {
+        return;
+    }
+    let said = async {
+        let mut s = link.connection.open_uni().await?;
+        s.write_all(&[DRAINING]).await?;
+        let _ = s.finish();
+        let _ = s.stopped().await;
+        Ok::<_, std::io::Error>(())
+    };
+    if let Err(error) = said.await {
+        tracing::debug!(cluster = %link.cluster, %error, "the peer was not told of the drain");
+    }
+}
+
+/// Gives a dialled connection up that leads nowhere: TCP takes over, or says at once that nobody is there.
+async fn silence(inner: &Arc<Inner>, link: &Link) {
+    let lost = watch::lost(&link.connection, link.dialled, &link.silent).await;
+    let (Some(lost), Some(address)) = (lost, link.dialled) else { return };
+    let (reason, hold): (&str, Duration) = match lost {
+        Lost::Blocked => {
+            tracing::warn!(%address, "UDP no longer gets through: TCP takes over");
+            ("UDP stopped getting through", TCP_HOLD)
+        }
+        Lost::Gone => {
+            tracing::warn!(%address, "the gateway is gone: its sessions end");
+            ("the gateway did not answer any more", TCP_HOLD)
+        }
+    };
+    inner.metrics.quic_failures.inc();
+    inner.links.hold(address, hold, reason.to_owned());
+    link.connection.close(VarInt::from_u32(2), reason.as_bytes());
+}
