@@ -500,7 +500,7 @@ impl World {
         node.tick(now);
         c.members.clone_from(node.members.all());
         c.imports.retain(|p, _| node.imports.contains_key(p));
-        if self.now % 1000 == 0 {
+        if self.now.is_multiple_of(1000) {
             for (peer, import) in &node.imports {
                 c.imports.insert(peer.clone(), serde_json::to_string(&import.persist()).unwrap());
             }
