@@ -11,8 +11,8 @@ use citadel::{Citadel, CitadelOptions};
 use mesh_model::{
     ClusterId, NetworkId,
     federation::{
-        EndpointGroup, ExportedService, GatewayAddress, ImportedService, LeaseState, PeerCluster, Transport,
-        type_url,
+        Conflict, ConflictReason, EndpointGroup, ExportedService, GatewayAddress, ImportedService,
+        LeaseState, PeerCluster, Transport, type_url,
     },
     registry::{Protocol, ServicePort},
 };
@@ -24,8 +24,8 @@ use mesh_xds::{
 use multicluster::{
     Federation, FederationOptions,
     admin_pb::{
-        ClustersRequest, CreateTokenRequest, EvictRequest, LeaveMeshRequest, PrepareJoinRequest,
-        admin_client::AdminClient,
+        ClustersRequest, CreateTokenRequest, EvictRequest, ExportConflict, LeaveMeshRequest,
+        PrepareJoinRequest, admin_client::AdminClient,
     },
     authority_pb::{FoundRequest, StatusRequest, authority_client::AuthorityClient},
     join::{JoinError, join},
@@ -299,6 +299,50 @@ async fn an_evicted_cluster_is_refused_until_it_joins_again() {
     until("north is back", SOON, || [&west, &east, &north].iter().all(|c| c.imported().len() == 2)).await;
     let listed = east.admin().await.clusters(ClustersRequest {}).await.unwrap().into_inner();
     assert_eq!(listed.evicted, [""; 0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_exporter_hears_that_its_definition_is_not_used() {
+    let (west, east) = (Cluster::start("west").await, Cluster::start("east").await);
+    west.found().await;
+    west.export(&["reviews"]);
+    east.export(&["reviews"]);
+    east.try_join(&west.token().await).await.unwrap();
+    until("west imports east", SOON, || west.summary() == live("east", &["reviews"])).await;
+    let found = |all: &[&str]| {
+        let docs = all.iter().map(|name| {
+            let conflict = Conflict {
+                namespace: "books".into(),
+                name: (*name).into(),
+                loser: ClusterId::new("east").unwrap(),
+                winner: ClusterId::new("west").unwrap(),
+                reason: ConflictReason::Port,
+                message: "port http here is 80 (http)".into(),
+            };
+            let name = format!("books/{name}.east");
+            (name.clone(), Document::new(name, &conflict).unwrap())
+        });
+        west.exports.publish_type(type_url::CONFLICT, docs.collect());
+    };
+    let heard = async || {
+        let all = east.admin().await.clusters(ClustersRequest {}).await.unwrap().into_inner().conflicts;
+        let line = |c: ExportConflict| {
+            let it = c.conflict.unwrap();
+            format!("{}/{} {} {} {:?}", it.namespace, it.name, it.reason, it.winner, c.reported_by)
+        };
+        all.into_iter().map(line).collect::<Vec<_>>()
+    };
+    // What east does not export it hears nothing of.
+    found(&["reviews", "secret"]);
+    let expected = ["books/reviews PortConflict west [\"west\"]"];
+    for expected in [&expected[..], &[]] {
+        let start = Instant::now();
+        while heard().await != expected {
+            assert!(start.elapsed() < SOON, "{:?}", heard().await);
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        found(&[]);
+    }
 }
 
 /// Re-encodes a token with one field changed, as somebody who knows the format would.

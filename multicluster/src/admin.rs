@@ -7,15 +7,15 @@ use tonic::{Request, Response, Status};
 use crate::{
     admin_pb::{
         ClusterStatus, ClustersRequest, ClustersResponse, CompleteJoinResponse, CreateTokenRequest,
-        CreateTokenResponse, EvictRequest, EvictResponse, LeaveMeshRequest, LeaveMeshResponse, PeerLeft,
-        PrepareJoinRequest, PrepareJoinResponse, TraceRequest, admin_server,
+        CreateTokenResponse, EvictRequest, EvictResponse, ExportConflict, LeaveMeshRequest,
+        LeaveMeshResponse, PeerLeft, PrepareJoinRequest, PrepareJoinResponse, TraceRequest, admin_server,
     },
     authority_pb::{
         InstallIntermediateRequest, RequestIntermediateRequest, ResetRequest, StatusRequest,
         authority_client::AuthorityClient,
     },
     dial,
-    exchange::Import,
+    exchange::{self, Import},
     membership::EvictError,
     pb::{InspectResponse, JoinResponse, LeaveRequest, federation_client::FederationClient},
     state::Shared,
@@ -254,9 +254,19 @@ impl admin_server::Admin for AdminService {
             })
             .collect();
         let evicted = t.node.members.evicted().map(ToString::to_string).collect();
+        let conflicts = t
+            .node
+            .lost_conflicts()
+            .into_iter()
+            .map(|(c, by)| ExportConflict {
+                conflict: Some(exchange::conflict_pb(&c)),
+                reported_by: by.iter().map(ToString::to_string).collect(),
+            })
+            .collect();
         drop(t);
         Ok(Response::new(ClustersResponse {
             evicted,
+            conflicts,
             self_: self.0.options.cluster.to_string(),
             trust_domain: self.0.trust_domain().unwrap_or_default(),
             clusters,

@@ -15,6 +15,7 @@
 //! 6. A record that breaks a rule is refused alone, by name; the others count.
 
 mod audience;
+mod conflicts;
 mod export;
 mod feed;
 mod follow;
@@ -22,6 +23,7 @@ mod import;
 mod node;
 mod pace;
 
+pub(crate) use conflicts::conflict_pb;
 pub use export::ExportLog;
 pub use feed::{Feed, FeedError};
 pub use follow::{DialBudget, Follower, Next, SILENCE_MS};

@@ -52,7 +52,7 @@ use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, sync::Arc, time
 use mesh_identity::{FEDERATION_SVID, SecretStore, TRUST_BUNDLE};
 use mesh_model::{
     ClusterId, NetworkId,
-    federation::{GatewayAddress, Offer, Transport, type_url},
+    federation::{Conflict, GatewayAddress, Offer, Transport, type_url},
     proxy::{ClientCertificate, DownstreamTls, SecretRef, TlsVersion, Validation},
 };
 use mesh_xds::{
@@ -178,6 +178,7 @@ impl Federation {
 
         tasks.push(tokio::spawn(follow_authority(shared.clone())));
         tasks.push(tokio::spawn(follow_exports(shared.clone())));
+        tasks.push(tokio::spawn(follow_conflicts(shared.clone())));
         tasks.push(tokio::spawn(follow_members(shared.clone())));
         tasks.push(tokio::spawn(save_imports(shared.clone())));
         tasks.push(tokio::spawn(async move {
@@ -307,6 +308,42 @@ async fn follow_exports(shared: Arc<Shared>) {
         tokio::select! {
             () = due => {}
             r = state.changed() => if r.is_err() { return },
+        }
+    }
+}
+
+/// Takes what pilot finds of exports that contradict each other, to tell their exporters.
+async fn follow_conflicts(shared: Arc<Shared>) {
+    let client = ConfigClient::start(
+        shared.options.exports.clone(),
+        NodeInfo::component("federation"),
+        &[type_url::CONFLICT],
+    );
+    let mut state = client.watch();
+    let mut own: Vec<Conflict> = Vec::new();
+    loop {
+        let now = state.borrow_and_update().clone();
+        if now.synced {
+            let found: Vec<Conflict> = now
+                .of(type_url::CONFLICT)
+                .filter_map(|(name, doc)| {
+                    doc.spec()
+                        .inspect_err(
+                            |error| tracing::error!(%name, %error, "a conflict record is unreadable"),
+                        )
+                        .ok()
+                })
+                .collect();
+            let me = &shared.options.cluster;
+            let lost: Vec<_> = found.iter().filter(|c| c.loser == *me).cloned().collect();
+            for c in lost.iter().filter(|c| !own.contains(c)) {
+                service::conflict(c, me);
+            }
+            own = lost;
+            shared.lock().node.set_conflicts(found);
+        }
+        if state.changed().await.is_err() {
+            return;
         }
     }
 }

@@ -8,7 +8,7 @@ use aws_lc_rs::{
 };
 use futures::Stream;
 use mesh_identity::peer_identity;
-use mesh_model::ClusterId;
+use mesh_model::{ClusterId, federation::Conflict};
 use mesh_xds::PeerInfo;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -226,6 +226,15 @@ impl From<mesh_model::explain::Step> for pb::Step {
     }
 }
 
+/// An export of this cluster is not used as it is defined here.
+pub(crate) fn conflict(c: &Conflict, reporter: &ClusterId) {
+    let reason = c.reason.as_str();
+    tracing::warn!(
+        namespace = %c.namespace, name = %c.name, winner = %c.winner, %reporter, reason, says = %c.message,
+        "ServiceExport: Conflict=True"
+    );
+}
+
 fn refusal(e: &NodeError) -> Status {
     match e {
         NodeError::Feed(_) => Status::failed_precondition(e.to_string()),
@@ -271,7 +280,9 @@ async fn export(
                 let Ok(Some(f)) = r else { return };
                 let merged = {
                     let mut t = shared.lock();
-                    feed.on_frame(&f, &t.node.members);
+                    for c in t.node.heard_from(&peer, &mut feed, &f) {
+                        conflict(&c, &peer);
+                    }
                     match &f.frame {
                         // Its addresses may have changed.
                         Some(importer_frame::Frame::Subscribe(s)) => t.node.introduce(&peer, s, shared.now()),

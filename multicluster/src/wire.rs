@@ -36,7 +36,7 @@ const MAX_EPOCH: u64 = 1 << 48;
 #[error("{0}")]
 pub struct WireError(pub String);
 
-fn text(what: &str, s: &str) -> Result<(), WireError> {
+pub(crate) fn text(what: &str, s: &str) -> Result<(), WireError> {
     if s.len() > MAX_TEXT || s.bytes().any(|b| b < 0x20 || b == 0x7f) {
         return Err(WireError(format!("{what} is longer than {MAX_TEXT} bytes or has control characters")));
     }

@@ -9,6 +9,7 @@
 //! What is deliberately absent: pods of other clusters. Remote services are weights behind gateways.
 
 pub mod config;
+pub mod conflicts;
 pub mod debug;
 pub mod exports;
 pub mod generate;

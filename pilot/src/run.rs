@@ -21,7 +21,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::{
     config::{Config, FEDERATION_TYPES, GALLEY_KINDS, Problem, Reader},
-    exports, metrics,
+    conflicts, exports, metrics,
     source::PilotSource,
     world::{Settings, World},
 };
@@ -228,6 +228,7 @@ impl Follow {
         let world = Arc::new(World::new(self.settings.clone(), config));
         let (documents, found) = exports::exports(&world);
         self.exports.publish_type(type_url::EXPORTED_SERVICE, documents);
+        self.exports.publish_type(type_url::CONFLICT, conflicts::conflicts(&world));
         let mut problems = world.problems.clone();
         problems.extend(found);
         *self.shared.problems.lock().unwrap_or_else(PoisonError::into_inner) = problems;

@@ -178,6 +178,61 @@ pub struct ImportedService {
     pub on_lapse: OnLapse,
 }
 
+/// An export whose definition contradicts an older one of the same service: the older one's counts (MCS API,
+/// "Conflict" condition of a ServiceExport).
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Conflict {
+    /// Namespace of the service.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// The cluster whose definition does not count.
+    pub loser: ClusterId,
+    /// The cluster whose definition counts.
+    pub winner: ClusterId,
+    /// What contradicts.
+    pub reason: ConflictReason,
+    /// Both values, as the loser's operator reads it.
+    pub message: String,
+}
+
+/// What contradicts; in the words of the MCS API.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum ConflictReason {
+    /// Ports of the same name or number differ.
+    #[serde(rename = "PortConflict")]
+    Port,
+    /// One is headless and the other is not.
+    #[serde(rename = "TypeConflict")]
+    Type,
+    /// Something that a newer version knows of.
+    #[serde(rename = "Conflict")]
+    Other,
+}
+
+impl ConflictReason {
+    /// As the MCS API writes it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Port => "PortConflict",
+            Self::Type => "TypeConflict",
+            Self::Other => "Conflict",
+        }
+    }
+
+    /// From a peer's words.
+    #[must_use]
+    pub fn parse(s: &str) -> Self {
+        match s {
+            "PortConflict" => Self::Port,
+            "TypeConflict" => Self::Type,
+            _ => Self::Other,
+        }
+    }
+}
+
 /// How gateways of two clusters talk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -220,6 +275,8 @@ pub mod type_url {
     pub const EXPORTED_SERVICE: &str = "flotilla.dev/v1alpha1/ExportedService";
     /// [`super::ImportedService`], served by the federation component.
     pub const IMPORTED_SERVICE: &str = "flotilla.dev/v1alpha1/ImportedService";
+    /// [`super::Conflict`], served by pilot.
+    pub const CONFLICT: &str = "flotilla.dev/v1alpha1/Conflict";
     /// [`super::PeerCluster`], served by the federation component.
     pub const PEER_CLUSTER: &str = "flotilla.dev/v1alpha1/PeerCluster";
 }

@@ -189,6 +189,12 @@ impl ExportLog {
         }
     }
 
+    /// Whether `peer` is told of an export.
+    #[must_use]
+    pub fn is_told(&self, key: &ServiceKey, peer: &ClusterId) -> bool {
+        self.entries.get(key).is_some_and(|e| e.service.is_some() && e.audience.includes(peer))
+    }
+
     /// Changes after `version`, oldest first, as `peer` is told of them.
     pub(super) fn after<'a>(
         &'a self,

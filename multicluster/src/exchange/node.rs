@@ -2,11 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use mesh_model::{ClusterId, federation::Offer};
+use mesh_model::{
+    ClusterId,
+    federation::{Conflict, Offer},
+};
 
 use super::{
     DialBudget, ExportLog, Feed, FeedError, Follower, Import, LEASE_MS, Next, PROTOCOL, Persisted,
-    ServiceKey, Step, pace::Pace,
+    ServiceKey, Step, conflicts::Conflicts, pace::Pace,
 };
 use crate::{
     membership::{Membership, Merged, NotAMember},
@@ -51,6 +54,7 @@ pub struct Node {
     /// What is imported, by peer.
     pub imports: BTreeMap<ClusterId, Import>,
     pace: Pace,
+    conflicts: Conflicts,
     followers: BTreeMap<ClusterId, Follower>,
     budget: DialBudget,
 }
@@ -78,6 +82,7 @@ impl Node {
             members,
             exports: ExportLog::new(log_id),
             pace: Pace::default(),
+            conflicts: Conflicts::default(),
             budget: DialBudget::new(now),
         }
     }
@@ -114,6 +119,7 @@ impl Node {
         for peer in &merged.gone {
             self.imports.remove(peer);
             self.followers.remove(peer);
+            self.conflicts.forget(peer);
         }
         for peer in &merged.arrived {
             self.imports.insert(peer.clone(), Import::new(Persisted::default(), now, u64::from(LEASE_MS)));
@@ -183,6 +189,7 @@ impl Node {
     /// The stream to a peer is open: the subscription to send. `None` if it is no member any more.
     pub fn connected(&mut self, peer: &ClusterId, now: u64) -> Option<ImporterFrame> {
         self.followers.get_mut(peer)?.connected(now);
+        self.conflicts.connected(peer);
         self.subscription(peer)
     }
 
@@ -231,10 +238,35 @@ impl Node {
         if heard.step.resubscribe {
             heard.reply = self.subscription(peer);
         } else if lease {
-            let received = pb::Received { offset: import.offset(), members };
+            let received =
+                pb::Received { offset: import.offset(), members, conflicts: self.conflicts.tell(peer) };
             heard.reply = Some(ImporterFrame { frame: Some(importer_frame::Frame::Received(received)) });
         }
         Some(heard)
+    }
+
+    /// Exports of one service that contradict each other, as this cluster's pilot finds them. Their exporters are told.
+    pub fn set_conflicts(&mut self, all: impl IntoIterator<Item = Conflict>) {
+        self.conflicts.set(all);
+    }
+
+    /// Takes a frame of an importer that is not a subscription (see [`Self::introduce`]); answers conflicts of this
+    /// cluster's exports that are news.
+    pub fn heard_from(&mut self, peer: &ClusterId, feed: &mut Feed, f: &ImporterFrame) -> Vec<Conflict> {
+        feed.on_frame(f, &self.members);
+        let Some(importer_frame::Frame::Received(pb::Received { conflicts: Some(said), .. })) = &f.frame
+        else {
+            return vec![];
+        };
+        let exports = &self.exports;
+        let exported = |ns: &str, name: &str| exports.is_told(&(ns.to_owned(), name.to_owned()), peer);
+        self.conflicts.hear(&self.this.cluster, peer, said, exported)
+    }
+
+    /// Exports of this cluster whose definitions are not used, with the members that say so.
+    #[must_use]
+    pub fn lost_conflicts(&self) -> Vec<(Conflict, Vec<ClusterId>)> {
+        self.conflicts.lost(&self.this.cluster)
     }
 
     /// Frames for an importer; see [`Feed::poll`].
@@ -254,6 +286,7 @@ impl Node {
     /// Forgets the mesh: this cluster has left it.
     pub fn clear(&mut self) {
         self.members.clear();
+        self.conflicts = Conflicts::default();
         self.imports.clear();
         self.followers.clear();
     }

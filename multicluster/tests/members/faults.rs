@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use mesh_model::federation::Offer;
+use mesh_model::federation::{Conflict, ConflictReason, Offer};
 use multicluster::{
     exchange::{ExportLog, Feed, Import, Persisted},
     membership::Membership,
@@ -183,4 +183,43 @@ fn a_partition_costs_what_was_missed() {
     w.assert_converged();
     let bytes = w.counts.bytes - before;
     assert!(bytes < 6000, "{bytes} bytes for two changes and twelve seconds of leases");
+}
+
+/// An export that contradicts an older one: its owner hears of it from the importer, also after a lost connection, and
+/// hears when it is mended.
+#[test]
+fn the_owner_of_a_losing_export_is_told() {
+    let mut options = Options { change: 0.0, restart: 0.0, cut: 0.0, depart: 0.0, ..Options::hostile() };
+    // Frames are lost all the same: what is said is repeated.
+    options.weather.lost = 0.2;
+    let mut w = World::new(5, 3, options);
+    let key = ("books".to_owned(), "a".to_owned());
+    w.clusters[1].truth.insert(key, service("a", 1).into());
+    w.run(8000);
+    let conflict = |name: &str| Conflict {
+        namespace: "books".into(),
+        name: name.into(),
+        loser: id(1),
+        winner: id(2),
+        reason: ConflictReason::Port,
+        message: "port http is 80, not 9080".into(),
+    };
+    let lost = |w: &World| w.clusters[1].node.as_ref().unwrap().lost_conflicts();
+    let set = |w: &mut World, all: Vec<Conflict>| w.clusters[0].node.as_mut().unwrap().set_conflicts(all);
+    assert_eq!(lost(&w), []);
+    set(&mut w, vec![conflict("a"), conflict("never-exported")]);
+    w.run(40_000);
+    assert_eq!(lost(&w), [(conflict("a"), vec![id(0)])], "and nothing that it does not export");
+    w.cuts.cut(0, 1, w.now + 20_000);
+    set(&mut w, vec![]);
+    w.run(15_000);
+    assert_eq!(lost(&w).len(), 1, "no news from there");
+    w.run(60_000);
+    assert_eq!(lost(&w), []);
+    // Whoever is gone says nothing any more.
+    set(&mut w, vec![conflict("a")]);
+    w.run(40_000);
+    assert_eq!(lost(&w).len(), 1);
+    w.clusters[1].node.as_mut().unwrap().left(&id(0), 0);
+    assert_eq!(lost(&w), []);
 }

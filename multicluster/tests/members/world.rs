@@ -443,7 +443,7 @@ impl World {
                     }
                 }
                 (Some(feed), Some(frame)) => {
-                    feed.on_frame(&f, &exporter.members);
+                    exporter.heard_from(&id(i), feed, &f);
                     if let importer_frame::Frame::Subscribe(sub) = frame
                         && exporter.introduce(&id(i), sub, clock).is_err()
                     {

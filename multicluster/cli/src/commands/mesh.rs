@@ -248,9 +248,21 @@ pub(crate) async fn clusters(args: ClustersArgs) -> anyhow::Result<u8> {
                 })
             })
             .collect();
-        output::json(
-            &serde_json::json!({"self": r.self_, "trustDomain": r.trust_domain, "clusters": all, "evicted": r.evicted}),
-        )?;
+        let conflicts: Vec<_> = r
+            .conflicts
+            .iter()
+            .map(|c| {
+                let it = c.conflict.clone().unwrap_or_default();
+                serde_json::json!({
+                    "namespace": it.namespace, "name": it.name, "type": "Conflict", "status": "True",
+                    "reason": it.reason, "message": it.message, "winner": it.winner, "reportedBy": c.reported_by,
+                })
+            })
+            .collect();
+        output::json(&serde_json::json!({
+            "self": r.self_, "trustDomain": r.trust_domain, "clusters": all, "evicted": r.evicted,
+            "exportConflicts": conflicts,
+        }))?;
         return Ok(exit::OK);
     }
     if r.trust_domain.is_empty() {
@@ -286,6 +298,17 @@ pub(crate) async fn clusters(args: ClustersArgs) -> anyhow::Result<u8> {
     for c in r.clusters.iter().filter(|c| c.refused_records > 0) {
         let name = c.member.as_ref().map_or("", |m| &m.cluster);
         println!("{name}: {} records refused, such as: {}", c.refused_records, c.refusals.join("; "));
+    }
+    for c in &r.conflicts {
+        let it = c.conflict.clone().unwrap_or_default();
+        println!(
+            "ServiceExport {}/{}: Conflict=True, {}: {} (says {})",
+            it.namespace,
+            it.name,
+            it.reason,
+            it.message,
+            c.reported_by.join(", ")
+        );
     }
     if !r.evicted.is_empty() {
         println!("Evicted: {}", r.evicted.join(", "));

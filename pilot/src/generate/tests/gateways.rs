@@ -1,5 +1,9 @@
 //! Gateways and exports.
 
+use mesh_model::{
+    federation::{Conflict, ConflictReason},
+    registry::Protocol,
+};
 use serde_json::json;
 
 use super::*;
@@ -289,4 +293,86 @@ fn a_large_service_has_few_slots_that_do_not_follow_its_workloads() {
     assert!(serves.iter().all(|(_, s)| *s == export.groups[0].slots));
     let (_, again) = of_size(41, 7);
     assert_eq!(again, export, "one of forty was replaced and nobody is told");
+}
+
+/// `(loser, winner, reason, message)` of each conflict.
+fn found(docs: &Docs) -> Vec<(String, String, ConflictReason, String)> {
+    let all = crate::conflicts::conflicts(&docs.world());
+    all.values()
+        .map(|d| d.spec::<Conflict>().unwrap())
+        .map(|c| (c.loser.to_string(), c.winner.to_string(), c.reason, c.message))
+        .collect()
+}
+
+fn exported(cluster: &str, at: u64, ports: Value, headless: bool) -> Value {
+    json!({"cluster": cluster, "lease": "live", "service": {
+        "name": "stock", "namespace": "books", "host": "stock.books.svc.cluster.local", "ports": ports,
+        "headless": headless, "groups": [], "serviceAccounts": [], "exportedAt": at}})
+}
+
+#[test]
+fn the_oldest_export_wins_and_the_others_are_named() {
+    let http = json!([{"name": "http", "port": 80, "protocol": "http"}]);
+    let more = json!([{"name": "http", "port": 80, "protocol": "http"}, {"name": "x", "port": 81, "protocol": "tcp"}]);
+    let moved = json!([{"name": "http", "port": 8080, "protocol": "http"}]);
+    let grpc = json!([{"name": "http", "port": 80, "protocol": "grpc"}]);
+    let peers = |list: &[(&str, u64, &Value, bool)]| {
+        list.iter().fold(bookstore(), |docs, (c, at, ports, headless)| {
+            docs.add(
+                "ImportedService",
+                &format!("books/stock.{c}"),
+                exported(c, *at, (*ports).clone(), *headless),
+            )
+        })
+    };
+    let port = |docs: &Docs| {
+        let world = docs.world();
+        let s = &world.index.services["stock.books.svc.cluster.local"].service;
+        (s.ports[0].port, s.ports[0].protocol)
+    };
+    let agree = peers(&[("a", 5, &http, false), ("b", 6, &more, false)]);
+    assert_eq!(found(&agree), [], "a port that only one has contradicts nobody");
+
+    let docs = peers(&[
+        ("a", 9, &moved, false),
+        ("b", 7, &http, false),
+        ("c", 8, &grpc, false),
+        ("d", 9, &http, true),
+    ]);
+    let says =
+        |is: &str, other: &str| format!("port http here is {is}, in b, whose export is older, it is {other}");
+    let (a, c) = (says("8080 (http)", "80 (http)"), says("80 (grpc)", "80 (http)"));
+    let d = "it is headless here and not headless in b, whose export is older".to_owned();
+    assert_eq!(
+        found(&docs),
+        [
+            ("a".into(), "b".into(), ConflictReason::Port, a),
+            ("c".into(), "b".into(), ConflictReason::Port, c),
+            ("d".into(), "b".into(), ConflictReason::Type, d),
+        ]
+    );
+    assert_eq!(port(&docs), (80, Protocol::Http), "and what the oldest says holds for all");
+    // Of the same age the first by name.
+    let docs = peers(&[("b", 7, &http, false), ("a", 7, &moved, false)]);
+    assert_eq!(found(&docs)[0].0, "b");
+    assert_eq!(port(&docs).0, 8080);
+    // Whoever is not believed takes no part.
+    let rule = json!({"rules": [{"peers": ["a"], "action": "DENY"}]});
+    assert_eq!(found(&docs.add("ImportPolicy", "mesh", rule)), []);
+}
+
+#[test]
+fn an_own_export_takes_part() {
+    let reviews = |at: u64, port: u16| {
+        let mut i = import("east", "live", json!([]));
+        i["service"]["exportedAt"] = at.into();
+        i["service"]["ports"][0]["port"] = port.into();
+        bookstore().add("ImportedService", "east/books/reviews", i)
+    };
+    assert_eq!(found(&reviews(5, 1)), [], "what is not exported is no conflict");
+    let export = |docs: Docs| docs.add("ServiceExport", "books/reviews", json!({}));
+    // Documents of tests are of second 1000 and later.
+    assert_eq!(found(&export(reviews(5, 1)))[0].0, "west");
+    assert_eq!(found(&export(reviews(5000, 1)))[0].0, "east");
+    assert_eq!(found(&export(reviews(5, 9080))), []);
 }
