@@ -428,6 +428,10 @@ async fn echo(
                 .header("trailer", "grpc-status, x-t")
                 .body(body)
         }
+        "/after" => match req.into_body().collect().await {
+            Ok(_) => builder.body(full(seen)),
+            Err(_) => builder.status(400).body(full("broken off")),
+        },
         "/slow" => {
             tokio::time::sleep(Duration::from_secs(5)).await;
             builder.body(full("slow"))
