@@ -5,8 +5,10 @@
 //! name; with `CI` set that is a failure.
 
 use std::{
+    io::{BufRead as _, BufReader, Read, Write},
     path::{Path, PathBuf},
-    process::{Command, ExitCode},
+    process::{Command, ExitCode, Stdio},
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -142,7 +144,7 @@ impl Verify {
     /// Runs the tests that plain `cargo test` leaves out, one at a time, with what they need.
     fn ignored(&self, targets: &[&str]) -> anyhow::Result<()> {
         let mut c = self.command("cargo");
-        c.args(["test", "--workspace"]);
+        c.args(["test", "--workspace", "--no-fail-fast"]);
         for t in targets {
             c.args(["--test", t]);
         }
@@ -304,8 +306,78 @@ fn installed(package: &str) -> bool {
         .is_ok_and(|o| String::from_utf8_lossy(&o.stdout).contains("install ok installed"))
 }
 
+/// Lines kept of one panic or compiler error, and panics and errors kept of one command.
+const EXCERPT: (usize, usize) = (12, 8);
+/// Characters kept of a line.
+const LINE: usize = 400;
+
+/// Runs a command, shows what it prints as it comes, and repeats in the error what it said when it failed: whoever
+/// sees only the end of a long log sees why.
 fn spawn(mut c: Command) -> anyhow::Result<()> {
     let shown = format!("{c:?}");
-    let status = c.status().with_context(|| shown.clone())?;
-    if status.success() { Ok(()) } else { bail!("{shown}: {status}") }
+    let mut child = c.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().with_context(|| shown.clone())?;
+    let said = Arc::new(Mutex::new(vec![]));
+    let mut relays = vec![];
+    if let Some(r) = child.stdout.take() {
+        let said = said.clone();
+        relays.push(std::thread::spawn(move || relay(r, &mut std::io::stdout(), &said)));
+    }
+    if let Some(r) = child.stderr.take() {
+        let said = said.clone();
+        relays.push(std::thread::spawn(move || relay(r, &mut std::io::stderr(), &said)));
+    }
+    let status = child.wait();
+    // What a test left behind may hold the pipes open; it is not waited for.
+    let ended = Instant::now();
+    while relays.iter().any(|r| !r.is_finished()) && ended.elapsed() < Duration::from_secs(5) {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let said = std::mem::take(&mut *said.lock().unwrap_or_else(PoisonError::into_inner));
+    let status = status.with_context(|| shown.clone())?;
+    if status.success() {
+        return Ok(());
+    }
+    bail!("{}", [vec![format!("{shown}: {status}")], said].concat().join("\n"))
+}
+
+/// Passes lines on, and keeps the beginnings of panics and errors.
+fn relay(from: impl Read, to: &mut impl Write, said: &Mutex<Vec<String>>) {
+    let mut from = BufReader::new(from);
+    let mut line = Vec::new();
+    let (mut excerpts, mut left) = (0, 0);
+    while from.read_until(b'\n', &mut line).is_ok_and(|n| n > 0) {
+        // Nobody reads it any more: the command goes on all the same.
+        let _ = to.write_all(&line);
+        let text = String::from_utf8_lossy(&line);
+        let text = text.trim_end();
+        if text.contains(" panicked at ") || text.starts_with("error") || text.starts_with("Diff in ") {
+            left = if excerpts < EXCERPT.1 { EXCERPT.0 } else { 0 };
+            excerpts += 1;
+        } else if text.starts_with("stack backtrace") {
+            left = 0;
+        }
+        if left > 0 {
+            left -= 1;
+            let text = format!("    {}", text.chars().take(LINE).collect::<String>());
+            said.lock().unwrap_or_else(PoisonError::into_inner).push(text);
+        }
+        line.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_repeats_what_was_said() {
+        let mut c = Command::new("sh");
+        c.args(["-c", "echo before; echo \"thread 'x' panicked at a.rs:1:2:\"; echo why; echo stack backtrace:; echo 0; exit 3"]);
+        let e = spawn(c).unwrap_err().to_string();
+        assert!(e.ends_with("    thread 'x' panicked at a.rs:1:2:\n    why"), "{e}");
+        assert!(e.contains("exit status: 3"), "{e}");
+        let mut c = Command::new("sh");
+        c.args(["-c", "echo 'error: not one'"]);
+        spawn(c).unwrap();
+    }
 }
