@@ -41,6 +41,8 @@ pub struct Options {
     pub echo: PathBuf,
     /// Whether gateways speak QUIC to each other, with TCP behind it.
     pub quic: bool,
+    /// East-west gateways of each cluster, 1 to 9.
+    pub gateways: usize,
     /// Per cluster: its name and its workloads as `(service, version)`.
     pub clusters: Vec<(&'static str, Vec<(&'static str, &'static str)>)>,
     /// Where a workload runs, `region/zone`, by its version.
@@ -106,8 +108,9 @@ impl World {
         let mut clusters = Vec::new();
         let mut ports = Vec::new();
         for (n, (name, workloads)) in options.clusters.iter().enumerate() {
-            let c = Cluster::build(n, name, workloads, &prefix, &dir, &flotilla, options)?.hidden(hidden.contains(name));
-            ports.push(c.join_wan(&wan)?);
+            let c = Cluster::build(n, name, workloads, &prefix, &dir, &flotilla, options)?
+                .hidden(hidden.contains(name));
+            ports.extend(c.join_wan(&wan)?);
             clusters.push(c);
         }
         let wan = Wan::start(&wan, &ports)?;
@@ -140,6 +143,17 @@ impl World {
             c.data_plane_ready().await?;
         }
         Ok(())
+    }
+
+    /// Sets what happens to frames from one cluster to another, counted in the order of the options.
+    pub fn link(&self, from: usize, to: usize, rule: Rule) {
+        let ports = |n: usize| {
+            let first: usize = self.clusters[..n].iter().map(Cluster::gateways).sum();
+            first..first + self.clusters[n].gateways()
+        };
+        for (from, to) in ports(from).flat_map(|f| ports(to).map(move |t| (f, t))) {
+            self.wan.set(from, to, rule);
+        }
     }
 
     /// Lets a cluster join with a token of the first.

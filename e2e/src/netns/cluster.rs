@@ -21,7 +21,16 @@ use crate::programs::{self, Process, Said, must};
 pub const NAMESPACE: &str = "shop";
 const SYSTEM: &str = "flotilla-system";
 const CONTROL_PLANE: &str = "10.10.0.2";
-const GATEWAY: &str = "10.10.0.3";
+
+/// Name of a gateway's workload, counted from 0; the first is alone in most worlds.
+fn gateway_name(n: usize) -> String {
+    if n == 0 { "eastwest".into() } else { format!("eastwest{}", n + 1) }
+}
+
+/// Address of a gateway in its cluster.
+fn gateway_ip(n: usize) -> String {
+    format!("10.10.0.{}", n + 3)
+}
 
 /// A workload.
 #[derive(Debug, Clone)]
@@ -68,6 +77,7 @@ pub struct Cluster {
     flotilla: PathBuf,
     echo: PathBuf,
     quic: bool,
+    gateways: usize,
     hidden: bool,
     control_plane: Option<Process>,
     data_plane: Vec<Process>,
@@ -116,14 +126,17 @@ impl Cluster {
             flotilla: flotilla.to_owned(),
             echo: options.echo.clone(),
             quic: options.quic,
+            gateways: options.gateways,
             hidden: false,
             control_plane: None,
             data_plane: vec![],
         };
         c.pod(&c.netns("cp"), CONTROL_PLANE, 1)?;
-        c.pod(&c.netns("gw"), GATEWAY, 2)?;
+        for n in 0..c.gateways {
+            c.pod(&c.gateway_netns(n), &gateway_ip(n), n + 2)?;
+        }
         for (n, w) in c.workloads.iter().enumerate() {
-            c.pod(&w.netns, &w.ip, n + 3)?;
+            c.pod(&w.netns, &w.ip, n + 2 + c.gateways)?;
             directory(&c.dir.join(format!("app-{}", w.name())), APP_UID)?;
         }
         c.write("app.yaml", &c.application(|_| true))?;
@@ -139,6 +152,18 @@ impl Cluster {
     #[must_use]
     pub fn netns(&self, part: &str) -> String {
         format!("{}-{part}", self.prefix)
+    }
+
+    /// How many gateways it has.
+    #[must_use]
+    pub fn gateways(&self) -> usize {
+        self.gateways
+    }
+
+    /// Namespace of a gateway: `gw`, `gw2`, ...
+    #[must_use]
+    pub fn gateway_netns(&self, n: usize) -> String {
+        self.netns(&if n == 0 { "gw".into() } else { format!("gw{}", n + 1) })
     }
 
     /// A namespace with one interface on the cluster's bridge.
@@ -160,11 +185,15 @@ impl Cluster {
         Ok(())
     }
 
-    /// Connects the gateway to the link; answers with the interface at the link's end.
-    pub(super) fn join_wan(&self, wan: &str) -> anyhow::Result<String> {
-        let (gw, port) = (self.netns("gw"), format!("gw{}", self.index));
+    /// Connects the gateways to the link; answers with the interfaces at the link's end.
+    pub(super) fn join_wan(&self, wan: &str) -> anyhow::Result<Vec<String>> {
+        (0..self.gateways).map(|n| self.connect_gateway(n, wan)).collect()
+    }
+
+    fn connect_gateway(&self, n: usize, wan: &str) -> anyhow::Result<String> {
+        let (gw, port) = (self.gateway_netns(n), format!("gw{}-{n}", self.index));
         must(&format!("ip link add wan0 netns {gw} type veth peer name {port} netns {wan}"))?;
-        must(&format!("ip -n {gw} addr add {}/24 dev wan0", self.wan_ip()))?;
+        must(&format!("ip -n {gw} addr add {}/24 dev wan0", self.gateway_wan_ip(n)))?;
         // Frames must be complete when they are read: no checksum or segment left to hardware.
         must(&format!("ip netns exec {gw} ethtool -K wan0 tx off tso off gso off gro off"))?;
         must(&format!("ip -n {gw} link set wan0 up"))?;
@@ -177,10 +206,14 @@ impl Cluster {
         Ok(port)
     }
 
-    /// Address of the gateway on the link.
+    /// Address of the first gateway on the link.
     #[must_use]
     pub fn wan_ip(&self) -> String {
-        format!("172.31.0.{}", self.index + 11)
+        self.gateway_wan_ip(0)
+    }
+
+    fn gateway_wan_ip(&self, n: usize) -> String {
+        format!("172.31.0.{}", self.index * 10 + n + 11)
     }
 
     /// Writes the services again, where workloads that `with` does not choose
@@ -335,16 +368,18 @@ impl Cluster {
             ("cluster", self.name.to_owned()),
             ("state-dir", self.state().display().to_string()),
             ("config", self.dir.join("config").display().to_string()),
-            ("gateway-internal", format!("{GATEWAY}:15443")),
-            ("gateway-via", format!("{GATEWAY}:15443")),
+            ("gateway-via", format!("{}:15443", gateway_ip(0))),
             ("federation-address", format!("{CONTROL_PLANE}:15016")),
             ("transport", if self.quic { "quic,tcp" } else { "tcp" }.to_owned()),
         ];
         let mut command: Vec<String> = ["ip", "netns", "exec"].map(str::to_owned).to_vec();
         command.extend([self.netns("cp"), self.flotilla.display().to_string(), "control-plane".into()]);
         command.extend(flags.iter().map(|(k, v)| format!("--{k}={v}")));
-        if !self.hidden {
-            command.push(format!("--gateway-address={}:15443", self.wan_ip()));
+        for n in 0..self.gateways {
+            command.push(format!("--gateway-internal={}:15443", gateway_ip(n)));
+            if !self.hidden {
+                command.push(format!("--gateway-address={}:15443", self.gateway_wan_ip(n)));
+            }
         }
         self.control_plane = Some(Process::start("control-plane", &self.dir.join("logs"), &command)?);
         Ok(())
@@ -403,16 +438,27 @@ impl Cluster {
     /// # Errors
     /// A program cannot be started, or no token is to be had.
     pub fn start_data_plane(&mut self) -> anyhow::Result<()> {
-        let mut flags = self.proxy("eastwest", SYSTEM, "eastwest", GATEWAY)?;
-        flags.extend(["--labels=istio=eastwestgateway".into(), "--meta=ROUTER_MODE=sni-dnat".into()]);
-        if self.quic {
-            flags.extend(["--trunk=0.0.0.0:15443".into(), "--trunk-deliver=127.0.0.1:15443".into()]);
+        for n in 0..self.gateways {
+            self.start_gateway(n)?;
         }
-        self.start_proxy("eastwest", "gateway", &self.netns("gw"), flags)?;
         for w in self.workloads.clone() {
             self.start_workload(&w)?;
         }
         Ok(())
+    }
+
+    /// Starts a gateway, counted from 0.
+    ///
+    /// # Errors
+    /// It cannot be started, or no token is to be had.
+    pub fn start_gateway(&mut self, n: usize) -> anyhow::Result<()> {
+        let name = gateway_name(n);
+        let mut flags = self.proxy(&name, SYSTEM, "eastwest", &gateway_ip(n))?;
+        flags.extend(["--labels=istio=eastwestgateway".into(), "--meta=ROUTER_MODE=sni-dnat".into()]);
+        if self.quic {
+            flags.extend(["--trunk=0.0.0.0:15443".into(), "--trunk-deliver=127.0.0.1:15443".into()]);
+        }
+        self.start_proxy(&name, "gateway", &self.gateway_netns(n), flags)
     }
 
     fn start_workload(&mut self, w: &Workload) -> anyhow::Result<()> {
@@ -680,7 +726,7 @@ impl Cluster {
     /// # Errors
     /// One has not within half a minute.
     pub async fn data_plane_ready(&mut self) -> anyhow::Result<()> {
-        let mut all = vec![self.netns("gw")];
+        let mut all: Vec<String> = (0..self.gateways).map(|n| self.gateway_netns(n)).collect();
         all.extend(self.workloads.iter().map(|w| w.netns.clone()));
         for netns in all {
             until(&netns, Duration::from_secs(30), async || {

@@ -75,6 +75,7 @@ fn every_backend_and_mode_in_both_families() {
         let options = Options {
             echo: env!("CARGO_BIN_EXE_flotilla-echo").into(),
             quic: false,
+            gateways: 1,
             locality: |_| "",
             clusters: vec![("west", vec![("client", "v1"), ("alpha", "v1")])],
         };

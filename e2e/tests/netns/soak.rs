@@ -43,6 +43,7 @@ fn soak() {
         let world = World::start(&Options {
             echo: env!("CARGO_BIN_EXE_flotilla-echo").into(),
             quic: false,
+            gateways: 1,
             locality: |_| "",
             clusters: vec![(
                 "west",

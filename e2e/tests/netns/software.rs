@@ -123,6 +123,7 @@ fn real_software_through_a_pair_of_sidecars() {
         let options = Options {
             echo: env!("CARGO_BIN_EXE_flotilla-echo").into(),
             quic: false,
+            gateways: 1,
             locality: |_| "",
             clusters: vec![("west", vec![("client", "v1"), ("server", "v1")])],
         };

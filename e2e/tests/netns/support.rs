@@ -22,6 +22,7 @@ pub(crate) fn options(quic: bool) -> Options {
     Options {
         echo: env!("CARGO_BIN_EXE_flotilla-echo").into(),
         quic,
+        gateways: 1,
         locality: |_| "",
         clusters: vec![
             ("west", vec![("client", "v1"), ("alpha", "v1"), ("gamma", "v1")]),

@@ -51,6 +51,7 @@ fn datagrams_to_services_are_captured() {
         let options = Options {
             echo: env!("CARGO_BIN_EXE_flotilla-echo").into(),
             quic: false,
+            gateways: 1,
             locality: |_| "",
             clusters: vec![("west", vec![("client", "v1"), ("alpha", "v1")])],
         };
