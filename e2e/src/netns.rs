@@ -106,7 +106,8 @@ impl World {
         let mut clusters = Vec::new();
         let mut ports = Vec::new();
         for (n, (name, workloads)) in options.clusters.iter().enumerate() {
-            let c = Cluster::build(n, name, workloads, &prefix, &dir, &flotilla, options)?.hidden(hidden.contains(name));
+            let c = Cluster::build(n, name, workloads, &prefix, &dir, &flotilla, options)?
+                .hidden(hidden.contains(name));
             ports.push(c.join_wan(&wan)?);
             clusters.push(c);
         }
