@@ -329,6 +329,29 @@ mod tests {
         assert!(m.introduce(&id("b"), record("b", 1)).is_ok());
     }
 
+    /// A join that only its signer knew of, and the signer loses its list: the tombstone is all that is known, in every
+    /// member alike, and another join ends it.
+    #[test]
+    fn a_join_that_was_forgotten_is_repeated() {
+        let mut founder = list("a", &["b", "c"]);
+        founder.evict(&id("b")).unwrap();
+        let mut other = list("c", &["a", "b"]);
+        other.merge(founder.all().values().cloned());
+        let joined = founder.admission(record("b", 0));
+        assert_eq!(joined.epoch, 3);
+        let mut founder = list("a", &[]);
+        let _ = founder.introduce(&id("b"), joined.clone()).unwrap();
+        founder.merge(other.all().values().cloned());
+        for m in [&mut founder, &mut other] {
+            assert_eq!(m.introduce(&id("b"), joined.clone()), Err(NotAMember::Evicted(id("b"))));
+        }
+        let again = founder.admission(record("b", 0));
+        founder.merge([again]);
+        other.merge(founder.all().values().cloned());
+        assert!(other.introduce(&id("b"), joined).is_ok());
+        assert_eq!(founder.all(), other.all());
+    }
+
     #[test]
     fn a_cluster_that_left_may_be_evicted_too() {
         let mut m = list("a", &["b"]);
