@@ -208,10 +208,19 @@ impl World {
         c.tombs.clear();
     }
 
+    /// Streams end with the process, in both directions.
+    fn hang_up(&mut self, i: usize) {
+        for c in &mut self.clusters {
+            c.streams.remove(&i);
+        }
+        self.clusters[i].streams.clear();
+    }
+
     /// With a token that `issuer` made.
     pub(crate) fn join(&mut self, i: usize, issuer: usize) {
         self.clusters[i].members.clear();
         self.clusters[i].imports.clear();
+        self.hang_up(i);
         self.start(i);
         let now = self.clusters[issuer].clock(self.now);
         let at = self.clusters[issuer].node.as_mut().unwrap();
@@ -282,10 +291,7 @@ impl World {
             self.clusters[i].node = None;
             let gone = self.rng.random_range(100..6000);
             self.clusters[i].back_at = Some(self.now + gone);
-            for s in 0..n {
-                self.clusters[s].streams.remove(&i);
-            }
-            self.clusters[i].streams.clear();
+            self.hang_up(i);
             if self.rng.random_bool(0.3) && self.has_witness(i) {
                 self.count("restart without state");
                 self.clusters[i].members.clear();
