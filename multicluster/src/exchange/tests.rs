@@ -139,6 +139,23 @@ fn a_reset_replaces_the_table_only_when_complete() {
 }
 
 #[test]
+fn what_follows_a_lost_reset_is_not_for_the_table_in_use() {
+    let mut log = ExportLog::new(1);
+    log.replace(table(&["a", "b"]));
+    let mut import = Import::new(Persisted::default(), 0, 0);
+    let mut frames = sent(&log, 0, 0);
+    assert!(matches!(frames.remove(0).frame, Some(Frame::Reset(_))));
+    let lease = frames.pop().unwrap();
+    for f in frames {
+        assert_eq!(import.on_frame(1, f), Step::default());
+    }
+    assert_eq!(names(&import), [""; 0]);
+    assert!(import.on_frame(1, lease).resubscribe);
+    import_all(&mut import, &log);
+    assert_eq!(names(&import), ["a", "b"]);
+}
+
+#[test]
 fn silent_divergence_is_found_by_the_digest() {
     let mut log = ExportLog::new(1);
     log.replace(table(&["a"]));
