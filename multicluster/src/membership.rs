@@ -191,6 +191,15 @@ impl Membership {
         out
     }
 
+    /// What a member says of members. Of itself it is believed no more than in [`Self::introduce`]: it may be evicted,
+    /// and this cluster not know yet.
+    pub fn hear(&mut self, peer: &ClusterId, news: impl IntoIterator<Item = Member>) -> Merged {
+        let known = self.all.get(peer).map_or(0, |m| m.epoch);
+        // Rule 2.
+        let epoch = |m: &Member| if m.cluster == *peer { m.epoch.min(known) } else { m.epoch };
+        self.merge(news.into_iter().map(|m| Member { epoch: epoch(&m), ..m }).collect::<Vec<_>>())
+    }
+
     fn learn_epoch(&mut self, m: &Member, out: &mut Merged) {
         let Some(own) = self.all.get(&self.me) else { return };
         let same = (&m.network, &m.gateways, &m.transports) == (&own.network, &own.gateways, &own.transports);
