@@ -191,6 +191,15 @@ impl Membership {
         out
     }
 
+    /// What a member says of members. Of itself it is believed no more than in [`Self::introduce`]: it may be evicted,
+    /// and this cluster not know yet.
+    pub fn hear(&mut self, peer: &ClusterId, news: impl IntoIterator<Item = Member>) -> Merged {
+        let known = self.all.get(peer).map_or(0, |m| m.epoch);
+        // Rule 2.
+        let epoch = |m: &Member| if m.cluster == *peer { m.epoch.min(known) } else { m.epoch };
+        self.merge(news.into_iter().map(|m| Member { epoch: epoch(&m), ..m }).collect::<Vec<_>>())
+    }
+
     fn learn_epoch(&mut self, m: &Member, out: &mut Merged) {
         let Some(own) = self.all.get(&self.me) else { return };
         let same = (&m.network, &m.gateways, &m.transports) == (&own.network, &own.gateways, &own.transports);
@@ -327,6 +336,29 @@ mod tests {
         let again = m.admission(record("b", 0));
         assert_eq!(m.merge([again]).arrived, [id("b")]);
         assert!(m.introduce(&id("b"), record("b", 1)).is_ok());
+    }
+
+    /// A join that only its signer knew of, and the signer loses its list: the tombstone is all that is known, in every
+    /// member alike, and another join ends it.
+    #[test]
+    fn a_join_that_was_forgotten_is_repeated() {
+        let mut founder = list("a", &["b", "c"]);
+        founder.evict(&id("b")).unwrap();
+        let mut other = list("c", &["a", "b"]);
+        other.merge(founder.all().values().cloned());
+        let joined = founder.admission(record("b", 0));
+        assert_eq!(joined.epoch, 3);
+        let mut founder = list("a", &[]);
+        let _ = founder.introduce(&id("b"), joined.clone()).unwrap();
+        founder.merge(other.all().values().cloned());
+        for m in [&mut founder, &mut other] {
+            assert_eq!(m.introduce(&id("b"), joined.clone()), Err(NotAMember::Evicted(id("b"))));
+        }
+        let again = founder.admission(record("b", 0));
+        founder.merge([again]);
+        other.merge(founder.all().values().cloned());
+        assert!(other.introduce(&id("b"), joined).is_ok());
+        assert_eq!(founder.all(), other.all());
     }
 
     #[test]

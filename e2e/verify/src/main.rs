@@ -136,6 +136,10 @@ impl Verify {
         self.step("whole processes", |v| {
             v.ignored(&["federation", "gateways", "mixer", "bootstrap", "restart", "explain"])
         });
+        // Of the tests that plain `cargo test` leaves out, the one with many worlds; the other measures.
+        let worlds =
+            ["test", "--workspace", "--test", "members", "many_seeds", "--", "--ignored", "--nocapture"];
+        self.cargo("many simulated worlds", &worlds);
         self.step("foreign data plane", |v| v.ignored(&["envoy", "hbone", "on_demand", "integration"]));
         let why = "needs root for network namespaces";
         self.when(root, why, "network namespaces", |v| v.ignored(&["netns"]));

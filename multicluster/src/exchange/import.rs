@@ -228,8 +228,9 @@ impl Import {
 
     /// Whether a change follows on what is held; if so it is `changed`.
     fn advance(&mut self, previous: u64, version: u64) -> Step {
-        if self.resubscribing || version <= self.offset {
-            // Old news, or news that will come again.
+        // Old news, or news that will come again. What follows a reset is not for the table in use: if the reset was
+        // lost or is late, the next lease asks again.
+        if self.resubscribing || self.log_id == 0 || version <= self.offset {
             return Step::default();
         }
         if previous != self.offset {

@@ -228,7 +228,8 @@ impl Node {
         if let Some(Frame::Members(m)) = f.frame {
             // A list that cannot be read entirely is used as far as it can.
             let news = m.members.into_iter().filter_map(|m| wire::member(m).ok());
-            heard.merged = self.merge(news.collect::<Vec<_>>(), now);
+            heard.merged = self.members.hear(peer, news);
+            self.follow(&heard.merged, now);
             return Some(heard);
         }
         let lease = matches!(f.frame, Some(Frame::Lease(_)));

@@ -139,6 +139,23 @@ fn a_reset_replaces_the_table_only_when_complete() {
 }
 
 #[test]
+fn what_follows_a_lost_reset_is_not_for_the_table_in_use() {
+    let mut log = ExportLog::new(1);
+    log.replace(table(&["a", "b"]));
+    let mut import = Import::new(Persisted::default(), 0, 0);
+    let mut frames = sent(&log, 0, 0);
+    assert!(matches!(frames.remove(0).frame, Some(Frame::Reset(_))));
+    let lease = frames.pop().unwrap();
+    for f in frames {
+        assert_eq!(import.on_frame(1, f), Step::default());
+    }
+    assert_eq!(names(&import), [""; 0]);
+    assert!(import.on_frame(1, lease).resubscribe);
+    import_all(&mut import, &log);
+    assert_eq!(names(&import), ["a", "b"]);
+}
+
+#[test]
 fn silent_divergence_is_found_by_the_digest() {
     let mut log = ExportLog::new(1);
     log.replace(table(&["a"]));
@@ -315,4 +332,27 @@ fn a_large_table_is_renewed_while_it_comes() {
         assert_eq!(import.services().len(), 1000);
         assert_eq!(partial, if protocol == 2 { 3 } else { 0 }, "an old importer does not know them");
     }
+}
+
+/// A member that has not heard of an eviction yet still follows who was evicted.
+#[test]
+fn nobody_opens_an_epoch_for_itself_by_gossip() {
+    let mut node = Node::new(
+        member("me", 1),
+        [("me", 1), ("b", 1), ("c", 1)].map(|(n, e)| (id(n), member(n, e))).into(),
+        |_| Persisted::default(),
+        1,
+        0,
+    );
+    let says = |m: wire::Member| ExporterFrame {
+        frame: Some(Frame::Members(pb::Members { members: vec![wire::member_pb(&m)] })),
+    };
+    node.on_frame(&id("b"), says(member("b", 1 << 40)), 0).unwrap();
+    assert_eq!(node.members.get(&id("b")).unwrap().epoch, 1);
+    let moved = wire::Member { revision: 1, ..member("b", 1 << 40) };
+    assert!(node.on_frame(&id("b"), says(moved), 0).unwrap().merged.changed, "the rest is its own to say");
+    node.on_frame(&id("c"), says(member("b", 3)), 0).unwrap();
+    assert_eq!(node.members.get(&id("b")).unwrap().epoch, 3, "others tell of its joins");
+    let evicted = wire::Member { left: true, evicted: true, ..member("b", 4) };
+    assert_eq!(node.on_frame(&id("c"), says(evicted), 0).unwrap().merged.gone, [id("b")]);
 }

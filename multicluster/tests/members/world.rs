@@ -208,10 +208,19 @@ impl World {
         c.tombs.clear();
     }
 
+    /// Streams end with the process, in both directions.
+    fn hang_up(&mut self, i: usize) {
+        for c in &mut self.clusters {
+            c.streams.remove(&i);
+        }
+        self.clusters[i].streams.clear();
+    }
+
     /// With a token that `issuer` made.
-    fn join(&mut self, i: usize, issuer: usize) {
+    pub(crate) fn join(&mut self, i: usize, issuer: usize) {
         self.clusters[i].members.clear();
         self.clusters[i].imports.clear();
+        self.hang_up(i);
         self.start(i);
         let now = self.clusters[issuer].clock(self.now);
         let at = self.clusters[issuer].node.as_mut().unwrap();
@@ -282,11 +291,8 @@ impl World {
             self.clusters[i].node = None;
             let gone = self.rng.random_range(100..6000);
             self.clusters[i].back_at = Some(self.now + gone);
-            for s in 0..n {
-                self.clusters[s].streams.remove(&i);
-            }
-            self.clusters[i].streams.clear();
-            if self.rng.random_bool(0.3) && (0..n).any(|o| o != i && self.knows_graves(o, i)) {
+            self.hang_up(i);
+            if self.rng.random_bool(0.3) && self.has_witness(i) {
                 self.count("restart without state");
                 self.clusters[i].members.clear();
                 self.clusters[i].imports.clear();
@@ -311,7 +317,10 @@ impl World {
             let (name, clock) = (id(i), self.clusters[by].clock(self.now));
             let out = self.clusters[by].out;
             let Some(node) = self.clusters[by].node.as_ref().filter(|_| by != i && !out) else { return };
-            if !node.members.is_member(&name) || !self.knows_graves(by, i) {
+            let known = node.members.get(&name).filter(|m| !m.left).map(|m| m.epoch);
+            // A tombstone of an epoch that is over says nothing.
+            let own = self.clusters[i].members.get(&name).map(|m| m.epoch);
+            if known.is_none() || known < own || !self.has_witness(i) {
                 return;
             }
             let node = self.clusters[by].node.as_mut().unwrap();
@@ -333,16 +342,16 @@ impl World {
         }
     }
 
-    /// Whether a member knows of everybody that another one knows to be gone: if not, and that one loses its state or
-    /// its membership, nobody knows.
-    fn knows_graves(&self, by: usize, of: usize) -> bool {
-        let (by, of) = (&self.clusters[by], &self.clusters[of]);
-        !by.out
-            && of
-                .members
-                .values()
-                .filter(|m| m.left)
-                .all(|m| by.members.get(&m.cluster).is_some_and(|k| k.epoch >= m.epoch))
+    /// Whether what only members can say of others survives if this one loses its state or its membership: tombstones,
+    /// and the joins that ended them. There must be one other that knows all of it, and nobody is believed about its
+    /// own join.
+    pub(crate) fn has_witness(&self, of: usize) -> bool {
+        let told = || self.clusters[of].members.values().filter(|m| m.left || m.epoch > 1);
+        (0..self.clusters.len()).filter(|by| *by != of && !self.clusters[*by].out).any(|by| {
+            let knows =
+                |m: &Member| self.clusters[by].members.get(&m.cluster).is_some_and(|k| k.epoch >= m.epoch);
+            told().all(|m| m.cluster != id(by) && knows(m))
+        })
     }
 
     fn change(&mut self, i: usize) {
