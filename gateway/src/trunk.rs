@@ -115,7 +115,7 @@ impl Target {
             None => (ip, false),
         };
         match (cluster, ip) {
-            (Some(c), "") => Some(Self::Cluster(c)),
+            (Some(c), "") if !keep => Some(Self::Cluster(c)),
             (c, ip) => Some(Self::Gateway(SocketAddr::new(ip.parse::<IpAddr>().ok()?, port), c, keep)),
         }
     }
