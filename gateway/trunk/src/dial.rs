@@ -151,7 +151,7 @@ impl Inner {
         Ok(TrunkStream::tcp(tcp, self.links.tcp(address).enter()))
     }
 
-    fn gateways(&self, cluster: &ClusterId) -> Vec<SocketAddr> {
+    pub(crate) fn gateways(&self, cluster: &ClusterId) -> Vec<SocketAddr> {
         let p = self.peers.borrow();
         let gateways = p.as_ref().and_then(|p| p.0.get(cluster));
         gateways.into_iter().flatten().map(|g| g.address).collect()

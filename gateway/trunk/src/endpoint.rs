@@ -54,6 +54,8 @@ const HANDSHAKES: usize = 256;
 const CONNECTIONS: usize = 256;
 /// A member that is so new that this gateway has not heard of it is waited for.
 const MEMBER_PATIENCE: Duration = Duration::from_secs(3);
+/// Between the end of a membership and that of its connections.
+const FAREWELL: Duration = Duration::from_secs(2);
 /// For peers to hear that this gateway ends.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(1);
 
@@ -215,12 +217,21 @@ impl Trunk {
         self.socket
     }
 
-    /// Sets the members of the federation and their gateways. Whoever is no member any more is cut off.
+    /// Sets the members of the federation and their gateways. Whoever is no member any more is cut off two seconds
+    /// later: what confirms that it left passes here, too. Must run inside a tokio runtime.
     pub fn set_peers(&self, peers: Peers) {
         for link in self.inner.links.all() {
-            if !peers.0.contains_key(&link.cluster) {
-                tracing::info!(cluster = %link.cluster, "no member any more: its trunk is closed");
-                link.connection.close(VarInt::from_u32(3), b"not a member");
+            if !peers.0.contains_key(&link.cluster) && link.leave() {
+                let inner = self.inner.clone();
+                tokio::spawn(async move {
+                    tokio::time::sleep(FAREWELL).await;
+                    if inner.peers.borrow().as_ref().is_some_and(|p| p.0.contains_key(&link.cluster)) {
+                        link.stay();
+                        return;
+                    }
+                    tracing::info!(cluster = %link.cluster, "no member any more: its trunk is closed");
+                    link.connection.close(VarInt::from_u32(3), b"not a member");
+                });
             }
         }
         self.inner.peers.send_if_modified(|p| {

@@ -136,6 +136,8 @@ pub(crate) struct Link {
     draining: AtomicBool,
     drained: Notify,
     pub(crate) silent: AtomicBool,
+    /// It ends soon, since the peer is no member any more.
+    leaving: AtomicBool,
     /// Whether the peer takes sessions on a connection that it dialled, and notices.
     pub(crate) both_ways: bool,
     pub(crate) sessions: Arc<Sessions>,
@@ -156,6 +158,7 @@ impl Link {
             draining: AtomicBool::new(false),
             drained: Notify::new(),
             silent: AtomicBool::new(false),
+            leaving: AtomicBool::new(false),
             both_ways,
             sessions: Arc::default(),
             since: SystemTime::now(),
@@ -188,6 +191,16 @@ impl Link {
         if !self.draining() {
             told.await;
         }
+    }
+
+    /// Notes that the peer is no member any more; answers whether that is news.
+    pub(crate) fn leave(&self) -> bool {
+        !self.leaving.swap(true, Relaxed)
+    }
+
+    /// It is a member again.
+    pub(crate) fn stay(&self) {
+        self.leaving.store(false, Relaxed);
     }
 
     /// Whether a new session is well there.

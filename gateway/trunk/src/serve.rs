@@ -86,10 +86,14 @@ pub(crate) async fn say_draining(link: Arc<Link>) {
     }
 }
 
-/// Gives a dialled connection up that leads nowhere: TCP takes over, or says at once that nobody is there.
+/// Gives a connection up that leads nowhere: TCP takes over, or says at once that nobody is there. One that the peer
+/// dialled, too, if it comes from where a gateway of the peer can be dialled.
 async fn silence(inner: &Arc<Inner>, link: &Link) {
-    let lost = watch::lost(&link.connection, link.dialled, &link.silent).await;
-    let (Some(lost), Some(address)) = (lost, link.dialled) else { return };
+    let from = link.connection.remote_address().ip();
+    let known = || inner.gateways(&link.cluster).into_iter().find(|a| a.ip() == from);
+    let address = link.dialled.or_else(known);
+    let lost = watch::lost(&link.connection, address, &link.silent).await;
+    let (Some(lost), Some(address)) = (lost, address) else { return };
     let (reason, hold): (&str, Duration) = match lost {
         Lost::Blocked => {
             tracing::warn!(%address, "UDP no longer gets through: TCP takes over");

@@ -34,7 +34,8 @@ pub(crate) enum Lost {
 }
 
 /// Answers when the connection should be given up; `None` if it ended otherwise. While nothing is heard `silent` is
-/// set. Only the dialling side, which has an `address`, gives up: TCP does not lead back to it.
+/// set. Only where the peer has an `address` that can be
+/// dialled: elsewhere nothing tells an outage from its end.
 pub(crate) async fn lost(
     connection: &Connection,
     address: Option<SocketAddr>,
