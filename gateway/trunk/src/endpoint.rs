@@ -311,6 +311,11 @@ impl Inner {
             return;
         }
         if let Some(link) = self.admit(connection, None) {
+            // Its membership may have ended after it was asked for and before the connection was in the list.
+            if self.peers.borrow().as_ref().is_some_and(|p| !p.0.contains_key(&link.cluster)) {
+                link.connection.close(VarInt::from_u32(3), b"not a member");
+                return;
+            }
             tracing::info!(%from, cluster = %link.cluster, "a trunk was accepted");
         }
     }

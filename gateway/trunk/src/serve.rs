@@ -1,7 +1,7 @@
 //! What happens on a connection for as long as it lives, whoever dialled it: sessions of the peer are handed to the
 //! east-west listener, its notices are heeded, and its silence is noticed.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use quinn::VarInt;
 use tokio::net::TcpStream;
@@ -89,22 +89,23 @@ pub(crate) async fn say_draining(link: Arc<Link>) {
 /// Gives a connection up that leads nowhere: TCP takes over, or says at once that nobody is there. One that the peer
 /// dialled, too, if it comes from where a gateway of the peer can be dialled.
 async fn silence(inner: &Arc<Inner>, link: &Link) {
-    let from = link.connection.remote_address().ip();
-    let known = || inner.gateways(&link.cluster).into_iter().find(|a| a.ip() == from);
-    let address = link.dialled.or_else(known);
-    let lost = watch::lost(&link.connection, address, &link.silent).await;
-    let (Some(lost), Some(address)) = (lost, address) else { return };
-    let (reason, hold): (&str, Duration) = match lost {
-        Lost::Blocked => {
-            tracing::warn!(%address, "UDP no longer gets through: TCP takes over");
-            ("UDP stopped getting through", TCP_HOLD)
-        }
-        Lost::Gone => {
-            tracing::warn!(%address, "the gateway is gone: its sessions end");
-            ("the gateway did not answer any more", TCP_HOLD)
-        }
+    // The peer may move, and this gateway may hear only later where it can be dialled.
+    let known = || {
+        let from = link.connection.remote_address().ip();
+        inner.gateways(&link.cluster).into_iter().find(|a| a.ip() == from)
     };
-    inner.metrics.quic_failures.inc();
-    inner.links.hold(address, hold, reason.to_owned());
+    let Some(lost) = watch::lost(&link.connection, || link.dialled.or_else(known), &link.silent).await else {
+        return;
+    };
+    let (reason, what) = match lost {
+        Lost::Blocked => ("UDP stopped getting through", "UDP no longer gets through: TCP takes over"),
+        Lost::Gone => ("the gateway did not answer any more", "the gateway is gone: its sessions end"),
+    };
+    // What came from the peer says nothing about a dial in the other direction.
+    if let Some(address) = link.dialled {
+        tracing::warn!(%address, cluster = %link.cluster, "{what}");
+        inner.metrics.quic_failures.inc();
+        inner.links.hold(address, TCP_HOLD, reason.to_owned());
+    }
     link.connection.close(VarInt::from_u32(2), reason.as_bytes());
 }

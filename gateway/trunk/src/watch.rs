@@ -38,7 +38,7 @@ pub(crate) enum Lost {
 /// dialled: elsewhere nothing tells an outage from its end.
 pub(crate) async fn lost(
     connection: &Connection,
-    address: Option<SocketAddr>,
+    address: impl Fn() -> Option<SocketAddr>,
     silent: &AtomicBool,
 ) -> Option<Lost> {
     let mut seen = connection.stats().udp_rx.datagrams;
@@ -58,7 +58,7 @@ pub(crate) async fn lost(
             continue;
         }
         silent.store(true, Relaxed);
-        let Some(address) = address else { continue };
+        let Some(address) = address() else { continue };
         let reached = tokio::time::timeout(PROBE, TcpStream::connect(address)).await;
         if connection.stats().udp_rx.datagrams == seen {
             match reached {

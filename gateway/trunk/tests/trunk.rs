@@ -148,32 +148,59 @@ async fn tcp_takes_over_where_udp_does_not_pass() {
     assert!(begun.elapsed().as_millis() < 500);
 }
 
+/// A trunk of east on a runtime of its own, which dies like a process: nobody is told.
+async fn mortal(root: &Ca, deliver_to: SocketAddr) -> (tokio::runtime::Runtime, Trunk, SocketAddr) {
+    let process = std::thread::spawn(|| tokio::runtime::Runtime::new().unwrap()).join().unwrap();
+    let secrets = gateway(root, root, "east");
+    let east = process.spawn(async move { start(&secrets, deliver_to) }).await.unwrap();
+    let address = east.address().unwrap();
+    (process, east, address)
+}
+
+/// The session ends within the two seconds that silence may last.
+async fn ends_soon(s: &mut TrunkStream) {
+    let begun = Instant::now();
+    let end = tokio::time::timeout(Duration::from_secs(5), s.read_u8()).await;
+    assert!(end.expect("the session ends").is_err());
+    assert!(begun.elapsed().as_millis() < 2500, "{:?}", begun.elapsed());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn sessions_end_soon_after_their_gateway_died() {
     let root = root();
     let deliver = echo().await;
     let west = start(&gateway(&root, &root, "west"), deliver);
-    // A runtime of its own dies like a process: nobody is told.
-    let process = std::thread::spawn(|| tokio::runtime::Runtime::new().unwrap()).join().unwrap();
-    let secrets = gateway(&root, &root, "east");
-    let east = process.spawn(async move { start(&secrets, deliver) }).await.unwrap();
-    let to = east.address().unwrap();
+    let (process, east, to) = mortal(&root, deliver).await;
     let mut s = west.dial(to, Some(&id("east"))).await.unwrap();
-    // QUIC tells the peer of a stream with its first bytes.
-    s.write_all(b"x").await.unwrap();
-    let mut echoed = [0; 7];
-    s.read_exact(&mut echoed).await.unwrap();
+    greeted(&mut s).await;
     assert_eq!(west.path(to), Path::Quic);
 
     process.shutdown_background();
-    let begun = Instant::now();
-    let end = tokio::time::timeout(std::time::Duration::from_secs(5), s.read_u8()).await;
-    assert!(end.expect("the session ends").is_err());
-    assert!(begun.elapsed().as_millis() < 2500, "{:?}", begun.elapsed());
+    ends_soon(&mut s).await;
     // And whoever comes next hears it at once.
     let begun = Instant::now();
     assert!(west.dial(to, Some(&id("east"))).await.is_err());
     assert!(begun.elapsed().as_millis() < 500, "{:?}", begun.elapsed());
+    drop(east);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sessions_on_what_a_dead_gateway_dialled_end_as_soon() {
+    let root = root();
+    let deliver = echo().await;
+    let west = start(&gateway(&root, &root, "west"), deliver);
+    let (process, east, to) = mortal(&root, deliver).await;
+    let at = west.address().unwrap();
+    east.set_peers(peers(&[("west", &[at])], true));
+    eventually("east dials", || !west.links().is_empty()).await;
+    // West hears only now where east can be dialled; the connection that is there is used.
+    west.set_peers(peers(&[("east", &[to])], false));
+    let mut s = west.dial_cluster(&id("east")).await.unwrap();
+    greeted(&mut s).await;
+    assert!(west.links().iter().all(|l| l.opener == Opener::Peer));
+
+    process.shutdown_background();
+    ends_soon(&mut s).await;
     drop(east);
 }
 
@@ -255,9 +282,12 @@ async fn only_members_are_let_in() {
     let east = start(&gateway(&root, &root, "east"), deliver);
     let to = west.address().unwrap();
     west.set_peers(peers(&[("east", &[])], false));
-    greeted(&mut east.dial(to, Some(&id("west"))).await.unwrap()).await;
-    // East leaves: its connection is cut, and it does not come in again.
+    let mut last = east.dial(to, Some(&id("west"))).await.unwrap();
+    greeted(&mut last).await;
+    // East leaves: it hears what is still to be said, then its connection is cut, and it does not come in again.
     west.set_peers(peers(&[("north", &[])], false));
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    ping(&mut last).await.unwrap();
     eventually("east is cut off", || west.links().is_empty()).await;
     if let Ok(mut s) = east.dial(to, Some(&id("west"))).await {
         assert!(ping(&mut s).await.is_err(), "east is no member");
