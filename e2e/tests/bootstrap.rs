@@ -21,15 +21,6 @@ use serde_json::{Value, json};
 /// How long a start or a change may take on a busy machine.
 const SOON: Duration = Duration::from_secs(30);
 
-fn flotilla() -> PathBuf {
-    if let Some(bin) = std::env::var_os("FLOTILLA_BIN") {
-        return bin.into();
-    }
-    let target = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target");
-    let built = ["release", "debug"].iter().map(|p| target.join(p).join("flotilla"));
-    built.into_iter().find(|p| p.exists()).expect("no flotilla binary: `cargo build -p flotilla`")
-}
-
 fn until<T>(what: &str, mut f: impl FnMut() -> Result<T, String>) -> T {
     let begun = Instant::now();
     loop {
@@ -180,7 +171,7 @@ impl Stage {
 
     fn sidecar(&self, file: &Path, flags: &[&str]) -> Process {
         let log = fs::OpenOptions::new().create(true).append(true).open(file.with_extension("log")).unwrap();
-        let child = Command::new(flotilla())
+        let child = Command::new(flotilla_e2e::programs::flotilla().unwrap())
             .args(["sidecar", "--concurrency", "1", "--bootstrap"])
             .arg(file)
             .args(flags)
@@ -271,7 +262,11 @@ fn a_file_that_cannot_be_honoured_says_where() {
         .render(HTTP[0], BACKENDS[0])
         .replace("type: STATIC", "type: STATIC\n    lb_subset_config: {fallback_policy: ANY_ENDPOINT}");
     let file = stage.write("bad.yaml", &text);
-    let o = Command::new(flotilla()).args(["sidecar", "--bootstrap"]).arg(&file).output().unwrap();
+    let o = Command::new(flotilla_e2e::programs::flotilla().unwrap())
+        .args(["sidecar", "--bootstrap"])
+        .arg(&file)
+        .output()
+        .unwrap();
     let said = String::from_utf8_lossy(&o.stderr).into_owned();
     assert_eq!(o.status.code(), Some(2), "{said}");
     assert!(said.contains("bad.yaml: static_resources.clusters[0].lb_subset_config: is set"), "{said}");

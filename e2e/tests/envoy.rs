@@ -1,8 +1,8 @@
 //! An Envoy as a sidecar: the mesh treats it as one of its own.
 //!
 //! Two clusters, in which `reviews` in west has an Envoy beside it, run with what `flotilla agent`
-//! wrote. `ENVOY_BIN` names an Envoy, `FLOTILLA_BIN` the binary under test (the newest of `target/` by
-//! default).
+//! wrote. `ENVOY_BIN` names an Envoy, `FLOTILLA_BIN` the binary under test (else what
+//! cargo built here).
 
 mod lab;
 

@@ -1,6 +1,6 @@
 //! HBONE with a real Envoy at the other end: CONNECT streams over mutual TLS, in both directions.
 //!
-//! `ENVOY_BIN` names an Envoy, `FLOTILLA_BIN` the binary under test (the newest of `target/` by default).
+//! `ENVOY_BIN` names an Envoy, `FLOTILLA_BIN` the binary under test (else what cargo built here).
 
 mod lab;
 

@@ -5,7 +5,7 @@ use std::{
     fs,
     io::{BufRead as _, BufReader, Read as _, Write as _},
     net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
-    path::{Path, PathBuf},
+    path::Path,
     process::{Child, Command, Stdio},
     sync::{
         Arc, Mutex,
@@ -17,15 +17,6 @@ use std::{
 
 /// How long a start or a change may take on a busy machine.
 const SOON: Duration = Duration::from_secs(30);
-
-fn flotilla() -> PathBuf {
-    if let Some(bin) = std::env::var_os("FLOTILLA_BIN") {
-        return bin.into();
-    }
-    let target = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target");
-    let built = ["release", "debug"].iter().map(|p| target.join(p).join("flotilla"));
-    built.into_iter().find(|p| p.exists()).expect("no flotilla binary: `cargo build -p flotilla`")
-}
 
 fn until<T>(what: &str, mut f: impl FnMut() -> Result<T, String>) -> T {
     let begun = Instant::now();
@@ -52,7 +43,7 @@ impl Drop for Process {
 impl Process {
     fn start(file: &Path, more: &[&str], log: &Path) -> Self {
         let log = fs::OpenOptions::new().create(true).append(true).open(log).unwrap();
-        let child = Command::new(flotilla())
+        let child = Command::new(flotilla_e2e::programs::flotilla().unwrap())
             .arg("sidecar")
             .arg("--bootstrap")
             .arg(file)

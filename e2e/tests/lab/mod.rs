@@ -91,18 +91,9 @@ pub(crate) fn until<T>(what: &str, mut f: impl FnMut() -> Option<T>) -> T {
     }
 }
 
+/// The binary under test.
 pub(crate) fn flotilla() -> PathBuf {
-    if let Some(path) = std::env::var_os("FLOTILLA_BIN") {
-        return path.into();
-    }
-    let target = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target");
-    ["release", "debug"]
-        .iter()
-        .map(|p| target.join(p).join("flotilla"))
-        .filter_map(|p| Some((fs::metadata(&p).ok()?.modified().ok()?, p)))
-        .max()
-        .map(|(_, p)| p)
-        .expect("FLOTILLA_BIN is not set and target/ holds no flotilla: cargo build -p flotilla")
+    flotilla_e2e::programs::flotilla().unwrap()
 }
 
 /// Two loopback ranges that nothing listens in.

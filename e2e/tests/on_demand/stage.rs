@@ -4,7 +4,7 @@ use std::{
     fs,
     io::{BufRead as _, BufReader, Read as _, Write as _},
     net::{SocketAddr, TcpListener, TcpStream},
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::{Child, Command, Stdio},
     thread::sleep,
     time::{Duration, Instant},
@@ -63,15 +63,6 @@ pub(crate) fn until<T>(what: &str, mut f: impl FnMut() -> Option<T>) -> T {
         assert!(begun.elapsed() < PATIENCE, "{what}: not within {PATIENCE:?}");
         sleep(Duration::from_millis(20));
     }
-}
-
-fn flotilla() -> PathBuf {
-    if let Some(bin) = std::env::var_os("FLOTILLA_BIN") {
-        return bin.into();
-    }
-    let target = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target");
-    let built = ["release", "debug"].iter().map(|p| target.join(p).join("flotilla"));
-    built.into_iter().find(|p| p.exists()).expect("no flotilla binary: `cargo build -p flotilla`")
 }
 
 /// An HTTP server that answers with its name, and with the length of what it was sent if that is something.
@@ -333,7 +324,7 @@ impl Stage {
                 c
             }
             Who::Flotilla => {
-                let mut c = Command::new(flotilla());
+                let mut c = Command::new(flotilla_e2e::programs::flotilla().unwrap());
                 c.args(["sidecar", "--concurrency", "2", "--bootstrap"]).arg(&self.file).args(&self.flags);
                 c
             }

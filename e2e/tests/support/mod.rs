@@ -21,17 +21,9 @@ pub(crate) use servers::{HttpServer, TlsServer};
 /// How long a change of configuration or a start may take on a busy machine.
 pub(crate) const SOON: Duration = Duration::from_secs(30);
 
-/// The binary under test: `FLOTILLA_BIN`, else what cargo built in this workspace.
+/// The binary under test.
 pub(crate) fn flotilla() -> PathBuf {
-    if let Some(bin) = std::env::var_os("FLOTILLA_BIN") {
-        return bin.into();
-    }
-    let target = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target");
-    ["release", "debug"]
-        .iter()
-        .map(|p| target.join(p).join("flotilla"))
-        .find(|p| p.exists())
-        .expect("no flotilla binary: set FLOTILLA_BIN or run `cargo build -p flotilla`")
+    flotilla_e2e::programs::flotilla().unwrap()
 }
 
 /// What a command did.
