@@ -115,7 +115,8 @@ impl Target {
             None => (ip, false),
         };
         match (cluster, ip) {
-            (Some(c), "") => Some(Self::Cluster(c)),
+            // What is not dialled cannot be kept up.
+            (Some(c), "") if !keep => Some(Self::Cluster(c)),
             (c, ip) => Some(Self::Gateway(SocketAddr::new(ip.parse::<IpAddr>().ok()?, port), c, keep)),
         }
     }
