@@ -4,6 +4,7 @@ use std::{
     fs::File,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, bail};
@@ -121,6 +122,23 @@ impl Process {
         // A process that has ended already is as dead as wanted.
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+
+    /// SIGTERM, and waits for the end; answers how long that took.
+    ///
+    /// # Errors
+    /// The program had ended already, or does not end within `limit`.
+    pub async fn terminate(&mut self, limit: Duration) -> anyhow::Result<Duration> {
+        self.check()?;
+        let begun = Instant::now();
+        must(&format!("kill -TERM {}", self.child.id()))?;
+        while self.child.try_wait()?.is_none() {
+            if begun.elapsed() > limit {
+                bail!("{} has not ended {limit:?} after SIGTERM", self.name);
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        Ok(begun.elapsed())
     }
 
     /// Process ID.

@@ -14,6 +14,8 @@ mod matrix;
 mod nat;
 #[path = "netns/policy.rs"]
 mod policy;
+#[path = "netns/rolling.rs"]
+mod rolling;
 #[path = "netns/soak.rs"]
 mod soak;
 #[path = "netns/software.rs"]

@@ -21,6 +21,10 @@ use tokio_util::sync::CancellationToken;
 /// From the moment at which peers have been told of the end until no session is accepted any more: what they sent
 /// before arrives in between.
 const NOTICE: Duration = Duration::from_millis(250);
+/// The same, if the control plane has heard of it: it tells this cluster's proxies, which move their sessions.
+const SPREAD: Duration = Duration::from_secs(1);
+/// A control plane that does not answer in this time is not waited for.
+const HEARING: Duration = Duration::from_secs(1);
 
 /// Flags of `flotilla gateway`.
 #[derive(Debug, Clone, clap::Args)]
@@ -81,23 +85,37 @@ pub async fn run(args: GatewayArgs) -> anyhow::Result<()> {
         pages,
     })
     .await?;
-    let Some(trunk) = trunks else {
-        agent.run(stop).await;
-        tracing.shutdown();
-        return Ok(());
-    };
-    let following = tokio::spawn(trunk::follow(trunk.clone(), agent.state()));
-    // Peers hear of the end before the listener closes, so that no new session finds it closed.
-    let engine_stop = CancellationToken::new();
+    let following = trunks.clone().map(|t| tokio::spawn(trunk::follow(t, agent.state())));
+    // Whoever sends hears of the end before the listener closes, so that no new session finds it closed.
+    let (farewell, engine_stop) = (agent.farewell(), CancellationToken::new());
     let notice = async {
         stop.cancelled().await;
-        trunk.drain().await;
-        tokio::time::sleep(NOTICE).await;
+        let peers = async {
+            if let Some(t) = &trunks {
+                t.drain().await;
+            }
+        };
+        let ((), heard) = tokio::join!(peers, farewell.say(HEARING));
+        tokio::time::sleep(match (heard, &trunks) {
+            (true, _) => SPREAD,
+            (false, Some(_)) => NOTICE,
+            (false, None) => Duration::ZERO,
+        })
+        .await;
         engine_stop.cancel();
+        std::future::pending::<()>().await;
     };
-    tokio::join!(agent.run(engine_stop.clone()), notice);
-    following.abort();
-    trunk.close().await;
+    // The agent also ends when another process has taken over.
+    tokio::select! {
+        () = agent.run(engine_stop.clone()) => {}
+        () = notice => {}
+    }
+    if let Some(f) = following {
+        f.abort();
+    }
+    if let Some(t) = trunks {
+        t.close().await;
+    }
     tracing.shutdown();
     Ok(())
 }

@@ -109,6 +109,7 @@ pub fn shared(class: &ProxyNode, world: &World) -> Generated {
     if !class.router {
         outbound::shared(&ctx, &mut out);
         udp::shared(&ctx, &mut out);
+        endpoints::own_gateways(&ctx, &mut out);
     }
     out
 }

@@ -11,6 +11,7 @@
 pub mod config;
 pub mod conflicts;
 pub mod debug;
+mod draining;
 pub mod exports;
 pub mod generate;
 pub mod hosts;

@@ -157,7 +157,7 @@ impl ProxyNode {
         Ok(Self {
             id: node.id.clone(),
             router: node.kind == NodeKind::Router,
-            east_west: node.kind == NodeKind::Router && node.meta("ROUTER_MODE") == Some("sni-dnat"),
+            east_west: node.is_east_west(),
             addresses,
             namespace: node.namespace.clone(),
             service_account: node.meta("SERVICE_ACCOUNT").unwrap_or("default").to_owned(),

@@ -1,7 +1,9 @@
 //! Running pilot: follow the inputs, rebuild the world, publish.
 
 use std::{
+    collections::BTreeMap,
     io,
+    net::IpAddr,
     path::PathBuf,
     sync::{
         Arc, Mutex, PoisonError,
@@ -209,7 +211,9 @@ impl Follow {
             }
         }
         let mut reader = Reader::default();
+        let mut draining = self.source.draining().watch();
         loop {
+            draining.mark_unchanged();
             let (g, f) = (galley.borrow_and_update().clone(), federation.borrow_and_update().clone());
             let config = reader.read(&g, &f);
             self.rebuild(config);
@@ -217,7 +221,7 @@ impl Follow {
                 tracing::info!("configuration has been read");
                 self.ready.send_replace(true);
             }
-            if settle(&mut galley, &mut federation, &g, &f).await.is_err() {
+            if settle(&mut galley, &mut federation, &mut draining, &g, &f).await.is_err() {
                 return;
             }
         }
@@ -225,7 +229,8 @@ impl Follow {
 
     fn rebuild(&self, config: Config) {
         let started = std::time::Instant::now();
-        let world = Arc::new(World::new(self.settings.clone(), config));
+        let world = World::new(self.settings.clone(), config);
+        let world = Arc::new(world.with_draining(self.source.draining().addresses()));
         let (documents, found) = exports::exports(&world);
         self.exports.publish_type(type_url::EXPORTED_SERVICE, documents);
         self.exports.publish_type(type_url::CONFLICT, conflicts::conflicts(&world));
@@ -243,22 +248,29 @@ impl Follow {
 async fn settle(
     galley: &mut watch::Receiver<Arc<ConfigState>>,
     federation: &mut watch::Receiver<Arc<ConfigState>>,
+    draining: &mut watch::Receiver<BTreeMap<IpAddr, u64>>,
     old_galley: &ConfigState,
     old_federation: &ConfigState,
 ) -> Result<(), watch::error::RecvError> {
     let mut quiet_until: Option<Instant> = None;
     let mut latest = Instant::now();
+    let mut gateways = false;
     loop {
         let deadline = quiet_until.map(|q| q.min(latest));
         tokio::select! {
             r = galley.changed() => r?,
             r = federation.changed() => r?,
+            r = draining.changed() => {
+                r?;
+                gateways = true;
+            }
             () = tokio::time::sleep_until(deadline.unwrap_or(latest)), if deadline.is_some() => return Ok(()),
         }
         // `changed` marks as seen; the caller reads the latest again.
         let only_endpoints = {
             let (g, f) = (galley.borrow(), federation.borrow());
-            if same_documents(&g, old_galley, false) && same_documents(&f, old_federation, false) {
+            let same = same_documents(&g, old_galley, false) && same_documents(&f, old_federation, false);
+            if same && !gateways {
                 // Only the connection came or went.
                 quiet_until = None;
                 continue;

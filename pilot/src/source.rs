@@ -17,6 +17,7 @@ use tokio::sync::watch;
 use tonic::Status;
 
 use crate::{
+    draining::Draining,
     generate::{self, Generated},
     proxy::{ProxyError, ProxyNode},
     world::World,
@@ -33,6 +34,7 @@ pub struct PilotSource {
     classes: Mutex<Classes>,
     encoded: EncodeCache,
     empty: Arc<TypeSnapshot>,
+    draining: Draining,
 }
 
 /// What proxies of a class have in common, for one generation of the world.
@@ -118,7 +120,13 @@ impl PilotSource {
             classes: Mutex::default(),
             encoded: EncodeCache::default(),
             empty: Arc::default(),
+            draining: Draining::default(),
         }
+    }
+
+    /// East-west gateways that drain.
+    pub(crate) fn draining(&self) -> &Draining {
+        &self.draining
     }
 
     /// Replaces the world; every connected proxy is looked at again.
@@ -277,15 +285,18 @@ impl ResourceSource for PilotSource {
         if spiffe.trust_domain() != world.settings.trust_domain.as_str() {
             return Err(Status::permission_denied(format!("{spiffe} is of another trust domain")));
         }
-        match identity.cluster {
-            Some(c) if c != world.settings.cluster => {
-                Err(Status::permission_denied(format!("{spiffe} is a workload of cluster {c}")))
-            }
-            _ => Ok(()),
+        if let Some(c) = identity.cluster.filter(|c| *c != world.settings.cluster) {
+            return Err(Status::permission_denied(format!("{spiffe} is a workload of cluster {c}")));
         }
+        // A certificate does not tell an address, and whoever drains takes traffic away from one.
+        if node.is_draining() && peer.address.map(|a| a.ip().to_canonical()) != node.ip {
+            return Err(Status::permission_denied("a gateway may drain its own address only"));
+        }
+        Ok(())
     }
 
     fn connected(&self, node: &NodeInfo) {
+        self.draining.connected(node);
         let mut proxies = lock(&self.proxies);
         let c = proxies.entry(node.id.clone()).or_insert_with(|| Cached {
             node: node.clone(),

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::Arc,
 };
 
@@ -53,6 +53,8 @@ pub struct World {
     pub index: Index,
     /// What could not be used.
     pub problems: Vec<Problem>,
+    /// Addresses of east-west gateways that are about to stop.
+    draining: BTreeSet<IpAddr>,
     rules: BTreeMap<String, NamespaceRules>,
     virtual_services: VirtualServices,
     /// By namespace, positions in the configuration.
@@ -110,7 +112,32 @@ impl World {
         let virtual_services = virtual_services(&config, &index);
         problems.sort();
         problems.dedup();
-        Self { settings, config, index, problems, rules, virtual_services, peer_auth }
+        Self {
+            settings,
+            config,
+            index,
+            problems,
+            draining: BTreeSet::new(),
+            rules,
+            virtual_services,
+            peer_auth,
+        }
+    }
+
+    /// The same while east-west gateways at these addresses are about to stop.
+    #[must_use]
+    pub fn with_draining(self, draining: BTreeSet<IpAddr>) -> Self {
+        Self { draining, ..self }
+    }
+
+    /// This cluster's own east-west gateways, and whether they drain. Where all of them do none does: leaving one would
+    /// only lead to the next.
+    #[must_use]
+    pub fn gateways(&self) -> Vec<(SocketAddr, bool)> {
+        let all = &self.index.east_west;
+        let drains = |g: &SocketAddr| self.draining.contains(&g.ip());
+        let others = all.iter().any(|g| !drains(g));
+        all.iter().map(|g| (*g, others && drains(g))).collect()
     }
 
     // ------------------------------------------------------------ destinations

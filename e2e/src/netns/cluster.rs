@@ -461,6 +461,31 @@ impl Cluster {
         self.start_proxy(&name, "gateway", &self.gateway_netns(n), flags)
     }
 
+    /// Stops a gateway with SIGTERM and waits for its end; answers how long that took.
+    ///
+    /// # Errors
+    /// It does not run, or does not end.
+    pub async fn stop_gateway(&mut self, n: usize) -> anyhow::Result<Duration> {
+        let name = format!("{}-proxy", gateway_name(n));
+        let at = self.data_plane.iter().position(|p| p.name == name).context("no such gateway runs")?;
+        self.data_plane.remove(at).terminate(Duration::from_secs(20)).await
+    }
+
+    /// Waits until a gateway is ready.
+    ///
+    /// # Errors
+    /// It is not within half a minute.
+    pub async fn gateway_ready(&mut self, n: usize) -> anyhow::Result<Duration> {
+        let netns = self.gateway_netns(n);
+        until(&netns, Duration::from_secs(30), async || {
+            for p in &mut self.data_plane {
+                p.check()?;
+            }
+            ready(&netns, "http://127.0.0.1:15021/healthz/ready")
+        })
+        .await
+    }
+
     fn start_workload(&mut self, w: &Workload) -> anyhow::Result<()> {
         let name = w.name();
         let rules =

@@ -106,6 +106,9 @@ pub struct Calls {
     /// Each client makes its HTTP/2, gRPC and TCP calls on one connection, until that breaks.
     #[serde(default)]
     pub keep: bool,
+    /// WebSocket and TCP: send again after this time on the same connection, milliseconds.
+    #[serde(default)]
+    pub hold_ms: u64,
 }
 
 impl Calls {
@@ -125,6 +128,7 @@ impl Calls {
             path: String::new(),
             payload: String::new(),
             keep: false,
+            hold_ms: 0,
         }
     }
 }
@@ -335,13 +339,23 @@ async fn upgrade(c: &Calls, stream: TcpStream, status: &mut u16) -> anyhow::Resu
     }
     let mut io = TokioIo::new(hyper::upgrade::on(response).await?);
     websocket::write_text(&mut io, c.payload.as_bytes(), true).await?;
-    let text = websocket::read_text(&mut io).await?.context("closed")?;
+    let mut text = websocket::read_text(&mut io).await?.context("closed")?;
+    if c.hold_ms > 0 {
+        tokio::time::sleep(Duration::from_millis(c.hold_ms)).await;
+        websocket::write_text(&mut io, c.payload.as_bytes(), true).await.context("after the hold")?;
+        text = websocket::read_text(&mut io).await.context("after the hold")?.context("cut")?;
+    }
     Ok(serde_json::from_slice(&text)?)
 }
 
 async fn line(c: &Calls, mut on: Lines, kept: &mut Kept) -> anyhow::Result<Answer> {
     on.1.write_all(format!("{}\n", c.payload).as_bytes()).await?;
-    let line = on.0.next_line().await?.context("closed without an answer")?;
+    let mut line = on.0.next_line().await?.context("closed without an answer")?;
+    if c.hold_ms > 0 {
+        tokio::time::sleep(Duration::from_millis(c.hold_ms)).await;
+        on.1.write_all(format!("{}\n", c.payload).as_bytes()).await.context("after the hold")?;
+        line = on.0.next_line().await.context("after the hold")?.context("cut")?;
+    }
     if c.keep {
         kept.0 = Some(Connected::Line(on));
     }
@@ -377,6 +391,7 @@ mod tests {
             let mut c = Calls::new(protocol, "127.0.0.1", 1);
             c.port = Some(port);
             c.payload = "hello".into();
+            c.hold_ms = 10;
             let xfcc = "URI=spiffe://mesh.local/ns/n/sa/s";
             c.headers.insert("x-forwarded-client-cert".into(), xfcc.into());
             let o = call(&c).await;

@@ -15,11 +15,11 @@ use mesh_model::{
     Locality,
     authored::{LocalityLbSetting, MutualTlsMode, TrafficPolicy},
     federation::{ImportedService, LeaseState, OnLapse},
-    proxy::{EndpointHealth, LbEndpoint, LoadAssignment, LocalityEndpoints, Slots},
+    proxy::{Discovery, EndpointHealth, LbEndpoint, LoadAssignment, LocalityEndpoints, OWN_GATEWAYS, Slots},
     registry::{Health, Labels, Protocol, ServicePort, TlsMode},
 };
 
-use super::{Ctx, hbone};
+use super::{Ctx, Generated, hbone};
 use crate::{config::selects, index::Entry, slots::Scale};
 
 /// Transport label with the peer whose gateway a remote endpoint stands for.
@@ -130,7 +130,7 @@ fn groups(ctx: &Ctx<'_>, entry: &Entry, port: &ServicePort, subset: &Labels) -> 
             address: r.gateway.ip().to_string(),
             port: r.gateway.port(),
             weight: scale.of(r.weight, r.parts),
-            health: EndpointHealth::Healthy,
+            health: if r.draining { EndpointHealth::Draining } else { EndpointHealth::Healthy },
             transport_labels: BTreeMap::from([
                 (CLUSTER_LABEL.to_owned(), i.cluster.to_string()),
                 (TLS_LABEL.to_owned(), "istio".to_owned()),
@@ -150,6 +150,7 @@ struct Remote<'a> {
     network: &'a str,
     locality: &'a Locality,
     gateway: SocketAddr,
+    draining: bool,
     slot: Option<u32>,
     /// It has this weight divided by `parts`.
     weight: u32,
@@ -157,7 +158,8 @@ struct Remote<'a> {
 }
 
 fn remote<'a>(ctx: &Ctx<'a>, entry: &'a Entry, port: &ServicePort, subset: &Labels) -> Vec<Remote<'a>> {
-    let gateways = &ctx.world.index.east_west;
+    let gateways = ctx.world.gateways();
+    let staying: Vec<SocketAddr> = gateways.iter().filter(|g| !g.1).map(|g| g.0).collect();
     let mut out = Vec::new();
     // Between clusters there is TCP only.
     for i in entry.imports.iter().filter(|_| port.protocol != Protocol::Udp && !gateways.is_empty()) {
@@ -193,23 +195,61 @@ fn remote<'a>(ctx: &Ctx<'a>, entry: &'a Entry, port: &ServicePort, subset: &Labe
             // Each gateway has a part in each group; a slot is behind more than one only if gateways are more than slots.
             let paths = gateways.len().div_ceil(slots.len());
             for slot in &slots {
+                let of = |gateway, draining, paths| Remote {
+                    import: i,
+                    lapsed,
+                    network: peer.map_or("", |p| p.network.as_str()),
+                    locality,
+                    gateway,
+                    draining,
+                    slot: *slot,
+                    weight,
+                    parts: slots.len() * paths,
+                };
+                // What is behind a gateway that drains moves to the others in turn, and nothing else moves.
+                let mut through: Vec<SocketAddr> = Vec::with_capacity(paths);
                 for _ in 0..paths {
-                    out.push(Remote {
-                        import: i,
-                        lapsed,
-                        network: peer.map_or("", |p| p.network.as_str()),
-                        locality,
-                        gateway: gateways[turn % gateways.len()],
-                        slot: *slot,
-                        weight,
-                        parts: slots.len() * paths,
-                    });
+                    let (mut gateway, draining) = gateways[turn % gateways.len()];
+                    if draining {
+                        // Who knows slots keeps what runs; to others the endpoint is gone, and Envoy then lets what
+                        // runs finish as well, where it would count one that drains as sick.
+                        if ctx.proxy.flotilla {
+                            out.push(of(gateway, true, paths));
+                        }
+                        gateway = staying[turn / gateways.len() % staying.len()];
+                    }
+                    if !through.contains(&gateway) {
+                        through.push(gateway);
+                    }
                     turn += 1;
                 }
+                out.extend(through.iter().map(|g| of(*g, false, through.len())));
             }
         }
     }
     out
+}
+
+/// This cluster's own gateways, for proxies that tell inbound sessions to leave one that drains.
+pub(super) fn own_gateways(ctx: &Ctx<'_>, out: &mut Generated) {
+    let gateways = ctx.world.gateways();
+    if gateways.is_empty() || !ctx.proxy.flotilla {
+        return;
+    }
+    let endpoints = gateways.into_iter().map(|(g, draining)| LbEndpoint {
+        address: g.ip().to_string(),
+        port: g.port(),
+        weight: 1,
+        health: if draining { EndpointHealth::Draining } else { EndpointHealth::Healthy },
+        transport_labels: BTreeMap::new(),
+        workload: String::new(),
+        check: None,
+        slots: Slots::None,
+    });
+    let all = LocalityEndpoints { endpoints: endpoints.collect(), ..LocalityEndpoints::default() };
+    let name = OWN_GATEWAYS.to_owned();
+    out.assignment(LoadAssignment { name: name.clone(), localities: vec![all], overprovisioning: 140 });
+    out.cluster(ctx.base_cluster(OWN_GATEWAYS, Discovery::Eds(name)));
 }
 
 fn failover_labels(l: &Locality, cluster: &str, network: &str) -> Labels {
@@ -328,7 +368,8 @@ fn distribute(ctx: &Ctx<'_>, groups: Vec<Group>, s: &LocalityLbSetting) -> Vec<L
     }
     for (to, groups) in shares {
         let share = rule.to.get(to).copied().unwrap_or_default();
-        let weight = |g: &Group| g.endpoints.iter().map(|e| u64::from(e.weight)).sum::<u64>();
+        let takes = |e: &&LbEndpoint| e.health != EndpointHealth::Draining;
+        let weight = |g: &Group| g.endpoints.iter().filter(takes).map(|e| u64::from(e.weight)).sum::<u64>();
         let total: u64 = groups.iter().map(weight).sum::<u64>().max(1);
         for g in groups {
             // Scaled so that small parts of a share do not vanish.

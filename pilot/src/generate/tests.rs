@@ -371,6 +371,83 @@ fn slots_share_their_weight_and_the_gateways() {
 }
 
 #[test]
+fn what_is_behind_a_gateway_that_drains_moves_and_nothing_else_does() {
+    let groups = json!([
+        {"labels": {"version": "v2"}, "locality": "r2/a", "healthyWeight": 6, "slots": [1, 2, 3, 4, 5, 6]},
+        {"labels": {"version": "v3"}, "locality": "r2/b", "healthyWeight": 1, "slots": [7]}
+    ]);
+    let docs = bookstore().add("ImportedService", "east/books/reviews", import("east", "live", groups));
+    let at = |ip: &str| format!("10.1.0.{ip}:15443").parse::<std::net::SocketAddr>().unwrap();
+    let of = |node: &mesh_xds::NodeInfo, draining: &[&str]| {
+        let (galley, federation) = docs.states();
+        let s = Settings { east_west: ["100", "101", "102"].map(at).to_vec(), ..settings() };
+        let w = World::new(s, Reader::default().read(&galley, &federation))
+            .with_draining(draining.iter().map(|d| at(d).ip()).collect());
+        let g = generate(&ProxyNode::new(node).unwrap(), &w);
+        check(&g);
+        let ends = |name: &str| -> Vec<LbEndpoint> {
+            let Some(a) = g.endpoints.get(name) else { return vec![] };
+            a.localities.iter().flat_map(|l| &l.endpoints).cloned().collect()
+        };
+        (ends(REVIEWS), ends(OWN_GATEWAYS))
+    };
+    // Gateways of each slot that take traffic, and its share of the remote part in parts of 700.
+    let ways = |ends: &[LbEndpoint]| {
+        let remote = ends.iter().filter(|e| e.transport_labels.contains_key("flotilla.dev/cluster"));
+        let live: Vec<_> = remote.filter(|e| e.health == EndpointHealth::Healthy).collect();
+        let total: u32 = live.iter().map(|e| e.weight).sum();
+        let mut by: BTreeMap<u32, (Vec<String>, u32)> = BTreeMap::new();
+        for e in live {
+            let Slots::Asks(slot) = e.slots else { panic!("{e:?}") };
+            let way = by.entry(slot).or_default();
+            way.0.push(e.address.replace("10.1.0.", ""));
+            way.1 += e.weight;
+        }
+        by.values_mut().for_each(|way| way.1 = way.1 * 700 / total);
+        by
+    };
+    let (before, own) = of(&productpage(), &[]);
+    assert!(own.iter().all(|e| e.health == EndpointHealth::Healthy) && own.len() == 3);
+    let (during, own) = of(&productpage(), &["101"]);
+    assert_eq!(own.iter().filter(|e| e.health == EndpointHealth::Draining).count(), 1);
+    let (before, moved) = (ways(&before), ways(&during));
+    for (slot, (gateways, share)) in &before {
+        let (now, still) = &moved[slot];
+        assert_eq!(share, still, "slot {slot}");
+        let kept: Vec<_> = gateways.iter().filter(|g| *g != "101").collect();
+        assert!(kept.iter().all(|g| now.contains(g)), "slot {slot}: {gateways:?}, then {now:?}");
+        assert!(!now.contains(&"101".to_owned()));
+        assert!(kept.len() == gateways.len() || !now.is_empty(), "slot {slot}");
+    }
+    let to = |slot: u32| moved[&slot].0.as_slice();
+    assert_eq!((to(2), to(5)), (&["100".to_owned()][..], &["102".to_owned()][..]), "they spread");
+    // What runs there may finish.
+    let of_second = |ends: &[LbEndpoint]| {
+        let there = ends.iter().filter(|e| e.address == "10.1.0.101");
+        there.map(|e| (e.slots.clone(), e.health)).collect::<Vec<_>>()
+    };
+    let waits = |slot| (Slots::Asks(slot), EndpointHealth::Draining);
+    assert_eq!(of_second(&during), [waits(2), waits(5), waits(7)]);
+
+    // Where all drain, one is as good as another.
+    let (all, own) = of(&productpage(), &["100", "101", "102"]);
+    assert_eq!(ways(&all), before);
+    assert!(own.iter().all(|e| e.health == EndpointHealth::Healthy));
+    // Others do without it, with the same weight for the peer.
+    let mut envoy = productpage();
+    envoy.metadata.remove("GENERATOR");
+    envoy.user_agent = "envoy".into();
+    let share = |ends: &[LbEndpoint]| {
+        let (own, remote): (Vec<_>, Vec<_>) = ends.iter().partition(|e| e.address == "10.1.0.5");
+        let sum = |ends: Vec<&LbEndpoint>| ends.iter().map(|e| e.weight).sum::<u32>();
+        (sum(remote) / sum(own), ends.iter().all(|e| e.health == EndpointHealth::Healthy))
+    };
+    let (ends, own) = of(&envoy, &["101"]);
+    assert_eq!((share(&ends), own), ((7, true), vec![]));
+    assert!(ends.iter().all(|e| e.address != "10.1.0.101"));
+}
+
+#[test]
 fn a_lapsed_peer_comes_last() {
     let docs = bookstore().add(
         "ImportedService",
@@ -870,7 +947,7 @@ fn cost_grows_with_the_number_of_services() {
         let started = std::time::Instant::now();
         let w = World::new(settings(), Reader::default().read(&g, &f));
         let made = generate(&ProxyNode::new(&productpage()).unwrap(), &w);
-        assert_eq!(made.clusters.len(), n + 4);
+        assert_eq!(made.clusters.len(), n + 5);
         started.elapsed()
     };
     time(100);

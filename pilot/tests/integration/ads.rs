@@ -1,12 +1,15 @@
 use std::collections::BTreeMap;
 
 use axum::body::Body;
-use mesh_model::federation::type_url;
+use mesh_model::{
+    federation::type_url,
+    proxy::{EndpointHealth, OWN_GATEWAYS},
+};
 use mesh_xds::{
-    Endpoint, NodeInfo,
+    Endpoint, NodeInfo, NodeKind,
     client::{
         ClientOptions, Mode,
-        proxy::{ProxyClient, ProxyClientOptions},
+        proxy::{ProxyClient, ProxyClientOptions, ProxyState},
     },
     mcp::ConfigClient,
 };
@@ -174,4 +177,34 @@ async fn nobody_is_served_before_configuration_is_read() {
     let e = mesh_xds::ResourceSource::authorize(&**service.source(), &peer, &node).unwrap_err();
     assert_eq!(e.code(), tonic::Code::Unavailable);
     assert_eq!(page(pilot.debug_router(), "/ready").await.0, 503);
+}
+
+#[tokio::test]
+async fn a_gateway_that_drains_is_known_until_it_is_back() {
+    let plane = plane().await;
+    until(&mut plane.pilot.ready(), "readiness", |r| *r).await;
+    let proxy = client(plane.xds, sidecar("127.10.0.1", "productpage", &[]), Mode::Delta);
+    let mut state = proxy.state();
+    let draining = |s: &ProxyState| -> Option<Vec<String>> {
+        let ends = s.endpoints.get(OWN_GATEWAYS)?.localities.iter().flat_map(|l| &l.endpoints);
+        let drains = ends.filter(|e| e.health == EndpointHealth::Draining);
+        Some(drains.map(|e| e.address.clone()).collect())
+    };
+    until(&mut state, "gateways", |s| draining(s).is_some_and(|d| d.is_empty())).await;
+
+    let mut node = sidecar("127.10.0.2", "gateway", &[("ROUTER_MODE", json!("sni-dnat"))]);
+    node.kind = NodeKind::Router;
+    node.id = node.id.replace("sidecar~", "router~");
+    let gateway = client(plane.xds, node.clone(), Mode::Delta);
+    let limit = std::time::Duration::from_secs(10);
+    assert!(!gateway.set_node(node.clone(), limit).await, "nobody has answered yet");
+    let mut health = gateway.health();
+    until(&mut health, "the gateway", |h| h.connected).await;
+    assert!(gateway.set_node(node.clone().draining(), limit).await);
+    until(&mut state, "the drain", |s| draining(s).is_some_and(|d| d == ["127.10.0.2"])).await;
+    drop(gateway);
+    tokio::time::sleep(std::time::Duration::from_millis(1_500)).await;
+    assert_eq!(draining(&state.borrow()), Some(vec!["127.10.0.2".to_owned()]), "it has not come back");
+    let _back = client(plane.xds, node, Mode::Delta);
+    until(&mut state, "the return", |s| draining(s).is_some_and(|d| d.is_empty())).await;
 }

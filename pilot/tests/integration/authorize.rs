@@ -78,3 +78,20 @@ fn a_proxy_gets_only_its_own_workloads_configuration() {
     let component = mesh_xds::NodeInfo::component("galley");
     assert!(source.authorize(&loopback, &component).is_err());
 }
+
+#[test]
+fn a_gateway_drains_its_own_address_only() {
+    let source = PilotSource::new();
+    source.update(Arc::new(World::new(settings(), Config::default())));
+    let peer = chain(Some("spiffe://mesh.local/ns/books/sa/reviews"), "spiffe://mesh.local/cluster/west");
+    let gateway = |ip: &str| {
+        let mut node = sidecar(ip, "reviews", &[]);
+        node.kind = mesh_xds::NodeKind::Router;
+        node.metadata.insert("ROUTER_MODE".into(), "sni-dnat".into());
+        node
+    };
+    assert!(source.authorize(&peer, &gateway("10.0.0.1")).is_ok());
+    let refused = source.authorize(&peer, &gateway("10.0.0.1").draining());
+    assert_eq!(refused.unwrap_err().code(), tonic::Code::PermissionDenied);
+    assert!(source.authorize(&peer, &gateway("203.0.113.9").draining()).is_ok());
+}

@@ -38,7 +38,7 @@ fn settings() -> Settings {
         cluster: ClusterId::new("west").unwrap(),
         network: NetworkId::new("west").unwrap(),
         trust_domain: TrustDomain::default(),
-        east_west: vec!["127.10.0.2:15443".parse().unwrap()],
+        east_west: ["127.10.0.2:15443", "127.10.0.3:15443"].map(|a| a.parse().unwrap()).to_vec(),
         reachable: true,
         federation_address: None,
         transport: mesh_model::federation::Transport::Tcp,

@@ -35,7 +35,7 @@ const BACKOFF_MAX: Duration = Duration::from_secs(5);
 pub struct ClientOptions {
     /// The server.
     pub endpoint: Endpoint,
-    /// Who we are.
+    /// Who we are at first; see [`Subscriptions::set_node`].
     pub node: NodeInfo,
     /// Variant of the protocol; delta unless the server has none.
     pub mode: Mode,
@@ -93,6 +93,7 @@ struct Shared {
     wanted: Mutex<BTreeMap<(u8, String), Names>>,
     /// Names that are to be subscribed although they are, by type.
     again: Mutex<BTreeMap<String, BTreeSet<String>>>,
+    node: Mutex<Arc<NodeInfo>>,
     changed: Notify,
 }
 
@@ -104,6 +105,10 @@ impl Shared {
 
     fn wanted(&self) -> BTreeMap<(u8, String), Names> {
         self.lock().clone()
+    }
+
+    fn node(&self) -> Arc<NodeInfo> {
+        self.node.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn take_again(&self) -> BTreeMap<String, BTreeSet<String>> {
@@ -132,6 +137,15 @@ impl Subscriptions {
         let mut again = self.0.again.lock().unwrap_or_else(PoisonError::into_inner);
         again.entry(type_url.to_owned()).or_default().extend(names);
         drop(again);
+        self.0.changed.notify_one();
+    }
+}
+
+impl Subscriptions {
+    /// Says who we are from now on. A node belongs to a stream, so a new one begins, over the same connection; what was
+    /// accepted is not sent again.
+    pub fn set_node(&self, node: NodeInfo) {
+        *self.0.node.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(node);
         self.0.changed.notify_one();
     }
 }
@@ -173,8 +187,12 @@ impl AdsClient {
     {
         let wanted =
             initial.iter().map(|(t, n)| ((type_url::push_order(t), (*t).to_owned()), n.clone())).collect();
-        let shared =
-            Arc::new(Shared { wanted: Mutex::new(wanted), again: Mutex::default(), changed: Notify::new() });
+        let shared = Arc::new(Shared {
+            wanted: Mutex::new(wanted),
+            again: Mutex::default(),
+            node: Mutex::new(Arc::new(options.node.clone())),
+            changed: Notify::new(),
+        });
         let handler = handler(Subscriptions(shared.clone()));
         let token = CancellationToken::new();
         let task = run(options, shared.clone(), handler, known);
@@ -209,18 +227,28 @@ async fn run<H: Handler>(options: ClientOptions, shared: Arc<Shared>, mut handle
     loop {
         let connecting = connect::channel(&options.endpoint);
         let served = match expiry.during(connecting, &mut handler, &mut known).await {
-            Ok(channel) => {
-                let outcome =
-                    stream::run(&options, channel, &shared, &mut handler, &mut known, &mut expiry).await;
+            Ok(channel) => loop {
+                let node = shared.node();
+                let running = stream::run(
+                    &options,
+                    &node,
+                    channel.clone(),
+                    &shared,
+                    &mut handler,
+                    &mut known,
+                    &mut expiry,
+                );
+                let outcome = running.await;
                 if outcome.answered {
                     handler.on_connection(false);
                 }
                 tracing::info!(
-                    server = %options.endpoint, node = %options.node.id, reason = %outcome.reason,
-                    "xDS stream ended"
+                    server = %options.endpoint, node = %node.id, reason = %outcome.reason, "xDS stream ended"
                 );
-                outcome.answered
-            }
+                if !outcome.renamed {
+                    break outcome.answered;
+                }
+            },
             Err(e) => {
                 tracing::debug!(server = %options.endpoint, error = %e, "xDS server not reachable");
                 false

@@ -7,6 +7,9 @@ use serde_json::{Map, Value};
 
 use crate::pb;
 
+/// Metadata by which an east-west gateway says that it is about to stop.
+pub const DRAINING: &str = "DRAINING";
+
 /// What kind of client a node is, from the first part of its ID.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum NodeKind {
@@ -165,6 +168,25 @@ impl NodeInfo {
     #[must_use]
     pub fn meta(&self, key: &str) -> Option<&str> {
         self.metadata.get(key).and_then(Value::as_str)
+    }
+
+    /// Whether it is an east-west gateway.
+    #[must_use]
+    pub fn is_east_west(&self) -> bool {
+        self.kind == NodeKind::Router && self.meta("ROUTER_MODE") == Some("sni-dnat")
+    }
+
+    /// The same node when it is about to stop.
+    #[must_use]
+    pub fn draining(mut self) -> Self {
+        self.metadata.insert(DRAINING.to_owned(), Value::Bool(true));
+        self
+    }
+
+    /// Whether it is an east-west gateway that is about to stop.
+    #[must_use]
+    pub fn is_draining(&self) -> bool {
+        self.is_east_west() && self.metadata.get(DRAINING) == Some(&Value::Bool(true))
     }
 
     /// Whether the client is our own proxy, which honours what Envoy cannot express.

@@ -1,6 +1,12 @@
 //! The running whole: certificate, configuration, engine, admin pages.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use anyhow::Context;
 use mesh_identity::{SecretStore, TRUST_BUNDLE, WORKLOAD_SVID};
@@ -12,7 +18,7 @@ use mesh_runtime::{
     ready::Readiness,
 };
 use mesh_xds::{
-    ClientOptions, Endpoint, NodeKind,
+    ClientOptions, Endpoint, NodeInfo, NodeKind,
     client::{
         Mode,
         proxy::{ProxyClient, ProxyClientOptions, ProxyState, on_demand::OnDemandNames},
@@ -58,9 +64,11 @@ pub struct AgentOptions {
 /// gracefully.
 pub struct Agent {
     engine: Arc<Engine>,
-    client: ProxyClient,
+    client: Arc<ProxyClient>,
+    node: NodeInfo,
     drain: Duration,
     left: oneshot::Receiver<(Leave, Duration)>,
+    replaced: Arc<AtomicBool>,
     tasks: Vec<JoinHandle<()>>,
 }
 
@@ -205,7 +213,7 @@ impl Agent {
             have.changed().await.context("the secret store is gone")?;
         }
         let client = ProxyClient::start(ProxyClientOptions {
-            client: ClientOptions { endpoint, node, mode: Mode::Delta },
+            client: ClientOptions { endpoint, node: node.clone(), mode: Mode::Delta },
             cache: args.state_dir.as_ref().map(|d| d.join("xds.cache")),
             name_table,
             fixed: None,
@@ -239,7 +247,15 @@ impl Agent {
         pages.push((page("metrics", args.metrics)?, metrics_router(registry)));
         let (serving, left) = restart.serve(engine.clone(), readiness, pages);
         tasks.push(serving);
-        Ok(Self { engine, client, drain: args.drain(), left, tasks })
+        Ok(Self {
+            engine,
+            client: Arc::new(client),
+            node,
+            drain: args.drain(),
+            left,
+            replaced: Arc::default(),
+            tasks,
+        })
     }
 
     /// The mesh's names, for a resolver.
@@ -254,11 +270,38 @@ impl Agent {
         self.client.state()
     }
 
+    /// Tells the control plane of the end while [`Agent::run`] runs.
+    #[must_use]
+    pub fn farewell(&self) -> Farewell {
+        Farewell {
+            client: self.client.clone(),
+            node: self.node.clone().draining(),
+            replaced: self.replaced.clone(),
+        }
+    }
+
     /// Runs until `stop`, or until another process has taken over, then lets connections finish for the drain time.
     pub async fn run(mut self, stop: CancellationToken) {
         // What is received belongs to the one run of this agent.
         let left = std::mem::replace(&mut self.left, oneshot::channel().1);
-        until_the_end(&self.engine, left, stop, self.drain).await;
+        until_the_end(&self.engine, left, &self.replaced, stop, self.drain).await;
+    }
+}
+
+/// See [`Agent::farewell`].
+pub struct Farewell {
+    client: Arc<ProxyClient>,
+    node: NodeInfo,
+    replaced: Arc<AtomicBool>,
+}
+
+impl Farewell {
+    /// Tells the control plane that this east-west gateway is about to stop, for `limit` at most; whether it has heard.
+    /// There is nothing to tell for other proxies, nor once another process serves at this address.
+    pub async fn say(&self, limit: Duration) -> bool {
+        self.node.is_draining()
+            && !self.replaced.load(Relaxed)
+            && self.client.set_node(self.node.clone(), limit).await
     }
 }
 

@@ -66,7 +66,8 @@ pub struct ProxyArgs {
     pub concurrency: usize,
     #[command(flatten)]
     pub limits: LimitArgs,
-    /// How long connections may finish after SIGTERM, seconds.
+    /// How long connections may finish after SIGTERM, seconds; it ends earlier if none is left. An east-west gateway goes
+    /// on accepting for a second or two before, while traffic moves to the cluster's other gateways.
     #[arg(long, default_value_t = 5)]
     pub drain_seconds: u64,
     #[command(flatten)]

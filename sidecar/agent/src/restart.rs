@@ -6,7 +6,10 @@
 
 use std::{
     net::{SocketAddr, TcpListener, UdpSocket},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -288,6 +291,7 @@ fn duplicates(engine: &Engine, own: &Mutex<Vec<Socket>>) -> std::io::Result<Vec<
 pub(crate) async fn until_the_end(
     engine: &Engine,
     left: oneshot::Receiver<(Leave, Duration)>,
+    replaced: &AtomicBool,
     stop: tokio_util::sync::CancellationToken,
     drain: Duration,
 ) {
@@ -300,6 +304,7 @@ pub(crate) async fn until_the_end(
     tokio::select! {
         () = stop.cancelled() => {}
         (leave, limit) = leave => {
+            replaced.store(true, Relaxed);
             leave.confirm();
             tracing::info!(seconds = limit.as_secs(), "replaced: connections may finish");
             tokio::select! {

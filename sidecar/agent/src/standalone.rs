@@ -6,7 +6,7 @@ mod control;
 use std::{
     collections::BTreeSet,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, atomic::AtomicBool},
     time::Duration,
 };
 
@@ -180,7 +180,8 @@ impl Standalone {
     pub async fn run(mut self, stop: CancellationToken) {
         // What is received belongs to the one run of this process.
         let left = std::mem::replace(&mut self.left, oneshot::channel().1);
-        until_the_end(&self.engine, left, stop, self.drain).await;
+        // Nobody is told of the end of a proxy that no mesh knows.
+        until_the_end(&self.engine, left, &AtomicBool::default(), stop, self.drain).await;
     }
 }
 

@@ -138,6 +138,7 @@ impl Engine {
             totals: Arc::new(Totals::default()),
             stop: CancellationToken::new(),
             over_memory: AtomicBool::new(false),
+            sources: tokio::sync::watch::Sender::default(),
             open: tokio::sync::watch::Sender::new(true),
         });
         let mut threads = Vec::new();
@@ -195,7 +196,17 @@ impl Engine {
     /// any runtime's workers, or with `spawn_blocking`, when configurations are large.
     pub fn apply(&self, snapshot: ConfigSnapshot) -> ApplyReport {
         let shared = &self.shared;
-        self.applier().apply(snapshot, &|c| shared.compiled.store(Arc::new(c)))
+        let mut applier = self.applier();
+        let report = applier.apply(snapshot, &|c| shared.compiled.store(Arc::new(c)));
+        let sources = applier.own_gateways();
+        shared.sources.send_if_modified(|s| {
+            let changed = **s != sources;
+            if changed {
+                *s = Arc::new(sources);
+            }
+            changed
+        });
+        report
     }
 
     /// Begins as the successor of another process: listeners at the addresses of `sockets` take these instead of

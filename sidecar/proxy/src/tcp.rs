@@ -158,6 +158,10 @@ fn passes_tls(conn: &Connection, down: &Io) -> bool {
 const PEER: &str = "peer|";
 const BY_SERVER_NAME: &str = "outbound_.";
 
+/// Sessions between control planes: they never end by themselves, and go on where they were when they are opened
+/// again, so a drain does not wait for them.
+const EXCHANGE: &str = "federation.";
+
 /// What a failed connection means to those who wait behind this gateway. `None` if it is none, or another try might do
 /// better.
 fn refusal(cluster: &Cluster) -> Option<Refusal> {
@@ -235,8 +239,10 @@ pub(crate) async fn carry(
             copy_both(&conn.worker, down, up, &received, &sent, idle).await
         }
     };
+    let resumes = !conn.tls && conn.sni.as_deref().is_some_and(|n| n.starts_with(EXCHANGE));
     let result = tokio::select! {
         r = moving => r,
+        () = signals.drained(), if resumes => Err(("DC", "drained".into())),
         () = signals.killed() => Err(("DC", "drained".into())),
         () = holds.failed() => Err(("UC", "upstream_host_unhealthy".into())),
     };

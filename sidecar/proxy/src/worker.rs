@@ -8,6 +8,7 @@ pub(crate) mod signals;
 use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
+    net::IpAddr,
     rc::Rc,
     sync::{
         Arc,
@@ -25,7 +26,10 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use self::{alarm::Alarms, signals::Signals};
+use self::{
+    alarm::Alarms,
+    signals::{Signals, Sources},
+};
 use crate::{
     config::{
         Compiled,
@@ -113,6 +117,8 @@ pub(crate) struct Shared {
     pub(crate) stop: CancellationToken,
     /// The process has more memory than `max_memory`.
     pub(crate) over_memory: AtomicBool,
+    /// This cluster's own gateways, through which inbound connections come.
+    pub(crate) sources: tokio::sync::watch::Sender<Arc<Sources>>,
     /// Whether connections are accepted yet.
     pub(crate) open: tokio::sync::watch::Sender<bool>,
 }
@@ -140,6 +146,8 @@ impl NodeLabels {
     }
 }
 
+type SignalsKey = (usize, Option<IpAddr>);
+
 /// State of one worker.
 pub(crate) struct Worker {
     pub(crate) shared: Arc<Shared>,
@@ -154,8 +162,9 @@ pub(crate) struct Worker {
     pub(crate) services: RefCell<HashMap<String, Rc<crate::upstream::cluster::ServiceName>>>,
     /// Tokens verified here.
     pub(crate) tokens: RefCell<TokenCache>,
-    /// Signals of the chains that have connections here, by the address of the chain that each keeps alive.
-    signals: RefCell<HashMap<usize, (Arc<Chain>, Rc<Signals>)>>,
+    /// Signals of the chains that have connections here, by the address of the chain that each keeps alive and by the
+    /// gateway that connections come through.
+    signals: RefCell<HashMap<SignalsKey, (Arc<Chain>, Rc<Signals>)>>,
     /// Through which bulk passes without being copied.
     pub(crate) pipes: Rc<Pipes>,
     /// UDP sessions.
@@ -193,10 +202,22 @@ impl Worker {
 
     /// The signals for connections of a chain.
     pub(crate) fn signals(&self, chain: &Arc<Chain>) -> Rc<Signals> {
+        self.signals_of(chain, None)
+    }
+
+    /// The signals for inbound connections of a chain from `peer`, which may be one of this cluster's gateways.
+    pub(crate) fn signals_from(&self, chain: &Arc<Chain>, peer: IpAddr) -> Rc<Signals> {
+        let from = self.shared.sources.borrow().contains_key(&peer).then_some(peer);
+        self.signals_of(chain, from)
+    }
+
+    fn signals_of(&self, chain: &Arc<Chain>, from: Option<IpAddr>) -> Rc<Signals> {
         let mut all = self.signals.borrow_mut();
-        let (_, signals) = all.entry(Arc::as_ptr(chain) as usize).or_insert_with(|| {
-            let signals = Rc::new(Signals::default());
-            tokio::task::spawn_local(Rc::clone(&signals).follow(Arc::clone(chain)));
+        let (_, signals) = all.entry((Arc::as_ptr(chain) as usize, from)).or_insert_with(|| {
+            let sources = self.shared.sources.subscribe();
+            let signals = from.map(|ip| Signals::of_gateway(ip, &sources.borrow())).unwrap_or_default();
+            let signals = Rc::new(signals);
+            tokio::task::spawn_local(Rc::clone(&signals).follow(Arc::clone(chain), sources));
             (Arc::clone(chain), signals)
         });
         Rc::clone(signals)

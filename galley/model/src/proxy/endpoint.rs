@@ -68,6 +68,11 @@ pub enum Slots {
     Serves(Box<[u32]>),
 }
 
+/// Cluster whose endpoints are the east-west gateways of a proxy's own cluster, by which inbound connections from them
+/// are known. Those from one that is [`EndpointHealth::Draining`] are told to leave: only who ends the inner session can
+/// say that inside of it.
+pub const OWN_GATEWAYS: &str = "east-west-gateways";
+
 /// `envoy.config.core.v3.HealthStatus`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 pub enum EndpointHealth {

@@ -32,6 +32,7 @@ use super::{AdsClient, ClientOptions, Handler, Mode, Names, Rejection, Subscript
 use crate::{
     codec::Secret,
     nds::NameTable,
+    node::NodeInfo,
     pb,
     type_url::{CDS, ECDS, LDS, NDS, RDS, VHDS},
 };
@@ -114,6 +115,8 @@ pub trait SecretSink: Send + Sync {
 pub struct ClientHealth {
     /// Connected to a control plane now.
     pub connected: bool,
+    /// Streams on which a control plane has answered.
+    pub streams: u64,
     /// A control plane has answered at least once since the start.
     pub synced: bool,
     /// The state came from the file and no control plane has confirmed it yet.
@@ -124,7 +127,7 @@ pub struct ClientHealth {
 
 /// Follows a control plane. Dropping it ends the connection; the last state remains readable.
 pub struct ProxyClient {
-    _client: AdsClient,
+    client: AdsClient,
     _stop: DropGuard,
     state: watch::Receiver<Arc<ProxyState>>,
     names: watch::Receiver<Arc<NameTable>>,
@@ -211,13 +214,30 @@ impl ProxyClient {
                 () = ask(&asking, &subscriptions, all_clusters, &on_demand) => {}
             }
         });
-        Self { _client: client, _stop: token.drop_guard(), state, names: table, health }
+        Self { client, _stop: token.drop_guard(), state, names: table, health }
     }
 
     /// The state as it changes; starts empty.
     #[must_use]
     pub fn state(&self) -> watch::Receiver<Arc<ProxyState>> {
         self.state.clone()
+    }
+
+    /// Says who we are from now on, and waits until a control plane has taken it or `limit` is over; whether one has.
+    pub async fn set_node(&self, node: NodeInfo, limit: Duration) -> bool {
+        let mut health = self.health.clone();
+        let (connected, before) = {
+            let h = health.borrow_and_update();
+            (h.connected, h.streams)
+        };
+        self.client.subscriptions().set_node(node);
+        if !connected {
+            // Nobody is there to take it; whoever comes gets it.
+            return false;
+        }
+        // The first answer on a stream comes after its node was read.
+        let taken = health.wait_for(|h| h.connected && h.streams > before);
+        matches!(tokio::time::timeout(limit, taken).await, Ok(Ok(_)))
     }
 
     /// The name table as it changes.
@@ -356,7 +376,10 @@ impl Handler for Follow {
     }
 
     fn on_connection(&mut self, up: bool) {
-        self.health.send_modify(|h| h.connected = up);
+        self.health.send_modify(|h| {
+            h.connected = up;
+            h.streams += u64::from(up);
+        });
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    sync::Arc,
     time::Duration,
 };
 
@@ -15,7 +16,9 @@ use super::{
     expiry::{Expiry, is_heartbeat, is_unresolved},
 };
 use crate::{
-    mcp, pb,
+    mcp,
+    node::NodeInfo,
+    pb,
     server::{content_version, state::Mode},
     type_url,
 };
@@ -35,12 +38,15 @@ const QUOTED: usize = 20;
 pub(super) struct Outcome {
     /// Whether the server answered at least once: then the next attempt need not wait long.
     pub answered: bool,
+    /// We are to say who we are again: the next stream begins at once.
+    pub renamed: bool,
     /// For the log.
     pub reason: String,
 }
 
 pub(super) async fn run<H: Handler>(
     options: &ClientOptions,
+    node: &Arc<NodeInfo>,
     channel: Channel,
     shared: &Shared,
     handler: &mut H,
@@ -49,14 +55,22 @@ pub(super) async fn run<H: Handler>(
 ) -> Outcome {
     let mut answered = false;
     let result = match options.mode {
-        Mode::Delta => delta(options, channel, shared, handler, known, expiry, &mut answered).await,
-        Mode::Sotw => sotw(options, channel, shared, handler, known, expiry, &mut answered).await,
+        Mode::Delta => delta(node, channel, shared, handler, known, expiry, &mut answered).await,
+        Mode::Sotw => sotw(node, channel, shared, handler, known, expiry, &mut answered).await,
     };
-    let reason = match result {
-        Ok(()) => "closed by the server".to_owned(),
-        Err(s) => format!("{:?}: {}", s.code(), s.message()),
+    let (renamed, reason) = match result {
+        Ok(End::Closed) => (false, "closed by the server".to_owned()),
+        Ok(End::Renamed) => (true, "the node has changed".to_owned()),
+        Err(s) => (false, format!("{:?}: {}", s.code(), s.message())),
     };
-    Outcome { answered, reason }
+    Outcome { answered, renamed, reason }
+}
+
+/// How a stream ends without an error.
+enum End {
+    Closed,
+    /// The node is no longer the one that the stream began with.
+    Renamed,
 }
 
 async fn open<Req, Resp>(
@@ -108,16 +122,16 @@ fn nack(rejections: &[Rejection]) -> pb::Status {
 }
 
 async fn delta<H: Handler>(
-    options: &ClientOptions,
+    who: &Arc<NodeInfo>,
     channel: Channel,
     shared: &Shared,
     handler: &mut H,
     known: &mut Known,
     expiry: &mut Expiry,
     answered: &mut bool,
-) -> Result<(), Status> {
+) -> Result<End, Status> {
     let (tx, rx) = mpsc::channel::<pb::DeltaDiscoveryRequest>(QUEUE);
-    let mut node = Some(options.node.to_pb());
+    let mut node = Some(who.to_pb());
     let mut sent: BTreeMap<String, Names> = BTreeMap::new();
     // Queued before the stream opens: a server may answer the headers only after a first message.
     subscribe_delta(shared, known, &mut sent, &mut node, &tx).await?;
@@ -128,14 +142,18 @@ async fn delta<H: Handler>(
             // Cancel-safe: partial frames stay in the stream; a notification that is not taken
             // stays stored.
             r = responses.message() => {
-                let Some(response) = r? else { return Ok(()) };
+                let Some(response) = r? else { return Ok(End::Closed) };
                 if !std::mem::replace(answered, true) {
                     handler.on_connection(true);
                 }
                 let ack = take_delta(response, handler, known, expiry);
                 send(&tx, ack).await?;
             }
-            () = shared.changed.notified() => {}
+            () = shared.changed.notified() => {
+                if !Arc::ptr_eq(who, &shared.node()) {
+                    return Ok(End::Renamed);
+                }
+            }
             () = expiry.next() => expiry.expire(handler, known),
         }
         subscribe_delta(shared, known, &mut sent, &mut node, &tx).await?;
@@ -285,16 +303,16 @@ fn names_list(names: &Names) -> Vec<String> {
 }
 
 async fn sotw<H: Handler>(
-    options: &ClientOptions,
+    who: &Arc<NodeInfo>,
     channel: Channel,
     shared: &Shared,
     handler: &mut H,
     known: &mut Known,
     expiry: &mut Expiry,
     answered: &mut bool,
-) -> Result<(), Status> {
+) -> Result<End, Status> {
     let (tx, rx) = mpsc::channel::<pb::DiscoveryRequest>(QUEUE);
-    let mut node = Some(options.node.to_pb());
+    let mut node = Some(who.to_pb());
     let mut types: BTreeMap<String, SotwType> = BTreeMap::new();
     let mut held = Held::default();
     subscribe_sotw(shared, &mut types, &mut node, &tx).await?;
@@ -304,7 +322,7 @@ async fn sotw<H: Handler>(
         tokio::select! {
             // Cancel-safe for the reasons given in `delta`.
             r = responses.message() => {
-                let Some(response) = r? else { return Ok(()) };
+                let Some(response) = r? else { return Ok(End::Closed) };
                 if !std::mem::replace(answered, true) {
                     handler.on_connection(true);
                 }
@@ -323,7 +341,11 @@ async fn sotw<H: Handler>(
                     send(&tx, answer).await?;
                 }
             }
-            () = shared.changed.notified() => {}
+            () = shared.changed.notified() => {
+                if !Arc::ptr_eq(who, &shared.node()) {
+                    return Ok(End::Renamed);
+                }
+            }
             () = expiry.next() => expiry.expire(handler, known),
         }
         subscribe_sotw(shared, &mut types, &mut node, &tx).await?;

@@ -24,7 +24,7 @@ use crate::{
         cluster::{Cluster, ClusterSlot},
         dns,
     },
-    worker::{Command, Commands},
+    worker::{Command, Commands, signals::Sources},
 };
 
 /// How long sockets that were just closed may keep their address.
@@ -369,6 +369,17 @@ impl Applier {
         }
         self.clusters.retain(|name, slot| snap.clusters.contains_key(&**name) || Arc::strong_count(slot) > 2);
         self.logs.retain(|_, l| l.strong_count() > 0);
+    }
+
+    /// The cluster's own gateways, and whether they drain.
+    pub(crate) fn own_gateways(&self) -> Sources {
+        let Some(cluster) = self.clusters.get(model::OWN_GATEWAYS).and_then(|s| s.load()) else {
+            return Sources::new();
+        };
+        let assignment = cluster.assignment();
+        let endpoints = assignment.localities.iter().flat_map(|l| &l.endpoints);
+        let drains = |e: &model::LbEndpoint| e.health == model::EndpointHealth::Draining;
+        endpoints.filter_map(|e| Some((e.address.parse().ok()?, drains(e)))).collect()
     }
 
     /// Addresses bound, by listener.

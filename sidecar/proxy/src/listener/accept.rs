@@ -144,10 +144,14 @@ async fn serve(
             }
         }
     };
+    let signals = match listener.model.direction {
+        model::Direction::Inbound => worker.signals_from(&chain, a.direct_peer.ip()),
+        _ => worker.signals(&chain),
+    };
     let conn = Rc::new(Connection {
         source: SourceLabels::new(worker, identity.as_deref()),
         worker: Rc::clone(worker),
-        signals: worker.signals(&chain),
+        signals,
         listener,
         peer: a.peer,
         direct_peer: a.direct_peer,

@@ -319,6 +319,7 @@ impl Cluster {
                 let known = stats.is_some();
                 let host = Host::new(e, i, l.priority, socket, stats);
                 self.expect_check(&host, known);
+                host.stats.draining.store(host.health == model::EndpointHealth::Draining, Relaxed);
                 // The control plane ranks it higher than when it failed, for instance since a lease is live again:
                 // what is held against it is of the time before.
                 if ranks.get(&host.stats.id).is_some_and(|before| host.priority < *before) {

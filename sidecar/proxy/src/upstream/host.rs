@@ -48,6 +48,8 @@ pub(crate) struct HostStats {
     pub(crate) active: AtomicU32,
     /// No longer part of its cluster: pools close.
     pub(crate) gone: AtomicBool,
+    /// The control plane says that it drains: nothing new begins, and pools close as what runs in them ends.
+    pub(crate) draining: AtomicBool,
     pub(super) ejected: AtomicBool,
     pub(super) ejected_until: AtomicU64,
     pub(super) ejections: AtomicU32,
@@ -152,6 +154,7 @@ impl HostStats {
             id: unique_id(),
             active: AtomicU32::new(0),
             gone: AtomicBool::new(false),
+            draining: AtomicBool::new(false),
             ejected: AtomicBool::new(false),
             ejected_until: AtomicU64::new(0),
             ejections: AtomicU32::new(0),
@@ -167,6 +170,11 @@ impl HostStats {
             healthy_since: AtomicU64::new(0),
             ewma: Ewma::default(),
         })
+    }
+
+    /// Nothing new begins at it.
+    pub(crate) fn is_leaving(&self) -> bool {
+        self.gone.load(Relaxed) || self.draining.load(Relaxed)
     }
 
     pub(crate) fn is_ejected(&self) -> bool {

@@ -141,7 +141,7 @@ impl Pool {
     pub(crate) fn put_h1(&self, mut conn: Box<H1Conn>) {
         let max = u64::from(self.cluster.borrow().config.max_requests_per_connection);
         conn.served += 1;
-        if !conn.alone && (max == 0 || conn.served < max) && !self.host.borrow().stats.gone.load(Relaxed) {
+        if !conn.alone && (max == 0 || conn.served < max) && !self.host.borrow().stats.is_leaving() {
             conn.idle_since = Instant::now();
             self.h1.borrow_mut().push(conn);
         }
@@ -150,10 +150,11 @@ impl Pool {
 
     /// Closes what has been idle for too long; true if nothing is left.
     fn sweep(&self, now: Instant) -> bool {
-        // Who is unhealthy gets no more requests, and connections to it may hang.
+        // Who is unhealthy gets no more requests, and connections to it may hang; who drains waits for them to end.
         let gone = {
             let host = self.host.borrow();
-            host.stats.gone.load(Relaxed) || host.stats.is_ejected() || host.stats.has(Check::Failed)
+            let s = &host.stats;
+            s.is_leaving() || s.is_ejected() || s.has(Check::Failed)
         };
         let idle = if gone {
             Duration::ZERO

@@ -3,19 +3,33 @@
 //! A `CancellationToken` locks its list of waiters whenever a waiting task is polled, and a chain's token is
 //! shared by all workers. So each worker has one task that waits for a chain's tokens, and its connections look
 //! at a flag of their own thread.
+//!
+//! Connections that come through one of this cluster's own gateways share signals of their own, which also say when
+//! that gateway drains. A gateway that is back gets connections that stay, with the same signals: those from before
+//! have been told, and end with the gateway's process if not before.
 
 use std::{
     cell::{Cell, RefCell},
+    collections::BTreeMap,
     future::poll_fn,
+    net::IpAddr,
     rc::Rc,
+    sync::Arc,
     task::{Context, Poll, Waker},
 };
 
+use tokio::sync::watch;
+
 use crate::config::listener::Chain;
 
-/// A chain's signals on one worker.
+/// This cluster's own gateways, and whether they drain.
+pub(crate) type Sources = BTreeMap<IpAddr, bool>;
+
+/// A chain's signals on one worker, for connections of a gateway or for all others.
 #[derive(Default)]
 pub(crate) struct Signals {
+    /// For connections of one gateway.
+    from: Option<IpAddr>,
     drain: Cell<bool>,
     kill: Cell<bool>,
     waiters: RefCell<Waiters>,
@@ -27,6 +41,10 @@ struct Waiters {
     free: Vec<usize>,
 }
 
+fn drains(sources: &Sources, ip: IpAddr) -> bool {
+    sources.get(&ip).copied().unwrap_or_default()
+}
+
 /// One task's place among those to be woken.
 pub(crate) struct Subscription {
     signals: Rc<Signals>,
@@ -34,17 +52,40 @@ pub(crate) struct Subscription {
 }
 
 impl Signals {
-    /// Waits for the chain's tokens; ends with the second one.
-    pub(crate) async fn follow(self: Rc<Self>, chain: std::sync::Arc<Chain>) {
+    /// Signals for connections of a gateway, which may drain already.
+    pub(crate) fn of_gateway(ip: IpAddr, sources: &Sources) -> Self {
+        Self { from: Some(ip), drain: Cell::new(drains(sources, ip)), ..Self::default() }
+    }
+
+    /// Whether they are for connections of a gateway.
+    pub(crate) fn are_of_gateway(&self) -> bool {
+        self.from.is_some()
+    }
+
+    /// Waits for the chain's tokens, and for what becomes of the gateway; ends with the second token.
+    pub(crate) async fn follow(self: Rc<Self>, chain: Arc<Chain>, sources: watch::Receiver<Arc<Sources>>) {
         tokio::select! {
             () = chain.drain.cancelled() => {}
             () = chain.kill.cancelled() => {}
+            () = self.follow_gateway(sources) => {}
         }
         self.drain.set(true);
         self.wake();
         chain.kill.cancelled().await;
         self.kill.set(true);
         self.wake();
+    }
+
+    async fn follow_gateway(&self, mut sources: watch::Receiver<Arc<Sources>>) {
+        if let Some(ip) = self.from {
+            while sources.wait_for(|s| drains(s, ip) != self.drain.get()).await.is_ok() {
+                self.drain.set(!self.drain.get());
+                if self.drain.get() {
+                    self.wake();
+                }
+            }
+        }
+        std::future::pending().await
     }
 
     fn wake(&self) {

@@ -3,6 +3,7 @@
 mod balance;
 mod bodies;
 mod config;
+mod drain;
 mod ext_authz;
 mod floods;
 mod h2spec;

@@ -154,7 +154,12 @@ fn a_server_that_repeats_what_was_refused_is_answered_ever_more_slowly() {
 /// What is sent for wanted names, on a stream that has come so far.
 #[tokio::test]
 async fn names_stand_beside_all_and_are_asked_for_again() {
-    let shared = Shared { wanted: Mutex::default(), again: Mutex::default(), changed: Notify::new() };
+    let shared = Shared {
+        wanted: Mutex::default(),
+        again: Mutex::default(),
+        node: Mutex::new(Arc::new(NodeInfo::component("proxy"))),
+        changed: Notify::new(),
+    };
     let shared = Arc::new(shared);
     let subscriptions = Subscriptions(shared.clone());
     let set = |names: &[&str]| names.iter().map(|n| (*n).to_owned()).collect::<BTreeSet<_>>();

@@ -18,6 +18,7 @@ use crate::{
     config::listener::HttpManager,
     http::{
         downstream::Downstream,
+        h1::server::GRACE,
         headers::{HeaderId, Headers},
         message::{Frame, MAX_FIELDS, MAX_HEAD, RequestHead, ResponseHead, StreamError, Version},
         mux::{self, Streams},
@@ -61,6 +62,19 @@ pub(crate) async fn serve(io: Io, conn: Rc<Connection>, manager: Arc<HttpManager
     let streams = Rc::new(Streams::new());
     let mut draining = false;
     let signals = conn.signals.subscribe();
+    let mut leave = std::pin::pin!(async {
+        loop {
+            signals.drained().await;
+            if conn.signals.are_of_gateway() {
+                // Whoever has just connected through a gateway that drains is about to ask, and would connect again.
+                tokio::time::sleep_until(Instant::from_std(conn.started + GRACE)).await;
+            }
+            // The gateway may be back by now.
+            if signals.is_draining() {
+                return;
+            }
+        }
+    });
     // Streams come and go without touching this timer; what they did is looked at when it fires.
     let idle = manager.config.idle_timeout.filter(|t| !t.is_zero());
     let mut idle_timer = std::pin::pin!(tokio::time::sleep(idle.unwrap_or_default()));
@@ -107,7 +121,7 @@ pub(crate) async fn serve(io: Io, conn: Rc<Connection>, manager: Arc<HttpManager
                 }
                 None => return,
             },
-            () = signals.drained(), if !draining => {
+            () = leave.as_mut(), if !draining => {
                 draining = true;
                 h2.graceful_shutdown();
             }
