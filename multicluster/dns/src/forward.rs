@@ -131,7 +131,7 @@ impl Upstreams {
     }
 
     /// Asks until somebody answers.
-    pub(crate) async fn ask(&self, query: DnsQuery) -> Answer {
+    pub(crate) async fn ask(&self, query: &DnsQuery) -> Answer {
         let end = tokio::time::Instant::now() + DEADLINE;
         let first = self.first.load(Relaxed);
         for i in 0..self.servers.len() {
@@ -145,7 +145,7 @@ impl Upstreams {
                 Ok(r) => r.map(|r| r.into_message()),
                 Err(_) => Err(NetError::Timeout),
             };
-            if let Some(answer) = self.accept(&query, result) {
+            if let Some(answer) = self.accept(query, result) {
                 self.first.store(at, Relaxed);
                 return Some(answer);
             }
@@ -202,15 +202,21 @@ pub(crate) fn question(query: &Query<'_>) -> Option<DnsQuery> {
     Some(DnsQuery::query(name, RecordType::from(query.kind)))
 }
 
-/// Somebody else's answer as the answer to `query`.
-pub(crate) fn encode(query: &Query<'_>, answer: Answer, transport: Transport) -> (Vec<u8>, u16) {
-    let mut out = vec![0; usize::from(wire::MAX_PAYLOAD)];
-    let Some((mut m, question)) = answer.zip(question(query)) else {
+/// Somebody else's answer to `question` as the answer to `query`, which it is made of.
+pub(crate) fn encode(
+    query: &Query<'_>,
+    question: Option<DnsQuery>,
+    answer: Answer,
+    transport: Transport,
+) -> (Vec<u8>, u16) {
+    let Some((mut m, question)) = answer.zip(question) else {
+        let mut out = vec![0; usize::from(wire::MAX_PAYLOAD)];
         let len = crate::answer::failed(query, Code::ServFail, &mut out, transport);
         out.truncate(len);
         return (out, Code::ServFail as u16);
     };
-    m.queries = vec![question];
+    m.queries.clear();
+    m.queries.push(question);
     m.signature = None;
     let code = u16::from(m.metadata.response_code);
     let d = &mut m.metadata;
@@ -232,6 +238,7 @@ pub(crate) fn encode(query: &Query<'_>, answer: Answer, transport: Transport) ->
     if let Some(bytes) = whole {
         return (bytes, code);
     }
+    let mut out = vec![0; usize::from(wire::MAX_PAYLOAD)];
     let mut reply = Reply::new(query, &mut out, transport);
     reply.authoritative = false;
     reply.truncate();

@@ -75,9 +75,10 @@ impl Worker {
     }
 
     fn forward(&self, query: &Query<'_>, packet: &[u8], out: &mut [u8], transport: Transport) -> Step {
-        let remembered = forward::question(query).and_then(|q| self.upstreams.remembered(&q));
+        let question = forward::question(query);
+        let remembered = question.as_ref().and_then(|q| self.upstreams.remembered(q));
         if remembered.is_some() {
-            let (bytes, code) = forward::encode(query, remembered, transport);
+            let (bytes, code) = forward::encode(query, question, remembered, transport);
             self.counts.passed_on(code);
             return match out.get_mut(..bytes.len()) {
                 Some(to) => {
@@ -102,11 +103,12 @@ impl Waiting {
     pub(super) async fn answer(self) -> Vec<u8> {
         // It was read before.
         let Ok(query) = Query::parse(&self.packet) else { return vec![] };
-        let answer = match forward::question(&query) {
+        let question = forward::question(&query);
+        let answer = match &question {
             Some(q) => self.upstreams.ask(q).await,
             None => None,
         };
-        let (bytes, code) = forward::encode(&query, answer, self.transport);
+        let (bytes, code) = forward::encode(&query, question, answer, self.transport);
         self.counts.passed_on(code);
         bytes
     }
