@@ -59,6 +59,8 @@ pub struct Entry {
     pub subject_alt_names: Vec<String>,
     /// Peers may call it here.
     pub exported: bool,
+    /// Workloads have names before they are ready (`publishNotReadyAddresses`).
+    pub names_of_unready: bool,
 }
 
 impl Entry {

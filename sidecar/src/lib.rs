@@ -3,22 +3,18 @@
 pub mod agent_mode;
 mod args;
 pub mod iptables;
+pub mod names;
 
-use std::{net::IpAddr, sync::Arc};
+use std::sync::Arc;
 
 use anyhow::Context;
 pub use args::SidecarArgs;
 use args::{BootstrapArgs, MeshArgs, Mode};
 use mesh_agent::{Agent, AgentOptions, MixerHook, Restart, Standalone, StandaloneOptions};
-use mesh_dns::Names;
 use mesh_identity::SecretStore;
 use mesh_proxy::Hooks;
-use mesh_xds::{
-    NodeKind,
-    nds::{NamePort, NameTable},
-};
+use mesh_xds::NodeKind;
 use prometheus_client::registry::Registry;
-use tokio::{sync::watch, task::JoinHandle};
 
 /// Runs until SIGTERM or SIGINT, then drains.
 ///
@@ -81,7 +77,7 @@ async fn member(args: MeshArgs) -> anyhow::Result<()> {
     let _dns = match dns {
         None => None,
         Some((udp, tcp)) => {
-            let (names, follow) = follow_names(agent.names());
+            let (names, follow) = names::follow(agent.names(), names::Audience::Workload);
             let server = mesh_dns::Server::start_on(udp, tcp, args.dns_upstream, names).context("--dns")?;
             Some((server, follow))
         }
@@ -89,32 +85,4 @@ async fn member(args: MeshArgs) -> anyhow::Result<()> {
     agent.run(stop).await;
     tracing.shutdown();
     Ok(())
-}
-
-/// Turns the control plane's name table into the resolver's as it changes.
-fn follow_names(
-    mut tables: watch::Receiver<Arc<NameTable>>,
-) -> (watch::Receiver<Arc<Names>>, JoinHandle<()>) {
-    let (tx, rx) = watch::channel(Arc::default());
-    let task = tokio::spawn(async move {
-        loop {
-            let table = tables.borrow_and_update().clone();
-            let hosts = table.table.iter().flat_map(|(host, info)| {
-                let port = |p: &NamePort| {
-                    let number = u16::try_from(p.number).ok()?;
-                    Some(mesh_dns::Port { name: p.name.clone(), number, udp: p.udp })
-                };
-                let known = Arc::new(mesh_dns::Host {
-                    addresses: info.ips.iter().filter_map(|ip| ip.parse::<IpAddr>().ok()).collect(),
-                    ports: info.ports.iter().filter_map(port).collect(),
-                });
-                std::iter::once(host).chain(&info.alt_hosts).map(move |h| (h.clone(), known.clone()))
-            });
-            tx.send_replace(Arc::new(Names::new(hosts)));
-            if tables.changed().await.is_err() {
-                return;
-            }
-        }
-    });
-    (rx, task)
 }

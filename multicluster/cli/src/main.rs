@@ -64,6 +64,8 @@ enum Command {
     Sidecar(sidecar::SidecarArgs),
     /// Run what a proxy that is not Flotilla's needs beside it: certificates and a bootstrap
     Agent(sidecar::agent_mode::AgentArgs),
+    /// Answer the mesh's names for a whole cluster, and forward the rest
+    Dns(roles::dns::DnsArgs),
     /// Run an ingress, egress or east-west gateway
     Gateway(gateway::GatewayArgs),
     /// Run parts of the sample application
@@ -130,6 +132,7 @@ async fn run(command: Command) -> anyhow::Result<u8> {
         Command::ControlPlane(a) => roles::control_plane::run(a).await.map(done),
         Command::Sidecar(a) => sidecar::run(a).await.map(done),
         Command::Agent(a) => sidecar::agent_mode::run(a).await.map(done),
+        Command::Dns(a) => roles::dns::run(a).await.map(done),
         Command::Gateway(a) => gateway::run(a).await.map(done),
         Command::Sample { sample: Sample::Bookstore(a) } => bookstore::run(a).await.map(done),
     }

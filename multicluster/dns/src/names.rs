@@ -1,12 +1,20 @@
-//! The table of names.
+//! The table of names, kept as it is looked up and answered: by the bytes of names, with records encoded.
+
+mod records;
+mod reverse;
 
 use std::{collections::HashMap, net::IpAddr, sync::Arc};
 
-/// Zones that the mesh owns, without a trailing dot.
-const ZONES: [&str; 3] = ["svc.cluster.local", "clusterset.local", "global"];
+pub(crate) use self::records::{A_LEN, AAAA_LEN, PodRecords, Records};
+use self::reverse::Reverse;
+use crate::{
+    wire,
+    zone::{self, Zone},
+};
 
 /// Version of the MCS DNS specification (section "dns-version").
-const DNS_VERSION: &str = "1.0.0";
+pub(crate) const DNS_VERSION: &str = "1.0.0";
+const VERSION_NAME: &[u8] = b"\x0bdns-version\x0aclusterset\x05local";
 
 /// What a name has.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -15,6 +23,10 @@ pub struct Host {
     pub addresses: Vec<IpAddr>,
     /// Named ports.
     pub ports: Vec<Port>,
+    /// Its addresses are those of its pods, which are known to others by names of their own.
+    pub headless: bool,
+    /// Pods of a headless service that have names.
+    pub pods: Vec<Pod>,
 }
 
 /// A port that has an SRV record (RFC 2782).
@@ -28,181 +40,249 @@ pub struct Port {
     pub udp: bool,
 }
 
-/// Hosts by lower-case name without a trailing dot; the names of one service share what it has.
+/// A pod of a headless service.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Names(HashMap<String, Arc<Host>>);
+pub struct Pod {
+    /// Host name, a DNS label.
+    pub name: String,
+    /// Cluster that it runs in, a DNS label.
+    pub cluster: String,
+    /// Addresses.
+    pub addresses: Vec<IpAddr>,
+    /// Named ports that it serves.
+    pub ports: Vec<Port>,
+}
+
+/// Hosts by name; the names of one service share what it has.
+#[derive(Debug, Default)]
+pub struct Names {
+    /// Nothing is known yet, so nothing may be denied.
+    unknown: bool,
+    hosts: usize,
+    nodes: HashMap<Box<[u8]>, Node>,
+    /// What `*.parent` has, by parent.
+    wild: HashMap<Box<[u8]>, Arc<Records>>,
+    reverse: Reverse,
+}
+
+#[derive(Debug, Clone)]
+enum Node {
+    Host(Arc<Records>),
+    /// It exists for what is below it (RFC 8020).
+    Empty,
+}
 
 /// What the table says of a name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy)]
 pub(crate) enum Found<'a> {
     /// A host.
-    Host(&'a Host),
-    /// A named port of the host that `target` is.
-    Service { target: &'a str, port: u16 },
-    /// Text of the zone's version record.
-    Version(&'static str),
+    Host(&'a Records),
+    /// A named port of the host whose name begins at `target`.
+    Service { host: &'a Records, target: usize, port: &'a [u8], udp: bool },
+    /// The zone's version record.
+    Version,
+    /// Names that an address has, as labels with root.
+    Pointer(&'a [Box<[u8]>]),
+    /// It exists and has no records.
+    Empty,
     /// Below one of the mesh's zones, and not there.
-    Missing(&'static str),
-    /// Above or at the apex of a zone: it exists and has no records.
-    Empty(&'static str),
+    Missing,
+    /// Below one of the mesh's zones, and nobody has told yet what there is.
+    Unknown,
     /// Not the mesh's.
     Foreign,
 }
 
-/// The zone that a name is in or is.
-pub(crate) fn zone_of(name: &str) -> Option<&'static str> {
-    ZONES
-        .into_iter()
-        .find(|zone| name.strip_suffix(zone).is_some_and(|below| below.is_empty() || below.ends_with('.')))
+/// Where a name is and what it has.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Lookup<'a> {
+    pub(crate) zone: Zone,
+    /// Where in the name its zone begins.
+    pub(crate) apex: Option<usize>,
+    pub(crate) found: Found<'a>,
 }
 
 impl Names {
-    /// Builds the table. `*.svc.cluster.local` hosts are also known by the short forms `name.ns` and
+    /// A table that is still to come: names of the mesh's zones fail until it is there, instead of being denied.
+    #[must_use]
+    pub fn unknown() -> Self {
+        Self { unknown: true, ..Self::default() }
+    }
+
+    /// Builds the table for one workload. `*.svc.cluster.local` hosts are also known by the short forms `name.ns` and
     /// `name.ns.svc`; a full name always wins over a short one.
     pub fn new(hosts: impl IntoIterator<Item = (String, Arc<Host>)>) -> Self {
-        let mut table = HashMap::new();
-        let mut short: Vec<(String, Arc<Host>)> = Vec::new();
+        let mut names = Self::default();
+        let mut short = Vec::new();
+        names.add(hosts, |base, host| {
+            short.push((base.to_owned(), host.clone()));
+            short.push((format!("{base}.svc"), host.clone()));
+        });
+        for (name, records) in short {
+            if let Some(labels) = wire::labels(&name) {
+                names.nodes.entry(labels.into()).or_insert(Node::Host(records));
+                names.hosts += 1;
+            }
+        }
+        names
+    }
+
+    /// Builds the table for a whole cluster: without short forms, which may be anybody's (`www.dev` is a service of the
+    /// namespace `dev` to a mesh, and somebody's web site to the world).
+    pub fn for_cluster(hosts: impl IntoIterator<Item = (String, Arc<Host>)>) -> Self {
+        let mut names = Self::default();
+        names.add(hosts, |_, _| ());
+        names
+    }
+
+    fn add(
+        &mut self,
+        hosts: impl IntoIterator<Item = (String, Arc<Host>)>,
+        mut shorten: impl FnMut(&str, &Arc<Records>),
+    ) {
+        let mut last: Option<(Arc<Host>, Arc<Records>)> = None;
         for (name, host) in hosts {
             let name = name.trim_end_matches('.').to_ascii_lowercase();
+            // Names of one service follow each other.
+            let records = match &last {
+                Some((h, r)) if Arc::ptr_eq(h, &host) => r.clone(),
+                _ => Arc::new(Records::new(&host)),
+            };
+            last = Some((host.clone(), records.clone()));
+            if let Some(parent) = name.strip_prefix("*.") {
+                if let Some(labels) = wire::labels(parent) {
+                    self.wild.insert(labels.into(), records);
+                }
+                continue;
+            }
+            let Some(labels) = wire::labels(&name) else { continue };
             if let Some(base) = name.strip_suffix(".svc.cluster.local")
                 && base.split('.').count() == 2
             {
-                short.push((base.to_owned(), host.clone()));
-                short.push((format!("{base}.svc"), host.clone()));
+                shorten(base, &records);
             }
-            table.insert(name, host);
+            self.reverse.add(&labels, &host);
+            for pod in &records.pods {
+                if let Some(below) = pod.name_below(&labels) {
+                    self.insert(&below, pod.records.clone());
+                }
+            }
+            self.insert(&labels, records);
         }
-        for (name, host) in short {
-            table.entry(name).or_insert(host);
+    }
+
+    fn insert(&mut self, labels: &[u8], records: Arc<Records>) {
+        self.hosts += 1;
+        self.nodes.insert(labels.into(), Node::Host(records));
+        let Some((_, apex)) = zone::of(labels) else { return };
+        let mut at = 0;
+        while let Some((_, rest)) = wire::first(&labels[at..]) {
+            at += rest;
+            if at >= apex || self.nodes.contains_key(&labels[at..]) {
+                return;
+            }
+            self.nodes.insert(labels[at..].into(), Node::Empty);
         }
-        Self(table)
+    }
+
+    /// Whether somebody has told what there is.
+    #[must_use]
+    pub fn is_known(&self) -> bool {
+        !self.unknown
     }
 
     /// How many names there are, short forms included.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.0.len()
+        self.hosts + self.wild.len()
     }
 
     /// Whether there is none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.len() == 0
     }
 
-    /// Looks up a lower-case name without a trailing dot.
-    pub(crate) fn find<'a>(&'a self, name: &'a str) -> Found<'a> {
-        if let Some(host) = self.0.get(name) {
-            return Found::Host(host);
+    /// Looks up a lower-case name.
+    pub(crate) fn find<'a>(&'a self, name: &'a [u8]) -> Lookup<'a> {
+        let zone = zone::of(name);
+        let found = self.found(name, zone.is_some());
+        let kind = match (&found, zone) {
+            (_, Some((zone, _))) => zone,
+            (Found::Pointer(_), None) => Zone::Reverse,
+            (Found::Foreign, None) => Zone::Foreign,
+            (_, None) => Zone::Listed,
+        };
+        Lookup { zone: kind, apex: zone.map(|(_, at)| at), found }
+    }
+
+    fn found<'a>(&'a self, name: &'a [u8], ours: bool) -> Found<'a> {
+        match self.nodes.get(name) {
+            Some(Node::Host(records)) => return Found::Host(records),
+            Some(Node::Empty) => return Found::Empty,
+            None => {}
         }
         if let Some(found) = self.service(name) {
             return found;
         }
-        // `*.example.com` of a ServiceEntry: the longest suffix wins.
-        let mut rest = name;
-        while let Some((_, parent)) = rest.split_once('.') {
-            if let Some(host) = self.0.get(&format!("*.{parent}")) {
-                return Found::Host(host);
+        if !self.wild.is_empty() {
+            // `*.example.com` of a ServiceEntry: the longest suffix wins.
+            let mut at = 0;
+            while let Some((_, rest)) = wire::first(&name[at..]) {
+                at += rest;
+                if let Some(records) = self.wild.get(&name[at..]) {
+                    return Found::Host(records);
+                }
             }
-            rest = parent;
         }
-        if name == "dns-version.clusterset.local" {
-            return Found::Version(DNS_VERSION);
+        if ours {
+            if name == VERSION_NAME {
+                Found::Version
+            } else if zone::always().any(|n| n == name) {
+                Found::Empty
+            } else if self.unknown {
+                Found::Unknown
+            } else {
+                Found::Missing
+            }
+        } else {
+            self.reverse.find(name).map_or(Found::Foreign, Found::Pointer)
         }
-        let Some(zone) = zone_of(name) else { return Found::Foreign };
-        let Some(below) = name.strip_suffix(zone).and_then(|b| b.strip_suffix('.')) else {
-            return Found::Empty(zone);
-        };
-        // `svc.clusterset.local` and `ns.svc.cluster.local` are empty non-terminals (RFC 8020).
-        let inner = format!(".{below}.{zone}");
-        let exists = below == "svc" || self.0.keys().any(|k| k.ends_with(&inner));
-        if exists { Found::Empty(zone) } else { Found::Missing(zone) }
     }
 
     /// `_port._proto.host`, and `_proto.host` above it. A short host may be anybody's, unless the mesh has it.
-    fn service<'a>(&'a self, name: &'a str) -> Option<Found<'a>> {
-        let (first, rest) = name.strip_prefix('_')?.split_once('.')?;
-        let udp = |proto: &str| match proto {
-            "tcp" => Some(false),
-            "udp" => Some(true),
-            _ => None,
+    fn service<'a>(&'a self, name: &'a [u8]) -> Option<Found<'a>> {
+        let host = |at: usize| match self.nodes.get(&name[at..])? {
+            Node::Host(records) => Some(&**records),
+            Node::Empty => None,
         };
-        let (second, target) = match rest.strip_prefix('_') {
-            Some(r) => r.split_once('.')?,
-            None => {
-                let host = self.0.get(rest)?;
-                let any = udp(first).is_some_and(|u| host.ports.iter().any(|p| p.udp == u));
-                return any.then(|| Found::Empty(zone_of(rest).unwrap_or(ZONES[0])));
+        let (label, second) = wire::first(name)?;
+        let port = label.strip_prefix(b"_")?;
+        let (label, rest) = wire::first(&name[second..])?;
+        match label.strip_prefix(b"_") {
+            Some(proto) => {
+                let (udp, target) = (is_udp(proto)?, second + rest);
+                let host = host(target)?;
+                host.serves(Some(port), udp).then_some(Found::Service { host, target, port, udp })
             }
-        };
-        let udp = udp(second)?;
-        let port = self.0.get(target)?.ports.iter().find(|p| p.name == first && p.udp == udp)?;
-        Some(Found::Service { target, port: port.number })
+            None => host(second)?.serves(None, is_udp(port)?).then_some(Found::Empty),
+        }
+    }
+}
+
+/// Whether a name is in one of the mesh's zones.
+#[must_use]
+pub fn in_mesh_zone(name: &str) -> bool {
+    wire::labels(name).is_some_and(|labels| zone::of(&labels).is_some())
+}
+
+fn is_udp(proto: &[u8]) -> Option<bool> {
+    match proto {
+        b"tcp" => Some(false),
+        b"udp" => Some(true),
+        _ => None,
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_the_table_says() {
-        let host = Arc::new(Host {
-            addresses: vec!["240.240.0.1".parse().unwrap()],
-            ports: vec![
-                Port { name: "http".into(), number: 9080, udp: false },
-                Port { name: "dns".into(), number: 53, udp: true },
-            ],
-        });
-        let n = Names::new([
-            ("Reviews.books.svc.cluster.local.".to_owned(), host.clone()),
-            ("ratings.books.svc.clusterset.local".to_owned(), host.clone()),
-            ("*.wild.example".to_owned(), host.clone()),
-        ]);
-        for name in [
-            "reviews.books.svc.cluster.local",
-            "reviews.books.svc",
-            "reviews.books",
-            "ratings.books.svc.clusterset.local",
-            "a.wild.example",
-            "a.b.wild.example",
-        ] {
-            assert_eq!(n.find(name), Found::Host(&host), "{name}");
-        }
-        for (name, target, port) in [
-            ("_http._tcp.ratings.books.svc.clusterset.local", "ratings.books.svc.clusterset.local", 9080),
-            ("_dns._udp.reviews.books.svc.cluster.local", "reviews.books.svc.cluster.local", 53),
-            ("_http._tcp.reviews.books", "reviews.books", 9080),
-        ] {
-            assert_eq!(n.find(name), Found::Service { target, port }, "{name}");
-        }
-        for name in [
-            "nothing.books.svc.cluster.local",
-            "x.ratings.books.svc.clusterset.local",
-            "a.global",
-            "_http._udp.ratings.books.svc.clusterset.local",
-            "_https._tcp.ratings.books.svc.clusterset.local",
-            "_http._tcp.nothing.books.svc.clusterset.local",
-            "http._tcp.ratings.books.svc.clusterset.local",
-            // A member's part of a service has no name of this form (MCS DNS specification).
-            "east.ratings.books.svc.clusterset.local",
-        ] {
-            assert!(matches!(n.find(name), Found::Missing(_)), "{name}");
-        }
-        for name in [
-            "books.svc.cluster.local",
-            "svc.cluster.local",
-            "svc.clusterset.local",
-            "clusterset.local",
-            "_tcp.ratings.books.svc.clusterset.local",
-        ] {
-            assert!(matches!(n.find(name), Found::Empty(_)), "{name}");
-        }
-        for name in
-            ["example.com", "nothing.books", "wild.example", "cluster.local", "", "notglobal", "_a._tcp.b.c"]
-        {
-            assert_eq!(n.find(name), Found::Foreign, "{name}");
-        }
-        assert_eq!(n.find("dns-version.clusterset.local"), Found::Version("1.0.0"));
-    }
-}
+mod tests;

@@ -1,48 +1,33 @@
-//! The server: UDP and TCP, the mesh's names from the table, the rest from a resolver behind.
+//! The servers: UDP and TCP, the mesh's names from the table, the rest from resolvers behind.
+//!
+//! A sidecar has one socket of each kind, which may be its predecessor's, served by tasks of the runtime. A cluster's
+//! resolver has threads of its own, each with a socket that the kernel gives its share of clients (`SO_REUSEPORT`), and
+//! takes and sends datagrams in batches.
+
+mod batch;
+mod tcp;
+mod udp;
+mod worker;
 
 use std::{
     io,
     net::{IpAddr, SocketAddr},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
-use hickory_proto::{
-    op::{Edns, Metadata, ResponseCode},
-    rr::{
-        Name, RData, Record, RecordType,
-        rdata::{A, AAAA, SOA, SRV, TXT},
-    },
-};
-use hickory_resolver::{
-    TokioResolver,
-    config::{NameServerConfig, ResolverConfig},
-    net::runtime::TokioRuntimeProvider,
-};
-use hickory_server::{
-    Server as DnsServer,
-    net::runtime::Time,
-    server::{Request, RequestHandler, ResponseHandler, ResponseInfo},
-    zone_handler::MessageResponseBuilder,
-};
+use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{
     net::{TcpListener, UdpSocket},
     sync::watch,
+    task::JoinHandle,
 };
 
-use crate::{
-    TTL,
-    names::{Found, Host, Names, zone_of},
-};
-
-/// An idle TCP connection is closed after this.
-const TCP_IDLE: Duration = Duration::from_secs(10);
-/// Answers waiting on one TCP connection.
-const TCP_QUEUE: usize = 32;
-/// Largest answer over UDP that is offered.
-const MAX_PAYLOAD: u16 = 1232;
-/// A forwarded question is answered within this or with SERVFAIL.
-const FORWARD_TIMEOUT: Duration = Duration::from_secs(4);
+use self::worker::Worker;
+use crate::{forward, forward::Upstreams, metrics::Metrics, names::Names};
 
 /// Why it could not start.
 #[derive(Debug, thiserror::Error)]
@@ -53,12 +38,26 @@ pub enum StartError {
     /// The resolver behind cannot be set up.
     #[error("resolver: {0}")]
     Upstream(String),
+    /// It would ask itself.
+    #[error("upstream {0} is this resolver itself")]
+    Itself(SocketAddr),
+    /// No thread for it.
+    #[error("cannot start a thread")]
+    Thread(#[source] io::Error),
 }
 
-/// A running server; dropping it stops it.
+/// A running server for one workload; dropping it stops it.
 pub struct Server {
     address: SocketAddr,
-    _server: DnsServer<Handler>,
+    tasks: [JoinHandle<()>; 2],
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        for t in &self.tasks {
+            t.abort();
+        }
+    }
 }
 
 impl Server {
@@ -90,11 +89,13 @@ impl Server {
         names: watch::Receiver<Arc<Names>>,
     ) -> Result<Self, StartError> {
         let address = udp.local_addr().map_err(|e| StartError::Upstream(e.to_string()))?;
-        let resolver = resolver(upstream)?;
-        let mut server = DnsServer::new(Handler { names, resolver });
-        server.register_socket(udp);
-        server.register_listener(tcp, TCP_IDLE, TCP_QUEUE);
-        Ok(Self { address, _server: server })
+        let metrics = Metrics::new();
+        let upstreams = upstream.map_or_else(forward::of_system, |a| vec![a]);
+        let upstreams = Arc::new(Upstreams::new(&upstreams, metrics.clone())?);
+        let worker = Worker::new(names, upstreams, metrics.worker());
+        let tasks =
+            [tokio::spawn(udp::serve(Arc::new(udp), worker.clone())), tokio::spawn(tcp::serve(tcp, worker))];
+        Ok(Self { address, tasks })
     }
 
     /// Where it serves.
@@ -104,168 +105,125 @@ impl Server {
     }
 }
 
-fn resolver(upstream: Option<SocketAddr>) -> Result<Option<TokioResolver>, StartError> {
-    let failed = |e: hickory_resolver::net::NetError| StartError::Upstream(e.to_string());
-    let mut builder = match upstream {
-        Some(a) => {
-            let mut server = NameServerConfig::udp_and_tcp(a.ip());
-            for c in &mut server.connections {
-                c.port = a.port();
-            }
-            let config = ResolverConfig::from_name_servers(vec![server]);
-            TokioResolver::builder_with_config(config, TokioRuntimeProvider::default())
+/// What a cluster's resolver needs to know.
+pub struct ClusterOptions {
+    /// Where it serves, UDP and TCP.
+    pub listen: Vec<SocketAddr>,
+    /// Threads for datagrams of each address, at least one.
+    pub workers: usize,
+    /// Resolvers for foreign names, in order; none uses the system's.
+    pub upstreams: Vec<SocketAddr>,
+    /// The table.
+    pub names: watch::Receiver<Arc<Names>>,
+    /// Where it counts.
+    pub metrics: Metrics,
+}
+
+/// A running resolver for a cluster; dropping it stops it at once.
+pub struct ClusterServer {
+    addresses: Vec<SocketAddr>,
+    upstreams: Arc<Upstreams>,
+    asked: Vec<SocketAddr>,
+    stop: Arc<AtomicBool>,
+    threads: Vec<std::thread::JoinHandle<()>>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl Drop for ClusterServer {
+    fn drop(&mut self) {
+        self.stop.store(true, Relaxed);
+        for t in &self.tasks {
+            t.abort();
         }
-        None => match TokioResolver::builder_tokio() {
-            Ok(b) => b,
-            Err(error) => {
-                tracing::warn!(%error, "no resolver of the system: foreign names get SERVFAIL");
-                return Ok(None);
-            }
-        },
-    };
-    let options = builder.options_mut();
-    // Names come fully qualified; a search list here would look for them in the wrong place.
-    options.ndots = 0;
-    options.use_hosts_file = hickory_resolver::config::ResolveHosts::Never;
-    builder.build().map(Some).map_err(failed)
-}
-
-struct Handler {
-    names: watch::Receiver<Arc<Names>>,
-    resolver: Option<TokioResolver>,
-}
-
-/// What to send back.
-#[derive(Default)]
-struct Answer {
-    code: ResponseCode,
-    authoritative: bool,
-    records: Vec<Record>,
-    /// Says how long a denial may be remembered.
-    soa: Option<Record>,
-    /// What whoever asked will ask next.
-    additional: Vec<Record>,
-}
-
-impl Answer {
-    fn code(code: ResponseCode) -> Self {
-        Self { code, ..Self::default() }
     }
 }
 
-/// The start of a zone: its minimum is how long a denial may be remembered (RFC 2308, section 5).
-fn soa(zone: &str) -> Option<Record> {
-    let zone = Name::from_ascii(format!("{zone}.")).ok()?;
-    let server = Name::from_ascii("ns.flotilla.internal.").ok()?;
-    let mail = Name::from_ascii("hostmaster.flotilla.internal.").ok()?;
-    let data = SOA::new(server, mail, 1, 60, 60, 60, TTL);
-    Some(Record::from_rdata(zone, TTL, RData::SOA(data)))
-}
+impl ClusterServer {
+    /// Starts on the current runtime.
+    ///
+    /// # Errors
+    /// [`StartError`].
+    pub async fn start(options: ClusterOptions) -> Result<Self, StartError> {
+        let ClusterOptions { listen, workers, upstreams, names, metrics } = options;
+        let mut bound = Vec::new();
+        for address in listen {
+            let bind = |e| StartError::Bind(address, e);
+            // First, since unlike the others it does not share its address with another process.
+            let tcp = TcpListener::bind(address).await.map_err(bind)?;
+            let address = tcp.local_addr().map_err(bind)?;
+            let sockets: Result<Vec<_>, _> = (0..workers.max(1)).map(|_| datagrams(address)).collect();
+            bound.push((address, tcp, sockets.map_err(bind)?));
+        }
+        let addresses: Vec<_> = bound.iter().map(|(a, ..)| *a).collect();
+        let asked = if upstreams.is_empty() {
+            let mut all = forward::of_system();
+            all.retain(|a| !is_any_of(*a, &addresses));
+            all
+        } else if let Some(a) = upstreams.iter().find(|a| is_any_of(**a, &addresses)) {
+            return Err(StartError::Itself(*a));
+        } else {
+            upstreams
+        };
+        let upstreams = Arc::new(Upstreams::new(&asked, metrics.clone())?);
+        let stop = Arc::new(AtomicBool::new(false));
+        let mut server = Self { addresses, upstreams, asked, stop, threads: Vec::new(), tasks: Vec::new() };
+        for (_, tcp, sockets) in bound {
+            let worker = || Worker::new(names.clone(), server.upstreams.clone(), metrics.worker());
+            server.tasks.push(tokio::spawn(tcp::serve(tcp, worker())));
+            for (i, socket) in sockets.into_iter().enumerate() {
+                let (worker, stop) = (worker(), server.stop.clone());
+                let runtime = tokio::runtime::Handle::current();
+                let thread = std::thread::Builder::new()
+                    .name(format!("dns-{i}"))
+                    .spawn(move || batch::serve(socket, worker, &runtime, &stop))
+                    .map_err(StartError::Thread)?;
+                server.threads.push(thread);
+            }
+        }
+        Ok(server)
+    }
 
-fn addresses(name: &Name, host: &Host, kind: RecordType) -> Vec<Record> {
-    host.addresses
-        .iter()
-        .filter_map(|ip| match (ip, kind) {
-            (IpAddr::V4(a), RecordType::A | RecordType::ANY) => Some(RData::A(A(*a))),
-            (IpAddr::V6(a), RecordType::AAAA | RecordType::ANY) => Some(RData::AAAA(AAAA(*a))),
-            _ => None,
+    /// Where it serves.
+    #[must_use]
+    pub fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
+    }
+
+    /// Whom it asks for foreign names.
+    #[must_use]
+    pub fn upstreams(&self) -> &[SocketAddr] {
+        &self.asked
+    }
+
+    /// Takes no more questions, and waits for those that upstreams are being asked, at most for `limit`.
+    pub async fn stop(mut self, limit: Duration) {
+        self.stop.store(true, Relaxed);
+        let threads = std::mem::take(&mut self.threads);
+        // They look up once in a while.
+        let joined = tokio::task::spawn_blocking(move || threads.into_iter().for_each(|t| drop(t.join())));
+        let upstreams = self.upstreams.clone();
+        let _ = tokio::time::timeout(limit, async {
+            let _ = joined.await;
+            upstreams.idle().await;
         })
-        .map(|data| Record::from_rdata(name.clone(), TTL, data))
-        .collect()
-}
-
-impl Handler {
-    async fn answer(&self, name: &Name, kind: RecordType) -> Answer {
-        let text = name.to_ascii().trim_end_matches('.').to_ascii_lowercase();
-        let ours = |records: Vec<Record>, zone: Option<&str>| {
-            let soa = zone.filter(|_| records.is_empty()).and_then(soa);
-            Answer { authoritative: true, records, soa, ..Answer::default() }
-        };
-        let names = self.names.borrow().clone();
-        match names.find(&text) {
-            Found::Host(host) => ours(addresses(name, host, kind), zone_of(&text)),
-            Found::Service { target, port } if matches!(kind, RecordType::SRV | RecordType::ANY) => {
-                let Ok(to) = Name::from_ascii(format!("{target}.")) else {
-                    return Answer::code(ResponseCode::ServFail);
-                };
-                let additional = match names.find(target) {
-                    Found::Host(h) => addresses(&to, h, RecordType::ANY),
-                    _ => vec![],
-                };
-                let srv = Record::from_rdata(name.clone(), TTL, RData::SRV(SRV::new(0, 100, port, to)));
-                Answer { additional, ..ours(vec![srv], None) }
-            }
-            Found::Version(v) if kind == RecordType::TXT => {
-                let txt = RData::TXT(TXT::new(vec![v.to_owned()]));
-                ours(vec![Record::from_rdata(name.clone(), TTL, txt)], None)
-            }
-            Found::Service { .. } | Found::Version(_) => ours(vec![], zone_of(&text)),
-            Found::Empty(zone) => ours(vec![], Some(zone)),
-            Found::Missing(zone) => Answer { code: ResponseCode::NXDomain, ..ours(vec![], Some(zone)) },
-            Found::Foreign => self.forward(name, kind).await,
-        }
-    }
-
-    async fn forward(&self, name: &Name, kind: RecordType) -> Answer {
-        let Some(resolver) = &self.resolver else { return Answer::code(ResponseCode::ServFail) };
-        match tokio::time::timeout(FORWARD_TIMEOUT, resolver.lookup(name.clone(), kind)).await {
-            Ok(Ok(found)) => Answer { records: found.answers().to_vec(), ..Answer::default() },
-            Ok(Err(e)) if e.is_nx_domain() => Answer::code(ResponseCode::NXDomain),
-            Ok(Err(e)) if e.is_no_records_found() => Answer::code(ResponseCode::NoError),
-            Ok(Err(_)) | Err(_) => Answer::code(ResponseCode::ServFail),
-        }
+        .await;
     }
 }
 
-#[async_trait::async_trait]
-impl RequestHandler for Handler {
-    async fn handle_request<R: ResponseHandler, T: Time>(
-        &self,
-        request: &Request,
-        mut reply: R,
-    ) -> ResponseInfo {
-        let answer = match request.request_info() {
-            Ok(info) => {
-                let name = Name::from(info.query.name());
-                self.answer(&name, info.query.query_type()).await
-            }
-            Err(_) => Answer::code(ResponseCode::FormErr),
-        };
-        let mut metadata = Metadata::response_from_request(&request.metadata);
-        metadata.response_code = answer.code;
-        metadata.authoritative = answer.authoritative;
-        metadata.recursion_available = self.resolver.is_some();
-        let mut builder = MessageResponseBuilder::from_message_request(request);
-        let edns = request.edns.as_ref().map(|asked| {
-            let mut e = Edns::new();
-            // Without fragments on any path (DNS flag day 2020).
-            e.set_max_payload(MAX_PAYLOAD).set_version(0);
-            if asked.version() > 0 {
-                // RFC 6891, section 6.1.3.
-                metadata.response_code = ResponseCode::BADVERS;
-            }
-            e
-        });
-        if let Some(e) = &edns {
-            builder.edns(e);
-        }
-        let known = metadata.response_code != ResponseCode::BADVERS;
-        let answer = if known { answer } else { Answer::default() };
-        let response = builder.build(
-            metadata,
-            answer.records.iter(),
-            std::iter::empty(),
-            answer.soa.iter(),
-            answer.additional.iter(),
-        );
-        match reply.send_response(response).await {
-            Ok(info) => info,
-            Err(error) => {
-                tracing::debug!(%error, "an answer was not sent");
-                let mut failed = metadata;
-                failed.response_code = ResponseCode::ServFail;
-                ResponseInfo::from(hickory_proto::op::Header { metadata: failed, counts: Default::default() })
-            }
-        }
-    }
+/// A socket that shares its address.
+fn datagrams(address: SocketAddr) -> io::Result<std::net::UdpSocket> {
+    let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
+    socket.set_reuse_port(true)?;
+    // Room for a burst while the worker is not scheduled; as much as the host allows.
+    let _ = socket.set_recv_buffer_size(4 << 20);
+    socket.bind(&address.into())?;
+    Ok(socket.into())
+}
+
+fn is_any_of(upstream: SocketAddr, own: &[SocketAddr]) -> bool {
+    let here = |ip: IpAddr| ip.is_loopback() || ip.is_unspecified();
+    own.iter().any(|a| {
+        a.port() == upstream.port()
+            && (a.ip() == upstream.ip() || (a.ip().is_unspecified() && here(upstream.ip())))
+    })
 }

@@ -29,7 +29,7 @@ fn client(server: SocketAddr, tcp: bool) -> TokioResolver {
 fn host(ip: &str) -> Arc<Host> {
     let port = |name: &str, number, udp| Port { name: name.into(), number, udp };
     let ports = vec![port("http", 9080, false), port("dns", 53, true)];
-    Arc::new(Host { addresses: vec![ip.parse().unwrap()], ports })
+    Arc::new(Host { addresses: vec![ip.parse().unwrap()], ports, ..Host::default() })
 }
 
 async fn start(hosts: &[(&str, &str)], upstream: Option<SocketAddr>) -> (Server, watch::Sender<Arc<Names>>) {

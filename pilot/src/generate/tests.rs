@@ -580,6 +580,39 @@ fn an_imported_service_without_a_local_one() {
 }
 
 #[test]
+fn names_of_a_headless_service_are_its_ready_pods() {
+    let db = |publish: bool| {
+        json!({"clusterIP": "None", "selector": {"app": "db"}, "publishNotReadyAddresses": publish,
+               "ports": [{"name": "SQL", "port": 5432}, {"name": "gossip", "port": 7946, "protocol": "UDP"}]})
+    };
+    let pod = |ip: &str| json!({"address": ip, "labels": {"app": "db"}, "ports": {"SQL": 15432}});
+    let table = |publish: bool| {
+        let docs = bookstore()
+            .add("Service", "books/db", db(publish))
+            .add("ServiceExport", "books/db", json!({}))
+            .add("WorkloadEntry", "books/db-0", pod("10.0.0.50"))
+            .add("WorkloadEntry", "books/db-1", pod("10.0.0.51"))
+            .annotate("flotilla.dev/health", "unhealthy")
+            // Not a label: it is there, without a name.
+            .add("WorkloadEntry", "books/db.2", pod("10.0.0.52"));
+        let names = name_table(&ProxyNode::new(&productpage()).unwrap(), &docs.world());
+        names.table["db.books.svc.cluster.local"].clone()
+    };
+    let n = table(false);
+    assert!(n.headless);
+    assert_eq!(n.ips, ["10.0.0.50", "10.0.0.52"]);
+    assert!(n.alt_hosts.contains(&"db.books.svc.clusterset.local".to_owned()));
+    let [p] = n.pods.as_slice() else { panic!("{:?}", n.pods) };
+    assert_eq!(
+        (p.name.as_str(), p.cluster.as_str(), p.ips.as_slice()),
+        ("db-0", "west", &["10.0.0.50".to_owned()][..])
+    );
+    let ports: Vec<_> = p.ports.iter().map(|p| (p.name.as_str(), p.number, p.udp)).collect();
+    assert_eq!(ports, [("sql", 15432, false), ("gossip", 7946, true)]);
+    assert_eq!(table(true).pods.iter().map(|p| p.name.as_str()).collect::<Vec<_>>(), ["db-0", "db-1"]);
+}
+
+#[test]
 fn outbound_listeners_of_a_sidecar() {
     let docs = bookstore()
         .add("Service", "books/db", service(3306, "mysql", "db"))

@@ -189,6 +189,7 @@ impl<'a> Builder<'a> {
             };
             let mut entry = self.entry(service, Origin::Platform);
             entry.udp_ports = udp_ports;
+            entry.names_of_unready = spec.publish_not_ready_addresses;
             targets.append(&mut udp_targets);
             if external {
                 for p in entry.service.ports.iter().chain(&entry.udp_ports) {
@@ -216,6 +217,7 @@ impl<'a> Builder<'a> {
             identities: BTreeSet::new(),
             subject_alt_names: vec![],
             exported,
+            names_of_unready: false,
         }
     }
 

@@ -35,6 +35,29 @@ pub struct NameInfo {
     /// Named ports, which SRV records tell; a field of Flotilla's own.
     #[prost(message, repeated, tag = "1000")]
     pub ports: Vec<NamePort>,
+    /// Its addresses are those of its pods; a field of Flotilla's own.
+    #[prost(bool, tag = "1001")]
+    pub headless: bool,
+    /// Pods of a headless service that have names of their own; a field of Flotilla's own.
+    #[prost(message, repeated, tag = "1002")]
+    pub pods: Vec<NamePod>,
+}
+
+/// A pod of a headless service.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct NamePod {
+    /// Host name, a DNS label.
+    #[prost(string, tag = "1")]
+    pub name: String,
+    /// Cluster that it runs in.
+    #[prost(string, tag = "2")]
+    pub cluster: String,
+    /// Addresses.
+    #[prost(string, repeated, tag = "3")]
+    pub ips: Vec<String>,
+    /// The service's named ports that it serves, with the numbers that it serves them at.
+    #[prost(message, repeated, tag = "4")]
+    pub ports: Vec<NamePort>,
 }
 
 /// A named port of a name.

@@ -393,6 +393,8 @@ async fn publish(
     let mut dirty = work.dirty.subscribe();
     // What came from the file was there before this task first ran.
     dirty.mark_changed();
+    // Names are no part of the state, and may be all that there is.
+    let mut table = work.lock().names.clone();
     let mut held_since: Option<Instant> = None;
     let mut save_at: Option<Instant> = None;
     loop {
@@ -453,10 +455,13 @@ async fn publish(
             names.answer(inner.round, view.revision, |(kind, name)| inner.find(&view, *kind, name));
             names.retain(|(kind, name)| inner.keeps(*kind, name));
         }
-        {
-            if changed && file.is_some() && save_at.is_none() {
-                save_at = Some(Instant::now() + SAVE_EVERY);
-            }
+        let newest = work.lock().names.clone();
+        if newest.as_ref().map(Arc::as_ptr) != table.as_ref().map(Arc::as_ptr) {
+            table = newest;
+            changed = true;
+        }
+        if changed && file.is_some() && save_at.is_none() {
+            save_at = Some(Instant::now() + SAVE_EVERY);
         }
     }
 }
