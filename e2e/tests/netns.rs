@@ -6,6 +6,8 @@
 
 #[path = "netns/capture.rs"]
 mod capture;
+#[path = "netns/cuts.rs"]
+mod cuts;
 #[path = "netns/failure.rs"]
 mod failure;
 #[path = "netns/matrix.rs"]
