@@ -6,6 +6,8 @@
 
 #[path = "netns/capture.rs"]
 mod capture;
+#[path = "netns/cuts.rs"]
+mod cuts;
 #[path = "netns/failure.rs"]
 mod failure;
 #[path = "netns/matrix.rs"]
@@ -14,6 +16,8 @@ mod matrix;
 mod nat;
 #[path = "netns/policy.rs"]
 mod policy;
+#[path = "netns/repeated.rs"]
+mod repeated;
 #[path = "netns/rolling.rs"]
 mod rolling;
 #[path = "netns/soak.rs"]

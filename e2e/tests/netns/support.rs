@@ -81,6 +81,18 @@ pub(crate) async fn served_from(
     .await
 }
 
+/// `gamma` is everywhere, `beta` in east alone.
+pub(crate) fn three_clusters(options: Options) -> Options {
+    Options {
+        clusters: vec![
+            ("west", vec![("client", "v1"), ("gamma", "v1")]),
+            ("east", vec![("client", "v1"), ("beta", "v1"), ("gamma", "v2")]),
+            ("north", vec![("client", "v1"), ("gamma", "v3")]),
+        ],
+        ..options
+    }
+}
+
 /// Waits until everything of [`options`] reaches everything.
 pub(crate) async fn settled(world: &World) -> anyhow::Result<()> {
     for (cluster, services) in world.clusters.iter().zip([["beta", "gamma"], ["alpha", "gamma"]]) {

@@ -73,6 +73,9 @@ impl TunnelStream {
             match ready!(self.recv.poll_data(cx)) {
                 Some(Ok(b)) => {
                     let _ = self.recv.flow_control().release_capacity(b.len());
+                    if let Some(g) = &self.guard {
+                        g.conn().link.heard();
+                    }
                     if !b.is_empty() {
                         return Poll::Ready(Ok(Some(b)));
                     }
@@ -103,6 +106,9 @@ impl TunnelStream {
         }
         let n = room.min(data.len());
         self.send.send_data(data.split_to(n), false).map_err(broken)?;
+        if let Some(g) = &self.guard {
+            g.conn().link.said();
+        }
         Poll::Ready(Ok(n))
     }
 

@@ -9,3 +9,4 @@ pub(crate) mod lb;
 mod outlier;
 pub(crate) mod pool;
 mod schedule;
+pub(crate) mod silence;

@@ -21,6 +21,7 @@ use crate::{
         connect::{ConnectError, Want},
         host::Host,
         pool::{self, Carrier, StreamGuard},
+        silence,
     },
     worker::Worker,
 };
@@ -142,8 +143,17 @@ async fn stream(
                 continue;
             }
         };
-        let response = match response.await {
-            Ok(r) => r,
+        conn.link.said();
+        let response = tokio::select! {
+            biased;
+            r = response => r,
+            () = silence::of_dial(worker, cluster, host, Want::Tunnel) => return Err(ConnectError::Timeout),
+        };
+        let response = match response {
+            Ok(r) => {
+                conn.link.heard();
+                r
+            }
             // Not processed (RFC 9113 section 8.7): the peer is going away or is full.
             Err(e) if e.is_go_away() || e.reason() == Some(h2::Reason::REFUSED_STREAM) => {
                 conn.retire();

@@ -18,6 +18,7 @@ use super::{
     host::{CHECKS, Check, Host, HostStats, now_ms, unique_id},
     lb::{LbConfig, LbTables, stable_hash},
     outlier,
+    silence::is_far,
 };
 use crate::refusal::Refusal;
 
@@ -191,6 +192,10 @@ struct Members {
 /// How long endpoints are left alone that a gateway refused, in milliseconds.
 const REFUSED_MS: u64 = 2_000;
 
+/// How long endpoints from which nothing is heard are left alone before traffic asks again, in milliseconds, unless
+/// they answer sooner.
+const SUSPECTED_MS: u64 = 10_000;
+
 /// Identity of a host over updates: same place reached the same way.
 type HostKey = (String, u16, usize, Option<u32>, u32);
 
@@ -238,6 +243,7 @@ impl Cluster {
             if same_transport(&p.config, &this.config) {
                 let mut m = this.members.lock().unwrap_or_else(PoisonError::into_inner);
                 m.hosts.clone_from(&old.hosts);
+                m.refused_until = old.refused_until;
             } else {
                 for h in &old.hosts {
                     h.stats.gone.store(true, Relaxed);
@@ -462,6 +468,60 @@ impl Cluster {
         if any {
             tracing::info!(cluster = %self.config.name, member = %host.workload.cluster, %why, "not used for now");
             m.refused_until = until;
+            self.rebuild(&mut m);
+        }
+    }
+
+    /// Nothing is heard from a host of another cluster: all of that cluster's part of the service is left alone, if
+    /// other hosts can take its traffic. Answers with it, or with nothing if it stays.
+    pub(crate) fn suspect(&self, host: &Host) -> Option<Vec<Arc<Host>>> {
+        // Whoever switched ejection off means it.
+        self.config.outlier.as_ref()?;
+        let mut m = self.members.lock().unwrap_or_else(PoisonError::into_inner);
+        let behind = |h: &Host| is_far(h) && is_far(host) && h.workload.cluster == host.workload.cluster;
+        if !m.hosts.iter().any(|h| !behind(h) && h.is_usable()) {
+            return None;
+        }
+        let all: Vec<_> = m.hosts.iter().filter(|h| behind(h)).cloned().collect();
+        let until = now_ms().saturating_add(SUSPECTED_MS);
+        let mut any = false;
+        for h in &all {
+            h.stats.ejected_until.store(until, Relaxed);
+            if !h.stats.ejected.swap(true, Relaxed) {
+                h.stats.tell_failure();
+                any = true;
+            }
+        }
+        if any {
+            tracing::info!(cluster = %self.config.name, member = %host.workload.cluster, "silent: not used for now");
+            m.refused_until = until;
+            self.rebuild(&mut m);
+        }
+        Some(all)
+    }
+
+    /// Whether a host is left alone; if so, for longer.
+    pub(crate) fn still_suspected(&self, host: &Host) -> bool {
+        let mut m = self.members.lock().unwrap_or_else(PoisonError::into_inner);
+        if !host.stats.is_ejected() {
+            return false;
+        }
+        let until = now_ms().saturating_add(SUSPECTED_MS);
+        host.stats.ejected_until.store(until, Relaxed);
+        m.refused_until = m.refused_until.max(until);
+        true
+    }
+
+    /// These answered: they are used again.
+    pub(crate) fn trust(&self, hosts: &[&Host]) {
+        let mut m = self.members.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut any = false;
+        for h in hosts {
+            any |= h.stats.ejected.swap(false, Relaxed);
+        }
+        if any {
+            let member = hosts.first().map(|h| &*h.workload.cluster);
+            tracing::info!(cluster = %self.config.name, member, "answers again");
             self.rebuild(&mut m);
         }
     }

@@ -52,6 +52,8 @@ pub(crate) struct HostStats {
     pub(crate) draining: AtomicBool,
     pub(super) ejected: AtomicBool,
     pub(super) ejected_until: AtomicU64,
+    /// Somebody finds out in the background whether it answers again.
+    pub(super) dialled_behind: AtomicBool,
     pub(super) ejections: AtomicU32,
     pub(super) consecutive_5xx: AtomicU32,
     pub(super) consecutive_gateway: AtomicU32,
@@ -157,6 +159,7 @@ impl HostStats {
             draining: AtomicBool::new(false),
             ejected: AtomicBool::new(false),
             ejected_until: AtomicU64::new(0),
+            dialled_behind: AtomicBool::new(false),
             ejections: AtomicU32::new(0),
             consecutive_5xx: AtomicU32::new(0),
             consecutive_gateway: AtomicU32::new(0),

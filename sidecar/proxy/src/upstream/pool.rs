@@ -19,6 +19,7 @@ use super::{
     cluster::{Cluster, Permit},
     connect::{ConnectError, Want, connect, negotiated_h2, negotiated_tunnels},
     host::{Check, Host},
+    silence::{self, Link},
 };
 use crate::{
     http::{h1::client::H1Conn, h2::server::MAX_WINDOW},
@@ -51,6 +52,8 @@ pub(crate) struct Pool {
     /// Connections that were to carry tunnels, with servers that do not know them.
     plain: RefCell<Vec<Io>>,
     dial: RefCell<Option<Rc<Dial>>>,
+    /// What was heard on all connections of one request, where that is watched.
+    link: Option<Rc<Link>>,
     /// TLS chose HTTP/1 last time, or no tunnels.
     learned_h1: Cell<bool>,
     /// A connection came back.
@@ -75,6 +78,8 @@ pub(crate) struct H2Conn {
     total: Cell<u64>,
     closed: Cell<bool>,
     idle_since: Cell<Instant>,
+    /// What was heard of it.
+    pub(crate) link: Rc<Link>,
     /// SPIFFE ID of the server.
     pub(crate) peer: Option<Arc<str>>,
     _permit: Permit,
@@ -92,8 +97,12 @@ impl H2Conn {
 }
 
 impl Pool {
-    fn new(cluster: Arc<Cluster>, host: Arc<Host>) -> Rc<Self> {
+    fn new(worker: &Rc<Worker>, cluster: &Arc<Cluster>, host: &Arc<Host>, want: Want) -> Rc<Self> {
+        let (cluster, host) = (Arc::clone(cluster), Arc::clone(host));
+        let asks = matches!(want, Want::Http1 | Want::Any) && silence::is_far(&host);
+        let link = asks.then(|| silence::watch_place(worker, &cluster, &host, want));
         Rc::new(Self {
+            link,
             host: RefCell::new(host),
             cluster: RefCell::new(cluster),
             h1: RefCell::default(),
@@ -103,6 +112,12 @@ impl Pool {
             learned_h1: Cell::new(false),
             returned: Notify::new(),
         })
+    }
+
+    fn h1_conn(&self, io: Io, permit: Permit) -> Box<H1Conn> {
+        let mut c = H1Conn::new(io, permit);
+        c.link.clone_from(&self.link);
+        c
     }
 
     fn idle_h1(&self) -> Option<Box<H1Conn>> {
@@ -168,7 +183,9 @@ impl Pool {
         });
         // Whoever had it made takes it at once, unless it left.
         self.plain.borrow_mut().clear();
-        self.h1.borrow().is_empty() && self.h2.borrow().is_empty() && self.dial.borrow().is_none()
+        // Whoever gives up takes its connection with it, but not the suspicion.
+        let waits = !gone && self.link.as_ref().is_some_and(|l| l.waits());
+        !waits && self.h1.borrow().is_empty() && self.h2.borrow().is_empty() && self.dial.borrow().is_none()
     }
 }
 
@@ -193,11 +210,11 @@ pub(crate) fn want(cluster: &Cluster, downstream_h2: bool, upgrade: bool) -> Wan
 }
 
 /// Finds or makes the pool of a host.
-pub(crate) fn pool_of(worker: &Worker, cluster: &Arc<Cluster>, host: &Arc<Host>, want: Want) -> Rc<Pool> {
+pub(crate) fn pool_of(worker: &Rc<Worker>, cluster: &Arc<Cluster>, host: &Arc<Host>, want: Want) -> Rc<Pool> {
     let id = if want == Want::Tunnel { cluster.tunnels_of(host) } else { host.stats.id };
     let key = PoolKey { host: id, want };
     let mut pools = worker.pools.borrow_mut();
-    let pool = pools.entry(key).or_insert_with(|| Pool::new(Arc::clone(cluster), Arc::clone(host)));
+    let pool = pools.entry(key).or_insert_with(|| Pool::new(worker, cluster, host, want));
     if !Arc::ptr_eq(&pool.cluster.borrow(), cluster) {
         *pool.cluster.borrow_mut() = Arc::clone(cluster);
         *pool.host.borrow_mut() = Arc::clone(host);
@@ -254,14 +271,24 @@ async fn acquire_slowly(
             wait_for_return(cluster, pool).await?;
             continue;
         };
-        let io = connect(worker, cluster, host, want).await?;
+        if let Some(l) = &pool.link {
+            l.said();
+        }
+        let io = tokio::select! {
+            biased;
+            io = connect(worker, cluster, host, want) => io,
+            () = silence::of_dial(worker, cluster, host, want) => return Err(ConnectError::Timeout),
+        };
+        if let Some(l) = &pool.link {
+            l.heard();
+        }
+        let io = io?;
         if want == Want::Any && negotiated_h2(&io) {
             pool.learned_h1.set(false);
-            let c = start_h2(io, permit, worker.options.buffer_limit).await?;
-            pool.h2.borrow_mut().push(Rc::new(c));
+            share(worker, cluster, host, pool, want, io, permit).await?;
             continue;
         }
-        return Ok(Acquired::H1(H1Conn::new(io, permit)));
+        return Ok(Acquired::H1(pool.h1_conn(io, permit)));
     }
     Err(ConnectError::Overflow)
 }
@@ -295,8 +322,7 @@ pub(crate) async fn acquire_carrier(
             }
             pool.learned_h1.set(false);
             let permit = permit_for(cluster, host, Want::Tunnel)?;
-            let c = start_h2(io, permit, worker.options.buffer_limit).await?;
-            pool.h2.borrow_mut().push(Rc::new(c));
+            share(worker, cluster, host, pool, Want::Tunnel, io, permit).await?;
             continue;
         }
         let _pending = Permit::take(&cluster.usage, |u| &u.pending, cluster.config.limits.max_pending)
@@ -353,7 +379,13 @@ async fn shared_dial(
             let (worker, cluster, host, pool, dial) =
                 (Rc::clone(worker), Arc::clone(cluster), Arc::clone(host), Rc::clone(pool), Rc::clone(&d));
             tokio::task::spawn_local(async move {
-                let result = dial_into(&worker, &cluster, &host, &pool, want, permit).await;
+                let mut dialling = std::pin::pin!(dial_into(&worker, &cluster, &host, &pool, want, permit));
+                let result = tokio::select! {
+                    biased;
+                    r = dialling.as_mut() => r,
+                    // Here as well as where it is waited for: all who waited may have given up.
+                    () = silence::of_dial(&worker, &cluster, &host, want) => dialling.await,
+                };
                 *pool.dial.borrow_mut() = None;
                 *dial.done.borrow_mut() = Some(result);
                 dial.notify.notify_waiters();
@@ -361,12 +393,20 @@ async fn shared_dial(
             d
         }
     };
-    loop {
-        let notified = dial.notify.notified();
-        if let Some(r) = dial.done.borrow().as_ref() {
-            return r.clone();
+    let done = async {
+        loop {
+            let notified = dial.notify.notified();
+            if let Some(r) = dial.done.borrow().as_ref() {
+                return r.clone();
+            }
+            notified.await;
         }
-        notified.await;
+    };
+    tokio::select! {
+        biased;
+        r = done => r,
+        // The dial goes on; who waits for it need not.
+        () = silence::of_dial(worker, cluster, host, want) => Err(ConnectError::Timeout),
     }
 }
 
@@ -385,19 +425,42 @@ async fn dial_into(
         Want::Any | Want::Http1 => negotiated_h2(&io),
     };
     if shared {
-        let c = start_h2(io, permit, worker.options.buffer_limit).await?;
-        pool.h2.borrow_mut().push(Rc::new(c));
+        share(worker, cluster, host, pool, want, io, permit).await?;
     } else if want == Want::Tunnel {
         pool.learned_h1.set(true);
         pool.plain.borrow_mut().push(io);
     } else {
         pool.learned_h1.set(true);
-        pool.h1.borrow_mut().push(H1Conn::new(io, permit));
+        pool.h1.borrow_mut().push(pool.h1_conn(io, permit));
     }
     Ok(())
 }
 
-pub(super) async fn start_h2(io: crate::io::Io, permit: Permit, limit: u32) -> Result<H2Conn, ConnectError> {
+/// Adds a connection of many requests to a pool.
+async fn share(
+    worker: &Rc<Worker>,
+    cluster: &Arc<Cluster>,
+    host: &Arc<Host>,
+    pool: &Pool,
+    want: Want,
+    io: Io,
+    permit: Permit,
+) -> Result<(), ConnectError> {
+    let (conn, pings) = start_h2(io, permit, worker.options.buffer_limit).await?;
+    let conn = Rc::new(conn);
+    if let Some(pings) = pings.filter(|_| silence::is_far(host)) {
+        silence::watch_session(worker, cluster, host, want, &conn, pings);
+    }
+    pool.h2.borrow_mut().push(conn);
+    Ok(())
+}
+
+/// Makes a connection of many requests; the second of the answer asks its peer whether it is there.
+pub(super) async fn start_h2(
+    io: crate::io::Io,
+    permit: Permit,
+    limit: u32,
+) -> Result<(H2Conn, Option<h2::PingPong>), ConnectError> {
     let limit = limit.min(MAX_WINDOW);
     let peer = io.peer_principal();
     let handshake = h2::client::Builder::new()
@@ -408,26 +471,29 @@ pub(super) async fn start_h2(io: crate::io::Io, permit: Permit, limit: u32) -> R
         .max_header_list_size(crate::http::message::MAX_HEAD as u32)
         .enable_push(false)
         .handshake::<_, Bytes>(io);
-    let (send, connection) = match tokio::time::timeout(Duration::from_secs(5), handshake).await {
+    let (send, mut connection) = match tokio::time::timeout(Duration::from_secs(5), handshake).await {
         Ok(Ok(pair)) => pair,
         Ok(Err(e)) => return Err(ConnectError::Tcp(e.to_string())),
         Err(_) => return Err(ConnectError::Timeout),
     };
+    let pings = connection.ping_pong();
     // The driver ends when the peer closes or the last handle goes; requests then find the handle unusable.
     tokio::task::spawn_local(async move {
         if let Err(error) = connection.await {
             tracing::debug!(%error, "upstream HTTP/2 connection ended");
         }
     });
-    Ok(H2Conn {
+    let conn = H2Conn {
         send,
         active: Cell::new(0),
         total: Cell::new(0),
         closed: Cell::new(false),
         idle_since: Cell::new(Instant::now()),
+        link: Rc::default(),
         peer,
         _permit: permit,
-    })
+    };
+    Ok((conn, pings))
 }
 
 /// A stream's share of a connection.

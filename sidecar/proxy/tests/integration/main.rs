@@ -18,6 +18,7 @@ mod rate_limit;
 mod refusals;
 mod resilience;
 mod routing;
+mod silence;
 mod slots;
 mod splice;
 mod support;

@@ -2,6 +2,7 @@
 
 use std::{
     cell::{Cell, RefCell},
+    rc::Rc,
     task::{Context, Poll, ready},
 };
 
@@ -18,7 +19,7 @@ use crate::{
         message::{BodyKind, Frame, RequestHead, ResponseHead, StreamError},
     },
     io::{Io, ReadBuffer, WriteBuf},
-    upstream::cluster::Permit,
+    upstream::{cluster::Permit, silence::Link},
 };
 
 /// Interim answers to one request; a server that sends more is not going to answer.
@@ -34,6 +35,8 @@ pub(crate) struct H1Conn {
     /// Requests served before.
     pub(crate) served: u64,
     pub(crate) idle_since: Instant,
+    /// What was heard from there, where that is watched.
+    pub(crate) link: Option<Rc<Link>>,
     /// SPIFFE ID of the server.
     peer: Option<std::sync::Arc<str>>,
     _permit: Permit,
@@ -50,6 +53,7 @@ impl H1Conn {
             alone: false,
             served: 0,
             idle_since: Instant::now(),
+            link: None,
             _permit: permit,
         })
     }
@@ -130,6 +134,9 @@ impl H1Exchange {
             }
         };
         out.extend_from_slice(b"\r\n");
+        if let Some(l) = &conn.link {
+            l.said();
+        }
         Self {
             answered: Cell::new(false),
             inner: RefCell::new(Inner {
@@ -220,8 +227,11 @@ impl H1Exchange {
             }));
         }
         loop {
-            if !inner.conn.read.is_empty() {
-                self.answered.set(true);
+            if !inner.conn.read.is_empty()
+                && !self.answered.replace(true)
+                && let Some(l) = &inner.conn.link
+            {
+                l.heard();
             }
             let end = parse::find_end(&inner.conn.read, &mut inner.scanned).map_err(head_error)?;
             let Some(end) = end else {

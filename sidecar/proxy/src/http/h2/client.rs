@@ -62,16 +62,19 @@ impl H2Exchange {
         let mut send = conn.send.clone();
         let guard = StreamGuard::new(conn);
         match send.send_request(request, end) {
-            Ok((response, stream)) => Ok(Self {
-                inner: RefCell::new(Inner {
-                    send: SendBody::new(stream, end),
-                    response: Some(response),
-                    recv: None,
-                    data_done: false,
-                    head: head.method == Method::HEAD,
-                }),
-                guard,
-            }),
+            Ok((response, stream)) => {
+                conn.link.said();
+                Ok(Self {
+                    inner: RefCell::new(Inner {
+                        send: SendBody::new(stream, end),
+                        response: Some(response),
+                        recv: None,
+                        data_done: false,
+                        head: head.method == Method::HEAD,
+                    }),
+                    guard,
+                })
+            }
             Err(e) => {
                 tracing::debug!(error = %e, "upstream HTTP/2 connection takes no request");
                 conn.retire();
@@ -90,6 +93,7 @@ impl H2Exchange {
     }
 
     pub(crate) fn data(&self, data: Bytes) {
+        self.guard.conn().link.said();
         self.inner.borrow_mut().send.data(data);
     }
 
@@ -104,6 +108,7 @@ impl H2Exchange {
             Ok(r) => r,
             Err(e) => return Poll::Ready(Err(stream_error(&e))),
         };
+        self.guard.conn().link.heard();
         inner.response = None;
         let (parts, recv) = response.into_parts();
         let mut headers = Headers::from_map(&parts.headers);
@@ -124,7 +129,9 @@ impl H2Exchange {
     pub(crate) fn poll_frame(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, StreamError>>> {
         let inner = &mut *self.inner.borrow_mut();
         let Some(recv) = inner.recv.as_mut() else { return Poll::Ready(None) };
-        poll_recv(recv, &mut inner.data_done, cx)
+        let frame = ready!(poll_recv(recv, &mut inner.data_done, cx));
+        self.guard.conn().link.heard();
+        Poll::Ready(frame)
     }
 }
 
