@@ -4,6 +4,8 @@
 //! [`flotilla_e2e::programs::flotilla`]): `cargo test -p flotilla-e2e --test netns -- --ignored
 //! --test-threads=1 --nocapture`.
 
+#[path = "netns/borders.rs"]
+mod borders;
 #[path = "netns/capture.rs"]
 mod capture;
 #[path = "netns/cuts.rs"]

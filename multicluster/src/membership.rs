@@ -131,6 +131,11 @@ impl Membership {
         self.all.values().filter(|m| !m.left && m.cluster != self.me)
     }
 
+    /// Other clusters that were members and are none, whether they left or were evicted.
+    pub fn former(&self) -> impl Iterator<Item = &Member> {
+        self.all.values().filter(|m| m.left && m.cluster != self.me)
+    }
+
     /// Clusters that were declared gone.
     pub fn evicted(&self) -> impl Iterator<Item = &ClusterId> {
         self.all.values().filter(|m| m.evicted).map(|m| &m.cluster)

@@ -13,7 +13,7 @@ use std::{
 use mesh_identity::SecretStore;
 use mesh_model::{
     ClusterId,
-    federation::{ImportedService, LeaseState, OnLapse, PeerCluster, type_url},
+    federation::{FormerCluster, ImportedService, LeaseState, OnLapse, PeerCluster, type_url},
 };
 use mesh_xds::mcp::{ConfigServer, Document};
 use tokio::sync::{Notify, watch};
@@ -43,6 +43,7 @@ pub(crate) struct Tables {
     unsaved: BTreeSet<ClusterId>,
     /// What pilot has: peers, whether it was told of services at all, and those of each peer.
     peers: Option<BTreeMap<String, PeerCluster>>,
+    former: Option<BTreeMap<String, FormerCluster>>,
     served: bool,
     published: BTreeMap<ClusterId, BTreeSet<ServiceKey>>,
 }
@@ -84,6 +85,7 @@ impl Shared {
             links: BTreeMap::new(),
             unsaved: BTreeSet::new(),
             peers: None,
+            former: None,
             served: false,
             published: BTreeMap::new(),
         };
@@ -229,7 +231,18 @@ impl Shared {
             };
             peers.insert(m.cluster.to_string(), peer);
         }
+        let former: BTreeMap<_, _> = t
+            .node
+            .members
+            .former()
+            .map(|m| (m.cluster.to_string(), FormerCluster { id: m.cluster.clone(), evicted: m.evicted }))
+            .collect();
         // Under the lock, so that a later state is never overtaken by an earlier one.
+        if t.former.as_ref() != Some(&former) {
+            let docs = former.iter().filter_map(|(n, f)| Some((n.clone(), document(n, f)?))).collect();
+            self.publisher.publish_type(type_url::FORMER_CLUSTER, docs);
+            t.former = Some(former);
+        }
         if t.peers.as_ref() != Some(&peers) {
             let docs = peers.iter().filter_map(|(n, p)| Some((n.clone(), document(n, p)?))).collect();
             self.publisher.publish_type(type_url::PEER_CLUSTER, docs);

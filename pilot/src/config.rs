@@ -12,7 +12,7 @@ use mesh_model::{
         PeerAction, PeerAuthentication, RequestAuthentication, Service, ServiceEntry, ServiceExport, Sidecar,
         Spec, VirtualService, WorkloadEntry,
     },
-    federation::{ImportedService, ON_LAPSE, OnLapse, PeerCluster, type_url},
+    federation::{FormerCluster, ImportedService, ON_LAPSE, OnLapse, PeerCluster, type_url},
     registry::Labels,
 };
 use mesh_xds::mcp;
@@ -37,7 +37,8 @@ pub const GALLEY_KINDS: &[Kind] = &[
 ];
 
 /// Types that pilot reads from the federation component.
-pub const FEDERATION_TYPES: &[&str] = &[type_url::IMPORTED_SERVICE, type_url::PEER_CLUSTER];
+pub const FEDERATION_TYPES: &[&str] =
+    &[type_url::IMPORTED_SERVICE, type_url::PEER_CLUSTER, type_url::FORMER_CLUSTER];
 
 /// A document with what its metadata says.
 #[derive(Debug, Clone)]
@@ -100,6 +101,8 @@ pub struct Config {
     pub imports: Vec<Arc<ImportedService>>,
     /// The peers.
     pub peers: Vec<Arc<PeerCluster>>,
+    /// Clusters that were members and are none.
+    pub former: Vec<FormerCluster>,
     /// Documents that could not be read.
     pub problems: Vec<Problem>,
 }
@@ -172,6 +175,15 @@ impl Reader {
                 }),
             }
         }
+        for (name, doc) in federation.of(type_url::FORMER_CLUSTER) {
+            match doc.spec::<FormerCluster>() {
+                Ok(f) => config.former.push(f),
+                Err(e) => config.problems.push(Problem {
+                    object: format!("FormerCluster {name}"),
+                    message: format!("ignored: {e}"),
+                }),
+            }
+        }
         config.imports.sort_by(|a, b| {
             (&a.service.namespace, &a.service.name, &a.cluster).cmp(&(
                 &b.service.namespace,
@@ -180,6 +192,7 @@ impl Reader {
             ))
         });
         config.peers.sort_by(|a, b| a.id.cmp(&b.id));
+        config.former.sort_by(|a, b| a.id.cmp(&b.id));
         config
     }
 }

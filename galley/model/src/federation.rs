@@ -80,6 +80,19 @@ impl Audience {
             (Only(a), Except(b)) | (Except(b), Only(a)) => Only(&a - &b),
         }
     }
+
+    /// Those who are in either.
+    #[must_use]
+    pub fn or(self, other: Self) -> Self {
+        use Audience::{All, Except, Only};
+        let except = |set: BTreeSet<ClusterId>| if set.is_empty() { All } else { Except(set) };
+        match (self, other) {
+            (All, _) | (_, All) => All,
+            (Only(a), Only(b)) => Only(&a | &b),
+            (Except(a), Except(b)) => except(&a & &b),
+            (Only(a), Except(b)) | (Except(b), Only(a)) => except(&b - &a),
+        }
+    }
 }
 
 /// What becomes of a peer's endpoints when its lease lapses.
@@ -269,6 +282,16 @@ pub struct PeerCluster {
     pub lease: LeaseState,
 }
 
+/// A cluster that was a member and is none. Its certificates may be valid for a while yet.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FormerCluster {
+    /// Its ID.
+    pub id: ClusterId,
+    /// It did not leave by itself.
+    pub evicted: bool,
+}
+
 /// Type names of these records on the configuration protocol (MCP over xDS).
 pub mod type_url {
     /// [`super::Offer`], served by pilot.
@@ -279,4 +302,6 @@ pub mod type_url {
     pub const CONFLICT: &str = "flotilla.dev/v1alpha1/Conflict";
     /// [`super::PeerCluster`], served by the federation component.
     pub const PEER_CLUSTER: &str = "flotilla.dev/v1alpha1/PeerCluster";
+    /// [`super::FormerCluster`], served by the federation component.
+    pub const FORMER_CLUSTER: &str = "flotilla.dev/v1alpha1/FormerCluster";
 }

@@ -1,5 +1,7 @@
 //! `AuthorizationPolicy` as RBAC filters.
 //!
+//! Behind them all stands what no policy can open: what other clusters may reach (`peers.rs`).
+//!
 //! Order: AUDIT (never changes the outcome), DENY, ALLOW. Inside a source or operation fields are
 //! ANDed and their values ORed; entries of `from` and `to` are ORed; `from`, `to` and every `when`
 //! are ANDed.
@@ -12,6 +14,7 @@
 //! - `CUSTOM` needs an external authoriser, which is not supported: its rules deny.
 
 mod claims;
+mod peers;
 
 use std::collections::BTreeMap;
 
@@ -70,6 +73,9 @@ fn filters(ctx: &Ctx<'_>, http: bool) -> Vec<Rbac> {
                 rules.insert(format!("ns[{}]-policy[{}]-rule[{i}]", doc.namespace, doc.name), p);
             }
         }
+    }
+    for (name, policy) in peers::rules(ctx) {
+        enforced.entry(1).or_default().insert(name, policy);
     }
     let action = |slot| match slot {
         0 => RbacAction::Log,

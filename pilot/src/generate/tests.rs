@@ -40,7 +40,8 @@ impl Docs {
         let t = match kind {
             "Service" => "core/v1/Service".to_owned(),
             "ServiceExport" => "multicluster.x-k8s.io/v1alpha1/ServiceExport".to_owned(),
-            "MeshConfig" | "ImportedService" | "PeerCluster" | "ExportPolicy" | "ImportPolicy" => {
+            "MeshConfig" | "ImportedService" | "PeerCluster" | "FormerCluster" | "ExportPolicy"
+            | "ImportPolicy" => {
                 format!("flotilla.dev/v1alpha1/{kind}")
             }
             "PeerAuthentication" | "RequestAuthentication" | "AuthorizationPolicy" => {
@@ -64,7 +65,7 @@ impl Docs {
         let mut galley = ConfigState::default();
         let mut federation = ConfigState::default();
         for (t, d) in &self.0 {
-            let to = if t.contains("ImportedService") || t.contains("PeerCluster") {
+            let to = if ["ImportedService", "PeerCluster", "FormerCluster"].iter().any(|k| t.contains(k)) {
                 &mut federation
             } else {
                 &mut galley

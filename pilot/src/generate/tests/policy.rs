@@ -4,7 +4,30 @@ use serde_json::json;
 
 use super::*;
 
+/// Filters of a port without the rules that stand behind all policies.
 fn rbac_of(g: &Generated, port: u16) -> Vec<Rbac> {
+    let mut all = whole_rbac_of(g, port);
+    all.retain_mut(|f| {
+        let Some(r) = &mut f.rules else { return true };
+        let before = r.policies.len();
+        r.policies.retain(|name, _| !name.starts_with("flotilla-"));
+        before == r.policies.len() || !r.policies.is_empty()
+    });
+    all
+}
+
+/// What stands behind all policies: rules by name.
+fn of_clusters(g: &Generated, port: u16) -> BTreeMap<String, RbacPolicy> {
+    let deny =
+        whole_rbac_of(g, port).into_iter().filter_map(|f| f.rules).find(|r| r.action == RbacAction::Deny);
+    deny.map(|r| r.policies)
+        .unwrap_or_default()
+        .into_iter()
+        .filter(|(n, _)| n.starts_with("flotilla-"))
+        .collect()
+}
+
+fn whole_rbac_of(g: &Generated, port: u16) -> Vec<Rbac> {
     let l = &g.listeners["virtualInbound"];
     let c = l.filter_chains.iter().find(|c| c.matches.destination_port == Some(port)).unwrap();
     let mut out = vec![];
@@ -109,7 +132,7 @@ fn request_authentication() {
     let l = &g.listeners["virtualInbound"];
     let c = l.filter_chains.iter().find(|c| c.matches.destination_port == Some(9080)).unwrap();
     let filters = &http(c).filters;
-    let [HttpFilter::Jwt(jwt), HttpFilter::Rbac(rbac), ..] = filters.as_slice() else {
+    let [HttpFilter::Jwt(jwt), HttpFilter::Rbac(_), HttpFilter::Rbac(rbac), ..] = filters.as_slice() else {
         panic!("{filters:?}")
     };
     assert_eq!(jwt.providers.len(), 2);
@@ -128,4 +151,57 @@ fn request_authentication() {
     plain.metadata = serde_json::from_value(json!({"LABELS": {"app": "other"}})).unwrap();
     let g = docs.generate(&plain);
     assert!(!g.clusters.keys().any(|n| n.starts_with("jwks|")));
+}
+
+#[test]
+fn other_clusters_reach_what_is_exported_to_them() {
+    let cluster = |c: &str| Principal::SourceCluster(StringMatch::exact(c));
+    let others = |these: &[&str]| {
+        Principal::And(vec![
+            Principal::Not(Box::new(Principal::Or(these.iter().map(|c| cluster(c)).collect()))),
+            Principal::SourceCluster(StringMatch::regex(".+")),
+        ])
+    };
+    let rule = |permission, principals| RbacPolicy { permissions: vec![permission], principals };
+    let at = Permission::DestinationPort;
+    let of = |docs: &Docs| of_clusters(&docs.generate(&productpage()), 9080);
+    let named = |rules: &[(&str, RbacPolicy)]| {
+        rules.iter().map(|(n, p)| ((*n).to_owned(), p.clone())).collect::<BTreeMap<_, _>>()
+    };
+
+    // Nothing is exported.
+    let closed = ("flotilla-not-exported", rule(Permission::Any, vec![others(&["west"])]));
+    assert_eq!(of(&bookstore()), named(&[closed.clone()]));
+    // A foreign proxy knows of no clusters.
+    let mut envoy = productpage();
+    envoy.user_agent = "envoy".into();
+    assert_eq!(of_clusters(&bookstore().generate(&envoy), 9080), named(&[]));
+
+    let export = |to: Option<&str>| {
+        let docs = bookstore().add("ServiceExport", "books/productpage", json!({}));
+        match to {
+            Some(to) => docs.annotate("flotilla.dev/export-to", to),
+            None => docs,
+        }
+    };
+    let rest = Permission::Not(Box::new(Permission::Or(vec![at(9080)])));
+    let closed = ("flotilla-not-exported", rule(rest, vec![others(&["west"])]));
+    assert_eq!(of(&export(None)), named(&[closed.clone()]));
+    let east = ("flotilla-not-exported-to-it[9080]", rule(at(9080), vec![others(&["west", "east"])]));
+    assert_eq!(of(&export(Some("east"))), named(&[closed.clone(), east]));
+    let north = json!({"rules": [{"peers": ["north"], "action": "DENY"}]});
+    let docs = export(None).add("ExportPolicy", "mesh", north.clone());
+    let but = ("flotilla-not-exported-to-it[9080]", rule(at(9080), vec![cluster("north")]));
+    assert_eq!(of(&docs), named(&[closed.clone(), but]));
+    // Another service of the same port is for everybody, and nobody can tell the two apart.
+    let docs = export(Some("east")).add("Service", "books/front", service(9080, "http", "productpage")).add(
+        "ServiceExport",
+        "books/front",
+        json!({}),
+    );
+    assert_eq!(of(&docs), named(&[closed.clone()]));
+
+    let docs = export(None).add("FormerCluster", "south", json!({"id": "south", "evicted": true}));
+    let former = ("flotilla-former-member", rule(Permission::Any, vec![cluster("south")]));
+    assert_eq!(of(&docs), named(&[closed, former]));
 }
