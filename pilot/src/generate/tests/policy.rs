@@ -171,7 +171,7 @@ fn other_clusters_reach_what_is_exported_to_them() {
 
     // Nothing is exported.
     let closed = ("flotilla-not-exported", rule(Permission::Any, vec![others(&["west"])]));
-    assert_eq!(of(&bookstore()), named(&[closed.clone()]));
+    assert_eq!(of(&bookstore()), named(std::slice::from_ref(&closed)));
     // A foreign proxy knows of no clusters.
     let mut envoy = productpage();
     envoy.user_agent = "envoy".into();
@@ -186,7 +186,7 @@ fn other_clusters_reach_what_is_exported_to_them() {
     };
     let rest = Permission::Not(Box::new(Permission::Or(vec![at(9080)])));
     let closed = ("flotilla-not-exported", rule(rest, vec![others(&["west"])]));
-    assert_eq!(of(&export(None)), named(&[closed.clone()]));
+    assert_eq!(of(&export(None)), named(std::slice::from_ref(&closed)));
     let east = ("flotilla-not-exported-to-it[9080]", rule(at(9080), vec![others(&["west", "east"])]));
     assert_eq!(of(&export(Some("east"))), named(&[closed.clone(), east]));
     let north = json!({"rules": [{"peers": ["north"], "action": "DENY"}]});
@@ -199,7 +199,7 @@ fn other_clusters_reach_what_is_exported_to_them() {
         "books/front",
         json!({}),
     );
-    assert_eq!(of(&docs), named(&[closed.clone()]));
+    assert_eq!(of(&docs), named(std::slice::from_ref(&closed)));
 
     let docs = export(None).add("FormerCluster", "south", json!({"id": "south", "evicted": true}));
     let former = ("flotilla-former-member", rule(Permission::Any, vec![cluster("south")]));
