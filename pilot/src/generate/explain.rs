@@ -523,7 +523,7 @@ pub fn inbound(world: &World, ask: &Ask, request: &Request) -> Vec<Step> {
         steps.push(Step::broken("port", says, "give the service the same ports in all clusters"));
         return steps;
     };
-    let proxy = policy::viewer(world, &entry.service.namespace, &Labels::new());
+    let proxy = policy::viewer(world, &entry.service.namespace, &Labels::new(), vec![]);
     let ctx = Ctx::new(&proxy, world);
     let rule = world.destination_rule(&proxy, entry);
     let chosen = rule.as_deref().and_then(|r| r.subsets.iter().find(|s| s.name == ask.subset));

@@ -16,6 +16,8 @@
 mod claims;
 mod peers;
 
+pub(super) use peers::in_words as of_clusters;
+
 use std::collections::BTreeMap;
 
 use ipnet::IpNet;

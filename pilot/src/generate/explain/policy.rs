@@ -1,5 +1,7 @@
 //! Whether a workload's authorization lets a caller in, as far as that is known without the request itself.
 
+use std::net::IpAddr;
+
 use mesh_model::{
     explain::Step,
     proxy::{
@@ -33,12 +35,12 @@ impl Default for Request {
 }
 
 /// A workload's proxy, as far as its policies go.
-pub(super) fn viewer(world: &World, namespace: &str, labels: &Labels) -> ProxyNode {
+pub(super) fn viewer(world: &World, namespace: &str, labels: &Labels, addresses: Vec<IpAddr>) -> ProxyNode {
     ProxyNode {
         id: String::new(),
         router: false,
         east_west: false,
-        addresses: vec![],
+        addresses,
         namespace: namespace.to_owned(),
         service_account: String::new(),
         labels: labels.clone(),
@@ -71,7 +73,8 @@ pub(super) fn step(
             continue;
         }
         seen.push(&e.labels);
-        let proxy = viewer(ctx.world, &entry.service.namespace, &e.labels);
+        let at = e.address.parse().into_iter().collect();
+        let proxy = viewer(ctx.world, &entry.service.namespace, &e.labels, at);
         let target = Ctx { proxy: &proxy, world: ctx.world, visible: vec![] };
         let http = port.protocol.is_http();
         let filters = if http { rbac::http(&target) } else { rbac::tcp(&target) };
@@ -100,6 +103,9 @@ fn judge(filters: &[Rbac], facts: &Facts<'_>) -> Step {
             RbacAction::Log => {}
             RbacAction::Deny => match (sure, unsure) {
                 (Some(name), _) => {
+                    if let Some((says, fix)) = rbac::of_clusters(name) {
+                        return Step::broken("policy", format!("{says}, which denies {who}"), fix);
+                    }
                     let says = format!("{} denies {who}", readable(name));
                     return Step::broken("policy", says, "change that rule, or call as somebody else");
                 }

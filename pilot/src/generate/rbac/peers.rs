@@ -33,6 +33,20 @@ fn of_others(these: Vec<Principal>) -> Principal {
     Principal::And(vec![not, Principal::SourceCluster(StringMatch::regex(".+"))])
 }
 
+/// What a rule of these means, and what to do about it, if `name` is one.
+pub(in crate::generate) fn in_words(name: &str) -> Option<(&'static str, &'static str)> {
+    if name == FORMER {
+        return Some((
+            "that cluster left the mesh or was evicted",
+            "let it join again, with a token of the founder",
+        ));
+    }
+    name.starts_with(NOT_EXPORTED).then_some((
+        "no service of this port is exported to that cluster",
+        "export it: a ServiceExport, its flotilla.dev/export-to annotation, and ExportPolicies",
+    ))
+}
+
 /// DENY rules for a proxy's inbound traffic.
 pub(super) fn rules(ctx: &Ctx<'_>) -> Vec<(String, RbacPolicy)> {
     // A foreign proxy does not know of clusters; gateways serve whom their configuration says.
