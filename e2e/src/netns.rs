@@ -161,6 +161,9 @@ impl World {
     /// # Errors
     /// No token, or the join is refused.
     pub fn join(&mut self, n: usize) -> anyhow::Result<()> {
+        if self.clusters[0].is_hidden() && !self.clusters[n].is_hidden() {
+            return self.clusters[0].dial_newcomer(&self.clusters[n]);
+        }
         let token = self.clusters[0].flotilla(&["token", "create"])?.ok("token create")?;
         self.clusters[n].flotilla(&["join-cluster", &token])?.ok("join-cluster")?;
         Ok(())

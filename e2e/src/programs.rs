@@ -124,6 +124,26 @@ impl Process {
         let _ = self.child.wait();
     }
 
+    /// Waits for the end, which is to be a success.
+    ///
+    /// # Errors
+    /// It fails, or does not end within `limit`.
+    pub fn ends_well(&mut self, limit: Duration) -> anyhow::Result<()> {
+        let begun = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait()? {
+                if !status.success() {
+                    bail!("{}: {status}, see {}", self.name, self.log.display());
+                }
+                return Ok(());
+            }
+            if begun.elapsed() > limit {
+                bail!("{} has not ended within {limit:?}", self.name);
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
     /// SIGTERM, and waits for the end; answers how long that took.
     ///
     /// # Errors

@@ -28,7 +28,7 @@ use multicluster::{
         PrepareJoinRequest, admin_client::AdminClient,
     },
     authority_pb::{FoundRequest, StatusRequest, authority_client::AuthorityClient},
-    join::{JoinError, join},
+    join::{JoinError, join, join_dialled},
     token::JoinToken,
 };
 use tokio::net::TcpListener;
@@ -114,7 +114,8 @@ impl Cluster {
     }
 
     async fn token(&self) -> JoinToken {
-        let text = self.admin().await.create_token(CreateTokenRequest { ttl: 0 }).await.unwrap();
+        let text =
+            self.admin().await.create_token(CreateTokenRequest { ttl: 0, dials: false }).await.unwrap();
         JoinToken::parse(&text.into_inner().token, 0).unwrap()
     }
 
@@ -380,7 +381,13 @@ async fn misused_tokens_change_nothing() {
     }
 
     // A longer life written into it does not help: the issuer knows when it ends.
-    let short = west.admin().await.create_token(CreateTokenRequest { ttl: 1 }).await.unwrap().into_inner();
+    let short = west
+        .admin()
+        .await
+        .create_token(CreateTokenRequest { ttl: 1, dials: false })
+        .await
+        .unwrap()
+        .into_inner();
     let short = JoinToken::parse(&short.token, 0).unwrap();
     tokio::time::sleep(Duration::from_millis(2100)).await;
     assert!(JoinToken::parse(&short.encode(), short.expires + 1).is_err(), "refused before dialling");
@@ -426,4 +433,47 @@ async fn state_files_are_private() {
     until("an import", SOON, || !west.imported().is_empty()).await;
     check(west.dir.path());
     check(east.dir.path());
+}
+
+/// Strangers connect where a newcomer waits: none of them gets the secret, and none keeps the member out.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_newcomer_that_waits_meets_strangers_before_the_member() {
+    let (west, other, east) =
+        (Cluster::start("west").await, Cluster::start("other").await, Cluster::start("east").await);
+    west.found().await;
+    other.found().await;
+    let request = CreateTokenRequest { ttl: 0, dials: true };
+    let text = west.admin().await.create_token(request).await.unwrap().into_inner().token;
+    let token = JoinToken::parse(&text, 0).unwrap();
+    let err = east.try_join(&token).await.unwrap_err();
+    assert!(err.to_string().contains("--accept"), "{err}");
+
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let at = listener.local_addr().unwrap();
+    let wait = async |limit| {
+        let prepared = east.admin().await.prepare_join(PrepareJoinRequest {}).await.unwrap().into_inner();
+        let newcomer = prepared.newcomer.unwrap();
+        join_dialled(&token, &listener, limit, newcomer, prepared.csr).await
+    };
+    let lead = async |to: std::net::SocketAddr| {
+        let mut a = tokio::net::TcpStream::connect(at).await.unwrap();
+        let mut b = tokio::net::TcpStream::connect(to).await.unwrap();
+        let _ = tokio::io::copy_bidirectional(&mut a, &mut b).await;
+    };
+    let err = wait(Duration::from_millis(200)).await.unwrap_err();
+    assert!(err.to_string().contains("nobody has connected"), "{err}");
+    let _silent = tokio::net::TcpStream::connect(at).await.unwrap();
+    // A member of another mesh.
+    let (answer, ()) = tokio::join!(wait(Duration::from_secs(1)), lead(other.options.listen));
+    let err = answer.unwrap_err();
+    assert!(matches!(err, JoinError::NotDialled { .. }) && err.to_string().contains("another mesh"), "{err}");
+
+    let _silent = tokio::net::TcpStream::connect(at).await.unwrap();
+    let member = async {
+        lead(other.options.listen).await;
+        lead(west.options.listen).await;
+    };
+    let (answer, ()) = tokio::join!(wait(Duration::from_secs(20)), member);
+    east.admin().await.complete_join(answer.unwrap()).await.unwrap();
+    assert!(east.in_mesh().await);
 }

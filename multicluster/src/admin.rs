@@ -62,9 +62,11 @@ impl admin_server::Admin for AdminService {
                 "the root key is not here: create the token in the cluster that founded the mesh",
             ));
         }
-        if self.0.options.gateways.is_empty() {
+        let dials = r.get_ref().dials;
+        if self.0.options.gateways.is_empty() && !dials {
             return Err(Status::failed_precondition(
-                "this cluster announces no gateway address (--gateway-address), so a newcomer could not dial it",
+                "this cluster announces no gateway address (--gateway-address), so a newcomer could not dial it; \
+                 `flotilla token create --dial ADDRESS` dials the newcomer",
             ));
         }
         let trust_domain = mesh_model::TrustDomain::new(&status.trust_domain)
@@ -77,6 +79,7 @@ impl admin_server::Admin for AdminService {
             status.root_pin,
             now + ttl,
         );
+        let token = if dials { token.of_dialler() } else { token };
         let mut t = self.0.lock();
         // Tokens that can no longer be used are kept a day for their error message, then forgotten.
         t.tokens.retain(|_, k| k.expires + 86_400 > now);

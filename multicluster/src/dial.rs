@@ -43,15 +43,9 @@ pub(crate) async fn tls(
     sni: &str,
     config: Arc<ClientConfig>,
 ) -> io::Result<TlsStream<TcpStream>> {
-    let name = ServerName::try_from(sni.to_owned())
-        .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, format!("{sni:?} is no server name")))?;
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the cluster announces no gateway address");
     for address in addresses {
-        let attempt = async {
-            let tcp = TcpStream::connect(address).await?;
-            tcp.set_nodelay(true)?;
-            TlsConnector::from(config.clone()).connect(name.clone(), tcp).await
-        };
+        let attempt = async { over(TcpStream::connect(address).await?, sni, config.clone()).await };
         match tokio::time::timeout(CONNECT_TIMEOUT, attempt).await {
             Ok(Ok(s)) => return Ok(s),
             Ok(Err(e)) => last = io::Error::new(e.kind(), format!("gateway {address}: {e}")),
@@ -64,6 +58,18 @@ pub(crate) async fn tls(
         }
     }
     Err(last)
+}
+
+/// A TLS session over a connection, whoever made that.
+pub(crate) async fn over(
+    tcp: TcpStream,
+    sni: &str,
+    config: Arc<ClientConfig>,
+) -> io::Result<TlsStream<TcpStream>> {
+    let name = ServerName::try_from(sni.to_owned())
+        .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, format!("{sni:?} is no server name")))?;
+    tcp.set_nodelay(true)?;
+    TlsConnector::from(config).connect(name, tcp).await
 }
 
 /// A gRPC channel over one session; it does not reconnect, so that every connection is checked.

@@ -1,8 +1,14 @@
 //! The newcomer's side of a join: pinned first contact, one call.
 
-use std::time::Duration;
+use std::{io, time::Duration};
 
 use mesh_identity::PinnedPeer;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::mpsc,
+    task::JoinSet,
+};
+use tokio_rustls::client::TlsStream;
 
 use crate::{
     dial,
@@ -12,6 +18,12 @@ use crate::{
 
 /// The member signs within this time or the join is given up (and can be repeated).
 const JOIN_TIMEOUT: Duration = Duration::from_secs(20);
+/// Whoever connects proves the pinned root within this time.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+/// Connections that are looked at at once.
+const HANDSHAKES: usize = 32;
+/// After a failure to accept.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// Why a join did not happen. Nothing has changed in either cluster unless it says so.
 #[derive(Debug, thiserror::Error)]
@@ -29,6 +41,23 @@ pub enum JoinError {
         /// Addresses tried.
         gateways: String,
         /// The last failure.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The token is of a member that dials.
+    #[error(
+        "cluster {0} dials for this token: say where it is waited for (`flotilla join-cluster TOKEN --accept 0.0.0.0:15443`)"
+    )]
+    Waits(String),
+    /// The member did not come.
+    #[error(
+        "cluster {cluster} has not dialled this one: {source}; does `flotilla token create --dial` still run there, and does \
+         the address lead here?"
+    )]
+    NotDialled {
+        /// The member.
+        cluster: String,
+        /// What came instead.
         #[source]
         source: std::io::Error,
     },
@@ -53,27 +82,92 @@ pub enum JoinError {
 /// # Errors
 /// [`JoinError`].
 pub async fn join(token: &JoinToken, newcomer: Member, csr: String) -> Result<JoinResponse, JoinError> {
-    let cluster = token.cluster.to_string();
-    let pinned = PinnedPeer::new(
-        &token.pin,
-        &dial::control_plane_san(token.trust_domain.as_str()),
-        token.cluster.clone(),
-    )?;
-    let unreachable = |source| JoinError::Unreachable {
-        cluster: cluster.clone(),
-        gateways: token.gateways.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
-        source,
-    };
+    if token.dials {
+        return Err(JoinError::Waits(token.cluster.to_string()));
+    }
+    let pinned = pinned(token)?;
     let stream = dial::tls(&token.gateways, &dial::join_sni(&token.cluster), pinned.config.clone()).await;
-    let stream = match (stream, pinned.refusal()) {
-        (Ok(s), _) => s,
-        (Err(_), Some(why)) => return Err(JoinError::Impostor(why.to_owned())),
-        (Err(e), None) => return Err(unreachable(e)),
-    };
-    let channel = dial::channel(stream).await.map_err(unreachable)?;
+    match (stream, pinned.refusal()) {
+        (Ok(s), _) => ask(token, s, newcomer, csr).await,
+        (Err(_), Some(why)) => Err(JoinError::Impostor(why.to_owned())),
+        (Err(e), None) => Err(unreachable(token, e)),
+    }
+}
+
+/// The same where the member dials: waits at `listener` for a connection that leads to it, for `limit` at most. Whoever
+/// else connects learns nothing, since this side is the client and shows its secret only to the pinned root.
+///
+/// # Errors
+/// [`JoinError`].
+pub async fn join_dialled(
+    token: &JoinToken,
+    listener: &TcpListener,
+    limit: Duration,
+    newcomer: Member,
+    csr: String,
+) -> Result<JoinResponse, JoinError> {
+    let end = tokio::time::Instant::now() + limit;
+    let (results, mut found) = mpsc::channel(1);
+    let mut handshakes = JoinSet::new();
+    let mut last = io::Error::new(io::ErrorKind::TimedOut, "nobody has connected");
+    loop {
+        tokio::select! {
+            accepted = listener.accept(), if handshakes.len() < HANDSHAKES => {
+                let (tcp, from) = match accepted {
+                    Ok(a) => a,
+                    Err(e) => {
+                        last = e;
+                        tokio::time::sleep(PAUSE).await;
+                        continue;
+                    }
+                };
+                let (pinned, sni, results) = (pinned(token)?, dial::join_sni(&token.cluster), results.clone());
+                // Side by side: somebody who connects and says nothing must not keep the member out.
+                handshakes.spawn(async move {
+                    let shaken = tokio::time::timeout(HANDSHAKE, dial::over(tcp, &sni, pinned.config.clone()));
+                    let result = match shaken.await {
+                        Ok(Ok(stream)) => Ok(stream),
+                        Ok(Err(e)) => Err(pinned.refusal().map_or_else(|| e.to_string(), str::to_owned)),
+                        Err(_) => Err("no TLS".to_owned()),
+                    };
+                    let _ = results.send(result.map_err(|why| format!("{from}: {why}"))).await;
+                });
+            }
+            Some(result) = found.recv() => match result {
+                Ok(stream) => return ask(token, stream, newcomer, csr).await,
+                Err(why) => last = io::Error::other(why),
+            },
+            Some(_) = handshakes.join_next() => {}
+            () = tokio::time::sleep_until(end) => return Err(unreachable(token, last)),
+        }
+    }
+}
+
+fn pinned(token: &JoinToken) -> Result<PinnedPeer, JoinError> {
+    let san = dial::control_plane_san(token.trust_domain.as_str());
+    Ok(PinnedPeer::new(&token.pin, &san, token.cluster.clone())?)
+}
+
+fn unreachable(token: &JoinToken, source: io::Error) -> JoinError {
+    let cluster = token.cluster.to_string();
+    if token.dials {
+        return JoinError::NotDialled { cluster, source };
+    }
+    let gateways = token.gateways.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    JoinError::Unreachable { cluster, gateways, source }
+}
+
+/// Shows the secret to whoever proved the pinned root.
+async fn ask(
+    token: &JoinToken,
+    stream: TlsStream<TcpStream>,
+    newcomer: Member,
+    csr: String,
+) -> Result<JoinResponse, JoinError> {
+    let channel = dial::channel(stream).await.map_err(|e| unreachable(token, e))?;
     let request =
         JoinRequest { token_id: token.id.clone(), secret: token.secret(), newcomer: Some(newcomer), csr };
-    let refused = |reason: String| JoinError::Refused { cluster: cluster.clone(), reason };
+    let refused = |reason: String| JoinError::Refused { cluster: token.cluster.to_string(), reason };
     match tokio::time::timeout(JOIN_TIMEOUT, FederationClient::new(channel).join(request)).await {
         Ok(Ok(response)) => Ok(response.into_inner()),
         Ok(Err(status)) => Err(refused(status.message().to_owned())),

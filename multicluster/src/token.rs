@@ -38,6 +38,9 @@ pub struct JoinToken {
     secret: String,
     /// Seconds since the epoch after which it is void.
     pub expires: u64,
+    /// The member dials the newcomer, which waits for it, and not the other way round.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub dials: bool,
 }
 
 impl std::fmt::Debug for JoinToken {
@@ -102,7 +105,14 @@ impl JoinToken {
             pin,
             secret: URL_SAFE_NO_PAD.encode(secret),
             expires,
+            dials: false,
         }
+    }
+
+    /// The same for a newcomer that waits to be dialled.
+    #[must_use]
+    pub fn of_dialler(self) -> Self {
+        Self { dials: true, ..self }
     }
 
     /// The secret's bytes, to be shown only to the peer that proved the pinned root.
@@ -147,7 +157,7 @@ impl JoinToken {
         if token.pin.len() != 64 || !token.pin.bytes().all(|b| b.is_ascii_hexdigit()) {
             return Err(TokenError::Content("its pin is not a SHA-256".into()));
         }
-        if token.gateways.is_empty() {
+        if token.gateways.is_empty() && !token.dials {
             return Err(TokenError::Content("it names no gateway".into()));
         }
         if now >= token.expires {
@@ -184,6 +194,11 @@ mod tests {
         assert_eq!(JoinToken::parse(&format!(" {}\n", t.encode()), 0).unwrap(), t);
         assert_eq!(t.secret().len(), 32);
         assert!(!format!("{t:?}").contains(&t.secret), "the secret is not printed");
+        // Whoever waits to be dialled needs no address.
+        let waits = JoinToken { gateways: vec![], ..t }.of_dialler();
+        assert_eq!(JoinToken::parse(&waits.encode(), 0).unwrap(), waits);
+        let nowhere = JoinToken { dials: false, ..waits };
+        assert!(matches!(JoinToken::parse(&nowhere.encode(), 0), Err(TokenError::Content(_))));
     }
 
     #[test]

@@ -324,6 +324,48 @@ impl Cluster {
         exec(&self.netns("gw"), &all)
     }
 
+    /// Whether nobody can dial its gateways.
+    pub(super) fn is_hidden(&self) -> bool {
+        self.hidden
+    }
+
+    /// Lets `newcomer` join, which waits to be dialled.
+    ///
+    /// # Errors
+    /// No token, or no join.
+    pub(super) fn dial_newcomer(&self, newcomer: &Self) -> anyhow::Result<()> {
+        let at = format!("{}:15443", newcomer.wan_ip());
+        let command = [
+            "ip",
+            "netns",
+            "exec",
+            &self.netns("gw"),
+            &self.flotilla.display().to_string(),
+            "token",
+            "create",
+            "--dial",
+            &at,
+            "--control-plane",
+            &format!("{CONTROL_PLANE}:15016"),
+            "--state-dir",
+            &self.state().display().to_string(),
+        ]
+        .map(str::to_owned);
+        let name = format!("dial-{}", newcomer.name);
+        let mut dialler = Process::start(&name, &self.dir.join("logs"), &command)?;
+        let begun = std::time::Instant::now();
+        let token = loop {
+            if let Some(token) = self.log(&name).lines().find(|l| l.starts_with("flt1.")) {
+                break token.to_owned();
+            }
+            dialler.check()?;
+            ensure!(begun.elapsed() < Duration::from_secs(10), "no token within 10 s");
+            std::thread::sleep(Duration::from_millis(20));
+        };
+        newcomer.flotilla(&["join-cluster", &token, "--accept", &at])?.ok("join-cluster --accept")?;
+        dialler.ends_well(Duration::from_secs(10))
+    }
+
     /// A page of the control plane's debug socket.
     ///
     /// # Errors

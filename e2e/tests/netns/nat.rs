@@ -60,6 +60,19 @@ fn a_cluster_behind_nat_is_a_full_member() {
     });
 }
 
+/// The founder can dial and cannot be dialled: it dials the newcomer, from the join on.
+#[test]
+#[ignore = "needs root and network namespaces"]
+fn a_founder_behind_nat_dials_whoever_joins() {
+    scenario("the founder behind NAT", async || {
+        let world = World::start_hidden(&options(true), &["west"]).await?;
+        let (west, east) = (&world.clusters[0], &world.clusters[1]);
+        settled(&world).await?;
+        everything(east, "alpha").await?;
+        everything(west, "beta").await
+    });
+}
+
 #[test]
 #[ignore = "needs root and network namespaces"]
 fn two_clusters_behind_nat_meet_through_a_third() {

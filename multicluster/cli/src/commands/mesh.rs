@@ -1,15 +1,19 @@
 //! `found`, `join-cluster`, `leave-cluster`, `evict-cluster`, `clusters`.
 
-use std::time::Instant;
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
 
 use anyhow::Context;
 use mesh_runtime::exit;
 use multicluster::{
     admin_pb::{ClustersRequest, EvictRequest, LeaveMeshRequest, PrepareJoinRequest},
     authority_pb::FoundRequest,
-    join::join as dial_and_join,
+    join::{join as dial_and_join, join_dialled},
     token::JoinToken,
 };
+use tokio::net::TcpListener;
 
 use crate::{
     local::{Local, refusal},
@@ -62,6 +66,9 @@ pub(crate) async fn found(args: FoundArgs) -> anyhow::Result<u8> {
 pub(crate) struct JoinArgs {
     /// Join token from `flotilla token create`; `-` reads it from standard input
     token: String,
+    /// Waits here for the member, which dials (`flotilla token create --dial`), such as 0.0.0.0:15443
+    #[arg(long, value_name = "ADDRESS")]
+    accept: Option<SocketAddr>,
     #[command(flatten)]
     local: Local,
     /// Output format
@@ -90,6 +97,19 @@ pub(crate) async fn join(args: JoinArgs) -> anyhow::Result<u8> {
         Ok(t) => t,
         Err(e) => return failed(e.to_string()),
     };
+    if args.accept.is_some() && !token.dials {
+        return failed(format!(
+            "cluster {} waits to be dialled: leave out --accept, or create the token with --dial",
+            token.cluster
+        ));
+    }
+    let listener = match args.accept {
+        None => None,
+        Some(at) => match TcpListener::bind(at).await {
+            Ok(l) => Some(l),
+            Err(e) => return failed(format!("--accept {at}: {e}")),
+        },
+    };
     let mut admin = args.local.admin().await?;
     let prepared = match admin.prepare_join(PrepareJoinRequest {}).await {
         Ok(r) => r.into_inner(),
@@ -97,8 +117,24 @@ pub(crate) async fn join(args: JoinArgs) -> anyhow::Result<u8> {
     };
     let newcomer = prepared.newcomer.context("the control plane did not say who it is")?;
     let name = newcomer.cluster.clone();
-    say(format!("Joining mesh {} as {name} through {} ...", token.trust_domain, token.cluster));
-    let answer = match dial_and_join(&token, newcomer, prepared.csr).await {
+    let answer = match &listener {
+        None => {
+            say(format!("Joining mesh {} as {name} through {} ...", token.trust_domain, token.cluster));
+            dial_and_join(&token, newcomer, prepared.csr).await
+        }
+        Some(l) => {
+            say(format!(
+                "Joining mesh {} as {name}: waiting for {} to dial {} ...",
+                token.trust_domain,
+                token.cluster,
+                l.local_addr()?
+            ));
+            let limit = Duration::from_secs(token.expires.saturating_sub(now));
+            join_dialled(&token, l, limit, newcomer, prepared.csr).await
+        }
+    };
+    drop(listener);
+    let answer = match answer {
         Ok(a) => a,
         Err(e) => return failed(format!("{:#}", anyhow::Error::from(e))),
     };

@@ -1,5 +1,9 @@
 //! `flotilla token`: for clusters that join and workloads that ask for a certificate.
 
+mod dial;
+
+use std::net::SocketAddr;
+
 use mesh_runtime::exit;
 use multicluster::{admin_pb::CreateTokenRequest, authority_pb::IssueTokenRequest};
 
@@ -23,6 +27,13 @@ enum TokenCommand {
         /// Lifetime, such as 15m or 2h
         #[arg(long, default_value = "15m", value_parser = seconds)]
         ttl: u64,
+        /// For a newcomer that cannot dial this cluster, and waits at this address (`flotilla join-cluster --accept`):
+        /// prints the token, then dials until the newcomer has joined
+        #[arg(long, value_name = "ADDRESS")]
+        dial: Option<SocketAddr>,
+        /// With --dial: where this cluster's control plane serves newcomers
+        #[arg(long, value_name = "ADDRESS", requires = "dial", default_value = "127.0.0.1:15016")]
+        control_plane: SocketAddr,
         /// Output format
         #[arg(short, long, value_enum, default_value_t)]
         output: Format,
@@ -60,8 +71,9 @@ fn seconds(s: &str) -> Result<u64, String> {
 
 pub(crate) async fn run(args: TokenArgs) -> anyhow::Result<u8> {
     match args.command {
-        TokenCommand::Create { local, ttl, output } => {
-            match local.admin().await?.create_token(CreateTokenRequest { ttl }).await {
+        TokenCommand::Create { local, ttl, dial, control_plane, output } => {
+            let request = CreateTokenRequest { ttl, dials: dial.is_some() };
+            match local.admin().await?.create_token(request).await {
                 Ok(r) => {
                     let r = r.into_inner();
                     match output {
@@ -70,7 +82,10 @@ pub(crate) async fn run(args: TokenArgs) -> anyhow::Result<u8> {
                         }
                         Format::Text => println!("{}", r.token),
                     }
-                    Ok(exit::OK)
+                    match dial {
+                        Some(to) => dial::until_joined(&local, to, control_plane, r.expires).await,
+                        None => Ok(exit::OK),
+                    }
                 }
                 Err(s) => {
                     eprintln!("error: no token: {}", refusal(&s));
