@@ -12,7 +12,7 @@ use mesh_testkit::call::{Calls, Outcome};
 use crate::support::{by_cluster, load, options, scenario, served_from, three_clusters};
 
 /// How long each failure lasts.
-const CUT: Duration = Duration::from_secs(9);
+const CUT: Duration = Duration::from_secs(7);
 /// From then on no new request goes where it is not answered.
 const LEFT: u64 = 3_000;
 /// From then on a lease that nobody renews has lapsed. What east sends while it hears nothing may still renew it once.
