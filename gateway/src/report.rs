@@ -129,3 +129,97 @@ fn peer(
         why_tcp: why_tcp.unwrap_or_default(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use mesh_model::proxy::{EndpointHealth, LbEndpoint, LocalityEndpoints, Slots};
+    use mesh_trunk::Opener;
+
+    use super::*;
+
+    fn assignment(addresses: &[&str]) -> Arc<LoadAssignment> {
+        let endpoint = |a: &&str| LbEndpoint {
+            address: (*a).into(),
+            port: 15443,
+            weight: 1,
+            health: EndpointHealth::Healthy,
+            transport_labels: BTreeMap::new(),
+            workload: String::new(),
+            check: None,
+            slots: Slots::None,
+        };
+        let endpoints = addresses.iter().map(endpoint).collect();
+        Arc::new(LoadAssignment {
+            localities: vec![LocalityEndpoints { endpoints, ..LocalityEndpoints::default() }],
+            ..LoadAssignment::default()
+        })
+    }
+
+    fn link(cluster: Option<&str>, address: &str, transport: Carrier, rtt_ms: Option<f64>) -> LinkStatus {
+        LinkStatus {
+            cluster: cluster.map(|c| ClusterId::new(c).unwrap()),
+            address: address.parse().unwrap(),
+            transport,
+            opener: Opener::Us,
+            since: 0,
+            sessions: 1,
+            sessions_total: 1,
+            draining: false,
+            silent: false,
+            rtt_ms,
+            min_rtt_ms: rtt_ms,
+            packets_sent: None,
+            packets_lost: None,
+            mtu: None,
+            congestion_window: None,
+            bytes_sent: 0,
+            bytes_received: 0,
+            why_tcp: (transport == Carrier::Tcp).then(|| "UDP is blocked".to_owned()),
+        }
+    }
+
+    #[test]
+    fn a_report_says_what_carries_and_nothing_that_is_not_known() {
+        let all = BTreeMap::from([
+            ("peer|blocked".to_owned(), assignment(&["trunk:blocked@203.0.113.3"])),
+            ("peer|east".to_owned(), assignment(&["trunk:east@203.0.113.2"])),
+            ("peer|idle".to_owned(), assignment(&["trunk:idle@203.0.113.9"])),
+            ("peer|natted".to_owned(), assignment(&["trunk:natted@"])),
+            ("peer|plain".to_owned(), assignment(&["203.0.113.4"])),
+            ("outbound|80||a.b".to_owned(), assignment(&["10.0.0.1"])),
+        ]);
+        let links = [
+            link(Some("east"), "203.0.113.2:15443", Carrier::Quic, Some(12.5)),
+            link(Some("east"), "203.0.113.7:9999", Carrier::Quic, Some(40.0)),
+            link(Some("natted"), "198.51.100.1:4000", Carrier::Quic, Some(80.0)),
+            link(None, "203.0.113.3:15443", Carrier::Tcp, None),
+        ];
+        let id = |c: &str| ClusterId::new(c).unwrap();
+        let before = Packets::from([(id("east"), (100, 10)), (id("natted"), (5, 5))]);
+        let now = Packets::from([(id("east"), (600, 15)), (id("natted"), (5, 5))]);
+        let told = peers(&all, &links, &before, &now);
+        let line = |p: &PeerLink| {
+            (
+                p.cluster.clone(),
+                p.transport.clone(),
+                p.connections,
+                p.rtt_us,
+                p.packets_sent.zip(p.packets_lost),
+            )
+        };
+        let row = |c: &str, t: &str, n, rtt, packets| (c.to_owned(), t.to_owned(), n, rtt, packets);
+        assert_eq!(
+            told.iter().map(line).collect::<Vec<_>>(),
+            [
+                row("blocked", "tcp", 0, None, None),
+                row("east", "quic", 2, Some(40_000), Some((500, 5))),
+                row("idle", "", 0, None, None),
+                // Nothing was sent during the window, so nothing is known of loss.
+                row("natted", "quic", 1, Some(80_000), None),
+                row("plain", "tcp", 0, None, None),
+            ]
+        );
+        assert_eq!(told[0].why_tcp, "UDP is blocked");
+        assert_eq!(told[4].why_tcp, "");
+    }
+}
