@@ -169,7 +169,7 @@ pub(crate) async fn follow(shared: Arc<Shared>, galley: Endpoint) {
         let due = async {
             match attempts.not_before {
                 Some(at) => tokio::time::sleep_until(at).await,
-                None if wanted.membership.is_some() => tokio::time::sleep(STEADY).await,
+                None if wanted != Wanted::default() => tokio::time::sleep(STEADY).await,
                 None => std::future::pending().await,
             }
         };
@@ -225,6 +225,13 @@ fn say(shared: &Shared, state: MembershipState, phase: &'static str, message: St
     t.declared.membership = Some(Outcome { state, phase, message, since: unix_now() });
 }
 
+/// The first attempt is told; the later ones are told by what becomes of them.
+fn attempting(shared: &Shared, state: MembershipState, phase: &'static str, attempts: &Attempts) {
+    if attempts.failed == 0 {
+        say(shared, state, phase, String::new());
+    }
+}
+
 async fn authority(shared: &Shared, attempts: &Attempts) -> Result<AuthorityStatus, Failure> {
     let status = async {
         AuthorityClient::new(shared.authority().await?).status(StatusRequest {}).await.map(|r| r.into_inner())
@@ -271,7 +278,7 @@ async fn joined(shared: &Arc<Shared>, m: &MeshMembership, attempts: &mut Attempt
     {
         return Err(file(why.clone()));
     }
-    say(shared, m.state, "joining", String::new());
+    attempting(shared, m.state, "joining", attempts);
     let admin = AdminService(shared.clone());
     let failed = |s: Status| attempts.failure(s.message().to_owned());
     let prepared =
@@ -291,10 +298,21 @@ async fn joined(shared: &Arc<Shared>, m: &MeshMembership, attempts: &mut Attempt
 }
 
 async fn left(shared: &Arc<Shared>, m: &MeshMembership, attempts: &Attempts) -> Result<(), Failure> {
-    if authority(shared, attempts).await?.state != "active" {
+    let status = authority(shared, attempts).await?;
+    if status.state != "active" {
         return Ok(());
     }
-    say(shared, m.state, "leaving", String::new());
+    let alone = shared.lock().node.members.peers().next().is_none();
+    if status.holds_root_key && !alone && !m.force {
+        // It could not be taken back: nobody could join that mesh any more.
+        return Err(Failure {
+            message: "spec.state: this cluster holds the root key, which leaving deletes, and others are members; keep a \
+                      copy of the key and set spec.force: true if that is meant"
+                .into(),
+            pause: STEADY,
+        });
+    }
+    attempting(shared, m.state, "leaving", attempts);
     let request = Request::new(LeaveMeshRequest { force: m.force });
     let answer = AdminService(shared.clone()).leave(request).await;
     let peers = answer.map_err(|s| attempts.failure(s.message().to_owned()))?.into_inner().peers;
