@@ -81,6 +81,7 @@ impl Cluster {
             authority_socket: at("citadel.sock"),
             exports: Endpoint::Unix(at("pilot.sock")),
             debug_socket: None,
+            declarations: None,
         };
         let federation = Federation::start(options.clone(), secrets.clone()).await.unwrap();
         let imports = ConfigClient::start(

@@ -54,6 +54,8 @@ pub(crate) fn document(d: &Document, out: &mut Findings) {
             core::check_export(s, p, out);
         }
         Spec::ExportPolicy(s) => federation::check_exports(s, p, out),
+        Spec::MeshMembership(s) => federation::check_membership(s, &d.metadata, p, out),
+        Spec::ClusterEviction(s) => federation::check_eviction(s, &d.metadata, p, out),
         Spec::ImportPolicy(s) => federation::check_imports(s, p, out),
         Spec::MeshConfig(s) => core::check_mesh(s, &d.metadata, p, out),
         Spec::Namespace(_) => {}

@@ -5,6 +5,7 @@
 //! its peers.
 
 mod credentials;
+mod report;
 mod trunk;
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
@@ -85,6 +86,8 @@ pub async fn run(args: GatewayArgs) -> anyhow::Result<()> {
         pages,
     })
     .await?;
+    let (endpoint, node) = agent.control_plane();
+    let reporting = tokio::spawn(report::run(endpoint, node, agent.state(), trunks.clone()));
     let following = trunks.clone().map(|t| tokio::spawn(trunk::follow(t, agent.state())));
     // Whoever sends hears of the end before the listener closes, so that no new session finds it closed.
     let (farewell, engine_stop) = (agent.farewell(), CancellationToken::new());
@@ -110,6 +113,7 @@ pub async fn run(args: GatewayArgs) -> anyhow::Result<()> {
         () = agent.run(engine_stop.clone()) => {}
         () = notice => {}
     }
+    reporting.abort();
     if let Some(f) = following {
         f.abort();
     }

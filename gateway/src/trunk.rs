@@ -75,10 +75,15 @@ pub(crate) async fn follow(trunk: Arc<Trunk>, mut states: watch::Receiver<Arc<Pr
     }
 }
 
+/// The peer that a cluster of the configuration leads to.
+pub(crate) fn peer_of(name: &str) -> Option<ClusterId> {
+    ClusterId::new(name.strip_prefix("peer|")?).ok()
+}
+
 fn peers(assignments: &BTreeMap<String, Arc<LoadAssignment>>) -> Peers {
     let mut peers = BTreeMap::new();
     for (name, a) in assignments {
-        let Some(cluster) = name.strip_prefix("peer|").and_then(|c| ClusterId::new(c).ok()) else { continue };
+        let Some(cluster) = peer_of(name) else { continue };
         let gateways = a.localities.iter().flat_map(|l| &l.endpoints).filter_map(|e| {
             match Target::parse(&e.address, e.port)? {
                 // A relay is another member's, and stands in that one's list.
@@ -96,7 +101,7 @@ fn peers(assignments: &BTreeMap<String, Arc<LoadAssignment>>) -> Peers {
 
 /// What an address of the control plane says.
 #[derive(Debug, PartialEq, Eq)]
-enum Target {
+pub(crate) enum Target {
     /// Dial it, of that cluster, and whether to keep the connection up.
     Gateway(SocketAddr, Option<ClusterId>, bool),
     /// Wait for it to dial.
@@ -104,7 +109,7 @@ enum Target {
 }
 
 impl Target {
-    fn parse(address: &str, port: u16) -> Option<Self> {
+    pub(crate) fn parse(address: &str, port: u16) -> Option<Self> {
         let address = address.strip_prefix("trunk:")?;
         let (cluster, ip) = match address.split_once('@') {
             Some((c, ip)) => (Some(ClusterId::new(c).ok()?), ip),

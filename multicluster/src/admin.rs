@@ -1,6 +1,9 @@
 //! What the operator's command line asks.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use tonic::{Request, Response, Status};
 
@@ -152,7 +155,7 @@ impl admin_server::Admin for AdminService {
                 None => m.gateways.iter().map(|g| g.address).collect(),
             };
             let ask = async {
-                let channel = dial::member(&self.0.secrets, &trust_domain, &m.cluster, &addresses)
+                let (channel, _) = dial::member(&self.0.secrets, &trust_domain, &m.cluster, &addresses)
                     .await
                     .map_err(|e| e.to_string())?;
                 let answer = FederationClient::new(channel).leave(LeaveRequest {}).await;
@@ -246,7 +249,20 @@ impl admin_server::Admin for AdminService {
                         (false, true) => "connecting",
                     }
                     .into(),
-                    lease_age_ms: import.and_then(|i| i.lease_age(now)).unwrap_or(0),
+                    lease_age_ms: import.and_then(|i| i.lease_age(now)),
+                    // What was told on a stream that has ended says nothing of now.
+                    lag_changes: import.filter(|_| link.connected).and_then(Import::lag),
+                    confirmed_age_ms: import.and_then(|i| i.confirmed_age(now)),
+                    control_rtt_us: link
+                        .rtt
+                        .filter(|_| link.connected)
+                        .map(|d| u64::try_from(d.as_micros()).unwrap_or(u64::MAX)),
+                    software: link.software,
+                    protocol: link.protocol,
+                    certificate_not_after: link
+                        .certificate_ends
+                        .and_then(|t| t.duration_since(SystemTime::UNIX_EPOCH).ok())
+                        .map(|d| d.as_secs()),
                     imported_services: import
                         .map_or(0, |i| u32::try_from(i.services().len()).unwrap_or(u32::MAX)),
                     offset: import.map_or(0, Import::offset),
@@ -266,10 +282,14 @@ impl admin_server::Admin for AdminService {
                 reported_by: by.iter().map(ToString::to_string).collect(),
             })
             .collect();
+        let (declared, declared_evictions) = t.declared.describe();
         drop(t);
         Ok(Response::new(ClustersResponse {
+            declared,
+            declared_evictions,
             evicted,
             conflicts,
+            software: exchange::SOFTWARE.to_owned(),
             self_: self.0.options.cluster.to_string(),
             trust_domain: self.0.trust_domain().unwrap_or_default(),
             clusters,

@@ -1,9 +1,14 @@
 //! Reaching a peer's control plane through gateways.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use hyper_util::rt::TokioIo;
-use mesh_identity::{SecretStore, TRUST_BUNDLE, WORKLOAD_SVID, peer_identity};
+use mesh_identity::{SecretStore, TRUST_BUNDLE, WORKLOAD_SVID, not_after, peer_identity};
 use mesh_model::{
     ClusterId,
     proxy::{SecretRef, StringMatch, UpstreamTls, Validation},
@@ -88,13 +93,14 @@ pub(crate) async fn channel(stream: TlsStream<TcpStream>) -> io::Result<Channel>
         .map_err(io::Error::other)
 }
 
-/// A channel to a member's control plane, as this control plane; its cluster is verified.
+/// A channel to a member's control plane, as this control plane; its cluster is verified. And when its intermediate
+/// ends.
 pub(crate) async fn member(
     secrets: &SecretStore,
     trust_domain: &str,
     cluster: &ClusterId,
     addresses: &[SocketAddr],
-) -> io::Result<Channel> {
+) -> io::Result<(Channel, Option<SystemTime>)> {
     if addresses.is_empty() {
         return Err(io::Error::new(
             io::ErrorKind::AddrNotAvailable,
@@ -117,12 +123,14 @@ pub(crate) async fn member(
         })
         .map_err(io::Error::other)?;
     let stream = tls(addresses, &sni, config).await?;
-    let peer = stream.get_ref().1.peer_certificates().and_then(peer_identity).and_then(|p| p.cluster);
+    let chain = stream.get_ref().1.peer_certificates();
+    let peer = chain.and_then(peer_identity).and_then(|p| p.cluster);
+    let ends = chain.and_then(|c| c.get(1)).and_then(not_after);
     if peer.as_ref() != Some(cluster) {
         return Err(io::Error::new(
             io::ErrorKind::PermissionDenied,
             format!("the gateway leads to {peer:?}, not to cluster {cluster}"),
         ));
     }
-    channel(stream).await
+    Ok((channel(stream).await?, ends))
 }

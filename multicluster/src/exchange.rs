@@ -32,6 +32,8 @@ pub use node::{Heard, Node, NodeError};
 
 /// Versions of the exchange that this build speaks.
 pub const PROTOCOL: (u32, u32) = (1, 2);
+/// Version of this software, which peers show to their operators.
+pub const SOFTWARE: &str = env!("CARGO_PKG_VERSION");
 /// First version with leases between changes.
 const PROTOCOL_PARTIAL: u32 = 2;
 

@@ -9,6 +9,7 @@
 //! per peer, and none of them can hold up another.
 
 mod admin;
+mod declared;
 mod dial;
 pub mod exchange;
 pub mod join;
@@ -91,6 +92,8 @@ pub struct FederationOptions {
     pub exports: Endpoint,
     /// Unix socket of pilot's debug pages, which are asked on behalf of peers; `None` tells them nothing.
     pub debug_socket: Option<PathBuf>,
+    /// Where galley serves what the configuration declares of membership; `None` leaves it to operators.
+    pub declarations: Option<Endpoint>,
 }
 
 /// Why it could not start.
@@ -180,6 +183,9 @@ impl Federation {
         tasks.push(tokio::spawn(follow_exports(shared.clone())));
         tasks.push(tokio::spawn(follow_conflicts(shared.clone())));
         tasks.push(tokio::spawn(follow_members(shared.clone())));
+        if let Some(galley) = options.declarations {
+            tasks.push(tokio::spawn(declared::follow(shared.clone(), galley)));
+        }
         tasks.push(tokio::spawn(save_imports(shared.clone())));
         tasks.push(tokio::spawn(async move {
             // What lapsing may add to a lease, and what changes wait for others to be published with them.

@@ -11,7 +11,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use crate::{
     dial,
     exchange::{Next, SILENCE_MS},
-    pb::federation_client::FederationClient,
+    pb::{exporter_frame, federation_client::FederationClient},
     state::Shared,
 };
 
@@ -67,7 +67,7 @@ async fn exchange(shared: &Arc<Shared>, peer: &ClusterId) -> Result<(), String> 
         }
     };
     let trust_domain = shared.trust_domain().ok_or("this cluster is in no mesh")?;
-    let channel =
+    let (channel, certificate_ends) =
         dial::member(&shared.secrets, &trust_domain, peer, &addresses).await.map_err(|e| e.to_string())?;
     // Resubscriptions and acknowledgements; both are rare and small.
     let (tx, rx) = mpsc::channel(16);
@@ -84,6 +84,7 @@ async fn exchange(shared: &Arc<Shared>, peer: &ClusterId) -> Result<(), String> 
         let mut t = shared.lock();
         let link = t.links.entry(peer.clone()).or_default();
         link.connected = true;
+        link.certificate_ends = certificate_ends;
         link.last_error.clear();
     }
     tracing::info!(%peer, "connected");
@@ -105,6 +106,10 @@ async fn exchange(shared: &Arc<Shared>, peer: &ClusterId) -> Result<(), String> 
         };
         let (heard, refusal) = {
             let mut t = shared.lock();
+            if let (Some(exporter_frame::Frame::Welcome(w)), Some(link)) = (&frame.frame, t.link(peer)) {
+                link.protocol = w.protocol;
+                link.runs(&w.software);
+            }
             let heard = t.node.on_frame(peer, frame, shared.now()).ok_or(NOT_A_MEMBER)?;
             let import = t.node.imports.get(peer).filter(|_| heard.step.refused);
             // The first few by name: a hostile peer must not fill the log.

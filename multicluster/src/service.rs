@@ -21,7 +21,7 @@ use crate::{
     membership::{Merged, NotAMember},
     pb::{
         self, ExporterFrame, ImporterFrame, InspectRequest, InspectResponse, JoinRequest, JoinResponse,
-        LeaveRequest, LeaveResponse, federation_server, importer_frame,
+        LeaveRequest, LeaveResponse, exporter_frame, federation_server, importer_frame,
     },
     state::Shared,
     token::{hex, secret_hash, unix_now},
@@ -79,6 +79,12 @@ impl FederationService {
                  `flotilla token create`",
             )
         };
+        if t.declared.evicts(&newcomer.cluster) {
+            return Err(Status::permission_denied(format!(
+                "a ClusterEviction {} is in the configuration of cluster {me}: remove it there first",
+                newcomer.cluster
+            )));
+        }
         let taken = t.node.members.is_member(&newcomer.cluster);
         let token = t.tokens.get_mut(&r.token_id).ok_or_else(unknown)?;
         let given = secret_hash(&r.secret);
@@ -177,6 +183,9 @@ impl federation_server::Federation for FederationService {
         let accepted = self.0.lock().node.accept(&peer, &sub, self.0.now());
         let (feed, merged) = accepted.map_err(|e| refusal(&e))?;
         self.0.members_merged(&merged).map_err(not_saved)?;
+        if let Some(link) = self.0.lock().link(&peer) {
+            link.runs(&sub.software);
+        }
         self.0.nudge.notify_waiters();
         let (tx, rx) = mpsc::channel(QUEUE);
         tokio::spawn(export(self.0.clone(), peer, feed, frames, tx));
@@ -262,7 +271,10 @@ async fn export(
                 return;
             }
         };
-        for f in frames {
+        for mut f in frames {
+            if let Some(exporter_frame::Frame::Lease(l)) = &mut f.frame {
+                l.stamp = shared.stamp();
+            }
             if tx.send(Ok(f)).await.is_err() {
                 return;
             }
@@ -286,6 +298,12 @@ async fn export(
                     match &f.frame {
                         // Its addresses may have changed.
                         Some(importer_frame::Frame::Subscribe(s)) => t.node.introduce(&peer, s, shared.now()),
+                        Some(importer_frame::Frame::Received(r)) if r.stamp != 0 => {
+                            if let Some(link) = t.link(&peer) {
+                                link.stamped(r.stamp, shared.stamp());
+                            }
+                            Ok(Merged::default())
+                        }
                         _ => Ok(Merged::default()),
                     }
                 };

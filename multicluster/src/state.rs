@@ -7,7 +7,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     io,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use mesh_identity::SecretStore;
@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     FederationOptions,
+    declared::Declared,
     exchange::{Dirty, Import, Node, ServiceKey},
     membership::Merged,
     store::{Store, Tokens},
@@ -32,6 +33,40 @@ use crate::{
 pub(crate) struct LinkStatus {
     pub(crate) connected: bool,
     pub(crate) last_error: String,
+    /// Version of the peer's software, as far as it can be shown; empty is not known.
+    pub(crate) software: String,
+    /// Version of the exchange that it answered with; 0 is not known.
+    pub(crate) protocol: u32,
+    /// Smoothed round trip between the control planes, through all gateways.
+    pub(crate) rtt: Option<Duration>,
+    /// End of the peer's intermediate, as the connection to it showed.
+    pub(crate) certificate_ends: Option<SystemTime>,
+}
+
+/// Longest version of a peer's software that is shown.
+const MAX_SOFTWARE: usize = 32;
+/// A round trip beyond this is a stamp that was not repeated as it was.
+const MAX_RTT: Duration = Duration::from_secs(60);
+
+impl LinkStatus {
+    /// What the peer calls its software; a text of its own, so that only what a version needs is taken.
+    pub(crate) fn runs(&mut self, software: &str) {
+        let fits = !software.is_empty()
+            && software.len() <= MAX_SOFTWARE
+            && software.bytes().all(|b| b.is_ascii_alphanumeric() || b"._+-".contains(&b));
+        if fits {
+            software.clone_into(&mut self.software);
+        }
+    }
+
+    /// An acknowledgement repeated the stamp of a lease.
+    pub(crate) fn stamped(&mut self, stamp: u64, now: u64) {
+        let Some(sample) = now.checked_sub(stamp).map(Duration::from_micros).filter(|d| *d <= MAX_RTT) else {
+            return;
+        };
+        // As TCP smooths its own (RFC 6298).
+        self.rtt = Some(self.rtt.map_or(sample, |old| (old * 7 + sample) / 8));
+    }
 }
 
 pub(crate) struct Tables {
@@ -39,6 +74,8 @@ pub(crate) struct Tables {
     pub(crate) node: Node,
     pub(crate) tokens: Tokens,
     pub(crate) links: BTreeMap<ClusterId, LinkStatus>,
+    /// What the configuration declares, and what became of it.
+    pub(crate) declared: Declared,
     /// Imports that differ from what is on disk.
     unsaved: BTreeSet<ClusterId>,
     /// What pilot has: peers, whether it was told of services at all, and those of each peer.
@@ -46,6 +83,13 @@ pub(crate) struct Tables {
     former: Option<BTreeMap<String, FormerCluster>>,
     served: bool,
     published: BTreeMap<ClusterId, BTreeSet<ServiceKey>>,
+}
+
+impl Tables {
+    /// The link to a member; there is none to anybody else.
+    pub(crate) fn link(&mut self, peer: &ClusterId) -> Option<&mut LinkStatus> {
+        self.node.members.is_member(peer).then(|| self.links.entry(peer.clone()).or_default())
+    }
 }
 
 pub(crate) struct Shared {
@@ -83,6 +127,7 @@ impl Shared {
             node,
             tokens,
             links: BTreeMap::new(),
+            declared: Declared::default(),
             unsaved: BTreeSet::new(),
             peers: None,
             former: None,
@@ -129,6 +174,11 @@ impl Shared {
     /// Milliseconds of this component's steady clock.
     pub(crate) fn now(&self) -> u64 {
         u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// A number for a lease that tells when it was sent: microseconds of the steady clock, never 0.
+    pub(crate) fn stamp(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX).max(1)
     }
 
     /// This cluster is in a mesh, or in none any more.
@@ -308,4 +358,28 @@ fn document<T: serde::Serialize>(name: &str, record: &T) -> Option<Document> {
     Document::new(name, record)
         .inspect_err(|error| tracing::error!(%name, %error, "a record was not published"))
         .ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_peer_says_of_itself_is_shown_only_if_it_can_be_true() {
+        let mut l = LinkStatus::default();
+        for bad in ["", "1.0\n\u{1b}[31m", "v 1", &"1".repeat(MAX_SOFTWARE + 1)] {
+            l.runs(bad);
+            assert_eq!(l.software, "", "{bad:?}");
+        }
+        l.runs("1.2.3-rc.1+abc");
+        assert_eq!(l.software, "1.2.3-rc.1+abc");
+        // From the future, or of another run.
+        l.stamped(2000, 1000);
+        l.stamped(1, 120_000_000);
+        assert_eq!(l.rtt, None);
+        l.stamped(1000, 9000);
+        assert_eq!(l.rtt, Some(Duration::from_millis(8)));
+        l.stamped(1000, 17_000);
+        assert_eq!(l.rtt, Some(Duration::from_millis(9)));
+    }
 }

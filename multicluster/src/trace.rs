@@ -328,7 +328,7 @@ async fn member(
     ask: InspectRequest,
 ) -> Result<Vec<Step>, String> {
     let exchange = async {
-        let channel = dial::member(&shared.secrets, trust_domain, cluster, addresses)
+        let (channel, _) = dial::member(&shared.secrets, trust_domain, cluster, addresses)
             .await
             .map_err(|e| e.to_string())?;
         let answer = FederationClient::new(channel).max_decoding_message_size(MAX_PAGE).inspect(ask).await;

@@ -10,6 +10,7 @@
 //! | `/debug/configz` | documents read, by kind |
 //! | `/debug/explain` (POST, [`ExplainQuery`]) | the way from a proxy to a host, as far as this cluster knows it |
 //! | `/debug/inspect` (POST, [`InspectQuery`]) | an exported service as a peer's caller meets it |
+//! | `/debug/links` | what east-west gateways told lately of the ways to other clusters ([`GatewayLinks`]) |
 //! | `/debug/problems` | what in the configuration cannot be done as written |
 
 use std::{
@@ -33,6 +34,7 @@ use tokio::sync::watch;
 use crate::{
     config::Doc,
     generate::explain::{self, Ask, Request},
+    links::{GatewayLinks, Links},
     proxy::ProxyNode,
     run::Shared,
     source::PilotSource,
@@ -43,12 +45,14 @@ struct Pages {
     service: AdsService<PilotSource>,
     ready: watch::Receiver<bool>,
     shared: Arc<Shared>,
+    links: Arc<Links>,
 }
 
 pub(crate) fn router(
     service: AdsService<PilotSource>,
     ready: watch::Receiver<bool>,
     shared: Arc<Shared>,
+    links: Arc<Links>,
 ) -> Router {
     Router::new()
         .route("/ready", get(is_ready))
@@ -57,10 +61,11 @@ pub(crate) fn router(
         .route("/debug/registryz", get(registryz))
         .route("/debug/endpointz", get(endpointz))
         .route("/debug/configz", get(configz))
+        .route("/debug/links", get(links_page))
         .route("/debug/problems", get(problems))
         .route("/debug/explain", post(explain_way))
         .route("/debug/inspect", post(inspect))
-        .with_state(Pages { service, ready, shared })
+        .with_state(Pages { service, ready, shared, links })
 }
 
 async fn is_ready(State(p): State<Pages>) -> Response {
@@ -207,6 +212,10 @@ async fn configz(State(p): State<Pages>) -> Json<Value> {
         "ImportedService": c.imports,
         "PeerCluster": c.peers,
     }))
+}
+
+async fn links_page(State(p): State<Pages>) -> Json<Vec<GatewayLinks>> {
+    Json(p.links.all())
 }
 
 async fn problems(State(p): State<Pages>) -> Json<Value> {

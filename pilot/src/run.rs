@@ -15,6 +15,7 @@ use std::{
 use mesh_model::{authored::Kind, federation::type_url};
 use mesh_xds::{
     AdsService, Endpoint, NodeInfo,
+    links::LinkService,
     mcp::{ConfigClient, ConfigServer, ConfigState},
     server::StatusBoard,
 };
@@ -23,7 +24,9 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::{
     config::{Config, FEDERATION_TYPES, GALLEY_KINDS, Problem, Reader},
-    conflicts, exports, metrics,
+    conflicts, exports,
+    links::Links,
+    metrics,
     source::PilotSource,
     world::{Settings, World},
 };
@@ -60,6 +63,7 @@ pub struct PilotHandle {
     exports: ConfigServer,
     ready: watch::Receiver<bool>,
     shared: Arc<Shared>,
+    links: Arc<Links>,
     tasks: Mutex<Vec<JoinHandle<()>>>,
     stop: CancellationToken,
     _guard: DropGuard,
@@ -84,6 +88,7 @@ impl Pilot {
         let service = AdsService::new(source.clone()).until(stop.clone());
         let exports = ConfigServer::new();
         let shared = Arc::new(Shared::default());
+        let links = Arc::new(Links::new(source.clone()));
         let mut tasks = Vec::new();
         if let Some(path) = &options.export_socket {
             let listener = mesh_xds::server::conn::bind_unix(path)?;
@@ -112,7 +117,16 @@ impl Pilot {
             }
         }));
         let guard = stop.clone().drop_guard();
-        Ok(PilotHandle { service, exports, ready, shared, tasks: Mutex::new(tasks), stop, _guard: guard })
+        Ok(PilotHandle {
+            service,
+            exports,
+            ready,
+            shared,
+            links,
+            tasks: Mutex::new(tasks),
+            stop,
+            _guard: guard,
+        })
     }
 }
 
@@ -122,6 +136,12 @@ impl PilotHandle {
     #[must_use]
     pub fn ads_service(&self) -> AdsService<PilotSource> {
         self.service.clone()
+    }
+
+    /// The service to which gateways tell what they see of other clusters, for the same server.
+    #[must_use]
+    pub fn link_service(&self) -> LinkService<Links> {
+        LinkService::new(self.links.clone())
     }
 
     /// The server of exports, for a process that reads them without a socket.
@@ -144,7 +164,12 @@ impl PilotHandle {
 
     /// Pages for operators; see [`crate::debug`].
     pub fn debug_router(&self) -> axum::Router {
-        crate::debug::router(self.service.clone(), self.ready.clone(), self.shared.clone())
+        crate::debug::router(
+            self.service.clone(),
+            self.ready.clone(),
+            self.shared.clone(),
+            self.links.clone(),
+        )
     }
 
     /// Adds pilot's metrics to a registry.

@@ -20,7 +20,7 @@ pub use error::IdentityError;
 pub use peer::{PeerIdentity, peer_identity};
 pub use pinned::PinnedPeer;
 pub use store::{FEDERATION_SVID, SecretStore, TRUST_BUNDLE, WORKLOAD_SVID};
-pub use svid::{CertificateInfo, PendingSvid, certificate_info, pem_certificates, root_pin};
+pub use svid::{CertificateInfo, PendingSvid, certificate_info, not_after, pem_certificates, root_pin};
 
 /// The process-wide crypto provider: aws-lc-rs, which offers X25519MLKEM768.
 #[must_use]

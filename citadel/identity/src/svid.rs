@@ -82,6 +82,14 @@ pub fn certificate_info(pem: &[u8]) -> Result<CertificateInfo, IdentityError> {
     })
 }
 
+/// When a certificate ends; `None` if it cannot be read.
+#[must_use]
+pub fn not_after(der: &CertificateDer<'_>) -> Option<SystemTime> {
+    let (_, cert) = X509Certificate::from_der(der).ok()?;
+    let seconds = cert.validity().not_after.timestamp();
+    Some(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds.max(0).unsigned_abs()))
+}
+
 /// All certificates of a PEM text, at least one.
 ///
 /// # Errors

@@ -71,11 +71,17 @@ impl Cluster {
         }
         let mut c = Self { name, octet, transport, dir, processes: vec![], _range: range };
         c.write("mesh.yaml", &mesh(""));
-        let ip = c.host(1);
-        let gateway = c.east_west().to_string();
-        let (state, config) = (c.state(), c.path("config"));
-        let transports = if transport == Transport::Quic { "quic,tcp" } else { "tcp" };
-        c.spawn(
+        c.control_plane();
+        c
+    }
+
+    /// Starts the control plane; its log begins anew.
+    pub(crate) fn control_plane(&mut self) {
+        let (name, ip) = (self.name, self.host(1));
+        let gateway = self.east_west().to_string();
+        let (state, config) = (self.state(), self.path("config"));
+        let transports = if self.transport == Transport::Quic { "quic,tcp" } else { "tcp" };
+        self.spawn(
             "control-plane",
             &[
                 "control-plane",
@@ -92,8 +98,22 @@ impl Cluster {
             ],
         );
         // A cluster that is in no mesh yet has no configuration to wait for.
-        c.wait(&format!("http://{ip}:15014/ready"));
-        c
+        self.wait(&format!("http://{ip}:15014/ready"));
+    }
+
+    /// Kills a process.
+    #[allow(dead_code, reason = "not every target that includes this uses it")]
+    pub(crate) fn kill(&mut self, process: &str) {
+        let at = self.processes.iter().position(|(n, _)| n == process).expect("started");
+        let (_, mut child) = self.processes.remove(at);
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    /// Takes a file out of the configuration.
+    #[allow(dead_code, reason = "not every target that includes this uses it")]
+    pub(crate) fn remove(&self, file: &str) {
+        std::fs::remove_file(self.path("config").join(file)).unwrap();
     }
 
     /// A mesh of one cluster.

@@ -177,6 +177,10 @@ kinds! {
     MeshConfig(MeshConfig) = "flotilla.dev" ["v1alpha1"] "MeshConfig", cluster;
     /// Which peers may know of exports.
     ExportPolicy(ExportPolicy) = "flotilla.dev" ["v1alpha1"] "ExportPolicy", cluster;
+    /// Whether this cluster is to be a member of a mesh.
+    MeshMembership(MeshMembership) = "flotilla.dev" ["v1alpha1"] "MeshMembership", cluster;
+    /// A cluster that is declared gone.
+    ClusterEviction(ClusterEviction) = "flotilla.dev" ["v1alpha1"] "ClusterEviction", cluster;
     /// Which peers are believed.
     ImportPolicy(ImportPolicy) = "flotilla.dev" ["v1alpha1"] "ImportPolicy", cluster;
     /// Mixer: when which handler gets which instances.

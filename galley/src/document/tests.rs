@@ -687,3 +687,24 @@ fn policies_of_the_federation() {
     accepted(&export("*"));
     rejected(&export("east,,west"), "metadata.annotations[\"flotilla.dev/export-to\"]", 0, "or * for all");
 }
+
+#[test]
+fn membership() {
+    let text = |kind: &str, name: &str, spec: &str| {
+        format!("apiVersion: flotilla.dev/v1alpha1\nkind: {kind}\nmetadata:\n  name: {name}\nspec:\n{spec}")
+    };
+    let member = |spec: &str| text("MeshMembership", "mesh", spec);
+    accepted(&member("  tokenFile: /etc/flotilla/join-token\n"));
+    accepted(&member("  state: left\n  force: true\n"));
+    accepted(&member("  state: joined\n"));
+    rejected(&text("MeshMembership", "west", "  state: left\n"), "metadata.name", 4, "is named \"mesh\"");
+    rejected(&member("  tokenFile: token\n"), "spec.tokenFile", 6, "an absolute path");
+    rejected(&member("  tokenFile: flt1.abc.def\n"), "spec.tokenFile", 6, "outside of the configuration");
+    rejected(&member("  force: true\n"), "spec.force", 6, "set state: left");
+    let typo = only(&member("  state: lefft\n"));
+    assert!(format!("{:?}", typo.report.errors).contains("did you mean `left`?"), "{:?}", typo.report);
+    accepted(&text("ClusterEviction", "east", "  reason: burnt down\n"));
+    rejected(&text("ClusterEviction", "East_1", "  reason: x\n"), "metadata.name", 4, "after the cluster");
+    let long = format!("  reason: {}\n", "x".repeat(300));
+    rejected(&text("ClusterEviction", "east", &long), "spec.reason", 6, "at most 256");
+}

@@ -1,8 +1,10 @@
-//! Rules of what is told to and believed of peers.
+//! Rules of membership, and of what is told to and believed of peers.
 
 use mesh_model::{
     ClusterId,
-    authored::{ExportPolicy, ImportPolicy, Metadata, PeerAction},
+    authored::{
+        ClusterEviction, ExportPolicy, ImportPolicy, MembershipState, MeshMembership, Metadata, PeerAction,
+    },
     federation::{EXPORT_TO, ON_LAPSE, OnLapse},
 };
 
@@ -61,6 +63,47 @@ pub(super) fn check_imports(s: &ImportPolicy, p: &Path<'_>, out: &mut Findings) 
         }
     }
     unreachable(s.rules.iter().map(|r| (&*r.peers, &*r.namespaces)), p, out);
+}
+
+/// Longest path and longest reason, bytes.
+const MAX_PATH: usize = 4096;
+const MAX_REASON: usize = 256;
+
+pub(super) fn check_membership(s: &MeshMembership, meta: &Metadata, p: &Path<'_>, out: &mut Findings) {
+    let root = Path::root();
+    if meta.name != "mesh" {
+        out.error(&root.key("metadata").key("name"), "the only MeshMembership is named \"mesh\"");
+    }
+    let file = &s.token_file;
+    let wrong = if file.starts_with("flt1.") {
+        // Not quoted: it may be a secret.
+        Some(
+            "this is a join token; write it to a file (mode 0600) outside of the configuration and name that here",
+        )
+    } else if !file.is_empty() && (!file.starts_with('/') || file.len() > MAX_PATH) {
+        Some("must be an absolute path on the control plane's machine, such as /etc/flotilla/join-token")
+    } else {
+        None
+    };
+    if let Some(wrong) = wrong {
+        out.error(&p.key("tokenFile"), wrong);
+    }
+    if s.force && s.state != MembershipState::Left {
+        out.error(
+            &p.key("force"),
+            "only a cluster that leaves can be forced; set state: left or remove force",
+        );
+    }
+}
+
+pub(super) fn check_eviction(s: &ClusterEviction, meta: &Metadata, p: &Path<'_>, out: &mut Findings) {
+    if let Err(e) = ClusterId::new(&meta.name) {
+        let path = Path::root();
+        out.error(&path.key("metadata").key("name"), format!("{e}; name the document after the cluster"));
+    }
+    if s.reason.len() > MAX_REASON {
+        out.error(&p.key("reason"), format!("{} bytes (at most {MAX_REASON})", s.reason.len()));
+    }
 }
 
 fn annotation(meta: &Metadata, name: &str, out: &mut Findings, check: impl Fn(&str) -> Result<(), String>) {

@@ -211,6 +211,12 @@ impl Trunk {
         self.inner.links.status()
     }
 
+    /// Packets sent to each peer, and those of them given up as lost, over open and closed connections.
+    #[must_use]
+    pub fn packets(&self) -> BTreeMap<ClusterId, (u64, u64)> {
+        self.inner.links.totals().into_iter().map(|(c, t)| (c, (t.packets, t.lost))).collect()
+    }
+
     /// What the kernel granted to the UDP socket.
     #[must_use]
     pub fn socket(&self) -> SocketStatus {

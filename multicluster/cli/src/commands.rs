@@ -1,5 +1,6 @@
 //! What operators type.
 
+pub(crate) mod clusters;
 pub(crate) mod doctor;
 pub(crate) mod explain;
 pub(crate) mod mesh;

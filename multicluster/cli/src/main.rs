@@ -42,7 +42,7 @@ enum Command {
     /// Declare a member gone that is dead, lost or no longer trusted; every member refuses it from then on
     EvictCluster(commands::mesh::EvictArgs),
     /// List the members of the mesh as this cluster sees them
-    Clusters(commands::mesh::ClustersArgs),
+    Clusters(commands::clusters::ClustersArgs),
     /// Walk the way from a workload to a service, and name the first step that is broken
     Explain(commands::explain::ExplainArgs),
     /// Check this cluster: control plane, certificates, configuration, proxies, members
@@ -121,7 +121,7 @@ async fn run(command: Command) -> anyhow::Result<u8> {
         Command::JoinCluster(a) => commands::mesh::join(a).await,
         Command::LeaveCluster(a) => commands::mesh::leave(a).await,
         Command::EvictCluster(a) => commands::mesh::evict(a).await,
-        Command::Clusters(a) => commands::mesh::clusters(a).await,
+        Command::Clusters(a) => commands::clusters::run(a).await,
         Command::Explain(a) => commands::explain::run(a).await,
         Command::Doctor(a) => commands::doctor::run(a).await,
         Command::Validate(a) => commands::validate::run(&a),

@@ -221,6 +221,7 @@ impl ExportLog {
             digest: self.digest.wrapping_add(self.special.get(peer).copied().unwrap_or(0)),
             members: 0,
             partial: false,
+            stamp: 0,
         }
     }
 

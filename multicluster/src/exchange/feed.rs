@@ -3,7 +3,7 @@
 use mesh_model::ClusterId;
 
 use super::{
-    LEASE_INTERVAL_MS, PROTOCOL, PROTOCOL_PARTIAL,
+    LEASE_INTERVAL_MS, PROTOCOL, PROTOCOL_PARTIAL, SOFTWARE,
     export::{Change, ExportLog, frame},
 };
 use crate::{
@@ -129,7 +129,11 @@ impl Feed {
         let mut out = Vec::new();
         if !self.welcomed {
             self.welcomed = true;
-            out.push(frame(Frame::Welcome(pb::Welcome { protocol: self.protocol, log_id: log.id() })));
+            out.push(frame(Frame::Welcome(pb::Welcome {
+                protocol: self.protocol,
+                log_id: log.id(),
+                software: SOFTWARE.to_owned(),
+            })));
         }
         if self.members < members.changes() {
             let news: Vec<_> = members.since(self.members).map(wire::member_pb).collect();
@@ -181,7 +185,9 @@ impl Feed {
             self.lease_due = now + LEASE_INTERVAL_MS;
         } else if lease && self.protocol >= PROTOCOL_PARTIAL {
             let duration_ms = super::LEASE_MS;
-            out.push(frame(Frame::Lease(pb::Lease { duration_ms, partial: true, ..Default::default() })));
+            let version = log.head();
+            let l = pb::Lease { duration_ms, version, partial: true, ..Default::default() };
+            out.push(frame(Frame::Lease(l)));
             self.lease_due = now + LEASE_INTERVAL_MS;
         }
         Ok((out, !complete))

@@ -73,6 +73,10 @@ pub struct Import {
     fresh: Option<Table>,
     lease_until: u64,
     last_lease: Option<u64>,
+    /// Newest version of the peer's log, as its last lease told.
+    head: Option<u64>,
+    /// When the table was last known to be the peer's.
+    confirmed: Option<u64>,
     live: bool,
     /// A resubscription is under way; changes are ignored until the exporter answers it.
     resubscribing: bool,
@@ -108,6 +112,8 @@ impl Import {
             fresh: None,
             lease_until: now + grace_ms,
             last_lease: None,
+            head: None,
+            confirmed: None,
             resubscribing: false,
             dirty: Dirty { all: true, services: BTreeSet::new() },
             refused: 0,
@@ -170,6 +176,20 @@ impl Import {
         self.last_lease.map(|t| now.saturating_sub(t))
     }
 
+    /// Changes of the peer that are not applied yet, as of its last lease; `None` without a lease that tells.
+    #[must_use]
+    pub fn lag(&self) -> Option<u64> {
+        let lag = self.head.filter(|_| self.live)?.saturating_sub(self.offset);
+        // What was told is not in use until a lease confirms it.
+        Some(if self.fresh.is_some() || self.resubscribing { lag.max(1) } else { lag })
+    }
+
+    /// Milliseconds since the table was last known to be the peer's.
+    #[must_use]
+    pub fn confirmed_age(&self, now: u64) -> Option<u64> {
+        self.confirmed.map(|t| now.saturating_sub(t))
+    }
+
     /// A subscription is about to be sent: log and offset to put in it.
     pub fn subscribe(&mut self) -> (u64, u64) {
         self.resubscribe();
@@ -200,6 +220,7 @@ impl Import {
                 self.resubscribing = false;
                 self.log_id = r.log_id;
                 self.offset = 0;
+                self.head = None;
                 self.fresh = Some(Table::default());
                 self.refused = 0;
                 self.refusals.clear();
@@ -304,6 +325,7 @@ impl Import {
             self.dirty.all = true;
             step.changed = true;
         }
+        self.head = Some(l.version).filter(|v| *v > 0 || !l.partial);
         if self.resubscribing || l.partial {
             return step;
         }
@@ -311,6 +333,7 @@ impl Import {
         if table.digest == l.digest || (table.partial && self.offset <= l.version) {
             // Withdrawals that a fresh table never saw move the head without a change.
             self.offset = l.version;
+            self.confirmed = Some(now);
             if let Some(fresh) = self.fresh.take() {
                 self.take_over(fresh, &mut step);
             }

@@ -8,7 +8,7 @@ use mesh_model::{
 };
 
 use super::{
-    DialBudget, ExportLog, Feed, FeedError, Follower, Import, LEASE_MS, Next, PROTOCOL, Persisted,
+    DialBudget, ExportLog, Feed, FeedError, Follower, Import, LEASE_MS, Next, PROTOCOL, Persisted, SOFTWARE,
     ServiceKey, Step, conflicts::Conflicts, pace::Pace,
 };
 use crate::{
@@ -217,6 +217,7 @@ impl Node {
             offset,
             self_: Some(this),
             members,
+            software: SOFTWARE.to_owned(),
         };
         Some(ImporterFrame { frame: Some(importer_frame::Frame::Subscribe(subscribe)) })
     }
@@ -232,15 +233,18 @@ impl Node {
             self.follow(&heard.merged, now);
             return Some(heard);
         }
-        let lease = matches!(f.frame, Some(Frame::Lease(_)));
+        let stamp = match &f.frame {
+            Some(Frame::Lease(l)) => Some(l.stamp),
+            _ => None,
+        };
         let members = self.members.digest();
         let import = self.imports.get_mut(peer)?;
         heard.step = import.on_frame(now, f);
         if heard.step.resubscribe {
             heard.reply = self.subscription(peer);
-        } else if lease {
-            let received =
-                pb::Received { offset: import.offset(), members, conflicts: self.conflicts.tell(peer) };
+        } else if let Some(stamp) = stamp {
+            let conflicts = self.conflicts.tell(peer);
+            let received = pb::Received { offset: import.offset(), members, conflicts, stamp };
             heard.reply = Some(ImporterFrame { frame: Some(importer_frame::Frame::Received(received)) });
         }
         Some(heard)

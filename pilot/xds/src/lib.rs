@@ -5,6 +5,7 @@
 //! - [`client`]: a generic ADS client that survives its server, and [`client::proxy`], which keeps
 //!   what a proxy executes complete and consistent.
 //! - [`mcp`]: configuration documents between components, on the same server and client.
+//! - [`links`]: what gateways tell of the ways to other clusters.
 //! - [`bootstrap`]: Envoy's bootstrap file.
 //! - [`codec`]: `mesh_model::proxy` to Envoy v3 protobuf and back.
 //!
@@ -13,6 +14,7 @@
 pub mod bootstrap;
 pub mod client;
 pub mod codec;
+pub mod links;
 pub mod mcp;
 pub mod nds;
 pub mod node;

@@ -66,6 +66,7 @@ pub struct Agent {
     engine: Arc<Engine>,
     client: Arc<ProxyClient>,
     node: NodeInfo,
+    control_plane: Endpoint,
     drain: Duration,
     left: oneshot::Receiver<(Leave, Duration)>,
     replaced: Arc<AtomicBool>,
@@ -213,7 +214,7 @@ impl Agent {
             have.changed().await.context("the secret store is gone")?;
         }
         let client = ProxyClient::start(ProxyClientOptions {
-            client: ClientOptions { endpoint, node: node.clone(), mode: Mode::Delta },
+            client: ClientOptions { endpoint: endpoint.clone(), node: node.clone(), mode: Mode::Delta },
             cache: args.state_dir.as_ref().map(|d| d.join("xds.cache")),
             name_table,
             fixed: None,
@@ -251,6 +252,7 @@ impl Agent {
             engine,
             client: Arc::new(client),
             node,
+            control_plane: endpoint,
             drain: args.drain(),
             left,
             replaced: Arc::default(),
@@ -268,6 +270,12 @@ impl Agent {
     #[must_use]
     pub fn state(&self) -> watch::Receiver<Arc<ProxyState>> {
         self.client.state()
+    }
+
+    /// Where the control plane is, approached as this proxy, and as whom.
+    #[must_use]
+    pub fn control_plane(&self) -> (Endpoint, NodeInfo) {
+        (self.control_plane.clone(), self.node.clone())
     }
 
     /// Tells the control plane of the end while [`Agent::run`] runs.

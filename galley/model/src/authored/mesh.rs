@@ -2,6 +2,8 @@
 //!
 //! One document, named `mesh`. What Istio's mesh configuration also has keeps its name.
 
+use serde::{Deserialize, Serialize};
+
 use super::{Duration, OutboundTrafficPolicy};
 use crate::federation::{OnLapse, Transport};
 
@@ -58,6 +60,36 @@ choice! {
         /// Keeps back.
         Deny,
     }
+}
+
+message! {
+    /// Membership of this cluster in a mesh, as it is declared. One document, named `mesh`; without it membership is what
+    /// operators' commands made it.
+    pub struct MeshMembership {
+        /// What is wanted.
+        pub state: MembershipState,
+        /// File of the control plane's machine that holds a join token; it is read while the cluster is in no mesh.
+        pub token_file: String,
+        /// Leave although members do not confirm it.
+        pub force: bool,
+    }
+
+    /// A cluster that is declared gone; the document has its name.
+    pub struct ClusterEviction {
+        /// Why, for people.
+        pub reason: String,
+    }
+}
+
+/// What a [`MeshMembership`] wants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum MembershipState {
+    /// To be a member: one that is in no mesh joins with the token.
+    #[default]
+    Joined,
+    /// To be in no mesh.
+    Left,
 }
 
 message! {

@@ -40,6 +40,7 @@ pub(crate) async fn run(args: DoctorArgs) -> anyhow::Result<u8> {
     let in_mesh = certificates(&args.local, &mut all).await;
     configuration(&args.local, &mut all).await;
     let gateways = proxies(&args.local, &mut all).await;
+    declared(&args.local, &mut all).await;
     if in_mesh {
         members(&args.local, gateways, &mut all).await;
     }
@@ -207,6 +208,22 @@ async fn proxies(local: &Local, out: &mut Vec<Step>) -> bool {
         out.push(Step::ok("proxies", format!("{} connected, none refused anything{late}", clients.len())));
     }
     gateway
+}
+
+/// Membership that configuration declares and that is not so.
+async fn declared(local: &Local, out: &mut Vec<Step>) {
+    let Ok(mut admin) = local.admin().await else { return };
+    // Who does not answer is found by the next check.
+    let Ok(answer) = admin.clusters(ClustersRequest {}).await else { return };
+    let c = answer.into_inner();
+    if let Some(d) = c.declared.as_ref().filter(|d| d.phase == "failed") {
+        let says = format!("MeshMembership mesh declares {}: {}", d.state, d.message);
+        out.push(Step::broken("membership", says, "it is tried again; correct what the message names"));
+    }
+    for e in c.declared_evictions.iter().filter(|e| e.phase == "failed") {
+        let says = format!("ClusterEviction {}: {}", e.cluster, e.message);
+        out.push(Step::broken("membership", says, "correct or remove the document"));
+    }
 }
 
 async fn members(local: &Local, gateway: bool, out: &mut Vec<Step>) {

@@ -1,4 +1,4 @@
-//! `found`, `join-cluster`, `leave-cluster`, `evict-cluster`, `clusters`.
+//! `found`, `join-cluster`, `leave-cluster`, `evict-cluster`.
 
 use std::{
     net::SocketAddr,
@@ -8,7 +8,7 @@ use std::{
 use anyhow::Context;
 use mesh_runtime::exit;
 use multicluster::{
-    admin_pb::{ClustersRequest, EvictRequest, LeaveMeshRequest, PrepareJoinRequest},
+    admin_pb::{EvictRequest, LeaveMeshRequest, PrepareJoinRequest},
     authority_pb::FoundRequest,
     join::{join as dial_and_join, join_dialled},
     token::JoinToken,
@@ -252,102 +252,5 @@ pub(crate) async fn evict(args: EvictArgs) -> anyhow::Result<u8> {
         "Its certificates stay valid: to keep its workloads from calling services of this mesh directly, replace the \
          root or deny its cluster in an AuthorizationPolicy."
     );
-    Ok(exit::OK)
-}
-
-#[derive(Debug, clap::Args)]
-pub(crate) struct ClustersArgs {
-    #[command(flatten)]
-    local: Local,
-    /// Output format
-    #[arg(short, long, value_enum, default_value_t)]
-    output: Format,
-}
-
-pub(crate) async fn clusters(args: ClustersArgs) -> anyhow::Result<u8> {
-    let r = match args.local.admin().await?.clusters(ClustersRequest {}).await {
-        Ok(r) => r.into_inner(),
-        Err(s) => anyhow::bail!(refusal(&s)),
-    };
-    if args.output == Format::Json {
-        let all: Vec<_> = r
-            .clusters
-            .iter()
-            .map(|c| {
-                let m = c.member.clone().unwrap_or_default();
-                serde_json::json!({
-                    "cluster": m.cluster, "network": m.network, "state": c.state,
-                    "leaseAgeMs": c.lease_age_ms, "importedServices": c.imported_services,
-                    "offset": c.offset, "transports": m.transports,
-                    "gateways": m.gateways.iter().map(|g| &g.address).collect::<Vec<_>>(),
-                    "lastError": c.last_error, "refusedRecords": c.refused_records, "refusals": c.refusals,
-                })
-            })
-            .collect();
-        let conflicts: Vec<_> = r
-            .conflicts
-            .iter()
-            .map(|c| {
-                let it = c.conflict.clone().unwrap_or_default();
-                serde_json::json!({
-                    "namespace": it.namespace, "name": it.name, "type": "Conflict", "status": "True",
-                    "reason": it.reason, "message": it.message, "winner": it.winner, "reportedBy": c.reported_by,
-                })
-            })
-            .collect();
-        output::json(&serde_json::json!({
-            "self": r.self_, "trustDomain": r.trust_domain, "clusters": all, "evicted": r.evicted,
-            "exportConflicts": conflicts,
-        }))?;
-        return Ok(exit::OK);
-    }
-    if r.trust_domain.is_empty() {
-        println!("Cluster {} is in no mesh.", r.self_);
-        return Ok(exit::OK);
-    }
-    println!("Mesh {}, seen from {}:", r.trust_domain, r.self_);
-    let rows = r.clusters.iter().map(|c| {
-        let m = c.member.clone().unwrap_or_default();
-        let gateways: Vec<_> = m.gateways.iter().map(|g| g.address.as_str()).collect();
-        let age = if c.lease_age_ms == 0 && c.state != "connected" {
-            "-".into()
-        } else {
-            format!("{:.1}s", c.lease_age_ms as f64 / 1000.0)
-        };
-        [
-            m.cluster.clone(),
-            c.state.clone(),
-            age,
-            c.imported_services.to_string(),
-            m.transports.join(","),
-            gateways.join(","),
-            c.last_error.clone(),
-        ]
-    });
-    println!(
-        "{}",
-        output::table(
-            ["CLUSTER", "STATE", "LEASE AGE", "SERVICES", "TRANSPORT", "GATEWAYS", "LAST ERROR"],
-            rows
-        )
-    );
-    for c in r.clusters.iter().filter(|c| c.refused_records > 0) {
-        let name = c.member.as_ref().map_or("", |m| &m.cluster);
-        println!("{name}: {} records refused, such as: {}", c.refused_records, c.refusals.join("; "));
-    }
-    for c in &r.conflicts {
-        let it = c.conflict.clone().unwrap_or_default();
-        println!(
-            "ServiceExport {}/{}: Conflict=True, {}: {} (says {})",
-            it.namespace,
-            it.name,
-            it.reason,
-            it.message,
-            c.reported_by.join(", ")
-        );
-    }
-    if !r.evicted.is_empty() {
-        println!("Evicted: {}", r.evicted.join(", "));
-    }
     Ok(exit::OK)
 }

@@ -152,6 +152,7 @@ pub(crate) async fn run(args: ControlPlaneArgs) -> anyhow::Result<()> {
             authority_socket: at(socket::CITADEL),
             exports: unix(socket::PILOT),
             debug_socket: Some(at(socket::DEBUG)),
+            declarations: Some(unix(socket::GALLEY)),
         },
         secrets.clone(),
     )
@@ -198,6 +199,7 @@ pub(crate) async fn run(args: ControlPlaneArgs) -> anyhow::Result<()> {
     let listener = TcpListener::bind(args.xds).await.with_context(|| format!("--xds {}", args.xds))?;
     let server = grpc()
         .add_service(pilot.ads_service())
+        .add_service(pilot.link_service())
         .add_service(citadel.certificate_service())
         .serve_with_incoming(conn::tls(listener, tls.clone()));
     tasks.spawn(async move { report("xDS", server.await) });
