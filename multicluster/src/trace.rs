@@ -1,7 +1,7 @@
 //! Going the way of a session to a member's service: the lease, the own gateway, the tunnel, the member's gateway,
 //! a workload's certificate, and what the member itself says of its part.
 
-use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
+use std::{fmt::Write as _, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full, Limited};
@@ -13,7 +13,9 @@ use mesh_model::{
     federation::LeaseState,
     proxy::{SecretRef, StringMatch, UpstreamTls, Validation, alert},
 };
+use mesh_xds::links::PeerLink;
 use rustls::{AlertDescription, CertificateError};
+use serde::de::DeserializeOwned;
 use serde_json::json;
 use tokio::net::{TcpStream, UnixStream};
 use tonic::Status;
@@ -57,22 +59,35 @@ pub(crate) async fn ask_pilot(
         // Whom a cluster may speak for is its own workloads; the certificate says which cluster asks.
         "principal": r.principal, "cluster": peer.as_str(), "method": r.method, "path": r.path,
     });
-    let asked = tokio::time::timeout(PATIENCE, post(socket, "/pilot/debug/inspect", ask.to_string())).await;
-    let body = asked
+    pilot(socket, hyper::Method::POST, "/pilot/debug/inspect", ask.to_string()).await
+}
+
+/// A page of pilot's.
+async fn pilot<T: DeserializeOwned>(
+    socket: &Path,
+    method: hyper::Method,
+    path: &str,
+    body: String,
+) -> Result<T, Status> {
+    let body = tokio::time::timeout(PATIENCE, page(socket, method, path, body))
+        .await
         .map_err(|_| Status::deadline_exceeded("pilot does not answer"))?
         .map_err(|e| Status::unavailable(format!("pilot: {e}")))?;
     serde_json::from_slice(&body).map_err(|e| Status::internal(format!("pilot's answer: {e}")))
 }
 
-async fn post(
+async fn page(
     socket: &Path,
+    method: hyper::Method,
     path: &str,
     body: String,
 ) -> Result<Bytes, Box<dyn std::error::Error + Send + Sync>> {
     let stream = UnixStream::connect(socket).await?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     let driver = tokio::spawn(connection);
-    let request = hyper::Request::post(path)
+    let request = hyper::Request::builder()
+        .method(method)
+        .uri(path)
         .header("host", "flotilla")
         .header("content-type", "application/json")
         .body(Full::new(Bytes::from(body)))?;
@@ -103,6 +118,8 @@ pub(crate) async fn trace(shared: &Arc<Shared>, r: &TraceRequest) -> Result<Vec<
     // session, and speaks last.
     let addresses = shared.options.via.map_or(announced, |via| vec![via]);
     let session = session(shared, r, "istio", &cluster, &addresses).await;
+    // After the session, which has just made gateways dial if nobody had.
+    steps.extend(transport(shared, &cluster).await);
     let reached = !session.is_broken();
     let there =
         member(shared, &trust_domain, &cluster, &addresses, r.inspect.clone().unwrap_or_default()).await;
@@ -130,6 +147,44 @@ pub(crate) async fn trace(shared: &Arc<Shared>, r: &TraceRequest) -> Result<Vec<
     let end = steps.iter().position(Step::is_broken).map_or(steps.len(), |i| i + 1);
     steps.truncate(end.max(1));
     Ok(steps)
+}
+
+/// What this cluster's gateways told of the way to a member; nothing if no gateway tells.
+async fn transport(shared: &Shared, cluster: &ClusterId) -> Option<Step> {
+    let socket = shared.options.debug_socket.as_ref()?;
+    let told: Vec<GatewayReport> =
+        pilot(socket, hyper::Method::GET, "/pilot/debug/links", String::new()).await.ok()?;
+    let links: Vec<_> = told
+        .iter()
+        .flat_map(|g| g.peers.iter().map(move |p| (&g.gateway, p)))
+        .filter(|(_, p)| p.cluster == cluster.as_str() && !p.transport.is_empty())
+        .collect();
+    // Where QUIC is meant and TCP stands in, it says why.
+    let blocked = links.iter().find(|(_, p)| p.transport == "tcp" && !p.why_tcp.is_empty());
+    if let Some((gateway, p)) = blocked {
+        let says = format!("TCP, though QUIC is preferred; {gateway}: {}", p.why_tcp);
+        let fix = format!("let UDP to port 15443 of {cluster}'s gateways pass, and its answers");
+        return Some(Step::warning("transport", says, fix));
+    }
+    let (_, worst) = links.iter().max_by_key(|(_, p)| p.rtt_us)?;
+    let mut says = worst.transport.to_uppercase();
+    if let Some(us) = worst.rtt_us {
+        let _ = write!(says, ", round trip {:.1} ms", us as f64 / 1e3);
+    }
+    let sum = |of: fn(&PeerLink) -> Option<u64>| links.iter().filter_map(|(_, p)| of(p)).sum::<u64>();
+    let (sent, lost) = (sum(|p| p.packets_sent), sum(|p| p.packets_lost));
+    if sent > 0 {
+        let _ =
+            write!(says, ", {:.1} % of {sent} packets lost in a minute", lost as f64 * 100.0 / sent as f64);
+    }
+    Some(Step::ok("transport", says))
+}
+
+/// Of a gateway, as pilot shows it.
+#[derive(serde::Deserialize)]
+struct GatewayReport {
+    gateway: String,
+    peers: Vec<PeerLink>,
 }
 
 /// Only the way to a member's control plane.

@@ -74,10 +74,26 @@ fn quic_carries_everything_and_tcp_takes_over_within_two_seconds() {
         println!("   UDP dropped: first answer by TCP after {:.2} s, {failed} failed", first.as_secs_f64());
         ensure!(first <= Duration::from_millis(2_200), "more than 2 s");
         all_ok("by TCP", &client.call(&calls(Protocol::Http1, "beta", 20)).await?)?;
+        println!("   {}", explained(&world, "UDP to port 15443 of east's gateways").await?);
         world.wan.set_all(Rule::CLEAN);
         served_from(client, "beta", &["east"]).await?;
+        println!("   {}", explained(&world, "QUIC, round trip").await?);
         Ok(())
     });
+}
+
+/// Waits until `flotilla explain` says `what` of the way to beta, and answers with the line. Gateways report every five
+/// seconds, and QUIC is tried again after ten.
+async fn explained(world: &World, what: &str) -> anyhow::Result<String> {
+    let mut line = None;
+    let took = until(&format!("explain says {what:?}"), Duration::from_secs(30), async || {
+        let said = world.clusters[0].flotilla(&["explain", "client-v1.shop", "beta"])?;
+        line = said.out.lines().find(|l| l.contains(what)).map(str::to_owned);
+        ensure!(line.is_some(), "{}", said.out);
+        Ok(())
+    })
+    .await?;
+    Ok(format!("explain, after {:.1} s: {}", took.as_secs_f64(), line.unwrap_or_default().trim()))
 }
 
 /// Bytes of UDP and TCP payload in a capture, by port 15443.
