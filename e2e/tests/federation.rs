@@ -10,6 +10,7 @@ use std::{
 use citadel::{Citadel, CitadelOptions};
 use mesh_model::{
     ClusterId, NetworkId,
+    authored::{Kind, MembershipState, MeshMembership},
     federation::{
         Conflict, ConflictReason, EndpointGroup, ExportedService, GatewayAddress, ImportedService,
         LeaseState, PeerCluster, Transport, type_url,
@@ -81,7 +82,7 @@ impl Cluster {
             authority_socket: at("citadel.sock"),
             exports: Endpoint::Unix(at("pilot.sock")),
             debug_socket: None,
-            declarations: None,
+            declarations: Some(Endpoint::Unix(at("pilot.sock"))),
         };
         let federation = Federation::start(options.clone(), secrets.clone()).await.unwrap();
         let imports = ConfigClient::start(
@@ -141,6 +142,28 @@ impl Cluster {
             })
             .collect();
         self.exports.publish_type(type_url::EXPORTED_SERVICE, docs);
+    }
+
+    /// What its configuration says of its membership.
+    fn declare(&self, membership: &MeshMembership) {
+        let doc = Document::new("mesh", membership).unwrap();
+        self.exports.publish_type(Kind::ClusterEviction.type_url(), BTreeMap::new());
+        self.exports
+            .publish_type(Kind::MeshMembership.type_url(), BTreeMap::from([("mesh".to_owned(), doc)]));
+    }
+
+    /// Waits for a phase of what is declared, and answers why.
+    async fn phase(&self, phase: &str) -> String {
+        let start = Instant::now();
+        loop {
+            let r = self.admin().await.clusters(ClustersRequest {}).await.unwrap().into_inner();
+            let declared = r.declared.unwrap_or_default();
+            if declared.phase == phase {
+                return declared.message;
+            }
+            assert!(start.elapsed() < SOON, "{declared:?}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
     }
 
     fn imported(&self) -> Vec<ImportedService> {
@@ -345,6 +368,44 @@ async fn an_exporter_hears_that_its_definition_is_not_used() {
         }
         found(&[]);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_declared_join_goes_on_where_it_was_interrupted() {
+    let (west, mut east, third) =
+        (Cluster::start("west").await, Cluster::start("east").await, Cluster::start("third").await);
+    west.found().await;
+    let token = west.token().await;
+    // The answer to this was lost, and then the component was restarted.
+    let prepared = east.admin().await.prepare_join(PrepareJoinRequest {}).await.unwrap().into_inner();
+    join(&token, prepared.newcomer.unwrap(), prepared.csr).await.unwrap();
+    east.federation = None;
+    let address = east.options.listen;
+    until("the old one ends", SOON, || std::net::TcpListener::bind(address).is_ok()).await;
+    east.federation = Some(Federation::start(east.options.clone(), east.secrets.clone()).await.unwrap());
+
+    let file = west.dir.path().join("token");
+    std::fs::write(&file, token.encode()).unwrap();
+    let wanted = MeshMembership { token_file: file.display().to_string(), ..MeshMembership::default() };
+    east.declare(&wanted);
+    east.phase("joined").await;
+    assert!(east.in_mesh().await);
+    until("they meet", SOON, || east.peers().len() == 1 && west.peers().len() == 1).await;
+
+    // Another cluster's attempt with it is an error, which names the field.
+    third.declare(&wanted);
+    let why = third.phase("failed").await;
+    assert!(why.starts_with("spec.tokenFile: ") && why.contains("already used by cluster east"), "{why}");
+
+    // A member does not go over to another mesh because its file has another token.
+    third.declare(&MeshMembership { token_file: String::new(), ..MeshMembership::default() });
+    third.found().await;
+    third.phase("joined").await;
+    std::fs::write(&file, third.token().await.encode()).unwrap();
+    east.declare(&MeshMembership { force: true, state: MembershipState::Joined, ..wanted.clone() });
+    let why = east.phase("failed").await;
+    assert!(why.contains("of another mesh") && why.contains("set state: left first"), "{why}");
+    assert_eq!(east.peers().len(), 1);
 }
 
 /// Re-encodes a token with one field changed, as somebody who knows the format would.
