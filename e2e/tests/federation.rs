@@ -245,6 +245,11 @@ async fn three_clusters_join_exchange_and_leave() {
     })
     .await;
 
+    // What was kept is at most a second old.
+    let kept = east.dir.path().join("federation/imports/north.json");
+    let has = || std::fs::read_to_string(&kept).is_ok_and(|text| text.contains("details"));
+    until("east keeps north's services", SOON, has).await;
+
     // East's federation dies: its lease lapses everywhere, and nothing is deleted.
     east.federation = None;
     let took = until("the lapse", SOON, || {
@@ -255,7 +260,8 @@ async fn three_clusters_join_exchange_and_leave() {
     east.federation = Some(Federation::start(east.options.clone(), east.secrets.clone()).await.unwrap());
     until("the return", SOON, || west.summary()[0].2 == LeaseState::Live).await;
     // The new process serves what the old one had kept.
-    assert!(east.imported().len() >= 2);
+    let kept = east.imported();
+    assert!(kept.len() >= 2, "{kept:?}, {:?}", east.peers());
 
     let left = east.admin().await.leave(LeaveMeshRequest { force: false }).await.unwrap().into_inner();
     assert_eq!(left.peers.len(), 2);

@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     io,
     path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use mesh_model::ClusterId;
@@ -14,7 +15,11 @@ use crate::{exchange::Persisted, wire::Member};
 
 /// Files below `<state>/federation`.
 #[derive(Debug, Clone)]
-pub(crate) struct Store(PathBuf);
+pub(crate) struct Store {
+    dir: PathBuf,
+    /// A directory into which somebody writes cannot be removed.
+    writing: Arc<Mutex<()>>,
+}
 
 /// A join token as its issuer remembers it: never the secret, only its hash.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -34,11 +39,15 @@ pub(crate) type Tokens = BTreeMap<String, IssuedToken>;
 
 impl Store {
     pub(crate) fn new(state_dir: &Path) -> Self {
-        Self(state_dir.join("federation"))
+        Self { dir: state_dir.join("federation"), writing: Arc::default() }
+    }
+
+    fn alone(&self) -> MutexGuard<'_, ()> {
+        self.writing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn read<T: DeserializeOwned + Default>(&self, name: &str) -> io::Result<T> {
-        let path = self.0.join(name);
+        let path = self.dir.join(name);
         let bytes = match std::fs::read(&path) {
             Ok(b) => b,
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(T::default()),
@@ -49,7 +58,9 @@ impl Store {
     }
 
     fn write<T: Serialize>(&self, name: &str, value: &T) -> io::Result<()> {
-        write_private(&self.0.join(name), &serde_json::to_vec_pretty(value)?)
+        let bytes = serde_json::to_vec_pretty(value)?;
+        let _alone = self.alone();
+        write_private(&self.dir.join(name), &bytes)
     }
 
     pub(crate) fn members(&self) -> io::Result<Members> {
@@ -81,7 +92,7 @@ impl Store {
     }
 
     pub(crate) fn drop_import(&self, peer: &ClusterId) -> io::Result<()> {
-        match std::fs::remove_file(self.0.join(format!("imports/{peer}.json"))) {
+        match std::fs::remove_file(self.dir.join(format!("imports/{peer}.json"))) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
             _ => Ok(()),
         }
@@ -89,7 +100,8 @@ impl Store {
 
     /// Forgets everything about the mesh that was left.
     pub(crate) fn clear(&self) -> io::Result<()> {
-        match std::fs::remove_dir_all(&self.0) {
+        let _alone = self.alone();
+        match std::fs::remove_dir_all(&self.dir) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
             _ => Ok(()),
         }
