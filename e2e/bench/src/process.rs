@@ -124,14 +124,19 @@ pub(crate) fn tool(cpu: usize, args: &[String], limit: Duration) -> anyhow::Resu
 /// As root, runs the program again inside a network namespace; `None` inside of it and for others.
 pub(crate) fn in_own_namespace(args: &Args) -> anyhow::Result<Option<bool>> {
     if args.no_netns || !rustix::process::geteuid().is_root() || std::env::var_os(INSIDE).is_some() {
+        anyhow::ensure!(
+            args.mtu.is_none() || std::env::var_os(INSIDE).is_some(),
+            "--mtu needs a network namespace"
+        );
         return Ok(None);
     }
+    let mtu = args.mtu.map(|m| format!("ip link set lo mtu {m}\n")).unwrap_or_default();
     let set_up = "ip link set lo up
         sysctl -qw net.ipv4.tcp_congestion_control=cubic 2>/dev/null || sysctl -qw net.ipv4.tcp_congestion_control=reno
         sysctl -qw net.ipv4.tcp_tw_reuse=1 net.ipv4.ip_local_port_range='10000 60999'
         exec \"$@\"";
     let status = Command::new("unshare")
-        .args(["--net", "nice", "-n", "-15", "sh", "-c", set_up, "sh"])
+        .args(["--net", "nice", "-n", "-15", "sh", "-c", &(mtu + set_up), "sh"])
         .arg(std::env::current_exe()?)
         .args(std::env::args_os().skip(1))
         .env(INSIDE, "1")
