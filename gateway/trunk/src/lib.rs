@@ -21,13 +21,16 @@ mod dial;
 mod endpoint;
 mod links;
 mod metrics;
+mod port;
 mod serve;
 mod socket;
 mod stream;
+mod transport;
 mod watch;
+mod workers;
 
 pub use dial::{Path, QUIC_PATIENCE};
-pub use endpoint::{PeerGateway, Peers, Trunk, TrunkError, TrunkOptions};
+pub use endpoint::{DeliverTo, PeerGateway, Peers, Trunk, TrunkError, TrunkOptions};
 pub use links::{Carrier, LinkStatus, Opener};
 pub use metrics::TrunkMetrics;
 pub use socket::SocketStatus;

@@ -9,7 +9,7 @@ use std::{
 use mesh_identity::{SecretStore, TRUST_BUNDLE, WORKLOAD_SVID};
 use mesh_model::ClusterId;
 use mesh_trunk::{
-    Carrier, Opener, Path, PeerGateway, Peers, Trunk, TrunkMetrics, TrunkOptions, TrunkStream,
+    Carrier, DeliverTo, Opener, Path, PeerGateway, Peers, Trunk, TrunkMetrics, TrunkOptions, TrunkStream,
     congestion::Congestion,
 };
 use rcgen::{
@@ -57,9 +57,17 @@ fn gateway(root: &Ca, trust: &Ca, cluster: &str) -> Arc<SecretStore> {
 }
 
 fn start(secrets: &SecretStore, deliver_to: SocketAddr) -> Trunk {
-    let options =
-        TrunkOptions { listen: "127.0.0.1:0".parse().unwrap(), deliver_to, congestion: Congestion::Bbr };
-    Trunk::start(options, secrets, TrunkMetrics::default()).unwrap()
+    Trunk::start(options("127.0.0.1:0".parse().unwrap(), deliver_to), secrets, TrunkMetrics::default())
+        .unwrap()
+}
+
+fn options(listen: SocketAddr, deliver_to: SocketAddr) -> TrunkOptions {
+    TrunkOptions {
+        listen,
+        deliver_to: DeliverTo::Address(deliver_to),
+        congestion: Congestion::Bbr,
+        workers: 0,
+    }
 }
 
 /// A listener that greets and echoes until end of stream.
@@ -261,7 +269,7 @@ async fn a_cluster_that_nobody_can_dial_is_reached_on_what_it_dialled() {
     // It comes back by itself.
     drop((s, west));
     eventually("east notices", || east.links().iter().all(|l| l.transport == Carrier::Tcp)).await;
-    let options = TrunkOptions { listen: to, deliver_to: deliver, congestion: Congestion::Bbr };
+    let options = options(to, deliver);
     let secrets = gateway(&root, &root, "west");
     let mut again = None;
     eventually("the address is free", || {
@@ -380,11 +388,7 @@ async fn links_are_seen_as_metrics() {
     let deliver = echo().await;
     let mut registry = prometheus_client::registry::Registry::default();
     let metrics = TrunkMetrics::register(&mut registry);
-    let options = TrunkOptions {
-        listen: "127.0.0.1:0".parse().unwrap(),
-        deliver_to: deliver,
-        congestion: Congestion::Bbr,
-    };
+    let options = options("127.0.0.1:0".parse().unwrap(), deliver);
     let west = Trunk::start(options, &gateway(&root, &root, "west"), metrics).unwrap();
     let east = start(&gateway(&root, &root, "east"), deliver);
     let to = east.address().unwrap();
