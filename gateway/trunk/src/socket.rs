@@ -77,10 +77,6 @@ pub(crate) fn bind(
         wanted_buffer: BUFFER,
     };
     status.warn();
-    // Nobody else joins them: datagrams would go there.
-    for s in &sockets {
-        s.set_reuse_port(false)?;
-    }
     Ok((sockets.into_iter().map(Into::into).collect(), status))
 }
 
