@@ -54,7 +54,7 @@ pub(crate) fn measure(args: &Args, scenario: &str) -> anyhow::Result<Vec<Row>> {
     let dir = tempfile::tempdir()?;
     pin(args.load_cpu)?;
     let mesh = Mesh::start(args, dir.path())?;
-    let swallowed = serve(mesh.east.workload())?;
+    let workload = Workload::start(mesh.east.workload())?;
     let mut rows = ["tcp", "trunk"].map(|side| Row {
         scenario: scenario.to_owned(),
         side: side.to_owned(),
@@ -66,7 +66,7 @@ pub(crate) fn measure(args: &Args, scenario: &str) -> anyhow::Result<Vec<Row>> {
             let quic = row.side == "trunk";
             let figures = switch(&mesh, quic).and_then(|()| {
                 let profiled = quic.then_some(args.profile.as_deref()).flatten();
-                run(args, &mesh, scenario == "trunk", &swallowed, profiled)
+                run(args, &mesh, scenario == "trunk", &workload.swallowed, profiled)
             });
             match figures {
                 Ok(figures) => row.add(&figures),
@@ -230,19 +230,43 @@ fn client_hello(name: &str) -> Vec<u8> {
     [&[22, 3, 1][..], &sized(2, &handshake)].concat()
 }
 
-/// The workload: swallows or sends back what follows the hello. Answers how much was swallowed.
-fn serve(at: SocketAddr) -> anyhow::Result<Arc<AtomicU64>> {
-    let listener = TcpListener::bind(at).with_context(|| at.to_string())?;
-    let swallowed = Arc::new(AtomicU64::new(0));
-    let count = Arc::clone(&swallowed);
-    // They end with the process.
-    std::thread::spawn(move || {
-        for s in listener.incoming().flatten() {
-            let count = Arc::clone(&count);
-            std::thread::spawn(move || session(s, &count));
+/// The workload: swallows or sends back what follows the hello.
+struct Workload {
+    at: SocketAddr,
+    swallowed: Arc<AtomicU64>,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Workload {
+    fn start(at: SocketAddr) -> anyhow::Result<Self> {
+        let listener = TcpListener::bind(at).with_context(|| at.to_string())?;
+        let (swallowed, stop) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
+        let (count, end) = (Arc::clone(&swallowed), Arc::clone(&stop));
+        let thread = std::thread::spawn(move || {
+            for s in listener.incoming().flatten() {
+                if end.load(Relaxed) {
+                    return;
+                }
+                let count = Arc::clone(&count);
+                // It ends with its session.
+                std::thread::spawn(move || session(s, &count));
+            }
+        });
+        Ok(Self { at, swallowed, stop, thread: Some(thread) })
+    }
+}
+
+impl Drop for Workload {
+    fn drop(&mut self) {
+        self.stop.store(true, Relaxed);
+        // Wakes whoever accepts.
+        if TcpStream::connect(self.at).is_ok()
+            && let Some(t) = self.thread.take()
+        {
+            let _ = t.join();
         }
-    });
-    Ok(swallowed)
+    }
 }
 
 fn session(mut s: TcpStream, count: &AtomicU64) -> io::Result<()> {
