@@ -40,10 +40,10 @@ pub struct GatewayArgs {
     /// The gateway's own east-west listener, to which sessions from trunks are handed
     #[arg(long, default_value = "127.0.0.1:15443")]
     trunk_deliver: SocketAddr,
-    /// Threads that carry trunks, each with a socket of its own at that address; 0 is one per core that the process may
-    /// use
-    #[arg(long, default_value_t = 0)]
-    trunk_workers: usize,
+    /// Threads that carry trunks, each with a socket of its own at that address; one per core that the process may use
+    /// unless set. With 0 trunks run beside certificates, configuration and admin pages
+    #[arg(long)]
+    trunk_workers: Option<usize>,
     /// Congestion control of the trunk: `bbr` measures what the path delivers, `cubic` shrinks at every loss
     #[arg(long, default_value_t)]
     trunk_congestion: Congestion,
@@ -71,10 +71,9 @@ pub async fn run(args: GatewayArgs) -> anyhow::Result<()> {
             listen,
             deliver_to: DeliverTo::Channel(delivered),
             congestion: args.trunk_congestion,
-            workers: match args.trunk_workers {
-                0 => std::thread::available_parallelism().map_or(1, usize::from),
-                n => n,
-            },
+            workers: args
+                .trunk_workers
+                .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from)),
         };
         let trunk =
             trunk::start(options, &store, &mut registry).with_context(|| format!("--trunk {listen}"))?;

@@ -68,6 +68,12 @@ pub(crate) struct Args {
     /// Worker threads of each gateway in the `trunk` scenarios.
     #[arg(long, default_value_t = 1)]
     concurrency: usize,
+    /// Threads of each gateway for trunks in the `trunk` scenarios; 0: none of their own.
+    #[arg(long)]
+    trunk_workers: Option<usize>,
+    /// The gateways of the `trunk` scenarios run on both cores, which the load then shares with them.
+    #[arg(long)]
+    spread: bool,
     /// MTU of the loopback device of the network namespace; a network's packets have 1500 bytes.
     #[arg(long)]
     mtu: Option<u32>,

@@ -177,11 +177,14 @@ impl Cluster {
                 ("trunk-deliver", format!("{ip}:{EAST_WEST}")),
             ],
         );
+        list.extend(args.trunk_workers.map(|n| format!("--trunk-workers={n}")));
         // The lean binary has no subcommands.
         list.remove(0);
         let program = binary(args.gateway.as_ref(), "flotilla-gateway", "gateway")?.display().to_string();
         let log = self.dir.join("gateway.log");
-        self.gateway = Some(Process::start(args.proxy_cpu, &log, &program, &list)?);
+        let both = format!("{},{}", args.proxy_cpu, args.load_cpu);
+        let cpus = if args.spread { both } else { args.proxy_cpu.to_string() };
+        self.gateway = Some(Process::start_on(&cpus, &log, &program, &list)?);
         self.answers(3, 15021, "/healthz/ready")
     }
 

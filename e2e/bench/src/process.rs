@@ -25,9 +25,14 @@ pub(crate) struct Process {
 impl Process {
     /// Starts `program` on a core; output goes to `log`.
     pub(crate) fn start(cpu: usize, log: &Path, program: &str, args: &[String]) -> anyhow::Result<Self> {
+        Self::start_on(&cpu.to_string(), log, program, args)
+    }
+
+    /// The same on one core or several, as `taskset` has them.
+    pub(crate) fn start_on(cpus: &str, log: &Path, program: &str, args: &[String]) -> anyhow::Result<Self> {
         let out = File::create(log).with_context(|| log.display().to_string())?;
         let mut c = Command::new("taskset");
-        c.args(["-c", &cpu.to_string(), program]).args(args);
+        c.args(["-c", cpus, program]).args(args);
         c.stdin(Stdio::null()).stdout(out.try_clone()?).stderr(out);
         let child = c.spawn().context("taskset (Debian: util-linux)")?;
         Ok(Self { child, name: format!("{program}, see {}", log.display()) })

@@ -6,9 +6,12 @@ use std::{
     time::Duration,
 };
 
-use quinn::{AckFrequencyConfig, MtuDiscoveryConfig, TransportConfig, VarInt};
+use quinn::{MtuDiscoveryConfig, TransportConfig, VarInt};
 
-use crate::{congestion::Congestion, watch::KEEP_ALIVE};
+use crate::{
+    congestion::{self, Congestion},
+    watch::KEEP_ALIVE,
+};
 
 /// A connection without a packet from the peer for this long is dead.
 const IDLE: Duration = Duration::from_secs(20);
@@ -16,12 +19,6 @@ const IDLE: Duration = Duration::from_secs(20);
 const STREAMS: u32 = 8192;
 /// Notices that a peer may have under way at once.
 const NOTICES: u32 = 4;
-/// Packets that the peer may receive before it acknowledges at once (draft-ietf-quic-ack-frequency, section 4). Every
-/// acknowledgement is a system call and a packet to open on either side; QUIC's own rule is every second packet. Fewer
-/// than the ten of a first window, so that a connection's start does not wait for a timer.
-const ACK_EVERY: u32 = 8;
-/// And how long it may put off the acknowledgement of fewer packets; QUIC's own limit is 25 ms.
-const ACK_WITHIN: Duration = Duration::from_millis(5);
 /// The largest payload of a UDP datagram over IPv4 (RFC 768, RFC 791).
 pub(crate) const LARGEST: u16 = 65_507;
 /// Of a packet in a network that says nothing about itself: Ethernet.
@@ -30,8 +27,6 @@ const UDP_HEADER: u32 = 8;
 
 /// Settings of the connections to one address.
 pub(crate) fn transport(congestion: Congestion, peer: SocketAddr) -> Arc<TransportConfig> {
-    let mut acks = AckFrequencyConfig::default();
-    acks.ack_eliciting_threshold(VarInt::from_u32(ACK_EVERY)).max_ack_delay(Some(ACK_WITHIN));
     let mut mtu = MtuDiscoveryConfig::default();
     mtu.upper_bound(largest_payload(peer));
     let mut t = TransportConfig::default();
@@ -44,7 +39,7 @@ pub(crate) fn transport(congestion: Congestion, peer: SocketAddr) -> Arc<Transpo
         .stream_receive_window(VarInt::from_u32(1 << 20))
         .receive_window(VarInt::from_u32(16 << 20))
         .send_window(16 << 20)
-        .ack_frequency_config(Some(acks))
+        .ack_frequency_config(Some(congestion::acks()))
         .mtu_discovery_config(Some(mtu))
         .congestion_controller_factory(congestion.factory());
     Arc::new(t)

@@ -201,6 +201,6 @@ async fn a_session_that_came_by_another_way_meets_the_same_chains() {
     let alert = [21, 3, 3, 0, 2, 2, 112];
     assert_eq!(deliver(at, &hello("unknown.test")).await, alert);
     let elsewhere = SocketAddr::new(at.ip(), at.port() ^ 1);
-    assert_eq!(deliver(elsewhere, &known).await, []);
+    assert!(deliver(elsewhere, &known).await.is_empty());
     assert_eq!(g.engine.status().connections_total, 2);
 }
