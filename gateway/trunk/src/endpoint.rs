@@ -17,24 +17,22 @@ use mesh_model::{
     proxy::{ClientCertificate, DownstreamTls, SecretRef, TlsVersion, UpstreamTls, Validation},
 };
 use quinn::{
-    ClientConfig, ConnectError, Connecting, Connection, Endpoint, EndpointConfig, Incoming, ServerConfig,
-    VarInt,
+    ClientConfig, ConnectError, Connecting, Connection, Endpoint, Incoming, ServerConfig, VarInt,
     crypto::rustls::{HandshakeData, QuicClientConfig, QuicServerConfig},
 };
 use rustls::pki_types::CertificateDer;
 use tokio::{
     runtime::Handle,
-    sync::{Semaphore, mpsc, watch},
+    sync::{Semaphore, watch},
     task::JoinSet,
 };
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    ALPN, ALPN_BOTH_WAYS, LinkStatus, SocketStatus, TrunkMetrics, TrunkStream,
-    congestion::Congestion,
-    dial,
+    ALPN, ALPN_BOTH_WAYS, LinkStatus, SocketStatus, TrunkError, TrunkMetrics, TrunkOptions, dial,
+    ends::{self, Ends},
     links::{Link, Links},
-    port, serve, socket, transport,
+    port, serve, transport,
     workers::Workers,
 };
 
@@ -54,46 +52,6 @@ const MEMBER_PATIENCE: Duration = Duration::from_secs(3);
 const FAREWELL: Duration = Duration::from_secs(2);
 /// For peers to hear that this gateway ends.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(1);
-
-/// How a trunk is started.
-#[derive(Debug, Clone)]
-pub struct TrunkOptions {
-    /// UDP address for peers.
-    pub listen: SocketAddr,
-    /// The gateway's own east-west listener, to which accepted sessions are handed.
-    pub deliver_to: DeliverTo,
-    /// Threads with a runtime and a socket each, on which connections live, 256 at most; with none they live on the
-    /// runtime that the trunk is started on.
-    pub workers: usize,
-    /// Congestion control of every connection, in the direction from this gateway.
-    pub congestion: Congestion,
-}
-
-/// How accepted sessions reach the listener.
-#[derive(Debug, Clone)]
-pub enum DeliverTo {
-    /// Over a connection to it.
-    Address(SocketAddr),
-    /// As they are, each with the address of the peer, to whoever takes them from the other end of this.
-    Channel(mpsc::Sender<(TrunkStream, SocketAddr)>),
-}
-
-/// Why it could not start.
-#[derive(Debug, thiserror::Error)]
-pub enum TrunkError {
-    /// TLS settings.
-    #[error(transparent)]
-    Identity(#[from] mesh_identity::IdentityError),
-    /// TLS settings that QUIC cannot use.
-    #[error("QUIC cannot use the TLS configuration: {0}")]
-    Tls(String),
-    /// A thread or its runtime cannot be started.
-    #[error("cannot start a thread")]
-    Thread(#[source] io::Error),
-    /// The address cannot be bound.
-    #[error("trunk address {0}")]
-    Bind(SocketAddr, #[source] io::Error),
-}
 
 /// Gateways of the members of the federation, as the control plane names them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -119,8 +77,8 @@ pub struct Trunk {
 }
 
 pub(crate) struct Inner {
-    /// One for each runtime.
-    endpoints: Vec<(Endpoint, Handle)>,
+    /// Those of each runtime.
+    endpoints: Vec<Ends>,
     /// Whose turn it is to dial.
     turn: AtomicUsize,
     client: Arc<QuicClientConfig>,
@@ -173,22 +131,7 @@ impl Trunk {
         let client = Arc::new(QuicClientConfig::try_from(client).map_err(tls)?);
         let workers = Workers::start(options.workers.min(port::MOST)).map_err(TrunkError::Thread)?;
         let bound = |e| TrunkError::Bind(options.listen, e);
-        let (sockets, status) = socket::bind(options.listen, workers.runtimes.len()).map_err(bound)?;
-        let sockets = port::join(sockets, &workers.runtimes).map_err(bound)?;
-        let mut endpoints = Vec::with_capacity(sockets.len());
-        for ((socket, runtime), own) in sockets.into_iter().zip(&workers.runtimes).zip(0..=u8::MAX) {
-            let mut config = EndpointConfig::default();
-            config.cid_generator(move || Box::new(port::Numbered(own)));
-            // Above the least that is allowed.
-            let _ = config.max_udp_payload_size(transport::LARGEST);
-            let server = ServerConfig::with_crypto(server.clone());
-            let on = Arc::new(port::On(runtime.clone()));
-            let endpoint = {
-                let _there = runtime.enter();
-                Endpoint::new_with_abstract_socket(config, Some(server), socket, on).map_err(bound)?
-            };
-            endpoints.push((endpoint, runtime.clone()));
-        }
+        let (endpoints, status) = ends::bind(options.listen, &workers.runtimes, &server).map_err(bound)?;
         // Only the first trunk of a process is in its metrics; there is one.
         let _ = metrics.socket.set(status);
         let inner = Arc::new(Inner {
@@ -207,9 +150,9 @@ impl Trunk {
         });
         let stop = CancellationToken::new();
         // They end with the trunk.
-        for (endpoint, runtime) in inner.endpoints.clone() {
-            let accept = accept(inner.clone(), endpoint, runtime.clone());
-            runtime.spawn(stop.clone().run_until_cancelled_owned(accept));
+        for e in &inner.endpoints {
+            let accept = accept(inner.clone(), e.accepts.clone(), e.runtime.clone());
+            e.runtime.spawn(stop.clone().run_until_cancelled_owned(accept));
         }
         tokio::spawn(stop.clone().run_until_cancelled_owned(keep(inner.clone())));
         Ok(Self { inner, socket: status, stop, _workers: workers })
@@ -220,8 +163,7 @@ impl Trunk {
     /// # Errors
     /// If the socket is gone.
     pub fn address(&self) -> io::Result<SocketAddr> {
-        let (endpoint, _) = self.inner.endpoints.first().ok_or(io::ErrorKind::NotConnected)?;
-        endpoint.local_addr()
+        self.inner.endpoints.first().ok_or(io::ErrorKind::NotConnected)?.accepts.local_addr()
     }
 
     /// Every link as it is now, by peer cluster and address.
@@ -276,7 +218,7 @@ impl Trunk {
         self.stop.cancel();
         self.inner.close();
         let idle = async {
-            for (endpoint, _) in &self.inner.endpoints {
+            for endpoint in self.inner.endpoints.iter().flat_map(Ends::all) {
                 endpoint.wait_idle().await;
             }
         };
@@ -287,7 +229,7 @@ impl Trunk {
 
 impl Inner {
     fn close(&self) {
-        for (endpoint, _) in &self.endpoints {
+        for endpoint in self.endpoints.iter().flat_map(Ends::all) {
             endpoint.close(VarInt::from_u32(0), b"gateway stopped");
         }
     }
@@ -295,10 +237,10 @@ impl Inner {
     /// Dials a connection, on the runtime whose turn it is.
     pub(crate) fn dial(&self, address: SocketAddr) -> Result<(Connecting, Handle), ConnectError> {
         let turn = self.turn.fetch_add(1, Relaxed) % self.endpoints.len().max(1);
-        let (endpoint, runtime) = self.endpoints.get(turn).ok_or(ConnectError::EndpointStopping)?;
+        let ends = self.endpoints.get(turn).ok_or(ConnectError::EndpointStopping)?;
         let mut config = ClientConfig::new(self.client.clone());
         config.transport_config(transport::transport(self.options.congestion, address));
-        Ok((endpoint.connect_with(config, address, dial::NAME)?, runtime.clone()))
+        Ok((ends.dials.connect_with(config, address, dial::NAME)?, ends.runtime.clone()))
     }
 
     /// Takes a connection in whose handshake is over; `None` if its certificate names no cluster.

@@ -1,4 +1,5 @@
-//! The trunk's UDP sockets, one for each of its runtimes, all at the same address.
+//! The trunk's UDP sockets, one for each of its runtimes, all at the same address. (Where there are several, dials leave
+//! from a socket of the runtime's own.)
 //!
 //! The kernel chooses a socket by the addresses of a datagram. A peer whose address changes (RFC 9000, section 9) may
 //! then reach a runtime that knows nothing of its connection. So the first byte of every connection ID names the
@@ -75,13 +76,11 @@ impl ConnectionIdGenerator for Numbered {
     }
 }
 
-/// The runtime that a datagram is for, if it says so: one with a short header does, and one with a long header (RFC 9000,
-/// section 17.2) if its ID is as long as ours are. What begins a connection has an ID of the peer's choice, which is
-/// longer: 20 bytes with quinn. One that is not goes astray, and the peer falls back to TCP.
+/// The runtime that a datagram is for, if it says so: those with a short header do, which are all that a peer sends once
+/// it may move (RFC 9000, section 17.3).
 fn addressee(datagram: &[u8]) -> Option<u8> {
     match datagram {
         [first, to, ..] if first & 0x80 == 0 => Some(*to),
-        [_, _, _, _, _, len, to, ..] if usize::from(*len) == ID_LEN => Some(*to),
         _ => None,
     }
 }
@@ -238,12 +237,8 @@ mod tests {
         assert_eq!(a.len(), of_two.cid_len());
         let datagram = [&[0x43][..], &a, &[0; 20]].concat();
         assert_eq!(addressee(&datagram), Some(2));
-        // What answers a dial comes where the kernel likes.
-        let answer = [&[0xc3, 0, 0, 0, 1, 9][..], &a, &[0; 20]].concat();
-        assert_eq!(addressee(&answer), Some(2));
         // The first datagrams of a peer name nobody: the ID is its own.
-        let first = [&[0xc3, 0, 0, 0, 1, 20][..], &[2; 20]].concat();
-        assert_eq!((addressee(&first), addressee(&[0xc3, 2, 0, 0, 0])), (None, None));
+        assert_eq!(addressee(&[0xc3, 2, 0, 0, 0]), None);
         assert_eq!((addressee(&[0x43]), addressee(&[])), (None, None));
     }
 }

@@ -26,7 +26,7 @@ pub struct SocketStatus {
 
 impl SocketStatus {
     /// What an operator should know, once.
-    fn warn(&self) {
+    pub(crate) fn warn(&self) {
         if self.segments <= 1 {
             tracing::warn!(
                 "no UDP segmentation offload (UDP_SEGMENT) on this kernel: trunks cost several times the CPU"
@@ -47,7 +47,7 @@ impl SocketStatus {
     }
 }
 
-/// Binds `n` sockets at one address with large buffers, and says what they lack.
+/// Binds `n` sockets at one address with large buffers.
 pub(crate) fn bind(
     mut address: SocketAddr,
     n: usize,
@@ -76,7 +76,6 @@ pub(crate) fn bind(
         send_buffer: first.send_buffer_size()? / overhead,
         wanted_buffer: BUFFER,
     };
-    status.warn();
     Ok((sockets.into_iter().map(Into::into).collect(), status))
 }
 

@@ -110,9 +110,8 @@ impl Listening {
 
 /// Serves what is delivered, for as long as the engine runs.
 pub(crate) async fn take(worker: Rc<Worker>, listening: Rc<Listening>, mut from: mpsc::Receiver<Delivery>) {
-    loop {
+    while let Some(d) = from.recv().await {
         let admission = worker.admit().await;
-        let Some(d) = from.recv().await else { return };
         match listening.at(d.at) {
             Some(slot) => drop(tokio::task::spawn_local(serve(Rc::clone(&worker), slot, d, admission))),
             None => {
