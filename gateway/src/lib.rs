@@ -14,9 +14,10 @@ use anyhow::{Context, ensure};
 use mesh_agent::{Agent, AgentOptions, ProxyArgs, Restart};
 use mesh_identity::SecretStore;
 use mesh_proxy::Hooks;
-use mesh_trunk::{TrunkOptions, congestion::Congestion};
+use mesh_trunk::{DeliverTo, TrunkOptions, congestion::Congestion};
 use mesh_xds::NodeKind;
 use prometheus_client::registry::Registry;
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 /// From the moment at which peers have been told of the end until no session is accepted any more: what they sent
@@ -24,6 +25,8 @@ use tokio_util::sync::CancellationToken;
 const NOTICE: Duration = Duration::from_millis(250);
 /// The same, if the control plane has heard of it: it tells this cluster's proxies, which move their sessions.
 const SPREAD: Duration = Duration::from_secs(1);
+/// Sessions from trunks on their way to the engine; each of its workers keeps more that wait.
+const SESSIONS: usize = 256;
 /// A control plane that does not answer in this time is not waited for.
 const HEARING: Duration = Duration::from_secs(1);
 
@@ -38,6 +41,10 @@ pub struct GatewayArgs {
     /// The gateway's own east-west listener, to which sessions from trunks are handed
     #[arg(long, default_value = "127.0.0.1:15443")]
     trunk_deliver: SocketAddr,
+    /// Threads that carry trunks, each with a socket of its own at that address; one per core that the process may use
+    /// unless set. With 0 trunks run beside certificates, configuration and admin pages
+    #[arg(long)]
+    trunk_workers: Option<usize>,
     /// Congestion control of the trunk: `bbr` measures what the path delivers, `cubic` shrinks at every loss
     #[arg(long, default_value_t)]
     trunk_congestion: Congestion,
@@ -59,9 +66,16 @@ pub async fn run(args: GatewayArgs) -> anyhow::Result<()> {
     let _credentials = args.credentials.map(|dir| credentials::follow(dir, store.clone()));
     let mut hooks = Hooks { spans: tracing.spans(), ..Hooks::default() };
     let (mut trunks, mut pages) = (None, axum::Router::new());
+    let (delivered, sessions) = mpsc::channel(SESSIONS);
     if let Some(listen) = args.trunk {
-        let options =
-            TrunkOptions { listen, deliver_to: args.trunk_deliver, congestion: args.trunk_congestion };
+        let options = TrunkOptions {
+            listen,
+            deliver_to: DeliverTo::Channel(delivered),
+            congestion: args.trunk_congestion,
+            workers: args
+                .trunk_workers
+                .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from)),
+        };
         let trunk =
             trunk::start(options, &store, &mut registry).with_context(|| format!("--trunk {listen}"))?;
         hooks.dialer = Some(trunk::dialer(trunk.clone()));
@@ -89,6 +103,7 @@ pub async fn run(args: GatewayArgs) -> anyhow::Result<()> {
     let (endpoint, node) = agent.control_plane();
     let reporting = tokio::spawn(report::run(endpoint, node, agent.state(), trunks.clone()));
     let following = trunks.clone().map(|t| tokio::spawn(trunk::follow(t, agent.state())));
+    let delivering = tokio::spawn(trunk::deliver(sessions, args.trunk_deliver, agent.deliveries()));
     // Whoever sends hears of the end before the listener closes, so that no new session finds it closed.
     let (farewell, engine_stop) = (agent.farewell(), CancellationToken::new());
     let notice = async {
@@ -117,6 +132,7 @@ pub async fn run(args: GatewayArgs) -> anyhow::Result<()> {
     if let Some(f) = following {
         f.abort();
     }
+    delivering.abort();
     if let Some(t) = trunks {
         t.close().await;
     }

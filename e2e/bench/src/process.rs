@@ -25,9 +25,14 @@ pub(crate) struct Process {
 impl Process {
     /// Starts `program` on a core; output goes to `log`.
     pub(crate) fn start(cpu: usize, log: &Path, program: &str, args: &[String]) -> anyhow::Result<Self> {
+        Self::start_on(&cpu.to_string(), log, program, args)
+    }
+
+    /// The same on one core or several, as `taskset` has them.
+    pub(crate) fn start_on(cpus: &str, log: &Path, program: &str, args: &[String]) -> anyhow::Result<Self> {
         let out = File::create(log).with_context(|| log.display().to_string())?;
         let mut c = Command::new("taskset");
-        c.args(["-c", &cpu.to_string(), program]).args(args);
+        c.args(["-c", cpus, program]).args(args);
         c.stdin(Stdio::null()).stdout(out.try_clone()?).stderr(out);
         let child = c.spawn().context("taskset (Debian: util-linux)")?;
         Ok(Self { child, name: format!("{program}, see {}", log.display()) })
@@ -124,14 +129,19 @@ pub(crate) fn tool(cpu: usize, args: &[String], limit: Duration) -> anyhow::Resu
 /// As root, runs the program again inside a network namespace; `None` inside of it and for others.
 pub(crate) fn in_own_namespace(args: &Args) -> anyhow::Result<Option<bool>> {
     if args.no_netns || !rustix::process::geteuid().is_root() || std::env::var_os(INSIDE).is_some() {
+        anyhow::ensure!(
+            args.mtu.is_none() || std::env::var_os(INSIDE).is_some(),
+            "--mtu needs a network namespace"
+        );
         return Ok(None);
     }
+    let mtu = args.mtu.map(|m| format!("ip link set lo mtu {m}\n")).unwrap_or_default();
     let set_up = "ip link set lo up
         sysctl -qw net.ipv4.tcp_congestion_control=cubic 2>/dev/null || sysctl -qw net.ipv4.tcp_congestion_control=reno
         sysctl -qw net.ipv4.tcp_tw_reuse=1 net.ipv4.ip_local_port_range='10000 60999'
         exec \"$@\"";
     let status = Command::new("unshare")
-        .args(["--net", "nice", "-n", "-15", "sh", "-c", set_up, "sh"])
+        .args(["--net", "nice", "-n", "-15", "sh", "-c", &(mtu + set_up), "sh"])
         .arg(std::env::current_exe()?)
         .args(std::env::args_os().skip(1))
         .env(INSIDE, "1")

@@ -8,10 +8,21 @@ mod bbr;
 mod loss;
 mod rate;
 
-use std::{fmt, str::FromStr, sync::Arc};
+use std::{fmt, str::FromStr, sync::Arc, time::Duration};
 
 pub use bbr::{Bbr, BbrConfig};
-use quinn::congestion::{ControllerFactory, CubicConfig};
+use quinn::{
+    AckFrequencyConfig, VarInt,
+    congestion::{ControllerFactory, CubicConfig},
+};
+
+/// Packets that the peer may receive without acknowledging at once (draft-ietf-quic-ack-frequency, section 4). Every
+/// acknowledgement is a system call and a packet to open on either side; QUIC's own rule is every second packet. With
+/// eight, BBR got 86 % out of a policer with a small bucket where it gets 97 % (`tests/congestion`); with 24 it also lost
+/// 17 % of its packets there.
+const ACK_EVERY: u32 = 4;
+/// And how long it may put off the acknowledgement of fewer packets; QUIC's own limit is 25 ms.
+const ACK_WITHIN: Duration = Duration::from_millis(5);
 
 /// Which congestion controller a trunk's connections use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -30,6 +41,14 @@ impl Congestion {
             Self::Cubic => Arc::new(CubicConfig::default()),
         }
     }
+}
+
+/// How often the peer is asked to acknowledge: rarely enough to be cheap, often enough for what is measured from it.
+#[must_use]
+pub fn acks() -> AckFrequencyConfig {
+    let mut acks = AckFrequencyConfig::default();
+    acks.ack_eliciting_threshold(VarInt::from_u32(ACK_EVERY)).max_ack_delay(Some(ACK_WITHIN));
+    acks
 }
 
 impl fmt::Display for Congestion {

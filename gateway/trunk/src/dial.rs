@@ -200,16 +200,18 @@ impl Inner {
 
     async fn quic(self: &Arc<Self>, address: SocketAddr) -> Option<Arc<Link>> {
         let dial = async {
-            let connecting = self.endpoint.connect(address, NAME).map_err(|e| e.to_string())?;
-            connecting.await.map_err(|e| e.to_string())
+            let (connecting, runtime) = self.dial(address).map_err(|e| e.to_string())?;
+            let connection = connecting.await.map_err(|e| e.to_string())?;
+            Ok((connection, runtime))
         };
         // A peer that answers and refuses may only be starting; silence is a network that eats UDP.
         let (result, hold) = match tokio::time::timeout(QUIC_PATIENCE, dial).await {
             Ok(r) => (r, REFUSED_HOLD),
             Err(_) => (Err(format!("no answer by QUIC within {} ms", QUIC_PATIENCE.as_millis())), TCP_HOLD),
         };
-        let result = result
-            .and_then(|c| self.admit(c, Some(address)).ok_or("its certificate names no cluster".into()));
+        let result = result.and_then(|(c, on)| {
+            self.admit(c, Some(address), &on).ok_or("its certificate names no cluster".into())
+        });
         match result {
             Ok(link) => {
                 tracing::info!(%address, cluster = %link.cluster, "trunk is up");

@@ -6,7 +6,7 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -17,35 +17,29 @@ use mesh_model::{
     proxy::{ClientCertificate, DownstreamTls, SecretRef, TlsVersion, UpstreamTls, Validation},
 };
 use quinn::{
-    ClientConfig, Connection, Endpoint, EndpointConfig, Incoming, ServerConfig, TransportConfig, VarInt,
+    ClientConfig, ConnectError, Connecting, Connection, Endpoint, Incoming, ServerConfig, VarInt,
     crypto::rustls::{HandshakeData, QuicClientConfig, QuicServerConfig},
 };
 use rustls::pki_types::CertificateDer;
 use tokio::{
+    runtime::Handle,
     sync::{Semaphore, watch},
     task::JoinSet,
 };
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    ALPN, ALPN_BOTH_WAYS, LinkStatus, SocketStatus, TrunkMetrics,
-    congestion::Congestion,
-    dial,
+    ALPN, ALPN_BOTH_WAYS, LinkStatus, SocketStatus, TrunkError, TrunkMetrics, TrunkOptions, dial,
+    ends::{self, Ends},
     links::{Link, Links},
-    serve, socket,
-    watch::KEEP_ALIVE,
+    port, serve, transport,
+    workers::Workers,
 };
 
 /// TCP takes over for this long before QUIC is tried again.
 pub(crate) const TCP_HOLD: Duration = Duration::from_secs(10);
 /// TCP connect, and opening a stream.
 pub(crate) const TCP_TIMEOUT: Duration = Duration::from_secs(5);
-/// A connection without a packet from the peer for this long is dead.
-const IDLE: Duration = Duration::from_secs(20);
-/// Sessions that a peer may have open at once on one connection.
-const STREAMS: u32 = 8192;
-/// Notices that a peer may have under way at once.
-const NOTICES: u32 = 4;
 /// Sessions being connected to the local listener at once, over all peers.
 const DELIVERIES: usize = 4096;
 /// Handshakes of peers at once; who comes in vain tries again.
@@ -58,31 +52,6 @@ const MEMBER_PATIENCE: Duration = Duration::from_secs(3);
 const FAREWELL: Duration = Duration::from_secs(2);
 /// For peers to hear that this gateway ends.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(1);
-
-/// How a trunk is started.
-#[derive(Debug, Clone)]
-pub struct TrunkOptions {
-    /// UDP address for peers.
-    pub listen: SocketAddr,
-    /// The gateway's own east-west listener, to which accepted sessions are handed.
-    pub deliver_to: SocketAddr,
-    /// Congestion control of every connection, in the direction from this gateway.
-    pub congestion: Congestion,
-}
-
-/// Why it could not start.
-#[derive(Debug, thiserror::Error)]
-pub enum TrunkError {
-    /// TLS settings.
-    #[error(transparent)]
-    Identity(#[from] mesh_identity::IdentityError),
-    /// TLS settings that QUIC cannot use.
-    #[error("QUIC cannot use the TLS configuration: {0}")]
-    Tls(String),
-    /// The address cannot be bound.
-    #[error("trunk address {0}")]
-    Bind(SocketAddr, #[source] io::Error),
-}
 
 /// Gateways of the members of the federation, as the control plane names them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -103,10 +72,17 @@ pub struct Trunk {
     pub(crate) inner: Arc<Inner>,
     socket: SocketStatus,
     stop: CancellationToken,
+    /// After everything that runs there.
+    _workers: Workers,
 }
 
 pub(crate) struct Inner {
-    pub(crate) endpoint: Endpoint,
+    /// Those of each runtime.
+    endpoints: Vec<Ends>,
+    /// Whose turn it is to dial.
+    turn: AtomicUsize,
+    client: Arc<QuicClientConfig>,
+    server: Arc<QuicServerConfig>,
     pub(crate) options: TrunkOptions,
     pub(crate) metrics: TrunkMetrics,
     pub(crate) links: Arc<Links>,
@@ -122,27 +98,12 @@ pub(crate) struct Inner {
 impl Drop for Trunk {
     fn drop(&mut self) {
         self.stop.cancel();
-        self.inner.endpoint.close(VarInt::from_u32(0), b"gateway stopped");
+        self.inner.close();
     }
 }
 
-fn transport(congestion: Congestion) -> Arc<TransportConfig> {
-    let mut t = TransportConfig::default();
-    t.max_concurrent_bidi_streams(VarInt::from_u32(STREAMS))
-        .max_concurrent_uni_streams(VarInt::from_u32(NOTICES))
-        .keep_alive_interval(Some(KEEP_ALIVE))
-        // Both constants are far below QUIC's limit of 2^62 ms.
-        .max_idle_timeout(quinn::IdleTimeout::try_from(IDLE).ok())
-        // One session may not starve the others: 1 MiB each, 16 MiB together.
-        .stream_receive_window(VarInt::from_u32(1 << 20))
-        .receive_window(VarInt::from_u32(16 << 20))
-        .send_window(16 << 20)
-        .congestion_controller_factory(congestion.factory());
-    Arc::new(t)
-}
-
 impl Trunk {
-    /// Binds the endpoint and starts accepting. Must run inside a tokio runtime.
+    /// Binds the endpoints and starts accepting. Must run inside a tokio runtime.
     ///
     /// # Errors
     /// [`TrunkError`].
@@ -166,21 +127,18 @@ impl Trunk {
             alpn: alpn(),
         })?;
         let tls = |e: quinn::crypto::rustls::NoInitialCipherSuite| TrunkError::Tls(e.to_string());
-        let server = QuicServerConfig::try_from(server).map_err(tls)?;
-        let mut server = ServerConfig::with_crypto(Arc::new(server));
-        server.transport_config(transport(options.congestion));
-        let mut client = ClientConfig::new(Arc::new(QuicClientConfig::try_from(client).map_err(tls)?));
-        client.transport_config(transport(options.congestion));
+        let server = Arc::new(QuicServerConfig::try_from(server).map_err(tls)?);
+        let client = Arc::new(QuicClientConfig::try_from(client).map_err(tls)?);
+        let workers = Workers::start(options.workers.min(port::MOST)).map_err(TrunkError::Thread)?;
         let bound = |e| TrunkError::Bind(options.listen, e);
-        let (udp, status) = socket::bind(options.listen).map_err(bound)?;
-        let runtime = Arc::new(quinn::TokioRuntime);
-        let mut endpoint =
-            Endpoint::new(EndpointConfig::default(), Some(server), udp, runtime).map_err(bound)?;
-        endpoint.set_default_client_config(client);
+        let (endpoints, status) = ends::bind(options.listen, &workers.runtimes, &server).map_err(bound)?;
         // Only the first trunk of a process is in its metrics; there is one.
         let _ = metrics.socket.set(status);
         let inner = Arc::new(Inner {
-            endpoint,
+            endpoints,
+            turn: AtomicUsize::new(0),
+            client,
+            server,
             links: metrics.links.clone(),
             metrics,
             options,
@@ -192,9 +150,12 @@ impl Trunk {
         });
         let stop = CancellationToken::new();
         // They end with the trunk.
-        tokio::spawn(stop.clone().run_until_cancelled_owned(accept(inner.clone())));
+        for e in &inner.endpoints {
+            let accept = accept(inner.clone(), e.accepts.clone(), e.runtime.clone());
+            e.runtime.spawn(stop.clone().run_until_cancelled_owned(accept));
+        }
         tokio::spawn(stop.clone().run_until_cancelled_owned(keep(inner.clone())));
-        Ok(Self { inner, socket: status, stop })
+        Ok(Self { inner, socket: status, stop, _workers: workers })
     }
 
     /// Where peers reach it.
@@ -202,7 +163,7 @@ impl Trunk {
     /// # Errors
     /// If the socket is gone.
     pub fn address(&self) -> io::Result<SocketAddr> {
-        self.inner.endpoint.local_addr()
+        self.inner.endpoints.first().ok_or(io::ErrorKind::NotConnected)?.accepts.local_addr()
     }
 
     /// Every link as it is now, by peer cluster and address.
@@ -261,18 +222,39 @@ impl Trunk {
     /// Ends all connections, so that peers know it at once.
     pub async fn close(&self) {
         self.stop.cancel();
-        self.inner.endpoint.close(VarInt::from_u32(0), b"gateway stopped");
+        self.inner.close();
+        let idle = async {
+            for endpoint in self.inner.endpoints.iter().flat_map(Ends::all) {
+                endpoint.wait_idle().await;
+            }
+        };
         // A peer that does not answer is not worth more.
-        let _ = tokio::time::timeout(Duration::from_millis(300), self.inner.endpoint.wait_idle()).await;
+        let _ = tokio::time::timeout(Duration::from_millis(300), idle).await;
     }
 }
 
 impl Inner {
+    fn close(&self) {
+        for endpoint in self.endpoints.iter().flat_map(Ends::all) {
+            endpoint.close(VarInt::from_u32(0), b"gateway stopped");
+        }
+    }
+
+    /// Dials a connection, on the runtime whose turn it is.
+    pub(crate) fn dial(&self, address: SocketAddr) -> Result<(Connecting, Handle), ConnectError> {
+        let turn = self.turn.fetch_add(1, Relaxed) % self.endpoints.len().max(1);
+        let ends = self.endpoints.get(turn).ok_or(ConnectError::EndpointStopping)?;
+        let mut config = ClientConfig::new(self.client.clone());
+        config.transport_config(transport::transport(self.options.congestion, address));
+        Ok((ends.dials.connect_with(config, address, dial::NAME)?, ends.runtime.clone()))
+    }
+
     /// Takes a connection in whose handshake is over; `None` if its certificate names no cluster.
     pub(crate) fn admit(
         self: &Arc<Self>,
         connection: Connection,
         dialled: Option<SocketAddr>,
+        runtime: &Handle,
     ) -> Option<Arc<Link>> {
         let Some(cluster) = cluster_of(&connection) else {
             connection.close(VarInt::from_u32(1), b"the certificate names no cluster");
@@ -284,7 +266,7 @@ impl Inner {
             .and_then(|d| d.protocol);
         let both_ways = protocol.as_deref() == Some(ALPN_BOTH_WAYS.as_bytes());
         let link = Arc::new(Link::new(connection, cluster, dialled, both_ways));
-        serve::start(self, link.clone());
+        serve::start(self, link.clone(), runtime);
         Some(link)
     }
 
@@ -295,9 +277,12 @@ impl Inner {
         matches!(tokio::time::timeout(MEMBER_PATIENCE, known).await, Ok(Ok(_)))
     }
 
-    async fn handshake(self: Arc<Self>, incoming: Incoming) {
+    async fn handshake(self: Arc<Self>, incoming: Incoming, runtime: Handle) {
         let from = incoming.remote_address();
-        let connection = match incoming.await {
+        let mut config = ServerConfig::with_crypto(self.server.clone());
+        config.transport_config(transport::transport(self.options.congestion, from));
+        let shaken = async { incoming.accept_with(Arc::new(config))?.await };
+        let connection = match shaken.await {
             Ok(c) => c,
             Err(error) => {
                 tracing::info!(%from, %error, "a trunk was refused");
@@ -316,7 +301,7 @@ impl Inner {
             connection.close(VarInt::from_u32(4), b"too many connections");
             return;
         }
-        if let Some(link) = self.admit(connection, None) {
+        if let Some(link) = self.admit(connection, None, &runtime) {
             // Its membership may have ended after it was asked for and before the connection was in the list.
             if self.peers.borrow().as_ref().is_some_and(|p| !p.0.contains_key(&link.cluster)) {
                 link.connection.close(VarInt::from_u32(3), b"not a member");
@@ -332,8 +317,8 @@ pub(crate) fn cluster_of(connection: &Connection) -> Option<ClusterId> {
     peer_identity(&certs)?.cluster
 }
 
-async fn accept(inner: Arc<Inner>) {
-    while let Some(incoming) = inner.endpoint.accept().await {
+async fn accept(inner: Arc<Inner>, endpoint: Endpoint, runtime: Handle) {
+    while let Some(incoming) = endpoint.accept().await {
         if inner.draining.load(Relaxed) {
             incoming.refuse();
             continue;
@@ -342,9 +327,9 @@ async fn accept(inner: Arc<Inner>) {
             incoming.refuse();
             continue;
         };
-        let inner = inner.clone();
-        tokio::spawn(async move {
-            inner.handshake(incoming).await;
+        let (inner, here) = (inner.clone(), runtime.clone());
+        runtime.spawn(async move {
+            inner.handshake(incoming, here).await;
             drop(permit);
         });
     }

@@ -19,17 +19,23 @@
 pub mod congestion;
 mod dial;
 mod endpoint;
+mod ends;
 mod links;
 mod metrics;
+mod options;
+mod port;
 mod serve;
 mod socket;
 mod stream;
+mod transport;
 mod watch;
+mod workers;
 
 pub use dial::{Path, QUIC_PATIENCE};
-pub use endpoint::{PeerGateway, Peers, Trunk, TrunkError, TrunkOptions};
+pub use endpoint::{PeerGateway, Peers, Trunk};
 pub use links::{Carrier, LinkStatus, Opener};
 pub use metrics::TrunkMetrics;
+pub use options::{DeliverTo, TrunkError, TrunkOptions};
 pub use socket::SocketStatus;
 pub use stream::TrunkStream;
 

@@ -1,13 +1,13 @@
 //! What happens on a connection for as long as it lives, whoever dialled it: sessions of the peer are handed to the
 //! east-west listener, its notices are heeded, and its silence is noticed.
 
-use std::sync::Arc;
+use std::{net::SocketAddr, sync::Arc};
 
 use quinn::VarInt;
-use tokio::net::TcpStream;
+use tokio::{net::TcpStream, runtime::Handle, sync::OwnedSemaphorePermit};
 
 use crate::{
-    TrunkStream,
+    DeliverTo, TrunkStream,
     endpoint::{Inner, TCP_HOLD, TCP_TIMEOUT},
     links::Link,
     watch::{self, Lost},
@@ -20,10 +20,10 @@ const DRAINING: u8 = 1;
 const NOTICE: usize = 64;
 
 /// Takes a link in, and out again when its connection has ended.
-pub(crate) fn start(inner: &Arc<Inner>, link: Arc<Link>) {
+pub(crate) fn start(inner: &Arc<Inner>, link: Arc<Link>, runtime: &Handle) {
     inner.links.insert(link.clone());
     let inner = inner.clone();
-    tokio::spawn(async move {
+    runtime.spawn(async move {
         tokio::select! {
             () = sessions(&inner, &link) => {}
             () = notices(&link) => {}
@@ -36,23 +36,33 @@ pub(crate) fn start(inner: &Arc<Inner>, link: Arc<Link>) {
 }
 
 async fn sessions(inner: &Arc<Inner>, link: &Arc<Link>) {
-    let deliver_to = inner.options.deliver_to;
     while let Ok((send, receive)) = link.connection.accept_bi().await {
-        let Ok(permit) = inner.deliveries.clone().acquire_owned().await else { return };
-        inner.metrics.accepted_sessions.inc();
-        let mut session = TrunkStream::quic(send, receive, link.sessions.enter());
-        tokio::spawn(async move {
-            match tokio::time::timeout(TCP_TIMEOUT, TcpStream::connect(deliver_to)).await {
-                Ok(Ok(mut local)) => {
-                    drop(permit);
-                    let _ = local.set_nodelay(true);
-                    // Whoever breaks first ends the session; both ends see it.
-                    let _ = tokio::io::copy_bidirectional(&mut session, &mut local).await;
-                }
-                Ok(Err(error)) => tracing::warn!(%error, %deliver_to, "the east-west listener is away"),
-                Err(_) => tracing::warn!(%deliver_to, "the east-west listener does not answer"),
+        let session = TrunkStream::quic(send, receive, link.sessions.enter());
+        match &inner.options.deliver_to {
+            DeliverTo::Channel(to) => {
+                // Nobody takes any more: the gateway ends.
+                let _ = to.send((session, link.connection.remote_address())).await;
             }
-        });
+            DeliverTo::Address(to) => {
+                let Ok(permit) = inner.deliveries.clone().acquire_owned().await else { return };
+                tokio::spawn(connect(session, *to, permit));
+            }
+        }
+        inner.metrics.accepted_sessions.inc();
+    }
+}
+
+/// Carries a session over a connection to the listener.
+async fn connect(mut session: TrunkStream, to: SocketAddr, permit: OwnedSemaphorePermit) {
+    match tokio::time::timeout(TCP_TIMEOUT, TcpStream::connect(to)).await {
+        Ok(Ok(mut local)) => {
+            drop(permit);
+            let _ = local.set_nodelay(true);
+            // Whoever breaks first ends the session; both ends see it.
+            let _ = tokio::io::copy_bidirectional(&mut session, &mut local).await;
+        }
+        Ok(Err(error)) => tracing::warn!(%error, %to, "the east-west listener is away"),
+        Err(_) => tracing::warn!(%to, "the east-west listener does not answer"),
     }
 }
 

@@ -11,7 +11,7 @@ use std::{
 use anyhow::Context;
 use mesh_identity::{SecretStore, TRUST_BUNDLE, WORKLOAD_SVID};
 use mesh_model::proxy::{SecretRef, StringMatch, UpstreamTls, Validation};
-use mesh_proxy::{ApplyReport, ConfigSnapshot, Engine, EngineOptions, Hooks};
+use mesh_proxy::{ApplyReport, ConfigSnapshot, Deliveries, Engine, EngineOptions, Hooks};
 use mesh_runtime::{
     admin::{metrics_router, ready_router, serve_on},
     handover::Leave,
@@ -276,6 +276,12 @@ impl Agent {
     #[must_use]
     pub fn control_plane(&self) -> (Endpoint, NodeInfo) {
         (self.control_plane.clone(), self.node.clone())
+    }
+
+    /// The way to the engine's listeners for connections that came by other ways than their sockets.
+    #[must_use]
+    pub fn deliveries(&self) -> Deliveries {
+        self.engine.deliveries()
     }
 
     /// Tells the control plane of the end while [`Agent::run`] runs.

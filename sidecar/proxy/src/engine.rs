@@ -25,7 +25,7 @@ use crate::{
         health::{Checkers, metrics::HealthMetrics},
         host::{Check, Health, Host},
     },
-    worker::{self, Command, NodeLabels, Shared, Totals},
+    worker::{self, Command, NodeLabels, Shared, Totals, delivery::Deliveries},
 };
 
 /// How often ejected hosts are looked at; their own interval is longer.
@@ -49,6 +49,7 @@ pub enum EngineError {
 pub struct Engine {
     shared: Arc<Shared>,
     applier: Arc<Mutex<Applier>>,
+    deliveries: Deliveries,
     threads: std::sync::Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -142,10 +143,11 @@ impl Engine {
             open: tokio::sync::watch::Sender::new(true),
         });
         let mut threads = Vec::new();
-        let mut commands = Vec::new();
+        let (mut commands, mut deliveries) = (Vec::new(), Vec::new());
         for i in 0..shared.options.workers {
-            let (c, t) = worker::spawn(i, Arc::clone(&shared)).map_err(EngineError::Thread)?;
+            let (c, d, t) = worker::spawn(i, Arc::clone(&shared)).map_err(EngineError::Thread)?;
             commands.push(c);
+            deliveries.push(d);
             threads.push(t);
         }
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -184,7 +186,13 @@ impl Engine {
             });
         });
         threads.push(control.map_err(EngineError::Thread)?);
-        Ok(Self { shared, applier, threads: threads.into() })
+        Ok(Self { shared, applier, deliveries: Deliveries::new(deliveries), threads: threads.into() })
+    }
+
+    /// The way to its listeners for connections that came by other ways than their sockets.
+    #[must_use]
+    pub fn deliveries(&self) -> Deliveries {
+        self.deliveries.clone()
     }
 
     fn applier(&self) -> std::sync::MutexGuard<'_, Applier> {

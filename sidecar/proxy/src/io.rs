@@ -81,6 +81,11 @@ impl Transport {
         Self { stream: Stream::Tcp(stream), prefix, ahead: BytesMut::new(), busy: false, below_tls: false }
     }
 
+    /// The transport with bytes that were read of it back in front.
+    pub(crate) fn prefixed(self, prefix: Bytes) -> Self {
+        Self { prefix, ..self }
+    }
+
     /// The transport for TLS to read from.
     pub(crate) fn below_tls(self) -> Self {
         Self { below_tls: true, ..self }

@@ -31,3 +31,4 @@ pub use options::{
     BoxedIo, ByteStream, Dialer, EngineOptions, HeaderLookup, HookFuture, Hooks, NodeInfo, OnDemand,
     PolicyDecision, PolicyHook, RequestAttributes, RequestRecord, Settled, Wanted,
 };
+pub use worker::delivery::Deliveries;

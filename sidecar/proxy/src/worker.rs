@@ -2,6 +2,7 @@
 
 pub(crate) mod alarm;
 pub(crate) mod connection;
+pub(crate) mod delivery;
 pub(crate) mod load;
 pub(crate) mod signals;
 
@@ -28,6 +29,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::{
     alarm::Alarms,
+    delivery::{Delivery, Listening},
     signals::{Signals, Sources},
 };
 use crate::{
@@ -252,23 +254,30 @@ impl Drop for Admission {
 pub(crate) fn spawn(
     index: usize,
     shared: Arc<Shared>,
-) -> std::io::Result<(Commands, std::thread::JoinHandle<()>)> {
+) -> std::io::Result<(Commands, mpsc::Sender<Delivery>, std::thread::JoinHandle<()>)> {
     let (tx, rx) = mpsc::channel(COMMANDS);
+    let (deliveries, delivered) = delivery::channel();
     let thread = std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build_local(tokio::runtime::LocalOptions::default());
         match runtime {
-            Ok(rt) => rt.block_on(run(shared, rx)),
+            Ok(rt) => rt.block_on(run(shared, rx, delivered)),
             Err(error) => tracing::error!(%error, "worker runtime"),
         }
     })?;
-    Ok((Commands(tx), thread))
+    Ok((Commands(tx), deliveries, thread))
 }
 
-async fn run(shared: Arc<Shared>, mut commands: mpsc::Receiver<Command>) {
+async fn run(
+    shared: Arc<Shared>,
+    mut commands: mpsc::Receiver<Command>,
+    delivered: mpsc::Receiver<Delivery>,
+) {
     let worker = Worker::new(shared);
-    let mut listening: HashMap<String, (CancellationToken, Vec<Rc<TcpListener>>)> = HashMap::new();
+    let listening = Rc::new(Listening::default());
+    // It ends with the runtime.
+    tokio::task::spawn_local(delivery::take(Rc::clone(&worker), Rc::clone(&listening), delivered));
     let mut sweep = tokio::time::interval(Duration::from_secs(1));
     sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -294,23 +303,11 @@ async fn run(shared: Arc<Shared>, mut commands: mpsc::Receiver<Command>) {
                         let (s, slot) = (Rc::clone(s), Arc::clone(&l.slot));
                         tokio::task::spawn_local(listen(Rc::clone(&worker), slot, s, stop.clone()));
                     }
-                    if let Some((old, _)) = listening.insert(name, (stop, sockets)) {
-                        old.cancel();
-                    }
+                    listening.insert(l.slot, stop, sockets);
                 }
-                Some(Command::Unlisten(name)) => {
-                    if let Some((stop, _)) = listening.remove(&name) {
-                        stop.cancel();
-                    }
-                }
-                Some(Command::Share(to)) => {
-                    let all = listening.values().flat_map(|l| &l.1);
-                    let duplicate = |s: &Rc<TcpListener>| {
-                        socket2::SockRef::from(&**s).try_clone().map(std::net::TcpListener::from)
-                    };
-                    // Whoever asked may no longer wait.
-                    let _ = to.send(all.map(duplicate).collect());
-                }
+                Some(Command::Unlisten(name)) => listening.remove(&name),
+                // Whoever asked may no longer wait.
+                Some(Command::Share(to)) => drop(to.send(listening.duplicates())),
                 None => break,
             },
             _ = sweep.tick() => {

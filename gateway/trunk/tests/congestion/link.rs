@@ -172,6 +172,7 @@ fn build(link: Link, controllers: &[Factory], t0: Instant) -> World {
             .receive_window(VarInt::from_u32(64 << 20))
             .stream_receive_window(VarInt::from_u32(64 << 20))
             .max_concurrent_bidi_streams(paced::STREAMS)
+            .ack_frequency_config(Some(mesh_trunk::congestion::acks()))
             .max_idle_timeout(None);
         let t = Arc::new(t);
         let (mut client, mut server) = (client.clone(), server.clone());

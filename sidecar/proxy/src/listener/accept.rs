@@ -13,7 +13,7 @@ use super::{
 use crate::{
     config::listener::{Chain, ConnectionFacts, HttpManager, Listener, ListenerSlot, Terminal},
     http::{h1, h2, record::TcpRecord},
-    io::{Io, Transport},
+    io::{BoxedIo, Io, Transport},
     refusal::Refusal,
     tcp, tunnel,
     upstream::connect::negotiated_tunnels,
@@ -73,6 +73,40 @@ pub(crate) async fn accepted(
             listener = other;
         }
     }
+    let arrival = Arrival { peer, direct_peer, local, redirected };
+    choose(worker, listener, Transport::tcp(stream, Bytes::new()), buf, arrival).await
+}
+
+/// The same for a stream that came by another way than a socket of the listener; `local` is the listener's address.
+pub(crate) async fn delivered(
+    worker: &Rc<Worker>,
+    slot: &Arc<ListenerSlot>,
+    stream: BoxedIo,
+    peer: SocketAddr,
+    local: SocketAddr,
+) -> Option<Serving> {
+    let peer = canonical(peer);
+    let arrival = Arrival { peer, direct_peer: peer, local: canonical(local), redirected: false };
+    choose(worker, slot.current.load_full(), Transport::boxed(stream), BytesMut::new(), arrival).await
+}
+
+/// Where a connection came from, and what it was meant for.
+struct Arrival {
+    peer: SocketAddr,
+    direct_peer: SocketAddr,
+    local: SocketAddr,
+    redirected: bool,
+}
+
+/// Chooses the chain by what the connection says first, of which `buf` is read already.
+async fn choose(
+    worker: &Rc<Worker>,
+    listener: Arc<Listener>,
+    mut stream: Transport,
+    mut buf: BytesMut,
+    arrival: Arrival,
+) -> Option<Serving> {
+    let Arrival { peer, direct_peer, local, redirected } = arrival;
     let (hello, http) = inspect(&listener, local, &mut stream, &mut buf).await;
     let tls = hello.is_some();
     let hello = hello.unwrap_or_default();
@@ -94,7 +128,7 @@ pub(crate) async fn accepted(
         return None;
     };
     let accepted = Accepted { peer, direct_peer, local, redirected, sni: hello.sni };
-    serve(worker, listener, chain, stream, buf.freeze(), accepted).await
+    serve(worker, listener, chain, stream.prefixed(buf.freeze()), accepted).await
 }
 
 struct Accepted {
@@ -109,11 +143,9 @@ async fn serve(
     worker: &Rc<Worker>,
     listener: Arc<Listener>,
     chain: Arc<Chain>,
-    stream: TcpStream,
-    prefix: Bytes,
+    transport: Transport,
     a: Accepted,
 ) -> Option<Serving> {
-    let transport = Transport::tcp(stream, prefix);
     let mut sni = a.sni;
     let (io, identity, tls) = match chain.server_config(&worker.secrets) {
         None => (Io::Plain(transport), None, false),
@@ -275,7 +307,7 @@ async fn sniff(io: &mut Io, conn: &Connection, manager: &HttpManager) -> Option<
 async fn inspect(
     listener: &Listener,
     destination: SocketAddr,
-    stream: &mut TcpStream,
+    stream: &mut Transport,
     buf: &mut BytesMut,
 ) -> (Option<ClientHello>, Option<&'static str>) {
     let (want_tls, want_http) = listener.inspection(destination);

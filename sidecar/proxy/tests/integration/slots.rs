@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, net::SocketAddr};
 
 use mesh_model::proxy::*;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::{
     support::*,
@@ -156,4 +157,50 @@ async fn an_unknown_name_is_told_to_the_caller() {
         assert!(tokio::time::Instant::now() < end, "{text:?}");
         tokio::time::sleep(std::time::Duration::from_millis(10)).await;
     }
+}
+
+/// The first flight of a client that asks for `name`.
+fn hello(name: &str) -> Vec<u8> {
+    let config = rustls::ClientConfig::builder_with_provider(mesh_identity::crypto_provider())
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(rustls::RootCertStore::empty())
+        .with_no_client_auth();
+    let name = name.to_owned().try_into().unwrap();
+    let mut client = rustls::ClientConnection::new(config.into(), name).unwrap();
+    let mut out = Vec::new();
+    while client.wants_write() {
+        client.write_tls(&mut out).unwrap();
+    }
+    out
+}
+
+#[tokio::test]
+async fn a_session_that_came_by_another_way_meets_the_same_chains() {
+    let workload = raw_server(|mut s, _| async move {
+        let mut seen = vec![];
+        s.read_to_end(&mut seen).await.unwrap();
+        s.write_all(&seen).await.unwrap();
+    })
+    .await;
+    let g = gateway(&[(workload, 7)]);
+    let at = g.address("l");
+    let deliver = async |at: SocketAddr, said: &[u8]| {
+        let (mut own, other) = tokio::io::duplex(64 * 1024);
+        let peer = "203.0.113.9:15443".parse().unwrap();
+        g.engine.deliveries().deliver(at, peer, Box::new(other)).await.unwrap();
+        // Where nothing listens the stream is closed already.
+        let _ = own.write_all(said).await;
+        let _ = own.shutdown().await;
+        let mut heard = vec![];
+        own.read_to_end(&mut heard).await.unwrap();
+        heard
+    };
+    let known = hello(SNI);
+    assert_eq!(deliver(at, &known).await, known);
+    let alert = [21, 3, 3, 0, 2, 2, 112];
+    assert_eq!(deliver(at, &hello("unknown.test")).await, alert);
+    let elsewhere = SocketAddr::new(at.ip(), at.port() ^ 1);
+    assert!(deliver(elsewhere, &known).await.is_empty());
+    assert_eq!(g.engine.status().connections_total, 2);
 }

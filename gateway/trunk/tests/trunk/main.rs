@@ -1,88 +1,18 @@
 //! Two gateways' trunks over real UDP.
 
+mod moving;
+mod support;
+
 use std::{
     net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use mesh_identity::{SecretStore, TRUST_BUNDLE, WORKLOAD_SVID};
-use mesh_model::ClusterId;
-use mesh_trunk::{
-    Carrier, Opener, Path, PeerGateway, Peers, Trunk, TrunkMetrics, TrunkOptions, TrunkStream,
-    congestion::Congestion,
-};
-use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair, SanType,
-};
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpListener,
-};
+use mesh_trunk::{Carrier, Opener, Path, Trunk, TrunkMetrics, TrunkStream};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-type Ca = CertifiedIssuer<'static, KeyPair>;
-
-fn params(uri: &str, ca: bool) -> CertificateParams {
-    let mut p = CertificateParams::default();
-    p.subject_alt_names = vec![SanType::URI(uri.try_into().unwrap())];
-    p.distinguished_name.push(rcgen::DnType::CommonName, uri);
-    if ca {
-        p.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    } else {
-        p.extended_key_usages =
-            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-    }
-    p
-}
-
-fn root() -> Ca {
-    CertifiedIssuer::self_signed(params("spiffe://mesh.local", true), KeyPair::generate().unwrap()).unwrap()
-}
-
-fn gateway(root: &Ca, trust: &Ca, cluster: &str) -> Arc<SecretStore> {
-    let i = CertifiedIssuer::signed_by(
-        params(&format!("spiffe://mesh.local/cluster/{cluster}"), true),
-        KeyPair::generate().unwrap(),
-        root,
-    )
-    .unwrap();
-    let key = KeyPair::generate().unwrap();
-    let leaf =
-        params("spiffe://mesh.local/ns/flotilla-system/sa/eastwest", false).signed_by(&key, &i).unwrap();
-    let s = SecretStore::new();
-    s.set_identity(WORKLOAD_SVID, (leaf.pem() + &i.pem()).as_bytes(), key.serialize_pem().as_bytes())
-        .unwrap();
-    s.set_trust(TRUST_BUNDLE, trust.pem().as_bytes()).unwrap();
-    s
-}
-
-fn start(secrets: &SecretStore, deliver_to: SocketAddr) -> Trunk {
-    let options =
-        TrunkOptions { listen: "127.0.0.1:0".parse().unwrap(), deliver_to, congestion: Congestion::Bbr };
-    Trunk::start(options, secrets, TrunkMetrics::default()).unwrap()
-}
-
-/// A listener that greets and echoes until end of stream.
-async fn echo() -> SocketAddr {
-    let l = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = l.local_addr().unwrap();
-    tokio::spawn(async move {
-        loop {
-            let (mut s, _) = l.accept().await.unwrap();
-            tokio::spawn(async move {
-                s.write_all(b"hello ").await.unwrap();
-                let (mut r, mut w) = s.split();
-                tokio::io::copy(&mut r, &mut w).await.unwrap();
-                w.shutdown().await.unwrap();
-            });
-        }
-    });
-    address
-}
-
-fn id(s: &str) -> ClusterId {
-    ClusterId::new(s).unwrap()
-}
+use crate::support::{Ca, echo, eventually, gateway, greeted, id, options, peers, ping, root, start};
 
 #[tokio::test]
 async fn sessions_share_one_connection_and_keep_half_close() {
@@ -204,37 +134,6 @@ async fn sessions_on_what_a_dead_gateway_dialled_end_as_soon() {
     drop(east);
 }
 
-/// Bytes go there and back.
-async fn ping(s: &mut TrunkStream) -> std::io::Result<()> {
-    s.write_all(b"ping").await?;
-    let mut echoed = [0; 4];
-    s.read_exact(&mut echoed).await?;
-    assert_eq!(&echoed, b"ping");
-    Ok(())
-}
-
-async fn greeted(s: &mut TrunkStream) {
-    // QUIC tells the peer of a stream with its first bytes.
-    s.write_all(b"x").await.unwrap();
-    let mut hello = [0; 7];
-    s.read_exact(&mut hello).await.unwrap();
-    assert_eq!(&hello, b"hello x");
-}
-
-/// Members and their gateways; those of `kept` are kept up.
-fn peers(all: &[(&str, &[SocketAddr])], kept: bool) -> Peers {
-    let gateways = |g: &[SocketAddr]| g.iter().map(|a| PeerGateway { address: *a, keep: kept }).collect();
-    Peers(all.iter().map(|(c, g)| (id(c), gateways(g))).collect())
-}
-
-async fn eventually(what: &str, mut probe: impl FnMut() -> bool) {
-    let begun = Instant::now();
-    while !probe() {
-        assert!(begun.elapsed() < Duration::from_secs(10), "{what}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-}
-
 #[tokio::test]
 async fn a_cluster_that_nobody_can_dial_is_reached_on_what_it_dialled() {
     let root = root();
@@ -261,7 +160,7 @@ async fn a_cluster_that_nobody_can_dial_is_reached_on_what_it_dialled() {
     // It comes back by itself.
     drop((s, west));
     eventually("east notices", || east.links().iter().all(|l| l.transport == Carrier::Tcp)).await;
-    let options = TrunkOptions { listen: to, deliver_to: deliver, congestion: Congestion::Bbr };
+    let options = options(to, deliver);
     let secrets = gateway(&root, &root, "west");
     let mut again = None;
     eventually("the address is free", || {
@@ -323,68 +222,13 @@ async fn a_gateway_that_drains_gets_no_new_session_and_keeps_the_old() {
     assert!(begun.elapsed() < Duration::from_millis(500), "{:?}", begun.elapsed());
 }
 
-/// Passes datagrams between one client and `to`, from a port that changes whenever it is told.
-async fn nat(to: SocketAddr, mut change: tokio::sync::mpsc::Receiver<()>) -> SocketAddr {
-    let inside = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
-    let address = inside.local_addr().unwrap();
-    tokio::spawn(async move {
-        let mut outside = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
-        let (mut client, mut up, mut down) = (None, vec![0; 65_536], vec![0; 65_536]);
-        loop {
-            tokio::select! {
-                c = change.recv() => {
-                    if c.is_none() { return }
-                    outside = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
-                }
-                r = inside.recv_from(&mut up) => {
-                    let (n, from) = r.unwrap();
-                    client = Some(from);
-                    let _ = outside.send_to(&up[..n], to).await;
-                }
-                r = outside.recv_from(&mut down) => {
-                    let (n, _) = r.unwrap();
-                    if let Some(c) = client { let _ = inside.send_to(&down[..n], c).await; }
-                }
-            }
-        }
-    });
-    address
-}
-
-#[tokio::test]
-async fn sessions_go_on_when_the_dialling_side_gets_another_address() {
-    let root = root();
-    let deliver = echo().await;
-    let west = start(&gateway(&root, &root, "west"), deliver);
-    let east = start(&gateway(&root, &root, "east"), deliver);
-    let (change, changes) = tokio::sync::mpsc::channel(1);
-    let through = nat(east.address().unwrap(), changes).await;
-    let mut s = west.dial(through, Some(&id("east"))).await.unwrap();
-    greeted(&mut s).await;
-    let mut seen = vec![east.links()[0].address];
-    for _ in 0..3 {
-        change.send(()).await.unwrap();
-        let begun = Instant::now();
-        ping(&mut s).await.unwrap();
-        assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
-        seen.push(east.links()[0].address);
-    }
-    seen.dedup();
-    assert!(seen.len() == 4, "the peer saw {seen:?}");
-    assert_eq!((east.links().len(), west.links()[0].sessions_total), (1, 1));
-}
-
 #[tokio::test]
 async fn links_are_seen_as_metrics() {
     let root = root();
     let deliver = echo().await;
     let mut registry = prometheus_client::registry::Registry::default();
     let metrics = TrunkMetrics::register(&mut registry);
-    let options = TrunkOptions {
-        listen: "127.0.0.1:0".parse().unwrap(),
-        deliver_to: deliver,
-        congestion: Congestion::Bbr,
-    };
+    let options = options("127.0.0.1:0".parse().unwrap(), deliver);
     let west = Trunk::start(options, &gateway(&root, &root, "west"), metrics).unwrap();
     let east = start(&gateway(&root, &root, "east"), deliver);
     let to = east.address().unwrap();

@@ -1,0 +1,131 @@
+//! Connections that reach a listener by another way than its socket, such as streams of a trunk. Going through the
+//! socket would cost each byte two more system calls and two more copies.
+
+use std::{
+    cell::RefCell,
+    collections::HashMap,
+    io,
+    net::SocketAddr,
+    rc::Rc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+};
+
+use tokio::{net::TcpListener, sync::mpsc};
+use tokio_util::sync::CancellationToken;
+
+use super::{Admission, Gauge, Worker};
+use crate::{config::listener::ListenerSlot, io::BoxedIo, listener::accept};
+
+/// Connections that wait for a worker; the kernel keeps as many for a socket.
+const WAITING: usize = 1024;
+
+/// A connection on its way to a worker.
+pub(crate) struct Delivery {
+    at: SocketAddr,
+    peer: SocketAddr,
+    stream: BoxedIo,
+}
+
+/// The way of [`Deliveries`] into one worker.
+pub(crate) fn channel() -> (mpsc::Sender<Delivery>, mpsc::Receiver<Delivery>) {
+    mpsc::channel(WAITING)
+}
+
+/// Hands connections to listeners of an engine.
+#[derive(Clone)]
+pub struct Deliveries {
+    workers: Arc<[mpsc::Sender<Delivery>]>,
+    next: Arc<AtomicUsize>,
+}
+
+impl Deliveries {
+    pub(crate) fn new(workers: Vec<mpsc::Sender<Delivery>>) -> Self {
+        Self { workers: workers.into(), next: Arc::default() }
+    }
+
+    /// Hands a connection from `peer` to the listener at `at`, as if it had been accepted there; where nothing listens
+    /// it is dropped. Waits while the worker whose turn it is has enough of them.
+    ///
+    /// # Errors
+    /// If the engine has stopped.
+    pub async fn deliver(&self, at: SocketAddr, peer: SocketAddr, stream: BoxedIo) -> io::Result<()> {
+        let turn = self.next.fetch_add(1, Relaxed) % self.workers.len().max(1);
+        let stopped = || io::Error::new(io::ErrorKind::ConnectionRefused, "the engine has stopped");
+        let worker = self.workers.get(turn).ok_or_else(stopped)?;
+        worker.send(Delivery { at, peer, stream }).await.map_err(|_| stopped())
+    }
+}
+
+/// What a worker listens at, by the listener's name.
+#[derive(Default)]
+pub(crate) struct Listening(RefCell<HashMap<String, Listener>>);
+
+struct Listener {
+    slot: Arc<ListenerSlot>,
+    stop: CancellationToken,
+    sockets: Vec<Rc<TcpListener>>,
+}
+
+impl Listening {
+    /// Takes a listener in, in the place of the one of the same name.
+    pub(crate) fn insert(
+        &self,
+        slot: Arc<ListenerSlot>,
+        stop: CancellationToken,
+        sockets: Vec<Rc<TcpListener>>,
+    ) {
+        let name = slot.name.clone();
+        if let Some(old) = self.0.borrow_mut().insert(name, Listener { slot, stop, sockets }) {
+            old.stop.cancel();
+        }
+    }
+
+    /// Ends a listener.
+    pub(crate) fn remove(&self, name: &str) {
+        if let Some(old) = self.0.borrow_mut().remove(name) {
+            old.stop.cancel();
+        }
+    }
+
+    /// Duplicates of all sockets.
+    pub(crate) fn duplicates(&self) -> io::Result<Vec<std::net::TcpListener>> {
+        let all = self.0.borrow();
+        let sockets = all.values().flat_map(|l| &l.sockets);
+        sockets.map(|s| socket2::SockRef::from(&**s).try_clone().map(std::net::TcpListener::from)).collect()
+    }
+
+    /// The listener that a connection to `at` would reach.
+    fn at(&self, at: SocketAddr) -> Option<Arc<ListenerSlot>> {
+        let covers = |s: &Rc<TcpListener>| {
+            let own = s.local_addr().ok();
+            own.is_some_and(|own| own == at || (own.port() == at.port() && own.ip().is_unspecified()))
+        };
+        let all = self.0.borrow();
+        all.values().find(|l| l.sockets.iter().any(covers)).map(|l| Arc::clone(&l.slot))
+    }
+}
+
+/// Serves what is delivered, for as long as the engine runs.
+pub(crate) async fn take(worker: Rc<Worker>, listening: Rc<Listening>, mut from: mpsc::Receiver<Delivery>) {
+    while let Some(d) = from.recv().await {
+        let admission = worker.admit().await;
+        match listening.at(d.at) {
+            Some(slot) => drop(tokio::task::spawn_local(serve(Rc::clone(&worker), slot, d, admission))),
+            None => {
+                tracing::warn!(address = %d.at, peer = %d.peer, "a session was delivered where nothing listens")
+            }
+        }
+    }
+}
+
+async fn serve(worker: Rc<Worker>, slot: Arc<ListenerSlot>, d: Delivery, admission: Admission) {
+    let totals = &worker.shared.totals;
+    let _gauge = Gauge::new(totals, |t| &t.connections, |t| &t.connections_total);
+    if let Some(serving) = Box::pin(accept::delivered(&worker, &slot, d.stream, d.peer, d.at)).await {
+        serving.await;
+    }
+    drop(admission);
+}
