@@ -54,7 +54,13 @@ pub(crate) async fn run(args: ClustersArgs) -> anyhow::Result<u8> {
     };
     // What these two do not answer is not known; the rest is.
     let own_ends = own_certificate(&args.local).await;
-    let gateways = gateways(&args.local).await;
+    let mut gateways = gateways(&args.local).await;
+    // What was told before a member left says nothing of one.
+    let is_member =
+        |name: &str| r.clusters.iter().any(|c| c.member.as_ref().is_some_and(|m| m.cluster == name));
+    for g in &mut gateways {
+        g.peers.retain(|p| is_member(&p.cluster));
+    }
     let rows: Vec<Row> = r.clusters.iter().map(|c| Row::new(c, &gateways)).collect();
     if args.output == Format::Json {
         output::json(&json(&r, own_ends, &rows, &gateways))?;

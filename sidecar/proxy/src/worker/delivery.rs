@@ -11,9 +11,13 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
+    time::{Duration, Instant},
 };
 
-use tokio::{net::TcpListener, sync::mpsc};
+use tokio::{
+    net::TcpListener,
+    sync::{mpsc, watch},
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{Admission, Gauge, Worker};
@@ -47,7 +51,7 @@ impl Deliveries {
     }
 
     /// Hands a connection from `peer` to the listener at `at`, as if it had been accepted there; where nothing listens
-    /// it is dropped. Waits while the worker whose turn it is has enough of them.
+    /// it is dropped, unless the engine has only started. Waits while the worker whose turn it is has enough of them.
     ///
     /// # Errors
     /// If the engine has stopped.
@@ -59,9 +63,22 @@ impl Deliveries {
     }
 }
 
+/// For so long after the start a connection waits for its listener, and for so long it waits.
+const PATIENCE: Duration = Duration::from_secs(3);
+
 /// What a worker listens at, by the listener's name.
-#[derive(Default)]
-pub(crate) struct Listening(RefCell<HashMap<String, Listener>>);
+pub(crate) struct Listening {
+    all: RefCell<HashMap<String, Listener>>,
+    /// Counts listeners as they come.
+    came: watch::Sender<u64>,
+    since: Instant,
+}
+
+impl Default for Listening {
+    fn default() -> Self {
+        Self { all: RefCell::default(), came: watch::Sender::default(), since: Instant::now() }
+    }
+}
 
 struct Listener {
     slot: Arc<ListenerSlot>,
@@ -78,21 +95,22 @@ impl Listening {
         sockets: Vec<Rc<TcpListener>>,
     ) {
         let name = slot.name.clone();
-        if let Some(old) = self.0.borrow_mut().insert(name, Listener { slot, stop, sockets }) {
+        if let Some(old) = self.all.borrow_mut().insert(name, Listener { slot, stop, sockets }) {
             old.stop.cancel();
         }
+        self.came.send_modify(|n| *n += 1);
     }
 
     /// Ends a listener.
     pub(crate) fn remove(&self, name: &str) {
-        if let Some(old) = self.0.borrow_mut().remove(name) {
+        if let Some(old) = self.all.borrow_mut().remove(name) {
             old.stop.cancel();
         }
     }
 
     /// Duplicates of all sockets.
     pub(crate) fn duplicates(&self) -> io::Result<Vec<std::net::TcpListener>> {
-        let all = self.0.borrow();
+        let all = self.all.borrow();
         let sockets = all.values().flat_map(|l| &l.sockets);
         sockets.map(|s| socket2::SockRef::from(&**s).try_clone().map(std::net::TcpListener::from)).collect()
     }
@@ -103,7 +121,7 @@ impl Listening {
             let own = s.local_addr().ok();
             own.is_some_and(|own| own == at || (own.port() == at.port() && own.ip().is_unspecified()))
         };
-        let all = self.0.borrow();
+        let all = self.all.borrow();
         all.values().find(|l| l.sockets.iter().any(covers)).map(|l| Arc::clone(&l.slot))
     }
 }
@@ -114,11 +132,32 @@ pub(crate) async fn take(worker: Rc<Worker>, listening: Rc<Listening>, mut from:
         let admission = worker.admit().await;
         match listening.at(d.at) {
             Some(slot) => drop(tokio::task::spawn_local(serve(Rc::clone(&worker), slot, d, admission))),
-            None => {
-                tracing::warn!(address = %d.at, peer = %d.peer, "a session was delivered where nothing listens")
+            None if listening.since.elapsed() < PATIENCE => {
+                // A peer that knows the address may dial before the configuration is here.
+                let (worker, listening) = (Rc::clone(&worker), Rc::clone(&listening));
+                tokio::task::spawn_local(async move {
+                    let mut came = listening.came.subscribe();
+                    let found = async {
+                        loop {
+                            if let Some(slot) = listening.at(d.at) {
+                                return Some(slot);
+                            }
+                            came.changed().await.ok()?;
+                        }
+                    };
+                    match tokio::time::timeout(PATIENCE, found).await {
+                        Ok(Some(slot)) => serve(worker, slot, d, admission).await,
+                        _ => nobody(&d),
+                    }
+                });
             }
+            None => nobody(&d),
         }
     }
+}
+
+fn nobody(d: &Delivery) {
+    tracing::warn!(address = %d.at, peer = %d.peer, "a session was delivered where nothing listens");
 }
 
 async fn serve(worker: Rc<Worker>, slot: Arc<ListenerSlot>, d: Delivery, admission: Admission) {
