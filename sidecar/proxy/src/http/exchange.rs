@@ -314,6 +314,14 @@ impl Timers {
         self.end = end;
     }
 
+    /// A dial begins, which has only the request's own limits; `whole` says whether the request was received.
+    pub(crate) fn begin_dial(&mut self, whole: bool) {
+        (self.per_try, self.try_idle) = (None, None);
+        if whole {
+            self.arm();
+        }
+    }
+
     /// A try begins, and may be idle for this long.
     pub(crate) fn begin_try(&mut self, idle: Option<Duration>) {
         self.try_idle = idle.filter(|t| !t.is_zero()).map(|t| (t, Instant::now() + t, self.moved.get()));

@@ -2,9 +2,11 @@
 
 use std::{
     cell::{Cell, RefCell},
+    future::poll_fn,
     net::SocketAddr,
     rc::Rc,
     sync::Arc,
+    task::Poll,
     time::{Duration, Instant},
 };
 
@@ -428,7 +430,28 @@ impl<D: Downstream> Try<'_, D> {
         state: &Tries,
         rec: &mut Record,
     ) -> (Result<ResponseHead, TryError>, Option<Open>) {
-        let mut open = match self.open(limits, state, rec).await {
+        let body = self.head.body;
+        let (down, replay) = (self.down, self.replay);
+        timers.begin_dial(body == BodyKind::Empty || replay.borrow().is_complete());
+        let opened = {
+            let mut opening = std::pin::pin!(self.open(limits, state, rec));
+            // A connection that is there is taken at once; only who must dial meets the request's limits here.
+            poll_fn(|cx| {
+                if let Poll::Ready(r) = opening.as_mut().poll(cx) {
+                    return Poll::Ready(r);
+                }
+                if let Poll::Ready(f) = timers.poll(cx) {
+                    return Poll::Ready(Err(TryError::Exchange(f)));
+                }
+                if down.poll_gone(cx).is_ready() {
+                    let gone = Failure::Downstream(StreamError::Reset);
+                    return Poll::Ready(Err(TryError::Exchange(gone)));
+                }
+                Poll::Pending
+            })
+            .await
+        };
+        let mut open = match opened {
             Ok(open) => open,
             Err(e) => return (Err(e), None),
         };
@@ -687,7 +710,7 @@ async fn respond<D: Downstream>(
         return;
     }
     if end {
-        if std::future::poll_fn(|cx| down.poll_flush(cx)).await.is_err() {
+        if poll_fn(|cx| down.poll_flush(cx)).await.is_err() {
             rec.flag(Flag::Dc);
         }
         return;

@@ -92,6 +92,16 @@ async fn workload(ca: &Ca, name: &'static str) -> Workload {
 
 /// A caller whose cluster has endpoints of other clusters, `(gateway, member)`, and maybe one of its own.
 fn caller(ca: &Ca, http: UpstreamHttp, far: &[(SocketAddr, &str)], own: Option<SocketAddr>) -> Proxy {
+    caller_with(ca, http, far, own, None)
+}
+
+fn caller_with(
+    ca: &Ca,
+    http: UpstreamHttp,
+    far: &[(SocketAddr, &str)],
+    own: Option<SocketAddr>,
+    timeout: Option<Duration>,
+) -> Proxy {
     let all: Vec<_> = far.iter().map(|f| f.0).chain(own).collect();
     let p = client_side(ca, all[0], http, &[], REVIEWS);
     let name = "outbound|9080||reviews.books.svc.cluster.local";
@@ -119,6 +129,7 @@ fn caller(ca: &Ca, http: UpstreamHttp, far: &[(SocketAddr, &str)], own: Option<S
         }
     }
     let mut f = forward(name);
+    f.timeout = timeout.or(f.timeout);
     f.retry = Some(Box::new(RetryPolicy {
         on: vec![RetryOn::ConnectFailure],
         attempts: 2,
@@ -156,7 +167,8 @@ async fn both_answer(at: SocketAddr, limit: Duration) -> Duration {
     }
 }
 
-/// `patience`: how long callers wait that were there when silence began.
+/// `patience`: how long callers wait that were there when silence began. Impatient ones come now and then only, so that
+/// nothing but the suspicion itself remembers one while the next is awaited.
 async fn new_requests_leave(http: UpstreamHttp, patience: Duration) {
     let ca = Ca::new();
     let (east, west) = (workload(&ca, "east").await, workload(&ca, "west").await);
@@ -166,6 +178,7 @@ async fn new_requests_leave(http: UpstreamHttp, patience: Duration) {
     both_answer(at, Duration::from_secs(5)).await;
 
     way.set(false);
+    let pause = Duration::from_millis(if patience < Duration::from_secs(1) { 400 } else { 20 });
     let silent = Instant::now();
     let first: Vec<_> = (0..4).map(|_| tokio::spawn(ask(at, patience))).collect();
     let mut left = None;
@@ -178,7 +191,7 @@ async fn new_requests_leave(http: UpstreamHttp, patience: Duration) {
                 left = Some(begun);
             }
         }
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        tokio::time::sleep(pause).await;
     }
     let left = left.expect("requests were sent there at first");
     assert!(left < Duration::from_secs(4), "a request begun after {left:?} was sent there");
@@ -226,6 +239,52 @@ async fn a_dial_that_hangs_is_not_waited_for() {
     assert!(begun.elapsed() < Duration::from_secs(1), "{:?}: it was tried again", begun.elapsed());
     way.set(true);
     both_answer(at, Duration::from_secs(6)).await;
+}
+
+/// The same where the route's timeout ends requests long before, and dials with them: they need not find out one after the
+/// other for ever.
+#[tokio::test]
+async fn dials_that_nobody_waits_for_are_suspected() {
+    for http in [UpstreamHttp::Http2, UpstreamHttp::Http1] {
+        let ca = Ca::new();
+        let (east, west) = (workload(&ca, "east").await, workload(&ca, "west").await);
+        let way = Way::to(east.address).await;
+        way.set(false);
+        let timeout = Some(Duration::from_millis(300));
+        let p = caller_with(&ca, http, &[(way.address, "east")], Some(west.address), timeout);
+        let at = p.address("l");
+        let begun = Instant::now();
+        let (mut failed, mut last) = (0, Duration::ZERO);
+        while begun.elapsed() < Duration::from_secs(7) {
+            let asked = begun.elapsed();
+            if ask(at, Duration::from_secs(9)).await.is_none() {
+                (failed, last) = (failed + 1, asked);
+            }
+            tokio::time::sleep(Duration::from_millis(400)).await;
+        }
+        assert!(
+            failed > 0 && last < Duration::from_secs(4),
+            "{http:?}: a request begun after {last:?} was sent there"
+        );
+        way.set(true);
+        both_answer(at, Duration::from_secs(6)).await;
+    }
+}
+
+/// A request's timeout is over when it is over, whatever it waits for.
+#[tokio::test]
+async fn the_timeout_of_a_route_includes_the_dial() {
+    for http in [UpstreamHttp::Http2, UpstreamHttp::Http1] {
+        let ca = Ca::new();
+        let way = Way::to(workload(&ca, "east").await.address).await;
+        way.set(false);
+        let timeout = Some(Duration::from_millis(300));
+        let p = caller_with(&ca, http, &[(way.address, "east")], None, timeout);
+        let begun = Instant::now();
+        let answer = p.raw("l", "GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await;
+        assert!(answer.starts_with("HTTP/1.1 504"), "{answer}");
+        assert!(begun.elapsed() < Duration::from_secs(2), "{http:?}: {:?}", begun.elapsed());
+    }
 }
 
 /// Where nobody else can answer, silence changes nothing: what comes late comes.

@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, net::SocketAddr};
 
 use mesh_model::proxy::*;
+use mesh_proxy::Deliveries;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::{
@@ -12,6 +13,11 @@ use crate::{
 
 /// A gateway that leads sessions to workloads by slot.
 fn gateway(workloads: &[(SocketAddr, u32)]) -> Proxy {
+    configured(workloads, None).run()
+}
+
+/// The same before it has its configuration; `at` is where it will listen.
+fn configured(workloads: &[(SocketAddr, u32)], at: Option<SocketAddr>) -> Proxy {
     let name = "outbound_.9080_._.reviews.books.svc.cluster.local";
     let mut c = cluster(name, &workloads.iter().map(|w| w.0).collect::<Vec<_>>());
     c.panic_threshold = 1;
@@ -29,7 +35,8 @@ fn gateway(workloads: &[(SocketAddr, u32)]) -> Proxy {
     };
     let mut l = listener(Direction::Unspecified, vec![chain]);
     l.inspect_tls = true;
-    Proxy::new().cluster(c).listener(l).run()
+    l.address = at.unwrap_or(l.address);
+    Proxy::new().cluster(c).listener(l)
 }
 
 fn ejecting() -> OutlierDetection {
@@ -175,27 +182,48 @@ fn hello(name: &str) -> Vec<u8> {
     out
 }
 
-#[tokio::test]
-async fn a_session_that_came_by_another_way_meets_the_same_chains() {
-    let workload = raw_server(|mut s, _| async move {
+/// A workload that sends back what it was sent.
+async fn mirror() -> SocketAddr {
+    raw_server(|mut s, _| async move {
         let mut seen = vec![];
         s.read_to_end(&mut seen).await.unwrap();
         s.write_all(&seen).await.unwrap();
     })
-    .await;
-    let g = gateway(&[(workload, 7)]);
+    .await
+}
+
+/// What is heard on a session that says something.
+async fn deliver(to: Deliveries, at: SocketAddr, said: &[u8]) -> Vec<u8> {
+    let (mut own, other) = tokio::io::duplex(64 * 1024);
+    let peer = "203.0.113.9:15443".parse().unwrap();
+    to.deliver(at, peer, Box::new(other)).await.unwrap();
+    // Where nothing listens the stream is closed already.
+    let _ = own.write_all(said).await;
+    let _ = own.shutdown().await;
+    let mut heard = vec![];
+    own.read_to_end(&mut heard).await.unwrap();
+    heard
+}
+
+/// Whoever knows the address may come before the configuration does.
+#[tokio::test]
+async fn a_session_waits_for_the_listener_of_an_engine_that_starts() {
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let g = configured(&[(mirror().await, 7)], Some(free));
+    let known = hello(SNI);
+    let (early, said) = (g.engine.deliveries(), known.clone());
+    let session = tokio::spawn(async move { deliver(early, free, &said).await });
+    tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+    assert!(!session.is_finished(), "it was dropped");
+    let _g = g.run();
+    assert_eq!(session.await.unwrap(), known);
+}
+
+#[tokio::test]
+async fn a_session_that_came_by_another_way_meets_the_same_chains() {
+    let g = gateway(&[(mirror().await, 7)]);
     let at = g.address("l");
-    let deliver = async |at: SocketAddr, said: &[u8]| {
-        let (mut own, other) = tokio::io::duplex(64 * 1024);
-        let peer = "203.0.113.9:15443".parse().unwrap();
-        g.engine.deliveries().deliver(at, peer, Box::new(other)).await.unwrap();
-        // Where nothing listens the stream is closed already.
-        let _ = own.write_all(said).await;
-        let _ = own.shutdown().await;
-        let mut heard = vec![];
-        own.read_to_end(&mut heard).await.unwrap();
-        heard
-    };
+    let deliver = async |at, said: &[u8]| deliver(g.engine.deliveries(), at, said).await;
     let known = hello(SNI);
     assert_eq!(deliver(at, &known).await, known);
     let alert = [21, 3, 3, 0, 2, 2, 112];
