@@ -74,7 +74,7 @@ impl TunnelStream {
                 Some(Ok(b)) => {
                     let _ = self.recv.flow_control().release_capacity(b.len());
                     if let Some(g) = &self.guard {
-                        g.conn().link.heard();
+                        g.conn().heard();
                     }
                     if !b.is_empty() {
                         return Poll::Ready(Ok(Some(b)));
@@ -107,7 +107,7 @@ impl TunnelStream {
         let n = room.min(data.len());
         self.send.send_data(data.split_to(n), false).map_err(broken)?;
         if let Some(g) = &self.guard {
-            g.conn().link.said();
+            g.conn().said();
         }
         Poll::Ready(Ok(n))
     }

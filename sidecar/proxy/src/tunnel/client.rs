@@ -143,7 +143,7 @@ async fn stream(
                 continue;
             }
         };
-        conn.link.said();
+        conn.said();
         let response = tokio::select! {
             biased;
             r = response => r,
@@ -151,7 +151,7 @@ async fn stream(
         };
         let response = match response {
             Ok(r) => {
-                conn.link.heard();
+                conn.heard();
                 r
             }
             // Not processed (RFC 9113 section 8.7): the peer is going away or is full.

@@ -78,14 +78,28 @@ pub(crate) struct H2Conn {
     total: Cell<u64>,
     closed: Cell<bool>,
     idle_since: Cell<Instant>,
-    /// What was heard of it.
-    pub(crate) link: Rc<Link>,
+    /// What was heard of it, where that is watched.
+    link: Option<Rc<Link>>,
     /// SPIFFE ID of the server.
     pub(crate) peer: Option<Arc<str>>,
     _permit: Permit,
 }
 
 impl H2Conn {
+    /// Something was sent that should be answered.
+    pub(crate) fn said(&self) {
+        if let Some(l) = &self.link {
+            l.said();
+        }
+    }
+
+    /// Something came.
+    pub(crate) fn heard(&self) {
+        if let Some(l) = &self.link {
+            l.heard();
+        }
+    }
+
     fn has_room(&self) -> bool {
         !self.closed.get() && self.active.get() < self.send.current_max_send_streams()
     }
@@ -446,10 +460,12 @@ async fn share(
     io: Io,
     permit: Permit,
 ) -> Result<(), ConnectError> {
-    let (conn, pings) = start_h2(io, permit, worker.options.buffer_limit).await?;
+    let (mut conn, pings) = start_h2(io, permit, worker.options.buffer_limit).await?;
+    let far = pings.filter(|_| silence::is_far(host)).map(|pings| (pings, Rc::<Link>::default()));
+    conn.link = far.as_ref().map(|(_, link)| Rc::clone(link));
     let conn = Rc::new(conn);
-    if let Some(pings) = pings.filter(|_| silence::is_far(host)) {
-        silence::watch_session(worker, cluster, host, want, &conn, pings);
+    if let Some((pings, link)) = far {
+        silence::watch_session(worker, cluster, host, want, &conn, &link, pings);
     }
     pool.h2.borrow_mut().push(conn);
     Ok(())
@@ -489,7 +505,7 @@ pub(super) async fn start_h2(
         total: Cell::new(0),
         closed: Cell::new(false),
         idle_since: Cell::new(Instant::now()),
-        link: Rc::default(),
+        link: None,
         peer,
         _permit: permit,
     };

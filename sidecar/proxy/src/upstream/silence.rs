@@ -129,10 +129,11 @@ pub(super) fn watch_session(
     host: &Arc<Host>,
     want: Want,
     conn: &Rc<H2Conn>,
+    link: &Rc<Link>,
     mut pings: PingPong,
 ) {
     let (worker, cluster, host) = (Rc::clone(worker), Arc::clone(cluster), Arc::clone(host));
-    let (link, told) = (Rc::downgrade(&conn.link), Rc::clone(&conn.link.told));
+    let (link, told) = (Rc::downgrade(link), Rc::clone(&link.told));
     let conn = Rc::downgrade(conn);
     tokio::task::spawn_local(async move {
         let mut round_trip = Duration::ZERO;

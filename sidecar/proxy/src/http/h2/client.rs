@@ -63,7 +63,7 @@ impl H2Exchange {
         let guard = StreamGuard::new(conn);
         match send.send_request(request, end) {
             Ok((response, stream)) => {
-                conn.link.said();
+                conn.said();
                 Ok(Self {
                     inner: RefCell::new(Inner {
                         send: SendBody::new(stream, end),
@@ -93,7 +93,7 @@ impl H2Exchange {
     }
 
     pub(crate) fn data(&self, data: Bytes) {
-        self.guard.conn().link.said();
+        self.guard.conn().said();
         self.inner.borrow_mut().send.data(data);
     }
 
@@ -108,7 +108,7 @@ impl H2Exchange {
             Ok(r) => r,
             Err(e) => return Poll::Ready(Err(stream_error(&e))),
         };
-        self.guard.conn().link.heard();
+        self.guard.conn().heard();
         inner.response = None;
         let (parts, recv) = response.into_parts();
         let mut headers = Headers::from_map(&parts.headers);
@@ -130,7 +130,7 @@ impl H2Exchange {
         let inner = &mut *self.inner.borrow_mut();
         let Some(recv) = inner.recv.as_mut() else { return Poll::Ready(None) };
         let frame = ready!(poll_recv(recv, &mut inner.data_done, cx));
-        self.guard.conn().link.heard();
+        self.guard.conn().heard();
         Poll::Ready(frame)
     }
 }
