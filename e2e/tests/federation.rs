@@ -263,6 +263,10 @@ async fn three_clusters_join_exchange_and_leave() {
     let kept = east.imported();
     assert!(kept.len() >= 2, "{kept:?}, {:?}", east.peers());
 
+    // The founder does not leave the others without a root by accident.
+    let refused = west.admin().await.leave(LeaveMeshRequest { force: false }).await.unwrap_err();
+    assert!(refused.message().contains("root key") && west.in_mesh().await, "{refused:?}");
+
     let left = east.admin().await.leave(LeaveMeshRequest { force: false }).await.unwrap().into_inner();
     assert_eq!(left.peers.len(), 2);
     for p in &left.peers {

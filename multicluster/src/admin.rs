@@ -148,6 +148,15 @@ impl admin_server::Admin for AdminService {
             let t = self.0.lock();
             t.node.members.peers().cloned().collect()
         };
+        let status =
+            AuthorityClient::new(self.0.authority().await?).status(StatusRequest {}).await?.into_inner();
+        if status.holds_root_key && !peers.is_empty() && !force {
+            // It could not be taken back: nobody could join that mesh any more.
+            return Err(Status::failed_precondition(
+                "this cluster holds the root key, which leaving deletes, and others are members: keep a copy of the key \
+                 first; --force (declared: spec.force: true) leaves all the same",
+            ));
+        }
         let mut answers = Vec::new();
         for m in &peers {
             let addresses = match self.0.options.via {

@@ -302,20 +302,17 @@ async fn left(shared: &Arc<Shared>, m: &MeshMembership, attempts: &Attempts) -> 
     if status.state != "active" {
         return Ok(());
     }
-    let alone = shared.lock().node.members.peers().next().is_none();
-    if status.holds_root_key && !alone && !m.force {
-        // It could not be taken back: nobody could join that mesh any more.
-        return Err(Failure {
-            message: "spec.state: this cluster holds the root key, which leaving deletes, and others are members; keep a \
-                      copy of the key and set spec.force: true if that is meant"
-                .into(),
-            pause: STEADY,
-        });
-    }
     attempting(shared, m.state, "leaving", attempts);
     let request = Request::new(LeaveMeshRequest { force: m.force });
     let answer = AdminService(shared.clone()).leave(request).await;
-    let peers = answer.map_err(|s| attempts.failure(s.message().to_owned()))?.into_inner().peers;
+    let peers = match answer {
+        Ok(r) => r.into_inner().peers,
+        // It stays as it is until somebody changes the document.
+        Err(s) if s.code() == Code::FailedPrecondition => {
+            return Err(Failure { message: format!("spec.state: {}", s.message()), pause: STEADY });
+        }
+        Err(s) => return Err(attempts.failure(s.message().to_owned())),
+    };
     let open: Vec<_> = peers
         .into_iter()
         .filter(|p| p.references > 0 || !p.error.is_empty())

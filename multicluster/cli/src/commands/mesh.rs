@@ -161,8 +161,8 @@ pub(crate) async fn join(args: JoinArgs) -> anyhow::Result<u8> {
 pub(crate) struct LeaveArgs {
     #[command(flatten)]
     local: Local,
-    /// Leave although members cannot be told; they keep this cluster, lapsed, until an operator there
-    /// runs `flotilla evict-cluster`
+    /// Leave although members cannot be told, which keep this cluster, lapsed, until an operator there
+    /// runs `flotilla evict-cluster`; and although the root key, which leaving deletes, is here and others are members
     #[arg(long)]
     force: bool,
     /// Output format
