@@ -1,9 +1,12 @@
 //! `flotilla validate`: files in, verdicts out, nothing applied.
 
-use std::{collections::BTreeSet, io, io::Read as _, path::PathBuf};
+use std::{collections::BTreeSet, io, io::Read as _, path::PathBuf, sync::Arc};
+
+use mesh_xds::mcp;
 
 use crate::{
     document::MAX_FILE_BYTES,
+    galley,
     report::DocumentReport,
     source,
     store::{Hosts, SourceFile, Store},
@@ -33,6 +36,42 @@ impl Validation {
 /// known; a running galley decides about them.
 #[must_use]
 pub fn validate_files(paths: &[PathBuf], stdin: &mut dyn io::Read) -> Validation {
+    let files = read(paths, stdin);
+    let unreadable = files.iter().any(|f| f.content.is_err());
+
+    let order: Vec<String> = files.iter().map(|f| f.path.clone()).collect();
+    let mut reports = Store::new(crate::DEFAULT_NAMESPACE).update(&files, Hosts::Unknown).reports;
+    reports.sort_by_key(|r| (order.iter().position(|p| *p == r.file), r.document));
+    Validation { reports, unreadable }
+}
+
+/// Documents of files as other components would get them from a galley, and what was not taken over.
+#[derive(Debug)]
+pub struct Loaded {
+    /// What applies.
+    pub documents: mcp::ConfigState,
+    /// Verdicts, of which the invalid ones are not among the documents.
+    pub validation: Validation,
+}
+
+/// Reads files and directories as a galley that starts with them would; the path `-` is `stdin`.
+///
+/// References to hosts that nothing defines are warnings, as in [`validate_files`].
+#[must_use]
+pub fn load_files(paths: &[PathBuf], stdin: &mut dyn io::Read) -> Loaded {
+    let files = read(paths, stdin);
+    let unreadable = files.iter().any(|f| f.content.is_err());
+    let outcome = Store::new(crate::DEFAULT_NAMESPACE).update(&files, Hosts::Unknown);
+    let documents = galley::by_type(outcome.documents.iter())
+        .into_iter()
+        .map(|(t, all)| (t, all.into_iter().map(|(n, d)| (n, Arc::new(d))).collect()))
+        .collect();
+    let documents = mcp::ConfigState { documents, ..mcp::ConfigState::default() };
+    Loaded { documents, validation: Validation { reports: outcome.reports, unreadable } }
+}
+
+/// Reads files and directories in the order given; a file named twice is read once.
+fn read(paths: &[PathBuf], stdin: &mut dyn io::Read) -> Vec<SourceFile> {
     let mut files: Vec<SourceFile> = Vec::new();
     for path in paths {
         let listed = if path.as_os_str() == "-" {
@@ -49,19 +88,13 @@ pub fn validate_files(paths: &[PathBuf], stdin: &mut dyn io::Read) -> Validation
             files.push(file(path.display().to_string(), listed.and_then(|()| source::read_bounded(&path))));
         }
     }
-    // Order as given; a file named twice is read once.
     let mut seen = BTreeSet::new();
     files.retain(|f| seen.insert(f.path.clone()));
-    let unreadable = files.iter().any(|f| f.content.is_err());
-
-    let order: Vec<String> = files.iter().map(|f| f.path.clone()).collect();
-    let mut reports = Store::new(crate::DEFAULT_NAMESPACE).update(&files, Hosts::Unknown).reports;
-    reports.sort_by_key(|r| (order.iter().position(|p| *p == r.file), r.document));
-    Validation { reports, unreadable }
+    files
 }
 
 fn file(path: String, content: io::Result<Vec<u8>>) -> SourceFile {
-    let content = content.map(std::sync::Arc::new).map_err(|e| format!("cannot be read: {e}"));
+    let content = content.map(Arc::new).map_err(|e| format!("cannot be read: {e}"));
     SourceFile { path, content, modified: 0 }
 }
 

@@ -350,7 +350,8 @@ impl Reader {
         let applied = documents.len();
         let diff = self.shared.documents.publish(documents);
         if first || !diff.is_empty() {
-            self.server.publish(by_type(&self.shared.documents.snapshot()));
+            let snapshot = self.shared.documents.snapshot();
+            self.server.publish(by_type(snapshot.iter().map(|(k, d)| (k, &**d))));
             tracing::info!(
                 applied,
                 changed = diff.changed.len(),
@@ -398,10 +399,12 @@ async fn changed<T>(rx: &mut Option<watch::Receiver<T>>) {
 }
 
 /// Documents as they travel. Every type is there, so that a reader knows which ones are empty.
-fn by_type(snapshot: &Configuration) -> BTreeMap<String, BTreeMap<String, mcp::Document>> {
+pub(crate) fn by_type<'a>(
+    all: impl Iterator<Item = (&'a Key, &'a Document)>,
+) -> BTreeMap<String, BTreeMap<String, mcp::Document>> {
     let mut types: BTreeMap<String, BTreeMap<String, mcp::Document>> =
         Kind::ALL.iter().map(|k| (k.type_url().to_owned(), BTreeMap::new())).collect();
-    for (key, d) in snapshot.iter() {
+    for (key, d) in all {
         let document = mcp::Document {
             name: d.key(),
             version: d.api_version.clone(),

@@ -27,7 +27,7 @@ mod store;
 mod validate;
 
 pub use self::{
-    check::{Validation, validate_files},
+    check::{Loaded, Validation, load_files, validate_files},
     document::Key,
     galley::{Configuration, Galley, GalleyHandle, GalleyOptions, Listen, StartError, Status},
     report::{DocumentReport, Finding, render_text},

@@ -24,10 +24,13 @@ mod udp;
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use mesh_model::proxy::{Cluster, Listener, LoadAssignment, RouteConfiguration};
+use mesh_model::{
+    authored::VirtualService,
+    proxy::{Cluster, Listener, LoadAssignment, RouteConfiguration},
+};
 use mesh_xds::nds::NameTable;
 
-use crate::{index::Entry, proxy::ProxyNode, world::World};
+use crate::{config::Doc, index::Entry, proxy::ProxyNode, world::World};
 
 /// Everything a proxy is served, by name.
 #[derive(Debug, Clone, Default)]
@@ -135,6 +138,11 @@ pub fn own(proxy: &ProxyNode, world: &World) -> Generated {
         l.access_log = ctx.access_log();
     }
     out
+}
+
+/// Whether a virtual service is for sidecars.
+pub(crate) fn bound_to_mesh(d: &Doc<VirtualService>) -> bool {
+    http::Scope::Mesh.bound(d)
 }
 
 /// Generates the name table of a proxy.

@@ -28,6 +28,23 @@ pub fn resolve(host: &str, namespace: &str) -> String {
     }
 }
 
+/// Names that a caller in `namespace` may mean by a lower-case host, most likely first: as a resolver with the
+/// namespace's search list would try them.
+#[must_use]
+pub fn searched(host: &str, namespace: &str) -> Vec<String> {
+    let mut tries = vec![host.to_owned()];
+    if !host.contains('.') {
+        tries.insert(0, service_host(host, namespace));
+    }
+    if let Some((name, namespace)) = host.split_once('.').filter(|(_, ns)| !ns.contains('.')) {
+        tries.push(service_host(name, namespace));
+    }
+    if host.ends_with(".svc") {
+        tries.push(format!("{host}.cluster.local"));
+    }
+    tries
+}
+
 /// Whether `pattern` (exact, `*` or `*suffix`) covers `host`. A wildcard host is covered by a pattern
 /// that covers all of it.
 #[must_use]

@@ -16,6 +16,7 @@ use std::{
 };
 
 pub use build::build;
+pub(crate) use build::workload_labels;
 use mesh_model::{
     ClusterId,
     federation::ImportedService,

@@ -20,6 +20,7 @@ pub mod links;
 mod metrics;
 pub mod proxy;
 mod run;
+pub mod simulate;
 mod slots;
 pub mod source;
 pub mod world;

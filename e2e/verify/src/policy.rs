@@ -51,12 +51,13 @@ const LICENCES: [&str; 13] = [
 ];
 
 /// Layers from the bottom up; a crate may use only crates of lower layers.
-const LAYERS: [&[&str]; 7] = [
+const LAYERS: [&[&str]; 8] = [
     &["mesh-model"],
     &["mesh-collections", "mesh-identity", "mesh-telemetry"],
     &["mesh-proxy", "mesh-trunk", "mesh-dns", "mesh-xds", "mesh-runtime"],
     &["mesh-agent", "mesh-testkit"],
     &["galley", "pilot", "citadel", "mixer", "sidecar", "gateway", "multicluster", "bookstore"],
+    &["flotilla-simulate"],
     &["flotilla"],
     &["flotilla-e2e", "flotilla-bench", "flotilla-verify"],
 ];

@@ -5,5 +5,6 @@ pub(crate) mod doctor;
 pub(crate) mod explain;
 pub(crate) mod mesh;
 pub(crate) mod proxy;
+pub(crate) mod simulate;
 pub(crate) mod token;
 pub(crate) mod validate;

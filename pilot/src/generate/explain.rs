@@ -18,7 +18,7 @@ use mesh_model::{
     registry::{Health, Labels, ServicePort, TlsMode},
 };
 
-pub use self::policy::Request;
+pub use self::policy::{Request, readable};
 use super::{
     Ctx,
     common::{cluster_name, member_sni},
@@ -93,17 +93,7 @@ fn split(to: &str) -> (&str, Option<u16>) {
 fn name<'a>(ctx: &Ctx<'a>, host: &str, way: &mut Way) -> Result<&'a Entry, Ended> {
     let world = ctx.world;
     let host = host.trim_end_matches('.').to_ascii_lowercase();
-    // As a resolver with the namespace's search list would.
-    let mut tries = vec![host.clone()];
-    if !host.contains('.') {
-        tries.insert(0, hosts::service_host(&host, &ctx.proxy.namespace));
-    }
-    if let Some((name, namespace)) = host.split_once('.').filter(|(_, ns)| !ns.contains('.')) {
-        tries.push(hosts::service_host(name, namespace));
-    }
-    if host.ends_with(".svc") {
-        tries.push(format!("{host}.cluster.local"));
-    }
+    let tries = hosts::searched(&host, &ctx.proxy.namespace);
     let Some(entry) = tries.iter().find_map(|h| world.index.get(h)) else {
         way.host.clone_from(&tries[0]);
         return Err(unknown(ctx, &host, &tries[0], way));

@@ -18,6 +18,7 @@ mod on_demand;
 mod options;
 mod rbac;
 mod refusal;
+pub mod simulate;
 mod tcp;
 mod tunnel;
 mod udp;

@@ -235,6 +235,12 @@ struct Policy {
     principals: Vec<Cond>,
 }
 
+impl Policy {
+    fn eval(&self, f: &Facts<'_>) -> Truth {
+        all([&self.permissions, &self.principals].into_iter().map(|l| any(l.iter().map(|c| c.eval(f)))))
+    }
+}
+
 #[derive(Debug)]
 struct Rules {
     action: model::RbacAction,
@@ -261,10 +267,7 @@ impl Rules {
     /// `Err` is a denial and names the policy, or `none`.
     fn check(&self, f: &Facts<'_>) -> Result<(), &str> {
         let unknown_matches = self.action == model::RbacAction::Deny;
-        let matches = |p: &Policy| {
-            let both = [&p.permissions, &p.principals].into_iter();
-            all(both.map(|l| any(l.iter().map(|c| c.eval(f))))).unwrap_or(unknown_matches)
-        };
+        let matches = |p: &Policy| p.eval(f).unwrap_or(unknown_matches);
         let matched = match &self.index {
             None => self.policies.iter().find(|p| matches(p)),
             Some(index) => index
@@ -294,19 +297,38 @@ impl Rbac {
         })
     }
 
+    /// `Err` is a denial and names the policy, or `none`.
+    pub(crate) fn decide(&self, f: &Facts<'_>) -> Result<(), &str> {
+        self.rules.as_ref().map_or(Ok(()), |r| r.check(f))
+    }
+
+    /// What each policy says, in the order in which they are asked: whether it is a dry run, what a match means, its
+    /// name, and whether it matches.
+    pub(crate) fn verdicts<'a>(
+        &'a self,
+        f: &Facts<'_>,
+    ) -> impl Iterator<Item = (bool, model::RbacAction, &'a str, Option<bool>)> {
+        let of = |dry, r: &'a Option<Rules>| {
+            r.iter().flat_map(move |r| r.policies.iter().map(move |p| (dry, r.action, p)))
+        };
+        of(false, &self.rules)
+            .chain(of(true, &self.shadow))
+            .map(|(dry, a, p)| (dry, a, p.name.as_str(), p.eval(f)))
+    }
+
     /// `Err` is a denial, as text for the access log.
     pub(crate) fn check(&self, f: &Facts<'_>) -> Result<(), String> {
         if let Some(Err(policy)) = self.shadow.as_ref().map(|s| s.check(f)) {
             tracing::debug!(policy, "dry run: access would be denied");
         }
-        match self.rules.as_ref().map(|r| r.check(f)) {
-            Some(Err(policy)) => {
+        match self.decide(f) {
+            Err(policy) => {
                 // The name appears in logs only; blanks would break their columns.
                 let policy: String =
                     policy.chars().map(|c| if c.is_whitespace() { '_' } else { c }).collect();
                 Err(format!("rbac_access_denied_matched_policy[{policy}]"))
             }
-            _ => Ok(()),
+            Ok(()) => Ok(()),
         }
     }
 }

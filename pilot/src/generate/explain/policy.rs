@@ -139,7 +139,8 @@ fn judge(filters: &[Rbac], facts: &Facts<'_>) -> Step {
 }
 
 /// `ns[books]-policy[deny]-rule[0]` as `AuthorizationPolicy books/deny, rule 0`.
-fn readable(name: &str) -> String {
+#[must_use]
+pub fn readable(name: &str) -> String {
     let part = |key: &str| {
         let rest = name.split_once(&format!("{key}["))?.1;
         rest.split_once(']').map(|(v, _)| v)

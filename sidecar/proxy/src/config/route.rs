@@ -329,6 +329,12 @@ impl RouteTable {
         self.hosts.get(at)
     }
 
+    /// Which of the configuration's virtual hosts that is, where none came on demand.
+    pub(crate) fn position(&self, authority: &str) -> Option<usize> {
+        let host = self.host(authority)?;
+        self.hosts.iter().position(|h| Arc::ptr_eq(h, host))
+    }
+
     /// The virtual host and route of a request.
     pub(crate) fn find(&self, req: &RequestHead) -> Found<'_> {
         let Some(host) = self.host(&req.authority) else { return Found::NoHost };

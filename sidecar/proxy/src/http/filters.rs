@@ -172,7 +172,11 @@ pub(crate) async fn run<D: Downstream>(
             }
             HttpFilter::Cors => {
                 if let Some(cors) = route.and_then(|r| r.cors.as_ref()) {
-                    passed.cors = cross_origin(cors, head, rec)?;
+                    let answered = cross_origin(cors, head);
+                    if answered.is_err() {
+                        rec.details = "cors_response".into();
+                    }
+                    passed.cors = answered?;
                 }
             }
             HttpFilter::Fault => {
@@ -251,7 +255,7 @@ async fn ahead<D: Downstream>(down: &D, limit: usize, rec: &mut Record) -> Resul
 }
 
 /// Answers a preflight, or returns the headers for the response.
-fn cross_origin(cors: &Cors, head: &RequestHead, rec: &mut Record) -> Result<Option<Headers>, LocalReply> {
+pub(crate) fn cross_origin(cors: &Cors, head: &RequestHead) -> Result<Option<Headers>, LocalReply> {
     let Some(origin) = head.headers.get_id(HeaderId::Origin) else { return Ok(None) };
     if !cors.origins.iter().any(|o| o.matches(origin)) {
         return Ok(None);
@@ -272,7 +276,6 @@ fn cross_origin(cors: &Cors, head: &RequestHead, rec: &mut Record) -> Result<Opt
         push(HeaderId::AccessControlAllowMethods, &c.allow_methods);
         push(HeaderId::AccessControlAllowHeaders, &c.allow_headers);
         push(HeaderId::AccessControlMaxAge, &c.max_age);
-        rec.details = "cors_response".into();
         return Err(LocalReply { status: 200, headers: h, ..LocalReply::default() });
     }
     push(HeaderId::AccessControlExposeHeaders, &c.expose_headers);

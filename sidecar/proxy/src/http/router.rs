@@ -107,8 +107,9 @@ pub(crate) async fn forward<D: Downstream>(
     else {
         return Err(failure(rec, &TryError::Overflow, false));
     };
-    let limits = Limits::new(ctx, head);
-    rewrite(ctx, destination, head, &limits);
+    let limits = Limits::new(ctx.forward, ctx.passed.faulted, ctx.conn.outbound(), head);
+    let (forward, route, vhost, remote) = (ctx.forward, ctx.route, ctx.vhost, ctx.conn.peer.ip());
+    Rewrite { forward, route, vhost, destination, timeout: limits.timeout, remote }.apply(head);
     let (hash, cookie) = hash(ctx, head);
     let upgrade = head.upgrade.is_some() || head.method == Method::CONNECT;
     let mirrors: Vec<_> = ctx
@@ -274,23 +275,23 @@ fn grpc_timeout(v: &[u8]) -> Option<Duration> {
 }
 
 /// Limits of this request: the route's, or the caller's wishes where it is one of the mesh.
-struct Limits<'a> {
-    timeout: Option<Duration>,
-    retry: Option<&'a Retry>,
+pub(crate) struct Limits<'a> {
+    pub(crate) timeout: Option<Duration>,
+    pub(crate) retry: Option<&'a Retry>,
     /// Retries beyond the first try.
-    attempts: u32,
+    pub(crate) attempts: u32,
 }
 
 impl<'a> Limits<'a> {
-    fn new(ctx: &Context<'a>, head: &mut RequestHead) -> Self {
-        let mut timeout = ctx.forward.timeout;
-        let retry = ctx.forward.retry.as_deref().filter(|_| !ctx.passed.faulted);
+    pub(crate) fn new(forward: &'a Forward, faulted: bool, outbound: bool, head: &mut RequestHead) -> Self {
+        let mut timeout = forward.timeout;
+        let retry = forward.retry.as_deref().filter(|_| !faulted);
         let retry = retry
             .filter(|r| r.request_headers.is_empty() || r.request_headers.iter().any(|h| h.matches(head)));
         let mut attempts = retry.map_or(0, |r| r.config.attempts);
         let number =
             |id, head: &RequestHead| head.headers.str_id(id).and_then(|v| v.trim().parse::<u64>().ok());
-        if ctx.conn.outbound() {
+        if outbound {
             if let Some(ms) = number(HeaderId::XEnvoyUpstreamRqTimeoutMs, head) {
                 timeout = Some(Duration::from_millis(ms)).filter(|t| !t.is_zero());
             }
@@ -304,22 +305,36 @@ impl<'a> Limits<'a> {
     }
 }
 
-fn rewrite(ctx: &Context<'_>, d: &Destination, head: &mut RequestHead, limits: &Limits<'_>) {
-    if let Some(new) = ctx.forward.rewritten_path(ctx.route, &head.path) {
-        let before = std::mem::replace(&mut head.path, new);
-        head.headers.set_id(HeaderId::XEnvoyOriginalPath, before.as_bytes());
-    }
-    if let Some(h) = &ctx.forward.host_rewrite {
-        head.authority.clone_from(h);
-    }
-    if let Some(t) = limits.timeout {
-        head.headers.set_number(HeaderId::XEnvoyExpectedRqTimeoutMs, millis(t));
-    }
-    // Most specific first, as Envoy: destination, route, virtual host.
-    for edits in [&d.request_headers, &ctx.route.request_headers, &ctx.vhost.request_headers] {
-        if !edits.is_empty() {
-            let remote = ctx.conn.peer.ip();
-            edits.request(head, &|v| expand(v, remote));
+/// What routing changes about a request on its way to a destination.
+pub(crate) struct Rewrite<'a> {
+    pub(crate) forward: &'a Forward,
+    pub(crate) route: &'a Route,
+    pub(crate) vhost: &'a VirtualHost,
+    pub(crate) destination: &'a Destination,
+    pub(crate) timeout: Option<Duration>,
+    /// The client's address.
+    pub(crate) remote: std::net::IpAddr,
+}
+
+impl Rewrite<'_> {
+    pub(crate) fn apply(&self, head: &mut RequestHead) {
+        if let Some(new) = self.forward.rewritten_path(self.route, &head.path) {
+            let before = std::mem::replace(&mut head.path, new);
+            head.headers.set_id(HeaderId::XEnvoyOriginalPath, before.as_bytes());
+        }
+        if let Some(h) = &self.forward.host_rewrite {
+            head.authority.clone_from(h);
+        }
+        if let Some(t) = self.timeout {
+            head.headers.set_number(HeaderId::XEnvoyExpectedRqTimeoutMs, millis(t));
+        }
+        // Most specific first, as Envoy: destination, route, virtual host.
+        for edits in
+            [&self.destination.request_headers, &self.route.request_headers, &self.vhost.request_headers]
+        {
+            if !edits.is_empty() {
+                edits.request(head, &|v| expand(v, self.remote));
+            }
         }
     }
 }

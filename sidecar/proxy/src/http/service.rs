@@ -305,7 +305,7 @@ fn finish_headers(headers: &mut Headers, route: &Route, vhost: &VirtualHost, pas
     }
 }
 
-fn redirect_to_tls(head: &RequestHead) -> LocalReply {
+pub(crate) fn redirect_to_tls(head: &RequestHead) -> LocalReply {
     let host = strip_port(&head.authority);
     let mut reply = LocalReply { status: 301, ..LocalReply::default() };
     reply.headers.push_id(HeaderId::Location, format!("https://{host}{}", head.path).as_bytes());
@@ -319,7 +319,8 @@ fn strip_port(authority: &str) -> &str {
     }
 }
 
-fn location(head: &RequestHead, r: &model::Redirect, route: &Route) -> String {
+/// Where a redirect leads.
+pub(crate) fn location(head: &RequestHead, r: &model::Redirect, route: &Route) -> String {
     let old = if head.https { "https" } else { "http" };
     let scheme = r.scheme.as_deref().unwrap_or(old);
     let mut host = r.host.clone().unwrap_or_else(|| head.authority.clone());

@@ -19,6 +19,7 @@ mod refusals;
 mod resilience;
 mod routing;
 mod silence;
+mod simulate;
 mod slots;
 mod splice;
 mod support;

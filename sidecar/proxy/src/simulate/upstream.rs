@@ -1,0 +1,148 @@
+//! Where a connection or request goes.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use mesh_model::proxy as model;
+
+use super::Simulation;
+
+/// A destination and its share.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Weight {
+    /// Cluster.
+    pub cluster: String,
+    /// Share, relative to the sum of all.
+    pub weight: u32,
+}
+
+/// An endpoint of the chosen cluster.
+#[derive(Debug, Clone)]
+pub struct EndpointSeen {
+    /// Address and port, or name and port.
+    pub address: String,
+    /// Where it is, as `region/zone/subzone`.
+    pub locality: String,
+    /// 0 is used first.
+    pub priority: u32,
+    /// Relative weight.
+    pub weight: u32,
+    /// Health that the control plane knows of.
+    pub health: model::EndpointHealth,
+    /// Takes traffic as things are: healthy, and of a priority that those before it leave something to.
+    pub active: bool,
+    /// TLS that the proxy would use to it; `None` is clear text.
+    pub tls: Option<model::UpstreamTls>,
+    /// `name;namespace;canonical name;revision;cluster` of its workload.
+    pub workload: String,
+}
+
+impl Simulation<'_> {
+    /// Notes destinations; the heaviest one's endpoints are listed. Returns the position of that one.
+    pub(super) fn destinations(&mut self, to: &[model::WeightedCluster]) -> usize {
+        let only = to.len() == 1;
+        let weight = |c: &model::WeightedCluster| if only { c.weight.max(1) } else { c.weight };
+        self.out.weights =
+            to.iter().map(|c| Weight { cluster: c.cluster.clone(), weight: weight(c) }).collect();
+        // The first of the heaviest: `max_by_key` would take the last.
+        let heaviest = to.iter().map(weight).max().unwrap_or(0);
+        let at = to.iter().position(|c| weight(c) == heaviest).unwrap_or(0);
+        if let Some(c) = to.get(at) {
+            self.out.cluster = Some(c.cluster.clone());
+            match self.config.clusters.get(&c.cluster).cloned() {
+                None => self.out.detail = format!("no cluster is called {} (cluster_not_found)", c.cluster),
+                Some(cluster) => {
+                    self.endpoints(&cluster);
+                    if self.out.endpoints.is_empty() {
+                        self.out.detail = "the cluster has no endpoints (no healthy upstream)".into();
+                    } else if !self.out.endpoints.iter().any(|e| e.active) {
+                        self.out.detail = "no endpoint is healthy (no healthy upstream)".into();
+                    }
+                }
+            }
+        }
+        at
+    }
+
+    /// Whether the destination cannot take anything; why is in the detail.
+    pub(super) fn nowhere(&self) -> bool {
+        !self.out.endpoints.iter().any(|e| e.active)
+    }
+
+    fn endpoints(&mut self, cluster: &model::Cluster) {
+        let assignment = match &cluster.discovery {
+            model::Discovery::Eds(service) => {
+                let name = if service.is_empty() { &cluster.name } else { service };
+                self.config.endpoints.get(name).cloned()
+            }
+            model::Discovery::Static(a)
+            | model::Discovery::StrictDns(a)
+            | model::Discovery::LogicalDns(a) => Some(Arc::new(a.clone())),
+            model::Discovery::OriginalDst => {
+                self.out.endpoints.push(EndpointSeen {
+                    address: self.arrival.destination.to_string(),
+                    locality: String::new(),
+                    priority: 0,
+                    weight: 1,
+                    health: model::EndpointHealth::Healthy,
+                    active: true,
+                    tls: cluster.tls.as_deref().cloned(),
+                    workload: String::new(),
+                });
+                return;
+            }
+        };
+        let Some(a) = assignment else { return };
+        let loads = loads(&a);
+        for l in &a.localities {
+            let whole = loads.get(&l.priority).copied().unwrap_or(0) > 0;
+            for e in &l.endpoints {
+                let labelled = cluster
+                    .tls_matches
+                    .iter()
+                    .find(|m| m.labels.iter().all(|(k, v)| e.transport_labels.get(k) == Some(v)));
+                let tls = match labelled {
+                    Some(m) => m.tls.clone(),
+                    None => cluster.tls.as_deref().cloned(),
+                };
+                self.out.endpoints.push(EndpointSeen {
+                    address: authority(&e.address, e.port),
+                    locality: l.locality.to_string(),
+                    priority: l.priority,
+                    weight: e.weight,
+                    health: e.health,
+                    active: whole && e.health == model::EndpointHealth::Healthy,
+                    tls,
+                    workload: e.workload.clone(),
+                });
+            }
+        }
+    }
+}
+
+fn authority(host: &str, port: u16) -> String {
+    if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
+}
+
+/// Load of each priority in percent, by the health that the control plane knows: a priority takes its healthy share
+/// times the overprovisioning factor of what those before it left.
+fn loads(a: &model::LoadAssignment) -> BTreeMap<u32, u32> {
+    let mut counts: BTreeMap<u32, (u32, u32)> = BTreeMap::new();
+    for l in &a.localities {
+        let (healthy, all) = counts.entry(l.priority).or_default();
+        for e in l.endpoints.iter().filter(|e| e.health != model::EndpointHealth::Draining) {
+            *all += 1;
+            *healthy += u32::from(e.health == model::EndpointHealth::Healthy);
+        }
+    }
+    let factor = if a.overprovisioning == 0 { 140 } else { a.overprovisioning };
+    let mut left = 100u32;
+    counts
+        .into_iter()
+        .map(|(p, (healthy, all))| {
+            let able = (factor.saturating_mul(healthy)).checked_div(all).unwrap_or(0).min(100);
+            let load = able.min(left);
+            left -= load;
+            (p, load)
+        })
+        .collect()
+}
