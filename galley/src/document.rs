@@ -285,7 +285,8 @@ fn read(
     const ENVELOPE: &[&str] = &["apiVersion", "kind", "metadata", "status"];
     let empty = Node { place: node.place, value: Value::Map(vec![]) };
     let (de, base) = if kind.spec_at_top_level() {
-        (NodeDe::without(node, ENVELOPE), FieldPath::default())
+        let envelope = if kind.has_status() { &ENVELOPE[..3] } else { ENVELOPE };
+        (NodeDe::without(node, envelope), FieldPath::default())
     } else {
         for m in members {
             if m.key != "spec" && !ENVELOPE.contains(&m.key.as_str()) {
@@ -467,8 +468,7 @@ fn platform_kind(api_version: &str, kind: &str) -> bool {
         "networking.k8s.io" => kind == "NetworkPolicy",
         "" => matches!(
             kind,
-            "Pod"
-                | "ServiceAccount"
+            "ServiceAccount"
                 | "ConfigMap"
                 | "Endpoints"
                 | "PersistentVolume"

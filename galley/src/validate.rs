@@ -58,7 +58,9 @@ pub(crate) fn document(d: &Document, out: &mut Findings) {
         Spec::ClusterEviction(s) => federation::check_eviction(s, &d.metadata, p, out),
         Spec::ImportPolicy(s) => federation::check_imports(s, p, out),
         Spec::MeshConfig(s) => core::check_mesh(s, &d.metadata, p, out),
-        Spec::Namespace(_) => {}
+        Spec::Namespace(_) | Spec::Node(_) => {}
+        Spec::Pod(s) => core::check_pod(s, p, out),
+        Spec::EndpointSlice(s) => core::check_slice(s, &d.metadata, p, out),
         Spec::Rule(_)
         | Spec::Handler(_)
         | Spec::Instance(_)

@@ -8,9 +8,9 @@ use std::{
 
 use mesh_model::{
     authored::{
-        AuthorizationPolicy, DestinationRule, ExportPolicy, Gateway, ImportPolicy, Kind, MeshConfig,
-        PeerAction, PeerAuthentication, RequestAuthentication, Service, ServiceEntry, ServiceExport, Sidecar,
-        Spec, VirtualService, WorkloadEntry,
+        AuthorizationPolicy, DestinationRule, EndpointSlice, ExportPolicy, Gateway, ImportPolicy, Kind,
+        MeshConfig, PeerAction, PeerAuthentication, RequestAuthentication, Service, ServiceEntry,
+        ServiceExport, Sidecar, Spec, VirtualService, WorkloadEntry,
     },
     federation::{FormerCluster, ImportedService, ON_LAPSE, OnLapse, PeerCluster, type_url},
     registry::Labels,
@@ -18,10 +18,15 @@ use mesh_model::{
 use mesh_xds::mcp;
 use serde::Serialize;
 
+use crate::kubernetes::Pods;
+
 /// Kinds that pilot reads from galley.
 pub const GALLEY_KINDS: &[Kind] = &[
     Kind::Service,
     Kind::WorkloadEntry,
+    Kind::Node,
+    Kind::Pod,
+    Kind::EndpointSlice,
     Kind::ServiceEntry,
     Kind::VirtualService,
     Kind::DestinationRule,
@@ -71,8 +76,10 @@ pub struct Problem {
 pub struct Config {
     /// Services of the platform.
     pub services: Vec<Doc<Service>>,
-    /// Workloads.
+    /// Workloads, pods among them.
     pub workload_entries: Vec<Doc<WorkloadEntry>>,
+    /// Endpoints of services, from whoever controls them.
+    pub endpoint_slices: Vec<Doc<EndpointSlice>>,
     /// Services from configuration.
     pub service_entries: Vec<Doc<ServiceEntry>>,
     /// Routing.
@@ -112,6 +119,7 @@ pub struct Config {
 pub struct Reader {
     parsed: HashMap<(Kind, String), (Arc<mcp::Document>, Result<Spec, String>)>,
     imports: HashMap<String, (Arc<mcp::Document>, Arc<ImportedService>)>,
+    pods: Pods,
 }
 
 impl Reader {
@@ -137,6 +145,7 @@ impl Reader {
             }
         }
         self.parsed = parsed;
+        config.workload_entries.append(&mut self.pods.workloads(galley));
         config.sort();
 
         let chosen: HashMap<_, _> = config
@@ -256,7 +265,8 @@ impl Config {
             Spec::MeshConfig(s) => self.mesh = s.clone(),
             Spec::ExportPolicy(s) => into!(export_policies, s),
             Spec::ImportPolicy(s) => into!(import_policies, s),
-            // Not subscribed to.
+            Spec::EndpointSlice(s) => into!(endpoint_slices, s),
+            // Pods and nodes are read together; others are not subscribed to.
             _ => {}
         }
     }
@@ -267,6 +277,7 @@ impl Config {
         }
         by_age(&mut self.services);
         by_age(&mut self.workload_entries);
+        by_age(&mut self.endpoint_slices);
         by_age(&mut self.service_entries);
         by_age(&mut self.virtual_services);
         by_age(&mut self.destination_rules);

@@ -7,6 +7,7 @@
 //! `svc.ns.global`, and per member as `svc.ns.svc.<member>.clusterset.local`.
 
 mod build;
+mod slices;
 mod vips;
 
 use std::{
@@ -16,7 +17,7 @@ use std::{
 };
 
 pub use build::build;
-pub(crate) use build::workload_labels;
+pub(crate) use build::{HEALTH, TLS_MODE, workload_labels};
 use mesh_model::{
     ClusterId,
     federation::ImportedService,

@@ -16,6 +16,7 @@ pub mod exports;
 pub mod generate;
 pub mod hosts;
 pub mod index;
+mod kubernetes;
 pub mod links;
 mod metrics;
 pub mod proxy;

@@ -11,6 +11,8 @@ use mesh_model::{
     registry::{Labels, TlsMode},
 };
 
+pub use mesh_xds::mcp::{ConfigState, Document};
+
 use crate::{
     config::{Doc, selects},
     hosts,
@@ -87,7 +89,15 @@ pub fn caller(world: &World, namespace: &str, name: &str, labels: &Labels) -> Ca
         .or_else(|| all.iter().find(|w| label(w, "app") || label(w, "app.kubernetes.io/name")))
         .or_else(|| all.iter().find(|w| selected(w)));
     let mut caller = match found {
-        Some(w) => Caller { proxy: of_workload(world, w), assumed: None },
+        Some(w) => {
+            // Made up by who asks, for want of a document.
+            let assumed = w.name.starts_with('(').then(|| {
+                format!(
+                    "no workload of {namespace} is called {name}: taken as one that Service {name} selects"
+                )
+            });
+            Caller { proxy: of_workload(world, w), assumed }
+        }
         None => {
             let known = service.map(|s| s.spec.selector.clone()).filter(|s| !s.is_empty());
             let labels = known.unwrap_or_else(|| Labels::from([("app".to_owned(), name.to_owned())]));
@@ -175,10 +185,4 @@ pub fn target(world: &World, address: IpAddr) -> Option<Target> {
 pub fn virtual_service(world: &World, proxy: &ProxyNode, host: &str) -> Option<String> {
     let mesh = |d: &Doc<_>| crate::generate::bound_to_mesh(d);
     world.virtual_service(proxy, host, mesh).map(|d| format!("{}/{}", d.namespace, d.name))
-}
-
-/// The state of a source without documents.
-#[must_use]
-pub fn no_documents() -> mesh_xds::mcp::ConfigState {
-    mesh_xds::mcp::ConfigState::default()
 }

@@ -35,6 +35,7 @@ macro_rules! choice {
 mod core;
 mod destination_rule;
 mod gateway;
+pub mod kubernetes;
 mod mesh;
 mod mixer;
 mod security;
@@ -44,8 +45,17 @@ mod types;
 mod virtual_service;
 
 pub use self::{
-    core::*, destination_rule::*, gateway::*, mesh::*, mixer::*, security::*, service_entry::*, sidecar::*,
-    types::*, virtual_service::*,
+    core::*,
+    destination_rule::*,
+    gateway::*,
+    kubernetes::{ClusterNode, EndpointSlice, Pod},
+    mesh::*,
+    mixer::*,
+    security::*,
+    service_entry::*,
+    sidecar::*,
+    types::*,
+    virtual_service::*,
 };
 
 macro_rules! kinds {
@@ -171,6 +181,12 @@ kinds! {
     Namespace(Namespace) = "core" ["v1"] "Namespace", cluster;
     /// A Kubernetes secret: certificates of gateways.
     Secret(Secret) = "core" ["v1"] "Secret", namespaced;
+    /// A Kubernetes pod: a workload.
+    Pod(Pod) = "core" ["v1"] "Pod", namespaced;
+    /// A Kubernetes node: where its pods are.
+    Node(ClusterNode) = "core" ["v1"] "Node", cluster;
+    /// Endpoints of a Kubernetes service.
+    EndpointSlice(EndpointSlice) = "discovery.k8s.io" ["v1"] "EndpointSlice", namespaced;
     /// Offer a service to other clusters (MCS API, KEP-1645).
     ServiceExport(ServiceExport) = "multicluster.x-k8s.io" ["v1alpha1", "v1beta1"] "ServiceExport", namespaced;
     /// Settings of the mesh.
@@ -225,10 +241,16 @@ impl Kind {
         if self.group() == "core" { version.to_owned() } else { format!("{}/{version}", self.group()) }
     }
 
+    /// Kinds of which `status` is read: what others found out, and not what they wish.
+    #[must_use]
+    pub fn has_status(self) -> bool {
+        matches!(self, Kind::Pod)
+    }
+
     /// Kinds whose fields are not under `spec` but beside `metadata`.
     #[must_use]
     pub fn spec_at_top_level(self) -> bool {
-        matches!(self, Kind::Secret)
+        matches!(self, Kind::Secret | Kind::Pod | Kind::EndpointSlice)
     }
 }
 

@@ -4,7 +4,10 @@ use std::net::IpAddr;
 
 use mesh_model::{
     TrustDomain,
-    authored::{IntOrString, MeshConfig, Metadata, Secret, Service, ServiceExport},
+    authored::{
+        EndpointSlice, IntOrString, MeshConfig, Metadata, Pod, Secret, Service, ServiceExport,
+        kubernetes::topology,
+    },
 };
 
 use super::common::{self, Findings};
@@ -67,6 +70,63 @@ pub(super) fn check_service(s: &Service, p: &Path<'_>, out: &mut Findings) {
         }
         if port.protocol == "UDP" || port.protocol == "SCTP" {
             out.warning(&at, format!("{} is not carried by the mesh", port.protocol));
+        }
+    }
+}
+
+pub(super) fn check_pod(pod: &Pod, p: &Path<'_>, out: &mut Findings) {
+    let (spec, status) = (p.key("spec"), p.key("status"));
+    if !pod.status.pod_ip.is_empty() && pod.status.pod_ip.parse::<IpAddr>().is_err() {
+        out.error(&status.key("podIP"), format!("{:?} is not an IP address", pod.status.pod_ip));
+    }
+    let containers = spec.key("containers");
+    for (i, c) in pod.spec.containers.iter().enumerate() {
+        let at = containers.index(i);
+        let ports = at.key("ports");
+        for (j, port) in c.ports.iter().enumerate() {
+            common::port(port.container_port, &ports.index(j).key("containerPort"), out);
+        }
+    }
+}
+
+pub(super) fn check_slice(s: &EndpointSlice, meta: &Metadata, p: &Path<'_>, out: &mut Findings) {
+    if !meta.labels.contains_key(topology::SERVICE_NAME) {
+        let at = Path::root();
+        let at = at.key("metadata");
+        out.warning(
+            &at.key("labels"),
+            format!("without the label {} it belongs to no service", topology::SERVICE_NAME),
+        );
+    }
+    let kind = s.address_type.as_str();
+    if !matches!(kind, "IPv4" | "IPv6" | "FQDN") {
+        out.error(&p.key("addressType"), format!("{kind:?} is none of IPv4, IPv6, FQDN"));
+    }
+    let ports = p.key("ports");
+    for (i, port) in s.ports.iter().enumerate() {
+        common::port(port.port, &ports.index(i).key("port"), out);
+    }
+    let endpoints = p.key("endpoints");
+    for (i, e) in s.endpoints.iter().enumerate() {
+        let at = endpoints.index(i);
+        let at = at.key("addresses");
+        if e.addresses.is_empty() {
+            out.error(&at, "at least one address is required");
+        }
+        for a in &e.addresses {
+            let fits = match a.parse::<IpAddr>() {
+                Ok(ip) => {
+                    if ip.is_ipv4() {
+                        kind == "IPv4"
+                    } else {
+                        kind == "IPv6"
+                    }
+                }
+                Err(_) => kind == "FQDN" && common::is_fqdn(a),
+            };
+            if !fits && matches!(kind, "IPv4" | "IPv6" | "FQDN") {
+                out.error(&at, format!("{a:?} is not an address of type {kind}"));
+            }
         }
     }
 }

@@ -7,6 +7,7 @@
 //! Entry points: [`Mesh::load`] and [`Mesh::ask`].
 
 mod answer;
+mod assume;
 mod question;
 mod walk;
 
@@ -16,6 +17,7 @@ use mesh_model::{ClusterId, NetworkId, TrustDomain, federation::Transport};
 use mesh_proxy::simulate::Unusable;
 use pilot::{
     config::{Problem, Reader},
+    simulate::ConfigState,
     world::{Settings, World},
 };
 
@@ -48,11 +50,13 @@ pub struct Options {
     pub cluster: String,
     /// Its trust domain, unless a `MeshConfig` document names one.
     pub trust_domain: String,
+    /// Fill in what documents leave open: proxies of workloads, and workloads of services that have none.
+    pub assume: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { cluster: "local".to_owned(), trust_domain: TrustDomain::default().to_string() }
+        Self { cluster: "local".to_owned(), trust_domain: TrustDomain::default().to_string(), assume: true }
     }
 }
 
@@ -79,8 +83,11 @@ impl Mesh {
             federation_address: None,
             transport: Transport::Tcp,
         };
-        let loaded = galley::load_files(paths, stdin);
-        let config = Reader::default().read(&loaded.documents, &pilot::simulate::no_documents());
+        let mut loaded = galley::load_files(paths, stdin);
+        if options.assume {
+            assume::assume(&mut loaded.documents);
+        }
+        let config = Reader::default().read(&loaded.documents, &ConfigState::default());
         Ok(Self { world: World::new(settings, config), validation: loaded.validation })
     }
 

@@ -28,6 +28,7 @@ use crate::{
         Answer, Asked, Caller, Direct, Endpoint, Fault, Mirror, Outlier, Policy, Reason, Retries, Share,
         TrafficPolicy, Weight,
     },
+    assume::ASSUMED,
     question::{Question, Understood},
 };
 
@@ -86,11 +87,16 @@ pub(crate) fn walk(world: &World, question: &Question) -> Result<Answer, Error> 
     let cluster = passage.cluster.as_ref().and_then(|c| config.clusters.get(c)).cloned();
     first(&mut answer, &passage, cluster.as_deref());
     let forwards = matches!(passage.action, Action::Forward | Action::ForwardTcp);
-    for (seen, shown) in passage.endpoints.iter().zip(&mut answer.endpoints) {
-        let at: Option<SocketAddr> = seen.address.parse().ok();
+    for shown in &mut answer.endpoints {
+        let at: Option<SocketAddr> = shown.address.parse().ok();
         if let Some(target) = at.and_then(|a| pilot_simulate::target(world, a.ip())) {
             shown.workload = Some(target.workload);
         }
+    }
+    if answer.endpoints.iter().any(is_assumed) {
+        answer.endpoints.retain(|e| !is_assumed(e));
+        answer.detail =
+            "no document gives the service a workload; policies are those of one with its labels".into();
     }
     if forwards {
         let peer = Peer { principal, cluster: Some(world.settings.cluster.to_string()) };
@@ -98,6 +104,10 @@ pub(crate) fn walk(world: &World, question: &Question) -> Result<Answer, Error> 
         inbound(world, &q, &passage, own, &peer, http2, &mut answer)?;
     }
     Ok(answer)
+}
+
+fn is_assumed(e: &Endpoint) -> bool {
+    e.workload.as_deref().is_some_and(|w| w.contains(ASSUMED))
 }
 
 fn principal(world: &World, proxy: &ProxyNode) -> String {
@@ -270,11 +280,11 @@ fn inbound(
         let config = snapshot(generate::generate(proxy, world));
         let there = simulate(&config, &arrival)?;
         let there = Passage { detail: told(&there), ..there };
-        noted(answer, &target.workload, &there, !forwarded(&there));
+        noted(answer, &named(&target), &there, !forwarded(&there));
         seen.push((target, there));
     }
     let Some((target, worst)) = seen.iter().find(|(_, p)| !forwarded(p)) else { return Ok(()) };
-    let says = format!("{}: {}", target.workload, worst.detail);
+    let says = format!("{}: {}", named(target), worst.detail);
     if seen.iter().all(|(_, p)| !forwarded(p)) {
         answer.action = worst.action.as_str().to_owned();
         answer.status = worst.status;
@@ -283,6 +293,16 @@ fn inbound(
         answer.detail = format!("some of the workloads refuse: {says}");
     }
     Ok(())
+}
+
+/// The workload by its name, or what it would be.
+fn named(t: &Target) -> String {
+    if !t.workload.contains(ASSUMED) {
+        return t.workload.clone();
+    }
+    let labels = t.proxy.iter().flat_map(|p| &p.labels).filter(|(k, _)| !k.contains("tlsMode"));
+    let shown: Vec<_> = labels.map(|(k, v)| format!("{k}={v}")).collect();
+    format!("{}/({})", t.workload.split('/').next().unwrap_or_default(), shown.join(","))
 }
 
 fn forwarded(p: &Passage) -> bool {

@@ -106,7 +106,7 @@ fn add(
             Some(Box::new(REMOTE_OUTLIER))
         }
     };
-    c.locality_weighted = endpoints::locality_setting(&policy).is_some_and(|s| !s.distribute.is_empty());
+    c.locality_weighted = endpoints::locality_setting(ctx, &policy).is_some_and(|s| !s.distribute.is_empty());
     if let Some(o) = &policy.outlier_detection
         && let Ok(p) = u32::try_from(o.min_health_percent)
     {

@@ -5,11 +5,11 @@
 //! [`crate::slots`]) that stands before it. Weights keep the peers' shares whatever the number of
 //! gateways and slots.
 //!
-//! Unless a destination rule asks for locality load balancing, everything that is live is one
+//! Without outlier detection, or for a caller without a locality, everything that is live is one
 //! priority. Peers whose lease has lapsed come last: used when nothing else is left, unless a service or an
 //! ImportPolicy says to keep or to refuse them.
 
-use std::{collections::BTreeMap, net::SocketAddr};
+use std::{collections::BTreeMap, net::SocketAddr, sync::LazyLock};
 
 use mesh_model::{
     Locality,
@@ -36,15 +36,21 @@ struct Group {
     endpoints: Vec<LbEndpoint>,
 }
 
-/// Whether this policy balances by locality.
-pub(super) fn locality_setting(policy: &TrafficPolicy) -> Option<&LocalityLbSetting> {
+/// How this policy balances by locality, if it does: as its rule says, else as the mesh does. The mesh prefers what is
+/// near to the caller unless it says otherwise.
+pub(super) fn locality_setting<'a>(
+    ctx: &Ctx<'a>,
+    policy: &'a TrafficPolicy,
+) -> Option<&'a LocalityLbSetting> {
+    static NEAR: LazyLock<LocalityLbSetting> = LazyLock::new(LocalityLbSetting::default);
     // Failover without outlier detection would have nothing to fail over on.
     policy.outlier_detection.as_ref()?;
-    policy
-        .load_balancer
-        .as_ref()
-        .and_then(|l| l.locality_lb_setting.as_ref())
-        .filter(|s| s.enabled != Some(false))
+    let own = policy.load_balancer.as_ref().and_then(|l| l.locality_lb_setting.as_ref());
+    let setting =
+        own.or(ctx.world.config.mesh.locality_lb_setting.as_ref()).unwrap_or_else(|| LazyLock::force(&NEAR));
+    // Nothing is near to a caller of whom nobody knows where it is; labels may still compare.
+    let placed = !ctx.proxy.locality.region.is_empty() || !setting.failover_priority.is_empty();
+    (setting.enabled != Some(false) && (placed || own.is_some())).then_some(setting)
 }
 
 pub(super) fn assignment(
@@ -56,7 +62,7 @@ pub(super) fn assignment(
     policy: &TrafficPolicy,
 ) -> LoadAssignment {
     let groups = groups(ctx, entry, port, subset);
-    let setting = locality_setting(policy);
+    let setting = locality_setting(ctx, policy);
     let localities = match setting {
         Some(s) if !s.distribute.is_empty() => distribute(ctx, groups, s),
         setting => prioritise(ctx, groups, setting),

@@ -113,6 +113,6 @@ fn cluster(ctx: &Ctx<'_>, out: &mut Generated, e: &Entry, port: &ServicePort, po
         c.lb = LbPolicy::RoundRobin;
     }
     clusters::pool(&mut c, policy.connection_pool.as_ref(), port.protocol);
-    c.locality_weighted = endpoints::locality_setting(policy).is_some_and(|s| !s.distribute.is_empty());
+    c.locality_weighted = endpoints::locality_setting(ctx, policy).is_some_and(|s| !s.distribute.is_empty());
     out.cluster(c);
 }

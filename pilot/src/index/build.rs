@@ -8,30 +8,33 @@ use std::{
 
 use mesh_model::{
     ClusterId, Locality, NetworkId, SpiffeId,
-    authored::{IntOrString, Location, Resolution as AuthoredResolution, WorkloadEntry},
+    authored::{
+        IntOrString, Location, Resolution as AuthoredResolution, WorkloadEntry, kubernetes::topology,
+    },
     federation::ImportedService,
     registry::{Endpoint, Health, Labels, Protocol, Resolution, Service, ServicePort, TlsMode},
 };
 
-use super::{Entry, Index, Local, Origin, vips};
+use super::{Entry, Index, Local, Origin, slices::Slices, vips};
 use crate::{
     config::{Config, Doc, Problem, selects},
     hosts,
 };
 
 /// Set on workloads with a proxy that accepts mesh mTLS.
-const TLS_MODE: &str = "security.istio.io/tlsMode";
+pub(crate) const TLS_MODE: &str = "security.istio.io/tlsMode";
 /// Namespaces that a service is visible in.
 const EXPORT_TO: &str = "networking.istio.io/exportTo";
 /// Health that a platform or a health checker has written on a `WorkloadEntry`.
-const HEALTH: &str = "flotilla.dev/health";
+pub(crate) const HEALTH: &str = "flotilla.dev/health";
 /// Port of east-west gateways unless their workload says another.
 const EAST_WEST_PORT: u16 = 15443;
 
-struct Builder<'a> {
+pub(super) struct Builder<'a> {
     config: &'a Config,
-    local: &'a Local,
-    workloads: HashMap<&'a str, Vec<&'a Doc<WorkloadEntry>>>,
+    pub(super) local: &'a Local,
+    pub(super) slices: Slices<'a>,
+    pub(super) workloads: HashMap<&'a str, Vec<&'a Doc<WorkloadEntry>>>,
     imports: HashMap<(&'a str, &'a str), Vec<Arc<ImportedService>>>,
     exports: BTreeSet<(&'a str, &'a str)>,
     entries: BTreeMap<String, Entry>,
@@ -52,10 +55,17 @@ pub fn build(config: &Config, local: &Local) -> (Index, Vec<Problem>) {
             imports.entry((&i.service.namespace, &i.service.name)).or_default().push(i.clone());
         }
     }
+    let mut slices = Slices::new();
+    for s in &config.endpoint_slices {
+        if let Some(service) = s.labels.get(topology::SERVICE_NAME) {
+            slices.entry((&s.namespace, service)).or_default().push(s);
+        }
+    }
     let exports = config.service_exports.iter().map(|e| (e.namespace.as_str(), e.name.as_str())).collect();
     let mut b = Builder {
         config,
         local,
+        slices,
         workloads,
         imports,
         exports,
@@ -119,7 +129,7 @@ impl<'a> Builder<'a> {
         self.problems.push(Problem { object: object.into(), message: message.into() });
     }
 
-    fn identity(&self, namespace: &str, account: &str) -> Option<String> {
+    pub(super) fn identity(&self, namespace: &str, account: &str) -> Option<String> {
         if account.starts_with("spiffe://") {
             return SpiffeId::parse(account).ok().map(|id| id.as_str().to_owned());
         }
@@ -195,7 +205,8 @@ impl<'a> Builder<'a> {
                 for p in entry.service.ports.iter().chain(&entry.udp_ports) {
                     entry.endpoints.push(inline(&spec.external_name, p.port, &p.name));
                 }
-            } else if !spec.selector.is_empty() {
+            } else if !self.slices(&mut entry, &spec.selector, &targets, &object) && !spec.selector.is_empty()
+            {
                 self.select_workloads(&mut entry, &spec.selector, &targets, &object);
             }
             self.merge_imports(&mut entry);
@@ -230,13 +241,25 @@ impl<'a> Builder<'a> {
         targets: &[Option<IntOrString>],
         object: &str,
     ) {
+        let wanted = |w: &Doc<WorkloadEntry>| selects(selector, &workload_labels(w));
+        self.select_where(entry, targets, object, wanted);
+    }
+
+    /// The same for those that are `wanted`.
+    pub(super) fn select_where(
+        &mut self,
+        entry: &mut Entry,
+        targets: &[Option<IntOrString>],
+        object: &str,
+        wanted: impl Fn(&Doc<WorkloadEntry>) -> bool,
+    ) {
         let namespace = entry.service.namespace.clone();
         let selected: Vec<&Doc<WorkloadEntry>> = self
             .workloads
             .get(namespace.as_str())
             .into_iter()
             .flatten()
-            .filter(|w| selects(selector, &workload_labels(w)))
+            .filter(|w| wanted(w))
             .copied()
             .collect();
         for w in selected {
@@ -262,7 +285,7 @@ impl<'a> Builder<'a> {
         }
     }
 
-    fn workload_endpoint(
+    pub(super) fn workload_endpoint(
         &self,
         w: &Doc<WorkloadEntry>,
         port: &ServicePort,

@@ -4,7 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Duration, OutboundTrafficPolicy};
+use super::{Duration, LocalityLbSetting, OutboundTrafficPolicy};
 use crate::federation::{OnLapse, Transport};
 
 message! {
@@ -26,6 +26,9 @@ message! {
         pub transport: Option<Transport>,
         /// TCP connect of upstream connections; 10 s unless set.
         pub default_connect_timeout: Option<Duration>,
+        /// Preference of near endpoints, where a DestinationRule with outlier detection says nothing of its own; on
+        /// unless set.
+        pub locality_lb_setting: Option<LocalityLbSetting>,
         /// `host:port` of Mixer's Check; empty is off.
         pub mixer_check_server: String,
         /// `host:port` of Mixer's Report; empty is off.

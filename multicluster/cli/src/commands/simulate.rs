@@ -41,6 +41,10 @@ pub(crate) struct SimulateArgs {
     /// Address of a gateway's client
     #[arg(long, value_name = "IP")]
     source_ip: Option<IpAddr>,
+    /// Take documents for all there is: workloads have a proxy only if they say so, and services only those workloads
+    /// that are written down
+    #[arg(long)]
+    as_is: bool,
     /// Name of the cluster
     #[arg(long, default_value = "local")]
     cluster: String,
@@ -58,7 +62,11 @@ pub(crate) fn run(args: &SimulateArgs) -> anyhow::Result<u8> {
         let (k, v) = l.split_once('=').ok_or_else(|| anyhow::anyhow!("--label {l:?} is not KEY=VALUE"))?;
         labels.insert(k.to_owned(), v.to_owned());
     }
-    let options = Options { cluster: args.cluster.clone(), trust_domain: args.trust_domain.clone() };
+    let options = Options {
+        cluster: args.cluster.clone(),
+        trust_domain: args.trust_domain.clone(),
+        assume: !args.as_is,
+    };
     let mesh = Mesh::load(&args.files, &mut std::io::stdin(), &options)?;
     for r in mesh.validation().reports.iter().filter(|r| !r.valid) {
         for e in &r.errors {
