@@ -44,6 +44,10 @@ pub(crate) struct Parsed {
     pub key: Option<Key>,
     /// The typed document if it is valid on its own.
     pub document: Option<Document>,
+    /// The typed document, valid or not, for the analysis.
+    pub typed: Option<Document>,
+    /// Which of the warnings have a code of their own in the analysis.
+    pub coded: Vec<(&'static str, Finding)>,
     /// Where its fields stand, for findings of the analysis.
     pub places: Places,
     /// Not for the mesh (a Deployment, say).
@@ -104,7 +108,7 @@ pub(crate) fn parse_file(file: &str, bytes: &[u8], default_namespace: &str) -> V
 
 fn broken(report: DocumentReport) -> Parsed {
     let places = Places { node: None, prefix: FieldPath::default(), first_line: 0 };
-    Parsed { report, key: None, document: None, places, ignored: false }
+    Parsed { report, key: None, document: None, typed: None, coded: vec![], places, ignored: false }
 }
 
 /// `(line of its first line, text)` of every document.
@@ -198,7 +202,8 @@ fn parse_node(file: &str, number: usize, node: &Node, places: Places, default_na
     for (path, message) in errors {
         report.errors.push(places.finding(path, message));
     }
-    let mut out = Parsed { report, key: None, document: None, places, ignored: false };
+    let mut out =
+        Parsed { report, key: None, document: None, typed: None, coded: vec![], places, ignored: false };
     match parsed {
         Read::Nothing => {}
         Read::Ignored => {
@@ -216,7 +221,13 @@ fn parse_node(file: &str, number: usize, node: &Node, places: Places, default_na
             for (path, message) in findings.warnings {
                 out.report.warnings.push(out.places.finding(path, message));
             }
+            for (code, path, message) in findings.coded {
+                let f = out.places.finding(path, message);
+                out.report.warnings.push(f.clone());
+                out.coded.push((code, f));
+            }
             out.key = Some(key);
+            out.typed = Some((*document).clone());
             if out.report.errors.is_empty() {
                 out.document = Some(*document);
             }

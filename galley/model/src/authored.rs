@@ -34,19 +34,25 @@ macro_rules! choice {
 
 mod core;
 mod destination_rule;
+mod envoy_filter;
+mod extension;
 mod gateway;
+pub mod gateway_api;
 pub mod kubernetes;
 mod mesh;
 mod mixer;
 mod security;
 mod service_entry;
 mod sidecar;
+mod telemetry;
 mod types;
 mod virtual_service;
 
 pub use self::{
     core::*,
     destination_rule::*,
+    envoy_filter::*,
+    extension::*,
     gateway::*,
     kubernetes::{ClusterNode, EndpointSlice, Pod},
     mesh::*,
@@ -54,6 +60,7 @@ pub use self::{
     security::*,
     service_entry::*,
     sidecar::*,
+    telemetry::*,
     types::*,
     virtual_service::*,
 };
@@ -169,6 +176,34 @@ kinds! {
     WorkloadGroup(WorkloadGroup) = "networking.istio.io" ["v1", "v1beta1", "v1alpha3"] "WorkloadGroup", namespaced;
     /// What a sidecar sees.
     Sidecar(Sidecar) = "networking.istio.io" ["v1", "v1beta1", "v1alpha3"] "Sidecar", namespaced;
+    /// Changes to generated configuration.
+    EnvoyFilter(EnvoyFilter) = "networking.istio.io" ["v1alpha3"] "EnvoyFilter", namespaced;
+    /// Settings of proxies.
+    ProxyConfig(ProxyConfig) = "networking.istio.io" ["v1beta1"] "ProxyConfig", namespaced;
+    /// What workloads tell about their traffic.
+    Telemetry(Telemetry) = "telemetry.istio.io" ["v1", "v1alpha1"] "Telemetry", namespaced;
+    /// A WebAssembly filter.
+    WasmPlugin(WasmPlugin) = "extensions.istio.io" ["v1alpha1"] "WasmPlugin", namespaced;
+    /// A filter of WebAssembly or Lua.
+    TrafficExtension(TrafficExtension) = "extensions.istio.io" ["v1alpha1"] "TrafficExtension", namespaced;
+    /// Gateway API: which implementation serves Gateways.
+    GatewayClass(gateway_api::GatewayClass) = "gateway.networking.k8s.io" ["v1", "v1beta1"] "GatewayClass", cluster;
+    /// Gateway API: a listening edge.
+    KubernetesGateway(gateway_api::Gateway) = "gateway.networking.k8s.io" ["v1", "v1beta1"] "Gateway", namespaced;
+    /// Gateway API: routes of HTTP.
+    HttpRoute(gateway_api::HttpRoute) = "gateway.networking.k8s.io" ["v1", "v1beta1"] "HTTPRoute", namespaced;
+    /// Gateway API: routes of gRPC.
+    GrpcRoute(gateway_api::GrpcRoute) = "gateway.networking.k8s.io" ["v1"] "GRPCRoute", namespaced;
+    /// Gateway API: routes of TLS.
+    TlsRoute(gateway_api::L4Route) = "gateway.networking.k8s.io" ["v1", "v1alpha3", "v1alpha2"] "TLSRoute", namespaced;
+    /// Gateway API: routes of TCP.
+    TcpRoute(gateway_api::L4Route) = "gateway.networking.k8s.io" ["v1", "v1alpha2"] "TCPRoute", namespaced;
+    /// Gateway API: routes of UDP.
+    UdpRoute(gateway_api::L4Route) = "gateway.networking.k8s.io" ["v1", "v1alpha2"] "UDPRoute", namespaced;
+    /// Gateway API: who may refer to a namespace.
+    ReferenceGrant(gateway_api::ReferenceGrant) = "gateway.networking.k8s.io" ["v1", "v1beta1"] "ReferenceGrant", namespaced;
+    /// Gateway API: TLS from a Gateway to backends.
+    BackendTlsPolicy(gateway_api::BackendTlsPolicy) = "gateway.networking.k8s.io" ["v1", "v1alpha3"] "BackendTLSPolicy", namespaced;
     /// mTLS that a workload accepts.
     PeerAuthentication(PeerAuthentication) = "security.istio.io" ["v1", "v1beta1"] "PeerAuthentication", namespaced;
     /// End-user tokens.

@@ -1,16 +1,24 @@
 //! Rules of DestinationRule, and of the policies that other kinds share with it.
 
+mod locality;
+
 use mesh_model::authored::{
     ClientTlsMode, ClientTlsSettings, ConnectionPoolSettings, DestinationRule, H2UpgradePolicy,
-    LoadBalancerSettings, LocalityLbSetting, OutlierDetection, SimpleLb, TrafficPolicy,
+    LoadBalancerSettings, OutlierDetection, SimpleLb, TrafficPolicy, TunnelSettings,
 };
 
 use super::common::{self, Findings};
 use crate::path::Path;
 
-pub(super) fn check(dr: &DestinationRule, p: &Path<'_>, out: &mut Findings) {
+pub(super) fn check(dr: &DestinationRule, namespace: &str, p: &Path<'_>, out: &mut Findings) {
     common::host(&dr.host, &p.key("host"), out);
-    common::export_to(&dr.export_to, false, p, out);
+    common::export_to(&dr.export_to, false, namespace, p, out);
+    if dr.workload_selector.is_some() && dr.export_to.iter().any(|ns| ns != "." && ns != namespace) {
+        out.error(
+            &p.key("exportTo"),
+            "a rule with a workloadSelector is for its own namespace: exportTo may only be ['.']",
+        );
+    }
     if let Some(t) = &dr.traffic_policy {
         traffic_policy(t, &p.key("trafficPolicy"), out);
     }
@@ -29,7 +37,7 @@ pub(super) fn check(dr: &DestinationRule, p: &Path<'_>, out: &mut Findings) {
         }
     }
     if let Some(w) = &dr.workload_selector {
-        common::labels(&w.match_labels, &p.key("workloadSelector").key("matchLabels"), out);
+        common::selector(&w.match_labels, &p.key("workloadSelector"), "matchLabels", out);
     }
 }
 
@@ -57,8 +65,24 @@ fn traffic_policy(t: &TrafficPolicy, p: &Path<'_>, out: &mut Findings) {
     if t.tunnel.is_some() && t.proxy_protocol.is_some() {
         out.error(p, "only one of tunnel and proxyProtocol is allowed");
     }
+    if let Some(x) = &t.tunnel {
+        tunnel(x, &p.key("tunnel"), out);
+    }
     out.unenforced(t.tunnel.is_some(), p, "tunnel");
     out.unenforced(t.retry_budget.is_some(), p, "retryBudget");
+}
+
+fn tunnel(t: &TunnelSettings, p: &Path<'_>, out: &mut Findings) {
+    if !matches!(t.protocol.as_str(), "" | "CONNECT" | "POST") {
+        out.error(&p.key("protocol"), format!("{:?} is neither CONNECT nor POST", t.protocol));
+    }
+    if !common::is_fqdn(&t.target_host) && t.target_host.parse::<std::net::IpAddr>().is_err() {
+        out.error(
+            &p.key("targetHost"),
+            format!("{:?} is neither a DNS name nor an IP address", t.target_host),
+        );
+    }
+    common::port(t.target_port, &p.key("targetPort"), out);
 }
 
 fn blocks(
@@ -70,7 +94,7 @@ fn blocks(
     out: &mut Findings,
 ) {
     if let Some(lb) = lb {
-        load_balancer(lb, &p.key("loadBalancer"), out);
+        load_balancer(lb, outlier.is_some(), &p.key("loadBalancer"), out);
     }
     if let Some(pool) = pool {
         connection_pool(pool, &p.key("connectionPool"), out);
@@ -83,7 +107,7 @@ fn blocks(
     }
 }
 
-fn load_balancer(lb: &LoadBalancerSettings, p: &Path<'_>, out: &mut Findings) {
+fn load_balancer(lb: &LoadBalancerSettings, outlier: bool, p: &Path<'_>, out: &mut Findings) {
     if lb.simple == Some(SimpleLb::Passthrough) {
         out.warning(&p.key("simple"), "PASSTHROUGH is accepted but not enforced yet: ROUND_ROBIN is used");
     }
@@ -96,10 +120,15 @@ fn load_balancer(lb: &LoadBalancerSettings, p: &Path<'_>, out: &mut Findings) {
             + usize::from(h.http_cookie.is_some())
             + usize::from(h.use_source_ip.is_some())
             + usize::from(h.http_query_parameter_name.is_some());
-        if keys != 1 {
+        if keys > 1 {
             out.error(
                 &at,
-                "exactly one of httpHeaderName, httpCookie, useSourceIp and httpQueryParameterName is required",
+                "only one of httpHeaderName, httpCookie, useSourceIp and httpQueryParameterName is allowed",
+            );
+        } else if keys == 0 {
+            out.warning(
+                &at,
+                "nothing is hashed: set one of httpHeaderName, httpCookie, useSourceIp and httpQueryParameterName",
             );
         }
         if let Some(n) = &h.http_header_name {
@@ -110,7 +139,26 @@ fn load_balancer(lb: &LoadBalancerSettings, p: &Path<'_>, out: &mut Findings) {
             if c.name.is_empty() {
                 out.error(&at.key("name"), "a cookie needs a name");
             }
+            let attributes = at.key("attributes");
+            for (i, a) in c.attributes.iter().enumerate() {
+                let at = attributes.index(i);
+                let at = at.key("name");
+                if a.name.is_empty() {
+                    out.error(&at, "an attribute needs a name");
+                } else if c.attributes[..i].iter().any(|o| o.name == a.name) {
+                    out.error(&at, format!("attribute {:?} is there twice", a.name));
+                }
+            }
             out.unenforced(!c.attributes.is_empty(), &at, "attributes");
+        }
+        if h.minimum_ring_size.is_some_and(|n| n != 0) {
+            out.warning(
+                &at.key("minimumRingSize"),
+                "minimumRingSize is deprecated; use ringHash.minimumRingSize",
+            );
+            if h.ring_hash.is_some() || h.maglev.is_some() {
+                out.error(&at.key("minimumRingSize"), "cannot be combined with ringHash or maglev");
+            }
         }
         if h.ring_hash.is_some() && h.maglev.is_some() {
             out.error(&at, "only one of ringHash and maglev is allowed");
@@ -119,14 +167,45 @@ fn load_balancer(lb: &LoadBalancerSettings, p: &Path<'_>, out: &mut Findings) {
         if ring.is_some_and(|n| n > 8 << 20) {
             out.error(&at, "a ring has at most 8388608 entries");
         }
-        if let Some(n) = h.maglev.as_ref().and_then(|m| m.table_size)
+        if let Some(m) = &h.maglev
+            && let n = m.table_size.unwrap_or(0)
             && (n >= 5_000_011 || !is_prime(n))
         {
             out.error(&at.key("maglev").key("tableSize"), format!("{n} is not a prime below 5000011"));
         }
     }
     if let Some(l) = &lb.locality_lb_setting {
-        locality(l, &p.key("localityLbSetting"), out);
+        let at = p.key("localityLbSetting");
+        locality::check(l, &at, out);
+        let fails_over = !l.failover.is_empty() || !l.failover_priority.is_empty();
+        if fails_over && !outlier {
+            out.warning(&at, "without outlierDetection nothing fails over: set it beside loadBalancer");
+        }
+    }
+    if let Some(z) = &lb.zone_aware_lb_setting {
+        let at = p.key("zoneAwareLbSetting");
+        if lb.locality_lb_setting.is_some() {
+            out.error(&at, "only one of localityLbSetting and zoneAwareLbSetting is allowed");
+        }
+        locality::check_zone_aware(z, &at, out);
+        let fails_over = !z.failover.is_empty() || !z.failover_priority.is_empty();
+        if fails_over && !outlier {
+            out.warning(&at, "without outlierDetection nothing fails over: set it beside loadBalancer");
+        }
+        out.warning(&at, "zoneAwareLbSetting is accepted but not enforced yet");
+    }
+    if let Some(w) = &lb.warmup {
+        let at = p.key("warmup");
+        match w.duration {
+            None => out.error(&at.key("duration"), "a duration is required"),
+            d => common::duration(d, &at.key("duration"), out),
+        }
+        if w.minimum_percent.is_some_and(|n| n > 100.0) {
+            out.error(&at.key("minimumPercent"), "at most 100 percent");
+        }
+        if w.aggression.is_some_and(|n| n <= 0.0) {
+            out.error(&at.key("aggression"), "must be greater than 0; 1 is linear");
+        }
     }
     out.unenforced(lb.warmup.is_some(), p, "warmup");
     out.unenforced(lb.warmup_duration_secs.is_some(), p, "warmupDurationSecs");
@@ -134,35 +213,6 @@ fn load_balancer(lb: &LoadBalancerSettings, p: &Path<'_>, out: &mut Findings) {
 
 fn is_prime(n: u64) -> bool {
     n > 1 && (2..).take_while(|d| d * d <= n).all(|d| !n.is_multiple_of(d))
-}
-
-fn locality(l: &LocalityLbSetting, p: &Path<'_>, out: &mut Findings) {
-    if !l.distribute.is_empty() && (!l.failover.is_empty() || !l.failover_priority.is_empty()) {
-        out.error(p, "distribute cannot be combined with failover or failoverPriority");
-    }
-    let distribute = p.key("distribute");
-    for (i, d) in l.distribute.iter().enumerate() {
-        let at = distribute.index(i);
-        if d.from.is_empty() {
-            out.error(&at.key("from"), "a locality is required");
-        }
-        let sum: u64 = d.to.values().map(|w| u64::from(*w)).sum();
-        if d.to.values().any(|w| *w == 0 || *w > 100) {
-            out.error(&at.key("to"), "a weight must be within 1..100");
-        } else if sum != 100 {
-            out.error(&at.key("to"), format!("the weights add up to {sum}, not 100"));
-        }
-    }
-    let failover = p.key("failover");
-    for (i, f) in l.failover.iter().enumerate() {
-        let at = failover.index(i);
-        if f.from.is_empty() || f.to.is_empty() || f.from == f.to {
-            out.error(&at, "two different regions are required");
-        }
-        if f.from.contains(['/', '*']) || f.to.contains(['/', '*']) {
-            out.error(&at, "failover is between regions: no zones, no wildcards");
-        }
-    }
 }
 
 pub(super) fn connection_pool(c: &ConnectionPoolSettings, p: &Path<'_>, out: &mut Findings) {
@@ -177,6 +227,8 @@ pub(super) fn connection_pool(c: &ConnectionPoolSettings, p: &Path<'_>, out: &mu
         common::duration_or_zero(t.idle_timeout, &at.key("idleTimeout"), out);
         if let Some(k) = &t.tcp_keepalive {
             let at = at.key("tcpKeepalive");
+            common::duration(k.time, &at.key("time"), out);
+            common::duration(k.interval, &at.key("interval"), out);
             out.unenforced(k.probes > 0, &at, "probes");
             out.unenforced(k.interval.is_some(), &at, "interval");
         }
@@ -194,22 +246,37 @@ pub(super) fn connection_pool(c: &ConnectionPoolSettings, p: &Path<'_>, out: &mu
         ] {
             common::not_negative(n.into(), &at.key(field), out);
         }
-        common::duration_or_zero(h.idle_timeout, &at.key("idleTimeout"), out);
+        common::duration(h.idle_timeout, &at.key("idleTimeout"), out);
+        if let Some(k) = &h.http2_keepalive {
+            let at = at.key("http2KeepAlive");
+            for (d, field) in [(k.interval, "interval"), (k.timeout, "timeout")] {
+                match d {
+                    None => out.error(&at.key(field), format!("{field} is required")),
+                    d => common::duration(d, &at.key(field), out),
+                }
+            }
+        }
         if h.use_client_protocol && h.h2_upgrade_policy == H2UpgradePolicy::Upgrade {
             out.error(&at, "useClientProtocol cannot be combined with h2UpgradePolicy UPGRADE");
         }
         out.unenforced(h.max_concurrent_streams != 0, &at, "maxConcurrentStreams");
-        out.unenforced(h.http2_keepalive.is_some(), &at, "http2Keepalive");
+        out.unenforced(h.http2_keepalive.is_some(), &at, "http2KeepAlive");
     }
 }
 
 fn outlier_detection(o: &OutlierDetection, p: &Path<'_>, out: &mut Findings) {
     common::not_negative(o.consecutive_errors.into(), &p.key("consecutiveErrors"), out);
+    if o.consecutive_errors != 0 {
+        out.warning(
+            &p.key("consecutiveErrors"),
+            "consecutiveErrors is deprecated; use consecutiveGatewayErrors or consecutive5xxErrors",
+        );
+    }
     common::percent(o.max_ejection_percent.into(), &p.key("maxEjectionPercent"), out);
     common::percent(o.min_health_percent.into(), &p.key("minHealthPercent"), out);
     common::duration(o.interval, &p.key("interval"), out);
     common::duration(o.base_ejection_time, &p.key("baseEjectionTime"), out);
-    if o.consecutive_local_origin_failures.is_some() && !o.split_external_local_origin_errors {
+    if o.consecutive_local_origin_failures.is_some_and(|n| n > 0) && !o.split_external_local_origin_errors {
         out.error(
             &p.key("consecutiveLocalOriginFailures"),
             "needs splitExternalLocalOriginErrors, without it connect failures count as errors",
@@ -222,8 +289,9 @@ fn outlier_detection(o: &OutlierDetection, p: &Path<'_>, out: &mut Findings) {
 fn client_tls(t: &ClientTlsSettings, p: &Path<'_>, out: &mut Findings) {
     let files =
         !t.client_certificate.is_empty() || !t.private_key.is_empty() || !t.ca_certificates.is_empty();
-    if !t.credential_name.is_empty() && files {
-        out.error(&p.key("credentialName"), "cannot be combined with paths of certificates");
+    let own_certificates = matches!(t.mode, ClientTlsMode::Simple | ClientTlsMode::Mutual);
+    if own_certificates && !t.credential_name.is_empty() && (files || !t.ca_crl.is_empty()) {
+        out.error(&p.key("credentialName"), "cannot be combined with paths of certificates or of a CRL");
     }
     match t.mode {
         ClientTlsMode::Mutual => {
@@ -239,7 +307,10 @@ fn client_tls(t: &ClientTlsSettings, p: &Path<'_>, out: &mut Findings) {
         }
         ClientTlsMode::IstioMutual => {
             if files || !t.credential_name.is_empty() {
-                out.error(p, "mode ISTIO_MUTUAL uses the mesh identity: certificates cannot be set");
+                out.warning(
+                    p,
+                    "mode ISTIO_MUTUAL uses the mesh identity: other certificates are without effect",
+                );
             }
         }
         ClientTlsMode::Disable => {
@@ -249,11 +320,12 @@ fn client_tls(t: &ClientTlsSettings, p: &Path<'_>, out: &mut Findings) {
         }
         ClientTlsMode::Simple => {}
     }
-    if t.insecure_skip_verify == Some(true) {
-        if !t.ca_certificates.is_empty() || !t.subject_alt_names.is_empty() {
+    if t.insecure_skip_verify == Some(true) && own_certificates {
+        let secret = t.mode == ClientTlsMode::Simple && !t.credential_name.is_empty();
+        if !t.ca_certificates.is_empty() || !t.subject_alt_names.is_empty() || secret {
             out.error(
                 &p.key("insecureSkipVerify"),
-                "cannot be combined with caCertificates or subjectAltNames",
+                "contradicts caCertificates, subjectAltNames and the roots of credentialName: remove either",
             );
         } else {
             out.warning(

@@ -8,7 +8,14 @@ use mesh_model::{
 use super::common::{self, Findings};
 use crate::path::Path;
 
-pub(super) fn check(g: &Gateway, p: &Path<'_>, out: &mut Findings) {
+pub(super) fn check(g: &Gateway, name: &str, p: &Path<'_>, out: &mut Findings) {
+    if !common::is_dns_label(name) {
+        let root = Path::root();
+        out.error(
+            &root.key("metadata").key("name"),
+            format!("{name:?} is not the name of a Gateway: up to 63 letters, digits and '-', without dots"),
+        );
+    }
     common::labels(&g.selector, &p.key("selector"), out);
     let servers = p.key("servers");
     if g.servers.is_empty() {
@@ -41,7 +48,7 @@ fn server(s: &Server, p: &Path<'_>, out: &mut Findings) {
                 host
             }
         };
-        common::host(host, &at, out);
+        common::scoped_host(host, true, &at, out);
     }
     out.unenforced(!s.default_endpoint.is_empty(), p, "defaultEndpoint");
     let unix = s.bind.starts_with("unix://");
@@ -60,6 +67,9 @@ fn server(s: &Server, p: &Path<'_>, out: &mut Findings) {
     }
     if port.name.is_empty() {
         out.error(&at.key("name"), "a port needs a name");
+    }
+    if port.target_port != 0 {
+        out.error(&at.key("targetPort"), "a Gateway listens on number; remove targetPort");
     }
     let Some(protocol) = common::protocol(&port.protocol, &at.key("protocol"), out) else { return };
     match (&s.tls, protocol) {
@@ -83,6 +93,47 @@ fn server(s: &Server, p: &Path<'_>, out: &mut Findings) {
     }
 }
 
+/// Cipher suites that there are.
+const CIPHERS: [&str; 15] = [
+    "ECDHE-ECDSA-AES128-GCM-SHA256",
+    "ECDHE-RSA-AES128-GCM-SHA256",
+    "ECDHE-ECDSA-AES256-GCM-SHA384",
+    "ECDHE-RSA-AES256-GCM-SHA384",
+    "ECDHE-ECDSA-CHACHA20-POLY1305",
+    "ECDHE-RSA-CHACHA20-POLY1305",
+    "ECDHE-ECDSA-AES128-SHA",
+    "ECDHE-RSA-AES128-SHA",
+    "ECDHE-ECDSA-AES256-SHA",
+    "ECDHE-RSA-AES256-SHA",
+    "AES128-GCM-SHA256",
+    "AES256-GCM-SHA384",
+    "AES128-SHA",
+    "AES256-SHA",
+    "DES-CBC3-SHA",
+];
+
+/// Certificates that are given as paths.
+fn certificates(t: &ServerTlsSettings, p: &Path<'_>, out: &mut Findings) {
+    let pair = |certificate: &str, key: &str, p: &Path<'_>, out: &mut Findings| {
+        for (v, field) in [(certificate, "serverCertificate"), (key, "privateKey")] {
+            if v.is_empty() {
+                out.error(&p.key(field), format!("{field} is required"));
+            }
+        }
+    };
+    if t.tls_certificates.is_empty() {
+        pair(&t.server_certificate, &t.private_key, p, out);
+    }
+    let list = p.key("tlsCertificates");
+    for (i, c) in t.tls_certificates.iter().enumerate() {
+        pair(&c.server_certificate, &c.private_key, &list.index(i), out);
+    }
+    let verifies = matches!(t.mode, ServerTlsMode::Mutual | ServerTlsMode::OptionalMutual);
+    if verifies && t.ca_certificates.is_empty() && t.ca_cert_credential_name.is_empty() {
+        out.error(&p.key("caCertificates"), "the roots that clients are verified with are required");
+    }
+}
+
 /// TLS of a server, also of a Sidecar's ingress listener.
 pub(super) fn tls(t: &ServerTlsSettings, p: &Path<'_>, out: &mut Findings) {
     let files = !t.server_certificate.is_empty() || !t.private_key.is_empty();
@@ -103,20 +154,8 @@ pub(super) fn tls(t: &ServerTlsSettings, p: &Path<'_>, out: &mut Findings) {
                     p,
                     "a certificate is required: credentialName, or serverCertificate and privateKey",
                 );
-            } else if files {
-                for (v, field) in
-                    [(&t.server_certificate, "serverCertificate"), (&t.private_key, "privateKey")]
-                {
-                    if v.is_empty() {
-                        out.error(&p.key(field), format!("{field} is required"));
-                    }
-                }
-                if t.mode == ServerTlsMode::Mutual && t.ca_certificates.is_empty() {
-                    out.error(
-                        &p.key("caCertificates"),
-                        "mode MUTUAL needs the roots that clients are verified with",
-                    );
-                }
+            } else if files || !t.tls_certificates.is_empty() {
+                certificates(t, p, out);
             }
         }
         ServerTlsMode::IstioMutual => {
@@ -144,6 +183,21 @@ pub(super) fn tls(t: &ServerTlsSettings, p: &Path<'_>, out: &mut Findings) {
         out.error(&p.key("maxProtocolVersion"), "is lower than minProtocolVersion");
     }
     out.unenforced(t.max_protocol_version == TlsProtocol::V1_2, p, "maxProtocolVersion");
+    let suites = p.key("cipherSuites");
+    for (i, c) in t.cipher_suites.iter().enumerate() {
+        let list = c.is_empty() || c == "ALL" || !c.starts_with(|c: char| c.is_alphanumeric());
+        if !list && !CIPHERS.contains(&c.as_str()) {
+            out.warning(&suites.index(i), format!("{c:?} is not a cipher suite: ignored"));
+        } else if t.cipher_suites[..i].contains(c) {
+            out.warning(&suites.index(i), format!("{c:?} is there twice"));
+        }
+    }
+    if !t.ca_crl.is_empty() && !t.credential_name.is_empty() {
+        out.error(&p.key("caCrl"), "with credentialName the revocation list is part of the secret");
+    }
+    if !t.ca_crl.is_empty() && t.mode == ServerTlsMode::Simple {
+        out.error(&p.key("caCrl"), "mode SIMPLE verifies no clients: a revocation list has no meaning");
+    }
     out.unenforced(!t.cipher_suites.is_empty(), p, "cipherSuites");
     out.unenforced(!t.ca_crl.is_empty(), p, "caCrl");
     for (n, field) in

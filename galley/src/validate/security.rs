@@ -1,8 +1,8 @@
 //! Rules of PeerAuthentication, RequestAuthentication and AuthorizationPolicy.
 
 use mesh_model::authored::{
-    AuthorizationAction, AuthorizationPolicy, Condition, LabelSelector, Operation, PeerAuthentication,
-    PolicyTargetReference, RequestAuthentication, Source,
+    AuthorizationAction, AuthorizationPolicy, AuthorizationRule, Condition, LabelSelector, Metadata,
+    Operation, PeerAuthentication, PolicyTargetReference, RequestAuthentication, Source,
 };
 
 use super::common::{self, Findings};
@@ -25,14 +25,49 @@ pub(super) fn check_peer(a: &PeerAuthentication, p: &Path<'_>, out: &mut Finding
     }
 }
 
-fn selector(s: Option<&LabelSelector>, p: &Path<'_>, out: &mut Findings) {
-    let Some(s) = s else { return };
-    let p = p.key("selector");
-    let at = p.key("matchLabels");
-    common::labels(&s.match_labels, &at, out);
-    for (k, v) in &s.match_labels {
-        if k.contains('*') || v.contains('*') {
-            out.error(&at.key(k), "a selector knows no wildcards");
+pub(super) fn selector(s: Option<&LabelSelector>, p: &Path<'_>, out: &mut Findings) {
+    if let Some(s) = s {
+        common::selector(&s.match_labels, &p.key("selector"), "matchLabels", out);
+    }
+}
+
+/// What a policy is attached to: at most one of selector, targetRef and targetRefs, and each of the references
+/// complete.
+pub(super) fn targets(
+    target_ref: Option<&PolicyTargetReference>,
+    target_refs: &[PolicyTargetReference],
+    selector: bool,
+    p: &Path<'_>,
+    out: &mut Findings,
+) {
+    let set =
+        usize::from(selector) + usize::from(target_ref.is_some()) + usize::from(!target_refs.is_empty());
+    if set > 1 {
+        out.error(p, "only one of selector and targetRefs is allowed");
+    }
+    let list = p.key("targetRefs");
+    let all = target_refs.iter().enumerate().map(|(i, r)| (list.index(i), r));
+    for (at, r) in all.chain(target_ref.map(|r| (p.key("targetRef"), r))) {
+        if r.name.is_empty() {
+            out.error(&at.key("name"), "a name is required");
+        }
+        if !r.namespace.is_empty() {
+            out.error(&at.key("namespace"), "a policy is for resources of its own namespace: remove it");
+        }
+        let known = matches!(
+            (r.group.as_str(), r.kind.as_str()),
+            ("" | "core", "Service")
+                | ("networking.istio.io", "ServiceEntry")
+                | ("gateway.networking.k8s.io", "Gateway" | "GatewayClass")
+        );
+        if !known {
+            let given = format!("{}/{}", r.group, r.kind);
+            out.error(
+                &at.key("kind"),
+                format!(
+                    "{given:?} is none of Service, networking.istio.io/ServiceEntry, gateway.networking.k8s.io/Gateway, gateway.networking.k8s.io/GatewayClass"
+                ),
+            );
         }
     }
 }
@@ -44,11 +79,8 @@ fn target_refs(
     p: &Path<'_>,
     out: &mut Findings,
 ) {
-    let set = target_ref.is_some() || !target_refs.is_empty();
-    if set && selector {
-        out.error(p, "only one of selector and targetRefs is allowed");
-    }
-    if set {
+    targets(target_ref, target_refs, selector, p, out);
+    if target_ref.is_some() || !target_refs.is_empty() {
         // Ignoring it would widen the policy to the whole namespace.
         out.error(&p.key("targetRefs"), "targetRefs are not supported yet; use a selector");
     }
@@ -85,10 +117,43 @@ pub(super) fn check_request(a: &RequestAuthentication, p: &Path<'_>, out: &mut F
         for (j, h) in r.from_headers.iter().enumerate() {
             common::header_name(&h.name, &at.key("fromHeaders").index(j).key("name"), out);
         }
+        for (list, field, what) in
+            [(&r.from_params, "fromParams", "a parameter"), (&r.from_cookies, "fromCookies", "a cookie")]
+        {
+            if let Some(j) = list.iter().position(String::is_empty) {
+                out.error(&at.key(field).index(j), format!("{what} needs a name"));
+            }
+        }
+        let claims = at.key("outputClaimToHeaders");
         for (j, h) in r.output_claim_to_headers.iter().enumerate() {
-            common::header_name(&h.header, &at.key("outputClaimToHeaders").index(j).key("header"), out);
+            let at = claims.index(j);
+            let fine = |c: u8| c.is_ascii_alphanumeric() || matches!(c, b'-' | b'_');
+            if h.header.is_empty() || !h.header.bytes().all(fine) {
+                out.error(
+                    &at.key("header"),
+                    format!("{:?} is not a header name of letters, digits, '-' and '_'", h.header),
+                );
+            }
+            if h.claim.is_empty() {
+                out.error(&at.key("claim"), "a claim is required");
+            }
+        }
+        common::duration(r.timeout, &at.key("timeout"), out);
+        for j in private_keys(&r.jwks) {
+            out.warning(
+                &at.key("jwks"),
+                format!("key {j} is a private key: only public ones belong into configuration"),
+            );
         }
     }
+}
+
+/// Keys of a set that hold what only their owner should.
+fn private_keys(jwks: &str) -> Vec<usize> {
+    let Ok(v) = serde_json::from_str::<serde_json::Value>(jwks) else { return vec![] };
+    let keys = v.get("keys").and_then(|k| k.as_array()).cloned().unwrap_or_default();
+    let private = |k: &serde_json::Value| k.get("d").is_some() || k.get("kty").is_some_and(|t| t == "oct");
+    keys.iter().enumerate().filter(|(_, k)| private(k)).map(|(i, _)| i).collect()
 }
 
 fn is_key_set(text: &str) -> bool {
@@ -96,7 +161,13 @@ fn is_key_set(text: &str) -> bool {
         .is_ok_and(|v| v.get("keys").and_then(|k| k.as_array()).is_some_and(|k| !k.is_empty()))
 }
 
-pub(super) fn check_authorization(a: &AuthorizationPolicy, p: &Path<'_>, out: &mut Findings) {
+pub(super) fn check_authorization(
+    a: &AuthorizationPolicy,
+    meta: &Metadata,
+    p: &Path<'_>,
+    out: &mut Findings,
+) {
+    dry_run(a.action, meta, out);
     selector(a.selector.as_ref(), p, out);
     target_refs(a.target_ref.as_ref(), &a.target_refs, a.selector.is_some(), p, out);
     let rules = p.key("rules");
@@ -149,11 +220,96 @@ pub(super) fn check_authorization(a: &AuthorizationPolicy, p: &Path<'_>, out: &m
                 }
             }
         }
+        if a.action == AuthorizationAction::Custom {
+            known_later(r, &at, out);
+        }
+        if a.action == AuthorizationAction::Deny && http_only(r) {
+            out.warning(
+                &at,
+                "on TCP ports this denies everything, since it has only conditions on HTTP: name the ports in to.operation.ports",
+            );
+        }
         let when = at.key("when");
         for (j, c) in r.when.iter().enumerate() {
             condition(c, &when.index(j), out);
         }
     }
+}
+
+/// `istio.io/dry-run` is for ALLOW and DENY, with a boolean.
+fn dry_run(action: AuthorizationAction, meta: &Metadata, out: &mut Findings) {
+    let Some(v) = meta.annotations.get("istio.io/dry-run") else { return };
+    let root = Path::root();
+    let meta = root.key("metadata");
+    let annotations = meta.key("annotations");
+    let at = annotations.key("istio.io/dry-run");
+    if !matches!(action, AuthorizationAction::Allow | AuthorizationAction::Deny) {
+        out.error(&at, "a dry run is for action ALLOW or DENY: remove the annotation");
+    } else if !is_bool(v) {
+        out.error(&at, format!("{v:?} is neither \"true\" nor \"false\""));
+    }
+}
+
+/// What Go reads as a boolean.
+pub(crate) fn is_bool(s: &str) -> bool {
+    matches!(s, "1" | "t" | "T" | "TRUE" | "true" | "True" | "0" | "f" | "F" | "FALSE" | "false" | "False")
+}
+
+/// A provider is asked before identities are known.
+fn known_later(r: &AuthorizationRule, p: &Path<'_>, out: &mut Findings) {
+    let from = p.key("from");
+    for (i, f) in r.from.iter().flatten().enumerate() {
+        let Some(s) = &f.source else { continue };
+        let at = from.index(i);
+        let at = at.key("source");
+        for (list, field) in [
+            (&s.principals, "principals"),
+            (&s.not_principals, "notPrincipals"),
+            (&s.request_principals, "requestPrincipals"),
+            (&s.not_request_principals, "notRequestPrincipals"),
+            (&s.namespaces, "namespaces"),
+            (&s.not_namespaces, "notNamespaces"),
+            (&s.service_accounts, "serviceAccounts"),
+            (&s.not_service_accounts, "notServiceAccounts"),
+            (&s.trust_domains, "trustDomains"),
+            (&s.not_trust_domains, "notTrustDomains"),
+        ] {
+            if !list.is_empty() {
+                out.error(&at.key(field), format!("{field} cannot be used with action CUSTOM"));
+            }
+        }
+    }
+    let when = p.key("when");
+    for (i, c) in r.when.iter().enumerate() {
+        let identity = matches!(
+            c.key.as_str(),
+            "source.namespace" | "source.serviceAccount" | "source.trustDomain" | "source.principal"
+        );
+        if identity || c.key.starts_with("request.auth.") {
+            let at = when.index(i);
+            out.error(&at.key("key"), format!("{:?} cannot be used with action CUSTOM", c.key));
+        }
+    }
+}
+
+/// Whether a rule has sources or operations, and none that a TCP connection has.
+fn http_only(r: &AuthorizationRule) -> bool {
+    let sources: Vec<&Source> = r.from.iter().flatten().filter_map(|f| f.source.as_ref()).collect();
+    let operations: Vec<&Operation> = r.to.iter().flatten().filter_map(|t| t.operation.as_ref()).collect();
+    let tcp = |s: &&Source| {
+        let http = Source {
+            request_principals: s.request_principals.clone(),
+            not_request_principals: s.not_request_principals.clone(),
+            trust_domains: s.trust_domains.clone(),
+            not_trust_domains: s.not_trust_domains.clone(),
+            ..Source::default()
+        };
+        **s != http
+    };
+    let tcp_from = sources.iter().any(tcp);
+    let tcp_to = operations.iter().any(|o| !o.ports.is_empty() || !o.not_ports.is_empty());
+    let (from, to) = (!sources.is_empty(), !operations.is_empty());
+    (from && !to && !tcp_from) || (to && !tcp_to)
 }
 
 fn each(
@@ -193,6 +349,8 @@ fn source(s: &Source, p: &Path<'_>, out: &mut Findings) {
             pattern(v, at, out);
             if v.starts_with("spiffe://") {
                 out.error(at, "a principal is written without spiffe://");
+            } else if v.contains('/') && field.ends_with("rustDomains") {
+                out.error(at, format!("{v:?} is not a trust domain: it has no '/'"));
             }
         });
     }
@@ -204,14 +362,10 @@ fn source(s: &Source, p: &Path<'_>, out: &mut Findings) {
     for (list, field) in
         [(&s.service_accounts, "serviceAccounts"), (&s.not_service_accounts, "notServiceAccounts")]
     {
-        each(list, &p.key(field), out, |v, at, out| {
-            if v.contains('*') || v.matches('/').count() > 1 {
-                out.error(
-                    at,
-                    format!("{v:?} is not namespace/account or account; wildcards are not allowed"),
-                );
-            }
-        });
+        if list.len() > 16 {
+            out.error(&p.key(field), format!("{} accounts; 16 is the limit", list.len()));
+        }
+        each(list, &p.key(field), out, service_account);
     }
     let accounts = !s.service_accounts.is_empty() || !s.not_service_accounts.is_empty();
     let others = !s.principals.is_empty()
@@ -228,6 +382,13 @@ fn source(s: &Source, p: &Path<'_>, out: &mut Findings) {
         (&s.not_remote_ip_blocks, "notRemoteIpBlocks"),
     ] {
         each(list, &p.key(field), out, common::subnet);
+    }
+}
+
+fn service_account(v: &str, p: &Path<'_>, out: &mut Findings) {
+    let parts: Vec<&str> = v.split('/').collect();
+    if v.contains('*') || parts.len() > 2 || parts.iter().any(|s| s.is_empty()) || v.len() > 320 {
+        out.error(p, format!("{v:?} is not namespace/account or account; wildcards are not allowed"));
     }
 }
 
@@ -267,6 +428,9 @@ fn path(s: &str, p: &Path<'_>, out: &mut Findings) {
             _ if seg.contains(['{', '}', '*']) => {
                 out.error(p, format!("{s:?}: a template's wildcards are whole segments {{*}} or {{**}}"));
             }
+            _ if !seg.bytes().all(|c| c.is_ascii_alphanumeric() || b"-._~%!$&'()+,;:@=".contains(&c)) => {
+                out.error(p, format!("{s:?}: {seg:?} has characters that a path has only percent-encoded"));
+            }
             _ => {}
         }
     }
@@ -288,7 +452,7 @@ fn condition(c: &Condition, p: &Path<'_>, out: &mut Findings) {
                 out.error(at, format!("{v:?} is not a port within 1..65535"));
             }
             "destination.port" => {}
-            "source.serviceAccount" => {}
+            "source.serviceAccount" => service_account(v, at, out),
             _ => pattern(v, at, out),
         });
     }
@@ -320,7 +484,13 @@ fn condition(c: &Condition, p: &Path<'_>, out: &mut Findings) {
         _ if k.starts_with("experimental.envoy.filters.") => {
             out.error(&key, format!("{k:?} is not supported"));
         }
-        "destination.labels" | "destination.namespace" | "destination.name" | "destination.user" => {
+        "source.trustDomain" => {
+            out.error(&key, "\"source.trustDomain\" is not supported yet; use from.source.trustDomains");
+        }
+        "destination.namespace" | "destination.name" | "destination.user" => {
+            out.error(&key, format!("{k:?} was removed: use the policy's namespace and a selector"));
+        }
+        _ if k.starts_with("destination.labels") => {
             out.error(&key, format!("{k:?} was removed: use a selector"));
         }
         _ => out.error(&key, format!("unknown key {k:?}")),

@@ -2,13 +2,16 @@
 
 use std::net::IpAddr;
 
-use mesh_model::authored::{Resolution, ServiceEntry, WorkloadEntry, WorkloadGroup};
+use mesh_model::{
+    authored::{Port, ReadinessProbe, Resolution, ServiceEntry, WorkloadEntry, WorkloadGroup},
+    registry::Protocol,
+};
 
 use super::common::{self, Findings};
 use crate::path::Path;
 
-pub(super) fn check(se: &ServiceEntry, p: &Path<'_>, out: &mut Findings) {
-    common::export_to(&se.export_to, true, p, out);
+pub(super) fn check(se: &ServiceEntry, namespace: &str, p: &Path<'_>, out: &mut Findings) {
+    common::export_to(&se.export_to, true, namespace, p, out);
     let hosts = p.key("hosts");
     if se.hosts.is_empty() {
         out.error(&hosts, "at least one host is required");
@@ -17,12 +20,17 @@ pub(super) fn check(se: &ServiceEntry, p: &Path<'_>, out: &mut Findings) {
         common::host(h, &hosts.index(i), out);
         if h == "*" {
             out.error(&hosts.index(i), "host '*' would catch everything");
+        } else if common::is_partial_wildcard(h) && se.resolution != Resolution::DynamicDns {
+            out.warning(
+                &hosts.index(i),
+                format!("{h:?}: only a whole label is a wildcard elsewhere; write it as \"*.example.com\""),
+            );
         }
     }
     addresses(se, p, out);
     let ports = p.key("ports");
     if se.ports.is_empty() {
-        out.error(&ports, "at least one port is required");
+        out.warning(&ports, "without ports nothing can be called");
     }
     for (i, port) in se.ports.iter().enumerate() {
         let at = ports.index(i);
@@ -30,7 +38,9 @@ pub(super) fn check(se: &ServiceEntry, p: &Path<'_>, out: &mut Findings) {
         if port.target_port != 0 {
             common::port(port.target_port, &at.key("targetPort"), out);
         }
-        common::protocol(&port.protocol, &at.key("protocol"), out);
+        if !port.protocol.is_empty() {
+            common::protocol(&port.protocol, &at.key("protocol"), out);
+        }
         if !common::is_dns_label(&port.name) {
             out.error(&at.key("name"), format!("{:?} is not a port name", port.name));
         }
@@ -44,13 +54,23 @@ pub(super) fn check(se: &ServiceEntry, p: &Path<'_>, out: &mut Findings) {
         }
     }
     if let Some(s) = &se.workload_selector {
-        common::labels(&s.labels, &p.key("workloadSelector").key("labels"), out);
-        if s.labels.is_empty() {
-            out.error(&p.key("workloadSelector"), "at least one label is required");
-        }
+        common::selector(&s.labels, &p.key("workloadSelector"), "labels", out);
         if !se.endpoints.is_empty() {
             out.error(&p.key("endpoints"), "only one of endpoints and workloadSelector is allowed");
         }
+        if se.resolution == Resolution::None {
+            out.warning(
+                &p.key("workloadSelector"),
+                "without effect: resolution NONE uses the caller's destination; use STATIC",
+            );
+        }
+    }
+    let opaque = |p: &Port| Protocol::parse(&p.protocol).is_none_or(|p| !p.is_http() && !p.is_tls());
+    if se.resolution != Resolution::None && se.hosts.len() > 1 && se.ports.iter().any(opaque) {
+        out.error(
+            &hosts,
+            "several hosts can only be told apart with HTTP or TLS: make one ServiceEntry per host for other ports",
+        );
     }
     endpoints(se, p, out);
 }
@@ -76,24 +96,40 @@ fn endpoints(se: &ServiceEntry, p: &Path<'_>, out: &mut Findings) {
         }
         Resolution::Static => {
             if se.endpoints.is_empty() && se.workload_selector.is_none() {
-                out.error(&at, "resolution STATIC needs endpoints or a workloadSelector");
+                out.warning(
+                    &at,
+                    "resolution STATIC without endpoints or a workloadSelector: every call fails",
+                );
             }
         }
         Resolution::Dns | Resolution::DnsRoundRobin => {
-            if se.endpoints.is_empty() && se.hosts.iter().any(|h| h.starts_with('*')) {
-                out.error(&p.key("hosts"), "a wildcard cannot be resolved: endpoints are required");
+            if se.endpoints.is_empty()
+                && let Some(i) = se.hosts.iter().position(|h| !common::is_fqdn(h))
+            {
+                let hosts = p.key("hosts");
+                out.error(
+                    &hosts.index(i),
+                    format!("{:?} is not a name that can be resolved: endpoints are required", se.hosts[i]),
+                );
             }
             if se.resolution == Resolution::DnsRoundRobin && se.endpoints.len() > 1 {
                 out.error(&at, "resolution DNS_ROUND_ROBIN takes one endpoint at most");
             }
         }
-        Resolution::DynamicDns => out.error(&resolution, "resolution DYNAMIC_DNS is not supported yet"),
+        Resolution::DynamicDns => {
+            dynamic_dns(se, p, out);
+            out.error(&resolution, "resolution DYNAMIC_DNS is not supported yet");
+        }
     }
     for (i, e) in se.endpoints.iter().enumerate() {
         let at = at.index(i);
         workload(e, &at, out);
         let is_ip = e.address.parse::<IpAddr>().is_ok();
-        if se.resolution == Resolution::Static && !is_ip && !e.address.starts_with("unix://") {
+        if se.resolution == Resolution::Static
+            && !is_ip
+            && !e.address.is_empty()
+            && !e.address.starts_with("unix://")
+        {
             out.error(
                 &at.key("address"),
                 format!("{:?} is not an IP address, resolution STATIC needs one", e.address),
@@ -103,6 +139,28 @@ fn endpoints(se: &ServiceEntry, p: &Path<'_>, out: &mut Findings) {
             if !se.ports.iter().any(|p| p.name == *name) {
                 out.error(&at.key("ports").key(name), format!("no port of the entry is named {name:?}"));
             }
+        }
+    }
+}
+
+fn dynamic_dns(se: &ServiceEntry, p: &Path<'_>, out: &mut Findings) {
+    let hosts = p.key("hosts");
+    for (i, h) in se.hosts.iter().enumerate() {
+        if !h.starts_with('*') {
+            out.error(&hosts.index(i), "resolution DYNAMIC_DNS is for wildcards; use DNS");
+        }
+    }
+    for (set, field) in [(!se.addresses.is_empty(), "addresses"), (!se.endpoints.is_empty(), "endpoints")] {
+        if set {
+            out.error(&p.key(field), "resolution DYNAMIC_DNS takes the request's host: cannot be set");
+        }
+    }
+    let ports = p.key("ports");
+    for (i, port) in se.ports.iter().enumerate() {
+        let named = Protocol::parse(&port.protocol);
+        if !matches!(named, Some(Protocol::Http | Protocol::Http2 | Protocol::Grpc | Protocol::Tls)) {
+            let at = ports.index(i);
+            out.error(&at.key("protocol"), "resolution DYNAMIC_DNS needs HTTP, HTTP2, GRPC or TLS");
         }
     }
 }
@@ -124,6 +182,8 @@ fn workload(w: &WorkloadEntry, p: &Path<'_>, out: &mut Findings) {
     } else if w.address.is_empty() {
         if w.network.is_empty() {
             out.error(&at, "an address is required (or a network, whose gateway is used)");
+        } else {
+            out.warning(&at, format!("without an address the gateway of network {:?} is used", w.network));
         }
     } else if w.address.parse::<IpAddr>().is_err() && !common::is_fqdn(&w.address) {
         out.error(&at, format!("{:?} is neither an IP address nor a DNS name", w.address));
@@ -155,9 +215,55 @@ pub(super) fn check_group(g: &WorkloadGroup, p: &Path<'_>, out: &mut Findings) {
             let at = p.key("template");
             common::labels(&t.labels, &at.key("labels"), out);
             if !t.address.is_empty() {
-                out.error(&at.key("address"), "a template has no address: every workload brings its own");
+                out.warning(&at.key("address"), "without effect: every workload brings its own address");
             }
         }
     }
+    if let Some(m) = &g.metadata {
+        common::labels(&m.labels, &p.key("metadata").key("labels"), out);
+    }
+    if let Some(probe) = &g.probe {
+        readiness(probe, &p.key("probe"), out);
+    }
     out.warning(p, "WorkloadGroup is accepted but not enforced yet: workloads do not register themselves");
+}
+
+fn readiness(r: &ReadinessProbe, p: &Path<'_>, out: &mut Findings) {
+    for (n, field) in [
+        (r.initial_delay_seconds, "initialDelaySeconds"),
+        (r.timeout_seconds, "timeoutSeconds"),
+        (r.period_seconds, "periodSeconds"),
+        (r.success_threshold, "successThreshold"),
+        (r.failure_threshold, "failureThreshold"),
+    ] {
+        common::not_negative(n.into(), &p.key(field), out);
+    }
+    let methods = usize::from(r.http_get.is_some())
+        + usize::from(r.tcp_socket.is_some())
+        + usize::from(r.exec.is_some())
+        + usize::from(r.grpc.is_some());
+    if methods != 1 {
+        out.error(p, "exactly one of httpGet, tcpSocket, exec and grpc is required");
+    }
+    if let Some(h) = &r.http_get {
+        let at = p.key("httpGet");
+        common::port(h.port, &at.key("port"), out);
+        if !matches!(h.scheme.as_str(), "" | "HTTP" | "HTTPS") {
+            out.error(&at.key("scheme"), format!("{:?} is neither HTTP nor HTTPS", h.scheme));
+        }
+        let headers = at.key("httpHeaders");
+        for (i, header) in h.http_headers.iter().enumerate() {
+            let at = headers.index(i);
+            if header.name.is_empty() || !header.name.bytes().all(|c| c.is_ascii_alphanumeric() || c == b'-')
+            {
+                out.error(&at.key("name"), format!("{:?} is not a header name", header.name));
+            }
+        }
+    }
+    if let Some(t) = &r.tcp_socket {
+        common::port(t.port, &p.key("tcpSocket").key("port"), out);
+    }
+    if r.exec.as_ref().is_some_and(|e| e.command.is_empty()) {
+        out.error(&p.key("exec").key("command"), "a command is required");
+    }
 }

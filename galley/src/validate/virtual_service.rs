@@ -1,29 +1,28 @@
 //! Rules of VirtualService.
 
+mod actions;
+mod unreachable;
+
 use mesh_model::authored::{
-    CorsPolicy, Destination, HeaderOperations, Headers, HttpFaultInjection, HttpMatchRequest, HttpRetry,
-    HttpRoute, L4MatchAttributes, RouteDestination, StringMatch, TlsMatchAttributes, UnmatchedPreflights,
-    VirtualService,
+    Destination, HttpMatchRequest, HttpRoute, L4MatchAttributes, RouteDestination, StringMatch,
+    TlsMatchAttributes, VirtualService,
 };
 
 use super::common::{self, Findings};
 use crate::path::Path;
 
-pub(super) fn check(vs: &VirtualService, api_version: &str, p: &Path<'_>, out: &mut Findings) {
+pub(super) fn check(vs: &VirtualService, namespace: &str, p: &Path<'_>, out: &mut Findings) {
     common::gateway_names(&vs.gateways, &p.key("gateways"), out);
-    common::export_to(&vs.export_to, false, p, out);
+    common::export_to(&vs.export_to, false, namespace, p, out);
     let on_mesh = vs.gateways.is_empty() || vs.gateways.iter().any(|g| g == "mesh");
     let hosts = p.key("hosts");
     if vs.hosts.is_empty() {
         delegate(vs, &hosts, out);
     }
+    let by_sni = vs.tls.iter().any(|t| t.matches.iter().any(|m| !m.sni_hosts.is_empty()));
     for (i, h) in vs.hosts.iter().enumerate() {
         let at = hosts.index(i);
-        if h.parse::<std::net::IpAddr>().is_ok() {
-            if on_mesh {
-                out.error(&at, "an IP address can only be a host at a gateway");
-            }
-        } else {
+        if h.parse::<std::net::IpAddr>().is_err() && !(by_sni && !on_mesh && is_sni_of_a_cluster(h)) {
             common::host(h, &at, out);
         }
         if h == "*" && on_mesh {
@@ -38,11 +37,7 @@ pub(super) fn check(vs: &VirtualService, api_version: &str, p: &Path<'_>, out: &
     }
     let http = p.key("http");
     for (i, r) in vs.http.iter().enumerate() {
-        http_route(r, api_version, &http.index(i), out);
-        if i + 1 < vs.http.len() && (r.matches.is_empty() || r.matches.iter().any(matches_everything)) {
-            out.warning(&http.index(i + 1), "never reached: an earlier route matches every request");
-            break;
-        }
+        http_route(r, &http.index(i), out);
     }
     let tls = p.key("tls");
     for (i, r) in vs.tls.iter().enumerate() {
@@ -52,9 +47,9 @@ pub(super) fn check(vs: &VirtualService, api_version: &str, p: &Path<'_>, out: &
             out.error(&m, "a TLS route needs a match with sniHosts");
         }
         for (j, t) in r.matches.iter().enumerate() {
-            tls_match(t, &vs.hosts, &m.index(j), out);
+            tls_match(t, &vs.hosts, on_mesh, &m.index(j), out);
         }
-        destinations(&r.route, api_version, &at.key("route"), out);
+        destinations(&r.route, &at.key("route"), out);
     }
     let tcp = p.key("tcp");
     for (i, r) in vs.tcp.iter().enumerate() {
@@ -63,8 +58,18 @@ pub(super) fn check(vs: &VirtualService, api_version: &str, p: &Path<'_>, out: &
         for (j, t) in r.matches.iter().enumerate() {
             l4_match(t, &m.index(j), out);
         }
-        destinations(&r.route, api_version, &at.key("route"), out);
+        destinations(&r.route, &at.key("route"), out);
     }
+    unreachable::check(vs, p, out);
+}
+
+/// `outbound_.80_.v1_.host`: the SNI by which a gateway passes sessions of the mesh on.
+fn is_sni_of_a_cluster(host: &str) -> bool {
+    let parts: Vec<&str> = host.split('_').collect();
+    parts[0] == "outbound"
+        && parts.len() >= 4
+        && parts[1].contains(|c: char| c.is_ascii_digit())
+        && parts[3].contains(|c: char| c.is_ascii_alphabetic())
 }
 
 /// A VirtualService without hosts is the part of another that delegates to it.
@@ -76,11 +81,6 @@ fn delegate(vs: &VirtualService, hosts: &Path<'_>, out: &mut Findings) {
         );
     } else if vs.http.iter().any(|r| r.delegate.is_some()) {
         out.error(hosts, "a VirtualService without hosts is a delegate, and delegates cannot delegate again");
-    } else {
-        out.warning(
-            hosts,
-            "without hosts it has no effect of its own, only as a delegate of another VirtualService",
-        );
     }
 }
 
@@ -94,17 +94,7 @@ fn overlap(a: &str, b: &str) -> bool {
     }
 }
 
-fn matches_everything(m: &HttpMatchRequest) -> bool {
-    let all = HttpMatchRequest { uri: m.uri.clone(), name: m.name.clone(), ..HttpMatchRequest::default() };
-    let any_path = match &m.uri {
-        None | Some(StringMatch::Present) => true,
-        Some(StringMatch::Prefix(prefix)) => prefix == "/",
-        Some(_) => false,
-    };
-    *m == all && any_path
-}
-
-fn http_route(r: &HttpRoute, api_version: &str, p: &Path<'_>, out: &mut Findings) {
+fn http_route(r: &HttpRoute, p: &Path<'_>, out: &mut Findings) {
     let m = p.key("match");
     for (i, x) in r.matches.iter().enumerate() {
         http_match(x, &m.index(i), out);
@@ -127,10 +117,12 @@ fn http_route(r: &HttpRoute, api_version: &str, p: &Path<'_>, out: &mut Findings
     } else if actions > 1 {
         out.error(p, "only one of route, redirect, directResponse and delegate is allowed");
     }
-    if r.route.is_empty() {
+    for (answers, what) in
+        [(r.redirect.is_some(), "redirect"), (r.direct_response.is_some(), "directResponse")]
+    {
         for (set, field) in [(r.fault.is_some(), "fault"), (r.rewrite.is_some(), "rewrite")] {
-            if set && r.redirect.is_some() {
-                out.error(&p.key(field), format!("{field} cannot be combined with redirect"));
+            if set && answers {
+                out.error(&p.key(field), format!("{field} cannot be combined with {what}"));
             }
         }
     }
@@ -138,12 +130,12 @@ fn http_route(r: &HttpRoute, api_version: &str, p: &Path<'_>, out: &mut Findings
     for (i, d) in r.route.iter().enumerate() {
         let at = route.index(i);
         destination(d.destination.as_ref(), &at.key("destination"), out);
-        headers(d.headers.as_ref(), &at.key("headers"), out);
+        actions::headers(d.headers.as_ref(), &at.key("headers"), out);
     }
     let weights: Vec<i32> = r.route.iter().map(|d| d.weight).collect();
-    common::weights(&weights, api_version, &route, out);
+    common::weights(&weights, &route, out);
     if let Some(x) = &r.redirect {
-        redirect(x, &p.key("redirect"), out);
+        actions::redirect(x, &r.matches, &p.key("redirect"), out);
     }
     if let Some(d) = &r.direct_response {
         let at = p.key("directResponse");
@@ -172,22 +164,27 @@ fn http_route(r: &HttpRoute, api_version: &str, p: &Path<'_>, out: &mut Findings
             if !x.uri.is_empty() {
                 out.error(&at, "only one of uri and uriRegexRewrite is allowed");
             }
-            common::regex(&rx.pattern, &at.key("uriRegexRewrite").key("match"), out);
+            let at = at.key("uriRegexRewrite");
+            common::regex(&rx.pattern, &at.key("match"), out);
+            if rx.rewrite.is_empty() {
+                out.error(&at.key("rewrite"), "a substitution is required");
+            }
         }
         common::header_value(&x.authority, &at.key("authority"), out);
     }
-    common::duration_or_zero(r.timeout, &p.key("timeout"), out);
+    common::duration(r.timeout, &p.key("timeout"), out);
     if let Some(x) = &r.retries {
-        retries(x, &p.key("retries"), out);
+        actions::retries(x, &p.key("retries"), out);
     }
     if let Some(x) = &r.fault {
-        fault(x, &p.key("fault"), out);
+        actions::fault(x, &p.key("fault"), out);
     }
-    mirrors(r, p, out);
+    actions::mirrors(r, p, out);
     if let Some(c) = &r.cors_policy {
-        cors(c, &p.key("corsPolicy"), out);
+        actions::cors(c, &p.key("corsPolicy"), out);
     }
-    headers(r.headers.as_ref(), &p.key("headers"), out);
+    actions::headers(r.headers.as_ref(), &p.key("headers"), out);
+    actions::one_authority(r, p, out);
     for (map, field) in
         [(&r.append_headers, "appendHeaders"), (&r.remove_response_headers, "removeResponseHeaders")]
     {
@@ -203,9 +200,10 @@ fn http_route(r: &HttpRoute, api_version: &str, p: &Path<'_>, out: &mut Findings
 }
 
 fn http_match(m: &HttpMatchRequest, p: &Path<'_>, out: &mut Findings) {
-    for (x, field) in
-        [(&m.uri, "uri"), (&m.scheme, "scheme"), (&m.method, "method"), (&m.authority, "authority")]
-    {
+    if let Some(x) = &m.uri {
+        common::path_match(x, &p.key("uri"), out);
+    }
+    for (x, field) in [(&m.scheme, "scheme"), (&m.method, "method"), (&m.authority, "authority")] {
         if let Some(x) = x {
             common::string_match(x, &p.key(field), out);
         }
@@ -214,9 +212,18 @@ fn http_match(m: &HttpMatchRequest, p: &Path<'_>, out: &mut Findings) {
         for (name, x) in map {
             let at = p.key(field);
             let at = at.key(name);
+            if name.starts_with("@request.auth.claims") {
+                // As a header it would never match, and as a missing header always.
+                out.error(&at, "routing by a token's claims is not supported yet");
+                continue;
+            }
             common::header_name(name, &at, out);
             if name.bytes().any(|c| c.is_ascii_uppercase()) {
                 out.warning(&at, "header names are compared in lower case");
+            }
+            // `*` is no regular expression; Istio takes it here for "has any value".
+            if field == "withoutHeaders" && matches!(x, StringMatch::Regex(r) if r == "*") {
+                continue;
             }
             common::string_match(x, &at, out);
         }
@@ -233,6 +240,9 @@ fn http_match(m: &HttpMatchRequest, p: &Path<'_>, out: &mut Findings) {
     }
     common::labels(&m.source_labels, &p.key("sourceLabels"), out);
     common::gateway_names(&m.gateways, &p.key("gateways"), out);
+    if !m.source_namespace.is_empty() && !common::is_dns_label(&m.source_namespace) {
+        out.error(&p.key("sourceNamespace"), format!("{:?} is not a namespace", m.source_namespace));
+    }
     out.unenforced(!m.stat_prefix.is_empty(), p, "statPrefix");
 }
 
@@ -242,8 +252,8 @@ fn destination(d: Option<&Destination>, p: &Path<'_>, out: &mut Findings) {
         return;
     };
     common::host(&d.host, &p.key("host"), out);
-    if d.host.starts_with('*') {
-        out.error(&p.key("host"), "a destination cannot be a wildcard");
+    if d.host == "*" {
+        out.error(&p.key("host"), "'*' is not a destination: name a service");
     }
     if !d.subset.is_empty() && !common::is_dns_label(&d.subset) {
         out.error(&p.key("subset"), format!("{:?} is not the name of a subset", d.subset));
@@ -258,7 +268,7 @@ fn destination(d: Option<&Destination>, p: &Path<'_>, out: &mut Findings) {
     }
 }
 
-fn destinations(route: &[RouteDestination], api_version: &str, p: &Path<'_>, out: &mut Findings) {
+fn destinations(route: &[RouteDestination], p: &Path<'_>, out: &mut Findings) {
     if route.is_empty() {
         out.error(p, "at least one destination is required");
     }
@@ -266,228 +276,23 @@ fn destinations(route: &[RouteDestination], api_version: &str, p: &Path<'_>, out
         destination(d.destination.as_ref(), &p.index(i).key("destination"), out);
     }
     let weights: Vec<i32> = route.iter().map(|d| d.weight).collect();
-    common::weights(&weights, api_version, p, out);
+    common::weights(&weights, p, out);
 }
 
-fn redirect(x: &mesh_model::authored::HttpRedirect, p: &Path<'_>, out: &mut Findings) {
-    if x.uri.is_empty()
-        && x.authority.is_empty()
-        && x.prefix_rewrite.is_empty()
-        && x.scheme.is_empty()
-        && x.port.is_none()
-        && x.derive_port.is_none()
-    {
-        out.error(p, "one of uri, authority, port, scheme and prefixRewrite is required");
-    }
-    if !x.uri.is_empty() && !x.prefix_rewrite.is_empty() {
-        out.error(p, "only one of uri and prefixRewrite is allowed");
-    }
-    if x.port.is_some() && x.derive_port.is_some() {
-        out.error(p, "only one of port and derivePort is allowed");
-    }
-    if let Some(n) = x.port {
-        common::port(n, &p.key("port"), out);
-    }
-    if !matches!(x.redirect_code, 0 | 301 | 302 | 303 | 307 | 308) {
-        out.error(
-            &p.key("redirectCode"),
-            format!("{} is not one of 301, 302, 303, 307, 308", x.redirect_code),
-        );
-    }
-    if !matches!(x.scheme.as_str(), "" | "http" | "https") {
-        out.error(&p.key("scheme"), format!("scheme {:?} is neither http nor https", x.scheme));
-    }
-    common::header_value(&x.authority, &p.key("authority"), out);
-    common::header_value(&x.uri, &p.key("uri"), out);
-}
-
-/// Conditions of `retryOn` that the proxy has.
-const RETRY_ON: &[&str] = &[
-    "5xx",
-    "gateway-error",
-    "connect-failure",
-    "refused-stream",
-    "reset",
-    "reset-before-request",
-    "retriable-4xx",
-    "retriable-status-codes",
-    "cancelled",
-    "deadline-exceeded",
-    "resource-exhausted",
-    "internal",
-    "unavailable",
-];
-
-fn retries(x: &HttpRetry, p: &Path<'_>, out: &mut Findings) {
-    common::not_negative(x.attempts.into(), &p.key("attempts"), out);
-    if x.attempts == 0 && (x.per_try_timeout.is_some() || !x.retry_on.is_empty()) {
-        out.error(p, "perTryTimeout and retryOn make no sense with attempts 0, which turns retries off");
-    }
-    common::duration_or_zero(x.per_try_timeout, &p.key("perTryTimeout"), out);
-    common::duration(x.backoff, &p.key("backoff"), out);
-    for on in x.retry_on.split(',').map(str::trim).filter(|s| !s.is_empty()) {
-        let is_code = on.parse::<u16>().is_ok_and(|c| (100..600).contains(&c));
-        if !is_code && !RETRY_ON.contains(&on) {
-            out.error(
-                &p.key("retryOn"),
-                format!("unknown condition {on:?}, known are {}", RETRY_ON.join(", ")),
-            );
-        }
-    }
-    out.unenforced(x.retry_remote_localities.is_some(), p, "retryRemoteLocalities");
-}
-
-fn fault(x: &HttpFaultInjection, p: &Path<'_>, out: &mut Findings) {
-    if x.delay.is_none() && x.abort.is_none() {
-        out.error(p, "one of delay and abort is required");
-    }
-    if let Some(d) = &x.delay {
-        let at = p.key("delay");
-        common::percent(d.percent.into(), &at.key("percent"), out);
-        common::percentage(d.percentage.as_ref(), &at.key("percentage"), out);
-        if d.exponential_delay.is_some() {
-            out.error(&at.key("exponentialDelay"), "exponentialDelay is not supported");
-        } else if d.fixed_delay.is_none() {
-            out.error(&at, "fixedDelay is required");
-        }
-        common::duration(d.fixed_delay, &at.key("fixedDelay"), out);
-        if d.percent == 0 && d.percentage.is_none() {
-            out.warning(&at, "without percentage no request is delayed");
-        }
-    }
-    if let Some(a) = &x.abort {
-        let at = p.key("abort");
-        common::percent(a.percent.into(), &at.key("percent"), out);
-        common::percentage(a.percentage.as_ref(), &at.key("percentage"), out);
-        if a.http2_error.is_some() {
-            out.error(&at.key("http2Error"), "http2Error is not supported");
-        }
-        match (a.http_status, &a.grpc_status) {
-            (None, None) => out.error(&at, "one of httpStatus and grpcStatus is required"),
-            (Some(_), Some(_)) => out.error(&at, "only one of httpStatus and grpcStatus is allowed"),
-            (Some(s), None) if !(200..=599).contains(&s) => {
-                out.error(&at.key("httpStatus"), format!("status {s} is outside of 200..599"));
-            }
-            (None, Some(s)) if !is_grpc_status(s) => {
-                out.error(&at.key("grpcStatus"), format!("{s:?} is not a gRPC status"));
-            }
-            _ => {}
-        }
-        if a.percent == 0 && a.percentage.is_none() {
-            out.warning(&at, "without percentage no request is aborted");
-        }
-    }
-}
-
-fn is_grpc_status(s: &str) -> bool {
-    const NAMES: [&str; 17] = [
-        "OK",
-        "CANCELLED",
-        "UNKNOWN",
-        "INVALID_ARGUMENT",
-        "DEADLINE_EXCEEDED",
-        "NOT_FOUND",
-        "ALREADY_EXISTS",
-        "PERMISSION_DENIED",
-        "RESOURCE_EXHAUSTED",
-        "FAILED_PRECONDITION",
-        "ABORTED",
-        "OUT_OF_RANGE",
-        "UNIMPLEMENTED",
-        "INTERNAL",
-        "UNAVAILABLE",
-        "DATA_LOSS",
-        "UNAUTHENTICATED",
-    ];
-    NAMES.contains(&s.to_ascii_uppercase().as_str()) || s.parse::<u8>().is_ok_and(|n| n <= 16)
-}
-
-fn mirrors(r: &HttpRoute, p: &Path<'_>, out: &mut Findings) {
-    if r.mirror.is_some() && !r.mirrors.is_empty() {
-        out.error(&p.key("mirrors"), "only one of mirror and mirrors is allowed");
-    }
-    if let Some(m) = &r.mirror {
-        destination(Some(m), &p.key("mirror"), out);
-    }
-    let at = p.key("mirrors");
-    for (i, m) in r.mirrors.iter().enumerate() {
-        destination(m.destination.as_ref(), &at.index(i).key("destination"), out);
-        common::percentage(m.percentage.as_ref(), &at.index(i).key("percentage"), out);
-    }
-    if let Some(n) = r.mirror_percent {
-        common::percent(n.into(), &p.key("mirrorPercent"), out);
-    }
-    common::percentage(r.mirror_percentage.as_ref(), &p.key("mirrorPercentage"), out);
-}
-
-fn cors(c: &CorsPolicy, p: &Path<'_>, out: &mut Findings) {
-    const METHODS: [&str; 10] =
-        ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "CONNECT", "OPTIONS", "TRACE", "*"];
-    if !c.allow_origin.is_empty() && !c.allow_origins.is_empty() {
-        out.error(&p.key("allowOrigin"), "only one of allowOrigin and allowOrigins is allowed");
-    }
-    let origins = p.key("allowOrigins");
-    for (i, o) in c.allow_origins.iter().enumerate() {
-        common::string_match(o, &origins.index(i), out);
-    }
-    let methods = p.key("allowMethods");
-    for (i, m) in c.allow_methods.iter().enumerate() {
-        if !METHODS.contains(&m.as_str()) {
-            out.error(&methods.index(i), format!("{m:?} is not an HTTP method"));
-        }
-    }
-    for (list, field) in [(&c.allow_headers, "allowHeaders"), (&c.expose_headers, "exposeHeaders")] {
-        let at = p.key(field);
-        for (i, h) in list.iter().enumerate() {
-            if h != "*" {
-                common::header_name(h, &at.index(i), out);
-            }
-        }
-    }
-    if let Some(age) = c.max_age
-        && age.0.subsec_nanos() != 0
-    {
-        out.error(&p.key("maxAge"), "a whole number of seconds is required");
-    }
-    out.unenforced(c.unmatched_preflights == UnmatchedPreflights::Ignore, p, "unmatchedPreflights");
-}
-
-fn headers(h: Option<&Headers>, p: &Path<'_>, out: &mut Findings) {
-    let Some(h) = h else { return };
-    operations(h.request.as_ref(), &p.key("request"), out);
-    operations(h.response.as_ref(), &p.key("response"), out);
-}
-
-fn operations(ops: Option<&HeaderOperations>, p: &Path<'_>, out: &mut Findings) {
-    let Some(ops) = ops else { return };
-    for (map, field) in [(&ops.set, "set"), (&ops.add, "add")] {
-        let at = p.key(field);
-        for (name, value) in map {
-            let at = at.key(name);
-            common::header_name(name, &at, out);
-            common::header_value(value, &at, out);
-            if name.starts_with(':') && name != ":authority" {
-                out.error(&at, format!("pseudo-header {name:?} cannot be changed"));
-            }
-        }
-    }
-    let at = p.key("remove");
-    for (i, name) in ops.remove.iter().enumerate() {
-        common::header_name(name, &at.index(i), out);
-        if name.starts_with(':') || name.eq_ignore_ascii_case("host") {
-            out.error(&at.index(i), format!("{name:?} cannot be removed"));
-        }
-    }
-}
-
-fn tls_match(m: &TlsMatchAttributes, hosts: &[String], p: &Path<'_>, out: &mut Findings) {
+fn tls_match(m: &TlsMatchAttributes, hosts: &[String], on_mesh: bool, p: &Path<'_>, out: &mut Findings) {
     let at = p.key("sniHosts");
     if m.sni_hosts.is_empty() {
         out.error(&at, "at least one SNI host is required");
     }
     for (i, s) in m.sni_hosts.iter().enumerate() {
         let at = at.index(i);
-        common::host(s, &at, out);
+        if s.parse::<std::net::IpAddr>().is_ok() {
+            out.warning(&at, format!("{s:?} is an IP address, which clients do not send as SNI"));
+            continue;
+        }
+        if on_mesh || !is_sni_of_a_cluster(s) {
+            common::host(s, &at, out);
+        }
         let covered = hosts.iter().any(|h| h == s || h.strip_prefix('*').is_some_and(|suf| s.ends_with(suf)));
         if !covered {
             out.error(&at, format!("{s:?} is not covered by any host of the VirtualService"));

@@ -71,6 +71,8 @@ message! {
         pub consistent_hash: Option<ConsistentHashLb>,
         /// Preference of near endpoints.
         pub locality_lb_setting: Option<LocalityLbSetting>,
+        /// Preference of the own zone.
+        pub zone_aware_lb_setting: Option<ZoneAwareLbSetting>,
         /// Slow start of new endpoints (old form).
         pub warmup_duration_secs: Option<Duration>,
         /// Slow start of new endpoints.
@@ -149,6 +151,18 @@ message! {
         pub enabled: Option<bool>,
     }
 
+    /// Preference of the own zone.
+    pub struct ZoneAwareLbSetting {
+        /// On unless set.
+        pub enabled: Option<bool>,
+        /// Where a region's traffic goes when it fails.
+        pub failover: Vec<LocalityFailover>,
+        /// Labels in order of preference.
+        pub failover_priority: Vec<String>,
+        /// Endpoints below which zones are not told apart.
+        pub min_cluster_size: Option<u32>,
+    }
+
     /// Shares of traffic that comes from a locality.
     pub struct LocalityDistribute {
         /// Origin, `region/zone/*`.
@@ -216,6 +230,7 @@ message! {
         /// Streams per connection.
         pub max_concurrent_streams: i32,
         /// PING frames on idle connections.
+        #[serde(rename = "http2KeepAlive", alias = "http2Keepalive")]
         pub http2_keepalive: Option<Http2Keepalive>,
     }
 
@@ -293,17 +308,11 @@ message! {
     /// Limit of concurrent retries.
     pub struct RetryBudget {
         /// Percent of active requests; 20 unless set.
-        pub percent: Option<Percentage>,
+        pub percent: Option<f64>,
         /// Always allowed; 3 unless set.
         pub min_retry_concurrency: Option<u32>,
         /// Window.
         pub budget_interval: Option<Duration>,
-    }
-
-    /// A bare share in percent.
-    pub struct Percentage {
-        /// 0.0 to 100.0.
-        pub value: f64,
     }
 }
 
