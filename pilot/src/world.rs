@@ -408,6 +408,7 @@ pub fn effective_policy(rule: Option<&DestinationRule>, subset: Option<&Subset>,
         connection_pool: pick(|p| p.connection_pool.is_some()).and_then(|p| p.connection_pool.clone()),
         outlier_detection: pick(|p| p.outlier_detection.is_some()).and_then(|p| p.outlier_detection.clone()),
         tls: pick(|p| p.tls.is_some()).and_then(|p| p.tls.clone()),
+        retry_budget: pick(|p| p.retry_budget.is_some()).and_then(|p| p.retry_budget.clone()),
         proxy_protocol: pick(|p| p.proxy_protocol.is_some()).and_then(|p| p.proxy_protocol.clone()),
         ..TrafficPolicy::default()
     }

@@ -320,8 +320,8 @@ fn destination_rules() {
         "101",
     );
     warned(
-        &dr("host: a\ntrafficPolicy: {retryBudget: {percent: 10}}"),
-        "spec.trafficPolicy.retryBudget",
+        &dr("host: a\ntrafficPolicy: {retryBudget: {percent: 10, budgetInterval: 5s}}"),
+        "spec.trafficPolicy.retryBudget.budgetInterval",
         "not enforced yet",
     );
 }

@@ -69,7 +69,9 @@ fn traffic_policy(t: &TrafficPolicy, p: &Path<'_>, out: &mut Findings) {
         tunnel(x, &p.key("tunnel"), out);
     }
     out.unenforced(t.tunnel.is_some(), p, "tunnel");
-    out.unenforced(t.retry_budget.is_some(), p, "retryBudget");
+    if let Some(b) = &t.retry_budget {
+        out.unenforced(b.budget_interval.is_some(), &p.key("retryBudget"), "budgetInterval");
+    }
 }
 
 fn tunnel(t: &TunnelSettings, p: &Path<'_>, out: &mut Findings) {
@@ -207,8 +209,6 @@ fn load_balancer(lb: &LoadBalancerSettings, outlier: bool, p: &Path<'_>, out: &m
             out.error(&at.key("aggression"), "must be greater than 0; 1 is linear");
         }
     }
-    out.unenforced(lb.warmup.is_some(), p, "warmup");
-    out.unenforced(lb.warmup_duration_secs.is_some(), p, "warmupDurationSecs");
 }
 
 fn is_prime(n: u64) -> bool {
@@ -233,7 +233,6 @@ pub(super) fn connection_pool(c: &ConnectionPoolSettings, p: &Path<'_>, out: &mu
             out.unenforced(k.interval.is_some(), &at, "interval");
         }
         out.unenforced(t.max_connection_duration.is_some(), &at, "maxConnectionDuration");
-        out.unenforced(t.idle_timeout.is_some(), &at, "idleTimeout");
     }
     if let Some(h) = &c.http {
         let at = p.key("http");
@@ -282,7 +281,6 @@ fn outlier_detection(o: &OutlierDetection, p: &Path<'_>, out: &mut Findings) {
             "needs splitExternalLocalOriginErrors, without it connect failures count as errors",
         );
     }
-    out.unenforced(o.split_external_local_origin_errors, p, "splitExternalLocalOriginErrors");
     out.unenforced(!o.outlier_detection_http_error_codes.is_empty(), p, "outlierDetectionHttpErrorCodes");
 }
 

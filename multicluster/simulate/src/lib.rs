@@ -103,6 +103,15 @@ impl Mesh {
         &self.world.problems
     }
 
+    /// The configuration of a caller's proxy, as the engine executes it: `listeners`, `routes`, `clusters` and
+    /// `endpoints` by name, virtual hosts of a route configuration by name as well.
+    ///
+    /// # Errors
+    /// If `from` is not `namespace/workload`.
+    pub fn configuration(&self, from: &str) -> Result<serde_json::Value, Error> {
+        walk::configuration(&self.world, from)
+    }
+
     /// What becomes of a request.
     ///
     /// # Errors

@@ -106,6 +106,30 @@ pub(crate) fn walk(world: &World, question: &Question) -> Result<Answer, Error> 
     Ok(answer)
 }
 
+/// See [`crate::Mesh::configuration`].
+pub(crate) fn configuration(world: &World, from: &str) -> Result<serde_json::Value, Error> {
+    let (namespace, name) =
+        from.split_once('/').ok_or_else(|| crate::QuestionError::From(from.to_owned()))?;
+    let caller = pilot_simulate::caller(world, namespace, name, &BTreeMap::new());
+    let g = generate::generate(&caller.proxy, world);
+    let value = |v: Result<serde_json::Value, serde_json::Error>| v.map_err(|e| Error::Name(e.to_string()));
+    let mut all = value(serde_json::to_value((&g.listeners, &g.routes, &g.clusters, &g.endpoints)))?;
+    if let Some(routes) = all.get_mut(1).and_then(serde_json::Value::as_object_mut) {
+        for hosts in routes.values_mut().filter_map(|r| r.get_mut("virtual_hosts")) {
+            let list = hosts.as_array_mut().map(std::mem::take).unwrap_or_default();
+            let named = list.into_iter().map(|h| {
+                let name = h.get("name").and_then(serde_json::Value::as_str).unwrap_or_default().to_owned();
+                (name, h)
+            });
+            *hosts = named.collect();
+        }
+    }
+    let mut part = |i: usize| all.get_mut(i).map(serde_json::Value::take).unwrap_or_default();
+    Ok(
+        serde_json::json!({"listeners": part(0), "routes": part(1), "clusters": part(2), "endpoints": part(3)}),
+    )
+}
+
 fn is_assumed(e: &Endpoint) -> bool {
     e.workload.as_deref().is_some_and(|w| w.contains(ASSUMED))
 }

@@ -6,11 +6,12 @@ use mesh_model::{
     authored::{
         ClientTlsMode, ClientTlsSettings, ConnectionPoolSettings, DestinationRule, H2UpgradePolicy,
         LoadBalancerSettings, OutlierDetection as AuthoredOutlier, ProxyProtocolVersion as Authored,
-        SimpleLb, Subset, TrafficPolicy,
+        RetryBudget as AuthoredBudget, SimpleLb, Subset, TrafficPolicy,
     },
     proxy::{
-        Cluster, Discovery, LbPolicy, LeastRequest, OutlierDetection, ProxyProtocolVersion, SecretRef,
-        StringMatch, TUNNEL_ALPN, TransportSocketMatch, UpstreamHttp, UpstreamTls, Validation,
+        Cluster, Discovery, LbPolicy, LeastRequest, LocalOrigin, OutlierDetection, ProxyProtocolVersion,
+        RetryBudget, SecretRef, SlowStart, StringMatch, TUNNEL_ALPN, TransportSocketMatch, UpstreamHttp,
+        UpstreamTls, Validation,
     },
     registry::{Labels, Protocol, Resolution, ServicePort},
 };
@@ -95,7 +96,11 @@ fn add(
     let mut c = ctx.base_cluster(&name, discovery);
     c.http = http_version(ctx, port.protocol);
     balance(&mut c, lb, ctx.proxy.flotilla);
+    c.slow_start = lb
+        .and_then(slow_start)
+        .filter(|_| matches!(c.lb, LbPolicy::RoundRobin | LbPolicy::LeastRequest(_)) && !passthrough);
     pool(&mut c, policy.connection_pool.as_ref(), port.protocol);
+    c.limits.retry_budget = policy.retry_budget.as_ref().map(retry_budget);
     c.outlier = match &policy.outlier_detection {
         Some(o) => Some(Box::new(outlier(o))),
         None if entry.imports.is_empty() => None,
@@ -152,6 +157,27 @@ pub(super) fn balance(c: &mut Cluster, lb: Option<&LoadBalancerSettings>, ours: 
     };
 }
 
+/// How endpoints that are new get their share.
+fn slow_start(lb: &LoadBalancerSettings) -> Option<SlowStart> {
+    let w = lb.warmup.clone().unwrap_or_default();
+    let window = w.duration.or(lb.warmup_duration_secs)?;
+    // Both are bounded by validation.
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+    let scaled =
+        |v: Option<f64>, default: f64, by: f64| (v.unwrap_or(default).clamp(0.0, 1000.0) * by).round() as u32;
+    Some(SlowStart {
+        window: window.into(),
+        aggression: scaled(w.aggression, 1.0, 1000.0).max(1),
+        min_weight: scaled(w.minimum_percent, 10.0, 100.0).min(10_000),
+    })
+}
+
+fn retry_budget(b: &AuthoredBudget) -> RetryBudget {
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+    let share = (b.percent.unwrap_or(20.0).clamp(0.0, 100.0) * 100.0).round() as u32;
+    RetryBudget { share, min_concurrency: b.min_retry_concurrency.unwrap_or(3) }
+}
+
 /// A count that a user set; 0 and below is "not set".
 fn count(n: i32) -> Option<u32> {
     u32::try_from(n).ok().filter(|n| *n > 0)
@@ -201,6 +227,12 @@ fn outlier(o: &AuthoredOutlier) -> OutlierDetection {
         base_ejection: base,
         max_ejection: base.max(Duration::from_secs(300)),
         max_percent: count(o.max_ejection_percent).unwrap_or(10).min(100),
+        local_origin: o.split_external_local_origin_errors.then(|| LocalOrigin {
+            consecutive: o.consecutive_local_origin_failures.unwrap_or(5),
+            enforcing: 100,
+            success_rate: None,
+            failure_percentage: None,
+        }),
         ..OutlierDetection::default()
     }
 }

@@ -61,8 +61,9 @@ pub(super) fn assignment(
     name: &str,
     policy: &TrafficPolicy,
 ) -> LoadAssignment {
-    let groups = groups(ctx, entry, port, subset);
     let setting = locality_setting(ctx, policy);
+    let compared = setting.map_or(&[][..], |s| s.failover_priority.as_slice());
+    let groups = groups(ctx, entry, port, subset, compared);
     let localities = match setting {
         Some(s) if !s.distribute.is_empty() => distribute(ctx, groups, s),
         setting => prioritise(ctx, groups, setting),
@@ -70,7 +71,14 @@ pub(super) fn assignment(
     LoadAssignment { name: name.to_owned(), localities, overprovisioning: 140 }
 }
 
-fn groups(ctx: &Ctx<'_>, entry: &Entry, port: &ServicePort, subset: &Labels) -> Vec<Group> {
+/// Endpoints that are alike in everything that decides their priority, labels that are `compared` among it.
+fn groups(
+    ctx: &Ctx<'_>,
+    entry: &Entry,
+    port: &ServicePort,
+    subset: &Labels,
+    compared: &[String],
+) -> Vec<Group> {
     let remote = remote(ctx, entry, port, subset);
     let scale = Scale::new(remote.iter().map(|r| (r.weight, r.parts)));
     let own = ctx.world.settings.cluster.as_str();
@@ -102,11 +110,18 @@ fn groups(ctx: &Ctx<'_>, entry: &Entry, port: &ServicePort, subset: &Labels) -> 
                 .map_or("latest", String::as_str);
             format!("{name};{namespace};{canonical};{revision};{own}")
         };
-        let g = groups.entry((false, e.locality.clone(), String::new())).or_insert_with(|| Group {
-            locality: e.locality.clone(),
-            lapsed: false,
-            labels: failover_labels(&e.locality, own, network.as_str()),
-            endpoints: vec![],
+        // A label that says where it is, is not its workload's to choose.
+        let own_labels: Labels = compared
+            .iter()
+            .map(|p| p.split_once('=').map_or(p.as_str(), |(key, _)| key))
+            .filter_map(|k| Some((k.to_owned(), e.labels.get(k)?.clone())))
+            .collect();
+        // No cluster has a slash in its name.
+        let alike = own_labels.iter().map(|(k, v)| format!("/{k}={v}")).collect();
+        let g = groups.entry((false, e.locality.clone(), alike)).or_insert_with(|| {
+            let mut labels = own_labels;
+            labels.extend(failover_labels(&e.locality, own, network.as_str()));
+            Group { locality: e.locality.clone(), lapsed: false, labels, endpoints: vec![] }
         });
         g.endpoints.push(LbEndpoint {
             address: e.address.clone(),

@@ -10,13 +10,15 @@ use std::{
 };
 
 use mesh_model::{
-    proxy::{Direction, FilterChain, FilterChainMatch, Listener, RouteSource, TransportProtocol},
+    proxy::{
+        Direction, FilterChain, FilterChainMatch, Listener, NetworkFilter, RouteSource, TransportProtocol,
+    },
     registry::{Protocol, Resolution},
 };
 
 use super::{
     Ctx, Generated,
-    common::{BLACK_HOLE, PASSTHROUGH, Side, chain, http_protocols, listener},
+    common::{BLACK_HOLE, PASSTHROUGH, Side, chain, cluster_name, http_protocols, listener},
     routes, tcp,
 };
 use crate::{
@@ -151,7 +153,12 @@ fn service_port(
                 let mut l = unbound(ip, port);
                 // By server name only if a document asks for it; else everything at this address is
                 // this service.
-                if chains.len() > 1 {
+                let own = cluster_name(port, "", &s.host);
+                let elsewhere = |f: &NetworkFilter| match f {
+                    NetworkFilter::Tcp(t) => t.clusters.iter().any(|c| c.cluster != own),
+                    _ => false,
+                };
+                if chains.iter().any(|c| c.filters.iter().any(elsewhere)) {
                     l.inspect_tls = true;
                     l.filter_chains.clone_from(&chains);
                 }

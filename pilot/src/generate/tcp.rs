@@ -11,7 +11,7 @@ use super::{
     common::{chain, cluster_name},
     http::{self, Scope},
 };
-use crate::{config::Doc, index::Entry};
+use crate::{config::Doc, index::Entry, world::effective_policy};
 
 /// Weighted destinations as a TCP filter; `None` without a destination.
 pub(super) fn filter(
@@ -56,8 +56,29 @@ fn document<'a>(ctx: &Ctx<'a>, entry: &Entry) -> Option<&'a Doc<VirtualService>>
     ctx.world.virtual_service(ctx.proxy, &entry.service.host, |d| Scope::Mesh.bound(d))
 }
 
+/// Gives connections the idle timeout of the service's rule.
+fn limited(ctx: &Ctx<'_>, entry: &Entry, port: u16, mut chains: Vec<FilterChain>) -> Vec<FilterChain> {
+    let rule = ctx.world.destination_rule(ctx.proxy, entry);
+    let policy = effective_policy(rule.as_deref(), None, port);
+    let pool = policy.connection_pool.as_ref().and_then(|p| p.tcp.as_ref());
+    if let Some(idle) = pool.and_then(|t| t.idle_timeout) {
+        // Zero is no limit.
+        let idle = Some(std::time::Duration::from(idle)).filter(|d| !d.is_zero());
+        for f in chains.iter_mut().flat_map(|c| &mut c.filters) {
+            if let NetworkFilter::Tcp(t) = f {
+                t.idle_timeout = idle;
+            }
+        }
+    }
+    chains
+}
+
 /// Chains of a TCP port, most specific first; the last one matches everything.
 pub(super) fn tcp_chains(ctx: &Ctx<'_>, entry: &Entry, port: u16) -> Vec<FilterChain> {
+    limited(ctx, entry, port, routed_chains(ctx, entry, port))
+}
+
+fn routed_chains(ctx: &Ctx<'_>, entry: &Entry, port: u16) -> Vec<FilterChain> {
     let cluster = cluster_name(port, "", &entry.service.host);
     let mut chains: Vec<FilterChain> = Vec::new();
     if let Some(doc) = document(ctx, entry) {
@@ -127,7 +148,7 @@ pub(super) fn tls_chains(ctx: &Ctx<'_>, entry: &Entry, port: u16) -> Vec<FilterC
     let mut names = vec![entry.service.host.clone()];
     names.extend(entry.aliases.iter().cloned());
     push(&mut chains, chain(cluster.clone(), sni(&names), vec![ctx.tcp_to(&cluster)]));
-    chains
+    limited(ctx, entry, port, chains)
 }
 
 /// Adds a chain unless its match, or all of its server names, are taken: a proxy refuses a listener

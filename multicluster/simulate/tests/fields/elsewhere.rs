@@ -1,0 +1,13 @@
+//! Fields whose effect is not in an answer or a proxy's configuration, and the tests that hold them.
+
+use std::path::{Path, PathBuf};
+
+/// Field and test, as `file::name`.
+pub(crate) const TESTS: &[(&str, &str)] = &[];
+
+/// Whether there is such a test.
+pub(crate) fn exists(test: &str) -> bool {
+    let Some((file, name)) = test.rsplit_once("::") else { return false };
+    let path: PathBuf = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(file);
+    std::fs::read_to_string(path).is_ok_and(|t| t.contains(&format!("fn {name}(")))
+}
