@@ -207,6 +207,10 @@ pub(super) fn tls(t: &ServerTlsSettings, p: &Path<'_>, out: &mut Findings) {
             out.warning(&p.key(field), "only the first certificate is used yet");
         }
     }
+    for (i, c) in t.tls_certificates.iter().enumerate() {
+        let at = p.key("tlsCertificates");
+        out.unenforced(!c.ca_certificates.is_empty(), &at.index(i), "caCertificates");
+    }
     for (set, field) in [
         (!t.verify_certificate_spki.is_empty(), "verifyCertificateSpki"),
         (!t.verify_certificate_hash.is_empty(), "verifyCertificateHash"),

@@ -104,7 +104,8 @@ impl Mesh {
     }
 
     /// The configuration of a caller's proxy, as the engine executes it: `listeners`, `routes`, `clusters` and
-    /// `endpoints` by name, virtual hosts of a route configuration by name as well.
+    /// `endpoints` by name, virtual hosts of a route configuration by name as well; `filters` repeats the HTTP filters
+    /// of each filter chain by kind.
     ///
     /// # Errors
     /// If `from` is not `namespace/workload`.

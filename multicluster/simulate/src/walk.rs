@@ -124,10 +124,33 @@ pub(crate) fn configuration(world: &World, from: &str) -> Result<serde_json::Val
             *hosts = named.collect();
         }
     }
+    let filters = filters(all.get(0));
     let mut part = |i: usize| all.get_mut(i).map(serde_json::Value::take).unwrap_or_default();
-    Ok(
-        serde_json::json!({"listeners": part(0), "routes": part(1), "clusters": part(2), "endpoints": part(3)}),
-    )
+    Ok(serde_json::json!({
+        "listeners": part(0), "routes": part(1), "clusters": part(2), "endpoints": part(3), "filters": filters
+    }))
+}
+
+/// HTTP filters by filter chain and kind, which are deep inside of listeners.
+fn filters(listeners: Option<&serde_json::Value>) -> serde_json::Value {
+    let list = |v: &serde_json::Value, key: &str| {
+        v.get(key).and_then(serde_json::Value::as_array).cloned().unwrap_or_default()
+    };
+    let mut out = serde_json::Map::new();
+    for l in listeners.and_then(serde_json::Value::as_object).into_iter().flat_map(|m| m.values()) {
+        for chain in list(l, "filter_chains") {
+            let name = chain.get("name").and_then(serde_json::Value::as_str).unwrap_or_default().to_owned();
+            let of: serde_json::Map<String, serde_json::Value> = list(&chain, "filters")
+                .iter()
+                .filter_map(|f| f.get("Http"))
+                .flat_map(|h| list(h, "filters"))
+                .filter_map(|f| f.as_object().cloned())
+                .flatten()
+                .collect();
+            out.insert(name, of.into());
+        }
+    }
+    out.into()
 }
 
 fn is_assumed(e: &Endpoint) -> bool {

@@ -1,6 +1,6 @@
 //! Listeners of ingress and egress gateways, from the `Gateway` documents that select them.
 //!
-//! Servers of one port share a listener: plain HTTP servers one route configuration, TLS servers one
+//! Servers of one port (and `bind`) share a listener: plain HTTP servers one route configuration, TLS servers one
 //! chain per set of server names. Of several plain servers on a port only those of the oldest
 //! protocol family are served, as two cannot share a socket.
 //!
@@ -8,7 +8,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
 };
 
 use mesh_model::{
@@ -56,7 +56,8 @@ impl Served<'_> {
 }
 
 pub(super) fn generate(ctx: &Ctx<'_>, out: &mut Generated) {
-    let mut ports: BTreeMap<u16, Vec<Served<'_>>> = BTreeMap::new();
+    // By address as well: a server may have one of its own.
+    let mut ports: BTreeMap<(u16, Option<IpAddr>), Vec<Served<'_>>> = BTreeMap::new();
     for gateway in &ctx.world.config.gateways {
         if !selects(&gateway.spec.selector, &ctx.proxy.labels) {
             continue;
@@ -65,11 +66,12 @@ pub(super) fn generate(ctx: &Ctx<'_>, out: &mut Generated) {
             let Some(port) = &server.port else { continue };
             let Ok(number) = u16::try_from(port.number) else { continue };
             let protocol = Protocol::parse(&port.protocol).unwrap_or(Protocol::Tcp);
-            ports.entry(number).or_default().push(Served { gateway, server, number, protocol });
+            let bind = server.bind.parse().ok();
+            ports.entry((number, bind)).or_default().push(Served { gateway, server, number, protocol });
         }
     }
-    for (number, servers) in ports {
-        for l in port_listeners(ctx, out, number, &servers) {
+    for ((number, bind), servers) in ports {
+        for l in port_listeners(ctx, out, number, bind, &servers) {
             out.listener(l);
         }
     }
@@ -112,16 +114,25 @@ fn over_quic(mut c: FilterChain) -> FilterChain {
     c
 }
 
-fn port_listeners(ctx: &Ctx<'_>, out: &mut Generated, number: u16, servers: &[Served<'_>]) -> Vec<Listener> {
+fn port_listeners(
+    ctx: &Ctx<'_>,
+    out: &mut Generated,
+    number: u16,
+    own_address: Option<IpAddr>,
+    servers: &[Served<'_>],
+) -> Vec<Listener> {
     let bind = bound_port(ctx, number);
-    let ip = ctx.proxy.bind();
+    let ip = own_address.unwrap_or(ctx.proxy.bind());
     let mut l = listener(format!("{ip}_{bind}"), SocketAddr::new(ip, bind), Direction::Unspecified);
 
     let plain: Vec<Served<'_>> = servers.iter().filter(|s| s.tls().is_none()).copied().collect();
     if let Some(first) = plain.first() {
         if first.protocol.is_http() {
             let same: Vec<Served<'_>> = plain.iter().filter(|s| s.protocol.is_http()).copied().collect();
-            let name = format!("http.{number}");
+            let name = match own_address {
+                None => format!("http.{number}"),
+                Some(ip) => format!("http.{number}.{ip}"),
+            };
             out.route(gateway_routes::generate(ctx, &name, number, &same));
             l.filter_chains.push(chain(
                 name.clone(),

@@ -5,6 +5,10 @@ use std::path::{Path, PathBuf};
 /// Field and test, as `file::name`.
 pub(crate) const TESTS: &[(&str, &str)] = &[];
 
+/// Fields that are for people, and what they say.
+pub(crate) const DESCRIPTIVE: &[(&str, &str)] =
+    &[("Gateway.servers[].name", "a name for people; Istio does nothing with it either")];
+
 /// Whether there is such a test.
 pub(crate) fn exists(test: &str) -> bool {
     let Some((file, name)) = test.rsplit_once("::") else { return false };

@@ -28,6 +28,7 @@ impl Schema {
     /// stands in several places is entered at the first: `seen` are those that were.
     pub(crate) fn paths(&self, kind: &str, seen: &mut BTreeSet<String>) -> BTreeSet<String> {
         let mut out = BTreeSet::new();
+        seen.remove(kind);
         self.walk(kind, kind, seen, &mut out);
         out
     }
