@@ -54,8 +54,6 @@ pub(super) fn check(s: &Sidecar, namespace: &str, p: &Path<'_>, out: &mut Findin
     if let Some(c) = &s.inbound_connection_pool {
         connection_pool(c, &p.key("inboundConnectionPool"), out);
     }
-    out.unenforced(!s.ingress.is_empty(), p, "ingress");
-    out.unenforced(s.inbound_connection_pool.is_some(), p, "inboundConnectionPool");
     if let Some(o) = &s.outbound_traffic_policy {
         if let Some(proxy) = &o.egress_proxy {
             let at = p.key("outboundTrafficPolicy");
@@ -124,6 +122,10 @@ fn ingress_listener(l: &IstioIngressListener, p: &Path<'_>, out: &mut Findings) 
         }
         gateway::tls(t, &at, out);
     }
+    out.unenforced(!l.bind.is_empty(), p, "bind");
+    out.unenforced(l.capture_mode != CaptureMode::Default, p, "captureMode");
+    out.unenforced(l.tls.is_some(), p, "tls");
+    out.unenforced(socket, p, "defaultEndpoint");
     if let Some(c) = &l.connection_pool {
         let protocol = l.port.as_ref().and_then(|p| Protocol::parse(&p.protocol));
         if c.http.is_some() && !protocol.is_some_and(|p| p.is_http()) {

@@ -15,7 +15,7 @@ use std::{
 };
 
 use mesh_model::{
-    authored::MutualTlsMode,
+    authored::{ConnectionPoolSettings, MutualTlsMode},
     proxy::{
         ClientCertificate, Cluster, Direction, Discovery, DownstreamTls, EndpointHealth, FilterChain,
         FilterChainMatch, Forward, LbEndpoint, LoadAssignment, LocalityEndpoints, NetworkFilter, RouteAction,
@@ -45,9 +45,12 @@ const MESH_ALPN: [&str; 5] = ["istio-peer-exchange", "istio", "istio-http/1.0", 
 struct Port<'a> {
     number: u16,
     protocol: Protocol,
-    entry: &'a Entry,
+    /// The service that the port is of; a `Sidecar` may declare others.
+    entry: Option<&'a Entry>,
     service_port: u16,
     to: SocketAddr,
+    /// Limits that a `Sidecar` sets, instead of those of the service's rule.
+    pool: Option<&'a ConnectionPoolSettings>,
 }
 
 pub(super) fn generate(ctx: &Ctx<'_>, out: &mut Generated) {
@@ -106,11 +109,14 @@ fn inspect(l: &mut mesh_model::proxy::Listener) {
         l.filter_chains.iter().any(|c| c.matches.application_protocols.iter().any(|p| p == "http/1.1"));
 }
 
-/// Ports that services say the workload has. If several services share one, the oldest decides.
+/// Ports that a `Sidecar` declares, else those that services say the workload has. If several services share one, the
+/// oldest decides.
 fn ports<'a>(ctx: &Ctx<'a>) -> BTreeMap<u16, Port<'a>> {
     let mut found = ctx.world.index.instances(&ctx.proxy.addresses);
     found.retain(|(e, _)| e.service.namespace == ctx.proxy.namespace);
     found.sort_by_key(|(e, _)| (e.service.created, e.service.host.clone()));
+    let sidecar = ctx.world.sidecar(ctx.proxy).map(|d| &*d.spec);
+    let pool = sidecar.and_then(|s| s.inbound_connection_pool.as_ref());
     let mut out = BTreeMap::new();
     for (entry, endpoint) in found {
         let Some(p) = entry.service.ports.iter().find(|p| p.name == endpoint.service_port) else { continue };
@@ -123,12 +129,45 @@ fn ports<'a>(ctx: &Ctx<'a>) -> BTreeMap<u16, Port<'a>> {
         out.entry(endpoint.port).or_insert(Port {
             number: endpoint.port,
             protocol: p.protocol,
-            entry,
+            entry: Some(entry),
             service_port: p.port,
             to,
+            pool,
+        });
+    }
+    let Some(sidecar) = sidecar.filter(|s| !s.ingress.is_empty()) else { return out };
+    let mut of_services = out;
+    let mut out = BTreeMap::new();
+    for l in &sidecar.ingress {
+        let Some(port) = &l.port else { continue };
+        let Some(number) = u16::try_from(port.number).ok().filter(|n| *n > 0) else { continue };
+        let known = of_services.remove(&number);
+        let to = endpoint(ctx, &l.default_endpoint, number);
+        out.entry(number).or_insert(Port {
+            number,
+            protocol: Protocol::parse(&port.protocol).unwrap_or(Protocol::Tcp),
+            entry: known.as_ref().and_then(|k| k.entry),
+            service_port: known.as_ref().map_or(number, |k| k.service_port),
+            to: to.or(known.map(|k| k.to)).unwrap_or(SocketAddr::from(([127, 0, 0, 1], number))),
+            pool: l.connection_pool.as_ref().or(pool),
         });
     }
     out
+}
+
+/// Where the application listens, as an ingress listener says: a loopback address as it is, an address of all
+/// interfaces stands for the workload's own.
+fn endpoint(ctx: &Ctx<'_>, text: &str, number: u16) -> Option<SocketAddr> {
+    let to: SocketAddr = match text.strip_prefix(':') {
+        Some(port) => SocketAddr::from(([127, 0, 0, 1], port.parse().ok()?)),
+        None => text.parse().ok()?,
+    };
+    let port = if to.port() == 0 { number } else { to.port() };
+    if to.ip().is_unspecified() {
+        let own = ctx.proxy.addresses.iter().find(|a| a.is_ipv4() == to.is_ipv4());
+        return Some(SocketAddr::new(own.copied().unwrap_or(to.ip()), port));
+    }
+    Some(SocketAddr::new(to.ip(), port))
 }
 
 fn cluster_name(port: u16) -> String {
@@ -153,10 +192,10 @@ fn cluster(ctx: &Ctx<'_>, p: &Port<'_>) -> Cluster {
         overprovisioning: 140,
     };
     let mut c = ctx.base_cluster(&name, Discovery::Static(assignment));
-    // The pool settings of the service's own rule apply here as well.
-    let rule = ctx.world.destination_rule(ctx.proxy, p.entry);
+    // The pool settings of the service's own rule apply here as well, unless a Sidecar has others.
+    let rule = p.entry.and_then(|e| ctx.world.destination_rule(ctx.proxy, e));
     let policy = effective_policy(rule.as_deref(), None, p.service_port);
-    clusters::pool(&mut c, policy.connection_pool.as_ref(), Protocol::Tcp);
+    clusters::pool(&mut c, p.pool.or(policy.connection_pool.as_ref()), Protocol::Tcp);
     c.http = match p.protocol {
         x if x.is_http2() => UpstreamHttp::Http2,
         Protocol::Auto => UpstreamHttp::Downstream,
@@ -229,7 +268,8 @@ fn http_filters(ctx: &Ctx<'_>, p: &Port<'_>) -> Vec<NetworkFilter> {
     let forward = Forward { clusters: vec![WeightedCluster::only(&cluster)], ..Forward::default() };
     let mut route = http::route(RouteMatch::any(), RouteAction::Forward(Box::new(forward)));
     route.name = "default".to_owned();
-    route.operation = format!("{}:{}/*", p.entry.service.host, p.service_port);
+    let host = p.entry.map_or("*", |e| e.service.host.as_str());
+    route.operation = format!("{host}:{}/*", p.service_port);
     let config = RouteConfiguration {
         name: cluster,
         virtual_hosts: vec![routes::virtual_host(

@@ -24,16 +24,19 @@ use serde_json::{Value, json};
 use support::{Mesh, contains};
 
 /// Kinds with their fields; a message that several have is listed at the first.
-const KINDS: [&str; 9] = [
+const KINDS: [&str; 12] = [
     "VirtualService",
     "DestinationRule",
     "Gateway",
     "ServiceEntry",
     "WorkloadEntry",
     "WorkloadGroup",
+    "Sidecar",
+    "ProxyConfig",
     "PeerAuthentication",
     "RequestAuthentication",
     "AuthorizationPolicy",
+    "MeshConfig",
 ];
 
 /// What is looked at.

@@ -1,4 +1,155 @@
-use crate::Row;
+//! Sidecar and ProxyConfig.
+
+use serde_json::{Value, json};
+
+use crate::{
+    Base, Row, View, get, row,
+    support::{Mesh, bookinfo},
+    unenforced, warned,
+};
+
+const X: &str = "GET http://ratings:9080/x";
+
+fn document(spec: Value) -> Value {
+    json!({"apiVersion": "networking.istio.io/v1", "kind": "Sidecar", "metadata": {"name": "s", "namespace": "default"}, "spec": spec})
+}
+
 pub(crate) fn rows() -> Vec<Row> {
-    vec![]
+    let b = Base::new(bookinfo().with(document(json!({"egress": [{"hosts": ["./*"]}]}))));
+    let selected = Base::new(bookinfo().with(document(json!({
+        "workloadSelector": {"labels": {"app": "productpage"}}, "egress": [{"hosts": ["other/*"]}]
+    }))));
+    let policy = Base::new(bookinfo().with(document(
+        json!({"egress": [{"hosts": ["./*"]}], "outboundTrafficPolicy": {"mode": "ALLOW_ANY"}}),
+    )));
+    // Ratings, told by its Sidecar what it serves.
+    let serving = Base::new(bookinfo().with(document(json!({
+        "workloadSelector": {"labels": {"app": "ratings"}},
+        "ingress": [{"port": {"number": 9080, "name": "http", "protocol": "HTTP"}, "defaultEndpoint": "127.0.0.1:8000"}]
+    }))));
+    let config = || View::Config { from: "default/ratings-v1" };
+    let cluster = |c: Value| json!({"clusters": {"inbound|9080||": c}});
+    let endpoint = |address: &str, port: u16| {
+        cluster(
+            json!({"discovery": {"Static": {"localities": [{"endpoints": [{"address": address, "port": port}]}]}}}),
+        )
+    };
+    let ingress = "/spec/ingress/0/port/number";
+    let pool = |n: u32| json!({"http": {"http1MaxPendingRequests": n}});
+    let proxy = Base::new(
+        Mesh::default().with(json!({"apiVersion": "networking.istio.io/v1beta1", "kind": "ProxyConfig",
+        "metadata": {"name": "p", "namespace": "default"}, "spec": {"concurrency": 0}})),
+    );
+    vec![
+        row(
+            "Sidecar.workloadSelector",
+            &selected,
+            "/spec/workloadSelector",
+            json!({"labels": {"app": "productpage"}}),
+            get(X),
+            json!({"cluster": "PassthroughCluster"}),
+        )
+        .instead_of(json!({"labels": {"app": "x"}})),
+        row(
+            "Sidecar.egress[].hosts",
+            &b,
+            "/spec/egress/0/hosts",
+            json!(["other/*"]),
+            get(X),
+            json!({"cluster": "PassthroughCluster"}),
+        )
+        .instead_of(json!(["./*"])),
+        unenforced(
+            "Sidecar.egress[].port",
+            &b,
+            "/spec/egress/0/port",
+            json!({"number": 9080, "name": "http", "protocol": "HTTP"}),
+        ),
+        unenforced(
+            "Sidecar.egress[].bind",
+            &b.and("/spec/egress/0/port", json!({"number": 9080, "name": "http", "protocol": "HTTP"})),
+            "/spec/egress/0/bind",
+            json!("127.0.0.1"),
+        ),
+        unenforced("Sidecar.egress[].captureMode", &b, "/spec/egress/0/captureMode", json!("IPTABLES")),
+        row(
+            "Sidecar.outboundTrafficPolicy.mode",
+            &policy,
+            "/spec/outboundTrafficPolicy/mode",
+            json!("REGISTRY_ONLY"),
+            get("GET http://nobody.example:9080/"),
+            json!({"action": "refuse", "status": 502}),
+        )
+        .instead_of(json!("ALLOW_ANY")),
+        unenforced(
+            "Sidecar.outboundTrafficPolicy.egressProxy",
+            &policy,
+            "/spec/outboundTrafficPolicy/egressProxy",
+            json!({"host": "e.example.com", "port": {"number": 80}}),
+        ),
+        row(
+            "Sidecar.ingress[].port",
+            &serving,
+            ingress,
+            json!(9081),
+            config(),
+            json!({"clusters": {"inbound|9080||": null, "inbound|9081||": {"name": "inbound|9081||"}}}),
+        )
+        .instead_of(json!(9080)),
+        row(
+            "Sidecar.ingress[].defaultEndpoint",
+            &serving,
+            "/spec/ingress/0/defaultEndpoint",
+            json!("0.0.0.0:8001"),
+            config(),
+            endpoint("10.1.0.21", 8001),
+        )
+        .instead_of(json!("127.0.0.1:8000")),
+        row(
+            "Sidecar.ingress[].connectionPool",
+            &serving,
+            "/spec/ingress/0/connectionPool",
+            pool(3),
+            config(),
+            cluster(json!({"limits": {"max_pending": 3}})),
+        ),
+        row(
+            "Sidecar.inboundConnectionPool",
+            &serving,
+            "/spec/inboundConnectionPool",
+            pool(4),
+            config(),
+            cluster(json!({"limits": {"max_pending": 4}})),
+        ),
+        unenforced("Sidecar.ingress[].bind", &serving, "/spec/ingress/0/bind", json!("10.1.0.21")),
+        unenforced("Sidecar.ingress[].captureMode", &serving, "/spec/ingress/0/captureMode", json!("NONE")),
+        unenforced(
+            "Sidecar.ingress[].tls",
+            &serving.and("/spec/ingress/0/port/protocol", json!("HTTPS")),
+            "/spec/ingress/0/tls",
+            json!({"mode": "SIMPLE", "serverCertificate": "/c", "privateKey": "/k"}),
+        ),
+        warned("ProxyConfig.concurrency", &proxy, "/spec/concurrency", json!(2), "not enforced yet"),
+        warned(
+            "ProxyConfig.environmentVariables",
+            &proxy,
+            "/spec/environmentVariables",
+            json!({"A": "b"}),
+            "not enforced yet",
+        ),
+        warned(
+            "ProxyConfig.image.imageType",
+            &proxy,
+            "/spec/image/imageType",
+            json!("distroless"),
+            "not enforced yet",
+        ),
+        warned(
+            "ProxyConfig.selector",
+            &proxy,
+            "/spec/selector/matchLabels",
+            json!({"app": "x"}),
+            "not enforced yet",
+        ),
+    ]
 }
