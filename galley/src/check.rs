@@ -33,6 +33,17 @@ impl Validation {
 /// known; a running galley decides about them.
 #[must_use]
 pub fn validate_files(paths: &[PathBuf], stdin: &mut dyn io::Read) -> Validation {
+    let files = read_files(paths, stdin);
+    let unreadable = files.iter().any(|f| f.content.is_err());
+
+    let order: Vec<String> = files.iter().map(|f| f.path.clone()).collect();
+    let mut reports = Store::new(crate::DEFAULT_NAMESPACE).update(&files, Hosts::Unknown).reports;
+    reports.sort_by_key(|r| (order.iter().position(|p| *p == r.file), r.document));
+    Validation { reports, unreadable }
+}
+
+/// Files in the order they are given, directories by their contents; the path `-` is `stdin`.
+pub(crate) fn read_files(paths: &[PathBuf], stdin: &mut dyn io::Read) -> Vec<SourceFile> {
     let mut files: Vec<SourceFile> = Vec::new();
     for path in paths {
         let listed = if path.as_os_str() == "-" {
@@ -52,12 +63,7 @@ pub fn validate_files(paths: &[PathBuf], stdin: &mut dyn io::Read) -> Validation
     // Order as given; a file named twice is read once.
     let mut seen = BTreeSet::new();
     files.retain(|f| seen.insert(f.path.clone()));
-    let unreadable = files.iter().any(|f| f.content.is_err());
-
-    let order: Vec<String> = files.iter().map(|f| f.path.clone()).collect();
-    let mut reports = Store::new(crate::DEFAULT_NAMESPACE).update(&files, Hosts::Unknown).reports;
-    reports.sort_by_key(|r| (order.iter().position(|p| *p == r.file), r.document));
-    Validation { reports, unreadable }
+    files
 }
 
 fn file(path: String, content: io::Result<Vec<u8>>) -> SourceFile {

@@ -9,7 +9,7 @@ use mesh_model::authored::{Document, Kind, Metadata, Spec, resource_name};
 use crate::{
     de::NodeDe,
     node::{Node, Value},
-    path::{FieldPath, Path},
+    path::{FieldPath, Path, Segment},
     report::{DocumentReport, Finding},
     validate::{self, Findings},
 };
@@ -69,6 +69,19 @@ impl Places {
             0 => self.first_line,
             line => self.first_line.saturating_add(line).saturating_sub(1),
         }
+    }
+
+    /// The document's own tree, without what surrounds it in a list.
+    pub(crate) fn tree(&self) -> Option<&Node> {
+        let mut at = self.node.as_deref()?;
+        for s in &self.prefix.0 {
+            at = match (s, &at.value) {
+                (Segment::Key(k), _) => at.get(k)?,
+                (Segment::Index(i), Value::Seq(items)) => items.get(*i)?,
+                (Segment::Index(_), _) => return None,
+            };
+        }
+        Some(at)
     }
 
     pub(crate) fn finding(&self, path: FieldPath, message: String) -> Finding {

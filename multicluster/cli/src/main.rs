@@ -49,6 +49,8 @@ enum Command {
     Doctor(commands::doctor::DoctorArgs),
     /// Check configuration files
     Validate(commands::validate::ValidateArgs),
+    /// Find what is valid in configuration files and yet wrong, with Istio's codes
+    Analyze(commands::analyze::AnalyzeArgs),
     /// Show which proxies are connected and in sync
     ProxyStatus(commands::proxy::StatusArgs),
     /// Show what the control plane configures for a proxy
@@ -125,6 +127,7 @@ async fn run(command: Command) -> anyhow::Result<u8> {
         Command::Explain(a) => commands::explain::run(a).await,
         Command::Doctor(a) => commands::doctor::run(a).await,
         Command::Validate(a) => commands::validate::run(&a),
+        Command::Analyze(a) => commands::analyze::run(&a),
         Command::ProxyStatus(a) => commands::proxy::status(a).await,
         Command::ProxyConfig(a) => commands::proxy::config(a).await,
         Command::Iptables(a) => sidecar::iptables::run(&a).map(done),
