@@ -25,6 +25,8 @@ pub(super) struct Hosts<'a> {
     /// Suffixes of wildcards, with the whole name, by scope.
     wildcards: HashMap<String, Vec<(String, String)>>,
     known: BTreeSet<String>,
+    /// Hosts that clusters share: those that are exported here.
+    exported: BTreeSet<String>,
 }
 
 /// Whether a host exists.
@@ -70,10 +72,19 @@ impl<'a> Hosts<'a> {
                         hosts.add(&s.export_to, ns, qualify(h, ns), &host);
                     }
                 }
+                Some(Spec::ServiceExport(_)) => {
+                    hosts.exported.insert(qualify(r.name, ns));
+                }
                 _ => {}
             }
         }
         hosts
+    }
+
+    /// Whether a host may have workloads in other clusters.
+    pub(super) fn shared(&self, host: &str, namespace: &str) -> bool {
+        let name = qualify(host, namespace);
+        self.exported.contains(&name) || self.known.contains(&name) || is_peer_name(&name)
     }
 
     fn add(&mut self, export_to: &[String], namespace: &str, name: String, host: &Host<'a>) {

@@ -78,6 +78,9 @@ fn subsets<'w, 'a>(
         None => host.endpoints.clone(),
     };
     // Nothing is known of the service's workloads: they may be in another cluster.
+    if world.hosts.shared(&dr.host, &r.namespace) {
+        return;
+    }
     if own.is_empty() && !(world.all_workloads && host.selector.is_some()) {
         return;
     }

@@ -18,22 +18,20 @@ const WELL_KNOWN: [u32; 4] = [25, 53, 3306, 27017];
 const CONTROL_PLANE: &str = "operator.istio.io/component";
 
 pub(super) fn check<'w, 'a>(world: &'w World<'a>, out: &mut Findings<'w, 'a>) {
+    let services: BTreeSet<String> = (world.resources.iter())
+        .filter(|r| matches!(r.spec(), Some(Spec::Service(_))))
+        .map(Resource::full_name)
+        .collect();
     for r in &world.resources {
         match r.spec() {
             Some(Spec::Namespace(_)) => namespace(world, r, out),
             Some(Spec::Service(s)) => port_names(r, s, out),
-            Some(Spec::ServiceExport(_)) => {
-                let name = mesh_model::authored::resource_name(&r.namespace, r.name);
-                let exists = world.each(|s| match s {
-                    Spec::Service(x) => Some(&**x),
-                    _ => None,
-                });
-                if !exists.map(|(s, _)| s.full_name()).any(|n| n == name) {
-                    let message = format!(
-                        "there is no Service {name}: nothing is exported. Create it, or remove the export"
-                    );
-                    out.add("IST0101", r, named(), message);
-                }
+            Some(Spec::ServiceExport(_)) if !services.contains(&r.full_name()) => {
+                let message = format!(
+                    "there is no Service {}: nothing is exported. Create it, or remove the export",
+                    r.full_name()
+                );
+                out.add("IST0101", r, named(), message);
             }
             _ => {}
         }
@@ -44,7 +42,7 @@ pub(super) fn check<'w, 'a>(world: &'w World<'a>, out: &mut Findings<'w, 'a>) {
             pod(world, r, w, out);
         }
         if r.kind == "Deployment" && (w.has_proxy() || world.injected(w) == Some(true)) {
-            services(world, r, w, out);
+            contradictions(world, r, w, out);
         }
     }
 }
@@ -149,7 +147,12 @@ fn port_names<'w, 'a>(r: &'w Resource<'a>, s: &Service, out: &mut Findings<'w, '
 }
 
 /// Services in front of one Deployment that contradict each other.
-fn services<'w, 'a>(world: &World<'a>, r: &'w Resource<'a>, w: &Workload<'a>, out: &mut Findings<'w, 'a>) {
+fn contradictions<'w, 'a>(
+    world: &World<'a>,
+    r: &'w Resource<'a>,
+    w: &Workload<'a>,
+    out: &mut Findings<'w, 'a>,
+) {
     let all = world.each(|s| match s {
         Spec::Service(x) => Some(&**x),
         _ => None,

@@ -1,6 +1,6 @@
 //! `flotilla analyze`.
 
-use std::path::PathBuf;
+use std::{fmt::Write as _, path::PathBuf};
 
 use anyhow::bail;
 use galley::{AnalyzeOptions, Level, Message, Standing, Suppression};
@@ -92,15 +92,17 @@ pub(crate) fn run(args: &AnalyzeArgs) -> anyhow::Result<u8> {
     let shown: Vec<&Message> = report.messages.iter().filter(|m| m.level >= lowest).collect();
     match args.output {
         Format::Json => output::json(&shown)?,
-        Format::Table => table(&shown, report.documents),
+        Format::Table => table(&shown, report.documents)?,
     }
     Ok(report.exit_code(args.failure_threshold.into()))
 }
 
 /// One finding per line, as compilers do: terminals and editors find the place.
-fn table(messages: &[&Message], documents: usize) {
+fn table(messages: &[&Message], documents: usize) -> anyhow::Result<()> {
+    let mut out = String::new();
     for m in messages {
-        println!(
+        let _ = writeln!(
+            out,
             "{} [{}] {} {}:{}: {}",
             m.level.name(),
             m.code,
@@ -111,12 +113,14 @@ fn table(messages: &[&Message], documents: usize) {
         );
     }
     let count = |l: Level| messages.iter().filter(|m| m.level == l).count();
-    println!(
+    let _ = write!(
+        out,
         "{documents} documents: {} errors, {} warnings, {} infos",
         count(Level::Error),
         count(Level::Warning),
         count(Level::Info)
     );
+    output::text(&out)
 }
 
 fn list(format: Format) -> anyhow::Result<()> {
@@ -132,6 +136,5 @@ fn list(format: Format) -> anyhow::Result<()> {
         };
         [c.code.to_owned(), level.to_owned(), c.name.to_owned(), says]
     });
-    println!("{}", output::table(["CODE", "LEVEL", "NAME", "WHEN"], rows));
-    Ok(())
+    output::text(&output::table(["CODE", "LEVEL", "NAME", "WHEN"], rows))
 }
