@@ -213,7 +213,7 @@ impl Index {
     }
 }
 
-fn is_peer_name(host: &str) -> bool {
+pub(crate) fn is_peer_name(host: &str) -> bool {
     PEER_DOMAINS.iter().any(|d| host.ends_with(d))
 }
 

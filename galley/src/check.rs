@@ -36,7 +36,7 @@ impl Validation {
 /// known; a running galley decides about them.
 #[must_use]
 pub fn validate_files(paths: &[PathBuf], stdin: &mut dyn io::Read) -> Validation {
-    let files = read(paths, stdin);
+    let files = read_files(paths, stdin);
     let unreadable = files.iter().any(|f| f.content.is_err());
 
     let order: Vec<String> = files.iter().map(|f| f.path.clone()).collect();
@@ -59,7 +59,7 @@ pub struct Loaded {
 /// References to hosts that nothing defines are warnings, as in [`validate_files`].
 #[must_use]
 pub fn load_files(paths: &[PathBuf], stdin: &mut dyn io::Read) -> Loaded {
-    let files = read(paths, stdin);
+    let files = read_files(paths, stdin);
     let unreadable = files.iter().any(|f| f.content.is_err());
     let outcome = Store::new(crate::DEFAULT_NAMESPACE).update(&files, Hosts::Unknown);
     let documents = galley::by_type(outcome.documents.iter())
@@ -70,8 +70,8 @@ pub fn load_files(paths: &[PathBuf], stdin: &mut dyn io::Read) -> Loaded {
     Loaded { documents, validation: Validation { reports: outcome.reports, unreadable } }
 }
 
-/// Reads files and directories in the order given; a file named twice is read once.
-fn read(paths: &[PathBuf], stdin: &mut dyn io::Read) -> Vec<SourceFile> {
+/// Files in the order they are given, directories by their contents; the path `-` is `stdin`.
+pub(crate) fn read_files(paths: &[PathBuf], stdin: &mut dyn io::Read) -> Vec<SourceFile> {
     let mut files: Vec<SourceFile> = Vec::new();
     for path in paths {
         let listed = if path.as_os_str() == "-" {

@@ -20,7 +20,7 @@ use crate::{
     metrics::Metrics,
     report::DocumentReport,
     source::{DirectorySource, Notifications},
-    store::{Hosts, Outcome, Store},
+    store::{Hosts, Outcome, ParsedFiles, Store},
 };
 
 /// Where documents are served.
@@ -130,6 +130,15 @@ pub(crate) struct Shared {
     pub(crate) status: watch::Sender<Arc<Status>>,
     pub(crate) documents: Publisher<Key, Document>,
     pub(crate) metrics: Metrics,
+    /// What was read last, and hosts that peers provide: what the analysis works on when somebody asks for it.
+    pub(crate) read: watch::Sender<Arc<LastRead>>,
+}
+
+/// Input of the analysis.
+#[derive(Debug, Default)]
+pub(crate) struct LastRead {
+    pub(crate) parsed: ParsedFiles,
+    pub(crate) hosts: Arc<BTreeSet<String>>,
 }
 
 impl Galley {
@@ -146,6 +155,7 @@ impl Galley {
             status: watch::Sender::new(Arc::default()),
             documents: Publisher::default(),
             metrics: Metrics::default(),
+            read: watch::Sender::new(Arc::default()),
         });
         let server = mcp::ConfigServer::new();
         // Watch first: what changes while it is read is read again.
@@ -323,6 +333,7 @@ impl Reader {
             return false;
         };
         let extra = self.hosts.as_mut().map(|h| h.borrow_and_update().clone()).unwrap_or_default();
+        let hosts = extra.clone();
         let read = tokio::task::spawn_blocking(move || {
             let files = source.read();
             let outcome = store.update(&files, Hosts::Known(&extra));
@@ -332,7 +343,7 @@ impl Reader {
             Ok((source, store, outcome)) => {
                 self.source = Some(source);
                 self.store = Some(store);
-                self.publish(outcome);
+                self.publish(outcome, hosts);
                 true
             }
             Err(e) => {
@@ -344,9 +355,10 @@ impl Reader {
         }
     }
 
-    fn publish(&self, outcome: Outcome) {
+    fn publish(&self, outcome: Outcome, hosts: Arc<BTreeSet<String>>) {
         let first = self.shared.status.borrow().generation == 0;
-        let Outcome { documents, reports, stale } = outcome;
+        let Outcome { documents, reports, stale, parsed } = outcome;
+        self.shared.read.send_replace(Arc::new(LastRead { parsed, hosts }));
         let applied = documents.len();
         let diff = self.shared.documents.publish(documents);
         if first || !diff.is_empty() {

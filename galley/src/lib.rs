@@ -13,6 +13,7 @@
 //! - Values of secrets appear in no log, report or dump.
 
 mod analysis;
+mod analyze;
 mod check;
 mod de;
 pub mod debug;
@@ -27,6 +28,10 @@ mod store;
 mod validate;
 
 pub use self::{
+    analyze::{
+        AnalysisReport, AnalyzeOptions, Code, Level, Message, Reference, Standing, Suppression,
+        analyze_files, catalogue,
+    },
     check::{Loaded, Validation, load_files, validate_files},
     document::Key,
     galley::{Configuration, Galley, GalleyHandle, GalleyOptions, Listen, StartError, Status},

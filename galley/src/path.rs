@@ -25,6 +25,20 @@ impl FieldPath {
         Self(vec![Segment::Key(name.to_owned())])
     }
 
+    /// The path that is written `text`, of plain keys and indexes.
+    #[must_use]
+    pub(crate) fn of(text: &str) -> Self {
+        let parts = text.split(['.', '[', ']']).filter(|s| !s.is_empty());
+        Self(parts.map(|s| s.parse().map_or_else(|_| Segment::Key(s.to_owned()), Segment::Index)).collect())
+    }
+
+    /// This path and a key below it.
+    #[must_use]
+    pub(crate) fn and(mut self, key: &str) -> Self {
+        self.0.push(Segment::Key(key.to_owned()));
+        self
+    }
+
     /// This path below `parent`.
     #[must_use]
     pub(crate) fn under(mut self, parent: &FieldPath) -> Self {
@@ -108,5 +122,7 @@ mod tests {
         assert_eq!(headers.key("end-user").to_field_path().to_string(), "spec.http[0].headers.end-user");
         assert_eq!(headers.key("a.b/c").to_field_path().to_string(), r#"spec.http[0].headers["a.b/c"]"#);
         assert_eq!(FieldPath::key("kind").to_string(), "kind");
+        assert_eq!(FieldPath::of("spec.http[0].route").to_string(), "spec.http[0].route");
+        assert_eq!(FieldPath::of("metadata").and("a.b").to_string(), r#"metadata["a.b"]"#);
     }
 }

@@ -65,13 +65,18 @@ impl DocumentReport {
     /// The document by kind and name, or by its number when it has none.
     #[must_use]
     pub fn subject(&self) -> String {
+        self.subject_in(&self.namespace)
+    }
+
+    /// As [`DocumentReport::subject`], for a document that is in this namespace.
+    pub(crate) fn subject_in(&self, namespace: &str) -> String {
         if self.document == 0 {
             return "file".into();
         }
         if self.kind.is_empty() || self.name.is_empty() {
             return format!("document {}", self.document);
         }
-        format!("{} {}", self.kind, resource_name(&self.namespace, &self.name))
+        format!("{} {}", self.kind, resource_name(namespace, &self.name))
     }
 }
 

@@ -61,6 +61,9 @@ pub(crate) struct Store {
     seen: HashMap<Key, u64>,
 }
 
+/// What was parsed of each file.
+pub(crate) type ParsedFiles = Vec<Arc<Vec<Parsed>>>;
+
 /// Result of a reading.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Outcome {
@@ -70,6 +73,8 @@ pub(crate) struct Outcome {
     pub reports: Vec<DocumentReport>,
     /// Documents that apply in an earlier version than their file has.
     pub stale: BTreeSet<Key>,
+    /// Everything that was read, for the analysis.
+    pub parsed: ParsedFiles,
 }
 
 impl Store {
@@ -212,7 +217,8 @@ impl Store {
         reports.extend(slots.into_iter().flatten());
         reports.sort_by(|a, b| (&a.file, a.document).cmp(&(&b.file, b.document)));
         let documents = self.applied.iter().map(|(k, a)| (k.clone(), a.document.clone())).collect();
-        Outcome { documents, reports, stale }
+        let parsed = parsed.iter().map(|(_, p)| p.clone()).collect();
+        Outcome { documents, reports, stale, parsed }
     }
 }
 

@@ -28,7 +28,10 @@ mod virtual_service;
 
 use mesh_model::authored::{Document, Spec};
 
-pub(crate) use self::common::{Findings, is_dns1123_label, is_object_name};
+pub(crate) use self::{
+    common::{Findings, is_dns1123_label, is_object_name},
+    security::is_bool,
+};
 use crate::path::Path;
 
 /// Validates a typed document.

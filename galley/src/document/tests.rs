@@ -1,6 +1,6 @@
 //! One row per rule: a document, and where and why it is rejected (or that it is not).
 
-use super::*;
+use super::{metadata::parse_rfc3339, *};
 
 fn parse(text: &str) -> Vec<Parsed> {
     parse_file("test.yaml", text.as_bytes(), "default")

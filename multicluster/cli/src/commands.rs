@@ -1,5 +1,6 @@
 //! What operators type.
 
+pub(crate) mod analyze;
 pub(crate) mod clusters;
 pub(crate) mod doctor;
 pub(crate) mod explain;

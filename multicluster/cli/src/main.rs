@@ -49,6 +49,8 @@ enum Command {
     Doctor(commands::doctor::DoctorArgs),
     /// Check configuration files
     Validate(commands::validate::ValidateArgs),
+    /// Find what is valid in configuration files and yet wrong, with Istio's codes
+    Analyze(commands::analyze::AnalyzeArgs),
     /// Say what would become of a request under a configuration, without a network
     Simulate(commands::simulate::SimulateArgs),
     /// Show which proxies are connected and in sync
@@ -127,6 +129,7 @@ async fn run(command: Command) -> anyhow::Result<u8> {
         Command::Explain(a) => commands::explain::run(a).await,
         Command::Doctor(a) => commands::doctor::run(a).await,
         Command::Validate(a) => commands::validate::run(&a),
+        Command::Analyze(a) => commands::analyze::run(&a),
         Command::Simulate(a) => commands::simulate::run(&a),
         Command::ProxyStatus(a) => commands::proxy::status(a).await,
         Command::ProxyConfig(a) => commands::proxy::config(a).await,

@@ -1,6 +1,6 @@
 //! Tables that fit a terminal, JSON for scripts, progress for people.
 
-use std::time::Duration;
+use std::{io::Write as _, time::Duration};
 
 use comfy_table::{ContentArrangement, Table, presets};
 
@@ -28,8 +28,15 @@ pub(crate) fn table<const N: usize>(head: [&str; N], rows: impl IntoIterator<Ite
 
 /// Prints pretty JSON.
 pub(crate) fn json<T: serde::Serialize>(value: &T) -> anyhow::Result<()> {
-    println!("{}", serde_json::to_string_pretty(value)?);
-    Ok(())
+    text(&serde_json::to_string_pretty(value)?)
+}
+
+/// Prints text and a line's end. Whoever reads may have seen enough (`| head`), which is no fault.
+pub(crate) fn text(text: &str) -> anyhow::Result<()> {
+    match writeln!(std::io::stdout(), "{text}") {
+        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        written => Ok(written?),
+    }
 }
 
 /// A duration for people: `420 ms`, `3.1 s`.
