@@ -22,6 +22,8 @@ mod sni;
 mod tcp;
 mod udp;
 
+pub use self::rbac::AuthzRule;
+
 use std::{collections::BTreeMap, sync::Arc};
 
 use mesh_model::{
@@ -138,6 +140,12 @@ pub fn own(proxy: &ProxyNode, world: &World) -> Generated {
         l.access_log = ctx.access_log();
     }
     out
+}
+
+/// The authorization rules that a workload's proxy asks about a request (`http`) or a connection.
+#[must_use]
+pub fn authorization(proxy: &ProxyNode, world: &World, http: bool) -> Vec<AuthzRule> {
+    rbac::each(&Ctx { proxy, world, visible: vec![] }, http)
 }
 
 /// Whether a virtual service is for sidecars.

@@ -128,6 +128,12 @@ pub fn caller(world: &World, namespace: &str, name: &str, labels: &Labels) -> Ca
     caller
 }
 
+/// The proxy of a workload with these labels, whether or not one is written down.
+#[must_use]
+pub fn workload(world: &World, namespace: &str, labels: &Labels, address: IpAddr) -> ProxyNode {
+    proxy(world, namespace, labels.clone(), address)
+}
+
 /// What a host means to a caller.
 #[derive(Debug, Clone)]
 pub struct Resolved {

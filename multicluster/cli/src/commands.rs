@@ -1,6 +1,7 @@
 //! What operators type.
 
 pub(crate) mod analyze;
+pub(crate) mod authz;
 pub(crate) mod clusters;
 pub(crate) mod doctor;
 pub(crate) mod explain;

@@ -51,6 +51,11 @@ enum Command {
     Validate(commands::validate::ValidateArgs),
     /// Find what is valid in configuration files and yet wrong, with Istio's codes
     Analyze(commands::analyze::AnalyzeArgs),
+    /// Ask authorization policies about a request
+    Authz {
+        #[command(subcommand)]
+        command: commands::authz::AuthzCommand,
+    },
     /// Say what would become of a request under a configuration, without a network
     Simulate(commands::simulate::SimulateArgs),
     /// Show which proxies are connected and in sync
@@ -130,6 +135,7 @@ async fn run(command: Command) -> anyhow::Result<u8> {
         Command::Doctor(a) => commands::doctor::run(a).await,
         Command::Validate(a) => commands::validate::run(&a),
         Command::Analyze(a) => commands::analyze::run(&a),
+        Command::Authz { command } => commands::authz::run(&command),
         Command::Simulate(a) => commands::simulate::run(&a),
         Command::ProxyStatus(a) => commands::proxy::status(a).await,
         Command::ProxyConfig(a) => commands::proxy::config(a).await,

@@ -8,6 +8,7 @@
 
 mod answer;
 mod assume;
+mod authz;
 mod question;
 mod walk;
 
@@ -26,6 +27,7 @@ pub use self::{
         Answer, Asked, Caller, Direct, Endpoint, Fault, Mirror, Policy, Reason, Retries, Share,
         TrafficPolicy, Weight,
     },
+    authz::{Decision, Missed, RequestError, RequestFile},
     question::{Question, QuestionError},
 };
 
@@ -101,6 +103,14 @@ impl Mesh {
     #[must_use]
     pub fn problems(&self) -> &[Problem] {
         &self.world.problems
+    }
+
+    /// Whether policies let a request in.
+    ///
+    /// # Errors
+    /// If the request contradicts itself, or a policy does not compile.
+    pub fn authorize(&self, request: &RequestFile) -> Result<Decision, RequestError> {
+        authz::decide(&self.world, request)
     }
 
     /// The configuration of a caller's proxy, as the engine executes it: `listeners`, `routes`, `clusters` and

@@ -57,6 +57,52 @@ fn applies(ctx: &Ctx<'_>, p: &Doc<AuthorizationPolicy>) -> bool {
     p.spec.selector.as_ref().is_none_or(|s| selects(&s.match_labels, &ctx.proxy.labels))
 }
 
+/// A rule of a policy that applies to a workload.
+#[derive(Debug, Clone)]
+pub struct AuthzRule {
+    /// Namespace of the policy.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Position of the rule; `None` stands for a policy without rules, which matches nothing.
+    pub index: Option<usize>,
+    /// What a match means.
+    pub action: AuthorizationAction,
+    /// Whom `CUSTOM` asks.
+    pub provider: Option<String>,
+    /// It is only evaluated and logged.
+    pub dry_run: bool,
+    /// As the proxy evaluates it; `None` if it can match nothing there, such as a condition on requests for bytes.
+    pub policy: Option<RbacPolicy>,
+}
+
+/// The rules that a workload's proxy asks, policy by policy, oldest first.
+pub(super) fn each(ctx: &Ctx<'_>, http: bool) -> Vec<AuthzRule> {
+    let mut out = Vec::new();
+    for doc in ctx.world.config.authorization_policies.iter().filter(|p| applies(ctx, p)) {
+        let action = match doc.spec.action {
+            AuthorizationAction::Audit => RbacAction::Log,
+            AuthorizationAction::Deny | AuthorizationAction::Custom => RbacAction::Deny,
+            AuthorizationAction::Allow => RbacAction::Allow,
+        };
+        let rule = |index: Option<usize>, policy: Option<RbacPolicy>| AuthzRule {
+            namespace: doc.namespace.clone(),
+            name: doc.name.clone(),
+            index,
+            action: doc.spec.action,
+            provider: doc.spec.provider.as_ref().map(|p| p.name.clone()),
+            dry_run: doc.annotations.get(DRY_RUN).is_some_and(|v| v == "true"),
+            policy,
+        };
+        if doc.spec.rules.is_empty() {
+            out.push(rule(None, None));
+        }
+        let maker = Maker { ctx, namespace: &doc.namespace, http, action };
+        out.extend(doc.spec.rules.iter().enumerate().map(|(i, r)| rule(Some(i), maker.rule(r))));
+    }
+    out
+}
+
 fn filters(ctx: &Ctx<'_>, http: bool) -> Vec<Rbac> {
     let mut enforced: BTreeMap<u8, BTreeMap<String, RbacPolicy>> = BTreeMap::new();
     let mut shadow: BTreeMap<u8, BTreeMap<String, RbacPolicy>> = BTreeMap::new();

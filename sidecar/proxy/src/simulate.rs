@@ -8,6 +8,7 @@
 //! - A token of the request is believed without looking at its signature, and the answer says so.
 //! - What another process decides (external authorization, rate limits, Mixer) is listed as asked.
 
+mod authz;
 mod http;
 mod policy;
 mod upstream;
@@ -23,6 +24,7 @@ use mesh_model::proxy as model;
 
 use self::why::Reasons;
 pub use self::{
+    authz::{Attributes, AuthzError, judge},
     http::{FaultSeen, Mirrored, Retries},
     policy::{PolicySeen, Verdict},
     upstream::{EndpointSeen, Weight},

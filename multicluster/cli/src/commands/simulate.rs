@@ -68,17 +68,7 @@ pub(crate) fn run(args: &SimulateArgs) -> anyhow::Result<u8> {
         assume: !args.as_is,
     };
     let mesh = Mesh::load(&args.files, &mut std::io::stdin(), &options)?;
-    for r in mesh.validation().reports.iter().filter(|r| !r.valid) {
-        for e in &r.errors {
-            eprintln!("warning: {}:{}: {} is left out: {}", r.file, e.line, r.subject(), e.message);
-        }
-    }
-    if mesh.validation().unreadable {
-        anyhow::bail!("some file cannot be read");
-    }
-    for p in mesh.problems() {
-        eprintln!("warning: {}: {}", p.object, p.message);
-    }
+    warn(&mesh)?;
     let question = Question {
         from: args.from.clone(),
         request: args.request.clone(),
@@ -90,9 +80,25 @@ pub(crate) fn run(args: &SimulateArgs) -> anyhow::Result<u8> {
     let answer = mesh.ask(&question)?;
     match args.output {
         Format::Json => output::json(&answer)?,
-        Format::Text => print!("{}", text(&answer)),
+        Format::Text => output::text(text(&answer).trim_end())?,
     }
     Ok(u8::from(!fine(&answer)))
+}
+
+/// Names what is no part of the mesh.
+pub(crate) fn warn(mesh: &Mesh) -> anyhow::Result<()> {
+    for r in mesh.validation().reports.iter().filter(|r| !r.valid) {
+        for e in &r.errors {
+            eprintln!("warning: {}:{}: {} is left out: {}", r.file, e.line, r.subject(), e.message);
+        }
+    }
+    if mesh.validation().unreadable {
+        anyhow::bail!("some file cannot be read");
+    }
+    for p in mesh.problems() {
+        eprintln!("warning: {}: {}", p.object, p.message);
+    }
+    Ok(())
 }
 
 /// Whether the request gets what its routes promise.

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::{Base, Row, View, get, refused, row, support::bookinfo, with_headers};
+use crate::{Base, Row, View, get, refused, row, support::bookinfo, warned, with_headers};
 
 const X: &str = "GET http://ratings:9080/x";
 
@@ -191,7 +191,7 @@ fn authorization() -> Vec<Row> {
             allowed(),
         )
         .instead_of(json!({"key": "source.namespace", "notValues": ["x"]})),
-        refused(
+        warned(
             "AuthorizationPolicy.provider.name",
             &rule(
                 "AuthorizationPolicy",
@@ -199,7 +199,7 @@ fn authorization() -> Vec<Row> {
             ),
             "/spec/provider/name",
             json!("q"),
-            "CUSTOM",
+            "what its rules match is denied",
         ),
         refused(
             "AuthorizationPolicy.targetRef",

@@ -1,4 +1,5 @@
 //! Meshes on paper for tests.
+#![allow(dead_code, reason = "each test program uses a part")]
 
 use flotilla_simulate::{Error, Options, Question};
 use serde_json::{Value, json};
@@ -40,7 +41,6 @@ impl Mesh {
         self.load().ask(&question).map(|a| serde_json::to_value(a).unwrap())
     }
 
-    #[allow(dead_code, reason = "one of the test programs only tries")]
     /// Asks, and expects an answer that has everything in `want`.
     #[track_caller]
     pub(crate) fn asks(&self, from: &str, request: &str, headers: &[&str], want: &Value) -> Value {

@@ -402,7 +402,8 @@ fn hashed(h: &model::HashPolicy) -> String {
     }
 }
 
-fn head(r: &Request) -> Option<RequestHead> {
+/// A request as the codecs would have read it; `None` if they would not.
+pub(super) fn head(r: &Request) -> Option<RequestHead> {
     let mut headers = Headers::default();
     for (n, v) in &r.headers {
         let name = ::http::HeaderName::from_bytes(n.as_bytes()).ok()?;

@@ -1,0 +1,199 @@
+//! Policies asked about requests.
+
+mod support;
+
+use flotilla_simulate::RequestFile;
+use serde_json::{Value, json};
+use support::{Mesh, contains};
+
+fn policy(namespace: &str, name: &str, spec: Value) -> Value {
+    json!({"apiVersion": "security.istio.io/v1", "kind": "AuthorizationPolicy",
+           "metadata": {"name": name, "namespace": namespace}, "spec": spec})
+}
+
+#[track_caller]
+fn check(mesh: &Mesh, request: &Value, want: &Value) -> Value {
+    let request = RequestFile::parse(&request.to_string()).unwrap();
+    let got = serde_json::to_value(mesh.load().authorize(&request).unwrap()).unwrap();
+    if let Err(e) = contains(&got, want, "") {
+        panic!("{e}\n{got:#}");
+    }
+    got
+}
+
+fn get(path: &str, principal: &str) -> Value {
+    json!({"workload.namespace": "shop", "workload.labels[app]": "cart", "source.principal": principal,
+           "request.method": "GET", "request.url_path": path, "request.host": "cart.shop", "destination.port": 8080})
+}
+
+#[test]
+fn without_policies_everything_is_allowed() {
+    check(
+        &Mesh::default(),
+        &get("/", "mesh.local/ns/a/sa/b"),
+        &json!({"decision": "allow", "policy": null, "missed": []}),
+    );
+}
+
+#[test]
+fn the_first_rule_that_matches_and_what_others_missed() {
+    let mesh = Mesh::default().with(policy("shop", "cart", json!({"selector": {"matchLabels": {"app": "cart"}}, "rules": [
+        {"from": [{"source": {"principals": ["mesh.local/ns/shop/sa/front"]}}], "to": [{"operation": {"methods": ["POST"]}}]},
+        {"from": [{"source": {"namespaces": ["admin"]}}]},
+        {"from": [{"source": {"principals": ["*/sa/front"]}}], "to": [{"operation": {"paths": ["/items*"]}}],
+         "when": [{"key": "request.headers[x-v]", "values": ["1", "2*"]}]},
+    ]})));
+    let front = "mesh.local/ns/shop/sa/front";
+    let mut request = get("/items/7", front);
+    let got = check(
+        &mesh,
+        &request,
+        &json!({"decision": "deny", "policy": null, "rule": null, "custom": null, "audit": []}),
+    );
+    assert_eq!(
+        got["missed"],
+        json!([
+            {"policy": "shop/cart", "rule": 0, "action": "ALLOW", "conditions": ["request.method is \"GET\", and must be \"POST\""]},
+            {"policy": "shop/cart", "rule": 1, "action": "ALLOW", "conditions": ["source.namespace is \"shop\", and must be \"admin\""]},
+            {"policy": "shop/cart", "rule": 2, "action": "ALLOW",
+             "conditions": ["request.headers[x-v] is not there, and must be \"1\" or begin with \"2\""]},
+        ])
+    );
+    request["request.headers[X-V]"] = json!("2.1");
+    check(&mesh, &request, &json!({"decision": "allow", "policy": "shop/cart", "rule": 2}));
+    request["source.principal"] = json!("spiffe://mesh.local/ns/admin/sa/x");
+    check(&mesh, &request, &json!({"decision": "allow", "rule": 1}));
+    // Another workload is not selected.
+    request["workload.labels[app]"] = json!("other");
+    request["source.principal"] = json!("mesh.local/ns/x/sa/y");
+    check(&mesh, &request, &json!({"decision": "allow", "policy": null}));
+}
+
+#[test]
+fn order_of_actions() {
+    let get_only = json!([{"to": [{"operation": {"methods": ["GET"]}}]}]);
+    let with =
+        |action: &str| policy("shop", &action.to_lowercase(), json!({"action": action, "rules": get_only}));
+    let mesh = Mesh::default().with(with("ALLOW"));
+    let request = get("/", "mesh.local/ns/a/sa/b");
+    check(&mesh, &request, &json!({"decision": "allow", "policy": "shop/allow"}));
+    let mesh = mesh.with(with("AUDIT"));
+    check(&mesh, &request, &json!({"decision": "allow", "audit": ["shop/audit"]}));
+    let mesh = mesh.with(with("DENY"));
+    check(&mesh, &request, &json!({"decision": "deny", "policy": "shop/deny", "rule": 0}));
+    let custom = policy(
+        "shop",
+        "custom",
+        json!({"action": "CUSTOM", "provider": {"name": "oauth"}, "rules": get_only}),
+    );
+    let mesh = Mesh::default().with(with("ALLOW")).with(custom);
+    check(&mesh, &request, &json!({"decision": "deny", "policy": "shop/custom", "custom": "oauth"}));
+    // Of the root namespace, for all.
+    let mesh = Mesh::default().with(policy("istio-system", "all", json!({})));
+    let got = check(&mesh, &request, &json!({"decision": "deny", "policy": null}));
+    assert_eq!(got["missed"][0]["conditions"], json!(["the policy has no rules"]));
+    let mut dry = policy("shop", "dry", json!({"action": "DENY", "rules": get_only}));
+    dry["metadata"]["annotations"] = json!({"istio.io/dry-run": "true"});
+    check(&Mesh::default().with(dry), &request, &json!({"decision": "allow", "dryRun": ["shop/dry"]}));
+}
+
+#[test]
+fn tokens() {
+    let mesh = Mesh::default().with(policy(
+        "shop",
+        "jwt",
+        json!({"rules": [
+            {"from": [{"source": {"requestPrincipals": ["https://issuer.example/alice"]}}]},
+            {"when": [{"key": "request.auth.claims[groups]", "values": ["admin"]}]},
+            {"when": [{"key": "request.auth.claims[realm][roles]", "values": ["ops"]}]},
+            {"when": [{"key": "request.auth.audiences", "values": ["api"]}]},
+        ]}),
+    ));
+    let mut request = get("/", "mesh.local/ns/a/sa/b");
+    let got = check(&mesh, &request, &json!({"decision": "deny"}));
+    assert_eq!(
+        got["missed"][1]["conditions"],
+        json!(["request.auth.claims[groups] is not there, and must be \"admin\""])
+    );
+    request["request.auth.principal"] = json!("https://issuer.example/alice");
+    check(&mesh, &request, &json!({"decision": "allow", "rule": 0}));
+    request["request.auth.principal"] = json!("https://issuer.example/bob");
+    request["request.auth.claims[groups]"] = json!(["staff", "admin"]);
+    check(&mesh, &request, &json!({"decision": "allow", "rule": 1}));
+    request["request.auth.claims[groups]"] = json!("staff");
+    request["request.auth.claims[realm][roles]"] = json!(["ops"]);
+    check(&mesh, &request, &json!({"decision": "allow", "rule": 2}));
+    request["request.auth.claims[realm][roles]"] = json!([]);
+    request["request.auth.audiences"] = json!(["api"]);
+    check(&mesh, &request, &json!({"decision": "allow", "rule": 3}));
+}
+
+#[test]
+fn connections_of_bytes() {
+    let mesh = Mesh::default()
+        .with(policy("shop", "http", json!({"rules": [{"to": [{"operation": {"methods": ["GET"]}}]}]})))
+        .with(policy("shop", "tcp", json!({"rules": [
+            {"from": [{"source": {"ipBlocks": ["10.0.0.0/8"]}}], "to": [{"operation": {"ports": ["5432"]}}]}]})));
+    let bytes = |ip: &str, port: u16| json!({"workload.namespace": "shop", "source.ip": ip, "destination.port": port});
+    check(&mesh, &bytes("10.1.1.1", 5432), &json!({"decision": "allow", "policy": "shop/tcp"}));
+    let got = check(&mesh, &bytes("192.0.2.1", 5433), &json!({"decision": "deny"}));
+    assert_eq!(
+        got["missed"],
+        json!([
+            {"policy": "shop/http", "rule": 0, "action": "ALLOW", "conditions": ["it looks at requests, and this is none"]},
+            {"policy": "shop/tcp", "rule": 0, "action": "ALLOW", "conditions": [
+                "destination.port is \"5433\", and must be 5432", "source.ip is \"192.0.2.1\", and must be in 10.0.0.0/8"]},
+        ])
+    );
+    // What looks at requests denies bytes, too, whatever they are.
+    let mesh = Mesh::default().with(policy(
+        "shop",
+        "deny",
+        json!({"action": "DENY", "rules": [
+        {"to": [{"operation": {"methods": ["GET"], "ports": ["5432"]}}]}]}),
+    ));
+    check(&mesh, &bytes("10.1.1.1", 5432), &json!({"decision": "deny", "policy": "shop/deny"}));
+    check(&mesh, &bytes("10.1.1.1", 80), &json!({"decision": "allow"}));
+}
+
+#[test]
+fn negations_and_clusters() {
+    let mesh = Mesh::default().with(policy("shop", "not", json!({"action": "DENY", "rules": [
+        {"from": [{"source": {"notNamespaces": ["shop", "admin"]}}], "to": [{"operation": {"notPaths": ["/health"]}}]},
+        {"when": [{"key": "source.cluster", "values": ["east"]}]}]})));
+    let got = check(&mesh, &get("/x", "mesh.local/ns/shop/sa/front"), &json!({"decision": "allow"}));
+    assert_eq!(
+        got["missed"][0]["conditions"],
+        json!(["source.namespace is \"shop\", and must not be \"shop\" or be \"admin\""])
+    );
+    assert_eq!(got["missed"][1]["conditions"], json!(["source.cluster is not there, and must be \"east\""]));
+    check(&mesh, &get("/x", "mesh.local/ns/other/sa/x"), &json!({"decision": "deny", "rule": 0}));
+    check(&mesh, &get("/health", "mesh.local/ns/other/sa/x"), &json!({"decision": "allow"}));
+    let mut east = get("/health", "mesh.local/ns/shop/sa/front");
+    east["source.cluster"] = json!("east");
+    check(&mesh, &east, &json!({"decision": "deny", "rule": 1}));
+}
+
+#[test]
+fn requests_that_make_no_sense() {
+    for (text, says) in [
+        ("{\"source.pricipal\": \"x\"}", "unknown attribute"),
+        ("{\"source.ip\": \"x\"}", "an IP address"),
+        ("{\"destination.port\": 99999}", "a port"),
+        ("{\"request.method\": {}}", "a text"),
+        ("{\"request.auth.principal\": \"x\"}", "ISSUER/SUBJECT"),
+        ("[]", "flat map"),
+        ("a: b: c", "flat map"),
+    ] {
+        let e = RequestFile::parse(text).unwrap_err().to_string();
+        assert!(e.contains(says), "{text}: {e}");
+    }
+    let both = json!({"source.principal": "mesh.local/ns/a/sa/b", "source.namespace": "c"});
+    let request = RequestFile::parse(&both.to_string()).unwrap();
+    let e = Mesh::default().with(policy("default", "p", json!({}))).load().authorize(&request).unwrap_err();
+    assert!(e.to_string().contains("source.namespace"), "{e}");
+    let bad = RequestFile::parse("{\"request.method\": \"G E T\"}").unwrap();
+    assert!(
+        Mesh::default().with(policy("default", "p", json!({"rules": [{}]}))).load().authorize(&bad).is_err()
+    );
+}
