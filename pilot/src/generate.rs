@@ -93,7 +93,7 @@ impl<'a> Ctx<'a> {
 /// Generates the configuration of a proxy.
 #[must_use]
 pub fn generate(proxy: &ProxyNode, world: &World) -> Generated {
-    let mut out = shared(&proxy.class(), world);
+    let mut out = shared(&proxy.class(world.telling_labels()), world);
     let mut own = own(proxy, world);
     out.listeners.append(&mut own.listeners);
     out.routes.append(&mut own.routes);

@@ -1,7 +1,7 @@
 //! A proxy as generators see it.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
 };
 
@@ -205,15 +205,20 @@ impl ProxyNode {
             })
     }
 
-    /// This proxy without what only its inbound side depends on. Replicas of a workload are of one
-    /// class, and what they may call is generated once for all of them.
+    /// This proxy without what only its inbound side depends on. Proxies of one class may call the same in the same way,
+    /// so that is generated once for all of them. Of labels only those tell apart that configuration looks at
+    /// (`telling`, see [`crate::world::World::telling_labels`]): a mesh has about as many sets of labels as workloads.
     #[must_use]
-    pub fn class(&self) -> Self {
+    pub fn class(&self, telling: &BTreeSet<String>) -> Self {
+        let labels = self.labels.iter().filter(|(k, _)| telling.contains(*k));
         Self {
             id: String::new(),
             addresses: vec![self.any()],
             inbound: BTreeMap::new(),
             federation: None,
+            // Nothing outbound depends on it: a proxy shows its certificate, whoever it names.
+            service_account: String::new(),
+            labels: labels.map(|(k, v)| (k.clone(), v.clone())).collect(),
             ..self.clone()
         }
     }

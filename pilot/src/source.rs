@@ -177,7 +177,7 @@ impl PilotSource {
             }
         };
         let started = std::time::Instant::now();
-        let class = proxy.class();
+        let class = proxy.class(world.telling_labels());
         let slot = {
             let mut classes = lock(&self.classes);
             // An older world than the newest is still in somebody's hands: not kept.

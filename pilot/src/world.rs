@@ -9,7 +9,8 @@ use std::{
 use mesh_model::{
     ClusterId, NetworkId, TrustDomain,
     authored::{
-        DestinationRule, MutualTlsMode, OutboundTrafficMode, Sidecar, Subset, TrafficPolicy, VirtualService,
+        DestinationRule, LocalityLbSetting, MutualTlsMode, OutboundTrafficMode, Sidecar, Subset,
+        TrafficPolicy, VirtualService,
     },
     federation::Transport,
     registry::Labels,
@@ -59,6 +60,8 @@ pub struct World {
     virtual_services: VirtualServices,
     /// By namespace, positions in the configuration.
     peer_auth: HashMap<String, Vec<usize>>,
+    /// Keys of labels by which some configuration tells callers apart.
+    telling: BTreeSet<String>,
 }
 
 #[derive(Debug, Default)]
@@ -110,6 +113,7 @@ impl World {
         }
         let rules = destination_rules(&config, &index);
         let virtual_services = virtual_services(&config, &index);
+        let telling = telling_labels(&config);
         problems.sort();
         problems.dedup();
         Self {
@@ -120,6 +124,7 @@ impl World {
             draining: BTreeSet::new(),
             rules,
             virtual_services,
+            telling,
             peer_auth,
         }
     }
@@ -170,6 +175,12 @@ impl World {
             }
         }
         None
+    }
+
+    /// Keys of labels by which routing, scoping or failover tell callers apart.
+    #[must_use]
+    pub fn telling_labels(&self) -> &BTreeSet<String> {
+        &self.telling
     }
 
     // --------------------------------------------------------- virtual services
@@ -315,6 +326,34 @@ impl World {
         own.or(self.config.mesh.outbound_traffic_policy.as_ref())
             .is_none_or(|p| p.mode == OutboundTrafficMode::AllowAny)
     }
+}
+
+/// What `sourceLabels`, selectors and `failoverPriority` look at in a caller.
+fn telling_labels(config: &Config) -> BTreeSet<String> {
+    let mut out = BTreeSet::new();
+    for d in &config.virtual_services {
+        let s = &d.spec;
+        let http = s.http.iter().flat_map(|r| &r.matches).map(|m| &m.source_labels);
+        let tls = s.tls.iter().flat_map(|r| &r.matches).map(|m| &m.source_labels);
+        let tcp = s.tcp.iter().flat_map(|r| &r.matches).map(|m| &m.source_labels);
+        out.extend(http.chain(tls).chain(tcp).flat_map(|l| l.keys().cloned()));
+    }
+    let sidecars = config.sidecars.iter().filter_map(|d| d.spec.workload_selector.as_ref());
+    out.extend(sidecars.flat_map(|w| w.labels.keys().cloned()));
+    let mut settings: Vec<&LocalityLbSetting> = config.mesh.locality_lb_setting.iter().collect();
+    for d in &config.destination_rules {
+        out.extend(d.spec.workload_selector.iter().flat_map(|w| w.match_labels.keys().cloned()));
+        let policies = d.spec.traffic_policy.iter();
+        for p in policies.chain(d.spec.subsets.iter().filter_map(|s| s.traffic_policy.as_ref())) {
+            let ports = p.port_level_settings.iter().filter_map(|p| p.load_balancer.as_ref());
+            let all = p.load_balancer.iter().chain(ports);
+            settings.extend(all.filter_map(|l| l.locality_lb_setting.as_ref()));
+        }
+    }
+    // `key=value` is about the endpoint alone.
+    let keys = settings.into_iter().flat_map(|s| &s.failover_priority).filter(|p| !p.contains('='));
+    out.extend(keys.cloned());
+    out
 }
 
 fn destination_rules(config: &Config, index: &Index) -> BTreeMap<String, NamespaceRules> {

@@ -11,6 +11,7 @@ use anyhow::Context as _;
 use clap::Parser;
 
 mod config;
+mod control;
 mod dns;
 mod load;
 mod mesh;
@@ -98,6 +99,9 @@ fn main() -> ExitCode {
     let mut given: Vec<String> = std::env::args().collect();
     if given.get(1).is_some_and(|a| a == openloop::COMMAND) {
         return openloop::main(&given[2..]);
+    }
+    if let Some(at) = given.iter().take(3).position(|a| a == control::COMMAND) {
+        return control::main(&given[at + 1..]);
     }
     // `cargo bench-pair -- --list` and `cargo bench-pair --list` mean the same.
     if given.get(1).is_some_and(|a| a == "--") {

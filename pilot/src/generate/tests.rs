@@ -943,15 +943,48 @@ fn replicas_share_what_they_call() {
     second.ip = Some("10.1.0.9".parse().unwrap());
     second.id = second.id.replace("10.1.0.1", "10.1.0.9");
     let second = ProxyNode::new(&second).unwrap();
-    assert_eq!(first.class(), second.class());
+    let class = |p: &ProxyNode, w: &World| p.class(w.telling_labels());
+    assert_eq!(class(&first, &w), class(&second, &w));
     for p in [&first, &second] {
-        let (shared, own) = (shared(&p.class(), &w), own(p, &w));
+        let (shared, own) = (shared(&class(p, &w), &w), own(p, &w));
         assert!(shared.listeners.keys().all(|k| !own.listeners.contains_key(k)));
         assert!(shared.clusters.keys().all(|k| !own.clusters.contains_key(k)));
     }
+    // Other workloads of a namespace call the same, unless something tells them apart.
     let mut other = productpage();
     other.metadata.insert("LABELS".into(), json!({"app": "other"}));
-    assert_ne!(first.class(), ProxyNode::new(&other).unwrap().class());
+    other.metadata.insert("SERVICE_ACCOUNT".into(), json!("other"));
+    let other = ProxyNode::new(&other).unwrap();
+    assert_eq!(class(&first, &w), class(&other, &w));
+    let routed = |source: Value| {
+        json!({"hosts": ["reviews"], "http": [
+        {"match": [{"sourceLabels": source}], "route": [{"destination": {"host": "ratings"}}]},
+        {"route": [{"destination": {"host": "reviews"}}]}]})
+    };
+    let selected = json!({"host": "reviews", "workloadSelector": {"matchLabels": {"app": "other"}},
+        "trafficPolicy": {"loadBalancer": {"simple": "RANDOM"}}});
+    let scoped = json!({"workloadSelector": {"labels": {"app": "other"}}, "egress": [{"hosts": ["./ratings.books.svc.cluster.local"]}]});
+    let failover = json!({"host": "reviews", "trafficPolicy": {"outlierDetection": {"interval": "1s"},
+        "loadBalancer": {"localityLbSetting": {"failoverPriority": ["app"]}}}});
+    for (kind, spec) in [
+        ("VirtualService", routed(json!({"app": "other"}))),
+        ("DestinationRule", selected),
+        ("Sidecar", scoped),
+        ("DestinationRule", failover),
+    ] {
+        let w = bookstore().add(kind, "books/x", spec).world();
+        assert_ne!(class(&first, &w), class(&other, &w), "{kind}");
+        // What a class leaves out is without effect on what it has.
+        let all = first.labels.keys().chain(other.labels.keys()).cloned().collect();
+        for p in [&first, &other] {
+            let whole = ProxyNode { service_account: p.service_account.clone(), ..p.class(&all) };
+            assert_eq!(
+                format!("{:?}", shared(&whole, &w)),
+                format!("{:?}", shared(&class(p, &w), &w)),
+                "{kind}"
+            );
+        }
+    }
 }
 
 #[test]
