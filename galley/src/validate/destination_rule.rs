@@ -207,6 +207,7 @@ fn load_balancer(lb: &LoadBalancerSettings, outlier: bool, p: &Path<'_>, out: &m
             out.error(&at.key("aggression"), "must be greater than 0; 1 is linear");
         }
     }
+    common::duration(lb.warmup_duration_secs, &p.key("warmupDurationSecs"), out);
     out.unenforced(lb.warmup.is_some(), p, "warmup");
     out.unenforced(lb.warmup_duration_secs.is_some(), p, "warmupDurationSecs");
 }

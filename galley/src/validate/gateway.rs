@@ -203,7 +203,9 @@ pub(super) fn tls(t: &ServerTlsSettings, p: &Path<'_>, out: &mut Findings) {
     for (n, field) in
         [(t.credential_names.len(), "credentialNames"), (t.tls_certificates.len(), "tlsCertificates")]
     {
-        if n > 1 {
+        if n > 2 {
+            out.error(&p.key(field), "two certificates at most: one of RSA and one of ECDSA");
+        } else if n > 1 {
             out.warning(&p.key(field), "only the first certificate is used yet");
         }
     }

@@ -263,6 +263,9 @@ fn readiness(r: &ReadinessProbe, p: &Path<'_>, out: &mut Findings) {
     if let Some(t) = &r.tcp_socket {
         common::port(t.port, &p.key("tcpSocket").key("port"), out);
     }
+    if let Some(g) = &r.grpc {
+        common::port(g.port, &p.key("grpc").key("port"), out);
+    }
     if r.exec.as_ref().is_some_and(|e| e.command.is_empty()) {
         out.error(&p.key("exec").key("command"), "a command is required");
     }

@@ -193,6 +193,10 @@ fn envoy_filters() {
             ),
             ("workloadSelector: {labels: {app: '*'}}", "workloadSelector.labels.app"),
             ("filters: []", "filters"),
+            (
+                &patch(&format!("applyTo: CLUSTER, match: {{context: GATEWAY, waypoint: {{}}}}, {merge}")),
+                "configPatches[0].match",
+            ),
         ],
     );
     warns(api, "EnvoyFilter", &[("{}", "", "not enforced yet")]);
@@ -226,6 +230,7 @@ fn telemetry_and_settings() {
                 "metrics: [{overrides: [{tagOverrides: {a: {operation: REMOVE, value: x}}}]}]",
                 "metrics[0].overrides[0].tagOverrides.a.value",
             ),
+            ("metrics: [{reportingInterval: 0s}]", "metrics[0].reportingInterval"),
             (
                 "metrics: [{overrides: [{match: {customMetric: ''}}]}]",
                 "metrics[0].overrides[0].match.customMetric",
