@@ -94,7 +94,7 @@ impl Node {
         serde_saphyr::from_str_with_options::<Node>(text, options).map_err(|e| {
             let e = e.without_snippet();
             let place = e.location().map(Place::of).unwrap_or_default();
-            SyntaxError { place, message: too_large(&e).unwrap_or_else(|| message_of(&e.to_string())) }
+            SyntaxError { place, message: too_large(e).unwrap_or_else(|| message_of(&e.to_string())) }
         })
     }
 

@@ -533,10 +533,10 @@ fn security() {
         "1..65535",
     );
     rejected(
-        &ap("rules: [{to: [{operation: {paths: ['/{**}/a']}}]}]"),
+        &ap("rules: [{to: [{operation: {paths: ['/{**}/{*}']}}]}]"),
         "spec.rules[0].to[0].operation.paths[0]",
         5,
-        "last segment",
+        "no other wildcard",
     );
     rejected(
         &ap("rules: [{when: [{key: source.color, values: [a]}]}]"),

@@ -172,8 +172,8 @@ pub(super) fn check_workload(w: &WorkloadEntry, p: &Path<'_>, out: &mut Findings
 fn workload(w: &WorkloadEntry, p: &Path<'_>, out: &mut Findings) {
     let at = p.key("address");
     if let Some(path) = w.address.strip_prefix("unix://") {
-        if !path.starts_with('/') {
-            out.error(&at, "a unix socket needs an absolute path");
+        if !(path.starts_with('@') || path.starts_with('/') && !path.ends_with('/')) {
+            out.error(&at, "a unix socket needs an absolute path, or @name");
         }
         if !w.ports.is_empty() {
             out.error(&p.key("ports"), "a unix socket has no ports");
