@@ -94,7 +94,7 @@ impl Node {
         serde_saphyr::from_str_with_options::<Node>(text, options).map_err(|e| {
             let e = e.without_snippet();
             let place = e.location().map(Place::of).unwrap_or_default();
-            SyntaxError { place, message: message_of(&e.to_string()) }
+            SyntaxError { place, message: too_large(e).unwrap_or_else(|| message_of(&e.to_string())) }
         })
     }
 
@@ -146,6 +146,27 @@ impl Node {
             Value::Seq(_) => "a list".into(),
             Value::Map(_) => "a mapping".into(),
         }
+    }
+}
+
+/// What is too large, if that is the reason.
+fn too_large(mut e: &serde_saphyr::Error) -> Option<String> {
+    use serde_saphyr::{Error, budget::BudgetBreach};
+    while let Error::AliasError { error, .. } | Error::WithSnippet { error, .. } = e {
+        e = error;
+    }
+    let Error::Budget { breach, .. } = e else { return None };
+    match breach {
+        BudgetBreach::Depth { .. } => Some(format!("nested more than {MAX_DEPTH} levels deep")),
+        BudgetBreach::Nodes { .. } | BudgetBreach::Events { .. } => {
+            Some(format!("more than {MAX_NODES} values, with every anchor in the places that refer to it"))
+        }
+        BudgetBreach::Aliases { .. }
+        | BudgetBreach::Anchors { .. }
+        | BudgetBreach::AliasAnchorRatio { .. } => {
+            Some("too many anchors, or too many references to them".into())
+        }
+        _ => None,
     }
 }
 
@@ -308,7 +329,10 @@ mod tests {
             let prev = i - 1;
             bomb.push_str(&format!("a{i}: &a{i} [{}]\n", vec![format!("*a{prev}"); 10].join(",")));
         }
-        assert!(Node::parse(&bomb).is_err());
+        let e = Node::parse(&bomb).unwrap_err();
+        assert!(e.message.contains("values, with every anchor"), "{e:?}");
+        let e = Node::parse(&format!("{}1{}", "[".repeat(60), "]".repeat(60))).unwrap_err();
+        assert!(e.message.contains("levels deep"), "{e:?}");
         assert!(Node::parse(&"[".repeat(100_000)).is_err());
         assert!(Node::parse(&format!("{}1", "{a: ".repeat(5_000))).is_err());
         assert!(

@@ -206,13 +206,15 @@ fn pod<'a>(resource: usize, r: &Resource<'a>) -> Option<Workload<'a>> {
     let root = r.tree()?;
     let template = at.split('.').filter(|s| !s.is_empty()).try_fold(root, |n, field| n.get(field))?;
     let of = |field| template.get("metadata").and_then(|m| m.get(field)).map(strings).unwrap_or_default();
-    let spec = template.get("spec")?;
+    let spec = template.get("spec");
     let user = |n: &Node| match n.get("securityContext")?.get("runAsUser")?.value {
         Value::Int(n) => Some(n),
         _ => None,
     };
     let list = |field: &str, init: bool| -> Vec<Container> {
-        let Some(Value::Seq(items)) = spec.get(field).map(|n| &n.value) else { return vec![] };
+        let Some(Value::Seq(items)) = spec.and_then(|s| s.get(field)).map(|n| &n.value) else {
+            return vec![];
+        };
         let text = |n: &Node, f: &str| n.get(f).and_then(Node::as_str).unwrap_or_default().to_owned();
         items
             .iter()
@@ -229,8 +231,11 @@ fn pod<'a>(resource: usize, r: &Resource<'a>) -> Option<Workload<'a>> {
         annotations: of("annotations"),
         containers,
         at: FieldPath::of(at).and("spec"),
-        user: user(spec),
-        host_network: matches!(spec.get("hostNetwork").map(|n| &n.value), Some(Value::Bool(true))),
+        user: spec.and_then(user),
+        host_network: matches!(
+            spec.and_then(|s| s.get("hostNetwork")).map(|n| &n.value),
+            Some(Value::Bool(true))
+        ),
     })
 }
 

@@ -113,6 +113,13 @@ fn the_envelope() {
         "unsupported version \"v2\"",
     );
     rejected("apiVersion: v1\nkind: Servce\nmetadata: {name: a}\n", "kind", 0, "unsupported kind");
+    for (api, kind, instead) in [
+        ("rbac.istio.io/v1alpha1", "ServiceRole", "AuthorizationPolicy"),
+        ("authentication.istio.io/v1alpha1", "Policy", "PeerAuthentication"),
+        ("networking.k8s.io/v1", "Ingress", "Gateway"),
+    ] {
+        rejected(&format!("apiVersion: {api}\nkind: {kind}\nmetadata: {{name: a}}\n"), "kind", 2, instead);
+    }
     rejected("- a\n", "", 1, "expected a mapping");
     let deployment = only("apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: a}\nspec: {x: 1}\n");
     assert!(deployment.ignored && deployment.report.valid && deployment.document.is_none());
@@ -526,10 +533,10 @@ fn security() {
         "1..65535",
     );
     rejected(
-        &ap("rules: [{to: [{operation: {paths: ['/{**}/a']}}]}]"),
+        &ap("rules: [{to: [{operation: {paths: ['/{**}/{*}']}}]}]"),
         "spec.rules[0].to[0].operation.paths[0]",
         5,
-        "last segment",
+        "no other wildcard",
     );
     rejected(
         &ap("rules: [{when: [{key: source.color, values: [a]}]}]"),

@@ -113,9 +113,13 @@ fn load_balancer(lb: &LoadBalancerSettings, outlier: bool, p: &Path<'_>, out: &m
     if lb.simple == Some(SimpleLb::Passthrough) {
         out.warning(&p.key("simple"), "PASSTHROUGH is accepted but not enforced yet: ROUND_ROBIN is used");
     }
-    if lb.simple.is_some() && lb.consistent_hash.is_some() {
-        out.error(p, "only one of simple and consistentHash is allowed");
+    let kinds = usize::from(lb.simple.is_some())
+        + usize::from(lb.consistent_hash.is_some())
+        + usize::from(lb.backend_utilization.is_some());
+    if kinds > 1 {
+        out.error(p, "only one of simple, consistentHash and backendUtilization is allowed");
     }
+    out.unenforced(lb.backend_utilization.is_some(), p, "backendUtilization");
     if let Some(h) = &lb.consistent_hash {
         let at = p.key("consistentHash");
         let keys = usize::from(h.http_header_name.is_some())
@@ -209,6 +213,7 @@ fn load_balancer(lb: &LoadBalancerSettings, outlier: bool, p: &Path<'_>, out: &m
             out.error(&at.key("aggression"), "must be greater than 0; 1 is linear");
         }
     }
+    common::duration(lb.warmup_duration_secs, &p.key("warmupDurationSecs"), out);
 }
 
 fn is_prime(n: u64) -> bool {

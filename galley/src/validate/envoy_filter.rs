@@ -35,8 +35,14 @@ pub(super) fn check(f: &EnvoyFilter, p: &Path<'_>, out: &mut Findings) {
 }
 
 fn patch(c: &EnvoyConfigObjectPatch, p: &Path<'_>, out: &mut Findings) {
-    if c.matches.as_ref().is_some_and(|m| m.context == PatchContext::Waypoint) {
-        return;
+    if let Some(m) = &c.matches {
+        let waypoint = m.context == PatchContext::Waypoint;
+        if waypoint != m.waypoint.is_some() {
+            out.error(&p.key("match"), "waypoint is matched in context WAYPOINT, and nothing else is there");
+        }
+        if waypoint {
+            return;
+        }
     }
     if c.apply_to == ApplyTo::Invalid {
         out.error(&p.key("applyTo"), "applyTo is required, such as HTTP_FILTER");

@@ -199,11 +199,14 @@ pub(super) fn tls(t: &ServerTlsSettings, p: &Path<'_>, out: &mut Findings) {
         out.error(&p.key("caCrl"), "mode SIMPLE verifies no clients: a revocation list has no meaning");
     }
     out.unenforced(!t.cipher_suites.is_empty(), p, "cipherSuites");
+    out.unenforced(!t.ecdh_curves.is_empty(), p, "ecdhCurves");
     out.unenforced(!t.ca_crl.is_empty(), p, "caCrl");
     for (n, field) in
         [(t.credential_names.len(), "credentialNames"), (t.tls_certificates.len(), "tlsCertificates")]
     {
-        if n > 1 {
+        if n > 2 {
+            out.error(&p.key(field), "two certificates at most: one of RSA and one of ECDSA");
+        } else if n > 1 {
             out.warning(&p.key(field), "only the first certificate is used yet");
         }
     }

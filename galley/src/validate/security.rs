@@ -2,7 +2,7 @@
 
 use mesh_model::authored::{
     AuthorizationAction, AuthorizationPolicy, AuthorizationRule, Condition, LabelSelector, Metadata,
-    Operation, PeerAuthentication, PolicyTargetReference, RequestAuthentication, Source,
+    Operation, PeerAuthentication, PolicyTargetReference, RequestAuthentication, Source, TokenPresence,
 };
 
 use super::common::{self, Findings};
@@ -139,6 +139,11 @@ pub(super) fn check_request(a: &RequestAuthentication, p: &Path<'_>, out: &mut F
             }
         }
         common::duration(r.timeout, &at.key("timeout"), out);
+        if r.presence == TokenPresence::Required {
+            // Ignoring it would let requests without a token pass.
+            let instead = "add an AuthorizationPolicy that denies notRequestPrincipals: ['*']";
+            out.error(&at.key("presence"), format!("presence REQUIRED is not supported yet; {instead}"));
+        }
         for j in private_keys(&r.jwks) {
             out.warning(
                 &at.key("jwks"),
@@ -423,16 +428,18 @@ fn path(s: &str, p: &Path<'_>, out: &mut Findings) {
         pattern(s, p, out);
         return;
     }
-    let mut segments = s.split('/').peekable();
-    while let Some(seg) = segments.next() {
+    let mut rest = false;
+    for seg in s.trim_matches('/').split('/') {
         match seg {
+            "{*}" | "{**}" if rest => out.error(p, format!("{s:?}: no other wildcard may follow {{**}}")),
             "{*}" => {}
-            "{**}" if segments.peek().is_none() => {}
-            "{**}" => out.error(p, format!("{s:?}: {{**}} may only be the last segment")),
+            "{**}" => rest = true,
             _ if seg.contains(['{', '}', '*']) => {
                 out.error(p, format!("{s:?}: a template's wildcards are whole segments {{*}} or {{**}}"));
             }
-            _ if !seg.bytes().all(|c| c.is_ascii_alphanumeric() || b"-._~%!$&'()+,;:@=".contains(&c)) => {
+            _ if seg.is_empty()
+                || !seg.bytes().all(|c| c.is_ascii_alphanumeric() || b"-._~%!$&'()+,;:@=".contains(&c)) =>
+            {
                 out.error(p, format!("{s:?}: {seg:?} has characters that a path has only percent-encoded"));
             }
             _ => {}

@@ -172,8 +172,8 @@ pub(super) fn check_workload(w: &WorkloadEntry, p: &Path<'_>, out: &mut Findings
 fn workload(w: &WorkloadEntry, p: &Path<'_>, out: &mut Findings) {
     let at = p.key("address");
     if let Some(path) = w.address.strip_prefix("unix://") {
-        if !path.starts_with('/') {
-            out.error(&at, "a unix socket needs an absolute path");
+        if !(path.starts_with('@') || path.starts_with('/') && !path.ends_with('/')) {
+            out.error(&at, "a unix socket needs an absolute path, or @name");
         }
         if !w.ports.is_empty() {
             out.error(&p.key("ports"), "a unix socket has no ports");
@@ -262,6 +262,9 @@ fn readiness(r: &ReadinessProbe, p: &Path<'_>, out: &mut Findings) {
     }
     if let Some(t) = &r.tcp_socket {
         common::port(t.port, &p.key("tcpSocket").key("port"), out);
+    }
+    if let Some(g) = &r.grpc {
+        common::port(g.port, &p.key("grpc").key("port"), out);
     }
     if r.exec.as_ref().is_some_and(|e| e.command.is_empty()) {
         out.error(&p.key("exec").key("command"), "a command is required");

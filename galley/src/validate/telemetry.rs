@@ -25,6 +25,7 @@ pub(super) fn check(t: &Telemetry, p: &Path<'_>, out: &mut Findings) {
     for (i, m) in t.metrics.iter().enumerate() {
         let at = metrics.index(i);
         providers(&m.providers, &at, out);
+        common::duration(m.reporting_interval, &at.key("reportingInterval"), out);
         let overrides = at.key("overrides");
         for (j, o) in m.overrides.iter().enumerate() {
             let at = overrides.index(j);

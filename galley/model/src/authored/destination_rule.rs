@@ -63,12 +63,14 @@ message! {
         pub tls: Option<ClientTlsSettings>,
     }
 
-    /// Load balancing: one of `simple` and `consistentHash`.
+    /// Load balancing: one of the first three.
     pub struct LoadBalancerSettings {
         /// Without affinity.
         pub simple: Option<SimpleLb>,
         /// With affinity.
         pub consistent_hash: Option<ConsistentHashLb>,
+        /// By what endpoints say of their load.
+        pub backend_utilization: Option<BackendUtilizationLb>,
         /// Preference of near endpoints.
         pub locality_lb_setting: Option<LocalityLbSetting>,
         /// Preference of the own zone.
@@ -77,6 +79,20 @@ message! {
         pub warmup_duration_secs: Option<Duration>,
         /// Slow start of new endpoints.
         pub warmup: Option<Warmup>,
+    }
+
+    /// Weights by what endpoints say of their load (ORCA).
+    pub struct BackendUtilizationLb {
+        /// How much failed requests count, in percent of the load.
+        pub error_utilization_penalty_percent: u32,
+        /// Metrics that say the load.
+        pub metric_names_for_computing_utilization: Vec<String>,
+        /// Silence after which a weight is forgotten.
+        pub weight_expiration_period: Option<Duration>,
+        /// Time after which a weight counts.
+        pub weight_stabilization_period: Option<Duration>,
+        /// Between updates.
+        pub weight_update_period: Option<Duration>,
     }
 
     /// Consistent hashing: one of the first four.

@@ -81,6 +81,8 @@ message! {
         pub application_protocols: String,
         /// Which network filter.
         pub filter: Option<FilterMatch>,
+        /// Name of its transport socket.
+        pub transport_socket: String,
         /// Destination port of its match; 0 is any.
         pub destination_port: u32,
     }

@@ -63,6 +63,8 @@ message! {
         pub max_protocol_version: TlsProtocol,
         /// Cipher suites of TLS 1.2.
         pub cipher_suites: Vec<String>,
+        /// Curves of the key exchange.
+        pub ecdh_curves: Vec<String>,
         /// Accept any client certificate.
         pub insecure_skip_verify: Option<bool>,
     }

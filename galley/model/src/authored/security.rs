@@ -60,6 +60,8 @@ message! {
         pub timeout: Option<Duration>,
         /// Claims that are split at spaces.
         pub space_delimited_claims: Vec<String>,
+        /// Whether a request without a token is refused.
+        pub presence: TokenPresence,
     }
 
     /// A header that holds tokens.
@@ -209,6 +211,15 @@ choice! {
         Permissive,
         /// mTLS only.
         Strict,
+    }
+
+    /// Whether a token must be there.
+    pub enum TokenPresence {
+        /// A request without one passes.
+        #[default]
+        Optional,
+        /// It is refused.
+        Required,
     }
 
     /// What a match means.

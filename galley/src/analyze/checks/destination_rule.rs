@@ -85,8 +85,12 @@ fn subsets<'w, 'a>(
         return;
     }
     for (i, s) in dr.subsets.iter().enumerate() {
-        let wanted: Labels =
-            s.labels.iter().filter(|(k, _)| !of_place(k)).map(|(k, v)| (k.clone(), v.clone())).collect();
+        let wanted: Labels = s
+            .labels
+            .iter()
+            .filter(|(k, v)| !of_place(k) || v.is_empty())
+            .map(|(k, v)| (k.clone(), v.clone()))
+            .collect();
         let some = own.iter().any(|l| wanted.iter().all(|(k, v)| l.get(k) == Some(v)));
         if !some {
             let message = format!(

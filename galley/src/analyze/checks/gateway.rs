@@ -44,7 +44,13 @@ pub(super) fn check<'w, 'a>(world: &'w World<'a>, out: &mut Findings<'w, 'a>) {
         } else {
             ports(r, g, &workloads, &services, world.all_workloads, out);
         }
-        credentials(r, g, &workloads, &secrets, world.all_workloads, out);
+        // Where nothing is known of the workloads, their secrets are beside the Gateway or where gateways usually are.
+        let namespaces = match workloads.first() {
+            Some(w) => vec![w.namespace.as_str()],
+            None => vec![r.namespace.as_str(), world.root_namespace.as_str()],
+        };
+        let all = world.all_workloads && !workloads.is_empty();
+        credentials(r, g, &namespaces, &secrets, all, out);
     }
     conflicts(world, out);
     certificates(world, out);
@@ -91,18 +97,20 @@ fn ports<'w, 'a>(
 fn credentials<'w, 'a>(
     r: &'w Resource<'a>,
     g: &Gateway,
-    workloads: &[&Workload<'a>],
+    namespaces: &[&str],
     secrets: &BTreeMap<String, &Secret>,
     all: bool,
     out: &mut Findings<'w, 'a>,
 ) {
-    let namespace = workloads.first().map_or(r.namespace.as_str(), |w| w.namespace.as_str());
     for (i, tls) in g.servers.iter().enumerate().filter_map(|(i, s)| Some((i, s.tls.as_ref()?))) {
         let name = tls.credential_name.as_str();
         if name.is_empty() || name.contains("://") {
             continue;
         }
-        let full = if name.contains('/') { name.to_owned() } else { format!("{namespace}/{name}") };
+        let qualified = |ns: &&str| if name.contains('/') { name.to_owned() } else { format!("{ns}/{name}") };
+        let names: Vec<String> = namespaces.iter().map(qualified).collect();
+        let full =
+            names.iter().find(|n| secrets.contains_key(*n)).or(names.first()).cloned().unwrap_or_default();
         let path = FieldPath::of(&format!("spec.servers[{i}].tls.credentialName"));
         match secrets.get(&full) {
             Some(s) if !holds_certificate(s) => {
@@ -112,7 +120,7 @@ fn credentials<'w, 'a>(
                 out.add("IST0161", r, path, message);
             }
             // Secrets of gateways may also be files beside them; only a platform's documents are complete.
-            None if all && !workloads.is_empty() => {
+            None if all => {
                 let message = format!(
                     "Secret {full} does not exist: create it in the namespace of the gateway's workloads"
                 );
@@ -123,24 +131,46 @@ fn credentials<'w, 'a>(
     }
 }
 
-/// Whether a secret has a certificate and a key, as far as their envelopes tell. Their contents are not looked at.
+/// Whether a secret has a certificate and a key, as far as their envelopes tell: PEM around DER. What is in these is not
+/// looked at, neither their signatures nor how long they are good for.
 fn holds_certificate(s: &Secret) -> bool {
     let value = |k: &str| -> Option<Vec<u8>> {
         if let Some(v) = s.string_data.get(k) {
             return Some(v.clone().into_bytes());
         }
-        let body: String = s.data.get(k)?.chars().filter(|c| !c.is_ascii_whitespace()).collect();
-        base64::engine::general_purpose::STANDARD.decode(body).ok()
+        decode(s.data.get(k)?)
     };
-    let has = |keys: [&str; 2], begin: &str, end: &str| {
-        keys.iter().filter_map(|k| value(k)).any(|v| {
-            let text = String::from_utf8_lossy(&v);
-            text.lines().any(|l| l.starts_with("-----BEGIN ") && l.contains(begin))
-                && text.lines().any(|l| l.starts_with("-----END ") && l.contains(end))
-        })
+    let has = |keys: [&str; 2], label: &str| {
+        keys.iter().filter_map(|k| value(k)).any(|v| pem(&String::from_utf8_lossy(&v), label))
     };
-    has(["tls.crt", "cert"], "CERTIFICATE", "CERTIFICATE")
-        && has(["tls.key", "key"], "PRIVATE KEY", "PRIVATE KEY")
+    has(["tls.crt", "cert"], "CERTIFICATE") && has(["tls.key", "key"], "PRIVATE KEY")
+}
+
+fn decode(text: &str) -> Option<Vec<u8>> {
+    let body: String = text.chars().filter(|c| !c.is_ascii_whitespace()).collect();
+    base64::engine::general_purpose::STANDARD.decode(body).ok()
+}
+
+/// Whether the text has a PEM block whose label ends so, around a DER sequence as long as it says.
+fn pem(text: &str, label: &str) -> bool {
+    text.split("-----BEGIN ").skip(1).any(|block| {
+        let Some((name, rest)) = block.split_once("-----") else { return false };
+        let Some((body, _)) = rest.split_once("-----END ") else { return false };
+        name.ends_with(label) && decode(body).is_some_and(|der| is_sequence(&der))
+    })
+}
+
+fn is_sequence(der: &[u8]) -> bool {
+    // X.690: tag 0x30, then the length in one byte, or in the n bytes that 0x80 + n announces.
+    match der {
+        [0x30, n @ 0..=0x7f, rest @ ..] => usize::from(*n) == rest.len(),
+        [0x30, n @ 0x81..=0x84, rest @ ..] => {
+            let n = usize::from(n & 0x7f);
+            let length = rest.iter().take(n).fold(0usize, |l, b| l << 8 | usize::from(*b));
+            rest.len().checked_sub(n) == Some(length)
+        }
+        _ => false,
+    }
 }
 
 /// Gateways of the same proxies with the same port and host.

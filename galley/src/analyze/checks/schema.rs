@@ -106,10 +106,13 @@ fn conditions<'w, 'a>(r: &'w super::Resource<'a>, out: &mut Findings<'w, 'a>) {
         items(status, "parents").iter().flat_map(|p| items(p, "conditions")).map(|c| (c, "status.parents"));
     for (c, path) in all.chain(of_parents) {
         let text = |field: &str| c.get(field).and_then(Node::as_str).unwrap_or_default();
-        if text("status") == "False" && bad.contains(&text("type")) {
+        // The only one that is true and still a failure.
+        let partly = text("type") == "WaypointAccepted" && text("reason") == "PartiallyInvalid";
+        if bad.contains(&text("type")) && (text("status") == "False" || partly) {
             let message = format!(
-                "condition {} is False, reason {}: {}",
+                "condition {} is {}, reason {}: {}",
                 text("type"),
+                text("status"),
                 text("reason"),
                 text("message")
             );

@@ -259,6 +259,7 @@ fn workloads() {
             ("template: {}\nprobe: {tcpSocket: {port: 0}}", "probe.tcpSocket.port"),
             ("template: {}\nprobe: {httpGet: {port: 1, scheme: http}}", "probe.httpGet.scheme"),
             ("template: {}\nprobe: {exec: {}}", "probe.exec.command"),
+            ("template: {}\nprobe: {grpc: {}}", "probe.grpc.port"),
         ],
     );
 }

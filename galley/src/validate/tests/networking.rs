@@ -267,6 +267,10 @@ fn destination_rules() {
             "loadBalancer.localityLbSetting.distribute[0].to[\"b/z\"]",
         ),
         (
+            "loadBalancer: {localityLbSetting: {distribute: [{from: a, to: {r/z: 50, r/z/s: 50}}]}}",
+            "loadBalancer.localityLbSetting.distribute[0].to[\"r/z/s\"]",
+        ),
+        (
             "loadBalancer: {localityLbSetting: {failover: [{from: a, to: a}]}}",
             "loadBalancer.localityLbSetting.failover[0]",
         ),

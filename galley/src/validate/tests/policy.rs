@@ -52,6 +52,7 @@ fn authentication() {
                 "jwtRules[0].outputClaimToHeaders[0].header",
             ),
             (&rule("timeout: 0s"), "jwtRules[0].timeout"),
+            (&rule("presence: REQUIRED"), "jwtRules[0].presence"),
             ("targetRefs: [{kind: Gateway, name: a}]", "targetRefs[0].kind"),
             ("targetRef: {group: gateway.networking.k8s.io, kind: Gateway}", "targetRef.name"),
         ],
@@ -69,7 +70,7 @@ fn authorization() {
         &[
             "{}",
             "rules: [{}]",
-            "action: DENY\nrules: [{to: [{operation: {ports: ['80'], paths: ['/a/{*}/b/{**}']}}]}]",
+            "action: DENY\nrules: [{to: [{operation: {ports: ['80'], paths: ['/a/{*}/b/{**}', '/{**}/a/']}}]}]",
             "rules: [{from: [{source: {serviceAccounts: [ns/sa, sa]}}], when: [{key: 'request.auth.claims[a][b]', values: [c]}]}]",
             "rules: [{from: [{source: {ipBlocks: [10.0.0.0/8], trustDomains: ['a.b']}}]}]",
         ],
@@ -95,6 +96,7 @@ fn authorization() {
             (&to("ports: ['70000']"), "rules[0].to[0].operation.ports[0]"),
             (&to("paths: ['/{**}/a/{*}']"), "rules[0].to[0].operation.paths[0]"),
             (&to("paths: ['/a b/{*}']"), "rules[0].to[0].operation.paths[0]"),
+            (&to("paths: ['/a//{*}']"), "rules[0].to[0].operation.paths[0]"),
             (&to("notPaths: ['/{id}']"), "rules[0].to[0].operation.notPaths[0]"),
             (&when("key: source.ip"), "rules[0].when[0]"),
             (&when("key: source.ip, values: [x]"), "rules[0].when[0].values[0]"),
@@ -193,6 +195,10 @@ fn envoy_filters() {
             ),
             ("workloadSelector: {labels: {app: '*'}}", "workloadSelector.labels.app"),
             ("filters: []", "filters"),
+            (
+                &patch(&format!("applyTo: CLUSTER, match: {{context: GATEWAY, waypoint: {{}}}}, {merge}")),
+                "configPatches[0].match",
+            ),
         ],
     );
     warns(api, "EnvoyFilter", &[("{}", "", "not enforced yet")]);
@@ -226,6 +232,7 @@ fn telemetry_and_settings() {
                 "metrics: [{overrides: [{tagOverrides: {a: {operation: REMOVE, value: x}}}]}]",
                 "metrics[0].overrides[0].tagOverrides.a.value",
             ),
+            ("metrics: [{reportingInterval: 0s}]", "metrics[0].reportingInterval"),
             (
                 "metrics: [{overrides: [{match: {customMetric: ''}}]}]",
                 "metrics[0].overrides[0].match.customMetric",

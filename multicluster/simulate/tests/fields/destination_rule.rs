@@ -335,6 +335,36 @@ fn balancing() -> Vec<Row> {
     };
     let config = || View::Config { from: "default/productpage-v1" };
     vec![
+        unenforced(
+            tp!("loadBalancer.backendUtilization.errorUtilizationPenaltyPercent"),
+            &b,
+            "/spec/trafficPolicy/loadBalancer",
+            json!({"backendUtilization": {"errorUtilizationPenaltyPercent": 10}}),
+        ),
+        unenforced(
+            tp!("loadBalancer.backendUtilization.metricNamesForComputingUtilization"),
+            &b,
+            "/spec/trafficPolicy/loadBalancer",
+            json!({"backendUtilization": {"metricNamesForComputingUtilization": ["m"]}}),
+        ),
+        unenforced(
+            tp!("loadBalancer.backendUtilization.weightExpirationPeriod"),
+            &b,
+            "/spec/trafficPolicy/loadBalancer",
+            json!({"backendUtilization": {"weightExpirationPeriod": "3s"}}),
+        ),
+        unenforced(
+            tp!("loadBalancer.backendUtilization.weightStabilizationPeriod"),
+            &b,
+            "/spec/trafficPolicy/loadBalancer",
+            json!({"backendUtilization": {"weightStabilizationPeriod": "3s"}}),
+        ),
+        unenforced(
+            tp!("loadBalancer.backendUtilization.weightUpdatePeriod"),
+            &b,
+            "/spec/trafficPolicy/loadBalancer",
+            json!({"backendUtilization": {"weightUpdatePeriod": "3s"}}),
+        ),
         policy(
             tp!("loadBalancer.simple"),
             &b,

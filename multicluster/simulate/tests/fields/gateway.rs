@@ -50,6 +50,12 @@ pub(crate) fn rows() -> Vec<Row> {
         |field, base: &Base, pointer, value, want| row(field, base, pointer, value, config(), tls(want));
     let list = secure(json!({"mode": "SIMPLE"}));
     vec![
+        unenforced(
+            "Gateway.servers[].tls.ecdhCurves",
+            &s,
+            "/spec/servers/0/tls/ecdhCurves",
+            json!(["P-256"]),
+        ),
         row(
             "Gateway.selector",
             &p,

@@ -340,6 +340,13 @@ fn tokens() -> Vec<Row> {
             json!({"space_delimited_claims": ["permission", "scope", "roles"]}),
         ),
         refused(
+            "RequestAuthentication.jwtRules[].presence",
+            &b,
+            "/spec/jwtRules/0/presence",
+            json!("REQUIRED"),
+            "presence REQUIRED is not supported yet",
+        ),
+        refused(
             "RequestAuthentication.targetRef.group",
             &b,
             "/spec/targetRef",

@@ -49,6 +49,16 @@ pub(super) const CASES: &[Case] = &[
                 pod!("p", "{app: a}", "{}"),
                 doc!("security.istio.io/v1", "AuthorizationPolicy", "p", "other", "", "{}")
             ),
+            // A pod that says nothing of itself is one.
+            concat!(
+                "---\napiVersion: v1\nkind: Pod\nmetadata: {name: p, labels: {app: a}}\n",
+                doc!(
+                    "security.istio.io/v1",
+                    "AuthorizationPolicy",
+                    "p",
+                    "{selector: {matchLabels: {app: a}}}"
+                )
+            ),
         ],
         &[
             concat!(
@@ -311,21 +321,32 @@ pub(super) const CASES: &[Case] = &[
         "IST0161",
         "Gateway n/g",
         8,
+        &[
+            concat!(
+                net!(
+                    "Gateway",
+                    "g",
+                    "{servers: [{port: {number: 443, name: a, protocol: HTTPS}, hosts: ['*'], tls: {mode: SIMPLE, credentialName: c}}]}"
+                ),
+                "---\napiVersion: v1\nkind: Secret\nmetadata: {name: c, namespace: n}\nstringData: {tls.crt: hello, tls.key: world}\n"
+            ),
+            concat!(
+                net!(
+                    "Gateway",
+                    "g",
+                    "{servers: [{port: {number: 443, name: a, protocol: HTTPS}, hosts: ['*'], tls: {mode: SIMPLE, credentialName: c}}]}"
+                ),
+                // A sequence that is shorter than it says.
+                "---\napiVersion: v1\nkind: Secret\nmetadata: {name: c, namespace: istio-system}\nstringData:\n  tls.crt: |\n    -----BEGIN CERTIFICATE-----\n    MAE=\n    -----END CERTIFICATE-----\n  tls.key: |\n    -----BEGIN PRIVATE KEY-----\n    MAA=\n    -----END PRIVATE KEY-----\n"
+            ),
+        ],
         &[concat!(
             net!(
                 "Gateway",
                 "g",
                 "{servers: [{port: {number: 443, name: a, protocol: HTTPS}, hosts: ['*'], tls: {mode: SIMPLE, credentialName: c}}]}"
             ),
-            "---\napiVersion: v1\nkind: Secret\nmetadata: {name: c, namespace: n}\nstringData: {tls.crt: hello, tls.key: world}\n"
-        )],
-        &[concat!(
-            net!(
-                "Gateway",
-                "g",
-                "{servers: [{port: {number: 443, name: a, protocol: HTTPS}, hosts: ['*'], tls: {mode: SIMPLE, credentialName: c}}]}"
-            ),
-            "---\napiVersion: v1\nkind: Secret\nmetadata: {name: c, namespace: n}\nstringData:\n  tls.crt: |\n    -----BEGIN CERTIFICATE-----\n    AA==\n    -----END CERTIFICATE-----\n  tls.key: |\n    -----BEGIN PRIVATE KEY-----\n    AA==\n    -----END PRIVATE KEY-----\n"
+            "---\napiVersion: v1\nkind: Secret\nmetadata: {name: c, namespace: n}\nstringData:\n  tls.crt: |\n    -----BEGIN CERTIFICATE-----\n    MAA=\n    -----END CERTIFICATE-----\n  tls.key: |\n    -----BEGIN EC PARAMETERS-----\n    BgA=\n    -----END EC PARAMETERS-----\n    -----BEGIN EC PRIVATE KEY-----\n    MIEA\n    -----END EC PRIVATE KEY-----\n"
         )],
     ),
     case(

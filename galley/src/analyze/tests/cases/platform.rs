@@ -270,6 +270,10 @@ pub(super) const CASES: &[Case] = &[
                 service!("s", "{ports: [{port: 80}]}"),
                 "status: {conditions: [{type: istio.io/WaypointBound, status: 'False'}]}\n"
             ),
+            concat!(
+                doc!("security.istio.io/v1", "AuthorizationPolicy", "p", "{}"),
+                "status: {conditions: [{type: WaypointAccepted, status: 'True', reason: PartiallyInvalid}]}\n"
+            ),
         ],
         &[concat!(
             doc!("gateway.networking.k8s.io/v1", "HTTPRoute", "r", "{}"),
