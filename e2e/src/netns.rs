@@ -211,6 +211,20 @@ pub fn exec(namespace: &str, args: &[&str]) -> anyhow::Result<Said> {
     programs::run("ip", &all)
 }
 
+/// A socket for datagrams in a namespace, whatever thread uses it.
+///
+/// # Errors
+/// No such namespace, or the address cannot be bound there.
+pub fn socket(namespace: &str, address: &str) -> anyhow::Result<std::net::UdpSocket> {
+    let (namespace, address) = (namespace.to_owned(), address.to_owned());
+    // The namespace is a property of a thread, so one does this and ends.
+    let bind = std::thread::spawn(move || {
+        crate::wan::enter(&namespace)?;
+        std::net::UdpSocket::bind(&address).with_context(|| format!("{address} in {namespace}"))
+    });
+    bind.join().map_err(|_| anyhow::anyhow!("the thread that binds ended"))?
+}
+
 /// The command line that runs `args` in a namespace as a user.
 fn as_user(namespace: &str, uid: u32, args: Vec<String>) -> Vec<String> {
     let uid = uid.to_string();

@@ -21,6 +21,7 @@ use std::{
 
 use anyhow::Context;
 
+pub(crate) use self::port::enter;
 pub use self::switch::{Counts, Rule};
 use self::{port::Port, switch::Switch};
 

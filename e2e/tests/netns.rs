@@ -36,3 +36,5 @@ mod trunk;
 mod trunk_load;
 #[path = "netns/udp.rs"]
 mod udp;
+#[path = "netns/udp_wan.rs"]
+mod udp_wan;

@@ -27,6 +27,8 @@ const NOTICE: Duration = Duration::from_millis(250);
 const SPREAD: Duration = Duration::from_secs(1);
 /// Sessions from trunks on their way to the engine; each of its workers keeps more that wait.
 const SESSIONS: usize = 256;
+/// Flows of datagrams on their way to the engine; those beyond come again with their client's next packet.
+const FLOWS: usize = 256;
 /// A control plane that does not answer in this time is not waited for.
 const HEARING: Duration = Duration::from_secs(1);
 
@@ -67,10 +69,12 @@ pub async fn run(args: GatewayArgs) -> anyhow::Result<()> {
     let mut hooks = Hooks { spans: tracing.spans(), ..Hooks::default() };
     let (mut trunks, mut pages) = (None, axum::Router::new());
     let (delivered, sessions) = mpsc::channel(SESSIONS);
+    let (carried, flows) = mpsc::channel(FLOWS);
     if let Some(listen) = args.trunk {
         let options = TrunkOptions {
             listen,
             deliver_to: DeliverTo::Channel(delivered),
+            deliver_flows: Some(carried),
             congestion: args.trunk_congestion,
             workers: args
                 .trunk_workers
@@ -104,6 +108,7 @@ pub async fn run(args: GatewayArgs) -> anyhow::Result<()> {
     let reporting = tokio::spawn(report::run(endpoint, node, agent.state(), trunks.clone()));
     let following = trunks.clone().map(|t| tokio::spawn(trunk::follow(t, agent.state())));
     let delivering = tokio::spawn(trunk::deliver(sessions, args.trunk_deliver, agent.deliveries()));
+    let carrying = tokio::spawn(trunk::deliver_flows(flows, agent.deliveries()));
     // Whoever sends hears of the end before the listener closes, so that no new session finds it closed.
     let (farewell, engine_stop) = (agent.farewell(), CancellationToken::new());
     let notice = async {
@@ -133,6 +138,7 @@ pub async fn run(args: GatewayArgs) -> anyhow::Result<()> {
         f.abort();
     }
     delivering.abort();
+    carrying.abort();
     if let Some(t) = trunks {
         t.close().await;
     }

@@ -20,9 +20,10 @@ use std::{
 use axum::{Json, Router, routing::get};
 use mesh_identity::SecretStore;
 use mesh_model::{ClusterId, proxy::LoadAssignment};
-use mesh_proxy::{BoxedIo, Deliveries, Dialer, HookFuture};
+use mesh_proxy::{BoxedIo, DatagramFlow, Deliveries, Dialer, FlowError, FlowSender, HookFuture};
 use mesh_trunk::{
-    LinkStatus, PeerGateway, Peers, SocketStatus, Trunk, TrunkError, TrunkMetrics, TrunkOptions, TrunkStream,
+    LinkStatus, PeerGateway, Peers, SocketStatus, Trunk, TrunkError, TrunkFlow, TrunkMetrics, TrunkOptions,
+    TrunkStream,
 };
 use mesh_xds::client::proxy::ProxyState;
 use prometheus_client::registry::Registry;
@@ -96,6 +97,32 @@ pub(crate) async fn deliver(
     }
 }
 
+/// Hands flows of datagrams from trunks to the engine's listener for UDP.
+pub(crate) async fn deliver_flows(mut flows: mpsc::Receiver<(TrunkFlow, SocketAddr)>, engine: Deliveries) {
+    while let Some((flow, peer)) = flows.recv().await {
+        if let Err(error) = engine.deliver_flow(peer, for_engine(flow)).await {
+            tracing::warn!(%error, "the east-west listener for UDP is away");
+        }
+    }
+}
+
+fn for_engine(flow: TrunkFlow) -> DatagramFlow {
+    let (to, from) = flow.split();
+    DatagramFlow { to: Arc::new(Sender(to)), from }
+}
+
+struct Sender(mesh_trunk::FlowSender);
+
+impl FlowSender for Sender {
+    fn send(&self, datagram: &[u8]) -> Result<(), FlowError> {
+        self.0.send(datagram).map_err(|e| match e {
+            mesh_trunk::FlowError::TooLarge => FlowError::TooLarge,
+            mesh_trunk::FlowError::Full => FlowError::Full,
+            mesh_trunk::FlowError::Ended => FlowError::Ended,
+        })
+    }
+}
+
 fn peers(assignments: &BTreeMap<String, Arc<LoadAssignment>>) -> Peers {
     let mut peers = BTreeMap::new();
     for (name, a) in assignments {
@@ -151,9 +178,7 @@ struct TrunkDialer {
 impl Dialer for TrunkDialer {
     fn dial<'a>(&'a self, addr: &'a str, port: u16, _sni: &'a str) -> HookFuture<'a, io::Result<BoxedIo>> {
         Box::pin(async move {
-            let target = Target::parse(addr, port).ok_or_else(|| {
-                io::Error::new(io::ErrorKind::InvalidInput, format!("{addr:?} is no address of a trunk"))
-            })?;
+            let target = target(addr, port)?;
             let trunk = self.trunk.clone();
             let dial = self.runtime.spawn(async move {
                 match target {
@@ -165,6 +190,26 @@ impl Dialer for TrunkDialer {
             Ok(Box::new(stream) as BoxedIo)
         })
     }
+
+    fn dial_flow<'a>(&'a self, addr: &'a str, port: u16) -> HookFuture<'a, io::Result<DatagramFlow>> {
+        Box::pin(async move {
+            let target = target(addr, port)?;
+            let trunk = self.trunk.clone();
+            let dial = self.runtime.spawn(async move {
+                match target {
+                    Target::Gateway(address, cluster, _) => trunk.dial_flow(address, cluster.as_ref()).await,
+                    Target::Cluster(cluster) => trunk.dial_flow_to(&cluster).await,
+                }
+            });
+            Ok(for_engine(dial.await.map_err(io::Error::other)??))
+        })
+    }
+}
+
+fn target(addr: &str, port: u16) -> io::Result<Target> {
+    Target::parse(addr, port).ok_or_else(|| {
+        io::Error::new(io::ErrorKind::InvalidInput, format!("{addr:?} is no address of a trunk"))
+    })
 }
 
 #[cfg(test)]

@@ -55,7 +55,8 @@ pub(crate) async fn ask_pilot(
         return Err(Status::unimplemented("this cluster does not explain its side"));
     };
     let ask = json!({
-        "name": r.name, "namespace": r.namespace, "port": u16::try_from(r.port).unwrap_or(0), "subset": r.subset,
+        "name": r.name, "namespace": r.namespace, "port": u16::try_from(r.port).unwrap_or(0), "udp": r.udp,
+        "subset": r.subset,
         // Whom a cluster may speak for is its own workloads; the certificate says which cluster asks.
         "principal": r.principal, "cluster": peer.as_str(), "method": r.method, "path": r.path,
     });
@@ -117,10 +118,13 @@ pub(crate) async fn trace(shared: &Arc<Shared>, r: &TraceRequest) -> Result<Vec<
     // What the member says of its part is worth most where the network does not: it is asked whatever became of the
     // session, and speaks last.
     let addresses = shared.options.via.map_or(announced, |via| vec![via]);
-    let session = session(shared, r, "istio", &cluster, &addresses).await;
+    let datagrams = r.inspect.as_ref().is_some_and(|i| i.udp);
+    // Datagrams have no session of TLS over TCP to try: what carries the members' own exchange is told.
+    let session =
+        if datagrams { None } else { Some(session(shared, r, "istio", &cluster, &addresses).await) };
     // After the session, which has just made gateways dial if nobody had.
-    steps.extend(transport(shared, &cluster).await);
-    let reached = !session.is_broken();
+    steps.extend(transport(shared, &cluster, datagrams).await);
+    let reached = session.as_ref().is_none_or(|s| !s.is_broken());
     let there =
         member(shared, &trust_domain, &cluster, &addresses, r.inspect.clone().unwrap_or_default()).await;
     match there {
@@ -128,12 +132,12 @@ pub(crate) async fn trace(shared: &Arc<Shared>, r: &TraceRequest) -> Result<Vec<
             let named = there.iter().any(Step::is_broken);
             // A missing export and a missing backend have one cause, which the member knows better.
             if reached || !named {
-                steps.push(session);
+                steps.extend(session);
             }
             steps.extend(there);
         }
         Err(e) => {
-            steps.push(session);
+            steps.extend(session);
             if reached {
                 let says = format!("its control plane does not tell about its side: {e}");
                 steps.push(Step::warning("peer", says, ""));
@@ -150,7 +154,7 @@ pub(crate) async fn trace(shared: &Arc<Shared>, r: &TraceRequest) -> Result<Vec<
 }
 
 /// What this cluster's gateways told of the way to a member; nothing if no gateway tells.
-async fn transport(shared: &Shared, cluster: &ClusterId) -> Option<Step> {
+async fn transport(shared: &Shared, cluster: &ClusterId, datagrams: bool) -> Option<Step> {
     let socket = shared.options.debug_socket.as_ref()?;
     let told: Vec<GatewayReport> =
         pilot(socket, hyper::Method::GET, "/pilot/debug/links", String::new()).await.ok()?;
@@ -164,7 +168,15 @@ async fn transport(shared: &Shared, cluster: &ClusterId) -> Option<Step> {
     if let Some((gateway, p)) = blocked {
         let says = format!("TCP, though QUIC is preferred; {gateway}: {}", p.why_tcp);
         let fix = format!("let UDP to port 15443 of {cluster}'s gateways pass, and its answers");
+        if datagrams {
+            return Some(Step::broken("transport", format!("UDP needs the QUIC trunk: {says}"), fix));
+        }
         return Some(Step::warning("transport", says, fix));
+    }
+    if datagrams && !links.is_empty() && links.iter().all(|(_, p)| p.transport == "tcp") {
+        let says = "UDP needs the QUIC trunk, and the gateways talk over TCP".to_owned();
+        let fix = "start both control planes with --transport quic,tcp, and all gateways with --trunk";
+        return Some(Step::broken("transport", says, fix));
     }
     let (_, worst) = links.iter().max_by_key(|(_, p)| p.rtt_us)?;
     let mut says = worst.transport.to_uppercase();

@@ -18,11 +18,11 @@ use crate::{
 };
 
 /// One cluster's definition of a service.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 struct Definition<'a> {
     created: u64,
     cluster: &'a ClusterId,
-    ports: &'a [ServicePort],
+    ports: Vec<&'a ServicePort>,
     headless: bool,
 }
 
@@ -60,22 +60,22 @@ fn of(entry: &Entry, own: Option<(&ClusterId, u64)>) -> Vec<Conflict> {
         .map(|i| Definition {
             created: i.service.exported_at,
             cluster: &i.cluster,
-            ports: &i.service.ports,
+            ports: i.service.ports.iter().collect(),
             headless: i.service.headless,
         })
         .collect();
     all.extend(own.map(|(cluster, created)| Definition {
         created,
         cluster,
-        ports: &entry.service.ports,
+        ports: entry.service.ports.iter().chain(&entry.udp_ports).collect(),
         headless: entry.service.headless,
     }));
     all.sort_by_key(|d| (d.created, d.cluster));
-    let (winner, others) = (all[0], &all[1..]);
+    let Some((winner, others)) = all.split_first() else { return vec![] };
     others
         .iter()
         .filter_map(|loser| {
-            let (reason, message) = contradiction(&winner, loser)?;
+            let (reason, message) = contradiction(winner, loser)?;
             Some(Conflict {
                 namespace: entry.service.namespace.clone(),
                 name: entry.service.name.clone(),
@@ -101,7 +101,7 @@ fn contradiction(winner: &Definition<'_>, loser: &Definition<'_>) -> Option<(Con
         return Some((ConflictReason::Type, message));
     }
     loser.ports.iter().find_map(|p| {
-        let other = winner.ports.iter().find(|w| (w.port == p.port || w.name == p.name) && !same(w, p))?;
+        let other = winner.ports.iter().find(|w| (w.is_same(p) || w.name == p.name) && !same(w, p))?;
         let message = format!(
             "port {} here is {}, in {}, whose export is older, it is {}",
             p.name,

@@ -45,7 +45,7 @@ pub fn exports(world: &World) -> (BTreeMap<String, Document>, Vec<Problem>) {
             name: export.name.clone(),
             namespace: export.namespace.clone(),
             host,
-            ports: entry.service.ports.clone(),
+            ports: entry.service.ports.iter().chain(&entry.udp_ports).cloned().collect(),
             headless: entry.service.headless,
             groups: shape
                 .groups

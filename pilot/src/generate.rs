@@ -133,6 +133,7 @@ pub fn own(proxy: &ProxyNode, world: &World) -> Generated {
     } else {
         outbound::own(&ctx, &mut out);
         inbound::generate(&ctx, &mut out);
+        udp::inbound(&ctx, &mut out);
         jwt::clusters(&ctx, &mut out);
     }
     // Connections that are refused before a chain could log them.

@@ -49,7 +49,7 @@ pub struct Entry {
     /// Its addresses were assigned by the mesh, not by a registry: without the mesh's DNS callers
     /// connect to something else.
     pub assigned_vip: bool,
-    /// Ports of UDP, apart from the service's others: the same number may be a port of TCP. Peers do not have them.
+    /// Ports of UDP, apart from the service's others: the same number may be a port of TCP.
     pub udp_ports: Vec<ServicePort>,
     /// Endpoints in this cluster, of ports of both kinds.
     pub endpoints: Vec<Endpoint>,
@@ -70,6 +70,12 @@ impl Entry {
     #[must_use]
     pub fn port(&self, number: u16) -> Option<&ServicePort> {
         self.service.ports.iter().find(|p| p.port == number)
+    }
+
+    /// The port of UDP with this number.
+    #[must_use]
+    pub fn udp_port(&self, number: u16) -> Option<&ServicePort> {
+        self.udp_ports.iter().find(|p| p.port == number)
     }
 
     /// Endpoints of a port that carry all of `labels`.

@@ -135,6 +135,17 @@ impl World {
         Self { draining, ..self }
     }
 
+    /// Whether the QUIC trunk leads to a peer, as both clusters are configured.
+    #[must_use]
+    pub fn has_trunk(&self, peer: &ClusterId) -> bool {
+        let wanted = self.config.mesh.transport.unwrap_or(self.settings.transport) == Transport::Quic;
+        self.config.peers.iter().filter(|p| p.id == *peer).any(|p| {
+            // Who cannot be dialled is reached on what it dialled, by the trunk or not at all.
+            let dialled = p.gateways.iter().any(|g| g.weight > 0);
+            p.transports.contains(&Transport::Quic) && (wanted || !dialled)
+        })
+    }
+
     /// This cluster's own east-west gateways, and whether they drain. Where all of them do none does: leaving one would
     /// only lead to the next.
     #[must_use]

@@ -75,8 +75,8 @@ pub struct IptablesArgs {
     /// Groups whose outbound traffic is not captured
     #[arg(long, value_delimiter = ',')]
     pub exclude_gids: Vec<u32>,
-    /// Outbound UDP to these ranges is captured too, CIDR; `*` is all, empty none. Needs TPROXY. Name the range of
-    /// services' addresses, such as 240.240.0.0/16,10.96.0.0/12
+    /// Outbound UDP to these ranges is captured too, CIDR; `*` is all, empty none. Needs TPROXY. Name the ranges of
+    /// services' addresses, such as 10.96.0.0/12 and, for those that only other clusters have, 240.240.0.0/16
     #[arg(long, default_value = "")]
     pub udp_ranges: String,
     /// Send DNS (port 53) to the proxy's resolver on this port

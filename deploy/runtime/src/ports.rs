@@ -4,7 +4,7 @@
 pub const ADMIN: u16 = 15000;
 /// Outbound traffic of a workload.
 pub const OUTBOUND: u16 = 15001;
-/// Inbound traffic of a workload.
+/// Inbound traffic of a workload; on UDP connections of QUIC that carry datagrams.
 pub const INBOUND: u16 = 15006;
 /// CONNECT streams over mutual TLS for a workload (HBONE).
 pub const HBONE: u16 = 15008;
@@ -26,5 +26,7 @@ pub const DNS: u16 = 15053;
 pub const PROXY_METRICS: u16 = 15090;
 /// East-west traffic: TCP by SNI, UDP for the trunk.
 pub const EAST_WEST: u16 = 15443;
+/// UDP services of other clusters, from proxies of this one: QUIC by SNI. UDP only, and for this cluster only.
+pub const EAST_WEST_UDP: u16 = 15444;
 /// Mixer Check and Report.
 pub const MIXER: u16 = 9091;

@@ -17,7 +17,7 @@ use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 const ETH_P_ALL: u16 = 3u16.to_be();
 
 /// Moves the calling thread into a named network namespace.
-pub(super) fn enter(namespace: &str) -> anyhow::Result<()> {
+pub(crate) fn enter(namespace: &str) -> anyhow::Result<()> {
     use std::os::fd::AsFd;
     let path = format!("/run/netns/{namespace}");
     let file = File::open(&path).with_context(|| path.clone())?;

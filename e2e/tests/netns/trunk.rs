@@ -97,7 +97,7 @@ async fn explained(world: &World, what: &str) -> anyhow::Result<String> {
 }
 
 /// Bytes of UDP and TCP payload in a capture, by port 15443.
-fn payload(pcap: &[u8]) -> anyhow::Result<(usize, usize)> {
+pub(crate) fn payload(pcap: &[u8]) -> anyhow::Result<(usize, usize)> {
     let (mut udp, mut tcp) = (0, 0);
     let mut rest = pcap.get(24..).context("no capture")?;
     while let Some(head) = rest.get(..16) {

@@ -16,13 +16,15 @@ const SERVER: u16 = 5399;
 const NAME: &str = "answer.example.com";
 const SAYS: &str = "192.0.2.77";
 
-fn service(ip: &str) -> String {
+/// The service, whose workload has a proxy that takes datagrams or not.
+fn service(ip: &str, proxy: bool) -> String {
+    let mode = if proxy { ", security.istio.io/tlsMode: istio" } else { "" };
     format!(
         "apiVersion: v1\nkind: Service\nmetadata: {{name: names, namespace: {NAMESPACE}}}\nspec:\n  clusterIP: \
          '{VIP}'\n  selector: {{family: names}}\n  ports:\n  - {{name: dns, port: {PORT}, targetPort: {SERVER}, \
          protocol: UDP}}\n---\n\
          apiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata: {{name: names, namespace: \
-         {NAMESPACE}}}\nspec:\n  address: '{ip}'\n  serviceAccount: alpha\n  labels: {{family: names}}\n---\n"
+         {NAMESPACE}}}\nspec:\n  address: '{ip}'\n  serviceAccount: alpha\n  labels: {{family: names{mode}}}\n---\n"
     )
 }
 
@@ -44,6 +46,16 @@ fn counted(c: &Cluster, cluster: &str) -> anyhow::Result<u64> {
     Ok(line.and_then(|l| l.rsplit(' ').next()?.parse().ok()).unwrap_or(0))
 }
 
+/// Sessions that came to the server's proxy.
+fn inbound(netns: &str) -> anyhow::Result<u64> {
+    let page = exec(netns, &["curl", "-sS", "-m", "5", "http://127.0.0.1:15090/stats/prometheus"])?;
+    let line = page
+        .out
+        .lines()
+        .find(|l| l.starts_with("flotilla_udp_sessions_opened_total") && l.contains("inbound|"));
+    Ok(line.and_then(|l| l.rsplit(' ').next()?.parse().ok()).unwrap_or(0))
+}
+
 #[test]
 #[ignore = "needs root and network namespaces"]
 fn datagrams_to_services_are_captured() {
@@ -59,7 +71,7 @@ fn datagrams_to_services_are_captured() {
         let c = &mut world.clusters[0];
         let alpha = c.workload("alpha").clone();
         let client = c.workload("client").netns.clone();
-        c.write("names.yaml", &service(&alpha.ip))?;
+        c.write("names.yaml", &service(&alpha.ip, false))?;
         let mut server = std::process::Command::new("ip")
             .args([
                 "netns",
@@ -101,6 +113,23 @@ fn datagrams_to_services_are_captured() {
             // DNS is the mesh's resolver's, as before.
             let alpha_name = format!("names.{NAMESPACE}.svc.cluster.local");
             ensure!(dig(c, "10.10.0.1", 53, &alpha_name)?.trim() == VIP, "the mesh's resolver");
+            // Where the workload has a proxy, they go through it, in a connection of QUIC that others cannot read.
+            let start = inbound(&alpha.netns)?;
+            c.write("names.yaml", &service(&alpha.ip, true))?;
+            until("datagrams go through the workload's proxy", limit, async || {
+                ensure!(dig(c, VIP, PORT, NAME)?.trim() == SAYS);
+                ensure!(inbound(&alpha.netns)? > start, "none does");
+                Ok(())
+            })
+            .await?;
+            let before = inbound(&alpha.netns)?;
+            for _ in 0..20 {
+                ensure!(dig(c, VIP, PORT, NAME)?.trim() == SAYS);
+            }
+            let secure = inbound(&alpha.netns)? - before;
+            ensure!(secure >= 20, "{secure} of 20 went through the workload's proxy");
+            c.write("names.yaml", &service(&alpha.ip, false))?;
+            println!("   {backend:<9} {secure} sessions of 20 through the workload's proxy");
             println!(
                 "   {backend:<9} first answer after {} ms; {n} answers of the service, {passed} passed on",
                 took.as_millis()

@@ -71,6 +71,9 @@ pub struct Target {
     pub namespace: String,
     /// Service port.
     pub port: u16,
+    /// The port is one of UDP.
+    #[serde(default)]
+    pub udp: bool,
     /// Subset; empty is all.
     pub subset: String,
 }

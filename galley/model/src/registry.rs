@@ -109,6 +109,20 @@ pub struct ServicePort {
     pub protocol: Protocol,
 }
 
+impl ServicePort {
+    /// Whether it takes datagrams: the same number may be a port of TCP as well.
+    #[must_use]
+    pub fn is_udp(&self) -> bool {
+        self.protocol == Protocol::Udp
+    }
+
+    /// Whether both are the same port to callers, whatever their names.
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
+        self.port == other.port && self.is_udp() == other.is_udp()
+    }
+}
+
 /// How endpoints of a service are found by a proxy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

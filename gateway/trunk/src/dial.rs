@@ -55,26 +55,7 @@ impl Trunk {
     /// If neither QUIC nor TCP gets through, or the gateway is of another cluster.
     pub async fn dial(&self, address: SocketAddr, expect: Option<&ClusterId>) -> io::Result<TrunkStream> {
         let inner = &self.inner;
-        let there = inner.links.dialled(address);
-        let link = match there.clone().filter(|l| l.is_usable()) {
-            Some(l) => Some(l),
-            None => match expect.and_then(|c| inner.links.to_cluster(c)) {
-                Some(l) => {
-                    if there.is_none() {
-                        inner.dial_behind(address);
-                    }
-                    Some(l)
-                }
-                None => match (there, expect) {
-                    (None, _) => inner.connect(address).await,
-                    // Silence may be an outage of everything, which ends; a drain does not.
-                    (Some(l), Some(cluster)) if l.draining() => {
-                        inner.other(address, cluster).await.or(Some(l))
-                    }
-                    (there, _) => there,
-                },
-            },
-        };
+        let link = inner.link(address, expect).await;
         if let Some(link) = link {
             check_cluster(&link, expect)?;
             if let Ok(s) = inner.session(&link).await {
@@ -116,14 +97,46 @@ impl Trunk {
                 return Ok(s);
             }
         }
-        Err(io::Error::new(
-            io::ErrorKind::NotConnected,
-            format!("cluster {cluster} announces no gateway address, and no gateway of it is connected"),
-        ))
+        Err(nobody(cluster))
     }
 }
 
+pub(crate) fn nobody(cluster: &ClusterId) -> io::Error {
+    io::Error::new(
+        io::ErrorKind::NotConnected,
+        format!("cluster {cluster} announces no gateway address, and no gateway of it is connected"),
+    )
+}
+
 impl Inner {
+    /// A connection to the gateway at `address`, or to another one of that cluster; `None` while TCP stands in.
+    pub(crate) async fn link(
+        self: &Arc<Self>,
+        address: SocketAddr,
+        expect: Option<&ClusterId>,
+    ) -> Option<Arc<Link>> {
+        let there = self.links.dialled(address);
+        match there.clone().filter(|l| l.is_usable()) {
+            Some(l) => Some(l),
+            None => match expect.and_then(|c| self.links.to_cluster(c)) {
+                Some(l) => {
+                    if there.is_none() {
+                        self.dial_behind(address);
+                    }
+                    Some(l)
+                }
+                None => match (there, expect) {
+                    (None, _) => self.connect(address).await,
+                    // Silence may be an outage of everything, which ends; a drain does not.
+                    (Some(l), Some(cluster)) if l.draining() => {
+                        self.other(address, cluster).await.or(Some(l))
+                    }
+                    (there, _) => there,
+                },
+            },
+        }
+    }
+
     async fn session(&self, link: &Arc<Link>) -> io::Result<TrunkStream> {
         match tokio::time::timeout(TCP_TIMEOUT, link.connection.open_bi()).await {
             Ok(Ok((send, receive))) => {
@@ -253,7 +266,7 @@ pub(crate) async fn keep_up(inner: Arc<Inner>, cluster: ClusterId, address: Sock
     }
 }
 
-fn check_cluster(link: &Link, expect: Option<&ClusterId>) -> io::Result<()> {
+pub(crate) fn check_cluster(link: &Link, expect: Option<&ClusterId>) -> io::Result<()> {
     match expect {
         Some(expect) if link.cluster != *expect => Err(io::Error::new(
             io::ErrorKind::PermissionDenied,

@@ -29,7 +29,8 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    ALPN, ALPN_BOTH_WAYS, LinkStatus, SocketStatus, TrunkError, TrunkMetrics, TrunkOptions, dial,
+    ALPN, ALPN_BOTH_WAYS, ALPN_DATAGRAMS, LinkStatus, SocketStatus, TrunkError, TrunkMetrics, TrunkOptions,
+    dial,
     ends::{self, Ends},
     links::{Link, Links},
     port, serve, transport,
@@ -113,7 +114,7 @@ impl Trunk {
         metrics: TrunkMetrics,
     ) -> Result<Self, TrunkError> {
         let trust = || Validation { trusted: Some(SecretRef::Sds(TRUST_BUNDLE.into())), sans: vec![] };
-        let alpn = || vec![ALPN_BOTH_WAYS.into(), ALPN.into()];
+        let alpn = || vec![ALPN_DATAGRAMS.into(), ALPN_BOTH_WAYS.into(), ALPN.into()];
         let server = secrets.server_config(&DownstreamTls {
             certificate: SecretRef::Sds(WORKLOAD_SVID.into()),
             client_certificate: ClientCertificate::Required(trust()),
@@ -264,8 +265,10 @@ impl Inner {
             .handshake_data()
             .and_then(|d| d.downcast::<HandshakeData>().ok())
             .and_then(|d| d.protocol);
-        let both_ways = protocol.as_deref() == Some(ALPN_BOTH_WAYS.as_bytes());
-        let link = Arc::new(Link::new(connection, cluster, dialled, both_ways));
+        let is = |alpn: &str| protocol.as_deref() == Some(alpn.as_bytes());
+        let datagrams = is(ALPN_DATAGRAMS);
+        let both_ways = datagrams || is(ALPN_BOTH_WAYS);
+        let link = Arc::new(Link::new(connection, cluster, dialled, both_ways, datagrams));
         serve::start(self, link.clone(), runtime);
         Some(link)
     }

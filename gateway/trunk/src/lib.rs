@@ -14,12 +14,13 @@
 //! Sessions go both ways on a connection, whoever dialled it: a cluster that nobody can dial keeps connections up
 //! and is reached on them. A gateway that ends says so first, and new sessions go to another.
 //!
-//! Not here: datagrams.
+//! Datagrams of UDP services are DATAGRAM frames on the same connections ([`TrunkFlow`]); over TCP there are none.
 
 pub mod congestion;
 mod dial;
 mod endpoint;
 mod ends;
+mod flows;
 mod links;
 mod metrics;
 mod options;
@@ -33,6 +34,7 @@ mod workers;
 
 pub use dial::{Path, QUIC_PATIENCE};
 pub use endpoint::{PeerGateway, Peers, Trunk};
+pub use flows::{FlowError, FlowSender, TrunkFlow};
 pub use links::{Carrier, LinkStatus, Opener};
 pub use metrics::TrunkMetrics;
 pub use options::{DeliverTo, TrunkError, TrunkOptions};
@@ -43,3 +45,5 @@ pub use stream::TrunkStream;
 pub const ALPN: &str = "flotilla-trunk/1";
 /// The same, with sessions in both directions and notices.
 pub const ALPN_BOTH_WAYS: &str = "flotilla-trunk/2";
+/// The same, with flows of datagrams.
+pub const ALPN_DATAGRAMS: &str = "flotilla-trunk/3";

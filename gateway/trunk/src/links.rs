@@ -15,6 +15,8 @@ use quinn::Connection;
 use serde::Serialize;
 use tokio::sync::Notify;
 
+use crate::flows::Flows;
+
 /// Addresses whose TCP figures are kept; more than a federation has, less than a mistake could make.
 const ADDRESSES: usize = 65_536;
 
@@ -140,6 +142,9 @@ pub(crate) struct Link {
     leaving: AtomicBool,
     /// Whether the peer takes sessions on a connection that it dialled, and notices.
     pub(crate) both_ways: bool,
+    /// Whether the peer takes flows of datagrams.
+    pub(crate) datagrams: bool,
+    pub(crate) flows: Flows,
     pub(crate) sessions: Arc<Sessions>,
     since: SystemTime,
 }
@@ -150,6 +155,7 @@ impl Link {
         cluster: ClusterId,
         dialled: Option<SocketAddr>,
         both_ways: bool,
+        datagrams: bool,
     ) -> Self {
         Self {
             connection,
@@ -160,9 +166,16 @@ impl Link {
             silent: AtomicBool::new(false),
             leaving: AtomicBool::new(false),
             both_ways,
+            datagrams,
+            flows: Flows::default(),
             sessions: Arc::default(),
             since: SystemTime::now(),
         }
+    }
+
+    /// How long it has been there.
+    pub(crate) fn age(&self) -> Duration {
+        self.since.elapsed().unwrap_or_default()
     }
 
     pub(crate) fn is_open(&self) -> bool {

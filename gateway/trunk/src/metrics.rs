@@ -32,6 +32,12 @@ pub struct TrunkMetrics {
     pub accepted_sessions: Counter,
     /// QUIC handshakes that failed, and connections that stopped reaching their peer.
     pub quic_failures: Counter,
+    /// Flows of datagrams opened.
+    pub flows: Counter,
+    /// Flows of datagrams that peers opened.
+    pub accepted_flows: Counter,
+    /// Datagrams that were not sent, not taken or of no flow.
+    pub dropped_datagrams: Counter,
     pub(crate) links: Arc<Links>,
     pub(crate) socket: Arc<OnceLock<SocketStatus>>,
 }
@@ -46,6 +52,13 @@ impl TrunkMetrics {
         r.register("tcp_sessions", "Sessions opened over TCP for want of QUIC", m.tcp_sessions.clone());
         r.register("accepted_sessions", "Sessions accepted from peers", m.accepted_sessions.clone());
         r.register("quic_failures", "QUIC handshakes that failed", m.quic_failures.clone());
+        r.register("flows", "Flows of datagrams opened", m.flows.clone());
+        r.register("accepted_flows", "Flows of datagrams accepted from peers", m.accepted_flows.clone());
+        r.register(
+            "dropped_datagrams",
+            "Datagrams that were not sent, not taken or of no flow",
+            m.dropped_datagrams.clone(),
+        );
         r.register_collector(Box::new(Scrape { links: m.links.clone(), socket: m.socket.clone() }));
         m
     }

@@ -4,7 +4,7 @@ use std::{io, net::SocketAddr};
 
 use tokio::sync::mpsc;
 
-use crate::{TrunkStream, congestion::Congestion};
+use crate::{TrunkFlow, TrunkStream, congestion::Congestion};
 
 /// How a trunk is started.
 #[derive(Debug, Clone)]
@@ -13,6 +13,8 @@ pub struct TrunkOptions {
     pub listen: SocketAddr,
     /// The gateway's own east-west listener, to which accepted sessions are handed.
     pub deliver_to: DeliverTo,
+    /// Takes flows of datagrams, each with the address of the peer; without it there are none.
+    pub deliver_flows: Option<mpsc::Sender<(TrunkFlow, SocketAddr)>>,
     /// Threads with a runtime and a socket each, on which connections live, 256 at most; with none they live on the
     /// runtime that the trunk is started on.
     pub workers: usize,

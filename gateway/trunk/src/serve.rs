@@ -9,6 +9,7 @@ use tokio::{net::TcpStream, runtime::Handle, sync::OwnedSemaphorePermit};
 use crate::{
     DeliverTo, TrunkStream,
     endpoint::{Inner, TCP_HOLD, TCP_TIMEOUT},
+    flows,
     links::Link,
     watch::{self, Lost},
 };
@@ -27,9 +28,11 @@ pub(crate) fn start(inner: &Arc<Inner>, link: Arc<Link>, runtime: &Handle) {
         tokio::select! {
             () = sessions(&inner, &link) => {}
             () = notices(&link) => {}
+            () = flows::take(&inner, &link) => {}
             () = silence(&inner, &link) => {}
             _ = link.connection.closed() => {}
         }
+        link.flows.close();
         inner.links.remove(&link);
         tracing::info!(cluster = %link.cluster, address = %link.connection.remote_address(), "a trunk ended");
     });

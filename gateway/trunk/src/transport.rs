@@ -19,6 +19,8 @@ const IDLE: Duration = Duration::from_secs(20);
 const STREAMS: u32 = 8192;
 /// Notices that a peer may have under way at once.
 const NOTICES: u32 = 4;
+/// Bytes of datagrams that wait in each direction; the oldest make room, so that what is late is lost rather than later.
+const DATAGRAMS: usize = 1 << 20;
 /// The largest payload of a UDP datagram over IPv4 (RFC 768, RFC 791).
 pub(crate) const LARGEST: u16 = 65_507;
 /// Of a packet in a network that says nothing about itself: Ethernet.
@@ -39,6 +41,8 @@ pub(crate) fn transport(congestion: Congestion, peer: SocketAddr) -> Arc<Transpo
         .stream_receive_window(VarInt::from_u32(1 << 20))
         .receive_window(VarInt::from_u32(16 << 20))
         .send_window(16 << 20)
+        .datagram_receive_buffer_size(Some(DATAGRAMS))
+        .datagram_send_buffer_size(DATAGRAMS)
         .ack_frequency_config(Some(congestion::acks()))
         .mtu_discovery_config(Some(mtu))
         .congestion_controller_factory(congestion.factory());

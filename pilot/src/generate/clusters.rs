@@ -216,7 +216,7 @@ pub(super) fn pool(c: &mut Cluster, pool: Option<&ConnectionPoolSettings>, proto
     }
 }
 
-fn outlier(o: &AuthoredOutlier) -> OutlierDetection {
+pub(super) fn outlier(o: &AuthoredOutlier) -> OutlierDetection {
     let base = o.base_ejection_time.map_or(Duration::from_secs(30), Duration::from);
     // The 1.0 field counted gateway errors.
     let legacy = count(o.consecutive_errors);

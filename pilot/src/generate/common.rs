@@ -279,6 +279,7 @@ pub(super) fn listener(name: String, address: SocketAddr, direction: Direction) 
         access_log: vec![],
         udp: None,
         quic: None,
+        inspect_quic: false,
     }
 }
 

@@ -16,10 +16,11 @@ use mesh_model::{
     authored::{LocalityLbSetting, MutualTlsMode, TrafficPolicy},
     federation::{ImportedService, LeaseState, OnLapse},
     proxy::{Discovery, EndpointHealth, LbEndpoint, LoadAssignment, LocalityEndpoints, OWN_GATEWAYS, Slots},
-    registry::{Health, Labels, Protocol, ServicePort, TlsMode},
+    registry::{Health, Labels, ServicePort, TlsMode},
 };
+use mesh_runtime::ports;
 
-use super::{Ctx, Generated, hbone};
+use super::{Ctx, Generated, hbone, udp};
 use crate::{config::selects, index::Entry, slots::Scale};
 
 /// Transport label with the peer whose gateway a remote endpoint stands for.
@@ -63,7 +64,8 @@ pub(super) fn assignment(
 ) -> LoadAssignment {
     let setting = locality_setting(ctx, policy);
     let compared = setting.map_or(&[][..], |s| s.failover_priority.as_slice());
-    let groups = groups(ctx, entry, port, subset, compared);
+    let secure = port.is_udp() && udp::is_secure(ctx, entry, policy);
+    let groups = groups(ctx, entry, port, subset, compared, secure);
     let localities = match setting {
         Some(s) if !s.distribute.is_empty() => distribute(ctx, groups, s),
         setting => prioritise(ctx, groups, setting),
@@ -71,13 +73,15 @@ pub(super) fn assignment(
     LoadAssignment { name: name.to_owned(), localities, overprovisioning: 140 }
 }
 
-/// Endpoints that are alike in everything that decides their priority, labels that are `compared` among it.
+/// Endpoints that are alike in everything that decides their priority, labels that are `compared` among it. With
+/// `secure`, datagrams go to workloads' proxies rather than to workloads, where they have one.
 fn groups(
     ctx: &Ctx<'_>,
     entry: &Entry,
     port: &ServicePort,
     subset: &Labels,
     compared: &[String],
+    secure: bool,
 ) -> Vec<Group> {
     let remote = remote(ctx, entry, port, subset);
     let scale = Scale::new(remote.iter().map(|r| (r.weight, r.parts)));
@@ -125,7 +129,7 @@ fn groups(
         });
         g.endpoints.push(LbEndpoint {
             address: e.address.clone(),
-            port: e.port,
+            port: if mtls && secure { ports::INBOUND } else { e.port },
             weight: scale.of(e.weight, 1),
             health: match e.health {
                 Health::Healthy => EndpointHealth::Healthy,
@@ -149,7 +153,7 @@ fn groups(
         });
         g.endpoints.push(LbEndpoint {
             address: r.gateway.ip().to_string(),
-            port: r.gateway.port(),
+            port: if port.is_udp() { ports::EAST_WEST_UDP } else { r.gateway.port() },
             weight: scale.of(r.weight, r.parts),
             health: if r.draining { EndpointHealth::Draining } else { EndpointHealth::Healthy },
             transport_labels: BTreeMap::from([
@@ -182,10 +186,9 @@ fn remote<'a>(ctx: &Ctx<'a>, entry: &'a Entry, port: &ServicePort, subset: &Labe
     let gateways = ctx.world.gateways();
     let staying: Vec<SocketAddr> = gateways.iter().filter(|g| !g.1).map(|g| g.0).collect();
     let mut out = Vec::new();
-    // Between clusters there is TCP only.
-    for i in entry.imports.iter().filter(|_| port.protocol != Protocol::Udp && !gateways.is_empty()) {
+    for i in entry.imports.iter().filter(|_| !gateways.is_empty()) {
         // The peer may not have this port; the oldest export defined ours.
-        if !i.service.ports.iter().any(|p| p.port == port.port) {
+        if !i.service.ports.iter().any(|p| p.is_same(port)) {
             continue;
         }
         let peer = ctx.world.config.peers.iter().find(|p| p.id == i.cluster);

@@ -23,13 +23,13 @@ use super::{
     Ctx,
     common::{cluster_name, member_sni},
     endpoints::{self, CLUSTER_LABEL},
-    routes,
+    routes, udp,
 };
 use crate::{
     config::selects,
     exports, hosts,
     index::{Entry, Origin},
-    proxy::ProxyNode,
+    proxy::{Interception, ProxyNode},
     world::{World, effective_policy},
 };
 
@@ -60,11 +60,16 @@ fn stop(way: &mut Way, step: &str, says: String, fix: impl Into<String>) -> Ende
 }
 
 fn walk(ctx: &Ctx<'_>, to: &str, request: &Request, way: &mut Way) -> Result<(), Ended> {
-    let (host, port) = split(to);
+    // A URL may end so as well, and then it is a path.
+    let datagrams = to.strip_suffix("/udp").filter(|t| !t.contains('/'));
+    let (host, port) = split(datagrams.unwrap_or(to));
     let entry = name(ctx, host, way)?;
-    let port = service_port(entry, port, way)?;
+    let port = service_port(entry, port, datagrams.is_some(), way)?;
     let s = &entry.service;
-    let clusters = if port.protocol.is_http() {
+    let clusters = if port.is_udp() {
+        captured(ctx, way)?;
+        vec![WeightedCluster::only(udp::cluster_name(port.port, &s.host))]
+    } else if port.protocol.is_http() {
         route(ctx, entry, port, request, way)?
     } else {
         vec![WeightedCluster::only(cluster_name(port.port, "", &s.host))]
@@ -177,31 +182,55 @@ fn unknown(ctx: &Ctx<'_>, given: &str, host: &str, way: &mut Way) -> Ended {
     stop(way, "name", says, "declare it with a ServiceEntry")
 }
 
-fn service_port<'e>(entry: &'e Entry, port: Option<u16>, way: &mut Way) -> Result<&'e ServicePort, Ended> {
+/// Whether the caller's datagrams get to its proxy at all.
+fn captured(ctx: &Ctx<'_>, way: &mut Way) -> Result<(), Ended> {
+    if !ctx.proxy.flotilla {
+        let says = "the caller's proxy is not Flotilla's, which alone takes datagrams".to_owned();
+        return Err(stop(way, "capture", says, "give the workload a `flotilla sidecar`"));
+    }
+    if ctx.proxy.interception != Interception::Tproxy {
+        let says = "the caller's datagrams are not captured: its proxy is not started for TPROXY".to_owned();
+        let fix = "`flotilla iptables --mode TPROXY --udp-ranges RANGES`, and `flotilla sidecar --meta \
+                   INTERCEPTION_MODE=TPROXY`";
+        return Err(stop(way, "capture", says, fix));
+    }
+    let says = "TPROXY; whether --udp-ranges has the service's address only the workload knows".to_owned();
+    way.steps.push(Step::ok("capture", says));
+    Ok(())
+}
+
+fn service_port<'e>(
+    entry: &'e Entry,
+    port: Option<u16>,
+    datagrams: bool,
+    way: &mut Way,
+) -> Result<&'e ServicePort, Ended> {
     let s = &entry.service;
     let listed = || {
-        let all: Vec<_> = s.ports.iter().map(|p| format!("{} ({})", p.port, p.name)).collect();
+        let all: Vec<_> =
+            s.ports.iter().chain(&entry.udp_ports).map(|p| format!("{} ({})", p.port, p.name)).collect();
         all.join(", ")
     };
     let Some(number) = port else {
-        let Some(p) = s.ports.iter().find(|p| p.protocol.is_http()).or(s.ports.first()) else {
+        let first = s.ports.iter().find(|p| p.protocol.is_http()).or(s.ports.first());
+        let Some(p) = first.filter(|_| !datagrams).or(entry.udp_ports.first()) else {
             return Err(stop(way, "port", "the service has no ports".into(), "add a port to it"));
         };
-        let only = if s.ports.len() == 1 { "the only one" } else { "taken from its ports" };
+        let only =
+            if s.ports.len() + entry.udp_ports.len() == 1 { "the only one" } else { "taken from its ports" };
         way.steps.push(Step::ok("port", format!("{} ({:?}), {only}", p.port, p.protocol)));
         return Ok(p);
     };
-    match entry.port(number) {
+    // What a number means is said where it is one of both kinds.
+    let tcp = entry.port(number).filter(|_| !datagrams);
+    match tcp.or_else(|| entry.udp_port(number)) {
         Some(p) => {
             way.steps.push(Step::ok("port", format!("{number} ({}, {:?})", p.name, p.protocol)));
             Ok(p)
         }
-        None if entry.udp_ports.iter().any(|p| p.port == number) => {
-            let says = format!("{number} is a port of UDP");
-            Err(stop(way, "port", says, "explain follows TCP and HTTP only"))
-        }
         None => {
-            let says = format!("{} has no port {number}", s.host);
+            let kind = if datagrams { " of UDP" } else { "" };
+            let says = format!("{} has no port {number}{kind}", s.host);
             Err(stop(way, "port", says, format!("its ports are {}", listed())))
         }
     }
@@ -299,20 +328,22 @@ fn route(
     }
 }
 
-/// `outbound|9080|v1|host`.
-fn parse(cluster: &str) -> Option<(u16, &str, &str)> {
+/// `outbound|9080|v1|host`, or `outbound|53/udp||host`.
+fn parse(cluster: &str) -> Option<(u16, bool, &str, &str)> {
     let mut it = cluster.split('|').skip(1);
     let (port, subset, host) = (it.next()?, it.next()?, it.next()?);
-    Some((port.parse().ok()?, subset, host))
+    let (number, udp) = port.strip_suffix("/udp").map_or((port, false), |p| (p, true));
+    Some((number.parse().ok()?, udp, subset, host))
 }
 
 fn destination(ctx: &Ctx<'_>, to: &WeightedCluster, request: &Request, way: &mut Way) -> Result<(), Ended> {
-    let Some((number, subset, host)) = parse(&to.cluster) else { return Ok(()) };
+    let Some((number, udp, subset, host)) = parse(&to.cluster) else { return Ok(()) };
     let Some(entry) = ctx.service(host) else {
         let says = format!("the route leads to {host}, which is not known or not visible here");
         return Err(stop(way, "route", says, "correct destination.host, or export the service"));
     };
-    let Some(port) = entry.port(number) else {
+    let found = if udp { entry.udp_port(number) } else { entry.port(number) };
+    let Some(port) = found else {
         let says = format!("the route leads to port {number} of {host}, which has no such port");
         return Err(stop(way, "route", says, "correct destination.port.number"));
     };
@@ -339,7 +370,7 @@ fn destination(ctx: &Ctx<'_>, to: &WeightedCluster, request: &Request, way: &mut
     }
     let own = entry.endpoints_of(port, labels).filter(|e| e.health == Health::Healthy);
     let own: Vec<_> = own.collect();
-    let mut says = vec![];
+    let (mut says, mut without) = (vec![], vec![]);
     if local > 0.0 {
         says.push(format!("{} here ({:.0} %)", own.len(), local / total * 100.0));
     }
@@ -351,12 +382,16 @@ fn destination(ctx: &Ctx<'_>, to: &WeightedCluster, request: &Request, way: &mut
         }
         let share = remote.get(i.cluster.as_str()).copied().unwrap_or_default() / total * 100.0;
         let offers: u32 = groups(i, labels).map(|g| g.healthy_weight).sum();
-        let serves = i.service.ports.iter().any(|p| p.port == number);
+        let serves = i.service.ports.iter().any(|p| p.is_same(port));
         if offers == 0 || !serves {
             says.push(format!("none in {}", i.cluster));
             continue;
         }
         says.push(format!("{} {} ({share:.0} %)", i.cluster, if lapsed { "lapsed" } else { "live" }));
+        if udp && !ctx.world.has_trunk(&i.cluster) {
+            without.push(i.cluster.to_string());
+            continue;
+        }
         way.targets.push(Target {
             cluster: i.cluster.to_string(),
             lapsed,
@@ -372,10 +407,19 @@ fn destination(ctx: &Ctx<'_>, to: &WeightedCluster, request: &Request, way: &mut
             name: entry.service.name.clone(),
             namespace: entry.service.namespace.clone(),
             port: number,
+            udp,
             subset: subset.to_owned(),
         });
     }
     way.steps.push(Step::ok("endpoints", format!("{}: {}", to.cluster, says.join(", "))));
+    if !without.is_empty() {
+        let says = format!("UDP needs the QUIC trunk, which there is not to {}", without.join(", "));
+        let fix = "start both control planes with --transport quic,tcp, and all gateways with --trunk";
+        if local == 0.0 && way.targets.is_empty() {
+            return Err(stop(way, "transport", says, fix));
+        }
+        way.steps.push(Step::warning("transport", says, fix));
+    }
     if local == 0.0 {
         return Ok(());
     }
@@ -508,8 +552,10 @@ pub fn inbound(world: &World, ask: &Ask, request: &Request) -> Vec<Step> {
         return vec![Step::broken("export", says, fix)];
     };
     let mut steps = vec![Step::ok("export", format!("{}/{} is exported", ask.namespace, ask.name))];
-    let Some(port) = entry.port(ask.port) else {
-        let says = format!("the service has no port {} there", ask.port);
+    let found = if ask.udp { entry.udp_port(ask.port) } else { entry.port(ask.port) };
+    let Some(port) = found else {
+        let kind = if ask.udp { " of UDP" } else { "" };
+        let says = format!("the service has no port {}{kind} there", ask.port);
         steps.push(Step::broken("port", says, "give the service the same ports in all clusters"));
         return steps;
     };
@@ -556,6 +602,9 @@ pub struct Ask {
     pub namespace: String,
     /// Service port.
     pub port: u16,
+    /// The port is one of UDP.
+    #[serde(default)]
+    pub udp: bool,
     /// Subset; empty is all.
     #[serde(default)]
     pub subset: String,

@@ -106,8 +106,7 @@ fn ports(e: &Entry) -> Vec<NamePort> {
     let of = |udp: bool| {
         move |p: &ServicePort| NamePort { name: p.name.to_ascii_lowercase(), number: p.port.into(), udp }
     };
-    // Members do not have each other's ports of UDP.
-    let udp = e.udp_ports.iter().filter(|_| e.origin == Origin::Platform).map(of(true));
+    let udp = e.udp_ports.iter().map(of(true));
     let tcp = e.service.ports.iter().filter(|p| p.protocol != Protocol::Udp).map(of(false));
     tcp.chain(udp).filter(|p| !p.name.is_empty()).collect()
 }

@@ -9,6 +9,8 @@
 //! | `<slot>.outbound_.…`, for the two first | the workload of that slot (see [`crate::slots`]), or another |
 //! | anything else | closed |
 //!
+//! Names of ports of UDP are the same and mean the same, in connections of QUIC to port 15444.
+//!
 //! A service that is not exported has no chain, so its name is as unknown as any other. One listener
 //! serves both directions: a peer that dials it with another peer's name is forwarded there, where the
 //! inner session is verified like any other; such transit shows in the peer's cluster metrics.
@@ -32,7 +34,7 @@ use super::{
     Ctx, Generated,
     common::{chain, listener, member_sni, sni_name},
     gateway::Served,
-    tcp,
+    tcp, udp,
 };
 use crate::{
     hosts,
@@ -100,6 +102,48 @@ pub(super) fn generate(ctx: &Ctx<'_>, out: &mut Generated) {
         tcp::push(&mut l.filter_chains, to(ctx, &name, names));
     }
     // Envoy refuses a listener without chains; there is nothing to forward then.
+    if !l.filter_chains.is_empty() {
+        out.listener(l);
+    }
+    if ctx.proxy.flotilla {
+        datagrams(ctx, out);
+    }
+}
+
+/// The same for connections of QUIC that carry datagrams, at a port of their own: that of the listener above is the
+/// trunk's on UDP, and open to other clusters.
+fn datagrams(ctx: &Ctx<'_>, out: &mut Generated) {
+    let own = ctx.world.settings.cluster.as_str();
+    let ip = ctx.proxy.bind();
+    let at = SocketAddr::new(ip, mesh_runtime::ports::EAST_WEST_UDP);
+    let mut l = listener(format!("udp_{ip}_{}", at.port()), at, Direction::Unspecified);
+    l.inspect_quic = true;
+    let to = |cluster: &str, server_names| {
+        let m = FilterChainMatch { server_names, ..FilterChainMatch::default() };
+        chain(cluster, m, vec![udp::passing(ctx, cluster)])
+    };
+    let exported = ctx.world.index.services.values();
+    for e in exported.filter(|e| e.exported && e.origin == Origin::Platform) {
+        let s = &e.service;
+        let serves = slots::shape(e).serves;
+        for p in &e.udp_ports {
+            let name = format!("udp|{}", sni_name(p.port, "", &s.host));
+            let mut a = local_endpoints(e, p, &Labels::new(), &name, &serves);
+            for x in a.localities.iter_mut().flat_map(|l| &mut l.endpoints) {
+                x.port = mesh_runtime::ports::INBOUND;
+            }
+            out.assignment(a);
+            out.cluster(ctx.base_cluster(&name, Discovery::Eds(name.clone())));
+            let mut names =
+                vec![member_sni(p.port, "", &s.name, &s.namespace, own), sni_name(p.port, "", &s.host)];
+            names.extend(names.iter().map(|n| format!("*.{n}")).collect::<Vec<_>>());
+            l.filter_chains.push(to(&name, names));
+        }
+    }
+    for peer in ctx.world.config.peers.iter().filter(|p| p.id != ctx.world.settings.cluster) {
+        l.filter_chains
+            .push(to(&format!("peer|{}", peer.id), vec![format!("*.svc.{}.clusterset.local", peer.id)]));
+    }
     if !l.filter_chains.is_empty() {
         out.listener(l);
     }

@@ -495,12 +495,13 @@ impl<'a> Builder<'a> {
             else {
                 continue;
             };
+            let (udp, tcp) = oldest.service.ports.iter().cloned().partition(ServicePort::is_udp);
             let service = Service {
                 host: host.clone(),
                 name: name.to_owned(),
                 namespace: namespace.to_owned(),
                 addresses: vec![],
-                ports: oldest.service.ports.clone(),
+                ports: tcp,
                 resolution: Resolution::Static,
                 mesh_external: false,
                 // Pods of other clusters are not known, so there is nothing but a VIP to offer.
@@ -510,6 +511,7 @@ impl<'a> Builder<'a> {
                 created: oldest.service.exported_at,
             };
             let mut entry = self.entry(service, Origin::Imported);
+            entry.udp_ports = udp;
             self.merge_imports(&mut entry);
             self.entries.insert(host, entry);
         }

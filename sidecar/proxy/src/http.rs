@@ -8,7 +8,6 @@ pub(crate) mod filtered;
 pub(crate) mod filters;
 pub(crate) mod h1;
 pub(crate) mod h2;
-#[cfg(feature = "quic")]
 pub(crate) mod h3;
 pub(crate) mod headers;
 mod hedge;

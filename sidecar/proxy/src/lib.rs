@@ -29,7 +29,8 @@ mod worker;
 pub use config::{ApplyReport, ConfigSnapshot};
 pub use engine::{ClusterStatus, Engine, EngineError, EngineStatus, HostStatus, ListenerStatus};
 pub use options::{
-    BoxedIo, ByteStream, Dialer, EngineOptions, HeaderLookup, HookFuture, Hooks, NodeInfo, OnDemand,
-    PolicyDecision, PolicyHook, RequestAttributes, RequestRecord, Settled, Wanted,
+    BoxedIo, ByteStream, DatagramFlow, Dialer, EngineOptions, FlowError, FlowSender, HeaderLookup,
+    HookFuture, Hooks, NodeInfo, OnDemand, PolicyDecision, PolicyHook, RequestAttributes, RequestRecord,
+    Settled, Wanted,
 };
 pub use worker::delivery::Deliveries;

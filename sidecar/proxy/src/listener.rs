@@ -4,5 +4,4 @@ pub(crate) mod accept;
 pub(crate) mod bind;
 pub(crate) mod inspect;
 pub(crate) mod proxy_protocol;
-#[cfg(feature = "quic")]
 pub(crate) mod quic;

@@ -2,7 +2,9 @@
 
 use std::{collections::BTreeMap, future::Future, io, net::IpAddr, pin::Pin, sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use mesh_telemetry::{metrics::MeshMetrics, trace::SpanSink};
+use tokio::sync::mpsc;
 
 pub use crate::io::{BoxedIo, ByteStream};
 
@@ -105,6 +107,47 @@ pub type HookFuture<'a, T> = Pin<Box<dyn Future<Output = T> + 'a>>;
 pub trait Dialer: Send + Sync + 'static {
     /// Opens a stream to `addr` (with its `trunk:` prefix) for `sni`.
     fn dial<'a>(&'a self, addr: &'a str, port: u16, sni: &'a str) -> HookFuture<'a, io::Result<BoxedIo>>;
+
+    /// Opens a flow of datagrams there.
+    fn dial_flow<'a>(&'a self, addr: &'a str, _port: u16) -> HookFuture<'a, io::Result<DatagramFlow>> {
+        Box::pin(async move {
+            Err(io::Error::new(
+                io::ErrorKind::Unsupported,
+                format!("{addr}: datagrams are not carried there"),
+            ))
+        })
+    }
+}
+
+/// Datagrams to and from one place, each of which may be lost.
+pub struct DatagramFlow {
+    /// The way there; when it is dropped the flow has ended.
+    pub to: Arc<dyn FlowSender>,
+    /// What comes from there. Bounded: what does not fit is lost.
+    pub from: mpsc::Receiver<Bytes>,
+}
+
+/// Sends datagrams.
+pub trait FlowSender: Send + Sync + 'static {
+    /// Sends one, now or never.
+    ///
+    /// # Errors
+    /// [`FlowError`].
+    fn send(&self, datagram: &[u8]) -> Result<(), FlowError>;
+}
+
+/// Why a datagram was not sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum FlowError {
+    /// It is longer than the path carries.
+    #[error("the datagram is longer than the path carries")]
+    TooLarge,
+    /// Others had to be given up for it, since the path is slower than what is sent.
+    #[error("more waits than may wait")]
+    Full,
+    /// The flow has ended.
+    #[error("the flow has ended")]
+    Ended,
 }
 
 /// What traffic needs and the configuration does not have.

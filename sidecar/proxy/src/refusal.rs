@@ -25,7 +25,7 @@ pub(crate) enum Refusal {
 impl Refusal {
     const ALL: [Self; 3] = [Self::UnknownName, Self::NoBackend, Self::NoWay];
 
-    fn code(self) -> u8 {
+    pub(crate) fn code(self) -> u8 {
         match self {
             Self::UnknownName => alert::UNKNOWN_NAME,
             Self::NoBackend => alert::NO_BACKEND,
@@ -41,6 +41,11 @@ impl Refusal {
             AlertDescription::Unknown(code) => *code,
             _ => return None,
         };
+        Self::of_alert(code)
+    }
+
+    /// What an alert says, if it is one of these.
+    pub(crate) fn of_alert(code: u8) -> Option<Self> {
         Self::ALL.into_iter().find(|r| r.code() == code)
     }
 

@@ -243,6 +243,7 @@ impl Simulation<'_> {
         match &chain.terminal {
             Terminal::Tcp(t) => self.bytes(&chain, &t.config),
             Terminal::Http(h) => self.request(&chain, h)?,
+            Terminal::Udp(_) => self.out.detail = "the chain takes datagrams, which are not simulated".into(),
         }
         Ok(())
     }
@@ -356,6 +357,7 @@ fn compile(model: &model::Listener) -> Result<Listener, Unusable> {
             match f {
                 model::NetworkFilter::Tcp(t) => t.access_log.clear(),
                 model::NetworkFilter::Http(h) => h.access_log.clear(),
+                model::NetworkFilter::Udp(u) => u.access_log.clear(),
                 _ => {}
             }
         }

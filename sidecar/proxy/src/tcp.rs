@@ -155,7 +155,7 @@ fn passes_tls(conn: &Connection, down: &Io) -> bool {
 }
 
 /// Clusters of gateways: the way to another member of the federation, and a service by its server name.
-const PEER: &str = "peer|";
+pub(crate) const PEER: &str = "peer|";
 const BY_SERVER_NAME: &str = "outbound_.";
 
 /// Sessions between control planes: they never end by themselves, and go on where they were when they are opened

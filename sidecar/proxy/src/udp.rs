@@ -9,8 +9,15 @@
 //! 5. A listener that takes redirected datagrams finds the listener of their original destination as TCP does, and the
 //!    client is answered from there.
 //!
-//! Datagrams are not encrypted: a host that is reached with TLS gets none, rather than getting them in clear.
+//! 6. A host whose transport socket is one of QUIC gets datagrams through its proxy, encrypted ([`inner`]); one that is
+//!    reached with any other TLS gets none, rather than getting them in clear.
+//!
+//! A gateway passes such connections on without ending them ([`relay`]).
 
+mod carrier;
+mod initial;
+pub(crate) mod inner;
+pub(crate) mod relay;
 mod session;
 mod socket;
 
@@ -28,7 +35,7 @@ use mesh_telemetry::metrics::{UdpDrop, UdpEnd, UdpHop};
 use tokio_util::sync::CancellationToken;
 
 use self::{
-    session::{Key, Session},
+    session::{Client, Key, Session},
     socket::{Datagram, Downstream},
 };
 use crate::{
@@ -40,6 +47,8 @@ use crate::{
 const SWEEP: Duration = Duration::from_millis(250);
 /// Datagrams taken before others have a turn.
 const BATCH: usize = 64;
+/// Hosts that a datagram is offered to, if those before are known not to answer.
+const PICKS: usize = 4;
 
 /// A listener's part of one worker.
 struct Server {
@@ -64,7 +73,7 @@ pub(crate) async fn serve(
             return;
         }
     };
-    let server = Server { worker, slot, down, sessions: RefCell::default() };
+    let server = Rc::new(Server { worker, slot, down, sessions: RefCell::default() });
     let mut sweep = tokio::time::interval(SWEEP);
     sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -88,7 +97,7 @@ pub(crate) async fn serve(
 }
 
 impl Server {
-    fn receive(&self) {
+    fn receive(self: &Rc<Self>) {
         let scratch = &mut *self.worker.scratch.borrow_mut();
         let now = Instant::now();
         for _ in 0..BATCH {
@@ -108,8 +117,8 @@ impl Server {
         }
     }
 
-    fn take(&self, d: &Datagram, data: &[u8], now: Instant) {
-        let mut key = Key { peer: d.peer, local: d.local, host: 0 };
+    fn take(self: &Rc<Self>, d: &Datagram, data: &[u8], now: Instant) {
+        let key = Key { peer: d.peer, local: d.local, host: 0 };
         let known = self.sessions.borrow().get(&key).cloned();
         if let Some(s) = known {
             match s.check() {
@@ -119,30 +128,71 @@ impl Server {
         }
         let Some(proxy) = self.proxy(d.local) else { return };
         let series = proxy.series(&self.worker.shared.metrics);
-        let drop = |why| {
-            series.passed(UdpHop::DownstreamRx, data.len());
-            series.dropped(why);
-        };
-        let (cluster, host) = match session::choose(&self.worker, &proxy, &self.down, d) {
-            Ok(chosen) => chosen,
-            Err(why) => return drop(why),
-        };
-        if proxy.config.per_packet {
-            key.host = host.stats.id;
-            let known = self.sessions.borrow().get(&key).cloned();
-            if let Some(s) = known {
-                match s.check() {
-                    Ok(()) => return s.forward(data, now),
-                    Err(why) => self.end(&s, why),
+        match self.session(d, key, &proxy, now) {
+            Ok(s) => s.forward(data, now),
+            Err(why) => {
+                series.passed(UdpHop::DownstreamRx, data.len());
+                series.dropped(why);
+            }
+        }
+    }
+
+    /// The session of a datagram, which is new unless each is balanced on its own.
+    fn session(
+        self: &Rc<Self>,
+        d: &Datagram,
+        mut key: Key,
+        proxy: &Arc<UdpProxy>,
+        now: Instant,
+    ) -> Result<Rc<Session>, UdpDrop> {
+        let mut left = PICKS;
+        loop {
+            left -= 1;
+            let (cluster, host) = session::choose(&self.worker, proxy, &self.down, d)?;
+            if proxy.config.per_packet {
+                key.host = host.stats.id;
+                let known = self.sessions.borrow().get(&key).cloned();
+                if let Some(s) = known {
+                    match s.check() {
+                        Ok(()) => return Ok(s),
+                        Err(why) => self.end(&s, why),
+                    }
+                }
+            }
+            let reply = self.down.reply(key.local).map_err(|_| UdpDrop::SendError)?;
+            let (client, home) = (Client::Socket(Rc::clone(&self.down), reply), Rc::downgrade(self));
+            match Session::open(&self.worker, proxy, client, home, key, &cluster, host, now) {
+                // Another one may answer.
+                Err(UdpDrop::Unreachable) if left > 0 => {}
+                opened => {
+                    if let Ok(s) = &opened {
+                        self.sessions.borrow_mut().insert(key, Rc::clone(s));
+                    }
+                    return opened;
                 }
             }
         }
-        match Session::open(&self.worker, &proxy, &self.down, key, &cluster, host, now) {
-            Ok(s) => {
-                s.forward(data, now);
-                self.sessions.borrow_mut().insert(key, s);
+    }
+
+    /// Offers a datagram to another host than that of its session, which it ends.
+    fn again(self: &Rc<Self>, old: &Rc<Session>, data: &[u8], tries: u8) {
+        let key = old.key;
+        let current = self.sessions.borrow().get(&key).cloned();
+        let session = match current {
+            // Another datagram was faster.
+            Some(s) if !Rc::ptr_eq(&s, old) => Ok(s),
+            _ => {
+                self.end(old, UdpEnd::HostGone);
+                let d = Datagram { len: data.len(), peer: key.peer, local: key.local };
+                let key = Key { host: 0, ..key };
+                self.proxy(key.local)
+                    .ok_or(UdpDrop::NoCluster)
+                    .and_then(|proxy| self.session(&d, key, &proxy, Instant::now()))
             }
-            Err(why) => drop(why),
+        };
+        match session {
+            Ok(s) => s.send(data, tries),
+            Err(why) => old.dropped(why),
         }
     }
 
@@ -177,6 +227,8 @@ impl Server {
         self.sessions.borrow_mut().retain(|key, s| {
             let why = if s.is_idle(now) {
                 UdpEnd::Idle
+            } else if s.lost.get() {
+                UdpEnd::ConnectionLost
             } else if s.lost_host() {
                 UdpEnd::HostGone
             } else if !self.proxy(key.local).is_some_and(|p| Arc::ptr_eq(&p, &s.proxy)) {

@@ -171,6 +171,10 @@ pub(crate) struct Worker {
     pub(crate) pipes: Rc<Pipes>,
     /// UDP sessions.
     pub(crate) udp_sessions: Cell<usize>,
+    /// Connections of QUIC that carry them to other proxies.
+    pub(crate) links: udp::inner::client::Links,
+    /// What passes connections of QUIC on, where this is a gateway.
+    pub(crate) relay: RefCell<std::rc::Weak<udp::relay::Relay>>,
     open: Cell<usize>,
     /// A connection ended, or the load fell.
     closed: Notify,
@@ -191,6 +195,8 @@ impl Worker {
             signals: RefCell::default(),
             pipes: Rc::default(),
             udp_sessions: Cell::new(0),
+            links: Default::default(),
+            relay: RefCell::default(),
             open: Cell::new(0),
             closed: Notify::new(),
             load: load::Load::default(),
@@ -294,8 +300,10 @@ async fn run(
                                 Ok(s) => sockets.push(Rc::new(s)),
                                 Err(error) => tracing::error!(%error, listener = %name, "cannot listen"),
                             },
-                            #[cfg(feature = "quic")]
                             BoundSocket::Quic(s) => drop(tokio::task::spawn_local(crate::listener::quic::listen(worker, slot, s, stop))),
+                            BoundSocket::Udp(s) if slot.current.load().model.inspect_quic => {
+                                drop(tokio::task::spawn_local(udp::relay::serve(worker, slot, s, stop)));
+                            }
                             BoundSocket::Udp(s) => drop(tokio::task::spawn_local(udp::serve(worker, slot, s, stop))),
                         }
                     }

@@ -146,6 +146,14 @@ pub struct UpstreamTls {
     pub alpn: Vec<String>,
 }
 
+impl UpstreamTls {
+    /// Whether the session is one of QUIC that carries datagrams ([`super::UDP_ALPN`]).
+    #[must_use]
+    pub fn carries_datagrams(&self) -> bool {
+        self.alpn.iter().any(|p| p == super::UDP_ALPN)
+    }
+}
+
 /// `Cluster.TransportSocketMatch`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TransportSocketMatch {

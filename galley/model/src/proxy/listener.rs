@@ -44,15 +44,18 @@ pub struct Listener {
     /// Takes datagrams instead of connections; the listener then has no filter chains.
     pub udp: Option<Box<UdpProxy>>,
     /// The address is one of UDP and connections are QUIC; every chain has TLS and ends in an HTTP connection manager
-    /// with [`HttpCodec::Http3`].
+    /// with [`HttpCodec::Http3`], or every one in a [`NetworkFilter::Udp`], which serves datagrams of these connections.
     pub quic: Option<QuicOptions>,
+    /// The address is one of UDP and datagrams are of QUIC connections that somebody else ends: the ClientHello of each
+    /// chooses a chain, which has a [`NetworkFilter::Udp`] and no TLS, and all datagrams of the connection go to one host.
+    pub inspect_quic: bool,
 }
 
 impl Listener {
     /// Whether its address is one of UDP.
     #[must_use]
     pub fn is_udp(&self) -> bool {
-        self.udp.is_some() || self.quic.is_some()
+        self.udp.is_some() || self.quic.is_some() || self.inspect_quic
     }
 }
 
@@ -106,7 +109,7 @@ pub struct FilterChain {
     pub matches: FilterChainMatch,
     /// TLS termination.
     pub tls: Option<DownstreamTls>,
-    /// Filters; the last one is terminal ([`NetworkFilter::Http`] or [`NetworkFilter::Tcp`]).
+    /// Filters; the last one is terminal ([`NetworkFilter::Http`], [`NetworkFilter::Tcp`] or [`NetworkFilter::Udp`]).
     pub filters: Vec<NetworkFilter>,
 }
 
@@ -213,6 +216,9 @@ pub enum NetworkFilter {
     Tcp(TcpProxy),
     /// `envoy.filters.network.http_connection_manager`.
     Http(Box<HttpConnectionManager>),
+    /// `udp_proxy` at the end of a chain, which Envoy has as a listener filter only: of connections of QUIC, whose
+    /// datagrams it takes ([`Listener::quic`]), or which it passes on as they are ([`Listener::inspect_quic`]).
+    Udp(Box<UdpProxy>),
 }
 
 /// `envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy`.

@@ -6,6 +6,11 @@ use serde::{Deserialize, Serialize};
 
 use super::AccessLog;
 
+/// ALPN of a QUIC connection between two proxies of the mesh that carries datagrams of applications: each as a DATAGRAM
+/// frame (RFC 9221) with the number of its flow in front (see [`crate::flow`]), or on a unidirectional stream of its own
+/// in the same form where it is longer than a frame may be.
+pub const UDP_ALPN: &str = "flotilla-udp";
+
 /// `envoy.extensions.filters.udp.udp_proxy.v3.UdpProxyConfig`, with the size of datagrams that its listener takes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UdpProxy {

@@ -64,6 +64,7 @@ pub(crate) fn options(listen: SocketAddr, deliver_to: SocketAddr) -> TrunkOption
     TrunkOptions {
         listen,
         deliver_to: DeliverTo::Address(deliver_to),
+        deliver_flows: None,
         congestion: Congestion::Bbr,
         workers: 0,
     }

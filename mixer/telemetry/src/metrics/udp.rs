@@ -38,6 +38,20 @@ pub enum UdpDrop {
     ReceiveError,
     /// It could not be sent.
     SendError,
+    /// No service has the name that its connection asks for, or none that is exported.
+    NoRoute,
+    /// It is not of a connection that is known, nor the first of one.
+    NotQuic,
+    /// The host's proxy does not answer, or what it says is not what the mesh expects of it.
+    Unreachable,
+    /// The host's proxy refuses this caller.
+    Denied,
+    /// It is longer than the path carries.
+    TooLarge,
+    /// More waited already than may wait.
+    QueueFull,
+    /// The way to another cluster is not a QUIC trunk, which alone carries datagrams.
+    NoTrunk,
 }
 
 /// Why a session ended, as the label `kind`.
@@ -49,12 +63,28 @@ pub enum UdpEnd {
     HostGone,
     /// Its listener or cluster changed or is gone.
     Reconfigured,
+    /// What carried it ended.
+    ConnectionLost,
 }
 
 const HOPS: [&str; 4] = ["downstream_rx", "downstream_tx", "upstream_rx", "upstream_tx"];
-const DROPS: [&str; 7] =
-    ["no_cluster", "no_host", "cluster_limit", "session_limit", "truncated", "receive_error", "send_error"];
-const ENDS: [&str; 3] = ["idle", "host_gone", "reconfigured"];
+const DROPS: [&str; 14] = [
+    "no_cluster",
+    "no_host",
+    "cluster_limit",
+    "session_limit",
+    "truncated",
+    "receive_error",
+    "send_error",
+    "no_route",
+    "not_quic",
+    "unreachable",
+    "denied",
+    "too_large",
+    "queue_full",
+    "no_trunk",
+];
+const ENDS: [&str; 4] = ["idle", "host_gone", "reconfigured", "connection_lost"];
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Labels {

@@ -14,12 +14,12 @@ use crate::{
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Exit codes: 0 requests get there, 1 a step is broken, 2 it could not be found out.\n\
-                        It opens one TLS session to each remote cluster, and sends no request."
+                        It opens one TLS session to each remote cluster, and sends no request. Of UDP it tries nothing: it tells what carries it."
 )]
 pub(crate) struct ExplainArgs {
     /// Caller: a workload of this cluster, `<name>.<namespace>` as `flotilla proxy-status` shows it
     from: String,
-    /// Destination: `host`, `host:port` or a URL; short names are of the caller's namespace
+    /// Destination: `host`, `host:port`, `host:port/udp` or a URL; short names are of the caller's namespace
     to: String,
     /// Method of the request
     #[arg(long, default_value = "GET")]
@@ -112,6 +112,7 @@ async fn trace(args: &ExplainArgs, way: &Way, t: &Target, path: &str) -> Vec<Ste
             namespace: t.namespace.clone(),
             name: t.name.clone(),
             port: t.port.into(),
+            udp: t.udp,
             subset: t.subset.clone(),
             principal: way.principal.clone(),
             method: args.method.clone(),

@@ -18,6 +18,7 @@ use envoy_types::pb::{
                 http_connection_manager::v3::HttpConnectionManager, local_ratelimit::v3::LocalRateLimit,
                 rbac::v3::Rbac, sni_cluster::v3::SniCluster, tcp_proxy::v3 as tcp,
             },
+            udp::udp_proxy::v3::UdpProxyConfig,
         },
     },
     google::protobuf as gp,
@@ -38,6 +39,9 @@ const TCP_IDLE: Duration = Duration::from_secs(3600);
 pub(super) fn encode(m: &Listener) -> pb::Listener {
     let mut filters = Vec::new();
     filters.extend(m.udp.as_deref().map(udp::filter));
+    if m.inspect_quic {
+        filters.push(listener_filter(QUIC_INSPECTOR, &TlsInspector::default()));
+    }
     // The header of the PROXY protocol precedes everything else on the wire.
     if m.proxy_protocol {
         filters.push(listener_filter("envoy.filters.listener.proxy_protocol", &ProxyProtocol::default()));
@@ -59,7 +63,7 @@ pub(super) fn encode(m: &Listener) -> pb::Listener {
     };
     pb::Listener {
         name: m.name.clone(),
-        address: Some(listen_address(m.address, m.udp.is_some() || m.quic.is_some())),
+        address: Some(listen_address(m.address, m.is_udp())),
         udp_listener_config: match (m.udp.as_deref(), &m.quic) {
             (Some(u), _) => Some(udp::listener_config(u)),
             (None, q) => q.as_ref().map(quic::encode),
@@ -78,6 +82,14 @@ pub(super) fn encode(m: &Listener) -> pb::Listener {
         bind_to_port: boolv(m.bind_to_port),
         ..Default::default()
     }
+}
+
+/// Envoy looks for server names in TLS only. For QUIC the filter is the same, at an address of UDP; no other proxy than
+/// ours is sent it.
+const QUIC_INSPECTOR: &str = "flotilla.filters.udp_listener.quic_inspector";
+
+fn is_quic_inspector(f: &pb::ListenerFilter) -> bool {
+    matches!(&f.config_type, Some(l::listener_filter::ConfigType::TypedConfig(a)) if is::<TlsInspector>(a))
 }
 
 /// `::` takes both families, as our own proxy binds it.
@@ -100,9 +112,14 @@ pub(super) fn decode(mut m: pb::Listener) -> Res<Listener> {
     );
     let (ip, port, is_udp) = to_protocol_address(m.address)?;
     let ip: IpAddr = ip.parse().map_err(|_| Bad::new("address", format!("{ip:?} is not an IP address")))?;
-    let (mut udp, mut quic) = (None, None);
+    let (mut udp, mut quic, mut inspect_quic) = (None, None, false);
     let chains = !m.filter_chains.is_empty() || m.default_filter_chain.is_some();
     match (is_udp, m.udp_listener_config.take()) {
+        // Connections that somebody else ends.
+        (true, None) if chains && m.listener_filters.iter().any(is_quic_inspector) => {
+            m.listener_filters.retain(|f| !is_quic_inspector(f));
+            inspect_quic = true;
+        }
         // Connections on datagrams are QUIC's; without any, the datagrams themselves are proxied.
         (true, c) if chains || c.as_ref().is_some_and(|c| c.quic_options.is_some()) => {
             quic = Some(quic::decode(c.unwrap_or_default()).at("udp_listener_config")?);
@@ -165,6 +182,7 @@ pub(super) fn decode(mut m: pb::Listener) -> Res<Listener> {
         access_log: each("access_log", m.access_log, to_refusal_log)?,
         udp,
         quic,
+        inspect_quic,
     };
     quic::check(&listener)?;
     Ok(listener)
@@ -218,11 +236,14 @@ fn to_chain(c: pb::FilterChain, quic: bool) -> Res<FilterChain> {
         return Err(Bad::unsupported("use_proxy_proto", "the deprecated field"));
     }
     let filters = each("filters", c.filters, to_filter)?;
-    if !matches!(filters.last(), Some(NetworkFilter::Tcp(_) | NetworkFilter::Http(_))) {
+    let terminal = |f: &NetworkFilter| {
+        matches!(f, NetworkFilter::Tcp(_) | NetworkFilter::Http(_) | NetworkFilter::Udp(_))
+    };
+    if !filters.last().is_some_and(terminal) {
         return Err(Bad::new("filters", "the last filter must be tcp_proxy or http_connection_manager"));
     }
     let early = filters.len() - 1;
-    if filters[..early].iter().any(|f| matches!(f, NetworkFilter::Tcp(_) | NetworkFilter::Http(_))) {
+    if filters[..early].iter().any(terminal) {
         return Err(Bad::new("filters", "a terminal filter must be the last one"));
     }
     Ok(FilterChain {
@@ -286,6 +307,7 @@ fn filter(f: &NetworkFilter) -> pb::Filter {
         NetworkFilter::SniCluster => ("envoy.filters.network.sni_cluster", any(&SniCluster::default())),
         NetworkFilter::Tcp(t) => ("envoy.filters.network.tcp_proxy", any(&tcp_proxy(t))),
         NetworkFilter::Http(h) => ("envoy.filters.network.http_connection_manager", any(&http::encode(h))),
+        NetworkFilter::Udp(u) => (udp::FILTER, any(&udp::encode(u))),
     };
     pb::Filter { name: name.to_owned(), config_type: Some(l::filter::ConfigType::TypedConfig(config)) }
 }
@@ -308,6 +330,9 @@ fn to_filter(f: pb::Filter) -> Res<NetworkFilter> {
     }
     if is::<SniCluster>(&a) {
         return Ok(NetworkFilter::SniCluster);
+    }
+    if is::<UdpProxyConfig>(&a) {
+        return Ok(NetworkFilter::Udp(Box::new(udp::in_chain(typed(&a)?)?)));
     }
     Err(Bad::unsupported("typed_config", format_args!("filter {:?} ({})", f.name, a.type_url)))
 }

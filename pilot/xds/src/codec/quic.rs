@@ -2,7 +2,10 @@
 
 use envoy_types::pb::envoy::{
     config::{core::v3 as core, listener::v3 as pb},
-    extensions::transport_sockets::{quic::v3::QuicDownstreamTransport, tls::v3::DownstreamTlsContext},
+    extensions::transport_sockets::{
+        quic::v3::{QuicDownstreamTransport, QuicUpstreamTransport},
+        tls::v3::{DownstreamTlsContext, UpstreamTlsContext},
+    },
 };
 use mesh_model::proxy::{FilterChain, HttpCodec, Listener, NetworkFilter, QuicOptions};
 
@@ -87,10 +90,24 @@ pub(super) fn to_tls(q: QuicDownstreamTransport) -> Res<DownstreamTlsContext> {
     q.downstream_tls_context.ok_or_else(|| Bad::new("downstream_tls_context", "is missing"))
 }
 
-/// Holds a listener to what QUIC is: TLS and HTTP/3 in every chain, and neither of that elsewhere.
+pub(super) fn upstream(tls: UpstreamTlsContext) -> QuicUpstreamTransport {
+    QuicUpstreamTransport { upstream_tls_context: Some(tls) }
+}
+
+/// The TLS context inside; whether its ALPN is one that is spoken, [`tls`](super::tls) knows.
+pub(super) fn to_upstream(q: QuicUpstreamTransport) -> Res<UpstreamTlsContext> {
+    q.upstream_tls_context.ok_or_else(|| Bad::new("upstream_tls_context", "is missing"))
+}
+
+/// Holds a listener to what QUIC is: TLS and HTTP/3 or datagrams in every chain, and neither of that elsewhere.
 pub(super) fn check(l: &Listener) -> Res<()> {
     let quic = l.quic.is_some();
-    if quic {
+    let takes = match (quic, l.inspect_quic) {
+        (true, _) => Takes::Quic,
+        (false, true) => Takes::Passing,
+        (false, false) => Takes::Tcp,
+    };
+    if quic || l.inspect_quic {
         let inspects = l.inspect_tls || l.inspect_http || l.proxy_protocol || l.use_original_dst;
         if inspects {
             return Err(Bad::unsupported("listener_filters", "a listener filter of a QUIC listener"));
@@ -101,12 +118,35 @@ pub(super) fn check(l: &Listener) -> Res<()> {
         }
     }
     for (i, c) in l.filter_chains.iter().enumerate() {
-        chain(c, quic).at(format_args!("filter_chains[{i}]"))?;
+        chain(c, takes).at(format_args!("filter_chains[{i}]"))?;
     }
-    l.default_filter_chain.as_ref().map_or(Ok(()), |c| chain(c, quic)).at("default_filter_chain")
+    l.default_filter_chain.as_ref().map_or(Ok(()), |c| chain(c, takes)).at("default_filter_chain")
 }
 
-fn chain(c: &FilterChain, quic: bool) -> Res<()> {
+/// What a listener takes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Takes {
+    Tcp,
+    Quic,
+    /// Connections of QUIC that it does not end.
+    Passing,
+}
+
+fn chain(c: &FilterChain, takes: Takes) -> Res<()> {
+    let udp = matches!(c.filters.last(), Some(NetworkFilter::Udp(_)));
+    let quic = takes == Takes::Quic;
+    match takes {
+        Takes::Tcp if udp => return Err(Bad::new("filters", "udp_proxy needs a QUIC listener")),
+        Takes::Passing if c.tls.is_some() => {
+            return Err(Bad::new("transport_socket", "connections that are passed on are not ended"));
+        }
+        Takes::Passing if !udp || c.filters.len() != 1 => {
+            return Err(Bad::new("filters", "connections of QUIC are passed on by udp_proxy alone"));
+        }
+        Takes::Passing => return Ok(()),
+        Takes::Quic if udp && c.tls.is_some() => return Ok(()),
+        _ => {}
+    }
     let manager = match c.filters.last() {
         Some(NetworkFilter::Http(h)) => Some(h),
         _ => None,
@@ -136,10 +176,12 @@ mod tests {
     use std::time::Duration;
 
     use envoy_types::pb::google::protobuf as gp;
-    use mesh_model::proxy::{HttpConnectionManager, RouteSource};
+    use mesh_model::proxy::{
+        HttpConnectionManager, Rbac, RouteSource, UDP_ALPN, UdpProxy, UpstreamTls, Validation,
+    };
 
     use super::*;
-    use crate::codec::{decode_listener, encode_listener, listener, pack, tests};
+    use crate::codec::{decode_listener, encode_listener, listener, pack, tests, tls};
 
     fn model() -> Listener {
         let mut l = tests::listener();
@@ -183,6 +225,57 @@ mod tests {
         m.udp_listener_config = Some(quic);
         m.filter_chains[0].filter_chain_match.as_mut().unwrap().transport_protocol = "quic".into();
         assert_eq!(decode_listener(&pack(&m)).unwrap(), own);
+    }
+
+    fn rules() -> NetworkFilter {
+        NetworkFilter::Rbac(Rbac { stat_prefix: "tcp.".into(), ..Rbac::default() })
+    }
+
+    fn datagrams(cluster: &str) -> NetworkFilter {
+        NetworkFilter::Udp(Box::new(UdpProxy { max_downstream: u16::MAX, ..UdpProxy::to(cluster) }))
+    }
+
+    #[test]
+    fn connections_that_carry_datagrams_round_trip() {
+        let mut l = model();
+        l.filter_chains[0].filters = vec![rules(), datagrams("inbound|5353/udp||")];
+        assert_eq!(decode_listener(&encode_listener(&l)).as_ref(), Ok(&l));
+        let tls = UpstreamTls {
+            certificate: None,
+            validation: Validation { trusted: None, sans: vec![] },
+            sni: "outbound_.53_._.dns.books.svc.cluster.local".into(),
+            alpn: vec![UDP_ALPN.into()],
+        };
+        let socket = tls::upstream(&tls);
+        assert_eq!(socket.name, "envoy.transport_sockets.quic");
+        assert_eq!(tls::to_upstream(socket).unwrap(), Some(tls.clone()));
+        let http3 = QuicUpstreamTransport {
+            upstream_tls_context: Some(UpstreamTlsContext { sni: "a".into(), ..Default::default() }),
+        };
+        let mut socket = tls::upstream(&tls);
+        socket.config_type = Some(core::transport_socket::ConfigType::TypedConfig(any(&http3)));
+        let e = tls::to_upstream(socket).unwrap_err();
+        assert!(e.field.contains("alpn_protocols") && e.reason.contains("QUIC to upstreams"), "{e:?}");
+        // Neither without TLS nor on TCP.
+        let mut clear = l.clone();
+        clear.filter_chains[0].tls = None;
+        refused(&listener::encode(&clear), "transport_socket", "quic");
+        l.quic = None;
+        refused(&listener::encode(&l), "filter_chains[0].filters", "needs a QUIC listener");
+    }
+
+    #[test]
+    fn connections_that_are_passed_on_round_trip() {
+        let mut l = model();
+        (l.quic, l.inspect_quic) = (None, true);
+        let c = &mut l.filter_chains[0];
+        (c.tls, c.filters) = (None, vec![datagrams("udp|outbound_.53_._.dns.books.svc.cluster.local")]);
+        assert_eq!(decode_listener(&encode_listener(&l)).as_ref(), Ok(&l));
+        let mut ends = l.clone();
+        ends.filter_chains[0].tls = model().filter_chains[0].tls.clone();
+        refused(&listener::encode(&ends), "transport_socket", "");
+        l.filter_chains[0].filters.insert(0, rules());
+        refused(&listener::encode(&l), "filter_chains[0].filters", "udp_proxy alone");
     }
 
     #[test]

@@ -584,6 +584,7 @@ pub(crate) fn listener() -> Listener {
         }],
         udp: None,
         quic: None,
+        inspect_quic: false,
     }
 }
 

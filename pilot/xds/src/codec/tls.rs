@@ -3,12 +3,13 @@
 use envoy_types::pb::envoy::config::core::v3 as core;
 pub(super) use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3 as pb;
 use envoy_types::pb::envoy::extensions::transport_sockets::{
-    proxy_protocol::v3::ProxyProtocolUpstreamTransport, quic::v3::QuicDownstreamTransport,
+    proxy_protocol::v3::ProxyProtocolUpstreamTransport,
+    quic::v3::{QuicDownstreamTransport, QuicUpstreamTransport},
     raw_buffer::v3::RawBuffer,
 };
 use mesh_model::proxy::{
     ClientCertificate, DownstreamTls, ProxyProtocolVersion, SecretRef, StringMatch, StringMatchKind,
-    TlsVersion, UpstreamTls, Validation,
+    TlsVersion, UDP_ALPN, UpstreamTls, Validation,
 };
 use pb::{
     CertificateValidationContext, CommonTlsContext, SdsSecretConfig, SubjectAltNameMatcher, TlsCertificate,
@@ -352,6 +353,9 @@ pub(super) fn upstream(t: &UpstreamTls) -> core::TransportSocket {
     }
     let context =
         pb::UpstreamTlsContext { common_tls_context: Some(common), sni: t.sni.clone(), ..Default::default() };
+    if t.carries_datagrams() {
+        return socket("envoy.transport_sockets.quic", &quic::upstream(context));
+    }
     socket("envoy.transport_sockets.tls", &context)
 }
 
@@ -361,15 +365,21 @@ pub(super) fn to_upstream(s: core::TransportSocket) -> Res<Option<UpstreamTls>> 
     if is::<RawBuffer>(&a) {
         return Ok(None);
     }
-    let m: pb::UpstreamTlsContext = typed(&a)?;
+    let over_quic = is::<QuicUpstreamTransport>(&a);
+    let m: pb::UpstreamTlsContext = if over_quic { quic::to_upstream(typed(&a)?)? } else { typed(&a)? };
     refuse!(m; auto_host_sni, auto_sni_san_validation);
     let mut common = m.common_tls_context.unwrap_or_default();
     let certificate = to_certificate(&mut common)?;
     let v = to_validation(common.validation_context_type.take())?;
-    Ok(Some(UpstreamTls {
+    let tls = UpstreamTls {
         certificate,
         validation: v.unwrap_or(Validation { trusted: None, sans: vec![] }),
         sni: m.sni,
         alpn: common.alpn_protocols,
-    }))
+    };
+    if tls.carries_datagrams() != over_quic {
+        let what = format_args!("QUIC to upstreams other than for {UDP_ALPN}, which needs it");
+        return Err(Bad::unsupported("alpn_protocols", what));
+    }
+    Ok(Some(tls))
 }

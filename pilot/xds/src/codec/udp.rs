@@ -1,4 +1,5 @@
-//! The UDP proxy, which is a listener filter.
+//! The UDP proxy, which is a listener filter or, for datagrams of connections of QUIC, which Envoy does not have, the end
+//! of a filter chain.
 
 use envoy_types::pb::{
     envoy::{
@@ -11,10 +12,18 @@ use mesh_model::proxy::{UdpHash, UdpProxy};
 
 use super::{At, Bad, Res, common::*, each, http, refuse};
 
-const FILTER: &str = "envoy.filters.udp_listener.udp_proxy";
+pub(super) const FILTER: &str = "envoy.filters.udp_listener.udp_proxy";
 
 /// The listener filter.
 pub(super) fn filter(u: &UdpProxy) -> l::ListenerFilter {
+    l::ListenerFilter {
+        name: FILTER.to_owned(),
+        config_type: Some(l::listener_filter::ConfigType::TypedConfig(any(&encode(u)))),
+        ..Default::default()
+    }
+}
+
+pub(super) fn encode(u: &UdpProxy) -> udp::UdpProxyConfig {
     let hash = u.hash.as_ref().map(|h| match h {
         UdpHash::SourceIp => config::hash_policy::PolicySpecifier::SourceIp(true),
         UdpHash::Key(k) => config::hash_policy::PolicySpecifier::Key(k.clone()),
@@ -23,7 +32,7 @@ pub(super) fn filter(u: &UdpProxy) -> l::ListenerFilter {
         name: "route".to_owned(),
         typed_config: Some(any(&udp::Route { cluster: u.cluster.clone() })),
     };
-    let m = udp::UdpProxyConfig {
+    udp::UdpProxyConfig {
         stat_prefix: u.stat_prefix.clone(),
         idle_timeout: Some(duration(u.idle_timeout)),
         hash_policies: hash.map(|h| config::HashPolicy { policy_specifier: Some(h) }).into_iter().collect(),
@@ -38,12 +47,12 @@ pub(super) fn filter(u: &UdpProxy) -> l::ListenerFilter {
             matcher_type: None,
         })),
         ..Default::default()
-    };
-    l::ListenerFilter {
-        name: FILTER.to_owned(),
-        config_type: Some(l::listener_filter::ConfigType::TypedConfig(any(&m))),
-        ..Default::default()
     }
+}
+
+/// At the end of a chain: what comes inside of a connection is as long as that allows.
+pub(super) fn in_chain(m: udp::UdpProxyConfig) -> Res<UdpProxy> {
+    Ok(UdpProxy { max_downstream: u16::MAX, ..proxy(m)? })
 }
 
 /// What a listener says about its socket.
@@ -180,6 +189,7 @@ mod tests {
             default_filter_chain: None,
             access_log: vec![],
             quic: None,
+            inspect_quic: false,
             udp: Some(Box::new(UdpProxy {
                 idle_timeout: Duration::from_secs(7),
                 hash: Some(UdpHash::Key("k".into())),

@@ -252,7 +252,8 @@ impl Applier {
                             || p.model.bind_to_port != l.bind_to_port
                             || p.model.transparent != l.transparent
                             || p.model.udp.is_some() != l.udp.is_some()
-                            || p.model.quic.is_some() != l.quic.is_some();
+                            || p.model.quic.is_some() != l.quic.is_some()
+                            || p.model.inspect_quic != l.inspect_quic;
                         if moved && self.bound.remove(name).is_some() {
                             self.unbind(name);
                             self.freed = true;

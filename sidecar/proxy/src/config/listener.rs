@@ -78,6 +78,27 @@ pub(crate) struct Chain {
 pub(crate) enum Terminal {
     Http(Arc<HttpManager>),
     Tcp(Box<TcpProxy>),
+    Udp(Arc<UdpProxy>),
+}
+
+impl Terminal {
+    /// Logs of what passes.
+    pub(crate) fn logs(&self) -> &[AccessLog] {
+        match self {
+            Self::Http(h) => &h.logs,
+            Self::Tcp(t) => &t.logs,
+            Self::Udp(u) => &u.logs,
+        }
+    }
+}
+
+/// What a listener takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Takes {
+    Tcp,
+    Quic,
+    /// Datagrams of connections of QUIC that it does not end.
+    Passing,
 }
 
 /// A compiled HTTP connection manager.
@@ -194,10 +215,15 @@ impl Listener {
         previous: Option<&Listener>,
         names: &mut Names<'_>,
     ) -> Result<Self, CompileError> {
+        let takes = match (model.quic.is_some(), model.inspect_quic) {
+            (true, _) => Takes::Quic,
+            (false, true) => Takes::Passing,
+            (false, false) => Takes::Tcp,
+        };
         let mut chain = |c: &model::FilterChain| -> Result<Arc<Chain>, CompileError> {
             match previous.and_then(|p| p.all_chains().find(|o| o.model == *c)) {
                 Some(same) => Ok(Arc::clone(same)),
-                None => Ok(Arc::new(Chain::new(c, model.quic.is_some(), names)?)),
+                None => Ok(Arc::new(Chain::new(c, takes, names)?)),
             }
         };
         let chains: Vec<_> = model.filter_chains.iter().map(&mut chain).collect::<Result<_, _>>()?;
@@ -209,7 +235,9 @@ impl Listener {
         let logs = names.logs(&model.access_log)?;
         let udp = match &model.udp {
             None => None,
-            Some(_) if default.is_some() || !chains.is_empty() => return Err(CompileError::Udp),
+            Some(_) if default.is_some() || !chains.is_empty() || takes != Takes::Tcp => {
+                return Err(CompileError::Udp);
+            }
             // Sessions of one that stays, stay.
             Some(u) => match previous.and_then(|p| p.udp.as_ref()).filter(|p| p.config == **u) {
                 Some(same) => Some(Arc::clone(same)),
@@ -217,6 +245,11 @@ impl Listener {
             },
         };
         Ok(Self { model, chains, default, by_port, logs, udp })
+    }
+
+    /// Whether its connections of QUIC carry datagrams.
+    pub(crate) fn carries_datagrams(&self) -> bool {
+        self.all_chains().any(|c| matches!(c.terminal, Terminal::Udp(_)))
     }
 
     pub(crate) fn all_chains(&self) -> impl Iterator<Item = &Arc<Chain>> {
@@ -295,7 +328,7 @@ fn name_rank(names: &[String], sni: Option<&str>) -> Option<usize> {
 }
 
 impl Chain {
-    fn new(c: &model::FilterChain, quic: bool, names: &mut Names<'_>) -> Result<Self, CompileError> {
+    fn new(c: &model::FilterChain, takes: Takes, names: &mut Names<'_>) -> Result<Self, CompileError> {
         let (mut rbac, mut limits) = (vec![], vec![]);
         let mut sni_cluster = false;
         let mut terminal = None;
@@ -313,16 +346,22 @@ impl Chain {
                 model::NetworkFilter::Http(h) => {
                     terminal = Some(Terminal::Http(Arc::new(HttpManager::new(h, names)?)))
                 }
+                model::NetworkFilter::Udp(u) => {
+                    terminal = Some(Terminal::Udp(Arc::new(UdpProxy::new(u, names)?)))
+                }
             }
         }
+        let udp = matches!(terminal, Some(Terminal::Udp(_)));
+        let quic = takes == Takes::Quic;
         let http3 = matches!(&terminal, Some(Terminal::Http(h)) if h.config.codec == model::HttpCodec::Http3);
         let refuse = |why| Err(CompileError::Quic(c.name.clone(), why));
         match (quic, http3) {
-            (true, _) if cfg!(not(feature = "quic")) => {
-                return refuse(
-                    "QUIC is unsupported in this build: use `flotilla` or `flotilla-gateway`, which have it",
-                );
+            _ if takes == Takes::Passing && (!udp || c.tls.is_some() || c.filters.len() != 1) => {
+                return refuse("QUIC is passed on by a UDP proxy alone, without TLS");
             }
+            _ if takes == Takes::Tcp && udp => return refuse("a UDP proxy needs a listener of UDP"),
+            (true, false) if udp && c.tls.is_some() => {}
+            (true, false) if udp => return refuse("QUIC needs a certificate"),
             (true, false) => return refuse("a QUIC listener needs an HTTP connection manager for HTTP/3"),
             (false, true) => return refuse("HTTP/3 needs a QUIC listener"),
             (true, true) if c.tls.is_none() => return refuse("QUIC needs a certificate"),
@@ -334,7 +373,7 @@ impl Chain {
         let tls = c.tls.clone().map(|mut spec| {
             if quic {
                 // All that QUIC can have (RFC 9001 section 4.2, RFC 9114 section 3.1), whatever else was written.
-                spec.alpn = vec!["h3".to_owned()];
+                spec.alpn = vec![if udp { model::UDP_ALPN } else { "h3" }.to_owned()];
                 spec.min_version = model::TlsVersion::V1_3;
             }
             DownstreamTls { spec, config: ArcSwapOption::empty() }
@@ -458,6 +497,12 @@ impl TcpProxy {
 }
 
 impl UdpProxy {
+    /// The workload's port, where the cluster is one of its own: `inbound|5353/udp||`.
+    pub(crate) fn inbound_port(&self) -> Option<u16> {
+        let (port, _) = self.config.cluster.strip_prefix("inbound|")?.split_once('/')?;
+        port.parse().ok()
+    }
+
     fn new(c: &model::UdpProxy, names: &mut Names<'_>) -> Result<Self, CompileError> {
         if c.idle_timeout.is_zero() {
             return Err(CompileError::Udp);
@@ -516,6 +561,7 @@ mod tests {
             access_log: vec![],
             udp: None,
             quic: None,
+            inspect_quic: false,
         };
         let mut names = Names {
             cluster: &mut ClusterSlot::new,

@@ -140,7 +140,6 @@ impl Streams {
     }
 
     /// Waits until there is none; may return early.
-    #[cfg(feature = "quic")]
     pub(crate) async fn ended(&self) {
         self.none.notified().await;
     }
@@ -150,7 +149,6 @@ impl Streams {
     }
 
     /// When the last one ended.
-    #[cfg(feature = "quic")]
     pub(crate) fn last(&self) -> Instant {
         self.last.get()
     }
@@ -166,7 +164,6 @@ impl Streams {
 }
 
 /// Waits for a time that may never come.
-#[cfg(feature = "quic")]
 pub(crate) async fn sleep_until(at: Option<Instant>) {
     match at {
         Some(at) => tokio::time::sleep_until(at).await,

@@ -208,20 +208,18 @@ async fn serve(
         }
         Terminal::Tcp(_) => Some(Box::pin(tcp::serve(io, Rc::clone(&conn)))),
         Terminal::Http(manager) => http_serving(io, Rc::clone(&conn), Arc::clone(manager)).await,
+        // Refused where chains are compiled.
+        Terminal::Udp(_) => None,
     }
 }
 
 /// Asks the chain's network filters; HTTP filters see requests, these only the connection.
 pub(crate) fn authorized(conn: &Rc<Connection>) -> bool {
     let refuse = |flags, details| {
-        let logs = match &conn.chain.terminal {
-            Terminal::Tcp(t) => &t.logs,
-            Terminal::Http(h) => &h.logs,
-        };
         let mut record = TcpRecord::new(conn);
         record.flags = flags;
         record.details = details;
-        record.log(logs);
+        record.log(conn.chain.terminal.logs());
         false
     };
     if !conn.chain.limits.iter().all(|l| l.take()) {

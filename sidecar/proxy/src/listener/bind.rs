@@ -5,7 +5,6 @@ use std::{io, net::SocketAddr, sync::Arc};
 use mesh_model::proxy as model;
 use socket2::{Domain, Protocol, Socket, Type};
 
-#[cfg(feature = "quic")]
 use super::quic::{Ports, UdpPort};
 use crate::config::listener::ListenerSlot;
 
@@ -24,7 +23,6 @@ pub(crate) enum BoundSocket {
     /// Connections.
     Tcp(std::net::TcpListener),
     /// Connections of QUIC.
-    #[cfg(feature = "quic")]
     Quic(UdpPort),
     /// Datagrams.
     Udp(std::net::UdpSocket),
@@ -62,12 +60,11 @@ pub(crate) fn sockets(
         address = s.local_addr()?.as_socket().unwrap_or(address);
         out.push(s);
     }
-    #[cfg(feature = "quic")]
     if l.quic.is_some() {
         let ports = Ports::join(out.into_iter().map(Into::into).collect());
         return Ok((address, ports.into_iter().map(|p| vec![BoundSocket::Quic(p)]).collect()));
     }
-    let out: Vec<BoundSocket> = if l.udp.is_some() {
+    let out: Vec<BoundSocket> = if l.is_udp() {
         out.into_iter().map(|s| BoundSocket::Udp(s.into())).collect()
     } else {
         out.into_iter().map(|s| BoundSocket::Tcp(s.into())).collect()

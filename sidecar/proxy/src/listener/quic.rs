@@ -1,4 +1,5 @@
-//! QUIC (RFC 9000): datagrams to connections, and those to the server of HTTP/3.
+//! QUIC (RFC 9000): datagrams to connections, and those to the server of HTTP/3 or, between proxies of the mesh, to that
+//! of applications' datagrams (`udp/inner.rs`).
 //!
 //! Each worker has a socket and an endpoint of its own. The kernel spreads clients over the sockets by their address;
 //! what comes for another worker's connection after its client has moved is handed over (`socket.rs`).
@@ -27,6 +28,7 @@ use crate::{
     http::{h3, record::TcpRecord},
     listener::accept::{authorized, canonical},
     options::EngineOptions,
+    udp::inner,
     worker::{
         Admission, Gauge, Worker,
         connection::{Connection, SourceLabels},
@@ -157,7 +159,11 @@ async fn accepted(
     let chooser = Chooser::new(initial, Arc::clone(&listener), Arc::clone(&worker.secrets), peer, local);
     let choice = chooser.choice();
     let mut config = ServerConfig::with_crypto(Arc::new(chooser));
-    config.transport_config(Arc::new(transport(options, &worker.options)));
+    config.transport_config(Arc::new(if listener.carries_datagrams() {
+        inner::transport()
+    } else {
+        transport(options, &worker.options)
+    }));
     let limit = options.handshake_timeout.min(worker.options.handshake_timeout);
     let Ok(connecting) = incoming.accept_with(Arc::new(config)) else { return };
     let quic = match tokio::time::timeout(limit, connecting).await {
@@ -181,10 +187,17 @@ async fn accepted(
         .and_then(|i| i.downcast::<Vec<CertificateDer<'static>>>().ok())
         .and_then(|certs| mesh_identity::peer_identity(&certs))
         .map(Arc::new);
+    let mut local = local;
+    let mut signals = worker.signals(&chain);
+    if let Terminal::Udp(u) = &chain.terminal {
+        // Rules are about the workload's port, not about that at which its proxy takes datagrams for all of them.
+        local.set_port(u.inbound_port().unwrap_or(local.port()));
+        signals = worker.signals_from(&chain, peer.ip());
+    }
     let conn = Rc::new(Connection {
         source: SourceLabels::new(&worker, identity.as_deref()),
         worker: Rc::clone(&worker),
-        signals: worker.signals(&chain),
+        signals,
         listener,
         peer,
         direct_peer: peer,
@@ -200,10 +213,14 @@ async fn accepted(
         client_cert: Default::default(),
         chain,
     });
-    if authorized(&conn)
-        && let Terminal::Http(manager) = &conn.chain.terminal
-    {
-        h3::server::serve(quic, Rc::clone(&conn), Arc::clone(manager)).await;
+    let allowed = authorized(&conn);
+    match &conn.chain.terminal {
+        Terminal::Http(manager) if allowed => {
+            h3::server::serve(quic, Rc::clone(&conn), Arc::clone(manager)).await;
+        }
+        Terminal::Udp(_) if !allowed => inner::server::deny(&quic),
+        Terminal::Udp(proxy) => inner::server::serve(quic, Rc::clone(&conn), Arc::clone(proxy)).await,
+        _ => {}
     }
     drop(admission);
 }

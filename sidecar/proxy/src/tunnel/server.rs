@@ -301,6 +301,7 @@ async fn internal(outer: &Rc<Connection>, authority: &str, host: &Host, offer: O
     }
     match &conn.chain.terminal {
         Terminal::Tcp(_) => inner(&conn, offer).await,
+        Terminal::Udp(_) => offer.refuse(500),
         Terminal::Http(manager) => {
             let manager = Arc::clone(manager);
             if let Some(io) = offer.accept() {

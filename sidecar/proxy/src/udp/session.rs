@@ -1,11 +1,14 @@
 //! A session: one client, one destination, one host.
+//!
+//! Either side may be a socket or something that carries datagrams of many: a connection of QUIC between two proxies, or
+//! a trunk between two gateways.
 
 use std::{
     cell::{Cell, RefCell},
     io,
     net::SocketAddr,
-    rc::Rc,
-    sync::{Arc, Weak, atomic::Ordering::Relaxed},
+    rc::{Rc, Weak},
+    sync::{self, Arc, atomic::Ordering::Relaxed},
     time::{Duration, Instant, SystemTime},
 };
 
@@ -17,14 +20,17 @@ use mesh_telemetry::{
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::{net::UdpSocket, task::AbortHandle};
 
+use super::inner;
 use super::{
-    BATCH,
+    BATCH, Server,
+    carrier::{Carrier, Way},
     socket::{Datagram, Downstream, Reply},
 };
 use crate::{
     config::listener::UdpProxy,
     upstream::{
         cluster::{Cluster, Permit},
+        connect::TlsTransport,
         host::{ActiveGuard, Host, HostAddr},
         lb::{LbTables, stable_hash},
     },
@@ -39,8 +45,32 @@ const MAX_ERRORS: u32 = 16;
 pub(super) struct Key {
     pub(super) peer: SocketAddr,
     pub(super) local: SocketAddr,
-    /// Zero, unless every datagram is balanced on its own.
+    /// Zero, unless every datagram is balanced on its own, or the client is one of many that share a connection.
     pub(super) host: u64,
+}
+
+/// Who is answered.
+pub(super) enum Client {
+    /// Somebody who sent to a socket here.
+    Socket(Rc<Downstream>, Reply),
+    /// Somebody whose datagrams are carried.
+    Carried(Rc<dyn Carrier>),
+}
+
+impl Client {
+    pub(super) fn send(&self, data: &[u8], peer: SocketAddr) -> Result<(), UdpDrop> {
+        match self {
+            Self::Socket(down, reply) => down.send(data, peer, reply).map_err(|_| UdpDrop::SendError),
+            Self::Carried(c) => c.send(data),
+        }
+    }
+}
+
+/// How the host is reached.
+enum Up {
+    Socket(UdpSocket),
+    Trunk(Way),
+    Inner(inner::client::Flow),
 }
 
 pub(super) struct Session {
@@ -49,10 +79,15 @@ pub(super) struct Session {
     series: Arc<UdpSeries>,
     host: Arc<Host>,
     /// The hosts among which this one was last seen healthy; weak, so that nothing old is kept.
-    tables: RefCell<Weak<LbTables>>,
-    socket: UdpSocket,
-    down: Rc<Downstream>,
-    reply: Reply,
+    tables: RefCell<sync::Weak<LbTables>>,
+    up: Up,
+    client: Client,
+    /// Who takes a datagram again whose host turned out not to answer.
+    home: Weak<Server>,
+    /// What carried it has ended.
+    pub(super) lost: Cell<bool>,
+    /// What the client is told if there is no way to the host.
+    pub(super) refusal: RefCell<Option<Vec<u8>>>,
     /// When a datagram last passed.
     last: Cell<Instant>,
     started: Instant,
@@ -115,24 +150,30 @@ impl Session {
     pub(super) fn open(
         worker: &Rc<Worker>,
         proxy: &Arc<UdpProxy>,
-        down: &Rc<Downstream>,
+        client: Client,
+        home: Weak<Server>,
         key: Key,
         cluster: &Arc<Cluster>,
         host: Arc<Host>,
         now: Instant,
     ) -> Result<Rc<Self>, UdpDrop> {
-        let clear = cluster.sockets.get(host.transport).is_none_or(|s| s.tls.is_none() && s.hbone.is_none());
-        let (HostAddr::Socket(to), true) = (&host.addr, clear) else { return Err(UdpDrop::NoHost) };
+        let transport = cluster.sockets.get(host.transport);
+        let tls = transport.and_then(|s| s.tls.as_ref());
+        let secure = tls.is_some_and(TlsTransport::carries_datagrams);
+        if transport.is_some_and(|s| s.hbone.is_some()) || (tls.is_some() && !secure) {
+            return Err(UdpDrop::NoHost);
+        }
         let place = Place::take(worker).ok_or(UdpDrop::SessionLimit)?;
         let limit = cluster.config.limits.max_connections;
         let permit = Permit::take(&cluster.usage, |u| &u.connections, limit).ok_or(UdpDrop::ClusterLimit)?;
-        let made = connected(cluster, *to).and_then(|socket| Ok((socket, down.reply(key.local)?)));
-        let (socket, reply) = match made {
-            Ok(made) => made,
-            Err(error) => {
+        let up = match &host.addr {
+            HostAddr::Socket(_) if secure => Up::Inner(inner::client::flow(worker, cluster, &host)?),
+            HostAddr::Socket(to) if !secure => Up::Socket(connected(cluster, *to).map_err(|error| {
                 tracing::debug!(%error, host = %host.display, client = %key.peer, "UDP session");
-                return Err(UdpDrop::SendError);
-            }
+                UdpDrop::SendError
+            })?),
+            HostAddr::Trunk(..) if !secure => Up::Trunk(Way::default()),
+            _ => return Err(UdpDrop::NoHost),
         };
         let series = Arc::clone(proxy.series(&worker.shared.metrics));
         series.opened.inc();
@@ -141,9 +182,11 @@ impl Session {
             proxy: Arc::clone(proxy),
             series,
             tables: RefCell::new(Arc::downgrade(&cluster.tables())),
-            socket,
-            down: Rc::clone(down),
-            reply,
+            up,
+            client,
+            home,
+            lost: Cell::new(false),
+            refusal: RefCell::default(),
             last: Cell::new(now),
             started: now,
             started_at: SystemTime::now(),
@@ -155,7 +198,15 @@ impl Session {
             _place: place,
             host,
         });
-        let reader = tokio::task::spawn_local(Rc::clone(&session).answer(Rc::clone(worker)));
+        let me = Rc::clone(&session);
+        let reader = match &session.up {
+            Up::Socket(_) => tokio::task::spawn_local(me.answer(Rc::clone(worker))),
+            Up::Trunk(_) => tokio::task::spawn_local(me.through(Rc::clone(worker))),
+            Up::Inner(flow) => {
+                flow.attach(me);
+                return Ok(session);
+            }
+        };
         *session.reader.borrow_mut() = Some(reader.abort_handle());
         Ok(session)
     }
@@ -163,6 +214,9 @@ impl Session {
     /// Whether the session may go on with its host.
     pub(super) fn check(&self) -> Result<(), UdpEnd> {
         let cluster = self.proxy.cluster.load().ok_or(UdpEnd::Reconfigured)?;
+        if self.lost.get() {
+            return Err(UdpEnd::ConnectionLost);
+        }
         if self.lost_host() {
             return Err(UdpEnd::HostGone);
         }
@@ -178,6 +232,13 @@ impl Session {
             None => return Err(UdpEnd::HostGone),
             // A bad host is better than none.
             Some(h) if !h.is_usable() && tables.hosts.iter().any(|h| h.is_usable()) => {
+                return Err(UdpEnd::HostGone);
+            }
+            // It came after others since, for instance as its cluster's lease lapsed.
+            Some(h)
+                if h.priority > self.host.priority
+                    && tables.hosts.iter().any(|o| o.priority < h.priority && o.is_usable()) =>
+            {
                 return Err(UdpEnd::HostGone);
             }
             Some(_) => {}
@@ -202,27 +263,83 @@ impl Session {
             return self.series.dropped(UdpDrop::Truncated);
         }
         self.received.set(self.received.get() + data.len() as u64);
-        let mut sent = SockRef::from(&self.socket).send(data);
+        self.send(data, 0);
+    }
+
+    /// Sends to the host, which this datagram's `tries` others before did not take.
+    pub(super) fn send(&self, data: &[u8], tries: u8) {
+        let sent = match &self.up {
+            Up::Socket(s) => self.to_socket(s, data),
+            Up::Trunk(way) => way.send(data),
+            Up::Inner(flow) => flow.send(data, tries),
+        };
+        match sent {
+            Ok(()) => self.series.passed(UdpHop::UpstreamTx, data.len()),
+            Err(why) => self.series.dropped(why),
+        }
+    }
+
+    fn to_socket(&self, socket: &UdpSocket, data: &[u8]) -> Result<(), UdpDrop> {
+        let mut sent = SockRef::from(socket).send(data);
         // This error is that of a datagram before this one, which ICMP told of.
         if sent.as_ref().is_err_and(|e| e.kind() == io::ErrorKind::ConnectionRefused) {
             self.series.dropped(UdpDrop::ReceiveError);
-            sent = SockRef::from(&self.socket).send(data);
+            sent = SockRef::from(socket).send(data);
         }
-        match sent {
-            Ok(_) => self.series.passed(UdpHop::UpstreamTx, data.len()),
-            Err(_) => self.series.dropped(UdpDrop::SendError),
+        sent.map(drop).map_err(|_| UdpDrop::SendError)
+    }
+
+    /// Lets another host have a datagram that this one's proxy did not take.
+    pub(super) fn try_elsewhere(self: &Rc<Self>, data: &[u8], tries: u8) {
+        match self.home.upgrade() {
+            Some(home) => home.again(self, data, tries),
+            None => self.series.dropped(UdpDrop::Unreachable),
         }
+    }
+
+    pub(super) fn dropped(&self, why: UdpDrop) {
+        self.series.dropped(why);
+    }
+
+    /// Carries the session through a trunk until it ends.
+    async fn through(self: Rc<Self>, worker: Rc<Worker>) {
+        let (Up::Trunk(way), HostAddr::Trunk(name, port)) = (&self.up, &self.host.addr) else { return };
+        let opened = match worker.dialer() {
+            Some(d) => d.dial_flow(name, *port).await,
+            None => Err(io::ErrorKind::Unsupported.into()),
+        };
+        match opened {
+            Ok(flow) => {
+                let mut from = flow.from;
+                way.open(flow.to).into_iter().for_each(|why| self.series.dropped(why));
+                while let Some(data) = from.recv().await {
+                    self.pass(&data, Instant::now());
+                }
+            }
+            Err(error) => {
+                tracing::warn!(
+                    to = %self.host.display, %error,
+                    "UDP is not carried to this peer: it needs the QUIC trunk"
+                );
+                self.series.dropped(UdpDrop::NoTrunk);
+                if let Some(r) = self.refusal.take() {
+                    let _ = self.client.send(&r, self.key.peer);
+                }
+            }
+        }
+        self.lost.set(true);
     }
 
     /// Passes datagrams of the host to the client, until the session ends.
     async fn answer(self: Rc<Self>, worker: Rc<Worker>) {
+        let Up::Socket(socket) = &self.up else { return };
         let mut errors = 0;
-        while errors < MAX_ERRORS && self.socket.readable().await.is_ok() {
+        while errors < MAX_ERRORS && socket.readable().await.is_ok() {
             let now = Instant::now();
             {
                 let scratch = &mut *worker.scratch.borrow_mut();
                 for _ in 0..BATCH {
-                    match self.socket.try_recv(scratch) {
+                    match socket.try_recv(scratch) {
                         Ok(n) => {
                             errors = 0;
                             self.pass(scratch.get(..n).unwrap_or_default(), now);
@@ -239,18 +356,19 @@ impl Session {
         }
     }
 
-    fn pass(&self, data: &[u8], now: Instant) {
+    /// A datagram of the host.
+    pub(super) fn pass(&self, data: &[u8], now: Instant) {
         self.last.set(now);
         self.series.passed(UdpHop::UpstreamRx, data.len());
         if data.len() > usize::from(self.proxy.config.max_upstream) {
             return self.series.dropped(UdpDrop::Truncated);
         }
-        match self.down.send(data, self.key.peer, &self.reply) {
+        match self.client.send(data, self.key.peer) {
             Ok(()) => {
                 self.sent.set(self.sent.get() + data.len() as u64);
                 self.series.passed(UdpHop::DownstreamTx, data.len());
             }
-            Err(_) => self.series.dropped(UdpDrop::SendError),
+            Err(why) => self.series.dropped(why),
         }
     }
 
@@ -258,6 +376,9 @@ impl Session {
     pub(super) fn end(&self, why: UdpEnd) {
         if let Some(reader) = self.reader.take() {
             reader.abort();
+        }
+        if let Up::Inner(flow) = &self.up {
+            flow.end();
         }
         self.series.closed(why);
         for log in &self.proxy.logs {
@@ -300,13 +421,17 @@ impl LogRecord for Record<'_> {
                 UdpEnd::Idle => "idle_timeout",
                 UdpEnd::HostGone => "upstream_host_gone",
                 UdpEnd::Reconfigured => "listener_or_cluster_changed",
+                UdpEnd::ConnectionLost => "connection_lost",
             }),
             Field::BytesReceived => put(&s.received.get()),
             Field::BytesSent => put(&s.sent.get()),
             Field::Duration => put(&millis(s.started.elapsed())),
             Field::UpstreamHost => put(&s.host.display),
             Field::UpstreamCluster => put(&s.proxy.config.cluster),
-            Field::UpstreamLocalAddress => s.socket.local_addr().is_ok_and(|a| put(&a)),
+            Field::UpstreamLocalAddress => match &s.up {
+                Up::Socket(socket) => socket.local_addr().is_ok_and(|a| put(&a)),
+                _ => false,
+            },
             Field::DownstreamRemoteAddress | Field::DownstreamDirectRemoteAddress => put(&s.key.peer),
             Field::DownstreamRemoteAddressWithoutPort => put(&s.key.peer.ip()),
             Field::DownstreamLocalAddress => put(&s.key.local),

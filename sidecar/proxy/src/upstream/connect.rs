@@ -81,11 +81,25 @@ impl TlsTransport {
         offers_tunnels(&self.spec.alpn)
     }
 
+    /// Whether the session is one of QUIC that carries datagrams.
+    pub(crate) fn carries_datagrams(&self) -> bool {
+        self.spec.carries_datagrams()
+    }
+
+    /// The server name that this host is asked for.
+    pub(crate) fn server_name(&self, host: &Host) -> String {
+        server_name(&slotted(&self.spec.sni, host), host).to_str().into_owned()
+    }
+
     pub(crate) fn new(spec: model::UpstreamTls) -> Self {
         Self { spec, configs: Default::default() }
     }
 
-    fn config(&self, secrets: &SecretStore, want: Want) -> Result<Arc<rustls::ClientConfig>, ConnectError> {
+    pub(crate) fn config(
+        &self,
+        secrets: &SecretStore,
+        want: Want,
+    ) -> Result<Arc<rustls::ClientConfig>, ConnectError> {
         let slot = &self.configs[want as usize];
         if let Some(c) = slot.load_full() {
             return Ok(c);

@@ -21,13 +21,20 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{Admission, Gauge, Worker};
-use crate::{config::listener::ListenerSlot, io::BoxedIo, listener::accept};
+use crate::{config::listener::ListenerSlot, io::BoxedIo, listener::accept, options::DatagramFlow};
 
 /// Connections that wait for a worker; the kernel keeps as many for a socket.
 const WAITING: usize = 1024;
 
-/// A connection on its way to a worker.
-pub(crate) struct Delivery {
+/// What is on its way to a worker.
+pub(crate) enum Delivery {
+    Stream(Delivered),
+    /// Datagrams from a peer, for whatever passes connections of QUIC on.
+    Flow(SocketAddr, DatagramFlow),
+}
+
+/// A connection.
+pub(crate) struct Delivered {
     at: SocketAddr,
     peer: SocketAddr,
     stream: BoxedIo,
@@ -56,10 +63,23 @@ impl Deliveries {
     /// # Errors
     /// If the engine has stopped.
     pub async fn deliver(&self, at: SocketAddr, peer: SocketAddr, stream: BoxedIo) -> io::Result<()> {
+        self.send(Delivery::Stream(Delivered { at, peer, stream })).await
+    }
+
+    /// Hands a flow of datagrams from `peer` to the listener that passes connections of QUIC on, as if a client had
+    /// sent them there; where there is none they are dropped.
+    ///
+    /// # Errors
+    /// If the engine has stopped.
+    pub async fn deliver_flow(&self, peer: SocketAddr, flow: DatagramFlow) -> io::Result<()> {
+        self.send(Delivery::Flow(peer, flow)).await
+    }
+
+    async fn send(&self, d: Delivery) -> io::Result<()> {
         let turn = self.next.fetch_add(1, Relaxed) % self.workers.len().max(1);
         let stopped = || io::Error::new(io::ErrorKind::ConnectionRefused, "the engine has stopped");
         let worker = self.workers.get(turn).ok_or_else(stopped)?;
-        worker.send(Delivery { at, peer, stream }).await.map_err(|_| stopped())
+        worker.send(d).await.map_err(|_| stopped())
     }
 }
 
@@ -129,6 +149,13 @@ impl Listening {
 /// Serves what is delivered, for as long as the engine runs.
 pub(crate) async fn take(worker: Rc<Worker>, listening: Rc<Listening>, mut from: mpsc::Receiver<Delivery>) {
     while let Some(d) = from.recv().await {
+        let d = match d {
+            Delivery::Stream(d) => d,
+            Delivery::Flow(peer, flow) => {
+                carry(&worker, peer, flow);
+                continue;
+            }
+        };
         let admission = worker.admit().await;
         match listening.at(d.at) {
             Some(slot) => drop(tokio::task::spawn_local(serve(Rc::clone(&worker), slot, d, admission))),
@@ -156,11 +183,19 @@ pub(crate) async fn take(worker: Rc<Worker>, listening: Rc<Listening>, mut from:
     }
 }
 
-fn nobody(d: &Delivery) {
+fn carry(worker: &Rc<Worker>, peer: SocketAddr, flow: DatagramFlow) {
+    if let Some(relay) = worker.relay.borrow().upgrade() {
+        tokio::task::spawn_local(relay.carry(peer, flow));
+        return;
+    }
+    tracing::debug!(%peer, "datagrams were delivered where nothing passes them on");
+}
+
+fn nobody(d: &Delivered) {
     tracing::warn!(address = %d.at, peer = %d.peer, "a session was delivered where nothing listens");
 }
 
-async fn serve(worker: Rc<Worker>, slot: Arc<ListenerSlot>, d: Delivery, admission: Admission) {
+async fn serve(worker: Rc<Worker>, slot: Arc<ListenerSlot>, d: Delivered, admission: Admission) {
     let totals = &worker.shared.totals;
     let _gauge = Gauge::new(totals, |t| &t.connections, |t| &t.connections_total);
     if let Some(serving) = Box::pin(accept::delivered(&worker, &slot, d.stream, d.peer, d.at)).await {

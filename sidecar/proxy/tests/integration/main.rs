@@ -10,7 +10,6 @@ mod h2spec;
 mod health;
 mod http1;
 mod http2;
-#[cfg(feature = "quic")]
 mod http3;
 mod jwt;
 mod overload;
@@ -27,3 +26,4 @@ mod tcp;
 mod tls;
 mod tunnel;
 mod udp;
+mod udp_secure;

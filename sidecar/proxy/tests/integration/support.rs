@@ -268,6 +268,7 @@ pub(crate) fn listener(direction: Direction, chains: Vec<FilterChain>) -> Listen
         access_log: vec![],
         udp: None,
         quic: None,
+        inspect_quic: false,
     }
 }
 

@@ -16,7 +16,7 @@ use crate::support::*;
 const C: &str = "outbound|53/udp||dns.books.svc.cluster.local";
 
 /// Answers each datagram with its name, the port that it came from, and the datagram.
-async fn echo(name: &'static str) -> SocketAddr {
+pub(crate) async fn echo(name: &'static str) -> SocketAddr {
     let s = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     let at = s.local_addr().unwrap();
     tokio::spawn(async move {
@@ -39,28 +39,32 @@ fn proxy(hosts: &[SocketAddr], config: UdpProxy) -> Proxy {
     Proxy::new().cluster(cluster(C, hosts)).listener(udp(config))
 }
 
-struct Client(UdpSocket);
+pub(crate) struct Client(UdpSocket);
 
 impl Client {
-    async fn new(p: &Proxy) -> Self {
+    pub(crate) async fn new(p: &Proxy) -> Self {
+        Self::of(p.address("l")).await
+    }
+
+    pub(crate) async fn of(to: SocketAddr) -> Self {
         let s = UdpSocket::bind("127.0.0.1:0").await.unwrap();
-        s.connect(p.address("l")).await.unwrap();
+        s.connect(to).await.unwrap();
         Self(s)
     }
 
-    async fn send(&self, data: &[u8]) {
+    pub(crate) async fn send(&self, data: &[u8]) {
         self.0.send(data).await.unwrap();
     }
 
     /// The next datagram's text; `None` if none comes in time.
-    async fn hear(&self, within: Duration) -> Option<String> {
+    pub(crate) async fn hear(&self, within: Duration) -> Option<String> {
         let mut buf = vec![0; 65_536];
         let n = tokio::time::timeout(within, self.0.recv(&mut buf)).await.ok()?.ok()?;
         Some(String::from_utf8_lossy(&buf[..n]).into_owned())
     }
 
     /// Name and port of who answered.
-    async fn ask(&self, data: &str) -> (String, String) {
+    pub(crate) async fn ask(&self, data: &str) -> (String, String) {
         self.send(data.as_bytes()).await;
         let answer = self.hear(WAIT).await.expect("an answer");
         let mut words = answer.splitn(3, ' ').map(str::to_owned);
@@ -71,13 +75,13 @@ impl Client {
 }
 
 /// Value of a metric with all of these parts; zero if there is none.
-fn count(p: &Proxy, parts: &[&str]) -> u64 {
+pub(crate) fn count(p: &Proxy, parts: &[&str]) -> u64 {
     let all = p.metrics();
     let found = all.lines().filter(|l| parts.iter().all(|p| l.contains(p)));
     found.filter_map(|l| l.rsplit(' ').next()?.parse::<u64>().ok()).sum()
 }
 
-async fn until(what: &str, mut f: impl FnMut() -> bool) {
+pub(crate) async fn until(what: &str, mut f: impl FnMut() -> bool) {
     let end = tokio::time::Instant::now() + WAIT;
     while !f() {
         assert!(tokio::time::Instant::now() < end, "{what}");
@@ -85,7 +89,7 @@ async fn until(what: &str, mut f: impl FnMut() -> bool) {
     }
 }
 
-fn dropped(p: &Proxy, kind: &str) -> u64 {
+pub(crate) fn dropped(p: &Proxy, kind: &str) -> u64 {
     count(p, &["flotilla_udp_dropped_total", &format!("kind=\"{kind}\"")])
 }
 
