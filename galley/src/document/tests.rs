@@ -759,6 +759,6 @@ fn huge_files_are_refused_at_once() {
         let all = parse(&text);
         assert!(all.iter().any(|p| p.report.errors.iter().any(|e| e.message.contains(message))));
     }
-    // A debug build on a busy machine takes a fraction of a second.
-    assert!(start.elapsed() < std::time::Duration::from_secs(10), "{:?}", start.elapsed());
+    // A debug build takes a second or two, a busy machine several times that.
+    assert!(start.elapsed() < std::time::Duration::from_secs(60), "{:?}", start.elapsed());
 }

@@ -35,14 +35,15 @@ pub(super) fn check<'w, 'a>(world: &'w World<'a>, out: &mut Findings<'w, 'a>) {
     for (r, g) in world.each(pick) {
         let workloads: Vec<&Workload<'a>> =
             world.workloads.iter().filter(|w| w.carries(&g.selector)).collect();
-        if workloads.is_empty() && world.all_workloads {
+        if workloads.is_empty() && world.all_workloads && !usual(&g.selector) {
             let message = format!(
                 "no workload carries the labels {}: correct the selector, or label the gateway's pods",
                 shown(&g.selector)
             );
             out.add("IST0101", r, FieldPath::of("spec.selector"), message);
         } else {
-            ports(r, g, &workloads, &services, world.all_workloads, out);
+            let all = world.all_workloads && !workloads.is_empty();
+            ports(r, g, &workloads, &services, all, out);
         }
         // Where nothing is known of the workloads, their secrets are beside the Gateway or where gateways usually are.
         let namespaces = match workloads.first() {
@@ -54,6 +55,17 @@ pub(super) fn check<'w, 'a>(world: &'w World<'a>, out: &mut Findings<'w, 'a>) {
     }
     conflicts(world, out);
     certificates(world, out);
+}
+
+/// Whether a selector is for the gateways that installations usually bring, whose workloads are seldom among the documents
+/// of applications.
+fn usual(selector: &Labels) -> bool {
+    ["ingressgateway", "egressgateway"].iter().any(|name| {
+        !selector.is_empty()
+            && selector.iter().all(|(k, v)| {
+                (k == "istio" && v == name) || (k == "app" && v.strip_prefix("istio-") == Some(name))
+            })
+    })
 }
 
 /// Ports of a Gateway that no Service leads to.

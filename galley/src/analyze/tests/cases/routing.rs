@@ -112,6 +112,15 @@ pub(super) const CASES: &[Case] = &[
                     "{hosts: [a], http: [{route: [{destination: {host: a.n.svc.cluster.local, subset: v1}}]}]}"
                 )
             ),
+            // Gateways that everybody has are seldom among the documents.
+            concat!(
+                pod!("p", "{app: a}", "{}"),
+                net!(
+                    "Gateway",
+                    "g",
+                    "{selector: {istio: ingressgateway}, servers: [{port: {number: 443, name: a, protocol: HTTPS}, hosts: ['*'], tls: {mode: SIMPLE, credentialName: c}}]}"
+                )
+            ),
             // Nothing says that all workloads are among the documents.
             net!(
                 "Gateway",
