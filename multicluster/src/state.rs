@@ -10,10 +10,10 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use mesh_identity::SecretStore;
+use mesh_identity::{ForeignTrust, SecretStore};
 use mesh_model::{
-    ClusterId,
-    federation::{FormerCluster, ImportedService, LeaseState, OnLapse, PeerCluster, type_url},
+    ClusterId, TrustDomain,
+    federation::{ForeignBundle, FormerCluster, ImportedService, LeaseState, OnLapse, PeerCluster, type_url},
 };
 use mesh_xds::mcp::{ConfigServer, Document};
 use tokio::sync::{Notify, watch};
@@ -23,7 +23,8 @@ use crate::{
     FederationOptions,
     declared::Declared,
     exchange::{Dirty, Import, Node, ServiceKey},
-    membership::Merged,
+    federate::BundleLink,
+    membership::{Bundle, Merged},
     store::{Store, Tokens},
     wire::Member,
 };
@@ -76,6 +77,9 @@ pub(crate) struct Tables {
     pub(crate) links: BTreeMap<ClusterId, LinkStatus>,
     /// What the configuration declares, and what became of it.
     pub(crate) declared: Declared,
+    /// How the bundles of other trust domains stand.
+    pub(crate) bundles: BTreeMap<TrustDomain, BundleLink>,
+    trust: Option<BTreeMap<String, ForeignBundle>>,
     /// Imports that differ from what is on disk.
     unsaved: BTreeSet<ClusterId>,
     /// What pilot has: peers, whether it was told of services at all, and those of each peer.
@@ -118,7 +122,10 @@ impl Shared {
         let tokens = store.tokens()?;
         let this = this(&options);
         // A log's identity must differ from run to run; 64 random bits do.
-        let node = Node::new(this, members, |peer| store.import(peer), rand::random(), 0);
+        let mut node = Node::new(this, members, |peer| store.import(peer), rand::random(), 0);
+        for b in store.bundles()? {
+            node.members.set_bundle(b);
+        }
         if !node.members.all().is_empty() {
             // A new revision of this cluster's own record must never be told twice with different content.
             store.save_members(node.members.all())?;
@@ -128,6 +135,8 @@ impl Shared {
             tokens,
             links: BTreeMap::new(),
             declared: Declared::default(),
+            bundles: BTreeMap::new(),
+            trust: None,
             unsaved: BTreeSet::new(),
             peers: None,
             former: None,
@@ -160,6 +169,8 @@ impl Shared {
     }
 
     pub(crate) fn set_trust_domain(&self, td: Option<String>) {
+        // One that is no trust domain would have founded nothing.
+        self.lock().node.members.set_domain(td.as_deref().and_then(|d| TrustDomain::new(d).ok()));
         *self.trust_domain.lock().unwrap_or_else(PoisonError::into_inner) = td;
     }
 
@@ -213,8 +224,22 @@ impl Shared {
                 t.unsaved.remove(peer);
                 self.store.drop_import(peer)?;
             }
+            for clash in &merged.clashes {
+                tracing::warn!(%clash, "a member of another trust domain was not taken in");
+            }
             self.store.save_members(t.node.members.all())?;
+            self.store.save_bundles(t.node.members.bundles())?;
+            let domains = t.node.members.domains();
+            t.bundles.retain(|d, _| domains.contains(d));
         }
+        self.members_changed.send_modify(|n| *n += 1);
+        self.publish();
+        Ok(())
+    }
+
+    /// The bundle of another trust domain is a newer one.
+    pub(crate) fn bundles_changed(&self) -> io::Result<()> {
+        self.store.save_bundles(self.lock().node.members.bundles())?;
         self.members_changed.send_modify(|n| *n += 1);
         self.publish();
         Ok(())
@@ -275,6 +300,7 @@ impl Shared {
             let peer = PeerCluster {
                 id: m.cluster.clone(),
                 network: m.network.clone(),
+                trust_domain: m.trust_domain.clone(),
                 gateways: m.gateways.clone(),
                 transports: m.transports.clone(),
                 lease,
@@ -287,6 +313,7 @@ impl Shared {
             .former()
             .map(|m| (m.cluster.to_string(), FormerCluster { id: m.cluster.clone(), evicted: m.evicted }))
             .collect();
+        self.trust(t);
         // Under the lock, so that a later state is never overtaken by an earlier one.
         if t.former.as_ref() != Some(&former) {
             let docs = former.iter().filter_map(|(n, f)| Some((n.clone(), document(n, f)?))).collect();
@@ -302,6 +329,33 @@ impl Shared {
             t.served = true;
             self.publisher.update(type_url::IMPORTED_SERVICE, services);
         }
+    }
+
+    /// Accepts certificates of other trust domains as far as there are bundles and members, in this process and in
+    /// proxies.
+    fn trust(&self, t: &mut Tables) {
+        let members = &t.node.members;
+        let of = |b: &Bundle| ForeignBundle {
+            trust_domain: b.bundle.trust_domain.clone(),
+            roots: b.bundle.pem(),
+            clusters: members.of_domain(&b.bundle.trust_domain).map(|m| m.cluster.clone()).collect(),
+        };
+        let now: BTreeMap<_, _> =
+            members.bundles().map(|b| (b.bundle.trust_domain.to_string(), of(b))).collect();
+        if t.trust.as_ref() == Some(&now) {
+            return;
+        }
+        let trust = now.values().map(|b| ForeignTrust {
+            trust_domain: b.trust_domain.clone(),
+            roots: b.roots.clone(),
+            clusters: Some(b.clusters.iter().cloned().collect()),
+        });
+        if let Err(error) = self.secrets.set_foreign_trust(trust.collect()) {
+            tracing::error!(%error, "a trust bundle cannot be used: nobody of that trust domain is accepted");
+        }
+        let docs = now.iter().filter_map(|(n, b)| Some((n.clone(), document(n, b)?))).collect();
+        self.publisher.publish_type(type_url::FOREIGN_BUNDLE, docs);
+        t.trust = Some(now);
     }
 
     /// Keeps imports that changed since the last call.
@@ -350,6 +404,8 @@ fn this(o: &FederationOptions) -> Member {
         left: false,
         revision: 0,
         evicted: false,
+        trust_domain: None,
+        home: 0,
     }
 }
 

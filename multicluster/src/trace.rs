@@ -6,9 +6,9 @@ use std::{fmt::Write as _, net::SocketAddr, path::Path, sync::Arc, time::Duratio
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper_util::rt::TokioIo;
-use mesh_identity::{TRUST_BUNDLE, WORKLOAD_SVID, peer_identity};
+use mesh_identity::{TRUST_BUNDLE, TrustRefusal, WORKLOAD_SVID, peer_identity, trust_refusal};
 use mesh_model::{
-    ClusterId,
+    ClusterId, TrustDomain,
     explain::Step,
     federation::LeaseState,
     proxy::{SecretRef, StringMatch, UpstreamTls, Validation, alert},
@@ -104,10 +104,11 @@ async fn page(
 /// Goes the whole way; the last step is the broken one, if any is.
 pub(crate) async fn trace(shared: &Arc<Shared>, r: &TraceRequest) -> Result<Vec<Step>, Status> {
     let cluster = ClusterId::new(&r.cluster).map_err(|e| Status::invalid_argument(e.to_string()))?;
-    let Some(trust_domain) = shared.trust_domain() else {
+    let Some(own) = shared.trust_domain() else {
         let fix = "`flotilla found` or `flotilla join-cluster TOKEN` makes it a member";
         return Ok(vec![Step::broken("lease", "this cluster is in no mesh", fix)]);
     };
+    let trust_domain = shared.lock().node.members.domain_of(&cluster).map_or(own, ToString::to_string);
     if r.sni.is_empty() {
         return Ok(control(shared, &trust_domain, &cluster).await);
     }
@@ -304,7 +305,10 @@ async fn session(
                     None => Step::ok("session", format!("{gateway}, ends at {}", id.unwrap_or_default())),
                 }
             }
-            Ok(Err(e)) => refused(&gateway, cluster, r, &e),
+            Ok(Err(e)) => {
+                let domain = shared.lock().node.members.domain_of(cluster).cloned();
+                refused(&gateway, cluster, domain.as_ref(), r, &e)
+            }
             Err(_) => Step::broken(
                 "tunnel",
                 format!("{gateway} takes the session, and nothing answers within {} s", PATIENCE.as_secs()),
@@ -318,7 +322,13 @@ async fn session(
 }
 
 /// What a failed handshake means.
-fn refused(gateway: &str, cluster: &ClusterId, r: &TraceRequest, e: &std::io::Error) -> Step {
+fn refused(
+    gateway: &str,
+    cluster: &ClusterId,
+    domain: Option<&TrustDomain>,
+    r: &TraceRequest,
+    e: &std::io::Error,
+) -> Step {
     let inner = e.get_ref().and_then(|e| e.downcast_ref::<rustls::Error>());
     let code = match inner {
         Some(rustls::Error::AlertReceived(AlertDescription::UnrecognisedName)) => Some(alert::UNKNOWN_NAME),
@@ -343,7 +353,16 @@ fn refused(gateway: &str, cluster: &ClusterId, r: &TraceRequest, e: &std::io::Er
             format!("{gateway} cannot reach {cluster}'s gateways"),
             format!("let TCP and UDP to port 15443 of {cluster}'s gateways pass; are they running?"),
         ),
-        (_, Some(rustls::Error::InvalidCertificate(c))) => certificate(c),
+        (_, Some(e @ rustls::Error::InvalidCertificate(c))) => certificate(domain, e, c),
+        (_, Some(rustls::Error::AlertReceived(a))) if domain.is_some() && about_certificates(*a) => {
+            Step::broken(
+                "identity",
+                format!(
+                    "{cluster} does not accept this cluster's certificates: it has no bundle of this trust domain, or an old one"
+                ),
+                "`flotilla clusters` and `flotilla doctor` there show its bundles; was this mesh evicted there?",
+            )
+        }
         _ => Step::broken(
             "backend",
             format!("the session ended in its handshake: {e}"),
@@ -352,8 +371,40 @@ fn refused(gateway: &str, cluster: &ClusterId, r: &TraceRequest, e: &std::io::Er
     }
 }
 
-fn certificate(e: &CertificateError) -> Step {
+fn about_certificates(a: AlertDescription) -> bool {
+    use AlertDescription as A;
+    matches!(
+        a,
+        A::UnknownCA | A::CertificateUnknown | A::BadCertificate | A::CertificateExpired | A::DecryptError
+    )
+}
+
+fn certificate(domain: Option<&TrustDomain>, e: &rustls::Error, c: &CertificateError) -> Step {
     use CertificateError as C;
+    if let Some(refusal) = trust_refusal(e) {
+        let fix = match refusal {
+            TrustRefusal::NoBundle(_) => {
+                "federate with that trust domain: `flotilla token create --federate` there"
+            }
+            TrustRefusal::Expired(_) => {
+                "its founder needs a new root, and a control plane of it must be reached: `flotilla clusters` shows when \
+                 its bundle was last confirmed"
+            }
+            TrustRefusal::Cluster { .. } => {
+                "a cluster of that domain joins with its mesh: is it a member there, and is its ID its own?"
+            }
+        };
+        return Step::broken("identity", refusal.to_string(), fix);
+    }
+    if let (Some(domain), C::UnknownIssuer | C::BadSignature) = (domain, c) {
+        return Step::broken(
+            "identity",
+            format!("the workload's certificate is of no root in the trust bundle of {domain}"),
+            "that mesh has other roots than it told: `flotilla clusters` shows the sequence of its bundle here, its own \
+             control planes tell the new one",
+        );
+    }
+    let e = c;
     let (says, fix) = match e {
         C::Expired | C::ExpiredContext { .. } => (
             "the workload's certificate has expired".to_owned(),

@@ -30,6 +30,7 @@ pub(crate) enum Transport {
 pub(crate) struct Cluster {
     pub(crate) name: &'static str,
     octet: u8,
+    domain: &'static str,
     transport: Transport,
     dir: tempfile::TempDir,
     processes: Vec<(String, Child)>,
@@ -64,12 +65,17 @@ fn reserve() -> (u8, TcpListener) {
 impl Cluster {
     /// Chooses addresses and starts the control plane; proxies come after [`Self::found`] or a join.
     pub(crate) fn start(name: &'static str, transport: Transport) -> Self {
+        Self::start_in(name, "mesh.local", transport)
+    }
+
+    /// The same in a trust domain.
+    pub(crate) fn start_in(name: &'static str, domain: &'static str, transport: Transport) -> Self {
         let (octet, range) = reserve();
         let dir = tempfile::tempdir().unwrap();
         for d in ["config", "logs", "tokens", "credentials"] {
             std::fs::create_dir(dir.path().join(d)).unwrap();
         }
-        let mut c = Self { name, octet, transport, dir, processes: vec![], _range: range };
+        let mut c = Self { name, octet, domain, transport, dir, processes: vec![], _range: range };
         c.write("mesh.yaml", &mesh(""));
         c.control_plane();
         c
@@ -95,6 +101,8 @@ impl Cluster {
                 &format!("--gateway-address={gateway}"),
                 &format!("--gateway-via={gateway}"),
                 &format!("--transport={transports}"),
+                &format!("--trust-domain={}", self.domain),
+                "--bundle-refresh-hint=1",
             ],
         );
         // A cluster that is in no mesh yet has no configuration to wait for.
@@ -233,6 +241,7 @@ impl Cluster {
             format!("--namespace={namespace}"),
             format!("--service-account={account}"),
             format!("--cluster={}", self.name),
+            format!("--trust-domain={}", self.domain),
             format!("--state-dir={}", shown(&self.proxy_state(name))),
             "--concurrency=1".to_owned(),
             format!("--admin={ip}:15000"),

@@ -134,7 +134,16 @@ impl Verify {
         });
         // `--workspace` keeps the features of the step above, so nothing is built again.
         self.step("whole processes", |v| {
-            v.ignored(&["federation", "gateways", "mixer", "bootstrap", "restart", "explain", "membership"])
+            v.ignored(&[
+                "federation",
+                "gateways",
+                "mixer",
+                "bootstrap",
+                "restart",
+                "explain",
+                "membership",
+                "domains",
+            ])
         });
         // Of the tests that plain `cargo test` leaves out, the one with many worlds; the other measures.
         let worlds =
