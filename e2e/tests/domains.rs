@@ -3,7 +3,7 @@
 #[expect(dead_code, unused_imports, reason = "what is shared is more than this test uses")]
 mod support;
 
-use std::{fs, net::SocketAddr, sync::Arc, time::Duration};
+use std::{fs, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use mesh_identity::{SecretStore, WORKLOAD_SVID};
 use mesh_model::proxy::{SecretRef, UpstreamTls, Validation};
@@ -324,6 +324,60 @@ fn two_trust_domains_federate_and_part() {
     ok(&east.cluster, &["evict-cluster", "north"]);
     parted(&west, &east, &north);
     ok(&north.cluster, &["leave-cluster", "--force"]);
+}
+
+/// An Envoy in a's place: it chooses the roots by the domain in a name as well.
+#[test]
+#[ignore = "needs Envoy; cargo verify installs it"]
+fn a_foreign_envoy_verifies_by_domain() {
+    let envoy = PathBuf::from(std::env::var_os("ENVOY_BIN").expect("ENVOY_BIN names an Envoy binary"));
+    let west = Cluster::start_in("west", "a.example", Transport::Tcp);
+    let north = Cluster::start_in("north", "b.example", Transport::Tcp);
+    let details = HttpServer::start((west.workload(3), 9080).into(), "details");
+    let reviews = HttpServer::start((north.workload(3), 9080).into(), "reviews");
+    let mut west = Mesh { cluster: west, name: "details", app: details.address };
+    let mut north = Mesh { cluster: north, name: "reviews", app: reviews.address };
+    west.cluster.found();
+    north.cluster.found();
+    let c = &mut west.cluster;
+    c.write("service.yaml", &exported(c, "details", details.address));
+    c.east_west_gateway();
+    c.ready(c.host(3));
+    c.envoy_sidecar(&envoy, "details", c.workload(1), details.address);
+    north.start();
+
+    let ip = west.cluster.workload(1);
+    let (at, sni) = (SocketAddr::from((ip, 9080)), workload_sni("details"));
+    let honest = Caller::honest(&north.cluster, "storefront");
+    let forged = Caller::forged(&west.cluster, STOREFRONT);
+    let refused = |caller: &Caller, what: &str| {
+        let e = caller.knocks(at, &sni, "istio").expect_err(what);
+        assert!(e.contains("alert"), "{what}: {e}");
+    };
+    refused(&honest, "b is nobody yet");
+    federate(&west.cluster, &north.cluster);
+    let a = north.gets("to Envoy", "details", 200);
+    assert!(a.body.contains(STOREFRONT), "{a:?}");
+    // The storefront of west is the Envoy itself.
+    let proxy = format!("http://{}:{HTTP_PROXY}", west.cluster.workload(1));
+    let uri = format!("http://reviews.{NAMESPACE}:9080/");
+    let a = until_status("from Envoy", 200, &["--proxy", &proxy, "--noproxy", "", &uri]);
+    assert!(a.body.contains("spiffe://a.example/ns/books/sa/details"), "{a:?}");
+    honest.knocks(at, &sni, "istio").unwrap();
+    refused(&forged, "a's root in the name of b");
+
+    // An agent that starts again without its control plane takes nothing away.
+    west.cluster.kill("control-plane");
+    west.cluster.kill("details");
+    west.cluster.agent("details", ip, details.address);
+    std::thread::sleep(Duration::from_secs(2));
+    honest.knocks(at, &sni, "istio").unwrap();
+    west.cluster.control_plane();
+    ok(&north.cluster, &["leave-cluster"]);
+    until("nobody of b is accepted", || match honest.knocks(at, &sni, "istio") {
+        Err(e) if e.contains("alert") => Ok(()),
+        other => Err(format!("{other:?}")),
+    });
 }
 
 fn until_denied(m: &Mesh, service: &str) {

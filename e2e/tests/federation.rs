@@ -1,5 +1,8 @@
 //! Two control planes' CA and federation components, joined over real sockets.
 
+#[path = "federation/domains.rs"]
+mod domains;
+
 use std::{
     collections::BTreeMap,
     net::SocketAddr,

@@ -310,12 +310,14 @@ impl admin_server::Admin for AdminService {
             })
             .collect();
         let (declared, declared_evictions) = t.declared.describe();
+        let clashes = t.clashes.iter().map(ToString::to_string).collect();
         drop(t);
         let bundles = self.0.bundle_status();
         Ok(Response::new(ClustersResponse {
             declared,
             declared_evictions,
             bundles,
+            clashes,
             evicted,
             conflicts,
             software: exchange::SOFTWARE.to_owned(),

@@ -24,7 +24,7 @@ use crate::{
     declared::Declared,
     exchange::{Dirty, Import, Node, ServiceKey},
     federate::BundleLink,
-    membership::{Bundle, Merged},
+    membership::{Bundle, Clash, Merged},
     store::{Store, Tokens},
     wire::Member,
 };
@@ -44,6 +44,8 @@ pub(crate) struct LinkStatus {
     pub(crate) certificate_ends: Option<SystemTime>,
 }
 
+/// Clashes of names that are kept for operators.
+const MAX_CLASHES: usize = 64;
 /// Longest version of a peer's software that is shown.
 const MAX_SOFTWARE: usize = 32;
 /// A round trip beyond this is a stamp that was not repeated as it was.
@@ -80,6 +82,8 @@ pub(crate) struct Tables {
     /// How the bundles of other trust domains stand.
     pub(crate) bundles: BTreeMap<TrustDomain, BundleLink>,
     trust: Option<BTreeMap<String, ForeignBundle>>,
+    /// Names that other trust domains tell and that somebody else has.
+    pub(crate) clashes: BTreeSet<Clash>,
     /// Imports that differ from what is on disk.
     unsaved: BTreeSet<ClusterId>,
     /// What pilot has: peers, whether it was told of services at all, and those of each peer.
@@ -137,6 +141,7 @@ impl Shared {
             declared: Declared::default(),
             bundles: BTreeMap::new(),
             trust: None,
+            clashes: BTreeSet::new(),
             unsaved: BTreeSet::new(),
             peers: None,
             former: None,
@@ -214,6 +219,15 @@ impl Shared {
 
     /// Carries out what a change of membership means outside of the state machines.
     pub(crate) fn members_merged(&self, merged: &Merged) -> io::Result<()> {
+        if !merged.clashes.is_empty() {
+            let mut t = self.lock();
+            for c in &merged.clashes {
+                // They tell it again and again.
+                if t.clashes.len() < MAX_CLASHES && t.clashes.insert(c.clone()) {
+                    tracing::warn!("{c}");
+                }
+            }
+        }
         if !merged.changed {
             return Ok(());
         }
@@ -224,13 +238,18 @@ impl Shared {
                 t.unsaved.remove(peer);
                 self.store.drop_import(peer)?;
             }
-            for clash in &merged.clashes {
-                tracing::warn!(%clash, "a member of another trust domain was not taken in");
-            }
             self.store.save_members(t.node.members.all())?;
             self.store.save_bundles(t.node.members.bundles())?;
             let domains = t.node.members.domains();
             t.bundles.retain(|d, _| domains.contains(d));
+            let gone = |c: &Clash| {
+                let holder = t.node.members.get(&c.cluster).filter(|m| !m.left);
+                !domains.contains(&c.theirs) || holder.is_none_or(|m| m.trust_domain != c.holder)
+            };
+            let over: Vec<_> = t.clashes.iter().filter(|c| gone(c)).cloned().collect();
+            for c in over {
+                t.clashes.remove(&c);
+            }
         }
         self.members_changed.send_modify(|n| *n += 1);
         self.publish();

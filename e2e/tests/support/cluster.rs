@@ -194,8 +194,12 @@ impl Cluster {
     }
 
     fn spawn(&mut self, name: &str, args: &[&str]) {
+        self.spawn_program(&flotilla(), name, args);
+    }
+
+    fn spawn_program(&mut self, program: &Path, name: &str, args: &[&str]) {
         let out = File::create(self.path("logs").join(format!("{name}.log"))).unwrap();
-        let child = Command::new(flotilla())
+        let child = Command::new(program)
             .args(args)
             // Nothing is left behind if this process is killed.
             .env("FLOTILLA_DIE_WITH_PARENT", "1")
@@ -228,9 +232,13 @@ impl Cluster {
     fn proxy(&mut self, role: &str, name: &str, ip: Ipv4Addr, who: (&str, &str), extra: &[&str]) {
         let (namespace, account) = who;
         let token = self.path("tokens").join(name);
-        let o = self.flotilla(&["token", "workload", "--namespace", namespace, "--service-account", account]);
-        assert_eq!(o.code, 0, "{o:?}");
-        std::fs::write(&token, o.out.trim()).unwrap();
+        // One that is started again needs no control plane for it.
+        if !token.exists() {
+            let o =
+                self.flotilla(&["token", "workload", "--namespace", namespace, "--service-account", account]);
+            assert_eq!(o.code, 0, "{o:?}");
+            std::fs::write(&token, o.out.trim()).unwrap();
+        }
         let shown = |p: &Path| p.display().to_string();
         let args = [
             format!("--discovery={}:15012", self.host(1)),
@@ -304,6 +312,39 @@ impl Cluster {
         let mut extra = vec![labels.as_str(), &proxy];
         extra.extend(inbound.as_deref());
         self.proxy("sidecar", name, ip, (NAMESPACE, name), &extra);
+    }
+
+    /// Starts what stands beside an Envoy.
+    #[allow(dead_code, reason = "not every target that includes this uses it")]
+    pub(crate) fn agent(&mut self, name: &str, ip: Ipv4Addr, app: SocketAddr) {
+        let labels = format!("--labels=app={name}");
+        let inbound = format!("--meta=FLOTILLA_INBOUND={{\"9080\":\"{app}\"}}");
+        let proxy = format!("--meta=HTTP_PROXY_PORT={HTTP_PROXY}");
+        let (sds, write) = (
+            format!("--sds={}", self.path("sds.sock").display()),
+            format!("--write-bootstrap={}", self.path("envoy.json").display()),
+        );
+        self.proxy("agent", name, ip, (NAMESPACE, name), &[&labels, &inbound, &proxy, &sds, &write]);
+        self.ready(ip);
+    }
+
+    /// The same with an Envoy as the sidecar, run with what its agent writes.
+    #[allow(dead_code, reason = "not every target that includes this uses it")]
+    pub(crate) fn envoy_sidecar(&mut self, envoy: &Path, name: &str, ip: Ipv4Addr, app: SocketAddr) {
+        self.agent(name, ip, app);
+        let bootstrap = self.path("envoy.json").display().to_string();
+        let args = [
+            "-c",
+            &bootstrap,
+            "--use-dynamic-base-id",
+            "--disable-hot-restart",
+            "--concurrency",
+            "1",
+            "-l",
+            "warning",
+        ];
+        self.spawn_program(envoy, "envoy", &args);
+        self.wait(&format!("http://{ip}:15000/ready"));
     }
 
     /// Waits until the proxy at `ip` has certificate and configuration.

@@ -67,7 +67,7 @@ impl Bundle {
 }
 
 /// A trust domain tells of a cluster whose name somebody else has.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
 #[error(
     "cluster {cluster} of {theirs} has the name of a cluster of {}: it is not taken in; one of the two must leave and \
      return under another cluster ID", holder.as_ref().map_or("this trust domain", TrustDomain::as_str)

@@ -82,6 +82,9 @@ pub(crate) async fn run(args: ClustersArgs) -> anyhow::Result<u8> {
     for line in view::domains(&rows, &r.bundles, now()) {
         println!("{line}");
     }
+    for line in &r.clashes {
+        println!("{line}");
+    }
     for line in rows.iter().flat_map(Row::remarks) {
         println!("{line}");
     }
@@ -170,7 +173,7 @@ fn json(
         })
         .collect();
     serde_json::json!({
-        "trustBundles": bundles,
+        "trustBundles": bundles, "nameClashes": r.clashes,
         "self": r.self_, "trustDomain": r.trust_domain, "version": r.software,
         "certificateExpiresUnixSeconds": own_ends, "clusters": rows, "gateways": gateways, "evicted": r.evicted,
         "exportConflicts": conflicts, "declared": declared, "declaredEvictions": evictions,

@@ -231,6 +231,7 @@ async fn declared(local: &Local, out: &mut Vec<Step>) {
 
 /// Roots of the trust domains that this one is federated with.
 fn bundles(c: &ClustersResponse, out: &mut Vec<Step>) {
+    findings(out, "members", State::Warning, c.clashes.iter().map(|c| (c.clone(), String::new())).collect());
     let foreign = c.clusters.iter().filter_map(|c| c.member.as_ref()).map(|m| m.trust_domain.as_str());
     for domain in foreign.filter(|d| !d.is_empty()).collect::<BTreeSet<_>>() {
         let Some(b) = c.bundles.iter().find(|b| b.trust_domain == domain) else {
