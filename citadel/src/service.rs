@@ -170,6 +170,13 @@ impl authority_server::Authority for AuthorityService {
     ) -> Result<Response<AuthorityStatus>, Status> {
         let r = r.into_inner();
         let td = trust_domain(&r.trust_domain)?;
+        if td != self.1 {
+            return Err(Status::failed_precondition(format!(
+                "the mesh is of trust domain {td} and this control plane runs for {}: start it, and its proxies, with \
+                 --trust-domain {td}, and use the same token again",
+                self.1
+            )));
+        }
         // What is wrong with the material is the caller's to know: it brought it.
         let facts = self.0.install_intermediate(&td, &r.chain, &r.bundle).map_err(|e| match e {
             AuthorityError::Stored(s) => Status::invalid_argument(s),

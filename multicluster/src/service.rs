@@ -75,7 +75,24 @@ fn not_saved(e: std::io::Error) -> Status {
     Status::internal("the member could not save its state")
 }
 
+/// One answer for an unknown id and a wrong secret: nothing to learn by trying.
+fn unknown() -> Status {
+    Status::permission_denied(
+        "the token is not known here (wrong secret, another mesh, or removed): create a new one with \
+         `flotilla token create`",
+    )
+}
+
 impl FederationService {
+    /// Whether whoever asks holds a token. Nothing else of a stranger's request is looked at before.
+    fn holds_token(&self, r: &JoinRequest) -> Result<(), Status> {
+        let t = self.0.lock();
+        let token = t.tokens.get(&r.token_id).ok_or_else(unknown)?;
+        let given = secret_hash(&r.secret);
+        constant_time::verify_slices_are_equal(given.as_bytes(), token.secret_sha256.as_bytes())
+            .map_err(|_| unknown())
+    }
+
     /// Checks a join request against the issued tokens and claims the token for it.
     fn claim(&self, r: &JoinRequest, newcomer: &Member, federates: Option<&Newcomer>) -> Result<(), Status> {
         let me = &self.0.options.cluster;
@@ -87,13 +104,6 @@ impl FederationService {
         let wanted = r.csr.clone() + &federates.map(Newcomer::fingerprint).unwrap_or_default();
         let request_hash = hex(digest(&SHA256, wanted.as_bytes()).as_ref());
         let mut t = self.0.lock();
-        // One answer for an unknown id and a wrong secret: nothing to learn by trying.
-        let unknown = || {
-            Status::permission_denied(
-                "the token is not known here (wrong secret, another mesh, or removed): create a new one with \
-                 `flotilla token create`",
-            )
-        };
         if t.declared.evicts(&newcomer.cluster) {
             return Err(Status::permission_denied(format!(
                 "a ClusterEviction {} is in the configuration of cluster {me}: remove it there first",
@@ -103,10 +113,6 @@ impl FederationService {
         let taken = t.node.members.is_member(&newcomer.cluster);
         let clash = federates.and_then(|f| f.refusal(&t, me));
         let token = t.tokens.get_mut(&r.token_id).ok_or_else(unknown)?;
-        let given = secret_hash(&r.secret);
-        if constant_time::verify_slices_are_equal(given.as_bytes(), token.secret_sha256.as_bytes()).is_err() {
-            return Err(unknown());
-        }
         if unix_now() >= token.expires {
             return Err(Status::permission_denied(
                 "the token has expired: create a new one with `flotilla token create`",
@@ -159,6 +165,7 @@ impl FederationService {
     }
 
     async fn admit(&self, r: JoinRequest) -> Result<JoinResponse, Status> {
+        self.holds_token(&r)?;
         let newcomer = r.newcomer.clone().ok_or_else(|| Status::invalid_argument("no newcomer"))?;
         let newcomer =
             wire::member(newcomer).map_err(|e| Status::invalid_argument(format!("newcomer: {e}")))?;

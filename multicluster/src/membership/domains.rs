@@ -25,6 +25,8 @@ use crate::{
 
 /// Trust domains that one may be federated with.
 pub const MAX_DOMAINS: usize = 64;
+/// Clusters of another trust domain that are known, those that left included: it may not fill the list for all others.
+const MAX_OF_DOMAIN: usize = 1024;
 
 /// Roots of another trust domain.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -162,7 +164,8 @@ impl Membership {
         news: impl IntoIterator<Item = Member>,
     ) -> Merged {
         let mut clashes = Vec::new();
-        let mut taken = Vec::new();
+        let mut taken: Vec<Member> = Vec::new();
+        let known = self.all.values().filter(|m| m.trust_domain.as_ref() == Some(domain)).count();
         for m in news {
             let m = self.inward(Some(domain), m);
             if m.trust_domain.as_ref() != Some(domain) {
@@ -183,6 +186,7 @@ impl Membership {
                     }
                 }
                 None if m.left => {}
+                None if known + taken.len() >= MAX_OF_DOMAIN => {}
                 None => taken.push(Member { epoch: 1, home: m.epoch, ..m }),
             }
         }

@@ -12,7 +12,7 @@ use mesh_identity::{SecretStore, TRUST_BUNDLE, WORKLOAD_SVID};
 use mesh_model::{
     ClusterId, NetworkId, TrustDomain,
     federation::{GatewayAddress, ImportedService, Transport, type_url},
-    proxy::{ClientCertificate, DownstreamTls, SecretRef, TlsVersion, Validation},
+    proxy::{ClientCertificate, DownstreamTls, SecretRef, StringMatch, TlsVersion, Validation},
 };
 use mesh_runtime::{
     admin::{metrics_router, ready_router, serve},
@@ -200,7 +200,7 @@ pub(crate) async fn run(args: ControlPlaneArgs) -> anyhow::Result<()> {
     let mixer = mixer::Mixer::start(mixer::MixerOptions::new(unix(socket::GALLEY)))?;
 
     // Proxies.
-    let tls = server_tls(&secrets)?;
+    let tls = server_tls(&secrets, &args.trust_domain)?;
     let listener = TcpListener::bind(args.xds).await.with_context(|| format!("--xds {}", args.xds))?;
     let server = grpc()
         .add_service(pilot.ads_service())
@@ -261,13 +261,13 @@ fn report(what: &str, result: Result<(), tonic::transport::Error>) {
 }
 
 /// TLS for proxies: a client certificate if they have one, since the first request of a workload is
-/// for its certificate.
-fn server_tls(secrets: &SecretStore) -> anyhow::Result<Arc<rustls::ServerConfig>> {
+/// for its certificate. Of the own trust domain, whomever that is federated with.
+fn server_tls(secrets: &SecretStore, own: &TrustDomain) -> anyhow::Result<Arc<rustls::ServerConfig>> {
     Ok(secrets.server_config(&DownstreamTls {
         certificate: SecretRef::Sds(WORKLOAD_SVID.into()),
         client_certificate: ClientCertificate::Optional(Validation {
             trusted: Some(SecretRef::Sds(TRUST_BUNDLE.into())),
-            sans: vec![],
+            sans: vec![StringMatch::prefix(format!("spiffe://{own}/"))],
         }),
         alpn: vec!["h2".into()],
         min_version: TlsVersion::V1_3,

@@ -138,6 +138,19 @@ fn members_of_a_domain_agree_and_tell_no_other_of_third_ones() {
 }
 
 #[test]
+fn another_domain_cannot_fill_the_list() {
+    let mut m = federated();
+    let many = |range: std::ops::Range<u32>| range.map(|n| record(&format!("x{n}"), 1)).collect::<Vec<_>>();
+    m.hear(&id("north"), many(0..5000));
+    assert_eq!(m.of_domain(&domain("b.example")).count(), MAX_OF_DOMAIN);
+    let gone = many(0..5000).into_iter().map(|r| Member { left: true, ..r });
+    m.hear(&id("north"), gone.collect::<Vec<_>>());
+    m.hear(&id("north"), many(6000..9000));
+    assert_eq!(m.of_domain(&domain("b.example")).count(), 2, "names are not used up one after the other");
+    assert_eq!(m.merge([record("ours", 1)]).arrived, [id("ours")]);
+}
+
+#[test]
 fn bundles_only_rise_and_go_with_the_last_member() {
     let mut m = federated();
     let d = domain("b.example");
