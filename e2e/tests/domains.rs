@@ -200,7 +200,18 @@ fn federate(a: &Cluster, b: &Cluster) {
 #[test]
 #[ignore = "needs the flotilla binary; cargo verify builds it"]
 fn two_trust_domains_federate_and_part() {
-    let start = |name, domain| Cluster::start_in(name, domain, Transport::Tcp);
+    whole(Transport::Tcp);
+}
+
+/// The gateways verify each other as well.
+#[test]
+#[ignore = "needs the flotilla binary; cargo verify builds it"]
+fn two_trust_domains_federate_over_trunks() {
+    whole(Transport::Quic);
+}
+
+fn whole(transport: Transport) {
+    let start = |name, domain| Cluster::start_in(name, domain, transport);
     let (west, east, north) =
         (start("west", "a.example"), start("east", "a.example"), start("north", "b.example"));
     let (details, reviews) = (
@@ -239,6 +250,13 @@ fn two_trust_domains_federate_and_part() {
         let v = told("all are connected", &m.cluster, |v| connected(v, 2));
         let bundle = &v["trustBundles"][0];
         assert_eq!((&bundle["trustDomain"], &bundle["roots"]), (&domain.into(), &1.into()), "{v:#}");
+    }
+    if transport == Transport::Quic {
+        for m in [&west, &north] {
+            told("over QUIC", &m.cluster, |v| {
+                v["clusters"].as_array().is_some_and(|a| a.iter().all(|c| c["transport"] == "quic"))
+            });
+        }
     }
     let shown = ok(&east.cluster, &["clusters"]);
     assert!(shown.contains("Trust domain b.example: north; bundle 1"), "{shown}");
