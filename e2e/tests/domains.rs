@@ -330,6 +330,15 @@ fn whole(transport: Transport) {
     let doctor = west.cluster.flotilla(&["doctor"]);
     assert!(doctor.out.contains("the trust bundle of b.example (sequence 2)"), "{doctor:?}");
 
+    // A sidecar that starts without its control plane still knows the roots of the other domain.
+    north.cluster.kill("control-plane");
+    north.cluster.kill("reviews");
+    north.cluster.sidecar("reviews", north.cluster.workload(1), Some(north.app));
+    north.cluster.ready(north.cluster.workload(1));
+    west.gets("with roots that were kept", "reviews", 200);
+    north.cluster.control_plane();
+    told("north is back", &north.cluster, |v| connected(v, 2));
+
     // North leaves whom it is federated with, and keeps its mesh.
     let said = ok(&north.cluster, &["leave-cluster"]);
     assert!(said.contains("Ended the federation with a.example") && said.contains("b.example"), "{said}");

@@ -50,6 +50,17 @@ struct Cluster {
     stop: CancellationToken,
 }
 
+fn citadel(dir: &Path, cluster: &ClusterId, domain: &str) -> Citadel {
+    Citadel::start(CitadelOptions {
+        cluster: cluster.clone(),
+        trust_domain: TrustDomain::new(domain).unwrap(),
+        state_dir: dir.into(),
+        socket: dir.join("citadel.sock"),
+        workload_ttl: Duration::from_secs(86_400),
+    })
+    .unwrap()
+}
+
 async fn free_port() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
 }
@@ -63,14 +74,7 @@ impl Cluster {
         let dir = tempfile::tempdir().unwrap();
         let at = |n: &str| dir.path().join(n);
         let cluster = ClusterId::new(id).unwrap();
-        let citadel = Citadel::start(CitadelOptions {
-            cluster: cluster.clone(),
-            trust_domain: TrustDomain::new(domain).unwrap(),
-            state_dir: dir.path().into(),
-            socket: at("citadel.sock"),
-            workload_ttl: Duration::from_secs(86_400),
-        })
-        .unwrap();
+        let citadel = citadel(dir.path(), &cluster, domain);
         let (secrets, _renewal) = citadel.control_plane_secrets(vec![]);
         let exports = ConfigServer::new();
         let stop = CancellationToken::new();

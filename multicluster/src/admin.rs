@@ -206,6 +206,8 @@ impl admin_server::Admin for AdminService {
                 t.node.clear();
                 t.links.clear();
                 t.tokens.clear();
+                t.bundles.clear();
+                t.clashes.clear();
             }
             self.0.store.clear().map_err(internal("the state was not removed"))?;
             self.0.members_changed.send_modify(|n| *n += 1);

@@ -215,3 +215,82 @@ async fn a_token_lets_in_what_it_says() {
     let peer = west.peers().remove(0);
     assert_eq!(peer.trust_domain, Some(TrustDomain::new(B).unwrap()));
 }
+
+/// North's CA starts again with other files, while everything else goes on.
+async fn with_ca(north: &mut Cluster, change: impl FnOnce(&Path)) {
+    change(&north.dir.path().join("ca"));
+    // The old one lets go of its socket when its task has ended.
+    let started = citadel(north.dir.path(), &north.options.cluster, B);
+    north._citadel = started;
+}
+
+/// Waits until west holds a bundle of this sequence and this was said of the last one that it was told.
+async fn held(west: &Cluster, sequence: u64, roots: u32, error: &str) {
+    let start = Instant::now();
+    loop {
+        let b = west.known().await.bundles.remove(0);
+        if (b.sequence, b.roots) == (sequence, roots)
+            && b.error.contains(error)
+            && b.error.is_empty() == error.is_empty()
+        {
+            return;
+        }
+        assert!(start.elapsed() < SOON, "{b:?} and not {sequence} {roots} {error:?}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_bundle_is_fetched_as_often_as_its_owner_hints_and_never_an_older_one() {
+    let (west, east) = (Cluster::start_in("west", A).await, Cluster::start_in("east", A).await);
+    let mut north = Cluster::start_in("north", B).await;
+    west.found().await;
+    east.try_join(&west.token().await).await.unwrap();
+    north.found().await;
+    north.federate(&west.token_for(B).await).await.unwrap();
+    east.sees(&["west", "north@b.example"]).await;
+    held(&west, 1, 1, "").await;
+
+    let other = tempfile::tempdir().unwrap();
+    let root = |name: &str| {
+        let ca = citadel(&other.path().join(name), &ClusterId::new(name).unwrap(), B);
+        ca.authority().found(&TrustDomain::new(B).unwrap()).unwrap().bundle_pem
+    };
+    for name in ["one", "two"] {
+        std::fs::create_dir(other.path().join(name)).unwrap();
+    }
+    let (one, two) = (root("one"), root("two"));
+    let first = std::fs::read_to_string(north.dir.path().join("ca/root-cert.pem")).unwrap();
+    let roots = |ca: &Path, all: &str| std::fs::write(ca.join("root-cert.pem"), all).unwrap();
+    let number = |ca: &Path| std::fs::read_to_string(ca.join("bundle-sequence")).unwrap();
+
+    let connected = || async {
+        let all = west.known().await.clusters;
+        all.into_iter().find(|c| c.member.as_ref().unwrap().cluster == "north").unwrap().lease_age_ms.unwrap()
+    };
+    let begin = number(&north.dir.path().join("ca"));
+    with_ca(&mut north, |ca| roots(ca, &(first.clone() + &one))).await;
+    held(&west, 2, 2, "").await;
+    held(&east, 2, 2, "").await;
+    assert!(connected().await < 3000, "on the connection that there is");
+
+    // A backup was restored: the roots of before under the number of before.
+    with_ca(&mut north, |ca| {
+        roots(ca, &first);
+        std::fs::write(ca.join("bundle-sequence"), &begin).unwrap();
+    })
+    .await;
+    held(&west, 2, 2, "sequence 1, and 2 is here").await;
+    // It counts on from there, with others.
+    with_ca(&mut north, |ca| roots(ca, &(first.clone() + &two))).await;
+    held(&west, 2, 2, "other roots under the same sequence 2").await;
+    with_ca(&mut north, |ca| roots(ca, &(first.clone() + &two + &one))).await;
+    held(&west, 3, 3, "").await;
+    // A root of a's in b's bundle: whoever holds it would speak for both.
+    let ours = std::fs::read_to_string(west.dir.path().join("ca/root-cert.pem")).unwrap();
+    with_ca(&mut north, |ca| roots(ca, &(first.clone() + &ours))).await;
+    held(&west, 3, 3, "could speak for both").await;
+    held(&east, 3, 3, "could speak for both").await;
+    with_ca(&mut north, |ca| roots(ca, &first)).await;
+    held(&east, 5, 1, "").await;
+}

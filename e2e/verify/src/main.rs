@@ -134,22 +134,15 @@ impl Verify {
         });
         // `--workspace` keeps the features of the step above, so nothing is built again.
         self.step("whole processes", |v| {
-            v.ignored(&[
-                "federation",
-                "gateways",
-                "mixer",
-                "bootstrap",
-                "restart",
-                "explain",
-                "membership",
-                "domains",
-            ])
+            v.ignored(&["federation", "gateways", "mixer", "bootstrap", "restart", "explain", "membership"])
         });
         // Of the tests that plain `cargo test` leaves out, the one with many worlds; the other measures.
         let worlds =
             ["test", "--workspace", "--test", "members", "many_seeds", "--", "--ignored", "--nocapture"];
         self.cargo("many simulated worlds", &worlds);
-        self.step("foreign data plane", |v| v.ignored(&["envoy", "hbone", "on_demand", "integration"]));
+        self.step("foreign data plane", |v| {
+            v.ignored(&["envoy", "hbone", "on_demand", "integration", "domains"])
+        });
         let why = "needs root for network namespaces";
         self.when(root, why, "network namespaces", |v| v.ignored(&["netns"]));
     }
