@@ -98,6 +98,9 @@ pub struct AuthorityStatus {
     pub holds_root_key: bool,
     /// SHA-256 of the root, hexadecimal.
     pub root_pin: String,
+    /// Number of the bundle; it rises whenever the roots are others than before, as after `root-cert.pem` was changed and
+    /// the control plane started again.
+    pub bundle_sequence: u64,
 }
 
 /// The CA of one cluster.
@@ -144,7 +147,7 @@ impl Authority {
         let tokens = TokenIssuer::new(cluster.as_str(), &key)?;
         let active = match dir.load()? {
             None => None,
-            Some(files) => Some(Arc::new(Active::check(&files, &cluster)?)),
+            Some(files) => Some(Arc::new(Active::check(&files, &cluster)?.numbered(&dir)?)),
         };
         Ok(Self {
             cluster,
@@ -189,8 +192,9 @@ impl Authority {
     }
 
     fn install(&self, files: &CaFiles) -> Result<AuthorityStatus, AuthorityError> {
-        let active = Arc::new(Active::check(files, &self.cluster)?);
+        let active = Active::check(files, &self.cluster)?;
         self.dir.save(files)?;
+        let active = Arc::new(active.numbered(&self.dir)?);
         let status = active.status.clone();
         *self.lock() = Some(active);
         self.changes.send_modify(|n| *n += 1);
@@ -401,6 +405,12 @@ impl Authority {
 }
 
 impl Active {
+    fn numbered(mut self, dir: &CaDir) -> Result<Self, AuthorityError> {
+        let roots = pem_certificates("root-cert.pem", self.status.bundle_pem.as_bytes())?;
+        self.status.bundle_sequence = dir.bundle_sequence(&roots)?;
+        Ok(self)
+    }
+
     /// Everything that must hold of a CA before it signs anything.
     fn check(files: &CaFiles, cluster: &ClusterId) -> Result<Self, AuthorityError> {
         let stored = |s: String| AuthorityError::Stored(s);
@@ -457,6 +467,7 @@ impl Active {
                 not_after,
                 holds_root_key: root.is_some(),
                 root_pin: root_pin(root_der),
+                bundle_sequence: 0,
             },
             issuer,
             root,

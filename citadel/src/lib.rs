@@ -34,8 +34,8 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use mesh_identity::{FEDERATION_SVID, PendingSvid, SecretStore, TRUST_BUNDLE, WORKLOAD_SVID};
-use mesh_model::{ClusterId, SpiffeId};
+use mesh_identity::{FEDERATION_SVID, PendingSvid, SecretStore, WORKLOAD_SVID};
+use mesh_model::{ClusterId, SpiffeId, TrustDomain};
 use mesh_xds::server::conn;
 use tokio::{sync::watch, task::JoinHandle};
 
@@ -56,6 +56,8 @@ pub const CONTROL_PLANE_ACCOUNT: &str = "control-plane";
 pub struct CitadelOptions {
     /// The cluster it signs for.
     pub cluster: ClusterId,
+    /// Of a mesh that is founded here.
+    pub trust_domain: TrustDomain,
     /// Where keys and certificates are kept; created with mode 0700.
     pub state_dir: PathBuf,
     /// Unix socket of the authority service.
@@ -109,7 +111,7 @@ impl Citadel {
                 path: options.socket.display().to_string(),
                 source,
             })?);
-        let server = AuthorityServer::new(service::AuthorityService(authority.clone()));
+        let server = AuthorityServer::new(service::AuthorityService(authority.clone(), options.trust_domain));
         let task = tokio::spawn(async move {
             let served =
                 tonic::transport::Server::builder().add_service(server).serve_with_incoming(incoming);
@@ -184,7 +186,7 @@ fn renew(authority: &Authority, store: &SecretStore, dns: &[String]) -> Result<D
     let issued = authority.issue_control_plane(&pending.csr_pem, &id, dns)?;
     store.set_identity(WORKLOAD_SVID, issued.chain_without_root().as_bytes(), pending.key_pem.as_bytes())?;
     store.set_identity(FEDERATION_SVID, issued.chain.concat().as_bytes(), pending.key_pem.as_bytes())?;
-    store.set_trust(TRUST_BUNDLE, status.bundle_pem.as_bytes())?;
+    store.set_mesh_trust(&status.trust_domain, status.bundle_pem.as_bytes())?;
     let left = issued.not_after.duration_since(SystemTime::now()).unwrap_or_default();
     Ok((left / 2).max(Duration::from_secs(1)))
 }

@@ -104,7 +104,7 @@ impl istio_certificate_service_server::IstioCertificateService for CertificateSe
 }
 
 /// `flotilla.citadel.v1.Authority`, reachable only through a socket of mode 0600.
-pub(crate) struct AuthorityService(pub(crate) Arc<Authority>);
+pub(crate) struct AuthorityService(pub(crate) Arc<Authority>, pub(crate) TrustDomain);
 
 impl AuthorityService {
     fn describe(&self, facts: Option<Facts>) -> Response<AuthorityStatus> {
@@ -123,6 +123,7 @@ impl AuthorityService {
                     .duration_since(UNIX_EPOCH)
                     .map_or(0, |d| i64::try_from(d.as_secs()).unwrap_or(i64::MAX)),
                 root_pin: f.root_pin,
+                bundle_sequence: f.bundle_sequence,
             },
         })
     }
@@ -142,8 +143,18 @@ impl authority_server::Authority for AuthorityService {
     }
 
     async fn found(&self, r: Request<FoundRequest>) -> Result<Response<AuthorityStatus>, Status> {
-        let td = trust_domain(&r.get_ref().trust_domain)?;
-        Ok(self.describe(Some(self.0.found(&td)?)))
+        // The rest of the control plane, and its proxies, have been told their domain as well.
+        let own = &self.1;
+        match r.get_ref().trust_domain.as_str() {
+            "" => {}
+            d if d == own.as_str() => {}
+            d => {
+                return Err(Status::invalid_argument(format!(
+                    "this control plane runs for trust domain {own}: start it, and its proxies, with --trust-domain {d}"
+                )));
+            }
+        }
+        Ok(self.describe(Some(self.0.found(own)?)))
     }
 
     async fn request_intermediate(
@@ -159,6 +170,13 @@ impl authority_server::Authority for AuthorityService {
     ) -> Result<Response<AuthorityStatus>, Status> {
         let r = r.into_inner();
         let td = trust_domain(&r.trust_domain)?;
+        if td != self.1 {
+            return Err(Status::failed_precondition(format!(
+                "the mesh is of trust domain {td} and this control plane runs for {}: start it, and its proxies, with \
+                 --trust-domain {td}, and use the same token again",
+                self.1
+            )));
+        }
         // What is wrong with the material is the caller's to know: it brought it.
         let facts = self.0.install_intermediate(&td, &r.chain, &r.bundle).map_err(|e| match e {
             AuthorityError::Stored(s) => Status::invalid_argument(s),

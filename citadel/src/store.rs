@@ -5,7 +5,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use mesh_identity::root_pin;
 use mesh_runtime::files::write_private;
+use rustls_pki_types::CertificateDer;
 
 /// The directory that holds a CA.
 #[derive(Debug, Clone)]
@@ -108,6 +110,24 @@ impl CaDir {
         for name in ["pending-key.pem", "pending-csr.pem"] {
             let _ = std::fs::remove_file(self.0.join(name));
         }
+    }
+
+    /// Number of the bundle as it is now: one more than the last if the roots are others. It is kept when the cluster
+    /// leaves, so that it only ever rises.
+    pub(crate) fn bundle_sequence(&self, roots: &[CertificateDer<'_>]) -> io::Result<u64> {
+        let digest: String = roots.iter().map(|r| root_pin(r)).collect();
+        let kept = self.read("bundle-sequence")?.unwrap_or_default();
+        let (number, of) = kept.trim().split_once(' ').unwrap_or(("0", ""));
+        let number: u64 = number.parse().map_err(|_| {
+            let path = self.0.join("bundle-sequence");
+            io::Error::new(io::ErrorKind::InvalidData, format!("{}: is not a number", path.display()))
+        })?;
+        if of == digest {
+            return Ok(number);
+        }
+        let number = number + 1;
+        write_private(&self.0.join("bundle-sequence"), format!("{number} {digest}\n").as_bytes())?;
+        Ok(number)
     }
 
     /// The key that signs workload tokens, made on first use.

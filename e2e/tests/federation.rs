@@ -1,5 +1,8 @@
 //! Two control planes' CA and federation components, joined over real sockets.
 
+#[path = "federation/domains.rs"]
+mod domains;
+
 use std::{
     collections::BTreeMap,
     net::SocketAddr,
@@ -9,7 +12,7 @@ use std::{
 
 use citadel::{Citadel, CitadelOptions};
 use mesh_model::{
-    ClusterId, NetworkId,
+    ClusterId, NetworkId, TrustDomain,
     authored::{Kind, MembershipState, MeshMembership},
     federation::{
         Conflict, ConflictReason, EndpointGroup, ExportedService, GatewayAddress, ImportedService,
@@ -47,22 +50,31 @@ struct Cluster {
     stop: CancellationToken,
 }
 
+fn citadel(dir: &Path, cluster: &ClusterId, domain: &str) -> Citadel {
+    Citadel::start(CitadelOptions {
+        cluster: cluster.clone(),
+        trust_domain: TrustDomain::new(domain).unwrap(),
+        state_dir: dir.into(),
+        socket: dir.join("citadel.sock"),
+        workload_ttl: Duration::from_secs(86_400),
+    })
+    .unwrap()
+}
+
 async fn free_port() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
 }
 
 impl Cluster {
     async fn start(id: &str) -> Self {
+        Self::start_in(id, TrustDomain::DEFAULT).await
+    }
+
+    async fn start_in(id: &str, domain: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let at = |n: &str| dir.path().join(n);
         let cluster = ClusterId::new(id).unwrap();
-        let citadel = Citadel::start(CitadelOptions {
-            cluster: cluster.clone(),
-            state_dir: dir.path().into(),
-            socket: at("citadel.sock"),
-            workload_ttl: Duration::from_secs(86_400),
-        })
-        .unwrap();
+        let citadel = citadel(dir.path(), &cluster, domain);
         let (secrets, _renewal) = citadel.control_plane_secrets(vec![]);
         let exports = ConfigServer::new();
         let stop = CancellationToken::new();
@@ -83,6 +95,7 @@ impl Cluster {
             exports: Endpoint::Unix(at("pilot.sock")),
             debug_socket: None,
             declarations: Some(Endpoint::Unix(at("pilot.sock"))),
+            refresh_hint: Duration::from_secs(1),
         };
         let federation = Federation::start(options.clone(), secrets.clone()).await.unwrap();
         let imports = ConfigClient::start(
@@ -116,14 +129,14 @@ impl Cluster {
     }
 
     async fn token(&self) -> JoinToken {
-        let text =
-            self.admin().await.create_token(CreateTokenRequest { ttl: 0, dials: false }).await.unwrap();
+        let text = self.admin().await.create_token(CreateTokenRequest::default()).await.unwrap();
         JoinToken::parse(&text.into_inner().token, 0).unwrap()
     }
 
     async fn try_join(&self, token: &JoinToken) -> Result<(), JoinError> {
-        let prepared = self.admin().await.prepare_join(PrepareJoinRequest {}).await.unwrap().into_inner();
-        let answer = join(token, prepared.newcomer.unwrap(), prepared.csr).await?;
+        let prepared =
+            self.admin().await.prepare_join(PrepareJoinRequest::default()).await.unwrap().into_inner();
+        let answer = join(token, prepared).await?;
         self.admin().await.complete_join(answer).await.unwrap();
         Ok(())
     }
@@ -264,10 +277,10 @@ async fn three_clusters_join_exchange_and_leave() {
     assert!(kept.len() >= 2, "{kept:?}, {:?}", east.peers());
 
     // The founder does not leave the others without a root by accident.
-    let refused = west.admin().await.leave(LeaveMeshRequest { force: false }).await.unwrap_err();
+    let refused = west.admin().await.leave(LeaveMeshRequest::default()).await.unwrap_err();
     assert!(refused.message().contains("root key") && west.in_mesh().await, "{refused:?}");
 
-    let left = east.admin().await.leave(LeaveMeshRequest { force: false }).await.unwrap().into_inner();
+    let left = east.admin().await.leave(LeaveMeshRequest::default()).await.unwrap().into_inner();
     assert_eq!(left.peers.len(), 2);
     for p in &left.peers {
         assert_eq!((p.references, p.error.as_str()), (0, ""), "{}", p.cluster);
@@ -329,7 +342,7 @@ async fn an_evicted_cluster_is_refused_until_it_joins_again() {
     assert_eq!(west.summary(), live("east", &["reviews"]), "and it has not come back by dialling");
 
     // It gives up, and joins again with a new token.
-    north.admin().await.leave(LeaveMeshRequest { force: true }).await.unwrap();
+    north.admin().await.leave(LeaveMeshRequest { force: true, ..LeaveMeshRequest::default() }).await.unwrap();
     north.try_join(&west.token().await).await.unwrap();
     until("north is back", SOON, || [&west, &east, &north].iter().all(|c| c.imported().len() == 2)).await;
     let listed = east.admin().await.clusters(ClustersRequest {}).await.unwrap().into_inner();
@@ -387,8 +400,8 @@ async fn a_declared_join_goes_on_where_it_was_interrupted() {
     west.found().await;
     let token = west.token().await;
     // The answer to this was lost, and then the component was restarted.
-    let prepared = east.admin().await.prepare_join(PrepareJoinRequest {}).await.unwrap().into_inner();
-    join(&token, prepared.newcomer.unwrap(), prepared.csr).await.unwrap();
+    let prepared = east.admin().await.prepare_join(PrepareJoinRequest::default()).await.unwrap().into_inner();
+    join(&token, prepared).await.unwrap();
     east.federation = None;
     let address = east.options.listen;
     until("the old one ends", SOON, || std::net::TcpListener::bind(address).is_ok()).await;
@@ -456,7 +469,7 @@ async fn misused_tokens_change_nothing() {
     let short = west
         .admin()
         .await
-        .create_token(CreateTokenRequest { ttl: 1, dials: false })
+        .create_token(CreateTokenRequest { ttl: 1, ..CreateTokenRequest::default() })
         .await
         .unwrap()
         .into_inner();
@@ -514,7 +527,7 @@ async fn a_newcomer_that_waits_meets_strangers_before_the_member() {
         (Cluster::start("west").await, Cluster::start("other").await, Cluster::start("east").await);
     west.found().await;
     other.found().await;
-    let request = CreateTokenRequest { ttl: 0, dials: true };
+    let request = CreateTokenRequest { dials: true, ..CreateTokenRequest::default() };
     let text = west.admin().await.create_token(request).await.unwrap().into_inner().token;
     let token = JoinToken::parse(&text, 0).unwrap();
     let err = east.try_join(&token).await.unwrap_err();
@@ -523,9 +536,9 @@ async fn a_newcomer_that_waits_meets_strangers_before_the_member() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let at = listener.local_addr().unwrap();
     let wait = async |limit| {
-        let prepared = east.admin().await.prepare_join(PrepareJoinRequest {}).await.unwrap().into_inner();
-        let newcomer = prepared.newcomer.unwrap();
-        join_dialled(&token, &listener, limit, newcomer, prepared.csr).await
+        let prepared =
+            east.admin().await.prepare_join(PrepareJoinRequest::default()).await.unwrap().into_inner();
+        join_dialled(&token, &listener, limit, prepared).await
     };
     let lead = async |to: std::net::SocketAddr| {
         let mut a = tokio::net::TcpStream::connect(at).await.unwrap();

@@ -5,22 +5,23 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use mesh_model::TrustDomain;
 use tonic::{Request, Response, Status};
 
 use crate::{
     admin_pb::{
         ClusterStatus, ClustersRequest, ClustersResponse, CompleteJoinResponse, CreateTokenRequest,
         CreateTokenResponse, EvictRequest, EvictResponse, ExportConflict, LeaveMeshRequest,
-        LeaveMeshResponse, PeerLeft, PrepareJoinRequest, PrepareJoinResponse, TraceRequest, admin_server,
+        LeaveMeshResponse, PrepareJoinRequest, PrepareJoinResponse, TraceRequest, admin_server,
     },
     authority_pb::{
         InstallIntermediateRequest, RequestIntermediateRequest, ResetRequest, StatusRequest,
         authority_client::AuthorityClient,
     },
-    dial,
     exchange::{self, Import},
+    federate,
     membership::EvictError,
-    pb::{InspectResponse, JoinResponse, LeaveRequest, federation_client::FederationClient},
+    pb::{InspectResponse, JoinResponse},
     state::Shared,
     store::IssuedToken,
     token::{JoinToken, secret_hash, unix_now},
@@ -31,8 +32,6 @@ use crate::{
 const TOKEN_TTL: u64 = 15 * 60;
 /// Longest lifetime of a join token.
 const MAX_TOKEN_TTL: u64 = 7 * 86_400;
-/// A peer confirms a leave within this time.
-const LEAVE_TIMEOUT: Duration = Duration::from_secs(15);
 
 pub(crate) struct AdminService(pub(crate) Arc<Shared>);
 
@@ -65,6 +64,16 @@ impl admin_server::Admin for AdminService {
                 "the root key is not here: create the token in the cluster that founded the mesh",
             ));
         }
+        let federate = match r.get_ref().federate.as_str() {
+            "" => None,
+            d if d == status.trust_domain => {
+                return Err(Status::invalid_argument(format!(
+                    "--federate names the trust domain of the newcomer, and {d} is this mesh's own: a cluster of it joins \
+                     with a token without --federate"
+                )));
+            }
+            d => Some(TrustDomain::new(d).map_err(|e| Status::invalid_argument(e.to_string()))?),
+        };
         let dials = r.get_ref().dials;
         if self.0.options.gateways.is_empty() && !dials {
             return Err(Status::failed_precondition(
@@ -72,8 +81,8 @@ impl admin_server::Admin for AdminService {
                  `flotilla token create --dial ADDRESS` dials the newcomer",
             ));
         }
-        let trust_domain = mesh_model::TrustDomain::new(&status.trust_domain)
-            .map_err(|e| Status::internal(e.to_string()))?;
+        let trust_domain =
+            TrustDomain::new(&status.trust_domain).map_err(|e| Status::internal(e.to_string()))?;
         let now = unix_now();
         let token = JoinToken::generate(
             self.0.options.cluster.clone(),
@@ -83,12 +92,18 @@ impl admin_server::Admin for AdminService {
             now + ttl,
         );
         let token = if dials { token.of_dialler() } else { token };
+        let token = token.for_domain(federate.clone());
         let mut t = self.0.lock();
         // Tokens that can no longer be used are kept a day for their error message, then forgotten.
         t.tokens.retain(|_, k| k.expires + 86_400 > now);
         t.tokens.insert(
             token.id.clone(),
-            IssuedToken { secret_sha256: secret_hash(&token.secret()), expires: token.expires, used: None },
+            IssuedToken {
+                secret_sha256: secret_hash(&token.secret()),
+                expires: token.expires,
+                used: None,
+                federate,
+            },
         );
         self.0.store.save_tokens(&t.tokens).map_err(internal("tokens were not saved"))?;
         tracing::info!(target: "audit", token = %token.id, ttl, "created a join token");
@@ -97,8 +112,11 @@ impl admin_server::Admin for AdminService {
 
     async fn prepare_join(
         &self,
-        _: Request<PrepareJoinRequest>,
+        r: Request<PrepareJoinRequest>,
     ) -> Result<Response<PrepareJoinResponse>, Status> {
+        if !r.get_ref().federate.is_empty() {
+            return federate::prepare(&self.0, &r.get_ref().federate).await.map(Response::new);
+        }
         let csr = AuthorityClient::new(self.0.authority().await?)
             .request_intermediate(RequestIntermediateRequest {})
             .await?
@@ -107,6 +125,7 @@ impl admin_server::Admin for AdminService {
         Ok(Response::new(PrepareJoinResponse {
             newcomer: Some(wire::member_pb(&self.0.lock().node.this())),
             csr,
+            ..PrepareJoinResponse::default()
         }))
     }
 
@@ -121,6 +140,9 @@ impl admin_server::Admin for AdminService {
             .map(wire::member)
             .collect::<Result<Vec<_>, _>>()
             .map_err(|e| Status::invalid_argument(e.to_string()))?;
+        if let Some(foreign) = &r.foreign {
+            return federate::complete(&self.0, foreign, members).await.map(Response::new);
+        }
         let me = members
             .iter()
             .find(|m| m.cluster == self.0.options.cluster)
@@ -142,52 +164,50 @@ impl admin_server::Admin for AdminService {
 
     async fn leave(&self, r: Request<LeaveMeshRequest>) -> Result<Response<LeaveMeshResponse>, Status> {
         let force = r.get_ref().force;
-        let trust_domain =
-            self.0.trust_domain().ok_or_else(|| Status::failed_precondition("this cluster is in no mesh"))?;
-        let peers: Vec<_> = {
+        if self.0.trust_domain().is_none() {
+            return Err(Status::failed_precondition("this cluster is in no mesh"));
+        }
+        let (peers, domains) = {
             let t = self.0.lock();
-            t.node.members.peers().cloned().collect()
+            let peers: Vec<_> = t.node.members.peers().cloned().collect();
+            (peers, t.node.members.domains())
         };
+        let others = peers.iter().filter(|m| m.trust_domain.is_none()).count();
+        // Who is alone in its own mesh leaves whom it is federated with, and keeps its root.
+        let ends: Vec<_> = match r.get_ref().trust_domain.as_str() {
+            "" if others == 0 => domains.into_iter().collect(),
+            "" => vec![],
+            named => match domains.into_iter().find(|d| d.as_str() == named) {
+                Some(d) => vec![d],
+                None => {
+                    return Err(Status::not_found(format!(
+                        "this mesh is not federated with {named}; `flotilla clusters` shows with whom it is"
+                    )));
+                }
+            },
+        };
+        if !ends.is_empty() {
+            return federate::leave(&self.0, ends, force).await.map(Response::new);
+        }
         let status =
             AuthorityClient::new(self.0.authority().await?).status(StatusRequest {}).await?.into_inner();
-        if status.holds_root_key && !peers.is_empty() && !force {
+        if status.holds_root_key && others > 0 && !force {
             // It could not be taken back: nobody could join that mesh any more.
             return Err(Status::failed_precondition(
                 "this cluster holds the root key, which leaving deletes, and others are members: keep a copy of the key \
                  first; --force (declared: spec.force: true) leaves all the same",
             ));
         }
-        let mut answers = Vec::new();
-        for m in &peers {
-            let addresses = match self.0.options.via {
-                Some(a) => vec![a],
-                None => m.gateways.iter().map(|g| g.address).collect(),
-            };
-            let ask = async {
-                let (channel, _) = dial::member(&self.0.secrets, &trust_domain, &m.cluster, &addresses)
-                    .await
-                    .map_err(|e| e.to_string())?;
-                let answer = FederationClient::new(channel).leave(LeaveRequest {}).await;
-                answer.map(|r| r.into_inner().references).map_err(|s| s.message().to_owned())
-            };
-            let answer = match tokio::time::timeout(LEAVE_TIMEOUT, ask).await {
-                Ok(a) => a,
-                Err(_) => Err(format!("no answer within {} s", LEAVE_TIMEOUT.as_secs())),
-            };
-            let (references, error) = match answer {
-                Ok(n) => (n, String::new()),
-                Err(e) => (0, e),
-            };
-            answers.push(PeerLeft { cluster: m.cluster.to_string(), references, error });
-        }
-        let clean = answers.iter().all(|a| a.references == 0 && a.error.is_empty());
-        if clean || force {
+        let answers = federate::tell(&self.0, &peers, false).await;
+        if federate::clean(&answers) || force {
+            self.0.set_trust_domain(None);
             {
                 let mut t = self.0.lock();
-                self.0.set_trust_domain(None);
                 t.node.clear();
                 t.links.clear();
                 t.tokens.clear();
+                t.bundles.clear();
+                t.clashes.clear();
             }
             self.0.store.clear().map_err(internal("the state was not removed"))?;
             self.0.members_changed.send_modify(|n| *n += 1);
@@ -195,7 +215,7 @@ impl admin_server::Admin for AdminService {
             AuthorityClient::new(self.0.authority().await?).reset(ResetRequest {}).await?;
             tracing::info!(target: "audit", "left the mesh");
         }
-        Ok(Response::new(LeaveMeshResponse { peers: answers }))
+        Ok(Response::new(LeaveMeshResponse { peers: answers, ..LeaveMeshResponse::default() }))
     }
 
     async fn evict(&self, r: Request<EvictRequest>) -> Result<Response<EvictResponse>, Status> {
@@ -292,10 +312,14 @@ impl admin_server::Admin for AdminService {
             })
             .collect();
         let (declared, declared_evictions) = t.declared.describe();
+        let clashes = t.clashes.iter().map(ToString::to_string).collect();
         drop(t);
+        let bundles = self.0.bundle_status();
         Ok(Response::new(ClustersResponse {
             declared,
             declared_evictions,
+            bundles,
+            clashes,
             evicted,
             conflicts,
             software: exchange::SOFTWARE.to_owned(),

@@ -239,12 +239,18 @@ async fn authority(shared: &Shared, attempts: &Attempts) -> Result<AuthorityStat
     status.await.map_err(|s: Status| attempts.failure(s.message().to_owned()))
 }
 
+const FEDERATES: &str =
+    "the token federates with another trust domain, which cannot be declared: use `flotilla join-cluster`";
+
 async fn joined(shared: &Arc<Shared>, m: &MeshMembership, attempts: &mut Attempts) -> Result<(), Failure> {
     let status = authority(shared, attempts).await?;
     let read = read_token(PathBuf::from(&m.token_file)).await;
     if status.state == "active" {
         // The token has done its work, and its file may be gone. One of another mesh means that something else is wanted.
         let token = read.ok().and_then(|text| JoinToken::parse(&text, 0).ok());
+        if token.as_ref().is_some_and(|t| t.federate.is_some()) {
+            return Err(Failure { message: FEDERATES.to_owned(), pause: STEADY });
+        }
         let roots = pem_certificates("bundle", status.bundle.as_bytes()).unwrap_or_default();
         return match token {
             Some(t) if !roots.iter().any(|r| root_pin(r) == t.pin) => Err(Failure {
@@ -271,6 +277,9 @@ async fn joined(shared: &Arc<Shared>, m: &MeshMembership, attempts: &mut Attempt
         file(format!("{}: {e}; write a token of `flotilla token create` to it", m.token_file))
     })?;
     let token = JoinToken::parse(&text, unix_now()).map_err(|e| file(e.to_string()))?;
+    if token.federate.is_some() {
+        return Err(file(FEDERATES.to_owned()));
+    }
     let hash = secret_hash(text.trim().as_bytes());
     if let Some((h, why, until)) = &attempts.refused
         && *h == hash
@@ -282,9 +291,8 @@ async fn joined(shared: &Arc<Shared>, m: &MeshMembership, attempts: &mut Attempt
     let admin = AdminService(shared.clone());
     let failed = |s: Status| attempts.failure(s.message().to_owned());
     let prepared =
-        admin.prepare_join(Request::new(PrepareJoinRequest {})).await.map_err(failed)?.into_inner();
-    let newcomer = prepared.newcomer.ok_or_else(|| attempts.failure("this cluster has no name".into()))?;
-    let answer = match join::join(&token, newcomer, prepared.csr).await {
+        admin.prepare_join(Request::new(PrepareJoinRequest::default())).await.map_err(failed)?.into_inner();
+    let answer = match join::join(&token, prepared).await {
         Ok(a) => a,
         Err(e @ JoinError::Unreachable { .. }) => return Err(attempts.failure(e.to_string())),
         Err(e) => {
@@ -303,7 +311,7 @@ async fn left(shared: &Arc<Shared>, m: &MeshMembership, attempts: &Attempts) -> 
         return Ok(());
     }
     attempting(shared, m.state, "leaving", attempts);
-    let request = Request::new(LeaveMeshRequest { force: m.force });
+    let request = Request::new(LeaveMeshRequest { force: m.force, trust_domain: String::new() });
     let answer = AdminService(shared.clone()).leave(request).await;
     let peers = match answer {
         Ok(r) => r.into_inner().peers,

@@ -11,8 +11,10 @@ use tokio::{
 use tokio_rustls::client::TlsStream;
 
 use crate::{
+    admin_pb::PrepareJoinResponse,
     dial,
-    pb::{JoinRequest, JoinResponse, Member, federation_client::FederationClient},
+    membership::Bundle,
+    pb::{JoinRequest, JoinResponse, federation_client::FederationClient},
     token::{JoinToken, TokenError},
 };
 
@@ -72,6 +74,26 @@ pub enum JoinError {
         /// In its words.
         reason: String,
     },
+    /// The token is for another trust domain.
+    #[error(
+        "the token is for a cluster of trust domain {0}, and this one is of {1}: create one with `flotilla token create \
+         --federate {1}`"
+    )]
+    OtherDomain(String, String),
+    /// The token is for a cluster with a root of its own.
+    #[error(
+        "the token is for a cluster of trust domain {0} that keeps its own root: found that mesh first (`flotilla found \
+         --trust-domain {0}`), or create a token without --federate"
+    )]
+    NoRoot(String),
+    /// The answer cannot be what the member meant to say.
+    #[error("cluster {cluster} answered with a trust bundle that is not its mesh's: {reason}")]
+    Bundle {
+        /// The member.
+        cluster: String,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// TLS could not be set up.
     #[error("TLS: {0}")]
     Tls(#[from] mesh_identity::IdentityError),
@@ -81,14 +103,14 @@ pub enum JoinError {
 ///
 /// # Errors
 /// [`JoinError`].
-pub async fn join(token: &JoinToken, newcomer: Member, csr: String) -> Result<JoinResponse, JoinError> {
+pub async fn join(token: &JoinToken, newcomer: PrepareJoinResponse) -> Result<JoinResponse, JoinError> {
     if token.dials {
         return Err(JoinError::Waits(token.cluster.to_string()));
     }
     let pinned = pinned(token)?;
     let stream = dial::tls(&token.gateways, &dial::join_sni(&token.cluster), pinned.config.clone()).await;
     match (stream, pinned.refusal()) {
-        (Ok(s), _) => ask(token, s, newcomer, csr).await,
+        (Ok(s), _) => ask(token, s, newcomer).await,
         (Err(_), Some(why)) => Err(JoinError::Impostor(why.to_owned())),
         (Err(e), None) => Err(unreachable(token, e)),
     }
@@ -103,8 +125,7 @@ pub async fn join_dialled(
     token: &JoinToken,
     listener: &TcpListener,
     limit: Duration,
-    newcomer: Member,
-    csr: String,
+    newcomer: PrepareJoinResponse,
 ) -> Result<JoinResponse, JoinError> {
     let end = tokio::time::Instant::now() + limit;
     let (results, mut found) = mpsc::channel(1);
@@ -134,7 +155,7 @@ pub async fn join_dialled(
                 });
             }
             Some(result) = found.recv() => match result {
-                Ok(stream) => return ask(token, stream, newcomer, csr).await,
+                Ok(stream) => return ask(token, stream, newcomer).await,
                 Err(why) => last = io::Error::other(why),
             },
             Some(_) = handshakes.join_next() => {}
@@ -161,16 +182,40 @@ fn unreachable(token: &JoinToken, source: io::Error) -> JoinError {
 async fn ask(
     token: &JoinToken,
     stream: TlsStream<TcpStream>,
-    newcomer: Member,
-    csr: String,
+    prepared: PrepareJoinResponse,
 ) -> Result<JoinResponse, JoinError> {
+    let PrepareJoinResponse { newcomer, csr, bundle, members } = prepared;
+    match (&token.federate, &bundle) {
+        (Some(domain), Some(b)) if b.trust_domain != domain.as_str() => {
+            return Err(JoinError::OtherDomain(domain.to_string(), b.trust_domain.clone()));
+        }
+        (Some(domain), None) => return Err(JoinError::NoRoot(domain.to_string())),
+        _ => {}
+    }
     let channel = dial::channel(stream).await.map_err(|e| unreachable(token, e))?;
     let request =
-        JoinRequest { token_id: token.id.clone(), secret: token.secret(), newcomer: Some(newcomer), csr };
+        JoinRequest { token_id: token.id.clone(), secret: token.secret(), newcomer, csr, bundle, members };
     let refused = |reason: String| JoinError::Refused { cluster: token.cluster.to_string(), reason };
     match tokio::time::timeout(JOIN_TIMEOUT, FederationClient::new(channel).join(request)).await {
-        Ok(Ok(response)) => Ok(response.into_inner()),
+        Ok(Ok(response)) => checked(token, response.into_inner()),
         Ok(Err(status)) => Err(refused(status.message().to_owned())),
         Err(_) => Err(refused(format!("no answer within {} s", JOIN_TIMEOUT.as_secs()))),
     }
+}
+
+/// The bundle that a federation begins with is of the mesh whose root the token pins.
+fn checked(token: &JoinToken, response: JoinResponse) -> Result<JoinResponse, JoinError> {
+    if token.federate.is_none() {
+        return Ok(response);
+    }
+    let bad = |reason: String| JoinError::Bundle { cluster: token.cluster.to_string(), reason };
+    let told = response.foreign.as_ref().ok_or_else(|| bad("there is none".into()))?;
+    let bundle = Bundle::from_pb(told).map_err(|e| bad(e.to_string()))?.bundle;
+    if bundle.trust_domain != token.trust_domain {
+        return Err(bad(format!("it is of {}, the token of {}", bundle.trust_domain, token.trust_domain)));
+    }
+    if !bundle.has_pin(&token.pin) {
+        return Err(bad("it lacks the root that the token pins".into()));
+    }
+    Ok(response)
 }

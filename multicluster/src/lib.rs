@@ -12,6 +12,7 @@ mod admin;
 mod declared;
 mod dial;
 pub mod exchange;
+mod federate;
 pub mod join;
 mod link;
 pub mod membership;
@@ -94,6 +95,8 @@ pub struct FederationOptions {
     pub debug_socket: Option<PathBuf>,
     /// Where galley serves what the configuration declares of membership; `None` leaves it to operators.
     pub declarations: Option<Endpoint>,
+    /// How often other trust domains are to ask for the roots of this one.
+    pub refresh_hint: Duration,
 }
 
 /// Why it could not start.

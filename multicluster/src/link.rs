@@ -7,10 +7,12 @@ use mesh_model::ClusterId;
 use rand::RngExt;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::{
     dial,
     exchange::{Next, SILENCE_MS},
+    federate,
     pb::{exporter_frame, federation_client::FederationClient},
     state::Shared,
 };
@@ -66,13 +68,20 @@ async fn exchange(shared: &Arc<Shared>, peer: &ClusterId) -> Result<(), String> 
             None => member.gateways.iter().map(|g| g.address).collect(),
         }
     };
-    let trust_domain = shared.trust_domain().ok_or("this cluster is in no mesh")?;
+    let foreign = shared.lock().node.members.domain_of(peer).cloned();
+    let trust_domain = foreign
+        .as_ref()
+        .map(ToString::to_string)
+        .or_else(|| shared.trust_domain())
+        .ok_or("this cluster is in no mesh")?;
     let (channel, certificate_ends) =
         dial::member(&shared.secrets, &trust_domain, peer, &addresses).await.map_err(|e| e.to_string())?;
     // Resubscriptions and acknowledgements; both are rare and small.
     let (tx, rx) = mpsc::channel(16);
     let subscribe = shared.lock().node.connected(peer, shared.now()).ok_or(NOT_A_MEMBER)?;
     tx.send(subscribe).await.map_err(|e| e.to_string())?;
+    let bundles =
+        foreign.map(|domain| federate::follow(shared.clone(), peer.clone(), domain, channel.clone()));
     let mut client = FederationClient::new(channel).max_decoding_message_size(MAX_FRAME);
     let opened = client.exchange(ReceiverStream::new(rx));
     let mut frames = tokio::time::timeout(Duration::from_millis(SILENCE_MS), opened)
@@ -88,6 +97,8 @@ async fn exchange(shared: &Arc<Shared>, peer: &ClusterId) -> Result<(), String> 
         link.last_error.clear();
     }
     tracing::info!(%peer, "connected");
+    // Ends with the connection.
+    let _bundles = bundles.map(|b| AbortOnDropHandle::new(tokio::spawn(b)));
     loop {
         // Every frame sets the deadline anew.
         let deadline = match shared.lock().node.next(peer, shared.now()) {

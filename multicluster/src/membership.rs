@@ -8,12 +8,16 @@
 //!    cannot return by claiming so.
 //! 3. A cluster's own record is its own: others' records of it only teach it its epoch, and which revisions are taken.
 //! 4. Tombstones stay.
+//! 5. Members of other trust domains have rules of their own: see [`domains`].
+
+mod domains;
 
 use std::collections::BTreeMap;
 
-use mesh_model::ClusterId;
+use mesh_model::{ClusterId, TrustDomain};
 use prost::Message as _;
 
+pub use self::domains::{Bundle, Clash, MAX_DOMAINS};
 use crate::wire::{self, Member};
 
 /// Members and tombstones that are kept; further clusters are not taken in.
@@ -28,6 +32,8 @@ pub struct Merged {
     pub arrived: Vec<ClusterId>,
     /// Clusters that were members.
     pub gone: Vec<ClusterId>,
+    /// Names that another trust domain tells and that somebody else has.
+    pub clashes: Vec<Clash>,
 }
 
 /// Why a cluster may not speak as a member.
@@ -67,31 +73,46 @@ pub enum EvictError {
 #[derive(Debug, Clone)]
 pub struct Membership {
     me: ClusterId,
+    /// The own trust domain, while this cluster knows it.
+    own: Option<TrustDomain>,
     all: BTreeMap<ClusterId, Member>,
+    /// Of other trust domains, each with the number of the change that brought it.
+    bundles: BTreeMap<TrustDomain, (Bundle, u64)>,
     /// Number of the change that brought each record, of this run.
     changed: BTreeMap<ClusterId, u64>,
     changes: u64,
     digest: u64,
 }
 
-/// The order of records of one cluster.
-fn rank(m: &Member) -> (u64, bool, bool, u64) {
-    (m.epoch, m.left, m.evicted, m.revision)
+/// The order of records of one cluster. The own trust domain goes before another that has taken the same name.
+fn rank(m: &Member) -> (u64, bool, bool, bool, u64, u64) {
+    (m.epoch, m.left, m.evicted, m.trust_domain.is_none(), m.home, m.revision)
 }
 
 /// Of the whole record: a member that lost its state may tell something else under a number that it has used.
 fn hash(m: &Member) -> u64 {
-    wire::member_pb(m)
-        .encode_to_vec()
-        .into_iter()
-        .fold(0xcbf2_9ce4_8422_2325, |h: u64, b| (h ^ u64::from(b)).wrapping_mul(0x0000_0100_0000_01b3))
+    fnv(&wire::member_pb(m).encode_to_vec())
+}
+
+fn fnv(bytes: &[u8]) -> u64 {
+    bytes
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325, |h: u64, b| (h ^ u64::from(*b)).wrapping_mul(0x0000_0100_0000_01b3))
 }
 
 impl Membership {
     /// From what was kept.
     #[must_use]
     pub fn new(me: ClusterId, kept: BTreeMap<ClusterId, Member>) -> Self {
-        let mut out = Self { me, all: BTreeMap::new(), changed: BTreeMap::new(), changes: 0, digest: 0 };
+        let mut out = Self {
+            me,
+            own: None,
+            all: BTreeMap::new(),
+            bundles: BTreeMap::new(),
+            changed: BTreeMap::new(),
+            changes: 0,
+            digest: 0,
+        };
         for m in kept.into_values() {
             out.put(m);
         }
@@ -147,15 +168,10 @@ impl Membership {
         self.changes
     }
 
-    /// Equal in members that know the same.
+    /// Equal in members of one trust domain that know the same.
     #[must_use]
     pub fn digest(&self) -> u64 {
-        self.digest
-    }
-
-    /// Records that came after a change.
-    pub fn since(&self, change: u64) -> impl Iterator<Item = &Member> {
-        self.all.values().filter(move |m| self.changed.get(&m.cluster).is_some_and(|c| *c > change))
+        self.bundles.values().fold(self.digest, |d, (b, _)| d.wrapping_add(b.hash()))
     }
 
     /// This cluster as it is now; its epoch is kept, and a difference is a new revision.
@@ -175,6 +191,7 @@ impl Membership {
     pub fn merge(&mut self, news: impl IntoIterator<Item = Member>) -> Merged {
         let mut out = Merged::default();
         for m in news {
+            let m = self.inward(None, m);
             if m.cluster == self.me {
                 self.learn_epoch(&m, &mut out);
                 continue;
@@ -188,17 +205,26 @@ impl Membership {
             match (known.is_some_and(|k| !k.left), !m.left) {
                 (false, true) => out.arrived.push(m.cluster.clone()),
                 (true, false) => out.gone.push(m.cluster.clone()),
+                // The name is somebody else's now.
+                (true, true) if known.is_some_and(|k| k.trust_domain != m.trust_domain) => {
+                    out.gone.push(m.cluster.clone());
+                    out.arrived.push(m.cluster.clone());
+                }
                 _ => {}
             }
             out.changed = true;
             self.put(m);
         }
+        out.changed |= self.drop_bundles();
         out
     }
 
     /// What a member says of members. Of itself it is believed no more than in [`Self::introduce`]: it may be evicted,
     /// and this cluster not know yet.
     pub fn hear(&mut self, peer: &ClusterId, news: impl IntoIterator<Item = Member>) -> Merged {
+        if let Some(domain) = self.domain_of(peer).cloned() {
+            return self.hear_of_domain(&domain, news);
+        }
         let known = self.all.get(peer).map_or(0, |m| m.epoch);
         // Rule 2.
         let epoch = |m: &Member| if m.cluster == *peer { m.epoch.min(known) } else { m.epoch };
@@ -229,18 +255,25 @@ impl Membership {
         match self.all.get(peer) {
             Some(k) if k.evicted => return Err(NotAMember::Evicted(peer.clone())),
             Some(k) if k.left => return Err(NotAMember::Left(peer.clone())),
+            Some(Member { trust_domain: Some(domain), .. }) => {
+                let domain = domain.clone();
+                return Ok(self.hear_of_domain(&domain, [this]));
+            }
             // Rule 2.
             Some(k) => this.epoch = this.epoch.min(k.epoch),
             None if self.all.len() >= MAX_MEMBERS => return Err(NotAMember::Full),
             // This cluster may have lost its list, and with it a tombstone that others still have.
             None => this.epoch = this.epoch.min(1),
         }
+        // Nobody of another trust domain gets here without being in the list.
+        (this.trust_domain, this.home) = (None, 0);
         Ok(self.merge([this]))
     }
 
     /// The record of a cluster that joins here.
     #[must_use]
     pub fn admission(&self, mut newcomer: Member) -> Member {
+        (newcomer.trust_domain, newcomer.home) = (None, 0);
         newcomer.epoch = self.all.get(&newcomer.cluster).map_or(0, |m| m.epoch) + 1;
         (newcomer.left, newcomer.evicted, newcomer.revision) = (false, false, 0);
         newcomer
@@ -277,6 +310,7 @@ impl Membership {
     /// Forgets everything: this cluster has left.
     pub fn clear(&mut self) {
         self.all.clear();
+        self.bundles.clear();
         self.changed.clear();
         self.digest = 0;
         self.changes += 1;
@@ -304,6 +338,8 @@ mod tests {
             left: false,
             revision: 0,
             evicted: false,
+            trust_domain: None,
+            home: 0,
         }
     }
 

@@ -18,10 +18,12 @@ use crate::{
     authority_pb::{SignIntermediateRequest, authority_client::AuthorityClient},
     dial::CONTROL_PLANE,
     exchange::{Feed, NodeError},
-    membership::{Merged, NotAMember},
+    federate::{self, Newcomer},
+    membership::{Bundle, Merged, NotAMember},
     pb::{
-        self, ExporterFrame, ImporterFrame, InspectRequest, InspectResponse, JoinRequest, JoinResponse,
-        LeaveRequest, LeaveResponse, exporter_frame, federation_server, importer_frame,
+        self, BundleRequest, ExporterFrame, ImporterFrame, InspectRequest, InspectResponse, JoinRequest,
+        JoinResponse, LeaveRequest, LeaveResponse, TrustBundle, exporter_frame, federation_server,
+        importer_frame,
     },
     state::Shared,
     token::{hex, secret_hash, unix_now},
@@ -50,7 +52,19 @@ fn caller<T>(shared: &Shared, request: &Request<T>) -> Result<ClusterId, Status>
     }
     let cluster =
         peer.cluster.ok_or_else(|| Status::permission_denied("the certificate names no cluster"))?;
-    if shared.lock().node.members.get(&cluster).is_some_and(|m| m.evicted) {
+    let t = shared.lock();
+    let known = t.node.members.get(&cluster);
+    // The handshake has bound the certificate to roots of this domain, and the domain to its clusters; a tombstone has
+    // neither any more.
+    let domain = known.and_then(|m| m.trust_domain.as_ref());
+    let own = || shared.trust_domain();
+    if domain.map(ToString::to_string).or_else(own).as_deref() != Some(id.trust_domain()) {
+        return Err(Status::permission_denied(format!(
+            "cluster {cluster} is known here as one of another trust domain than {}",
+            id.trust_domain()
+        )));
+    }
+    if known.is_some_and(|m| m.evicted) {
         return Err(Status::permission_denied(NotAMember::Evicted(cluster).to_string()));
     }
     Ok(cluster)
@@ -61,24 +75,35 @@ fn not_saved(e: std::io::Error) -> Status {
     Status::internal("the member could not save its state")
 }
 
+/// One answer for an unknown id and a wrong secret: nothing to learn by trying.
+fn unknown() -> Status {
+    Status::permission_denied(
+        "the token is not known here (wrong secret, another mesh, or removed): create a new one with \
+         `flotilla token create`",
+    )
+}
+
 impl FederationService {
+    /// Whether whoever asks holds a token. Nothing else of a stranger's request is looked at before.
+    fn holds_token(&self, r: &JoinRequest) -> Result<(), Status> {
+        let t = self.0.lock();
+        let token = t.tokens.get(&r.token_id).ok_or_else(unknown)?;
+        let given = secret_hash(&r.secret);
+        constant_time::verify_slices_are_equal(given.as_bytes(), token.secret_sha256.as_bytes())
+            .map_err(|_| unknown())
+    }
+
     /// Checks a join request against the issued tokens and claims the token for it.
-    fn claim(&self, r: &JoinRequest, newcomer: &Member) -> Result<(), Status> {
+    fn claim(&self, r: &JoinRequest, newcomer: &Member, federates: Option<&Newcomer>) -> Result<(), Status> {
         let me = &self.0.options.cluster;
         if &newcomer.cluster == me {
             return Err(Status::already_exists(format!(
                 "the newcomer is called {me} like this cluster; choose another cluster ID"
             )));
         }
-        let request_hash = hex(digest(&SHA256, r.csr.as_bytes()).as_ref());
+        let wanted = r.csr.clone() + &federates.map(Newcomer::fingerprint).unwrap_or_default();
+        let request_hash = hex(digest(&SHA256, wanted.as_bytes()).as_ref());
         let mut t = self.0.lock();
-        // One answer for an unknown id and a wrong secret: nothing to learn by trying.
-        let unknown = || {
-            Status::permission_denied(
-                "the token is not known here (wrong secret, another mesh, or removed): create a new one with \
-                 `flotilla token create`",
-            )
-        };
         if t.declared.evicts(&newcomer.cluster) {
             return Err(Status::permission_denied(format!(
                 "a ClusterEviction {} is in the configuration of cluster {me}: remove it there first",
@@ -86,15 +111,34 @@ impl FederationService {
             )));
         }
         let taken = t.node.members.is_member(&newcomer.cluster);
+        let clash = federates.and_then(|f| f.refusal(&t, me));
         let token = t.tokens.get_mut(&r.token_id).ok_or_else(unknown)?;
-        let given = secret_hash(&r.secret);
-        if constant_time::verify_slices_are_equal(given.as_bytes(), token.secret_sha256.as_bytes()).is_err() {
-            return Err(unknown());
-        }
         if unix_now() >= token.expires {
             return Err(Status::permission_denied(
                 "the token has expired: create a new one with `flotilla token create`",
             ));
+        }
+        match (&token.federate, federates) {
+            (None, Some(f)) => {
+                return Err(Status::permission_denied(format!(
+                    "the token is for a cluster whose certificate this mesh signs: for one that keeps its own root, \
+                     create it with `flotilla token create --federate {}`",
+                    f.domain
+                )));
+            }
+            (Some(d), None) => {
+                return Err(Status::permission_denied(format!(
+                    "the token is for a cluster of trust domain {d} that keeps its own root: for one that joins this \
+                     mesh, create it without --federate"
+                )));
+            }
+            (Some(d), Some(f)) if *d != f.domain => {
+                return Err(Status::permission_denied(format!(
+                    "the token is for trust domain {d}, the newcomer is of {}",
+                    f.domain
+                )));
+            }
+            _ => {}
         }
         match &token.used {
             // The very same join again: its answer was lost on the way.
@@ -111,6 +155,7 @@ impl FederationService {
                     newcomer.cluster
                 )));
             }
+            None if clash.is_some() => return Err(clash.unwrap_or_else(unknown)),
             None => token.used = Some((newcomer.cluster.clone(), request_hash)),
         }
         self.0.store.save_tokens(&t.tokens).map_err(|e| {
@@ -120,10 +165,20 @@ impl FederationService {
     }
 
     async fn admit(&self, r: JoinRequest) -> Result<JoinResponse, Status> {
+        self.holds_token(&r)?;
         let newcomer = r.newcomer.clone().ok_or_else(|| Status::invalid_argument("no newcomer"))?;
         let newcomer =
             wire::member(newcomer).map_err(|e| Status::invalid_argument(format!("newcomer: {e}")))?;
-        self.claim(&r, &newcomer)?;
+        let federates = federate::newcomer(&self.0, &r, &newcomer).await?;
+        self.claim(&r, &newcomer, federates.as_ref())?;
+        if let Some(f) = federates {
+            let domain = f.domain.clone();
+            let answer = federate::admit(&self.0, f, &newcomer).await?;
+            tracing::info!(
+                target: "audit", token = %r.token_id, cluster = %newcomer.cluster, %domain, "a trust domain federated"
+            );
+            return Ok(answer);
+        }
         let mut authority = AuthorityClient::new(self.0.authority().await?);
         let signed = authority
             .sign_intermediate(SignIntermediateRequest { csr: r.csr, cluster: newcomer.cluster.to_string() })
@@ -144,6 +199,7 @@ impl FederationService {
             chain: signed.chain,
             bundle: signed.bundle,
             members,
+            foreign: None,
         })
     }
 }
@@ -204,9 +260,26 @@ impl federation_server::Federation for FederationService {
         }))
     }
 
+    async fn bundle(&self, request: Request<BundleRequest>) -> Result<Response<TrustBundle>, Status> {
+        let peer = caller(&self.0, &request)?;
+        if !self.0.lock().node.members.is_member(&peer) {
+            return Err(Status::permission_denied(format!("cluster {peer} is no member of this mesh")));
+        }
+        let (_, bundle) = self.0.own_bundle().await?;
+        Ok(Response::new(Bundle { generation: 0, bundle }.to_pb()))
+    }
+
     async fn leave(&self, request: Request<LeaveRequest>) -> Result<Response<LeaveResponse>, Status> {
         let peer = caller(&self.0, &request)?;
-        let merged = self.0.lock().node.left(&peer, self.0.now());
+        let merged = {
+            let mut t = self.0.lock();
+            let domain = t.node.members.domain_of(&peer).filter(|_| request.get_ref().domain).cloned();
+            match domain {
+                // Who may speak for a domain's roots may end its federation.
+                Some(d) if t.node.members.is_member(&peer) => t.node.domain_left(&d, self.0.now()),
+                _ => t.node.left(&peer, self.0.now()),
+            }
+        };
         self.0.members_merged(&merged).map_err(not_saved)?;
         // Pilot must have taken the removal before this cluster says that nothing is left.
         let settled = self.0.settled(Duration::from_secs(5)).await;

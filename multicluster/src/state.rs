@@ -10,10 +10,10 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use mesh_identity::SecretStore;
+use mesh_identity::{ForeignTrust, SecretStore};
 use mesh_model::{
-    ClusterId,
-    federation::{FormerCluster, ImportedService, LeaseState, OnLapse, PeerCluster, type_url},
+    ClusterId, TrustDomain,
+    federation::{ForeignBundle, FormerCluster, ImportedService, LeaseState, OnLapse, PeerCluster, type_url},
 };
 use mesh_xds::mcp::{ConfigServer, Document};
 use tokio::sync::{Notify, watch};
@@ -23,7 +23,8 @@ use crate::{
     FederationOptions,
     declared::Declared,
     exchange::{Dirty, Import, Node, ServiceKey},
-    membership::Merged,
+    federate::BundleLink,
+    membership::{Bundle, Clash, Merged},
     store::{Store, Tokens},
     wire::Member,
 };
@@ -43,6 +44,8 @@ pub(crate) struct LinkStatus {
     pub(crate) certificate_ends: Option<SystemTime>,
 }
 
+/// Clashes of names that are kept for operators.
+const MAX_CLASHES: usize = 64;
 /// Longest version of a peer's software that is shown.
 const MAX_SOFTWARE: usize = 32;
 /// A round trip beyond this is a stamp that was not repeated as it was.
@@ -76,6 +79,11 @@ pub(crate) struct Tables {
     pub(crate) links: BTreeMap<ClusterId, LinkStatus>,
     /// What the configuration declares, and what became of it.
     pub(crate) declared: Declared,
+    /// How the bundles of other trust domains stand.
+    pub(crate) bundles: BTreeMap<TrustDomain, BundleLink>,
+    trust: Option<BTreeMap<String, ForeignBundle>>,
+    /// Names that other trust domains tell and that somebody else has.
+    pub(crate) clashes: BTreeSet<Clash>,
     /// Imports that differ from what is on disk.
     unsaved: BTreeSet<ClusterId>,
     /// What pilot has: peers, whether it was told of services at all, and those of each peer.
@@ -118,7 +126,10 @@ impl Shared {
         let tokens = store.tokens()?;
         let this = this(&options);
         // A log's identity must differ from run to run; 64 random bits do.
-        let node = Node::new(this, members, |peer| store.import(peer), rand::random(), 0);
+        let mut node = Node::new(this, members, |peer| store.import(peer), rand::random(), 0);
+        for b in store.bundles()? {
+            node.members.set_bundle(b);
+        }
         if !node.members.all().is_empty() {
             // A new revision of this cluster's own record must never be told twice with different content.
             store.save_members(node.members.all())?;
@@ -128,6 +139,9 @@ impl Shared {
             tokens,
             links: BTreeMap::new(),
             declared: Declared::default(),
+            bundles: BTreeMap::new(),
+            trust: None,
+            clashes: BTreeSet::new(),
             unsaved: BTreeSet::new(),
             peers: None,
             former: None,
@@ -160,6 +174,8 @@ impl Shared {
     }
 
     pub(crate) fn set_trust_domain(&self, td: Option<String>) {
+        // One that is no trust domain would have founded nothing.
+        self.lock().node.members.set_domain(td.as_deref().and_then(|d| TrustDomain::new(d).ok()));
         *self.trust_domain.lock().unwrap_or_else(PoisonError::into_inner) = td;
     }
 
@@ -203,6 +219,15 @@ impl Shared {
 
     /// Carries out what a change of membership means outside of the state machines.
     pub(crate) fn members_merged(&self, merged: &Merged) -> io::Result<()> {
+        if !merged.clashes.is_empty() {
+            let mut t = self.lock();
+            for c in &merged.clashes {
+                // They tell it again and again.
+                if t.clashes.len() < MAX_CLASHES && t.clashes.insert(c.clone()) {
+                    tracing::warn!("{c}");
+                }
+            }
+        }
         if !merged.changed {
             return Ok(());
         }
@@ -214,7 +239,26 @@ impl Shared {
                 self.store.drop_import(peer)?;
             }
             self.store.save_members(t.node.members.all())?;
+            self.store.save_bundles(t.node.members.bundles())?;
+            let domains = t.node.members.domains();
+            t.bundles.retain(|d, _| domains.contains(d));
+            let gone = |c: &Clash| {
+                let holder = t.node.members.get(&c.cluster).filter(|m| !m.left);
+                !domains.contains(&c.theirs) || holder.is_none_or(|m| m.trust_domain != c.holder)
+            };
+            let over: Vec<_> = t.clashes.iter().filter(|c| gone(c)).cloned().collect();
+            for c in over {
+                t.clashes.remove(&c);
+            }
         }
+        self.members_changed.send_modify(|n| *n += 1);
+        self.publish();
+        Ok(())
+    }
+
+    /// The bundle of another trust domain is a newer one.
+    pub(crate) fn bundles_changed(&self) -> io::Result<()> {
+        self.store.save_bundles(self.lock().node.members.bundles())?;
         self.members_changed.send_modify(|n| *n += 1);
         self.publish();
         Ok(())
@@ -275,6 +319,7 @@ impl Shared {
             let peer = PeerCluster {
                 id: m.cluster.clone(),
                 network: m.network.clone(),
+                trust_domain: m.trust_domain.clone(),
                 gateways: m.gateways.clone(),
                 transports: m.transports.clone(),
                 lease,
@@ -287,6 +332,7 @@ impl Shared {
             .former()
             .map(|m| (m.cluster.to_string(), FormerCluster { id: m.cluster.clone(), evicted: m.evicted }))
             .collect();
+        self.trust(t);
         // Under the lock, so that a later state is never overtaken by an earlier one.
         if t.former.as_ref() != Some(&former) {
             let docs = former.iter().filter_map(|(n, f)| Some((n.clone(), document(n, f)?))).collect();
@@ -302,6 +348,33 @@ impl Shared {
             t.served = true;
             self.publisher.update(type_url::IMPORTED_SERVICE, services);
         }
+    }
+
+    /// Accepts certificates of other trust domains as far as there are bundles and members, in this process and in
+    /// proxies.
+    fn trust(&self, t: &mut Tables) {
+        let members = &t.node.members;
+        let of = |b: &Bundle| ForeignBundle {
+            trust_domain: b.bundle.trust_domain.clone(),
+            roots: b.bundle.pem(),
+            clusters: members.of_domain(&b.bundle.trust_domain).map(|m| m.cluster.clone()).collect(),
+        };
+        let now: BTreeMap<_, _> =
+            members.bundles().map(|b| (b.bundle.trust_domain.to_string(), of(b))).collect();
+        if t.trust.as_ref() == Some(&now) {
+            return;
+        }
+        let trust = now.values().map(|b| ForeignTrust {
+            trust_domain: b.trust_domain.clone(),
+            roots: b.roots.clone(),
+            clusters: Some(b.clusters.iter().cloned().collect()),
+        });
+        if let Err(error) = self.secrets.set_foreign_trust(trust.collect()) {
+            tracing::error!(%error, "a trust bundle cannot be used: nobody of that trust domain is accepted");
+        }
+        let docs = now.iter().filter_map(|(n, b)| Some((n.clone(), document(n, b)?))).collect();
+        self.publisher.publish_type(type_url::FOREIGN_BUNDLE, docs);
+        t.trust = Some(now);
     }
 
     /// Keeps imports that changed since the last call.
@@ -350,6 +423,8 @@ fn this(o: &FederationOptions) -> Member {
         left: false,
         revision: 0,
         evicted: false,
+        trust_domain: None,
+        home: 0,
     }
 }
 

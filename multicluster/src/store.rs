@@ -7,11 +7,12 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use mesh_model::ClusterId;
+use mesh_identity::TrustBundle;
+use mesh_model::{ClusterId, TrustDomain};
 use mesh_runtime::files::write_private;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::{exchange::Persisted, wire::Member};
+use crate::{exchange::Persisted, membership::Bundle, wire::Member};
 
 /// Files below `<state>/federation`.
 #[derive(Debug, Clone)]
@@ -30,6 +31,19 @@ pub(crate) struct IssuedToken {
     pub(crate) expires: u64,
     /// Who joined with it, and the SHA-256 of its request: only the very same join may be repeated.
     pub(crate) used: Option<(ClusterId, String)>,
+    /// Only for a newcomer that keeps its own root, of this trust domain.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) federate: Option<TrustDomain>,
+}
+
+/// A bundle of another trust domain.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct KeptBundle {
+    trust_domain: TrustDomain,
+    generation: u64,
+    /// As SPIFFE writes it.
+    document: String,
 }
 
 /// Members by cluster; this cluster is among them once it is in a mesh.
@@ -69,6 +83,25 @@ impl Store {
 
     pub(crate) fn save_members(&self, m: &Members) -> io::Result<()> {
         self.write("members.json", m)
+    }
+
+    pub(crate) fn bundles(&self) -> io::Result<Vec<Bundle>> {
+        let kept: Vec<KeptBundle> = self.read("bundles.json")?;
+        let read = |k: KeptBundle| {
+            let bundle = TrustBundle::parse(k.trust_domain, &k.document)
+                .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, format!("bundles.json: {e}")))?;
+            Ok(Bundle { generation: k.generation, bundle })
+        };
+        kept.into_iter().map(read).collect()
+    }
+
+    pub(crate) fn save_bundles<'a>(&self, all: impl Iterator<Item = &'a Bundle>) -> io::Result<()> {
+        let kept = all.map(|b| KeptBundle {
+            trust_domain: b.bundle.trust_domain.clone(),
+            generation: b.generation,
+            document: b.bundle.document(),
+        });
+        self.write("bundles.json", &kept.collect::<Vec<_>>())
     }
 
     pub(crate) fn tokens(&self) -> io::Result<Tokens> {

@@ -41,6 +41,9 @@ pub struct JoinToken {
     /// The member dials the newcomer, which waits for it, and not the other way round.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub dials: bool,
+    /// The newcomer keeps its own root, and this is its trust domain.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub federate: Option<TrustDomain>,
 }
 
 impl std::fmt::Debug for JoinToken {
@@ -106,6 +109,7 @@ impl JoinToken {
             secret: URL_SAFE_NO_PAD.encode(secret),
             expires,
             dials: false,
+            federate: None,
         }
     }
 
@@ -113,6 +117,12 @@ impl JoinToken {
     #[must_use]
     pub fn of_dialler(self) -> Self {
         Self { dials: true, ..self }
+    }
+
+    /// The same for a newcomer of another trust domain.
+    #[must_use]
+    pub fn for_domain(self, federate: Option<TrustDomain>) -> Self {
+        Self { federate, ..self }
     }
 
     /// The secret's bytes, to be shown only to the peer that proved the pinned root.

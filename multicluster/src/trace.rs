@@ -1,6 +1,8 @@
 //! Going the way of a session to a member's service: the lease, the own gateway, the tunnel, the member's gateway,
 //! a workload's certificate, and what the member itself says of its part.
 
+mod refusals;
+
 use std::{fmt::Write as _, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use bytes::Bytes;
@@ -11,15 +13,18 @@ use mesh_model::{
     ClusterId,
     explain::Step,
     federation::LeaseState,
-    proxy::{SecretRef, StringMatch, UpstreamTls, Validation, alert},
+    proxy::{SecretRef, StringMatch, UpstreamTls, Validation},
 };
 use mesh_xds::links::PeerLink;
-use rustls::{AlertDescription, CertificateError};
 use serde::de::DeserializeOwned;
 use serde_json::json;
-use tokio::net::{TcpStream, UnixStream};
+use tokio::{
+    io::AsyncReadExt as _,
+    net::{TcpStream, UnixStream},
+};
 use tonic::Status;
 
+use self::refusals::refused;
 use crate::{
     admin_pb::TraceRequest,
     dial,
@@ -35,6 +40,9 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const MAX_STEPS: usize = 16;
 /// Characters of each text of theirs.
 const MAX_TEXT: usize = 400;
+
+/// How long a refusal of the client's certificate is waited for.
+const REFUSAL: Duration = Duration::from_secs(1);
 
 /// Clocks that differ by less are taken for equal: an answer takes its time, too.
 const SKEW_MS: u64 = 2_000;
@@ -105,10 +113,11 @@ async fn page(
 /// Goes the whole way; the last step is the broken one, if any is.
 pub(crate) async fn trace(shared: &Arc<Shared>, r: &TraceRequest) -> Result<Vec<Step>, Status> {
     let cluster = ClusterId::new(&r.cluster).map_err(|e| Status::invalid_argument(e.to_string()))?;
-    let Some(trust_domain) = shared.trust_domain() else {
+    let Some(own) = shared.trust_domain() else {
         let fix = "`flotilla found` or `flotilla join-cluster TOKEN` makes it a member";
         return Ok(vec![Step::broken("lease", "this cluster is in no mesh", fix)]);
     };
+    let trust_domain = shared.lock().node.members.domain_of(&cluster).map_or(own, ToString::to_string);
     if r.sni.is_empty() {
         return Ok(control(shared, &trust_domain, &cluster).await);
     }
@@ -282,6 +291,7 @@ async fn session(
         );
     }
     let own = shared.options.via.is_some();
+    let domain = shared.lock().node.members.domain_of(cluster).cloned();
     let mut last = None;
     for a in addresses {
         let gateway = if own { format!("the own gateway {a}") } else { format!("gateway {a} of {cluster}") };
@@ -304,7 +314,14 @@ async fn session(
         };
         let handshake = tokio_rustls::TlsConnector::from(config.clone()).connect(name, tcp);
         return match tokio::time::timeout(PATIENCE, handshake).await {
-            Ok(Ok(s)) => {
+            Ok(Ok(mut s)) => {
+                // Who refuses the client says so after the handshake (TLS 1.3), and within a domain nobody does.
+                if domain.is_some() {
+                    let said = tokio::time::timeout(REFUSAL, s.read(&mut [0])).await;
+                    if let Ok(Err(e)) = said {
+                        return refused(&gateway, cluster, domain.as_ref(), r, &e);
+                    }
+                }
                 let peer = s.get_ref().1.peer_certificates().and_then(peer_identity);
                 let id = peer.as_ref().and_then(|p| p.spiffe.as_ref()).map(ToString::to_string);
                 match peer.and_then(|p| p.cluster).filter(|c| c != cluster) {
@@ -316,7 +333,7 @@ async fn session(
                     None => Step::ok("session", format!("{gateway}, ends at {}", id.unwrap_or_default())),
                 }
             }
-            Ok(Err(e)) => refused(&gateway, cluster, r, &e),
+            Ok(Err(e)) => refused(&gateway, cluster, domain.as_ref(), r, &e),
             Err(_) => Step::broken(
                 "tunnel",
                 format!("{gateway} takes the session, and nothing answers within {} s", PATIENCE.as_secs()),
@@ -327,63 +344,6 @@ async fn session(
         };
     }
     last.unwrap_or_else(|| Step::broken("gateway", "no gateway", ""))
-}
-
-/// What a failed handshake means.
-fn refused(gateway: &str, cluster: &ClusterId, r: &TraceRequest, e: &std::io::Error) -> Step {
-    let inner = e.get_ref().and_then(|e| e.downcast_ref::<rustls::Error>());
-    let code = match inner {
-        Some(rustls::Error::AlertReceived(AlertDescription::UnrecognisedName)) => Some(alert::UNKNOWN_NAME),
-        Some(rustls::Error::AlertReceived(AlertDescription::Unknown(c))) => Some(*c),
-        _ => None,
-    };
-    match (code, inner) {
-        (Some(alert::UNKNOWN_NAME), _) => Step::broken(
-            "export",
-            format!("a gateway knows no {}", r.sni),
-            format!(
-                "is the service, its port and subset exported in {cluster}? `flotilla clusters` there lists peers"
-            ),
-        ),
-        (Some(alert::NO_BACKEND), _) => Step::broken(
-            "backend",
-            format!("{cluster}'s gateway reaches no workload of the service"),
-            "look at the workloads there: is their proxy running, and does their address fit?",
-        ),
-        (Some(alert::NO_WAY), _) => Step::broken(
-            "tunnel",
-            format!("{gateway} cannot reach {cluster}'s gateways"),
-            format!("let TCP and UDP to port 15443 of {cluster}'s gateways pass; are they running?"),
-        ),
-        (_, Some(rustls::Error::InvalidCertificate(c))) => certificate(c),
-        _ => Step::broken(
-            "backend",
-            format!("the session ended in its handshake: {e}"),
-            "look at the log of the gateways and of the workload's proxy",
-        ),
-    }
-}
-
-fn certificate(e: &CertificateError) -> Step {
-    use CertificateError as C;
-    let (says, fix) = match e {
-        C::Expired | C::ExpiredContext { .. } => (
-            "the workload's certificate has expired".to_owned(),
-            "compare the clocks of both clusters; is the workload's proxy connected to its control plane?",
-        ),
-        C::NotValidYet | C::NotValidYetContext { .. } => {
-            ("the workload's certificate is not valid yet".to_owned(), "compare the clocks of both clusters")
-        }
-        C::UnknownIssuer | C::BadSignature => (
-            "the workload's certificate is not of this mesh's root".to_owned(),
-            "let that cluster join this mesh again, or distribute the new root first",
-        ),
-        other => (
-            format!("the workload's identity is not one that the member announced: {other}"),
-            "which service account do its workloads run as?",
-        ),
-    };
-    Step::broken("identity", says, fix)
 }
 
 /// What a member says of its side.

@@ -6,7 +6,7 @@
 use std::net::SocketAddr;
 
 use mesh_model::{
-    ClusterId, NetworkId,
+    ClusterId, NetworkId, SpiffeId, TrustDomain,
     federation::{EndpointGroup, ExportedService, GatewayAddress, Transport},
     registry::{Protocol, ServicePort},
 };
@@ -117,6 +117,22 @@ pub fn service(s: pb::Service) -> Result<ExportedService, WireError> {
     })
 }
 
+/// Checks that the workloads of a service have identities of its peer's trust domain, if that is not the own one.
+///
+/// # Errors
+/// [`WireError`] naming the first that has not.
+pub fn of_domain(s: &ExportedService, domain: Option<&TrustDomain>) -> Result<(), WireError> {
+    let Some(domain) = domain else { return Ok(()) };
+    let of_it = |a: &String| SpiffeId::parse(a).is_ok_and(|id| id.trust_domain() == domain.as_str());
+    match s.service_accounts.iter().find(|a| !of_it(a)) {
+        None => Ok(()),
+        Some(a) => Err(WireError(format!(
+            "{}/{}: identity {a:?} is not of trust domain {domain}, which its cluster is of",
+            s.namespace, s.name
+        ))),
+    }
+}
+
 /// Encodes a service for the wire.
 #[must_use]
 pub fn service_pb(s: &ExportedService) -> pb::Service {
@@ -188,6 +204,17 @@ pub struct Member {
     /// It did not leave by itself: a member declared it gone.
     #[serde(default)]
     pub evicted: bool,
+    /// Its trust domain; `None` is the own one, or in what is told that of whoever tells.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trust_domain: Option<TrustDomain>,
+    /// Of a member of another trust domain: the epoch that it has there.
+    #[serde(default, skip_serializing_if = "zero")]
+    pub home: u64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
+fn zero(n: &u64) -> bool {
+    *n == 0
 }
 
 /// Checks and converts a member record.
@@ -218,7 +245,11 @@ pub fn member(m: pb::Member) -> Result<Member, WireError> {
             _ => None,
         })
         .collect();
-    if m.epoch > MAX_EPOCH || m.revision > MAX_EPOCH {
+    let trust_domain = match m.trust_domain.as_str() {
+        "" => None,
+        d => Some(TrustDomain::new(d).map_err(|e| WireError(e.to_string()))?),
+    };
+    if m.epoch > MAX_EPOCH || m.revision > MAX_EPOCH || m.home_epoch > MAX_EPOCH {
         return Err(WireError(format!(
             "epoch {} or revision {} of {cluster} is absurd",
             m.epoch, m.revision
@@ -233,6 +264,8 @@ pub fn member(m: pb::Member) -> Result<Member, WireError> {
         left: m.left || m.evicted,
         revision: m.revision,
         evicted: m.evicted,
+        trust_domain,
+        home: m.home_epoch,
     })
 }
 
@@ -259,6 +292,8 @@ pub fn member_pb(m: &Member) -> pb::Member {
         left: m.left,
         revision: m.revision,
         evicted: m.evicted,
+        trust_domain: m.trust_domain.as_ref().map(ToString::to_string).unwrap_or_default(),
+        home_epoch: m.home,
     }
 }
 

@@ -7,12 +7,13 @@ use std::{
 };
 
 use mesh_model::{
+    ClusterId, TrustDomain,
     authored::{
         AuthorizationPolicy, DestinationRule, EndpointSlice, ExportPolicy, Gateway, ImportPolicy, Kind,
         MeshConfig, PeerAction, PeerAuthentication, RequestAuthentication, Service, ServiceEntry,
         ServiceExport, Sidecar, Spec, VirtualService, WorkloadEntry,
     },
-    federation::{FormerCluster, ImportedService, ON_LAPSE, OnLapse, PeerCluster, type_url},
+    federation::{ForeignBundle, FormerCluster, ImportedService, ON_LAPSE, OnLapse, PeerCluster, type_url},
     registry::Labels,
 };
 use mesh_xds::mcp;
@@ -43,7 +44,7 @@ pub const GALLEY_KINDS: &[Kind] = &[
 
 /// Types that pilot reads from the federation component.
 pub const FEDERATION_TYPES: &[&str] =
-    &[type_url::IMPORTED_SERVICE, type_url::PEER_CLUSTER, type_url::FORMER_CLUSTER];
+    &[type_url::IMPORTED_SERVICE, type_url::PEER_CLUSTER, type_url::FORMER_CLUSTER, type_url::FOREIGN_BUNDLE];
 
 /// A document with what its metadata says.
 #[derive(Debug, Clone)]
@@ -110,6 +111,8 @@ pub struct Config {
     pub peers: Vec<Arc<PeerCluster>>,
     /// Clusters that were members and are none.
     pub former: Vec<FormerCluster>,
+    /// Roots of other trust domains, by domain.
+    pub bundles: BTreeMap<String, ForeignBundle>,
     /// Documents that could not be read.
     pub problems: Vec<Problem>,
 }
@@ -193,6 +196,15 @@ impl Reader {
                 }),
             }
         }
+        for (name, doc) in federation.of(type_url::FOREIGN_BUNDLE) {
+            match doc.spec::<ForeignBundle>() {
+                Ok(b) => drop(config.bundles.insert(b.trust_domain.to_string(), b)),
+                Err(e) => config.problems.push(Problem {
+                    object: format!("ForeignBundle {name}"),
+                    message: format!("ignored: {e}"),
+                }),
+            }
+        }
         config.imports.sort_by(|a, b| {
             (&a.service.namespace, &a.service.name, &a.cluster).cmp(&(
                 &b.service.namespace,
@@ -233,6 +245,13 @@ fn believed(
 }
 
 impl Config {
+    /// The trust domain of a peer, if that is not the own one.
+    #[must_use]
+    pub fn foreign_domain(&self, cluster: &ClusterId) -> Option<&TrustDomain> {
+        let at = self.peers.binary_search_by(|p| p.id.cmp(cluster)).ok()?;
+        self.peers[at].trust_domain.as_ref()
+    }
+
     fn add(&mut self, doc: &mcp::Document, spec: &Spec) {
         let (namespace, name) = doc.namespaced_name();
         fn wrap<T>(doc: &mcp::Document, ns: &str, name: &str, spec: &Arc<T>) -> Doc<T> {

@@ -8,9 +8,9 @@ use std::{
 
 use mesh_identity::peer_identity;
 use mesh_xds::{
-    NodeInfo, NodeKind, PeerInfo, ResourceSource, TypeSnapshot, codec, pb,
+    NodeInfo, NodeKind, PeerInfo, ResourceSource, TypeSnapshot, bundles, codec, pb,
     server::Transport,
-    type_url::{CDS, EDS, LDS, NDS, RDS},
+    type_url::{BUNDLES, CDS, EDS, LDS, NDS, RDS},
 };
 use serde::Serialize;
 use tokio::sync::watch;
@@ -196,6 +196,8 @@ impl PilotSource {
             let names = generate::name_table(&class, world).to_any();
             let nds = TypeSnapshot::build([("name-table".to_owned(), names)]);
             part.insert(NDS, Arc::new(nds));
+            let bundles = world.config.bundles.iter().map(|(n, b)| (n.clone(), bundles::encode(b)));
+            part.insert(BUNDLES, Arc::new(TypeSnapshot::build(bundles)));
             part
         });
         let mut out = self.encode(&generate::own(&proxy, world));

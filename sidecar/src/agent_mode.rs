@@ -7,6 +7,7 @@
 //! secrets the agent may restart without anybody noticing.
 
 mod bootstrap;
+mod bundles;
 mod sds;
 
 use std::{
@@ -16,7 +17,7 @@ use std::{
 
 use anyhow::Context;
 use mesh_agent::{ProxyArgs, Renewal, SvidOptions, control_plane, mesh_root};
-use mesh_identity::{SecretStore, TRUST_BUNDLE};
+use mesh_identity::SecretStore;
 use mesh_runtime::{
     admin::{ready_router, serve},
     files::write_private,
@@ -96,10 +97,14 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
         root = mesh_root(&proxy) => root?,
         () = stop.cancelled() => return Ok(()),
     };
-    store.set_trust(TRUST_BUNDLE, &root)?;
+    store.set_mesh_trust(&proxy.trust_domain, &root)?;
+    let endpoint = control_plane(&proxy, &proxy.discovery, &store)?;
+    let mut node = proxy.node(kind)?;
+    // As the proxy says it.
+    node.metadata.remove("GENERATOR");
     let renewal = Renewal::new(
         SvidOptions {
-            endpoint: control_plane(&proxy, &proxy.discovery, &store)?,
+            endpoint: endpoint.clone(),
             identity,
             token_file: proxy.token_file.clone(),
             state_dir: proxy.state_dir.clone(),
@@ -116,7 +121,9 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
         }
         () = stop.cancelled() => return Ok(()),
     }
-    let (source, follow) = SecretSource::follow(pem);
+    // With the certificate that is there now; before, the control plane would send it away.
+    let (_bundles, told) = bundles::follow(endpoint, node, proxy.state_dir.as_deref());
+    let (source, follow) = SecretSource::follow(proxy.trust_domain.clone(), pem, told);
     let service = AdsService::new(source).until(stop.clone());
     let server = tonic::transport::Server::builder()
         .add_service(service.secrets())

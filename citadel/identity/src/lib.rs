@@ -8,6 +8,7 @@
 //! What it deliberately does not do: talk to anyone. Getting a certificate signed is citadel's and
 //! the sidecar's business.
 
+mod bundle;
 mod error;
 mod peer;
 mod pinned;
@@ -16,11 +17,13 @@ mod store;
 mod svid;
 mod verify;
 
+pub use bundle::{MAX_DOCUMENT, TrustBundle};
 pub use error::IdentityError;
 pub use peer::{PeerIdentity, peer_identity};
 pub use pinned::PinnedPeer;
-pub use store::{FEDERATION_SVID, SecretStore, TRUST_BUNDLE, WORKLOAD_SVID};
+pub use store::{FEDERATION_SVID, ForeignTrust, SecretStore, TRUST_BUNDLE, WORKLOAD_SVID};
 pub use svid::{CertificateInfo, PendingSvid, certificate_info, not_after, pem_certificates, root_pin};
+pub use verify::{TrustRefusal, trust_refusal};
 
 /// The process-wide crypto provider: aws-lc-rs, which offers X25519MLKEM768.
 #[must_use]

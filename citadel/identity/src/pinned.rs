@@ -87,7 +87,9 @@ impl ServerCertVerifier for PinnedVerifier {
         ocsp: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        let Some(root) = intermediates.last() else {
+        // While a root is replaced there are two.
+        let pinned = intermediates.iter().find(|c| root_pin(c) == self.pin);
+        let Some(root) = pinned.or(intermediates.last()) else {
             return Err(self.refuse("the gateway answered without its mesh's root certificate".into()));
         };
         let seen = root_pin(root);
@@ -102,7 +104,7 @@ impl ServerCertVerifier for PinnedVerifier {
             .to_owned();
         let verifier = Verifier {
             provider: self.inner.provider.clone(),
-            trust: Some(Arc::new(ArcSwapOption::from_pointee(Trust { anchors: vec![anchor] }))),
+            trust: Some(Arc::new(ArcSwapOption::from_pointee(Trust::Roots(vec![anchor])))),
             sans: self.inner.sans.clone(),
             svid: true,
             optional: false,

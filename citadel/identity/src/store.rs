@@ -1,7 +1,7 @@
 //! Named secrets, and rustls configurations that follow them.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -9,8 +9,11 @@ use std::{
 };
 
 use arc_swap::ArcSwapOption;
-use mesh_model::proxy::{
-    ClientCertificate, DownstreamTls, SecretRef, StringMatchKind, TlsVersion, UpstreamTls, Validation,
+use mesh_model::{
+    ClusterId, TrustDomain,
+    proxy::{
+        ClientCertificate, DownstreamTls, SecretRef, StringMatchKind, TlsVersion, UpstreamTls, Validation,
+    },
 };
 use rustls::{
     ClientConfig, ServerConfig, SignatureScheme, SupportedProtocolVersion,
@@ -19,13 +22,13 @@ use rustls::{
     server::{ClientHello, ResolvesServerCert},
     sign::CertifiedKey,
 };
-use rustls_pki_types::{PrivateKeyDer, pem::PemObject};
+use rustls_pki_types::{PrivateKeyDer, TrustAnchor, pem::PemObject};
 use tokio::sync::watch;
 
 use crate::{
-    IdentityError, crypto_provider, pem_certificates,
+    IdentityError, bundle, crypto_provider, pem_certificates,
     session::{ClientSessions, ServerSessions},
-    verify::{Trust, TrustCell, Verifier},
+    verify::{DomainTrust, Trust, TrustCell, Verifier},
 };
 
 /// SDS name of a workload's own certificate and key.
@@ -39,6 +42,27 @@ pub const FEDERATION_SVID: &str = "federation";
 
 type IdentityCell = Arc<ArcSwapOption<CertifiedKey>>;
 
+/// Roots of a trust domain that this one is federated with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ForeignTrust {
+    /// The domain.
+    pub trust_domain: TrustDomain,
+    /// PEM.
+    pub roots: String,
+    /// Clusters that may speak for it; one that its root alone vouches for may not. `None` believes it of all, for whoever
+    /// cannot tell clusters apart.
+    pub clusters: Option<BTreeSet<ClusterId>>,
+}
+
+/// What [`TRUST_BUNDLE`] is made of.
+#[derive(Default)]
+struct MeshTrust {
+    own: Option<(TrustDomain, DomainTrust)>,
+    /// As it was set, and as it is used.
+    told: Vec<ForeignTrust>,
+    foreign: BTreeMap<String, DomainTrust>,
+}
+
 /// Certificates, keys and bundles by SDS name.
 ///
 /// Entries may be referred to before they arrive: handshakes that need them fail until then. All
@@ -46,6 +70,7 @@ type IdentityCell = Arc<ArcSwapOption<CertifiedKey>>;
 pub struct SecretStore {
     provider: Arc<CryptoProvider>,
     cells: Mutex<Cells>,
+    mesh: Mutex<MeshTrust>,
     trust_generation: Arc<AtomicU64>,
     /// Moves with every change: a client must not resume a session that it opened as somebody else,
     /// or as nobody.
@@ -72,6 +97,7 @@ impl SecretStore {
         Arc::new(Self {
             provider: crypto_provider(),
             cells: Mutex::default(),
+            mesh: Mutex::default(),
             trust_generation: Arc::default(),
             client_generation: Arc::default(),
             changes: watch::Sender::new(0),
@@ -102,19 +128,74 @@ impl SecretStore {
     /// # Errors
     /// If the PEM is damaged or holds no usable root; the old entry then stays.
     pub fn set_trust(&self, name: &str, roots_pem: &[u8]) -> Result<(), IdentityError> {
-        let roots = pem_certificates(name, roots_pem)?;
-        let mut anchors = Vec::with_capacity(roots.len());
-        for der in &roots {
-            let anchor = webpki::anchor_from_trusted_cert(der).map_err(|e| IdentityError::Certificate {
-                what: name.to_owned(),
-                reason: format!("a root cannot be used: {e}"),
-            })?;
-            anchors.push(anchor.to_owned());
+        let (anchors, _) = anchors(name, roots_pem)?;
+        self.trust_cell(name).store(Some(Arc::new(Trust::Roots(anchors))));
+        self.trust_changed();
+        Ok(())
+    }
+
+    /// Sets or replaces the roots of the own trust domain in [`TRUST_BUNDLE`]. They vouch for no name of another.
+    ///
+    /// # Errors
+    /// As [`Self::set_trust`].
+    pub fn set_mesh_trust(&self, own: &TrustDomain, roots_pem: &[u8]) -> Result<(), IdentityError> {
+        let (anchors, ends) = anchors(TRUST_BUNDLE, roots_pem)?;
+        let mut mesh = self.mesh.lock().unwrap_or_else(PoisonError::into_inner);
+        mesh.own = Some((own.clone(), DomainTrust { anchors, ends, clusters: None }));
+        self.set_domains(&mesh);
+        Ok(())
+    }
+
+    /// Replaces the roots of all other trust domains in [`TRUST_BUNDLE`]. What is not among them is refused from the next
+    /// handshake on, and resumes no session. One that cannot be read is left out, and said to be; so is the own domain,
+    /// whose roots are nobody else's to tell.
+    ///
+    /// # Errors
+    /// The first that cannot be used; the others count.
+    pub fn set_foreign_trust(&self, domains: Vec<ForeignTrust>) -> Result<(), IdentityError> {
+        let mut mesh = self.mesh.lock().unwrap_or_else(PoisonError::into_inner);
+        if mesh.told == domains {
+            // Nobody's session ends for what did not change.
+            return Ok(());
         }
-        self.trust_cell(name).store(Some(Arc::new(Trust { anchors })));
+        let mut failed = Ok(());
+        mesh.foreign.clear();
+        for d in &domains {
+            match anchors(d.trust_domain.as_str(), d.roots.as_bytes()) {
+                Ok((anchors, ends)) => {
+                    let trust = DomainTrust { anchors, ends, clusters: d.clusters.clone() };
+                    mesh.foreign.insert(d.trust_domain.to_string(), trust);
+                }
+                Err(e) if failed.is_ok() => failed = Err(e),
+                Err(_) => {}
+            }
+        }
+        mesh.told = domains;
+        self.set_domains(&mesh);
+        failed
+    }
+
+    /// Trust domains whose certificates are accepted as [`TRUST_BUNDLE`], the own one included.
+    #[must_use]
+    pub fn trust_domains(&self) -> Vec<String> {
+        match self.trust_cell(TRUST_BUNDLE).load().as_deref() {
+            Some(Trust::Domains(d)) => d.keys().cloned().collect(),
+            _ => vec![],
+        }
+    }
+
+    fn set_domains(&self, mesh: &MeshTrust) {
+        // Without roots of its own a process is in no mesh, and nobody's peer.
+        let Some((own, trust)) = &mesh.own else { return };
+        let mut domains = mesh.foreign.clone();
+        domains.insert(own.to_string(), trust.clone());
+        self.trust_cell(TRUST_BUNDLE).store(Some(Arc::new(Trust::Domains(domains))));
+        self.trust_changed();
+    }
+
+    fn trust_changed(&self) {
         self.trust_generation.fetch_add(1, Ordering::AcqRel);
         self.changed();
-        Ok(())
     }
 
     /// Whether the named certificate has arrived.
@@ -251,6 +332,21 @@ impl SecretStore {
         self.client_generation.fetch_add(1, Ordering::AcqRel);
         self.changes.send_modify(|n| *n += 1);
     }
+}
+
+/// Roots, and when they end.
+fn anchors(what: &str, pem: &[u8]) -> Result<(Vec<TrustAnchor<'static>>, Vec<u64>), IdentityError> {
+    let roots = pem_certificates(what, pem)?;
+    let mut anchors = Vec::with_capacity(roots.len());
+    for der in &roots {
+        let anchor = webpki::anchor_from_trusted_cert(der).map_err(|e| IdentityError::Certificate {
+            what: what.to_owned(),
+            reason: format!("a root cannot be used: {e}"),
+        })?;
+        anchors.push(anchor.to_owned());
+    }
+    let ends = roots.iter().map(|r| bundle::ends(r).unwrap_or(0)).collect();
+    Ok((anchors, ends))
 }
 
 fn read(path: &str) -> Result<Vec<u8>, IdentityError> {

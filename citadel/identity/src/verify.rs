@@ -9,16 +9,23 @@
 //!    certificate after the leaf, and leaf and intermediate must be of one trust domain. This is the
 //!    name constraint of the design, enforced here because webpki refuses every certificate below a
 //!    CA with a URI name constraint extension instead of processing it.
+//! 4. Each trust domain has roots of its own: the domain in the leaf's name chooses them, and no other root can vouch
+//!    for it. A domain without a bundle is refused before any chain is built.
+//! 5. A domain that one is federated with speaks for its clusters alone: the intermediate must be there and name one
+//!    that is known to be of that domain, and the own domain's may not name such a one.
 
-use std::sync::Arc;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use arc_swap::ArcSwapOption;
 use mesh_model::{
-    SpiffeId,
+    ClusterId, SpiffeId,
     proxy::{StringMatch, StringMatchKind},
 };
 use rustls::{
-    CertificateError, DigitallySignedStruct, DistinguishedName, Error, SignatureScheme,
+    CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, SignatureScheme,
     client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
     crypto::CryptoProvider,
     server::danger::{ClientCertVerified, ClientCertVerifier},
@@ -29,8 +36,55 @@ use webpki::{EndEntityCert, KeyUsage};
 use crate::peer::issuer_spiffe;
 
 /// Roots of one trust entry.
-pub(crate) struct Trust {
+pub(crate) enum Trust {
+    /// For whoever they vouch for.
+    Roots(Vec<TrustAnchor<'static>>),
+    /// By trust domain.
+    Domains(BTreeMap<String, DomainTrust>),
+}
+
+/// Roots of one trust domain.
+#[derive(Clone)]
+pub(crate) struct DomainTrust {
     pub(crate) anchors: Vec<TrustAnchor<'static>>,
+    /// When the roots end, seconds since the epoch: webpki does not look.
+    pub(crate) ends: Vec<u64>,
+    /// The domain's clusters; `None` for the own domain, which is free to have others.
+    pub(crate) clusters: Option<BTreeSet<ClusterId>>,
+}
+
+/// Why a certificate of another trust domain is refused, where rustls has no word for it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TrustRefusal {
+    /// Nothing is known of the domain.
+    #[error("there is no trust bundle of {0} here")]
+    NoBundle(String),
+    /// What is known is too old.
+    #[error("every root in the trust bundle of {0} has expired")]
+    Expired(String),
+    /// The cluster is not one that speaks for the domain.
+    #[error("cluster {cluster} is not known to be of trust domain {domain}")]
+    Cluster {
+        /// Of the certificate.
+        domain: String,
+        /// Of the intermediate; `(none)` without one.
+        cluster: String,
+    },
+}
+
+impl From<TrustRefusal> for Error {
+    fn from(r: TrustRefusal) -> Self {
+        Self::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(r))))
+    }
+}
+
+/// The refusal in a handshake's error, if it is one of these.
+#[must_use]
+pub fn trust_refusal(e: &Error) -> Option<&TrustRefusal> {
+    match e {
+        Error::InvalidCertificate(CertificateError::Other(OtherError(inner))) => inner.downcast_ref(),
+        _ => None,
+    }
 }
 
 /// A trust entry that may be replaced at any time; `None` until it is first set.
@@ -82,39 +136,86 @@ impl Verifier {
             let trust = cell.load();
             // An entry that was not delivered yet trusts nobody.
             let trust = trust.as_ref().ok_or(Error::InvalidCertificate(CertificateError::UnknownIssuer))?;
-            let path = cert
-                .verify_for_usage(
-                    self.provider.signature_verification_algorithms.all,
-                    &trust.anchors,
-                    intermediates,
-                    now,
-                    usage,
-                    None,
-                    None,
-                )
-                .map_err(webpki_error)?;
-            if self.svid {
-                let mut uris = cert.valid_uri_names();
-                let id = match (uris.next(), uris.next()) {
-                    (Some(one), None) => SpiffeId::parse(one).map_err(|_| refused())?,
-                    _ => return Err(refused()),
-                };
-                if let Some(issuer) = path.intermediate_certificates().next() {
-                    let issuer = issuer.der();
-                    if intermediates.first().map(AsRef::as_ref) != Some(issuer.as_ref()) {
-                        return Err(refused());
-                    }
-                    let bound = issuer_spiffe(&issuer).ok_or_else(refused)?;
-                    if bound.trust_domain() != id.trust_domain() {
-                        return Err(refused());
-                    }
-                }
-            }
+            self.chain(&cert, trust, intermediates, now, usage)?;
         }
         let allowed = self.sans.is_empty()
             || cert.valid_uri_names().any(|n| self.sans.iter().any(|m| san_matches(m, n)))
             || cert.valid_dns_names().any(|n| self.sans.iter().any(|m| san_matches(m, n)));
         if allowed { Ok(()) } else { Err(Error::InvalidCertificate(CertificateError::NotValidForName)) }
+    }
+
+    fn chain(
+        &self,
+        cert: &EndEntityCert<'_>,
+        trust: &Trust,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+        usage: KeyUsage,
+    ) -> Result<(), Error> {
+        let build = |anchors: &[TrustAnchor<'static>]| {
+            let algorithms = self.provider.signature_verification_algorithms.all;
+            let path = cert
+                .verify_for_usage(algorithms, anchors, intermediates, now, usage, None, None)
+                .map_err(webpki_error)?;
+            let issuer = path.intermediate_certificates().next().map(|i| i.der().to_vec());
+            Ok::<_, Error>(issuer)
+        };
+        if !self.svid {
+            return match trust {
+                Trust::Roots(anchors) => build(anchors).map(drop),
+                // Such an entry is for names of the mesh alone.
+                Trust::Domains(_) => Err(refused()),
+            };
+        }
+        let mut uris = cert.valid_uri_names();
+        let id = match (uris.next(), uris.next()) {
+            (Some(one), None) => SpiffeId::parse(one).map_err(|_| refused())?,
+            _ => return Err(refused()),
+        };
+        let (issuer, domains) = match trust {
+            Trust::Roots(anchors) => (build(anchors)?, None),
+            Trust::Domains(domains) => {
+                let name = || id.trust_domain().to_owned();
+                let domain = domains.get(id.trust_domain()).ok_or_else(|| TrustRefusal::NoBundle(name()))?;
+                let issuer = if domain.ends.iter().all(|end| *end > now.as_secs()) {
+                    build(&domain.anchors)?
+                } else {
+                    let live =
+                        domain.anchors.iter().zip(&domain.ends).filter(|(_, end)| **end > now.as_secs());
+                    let live: Vec<_> = live.map(|(a, _)| a.clone()).collect();
+                    if live.is_empty() {
+                        return Err(TrustRefusal::Expired(name()).into());
+                    }
+                    build(&live)?
+                };
+                (issuer, Some((domains, domain)))
+            }
+        };
+        let cluster = match issuer {
+            None => None,
+            Some(issuer) => {
+                if intermediates.first().map(AsRef::as_ref) != Some(issuer.as_slice()) {
+                    return Err(refused());
+                }
+                let bound = issuer_spiffe(&CertificateDer::from(issuer)).ok_or_else(refused)?;
+                if bound.trust_domain() != id.trust_domain() {
+                    return Err(refused());
+                }
+                bound.cluster_id()
+            }
+        };
+        let Some((domains, domain)) = domains else { return Ok(()) };
+        let known = match (&domain.clusters, &cluster) {
+            (Some(clusters), Some(c)) => clusters.contains(c),
+            (Some(_), None) => false,
+            (None, Some(c)) => !domains.values().filter_map(|d| d.clusters.as_ref()).any(|of| of.contains(c)),
+            (None, None) => true,
+        };
+        if known {
+            return Ok(());
+        }
+        let cluster = cluster.map_or_else(|| "(none)".to_owned(), |c| c.to_string());
+        Err(TrustRefusal::Cluster { domain: id.trust_domain().to_owned(), cluster }.into())
     }
 }
 

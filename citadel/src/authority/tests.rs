@@ -132,8 +132,28 @@ fn leaving_forgets_the_mesh() {
     join(&west, &east);
     east.reset().unwrap();
     assert!(east.status().is_none());
-    let left: Vec<_> =
+    let mut left: Vec<_> =
         std::fs::read_dir(e.path().join("ca")).unwrap().map(|f| f.unwrap().file_name()).collect();
-    assert_eq!(left, ["token-key.pem"]);
+    left.sort();
+    assert_eq!(left, ["bundle-sequence", "token-key.pem"]);
     join(&west, &east);
+}
+
+#[test]
+fn the_bundles_number_rises_with_its_roots_alone() {
+    let (w, o) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let number = |a: &Authority| a.status().unwrap().bundle_sequence;
+    let west = authority(&w, "west");
+    west.found(&td()).unwrap();
+    assert_eq!((number(&west), number(&authority(&w, "west"))), (1, 1));
+    // A second root, by hand, as before the first is replaced.
+    let other = authority(&o, "other").found(&td()).unwrap().bundle_pem;
+    let path = w.path().join("ca/root-cert.pem");
+    let both = std::fs::read_to_string(&path).unwrap() + &other;
+    std::fs::write(&path, both).unwrap();
+    assert_eq!((number(&authority(&w, "west")), number(&authority(&w, "west"))), (2, 2));
+    let west = authority(&w, "west");
+    west.reset().unwrap();
+    west.found(&td()).unwrap();
+    assert_eq!(number(&west), 3, "it does not begin again");
 }

@@ -30,6 +30,7 @@ pub(crate) enum Transport {
 pub(crate) struct Cluster {
     pub(crate) name: &'static str,
     octet: u8,
+    domain: &'static str,
     transport: Transport,
     dir: tempfile::TempDir,
     processes: Vec<(String, Child)>,
@@ -64,12 +65,17 @@ fn reserve() -> (u8, TcpListener) {
 impl Cluster {
     /// Chooses addresses and starts the control plane; proxies come after [`Self::found`] or a join.
     pub(crate) fn start(name: &'static str, transport: Transport) -> Self {
+        Self::start_in(name, "mesh.local", transport)
+    }
+
+    /// The same in a trust domain.
+    pub(crate) fn start_in(name: &'static str, domain: &'static str, transport: Transport) -> Self {
         let (octet, range) = reserve();
         let dir = tempfile::tempdir().unwrap();
         for d in ["config", "logs", "tokens", "credentials"] {
             std::fs::create_dir(dir.path().join(d)).unwrap();
         }
-        let mut c = Self { name, octet, transport, dir, processes: vec![], _range: range };
+        let mut c = Self { name, octet, domain, transport, dir, processes: vec![], _range: range };
         c.write("mesh.yaml", &mesh(""));
         c.control_plane();
         c
@@ -95,6 +101,8 @@ impl Cluster {
                 &format!("--gateway-address={gateway}"),
                 &format!("--gateway-via={gateway}"),
                 &format!("--transport={transports}"),
+                &format!("--trust-domain={}", self.domain),
+                "--bundle-refresh-hint=1",
             ],
         );
         // A cluster that is in no mesh yet has no configuration to wait for.
@@ -186,8 +194,12 @@ impl Cluster {
     }
 
     fn spawn(&mut self, name: &str, args: &[&str]) {
+        self.spawn_program(&flotilla(), name, args);
+    }
+
+    fn spawn_program(&mut self, program: &Path, name: &str, args: &[&str]) {
         let out = File::create(self.path("logs").join(format!("{name}.log"))).unwrap();
-        let child = Command::new(flotilla())
+        let child = Command::new(program)
             .args(args)
             // Nothing is left behind if this process is killed.
             .env("FLOTILLA_DIE_WITH_PARENT", "1")
@@ -220,9 +232,13 @@ impl Cluster {
     fn proxy(&mut self, role: &str, name: &str, ip: Ipv4Addr, who: (&str, &str), extra: &[&str]) {
         let (namespace, account) = who;
         let token = self.path("tokens").join(name);
-        let o = self.flotilla(&["token", "workload", "--namespace", namespace, "--service-account", account]);
-        assert_eq!(o.code, 0, "{o:?}");
-        std::fs::write(&token, o.out.trim()).unwrap();
+        // One that is started again needs no control plane for it.
+        if !token.exists() {
+            let o =
+                self.flotilla(&["token", "workload", "--namespace", namespace, "--service-account", account]);
+            assert_eq!(o.code, 0, "{o:?}");
+            std::fs::write(&token, o.out.trim()).unwrap();
+        }
         let shown = |p: &Path| p.display().to_string();
         let args = [
             format!("--discovery={}:15012", self.host(1)),
@@ -233,6 +249,7 @@ impl Cluster {
             format!("--namespace={namespace}"),
             format!("--service-account={account}"),
             format!("--cluster={}", self.name),
+            format!("--trust-domain={}", self.domain),
             format!("--state-dir={}", shown(&self.proxy_state(name))),
             "--concurrency=1".to_owned(),
             format!("--admin={ip}:15000"),
@@ -295,6 +312,39 @@ impl Cluster {
         let mut extra = vec![labels.as_str(), &proxy];
         extra.extend(inbound.as_deref());
         self.proxy("sidecar", name, ip, (NAMESPACE, name), &extra);
+    }
+
+    /// Starts what stands beside an Envoy.
+    #[allow(dead_code, reason = "not every target that includes this uses it")]
+    pub(crate) fn agent(&mut self, name: &str, ip: Ipv4Addr, app: SocketAddr) {
+        let labels = format!("--labels=app={name}");
+        let inbound = format!("--meta=FLOTILLA_INBOUND={{\"9080\":\"{app}\"}}");
+        let proxy = format!("--meta=HTTP_PROXY_PORT={HTTP_PROXY}");
+        let (sds, write) = (
+            format!("--sds={}", self.path("sds.sock").display()),
+            format!("--write-bootstrap={}", self.path("envoy.json").display()),
+        );
+        self.proxy("agent", name, ip, (NAMESPACE, name), &[&labels, &inbound, &proxy, &sds, &write]);
+        self.ready(ip);
+    }
+
+    /// The same with an Envoy as the sidecar, run with what its agent writes.
+    #[allow(dead_code, reason = "not every target that includes this uses it")]
+    pub(crate) fn envoy_sidecar(&mut self, envoy: &Path, name: &str, ip: Ipv4Addr, app: SocketAddr) {
+        self.agent(name, ip, app);
+        let bootstrap = self.path("envoy.json").display().to_string();
+        let args = [
+            "-c",
+            &bootstrap,
+            "--use-dynamic-base-id",
+            "--disable-hot-restart",
+            "--concurrency",
+            "1",
+            "-l",
+            "warning",
+        ];
+        self.spawn_program(envoy, "envoy", &args);
+        self.wait(&format!("http://{ip}:15000/ready"));
     }
 
     /// Waits until the proxy at `ip` has certificate and configuration.

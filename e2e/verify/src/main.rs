@@ -140,7 +140,9 @@ impl Verify {
         let worlds =
             ["test", "--workspace", "--test", "members", "many_seeds", "--", "--ignored", "--nocapture"];
         self.cargo("many simulated worlds", &worlds);
-        self.step("foreign data plane", |v| v.ignored(&["envoy", "hbone", "on_demand", "integration"]));
+        self.step("foreign data plane", |v| {
+            v.ignored(&["envoy", "hbone", "on_demand", "integration", "domains"])
+        });
         let why = "needs root for network namespaces";
         self.when(root, why, "network namespaces", |v| v.ignored(&["netns"]));
     }

@@ -9,7 +9,7 @@ use std::{collections::BTreeSet, net::SocketAddr};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    ClusterId, Locality, NetworkId,
+    ClusterId, Locality, NetworkId, TrustDomain,
     registry::{Labels, ServicePort},
 };
 
@@ -274,6 +274,9 @@ pub struct PeerCluster {
     pub id: ClusterId,
     /// The network its workloads are in.
     pub network: NetworkId,
+    /// Its trust domain if that is not the own one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trust_domain: Option<TrustDomain>,
     /// Its east-west gateways.
     pub gateways: Vec<GatewayAddress>,
     /// Transports it accepts, preferred first.
@@ -292,6 +295,18 @@ pub struct FormerCluster {
     pub evicted: bool,
 }
 
+/// Roots of a trust domain that this one is federated with, and the clusters that speak for it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ForeignBundle {
+    /// The domain.
+    pub trust_domain: TrustDomain,
+    /// PEM.
+    pub roots: String,
+    /// Members of it.
+    pub clusters: Vec<ClusterId>,
+}
+
 /// Type names of these records on the configuration protocol (MCP over xDS).
 pub mod type_url {
     /// [`super::Offer`], served by pilot.
@@ -302,6 +317,8 @@ pub mod type_url {
     pub const CONFLICT: &str = "flotilla.dev/v1alpha1/Conflict";
     /// [`super::PeerCluster`], served by the federation component.
     pub const PEER_CLUSTER: &str = "flotilla.dev/v1alpha1/PeerCluster";
+    /// [`super::ForeignBundle`], served by the federation component.
+    pub const FOREIGN_BUNDLE: &str = "flotilla.dev/v1alpha1/ForeignBundle";
     /// [`super::FormerCluster`], served by the federation component.
     pub const FORMER_CLUSTER: &str = "flotilla.dev/v1alpha1/FormerCluster";
 }

@@ -244,6 +244,13 @@ impl SpiffeId {
         &self.uri[SCHEME.len()..self.path as usize]
     }
 
+    /// The trust domain.
+    #[must_use]
+    pub fn domain(&self) -> TrustDomain {
+        // It was checked when the ID was.
+        TrustDomain(Arc::from(self.trust_domain()))
+    }
+
     /// The path with its leading slash; empty for a bare trust domain.
     #[must_use]
     pub fn path(&self) -> &str {

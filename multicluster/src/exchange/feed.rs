@@ -9,7 +9,6 @@ use super::{
 use crate::{
     membership::Membership,
     pb::{self, exporter_frame::Frame, importer_frame},
-    wire,
 };
 
 /// Changes in one go: a slow importer of a large table gets leases between them.
@@ -66,7 +65,6 @@ impl Feed {
             return Err(FeedError::Protocol(s.min_protocol, s.max_protocol));
         }
         Ok(Self {
-            peer,
             protocol: PROTOCOL.1.min(s.max_protocol),
             welcomed: false,
             asked: Some((s.log_id, s.offset)),
@@ -74,7 +72,12 @@ impl Feed {
             previous: 0,
             reset: None,
             lease_due: 0,
-            members: if s.members != 0 && s.members == members.digest() { members.changes() } else { 0 },
+            members: if s.members != 0 && s.members == members.digest_for(&peer) {
+                members.changes()
+            } else {
+                0
+            },
+            peer,
             disagreed: 0,
             patience: PATIENCE,
             acknowledged: 0,
@@ -87,7 +90,7 @@ impl Feed {
             Some(importer_frame::Frame::Subscribe(s)) => self.asked = Some((s.log_id, s.offset)),
             Some(importer_frame::Frame::Received(r)) => {
                 self.acknowledged = r.offset;
-                let differs = r.members != 0 && r.members != members.digest();
+                let differs = r.members != 0 && r.members != members.digest_for(&self.peer);
                 (self.disagreed, self.patience) =
                     if differs { (self.disagreed + 1, self.patience) } else { (0, PATIENCE) };
                 if self.disagreed >= self.patience {
@@ -136,10 +139,13 @@ impl Feed {
             })));
         }
         if self.members < members.changes() {
-            let news: Vec<_> = members.since(self.members).map(wire::member_pb).collect();
-            out.extend(
-                news.chunks(MEMBERS).map(|c| frame(Frame::Members(pb::Members { members: c.to_vec() }))),
-            );
+            let (news, bundles) = members.telling(&self.peer, self.members);
+            let told = |members: &[pb::Member], bundles: Vec<pb::TrustBundle>| {
+                frame(Frame::Members(pb::Members { members: members.to_vec(), bundles }))
+            };
+            out.extend(news.chunks(MEMBERS).map(|c| told(c, vec![])));
+            // After the members whose domains they are of; each may be as large as a frame should be.
+            out.extend(bundles.into_iter().map(|b| told(&[], vec![b])));
             self.members = members.changes();
         }
         if !log.ready() {
@@ -179,7 +185,7 @@ impl Feed {
         let complete = self.cursor == log.head();
         // A table that was filled takes over with the lease that confirms it.
         if complete && (lease || self.reset.is_some()) {
-            let l = pb::Lease { members: members.digest(), ..log.lease(&self.peer) };
+            let l = pb::Lease { members: members.digest_for(&self.peer), ..log.lease(&self.peer) };
             out.push(frame(Frame::Lease(l)));
             (self.previous, self.reset) = (log.head(), None);
             self.lease_due = now + LEASE_INTERVAL_MS;

@@ -2,7 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use mesh_model::federation::{ExportedService, LeaseState};
+use mesh_model::{
+    TrustDomain,
+    federation::{ExportedService, LeaseState},
+};
 use prost::Message as _;
 use serde::{Deserialize, Serialize};
 
@@ -66,6 +69,8 @@ impl Table {
 /// The import from one peer. Times are milliseconds of any steady clock.
 #[derive(Debug, Clone)]
 pub struct Import {
+    /// The peer's trust domain if that is not the own one.
+    domain: Option<TrustDomain>,
     log_id: u64,
     offset: u64,
     table: Table,
@@ -105,6 +110,7 @@ impl Import {
             table.insert((s.namespace.clone(), s.name.clone()), version, bytes, s);
         }
         Self {
+            domain: None,
             log_id: kept.log_id,
             offset: kept.offset,
             live: true,
@@ -119,6 +125,12 @@ impl Import {
             refused: 0,
             refusals: vec![],
         }
+    }
+
+    /// The same from a peer of another trust domain, whose workloads have identities of that domain alone.
+    #[must_use]
+    pub fn of_domain(self, domain: Option<TrustDomain>) -> Self {
+        Self { domain, ..self }
     }
 
     /// For the state directory.
@@ -282,7 +294,9 @@ impl Import {
             decoded.and_then(|s| {
                 // The name is told even if the rest is bad, so that an older record of it goes.
                 let key = (s.namespace.clone(), s.name.clone());
-                wire::service(s).map_err(|e| e.to_string()).map(|s| (key.clone(), s)).inspect_err(|_| {
+                let domain = self.domain.as_ref();
+                let checked = wire::service(s).and_then(|s| wire::of_domain(&s, domain).map(|()| s));
+                checked.map_err(|e| e.to_string()).map(|s| (key.clone(), s)).inspect_err(|_| {
                     self.remove(key);
                 })
             })

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use mesh_model::{
-    ClusterId,
+    ClusterId, TrustDomain,
     federation::{Conflict, Offer},
 };
 
@@ -12,7 +12,7 @@ use super::{
     ServiceKey, Step, conflicts::Conflicts, pace::Pace,
 };
 use crate::{
-    membership::{Membership, Merged, NotAMember},
+    membership::{Bundle, MAX_DOMAINS, Membership, Merged, NotAMember},
     pb::{self, ImporterFrame, exporter_frame::Frame, importer_frame},
     wire::{self, Member},
 };
@@ -64,7 +64,7 @@ impl Node {
     pub fn new(
         this: Member,
         kept: BTreeMap<ClusterId, Member>,
-        mut imports: impl FnMut(&ClusterId) -> Persisted,
+        imports: impl Fn(&ClusterId) -> Persisted,
         log_id: u64,
         now: u64,
     ) -> Self {
@@ -75,8 +75,10 @@ impl Node {
         }
         let peers: Vec<_> = members.peers().map(|m| m.cluster.clone()).collect();
         let grace = u64::from(LEASE_MS);
+        let import =
+            |p: &ClusterId| Import::new(imports(p), now, grace).of_domain(members.domain_of(p).cloned());
         Self {
-            imports: peers.iter().map(|p| (p.clone(), Import::new(imports(p), now, grace))).collect(),
+            imports: peers.iter().map(|p| (p.clone(), import(p))).collect(),
             followers: peers.into_iter().map(|p| (p, Follower::new(now))).collect(),
             this,
             members,
@@ -122,7 +124,8 @@ impl Node {
             self.conflicts.forget(peer);
         }
         for peer in &merged.arrived {
-            self.imports.insert(peer.clone(), Import::new(Persisted::default(), now, u64::from(LEASE_MS)));
+            let import = Import::new(Persisted::default(), now, u64::from(LEASE_MS));
+            self.imports.insert(peer.clone(), import.of_domain(self.members.domain_of(peer).cloned()));
             self.followers.insert(peer.clone(), Follower::new(now));
         }
     }
@@ -130,6 +133,21 @@ impl Node {
     /// What a member says of members.
     pub fn merge(&mut self, news: impl IntoIterator<Item = Member>, now: u64) -> Merged {
         let merged = self.members.merge(news);
+        self.follow(&merged, now);
+        merged
+    }
+
+    /// Clusters of another trust domain join, with its roots.
+    pub fn federate(&mut self, joining: Vec<Member>, bundle: Bundle, now: u64) -> Merged {
+        let mut merged = self.members.merge(joining);
+        merged.changed |= self.members.set_bundle(bundle);
+        self.follow(&merged, now);
+        merged
+    }
+
+    /// All clusters of another trust domain leave.
+    pub fn domain_left(&mut self, domain: &TrustDomain, now: u64) -> Merged {
+        let merged = self.members.domain_left(domain);
         self.follow(&merged, now);
         merged
     }
@@ -208,7 +226,7 @@ impl Node {
 
     fn subscription(&mut self, peer: &ClusterId) -> Option<ImporterFrame> {
         let this = wire::member_pb(&self.this());
-        let members = self.members.digest();
+        let members = self.members.digest_from(peer);
         let (log_id, offset) = self.imports.get_mut(peer)?.subscribe();
         let subscribe = pb::Subscribe {
             min_protocol: PROTOCOL.0,
@@ -230,6 +248,11 @@ impl Node {
             // A list that cannot be read entirely is used as far as it can.
             let news = m.members.into_iter().filter_map(|m| wire::member(m).ok());
             heard.merged = self.members.hear(peer, news);
+            if self.members.domain_of(peer).is_none() {
+                for b in m.bundles.iter().take(MAX_DOMAINS) {
+                    heard.merged.changed |= Bundle::from_pb(b).is_ok_and(|b| self.members.set_bundle(b));
+                }
+            }
             self.follow(&heard.merged, now);
             return Some(heard);
         }
@@ -237,7 +260,7 @@ impl Node {
             Some(Frame::Lease(l)) => Some(l.stamp),
             _ => None,
         };
-        let members = self.members.digest();
+        let members = self.members.digest_from(peer);
         let import = self.imports.get_mut(peer)?;
         heard.step = import.on_frame(now, f);
         if heard.step.resubscribe {

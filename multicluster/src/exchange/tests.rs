@@ -28,6 +28,8 @@ fn member(name: &str, epoch: u64) -> wire::Member {
         left: false,
         revision: 0,
         evicted: false,
+        trust_domain: None,
+        home: 0,
     }
 }
 
@@ -345,7 +347,7 @@ fn nobody_opens_an_epoch_for_itself_by_gossip() {
         0,
     );
     let says = |m: wire::Member| ExporterFrame {
-        frame: Some(Frame::Members(pb::Members { members: vec![wire::member_pb(&m)] })),
+        frame: Some(Frame::Members(pb::Members { members: vec![wire::member_pb(&m)], bundles: vec![] })),
     };
     node.on_frame(&id("b"), says(member("b", 1 << 40)), 0).unwrap();
     assert_eq!(node.members.get(&id("b")).unwrap().epoch, 1);

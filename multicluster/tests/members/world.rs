@@ -127,6 +127,8 @@ fn member(i: usize, revision: u64) -> Member {
         left: false,
         revision: 0,
         evicted: false,
+        trust_domain: None,
+        home: 0,
     }
 }
 

@@ -3,11 +3,13 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use mesh_model::{
+    SpiffeId,
     authored::{
         ClientTlsMode, ClientTlsSettings, ConnectionPoolSettings, DestinationRule, H2UpgradePolicy,
         LoadBalancerSettings, OutlierDetection as AuthoredOutlier, ProxyProtocolVersion as Authored,
         RetryBudget as AuthoredBudget, SimpleLb, Subset, TrafficPolicy,
     },
+    federation::ImportedService,
     proxy::{
         Cluster, Discovery, LbPolicy, LeastRequest, LocalOrigin, OutlierDetection, ProxyProtocolVersion,
         RetryBudget, SecretRef, SlowStart, StringMatch, TUNNEL_ALPN, TransportSocketMatch, UpstreamHttp,
@@ -258,7 +260,13 @@ fn transport(
                 (CLUSTER_LABEL.to_owned(), i.cluster.to_string()),
                 (TLS_LABEL.to_owned(), "istio".to_owned()),
             ]),
-            tls: Some(mesh(sni)),
+            tls: Some(UpstreamTls {
+                validation: Validation {
+                    sans: peers_identities(ctx, entry, i),
+                    ..mesh(String::new()).validation
+                },
+                ..mesh(sni)
+            }),
             hbone: false,
         });
     }
@@ -320,6 +328,19 @@ fn transport(
             }
         },
     }
+}
+
+/// Who may serve a peer's part of a service. A peer of another trust domain has identities of that domain alone, whatever
+/// it announces, and no workload here is one of them.
+fn peers_identities(ctx: &Ctx<'_>, entry: &Entry, import: &ImportedService) -> Vec<StringMatch> {
+    let Some(domain) = ctx.world.config.foreign_domain(&import.cluster) else {
+        return entry.identities.iter().map(StringMatch::exact).collect();
+    };
+    let of_it = |id: &&String| SpiffeId::parse(id).is_ok_and(|id| id.trust_domain() == domain.as_str());
+    let named: Vec<_> =
+        import.service.service_accounts.iter().filter(of_it).map(StringMatch::exact).collect();
+    // No name at all would be any name.
+    if named.is_empty() { vec![StringMatch::prefix(format!("spiffe://{domain}/"))] } else { named }
 }
 
 /// TLS to a server outside the mesh.

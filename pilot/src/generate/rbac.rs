@@ -234,8 +234,9 @@ impl Maker<'_> {
         let ns = |v: &str| Some(Principal::Authenticated(Some(namespace(v))));
         let account = |v: &str| Some(Principal::Authenticated(Some(self.service_account(v))));
         principal_values(&s.principals, &s.not_principals, principal, out);
-        principal_values(&s.namespaces, &s.not_namespaces, ns, out);
-        principal_values(&s.service_accounts, &s.not_service_accounts, account, out);
+        let domain_said = !s.trust_domains.is_empty() || !s.principals.is_empty();
+        self.names(&s.namespaces, &s.not_namespaces, ns, domain_said, out);
+        self.names(&s.service_accounts, &s.not_service_accounts, account, domain_said, out);
         principal_values(&s.trust_domains, &s.not_trust_domains, trust_domain, out);
         principal_values(&s.ip_blocks, &s.not_ip_blocks, |v| net(v).map(Principal::DirectRemoteIp), out);
         principal_values(
@@ -258,6 +259,34 @@ impl Maker<'_> {
             }
         }
         Some(())
+    }
+
+    /// Names without a trust domain. Whom they let in is of the own one: a namespace of another domain is somebody
+    /// else's, whatever it is called. Whom they keep out may be of any.
+    fn names(
+        &self,
+        yes: &[String],
+        no: &[String],
+        make: impl Fn(&str) -> Option<Principal>,
+        domain_said: bool,
+        out: &mut Vec<Principal>,
+    ) {
+        if domain_said || self.ctx.world.config.bundles.is_empty() {
+            return principal_values(yes, no, make, out);
+        }
+        let own = || {
+            let domain = &self.ctx.world.settings.trust_domain;
+            Principal::Authenticated(Some(StringMatch::prefix(format!("spiffe://{domain}/"))))
+        };
+        if !yes.is_empty() && self.action == RbacAction::Allow {
+            out.push(own());
+        }
+        principal_values(yes, &[], &make, out);
+        if self.action == RbacAction::Deny {
+            principal_values(&[], no, |v| Some(Principal::And(vec![own(), make(v)?])), out);
+        } else {
+            principal_values(&[], no, make, out);
+        }
     }
 
     fn service_account(&self, v: &str) -> StringMatch {
@@ -288,14 +317,13 @@ impl Maker<'_> {
             "source.ip" => principal_values(yes, no, |v| net(v).map(Principal::DirectRemoteIp), principals),
             "remote.ip" => principal_values(yes, no, |v| net(v).map(Principal::RemoteIp), principals),
             "source.namespace" => {
-                principal_values(yes, no, |v| Some(Principal::Authenticated(Some(namespace(v)))), principals)
+                let make = |v: &str| Some(Principal::Authenticated(Some(namespace(v))));
+                self.names(yes, no, make, false, principals);
             }
-            "source.serviceAccount" => principal_values(
-                yes,
-                no,
-                |v| Some(Principal::Authenticated(Some(self.service_account(v)))),
-                principals,
-            ),
+            "source.serviceAccount" => {
+                let make = |v: &str| Some(Principal::Authenticated(Some(self.service_account(v))));
+                self.names(yes, no, make, false, principals);
+            }
             "source.principal" => principal_values(yes, no, principal, principals),
             "source.cluster" => {
                 if !self.ctx.proxy.flotilla {

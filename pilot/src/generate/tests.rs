@@ -1,5 +1,6 @@
 //! Configuration in, what a proxy would execute out.
 
+mod domains;
 mod gateways;
 mod policy;
 mod udp;
@@ -40,8 +41,8 @@ impl Docs {
         let t = match kind {
             "Service" => "core/v1/Service".to_owned(),
             "ServiceExport" => "multicluster.x-k8s.io/v1alpha1/ServiceExport".to_owned(),
-            "MeshConfig" | "ImportedService" | "PeerCluster" | "FormerCluster" | "ExportPolicy"
-            | "ImportPolicy" => {
+            "MeshConfig" | "ImportedService" | "PeerCluster" | "FormerCluster" | "ForeignBundle"
+            | "ExportPolicy" | "ImportPolicy" => {
                 format!("flotilla.dev/v1alpha1/{kind}")
             }
             "PeerAuthentication" | "RequestAuthentication" | "AuthorizationPolicy" => {
@@ -65,7 +66,10 @@ impl Docs {
         let mut galley = ConfigState::default();
         let mut federation = ConfigState::default();
         for (t, d) in &self.0 {
-            let to = if ["ImportedService", "PeerCluster", "FormerCluster"].iter().any(|k| t.contains(k)) {
+            let to = if ["ImportedService", "PeerCluster", "FormerCluster", "ForeignBundle"]
+                .iter()
+                .any(|k| t.contains(k))
+            {
                 &mut federation
             } else {
                 &mut galley

@@ -463,8 +463,14 @@ impl<'a> Builder<'a> {
             entry.aliases = aliases(&s.name, &s.namespace);
         }
         for i in imports {
+            // Who is of another trust domain is nobody that a workload here may be: see `generate/clusters.rs`.
+            if self.config.foreign_domain(&i.cluster).is_some() {
+                entry.imports.push(i);
+                continue;
+            }
             for a in &i.service.service_accounts {
-                match self.identity(&i.service.namespace, a) {
+                let own = format!("spiffe://{}/", self.local.trust_domain);
+                match self.identity(&i.service.namespace, a).filter(|id| id.starts_with(&own)) {
                     Some(id) => {
                         entry.identities.insert(id);
                     }

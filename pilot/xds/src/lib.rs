@@ -12,6 +12,7 @@
 //! Protobuf stops here: nothing above this crate sees a wire type, except the opaque [`pb::Any`].
 
 pub mod bootstrap;
+pub mod bundles;
 pub mod client;
 pub mod codec;
 pub mod links;

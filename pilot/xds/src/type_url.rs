@@ -19,6 +19,9 @@ pub const RESOURCE: &str = "type.googleapis.com/envoy.service.discovery.v3.Resou
 /// Names that the workload's resolver answers.
 pub const NDS: &str = "type.googleapis.com/istio.networking.nds.v1.NameTable";
 
+/// Roots of trust domains that the mesh is federated with.
+pub const BUNDLES: &str = "type.googleapis.com/flotilla.identity.v1.TrustBundle";
+
 /// Position of a type in a push, so that what is referenced arrives before what refers to it
 /// (xDS protocol, "Eventual consistency considerations").
 #[must_use]
@@ -53,6 +56,7 @@ pub fn short(type_url: &str) -> &str {
         SDS => "SDS",
         ECDS => "ECDS",
         NDS => "NDS",
+        BUNDLES => "BUNDLES",
         other => other.strip_prefix("type.googleapis.com/").unwrap_or(other),
     }
 }

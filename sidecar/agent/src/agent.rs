@@ -9,8 +9,11 @@ use std::{
 };
 
 use anyhow::Context;
-use mesh_identity::{SecretStore, TRUST_BUNDLE, WORKLOAD_SVID};
-use mesh_model::proxy::{SecretRef, StringMatch, UpstreamTls, Validation};
+use mesh_identity::{ForeignTrust, SecretStore, TRUST_BUNDLE, WORKLOAD_SVID};
+use mesh_model::{
+    federation::ForeignBundle,
+    proxy::{SecretRef, StringMatch, UpstreamTls, Validation},
+};
 use mesh_proxy::{ApplyReport, ConfigSnapshot, Deliveries, Engine, EngineOptions, Hooks};
 use mesh_runtime::{
     admin::{metrics_router, ready_router, serve_on},
@@ -154,7 +157,7 @@ impl Agent {
         let svid = readiness.wait_for("certificate");
         let configured = readiness.wait_for("configuration");
         let root = mesh_root(&args).await?;
-        store.set_trust(TRUST_BUNDLE, &root)?;
+        store.set_mesh_trust(&args.trust_domain, &root)?;
         let node = args.node(kind)?;
         let identity = args.identity()?;
         let endpoint = control_plane(&args, &args.discovery, &store)?;
@@ -220,6 +223,15 @@ impl Agent {
             fixed: None,
             on_demand: on_demand.clone(),
         });
+        let mut bundles = client.bundles();
+        // Those that were kept are there before the first session to another trust domain.
+        foreign_trust(&store, &bundles.borrow_and_update());
+        let trusting = store.clone();
+        tasks.push(tokio::spawn(async move {
+            while bundles.changed().await.is_ok() {
+                foreign_trust(&trusting, &bundles.borrow_and_update());
+            }
+        }));
         let reports = watch::Sender::new(Arc::new(ApplyReport::default()));
         let report = reports.subscribe();
         tasks.push(tokio::spawn(apply(
@@ -316,6 +328,18 @@ impl Farewell {
         self.node.is_draining()
             && !self.replaced.load(Relaxed)
             && self.client.set_node(self.node.clone(), limit).await
+    }
+}
+
+/// Takes the roots of other trust domains as the control plane tells them.
+pub(crate) fn foreign_trust(store: &SecretStore, bundles: &[ForeignBundle]) {
+    let trust = bundles.iter().map(|b| ForeignTrust {
+        trust_domain: b.trust_domain.clone(),
+        roots: b.roots.clone(),
+        clusters: Some(b.clusters.iter().cloned().collect()),
+    });
+    if let Err(error) = store.set_foreign_trust(trust.collect()) {
+        tracing::error!(%error, "a trust bundle cannot be used: nobody of that trust domain is accepted");
     }
 }
 

@@ -12,7 +12,7 @@ use std::{
 };
 
 use mesh_identity::{
-    IdentityError, PendingSvid, SecretStore, TRUST_BUNDLE, WORKLOAD_SVID, certificate_info, pem_certificates,
+    IdentityError, PendingSvid, SecretStore, WORKLOAD_SVID, certificate_info, pem_certificates,
 };
 use mesh_model::SpiffeId;
 use mesh_runtime::files::write_private;
@@ -169,7 +169,7 @@ impl Renewal {
             return None;
         }
         self.store.set_identity(WORKLOAD_SVID, &chain, &key).ok()?;
-        self.store.set_trust(TRUST_BUNDLE, &root).ok()?;
+        self.store.set_mesh_trust(&self.options.identity.domain(), &root).ok()?;
         self.publish(&chain, &key, &root);
         Some(info.not_after)
     }
@@ -214,7 +214,7 @@ impl Renewal {
         }
         pem_certificates("root", root.as_bytes())?;
         self.store.set_identity(WORKLOAD_SVID, chain_pem.as_bytes(), pending.key_pem.as_bytes())?;
-        self.store.set_trust(TRUST_BUNDLE, root.as_bytes())?;
+        self.store.set_mesh_trust(&self.options.identity.domain(), root.as_bytes())?;
         self.publish(chain_pem.as_bytes(), pending.key_pem.as_bytes(), root.as_bytes());
         if let Some(dir) = &self.options.state_dir {
             for (name, content) in [

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use mesh_agent::SvidPem;
 use mesh_identity::{TRUST_BUNDLE, WORKLOAD_SVID};
+use mesh_model::{TrustDomain, federation::ForeignBundle};
 use mesh_xds::{
     NodeInfo, PeerInfo, ResourceSource, TypeSnapshot,
     codec::{Secret, SecretKind, encode_secret},
@@ -21,9 +22,17 @@ pub(super) struct SecretSource {
 }
 
 impl SecretSource {
-    /// A source that follows renewal, and the task that does.
-    pub(super) fn follow(mut pem: watch::Receiver<Option<Arc<SvidPem>>>) -> (Arc<Self>, JoinHandle<()>) {
-        let first = pem.borrow_and_update().as_deref().map(snapshot).unwrap_or_default();
+    /// A source that follows renewal and the roots of other trust domains than `own`, and the task that does.
+    pub(super) fn follow(
+        own: TrustDomain,
+        mut pem: watch::Receiver<Option<Arc<SvidPem>>>,
+        mut foreign: watch::Receiver<Vec<ForeignBundle>>,
+    ) -> (Arc<Self>, JoinHandle<()>) {
+        let now = move |pem: &watch::Receiver<Option<Arc<SvidPem>>>,
+                        foreign: &watch::Receiver<Vec<ForeignBundle>>| {
+            pem.borrow().as_deref().map(|p| snapshot(&own, p, &foreign.borrow()))
+        };
+        let first = now(&pem, &foreign).unwrap_or_default();
         let source = Arc::new(Self {
             snapshot: ArcSwap::from_pointee(first),
             empty: Arc::default(),
@@ -31,9 +40,15 @@ impl SecretSource {
         });
         let following = source.clone();
         let task = tokio::spawn(async move {
-            while pem.changed().await.is_ok() {
-                let next = pem.borrow_and_update().as_deref().map(snapshot);
-                if let Some(next) = next {
+            loop {
+                let changed = tokio::select! {
+                    c = pem.changed() => c,
+                    c = foreign.changed() => c,
+                };
+                if changed.is_err() {
+                    return;
+                }
+                if let Some(next) = now(&pem, &foreign) {
                     following.snapshot.store(Arc::new(next));
                     following.changes.send_modify(|n| *n += 1);
                 }
@@ -43,13 +58,23 @@ impl SecretSource {
     }
 }
 
-fn snapshot(pem: &SvidPem) -> TypeSnapshot {
+/// A proxy that is told of other trust domains verifies by domain; otherwise by the roots, as ever.
+fn snapshot(own: &TrustDomain, pem: &SvidPem, foreign: &[ForeignBundle]) -> TypeSnapshot {
+    let roots = if foreign.is_empty() {
+        SecretKind::Roots(pem.roots.clone())
+    } else {
+        let others = foreign
+            .iter()
+            .filter(|b| b.trust_domain != *own)
+            .map(|b| (b.trust_domain.to_string(), b.roots.clone().into_bytes()));
+        SecretKind::Domains(std::iter::once((own.to_string(), pem.roots.clone())).chain(others).collect())
+    };
     let secrets = [
         Secret {
             name: WORKLOAD_SVID.into(),
             kind: SecretKind::Certificate { chain: pem.chain.clone(), key: pem.key.clone() },
         },
-        Secret { name: TRUST_BUNDLE.into(), kind: SecretKind::Roots(pem.roots.clone()) },
+        Secret { name: TRUST_BUNDLE.into(), kind: roots },
     ];
     TypeSnapshot::build(secrets.iter().map(|s| (s.name.clone(), encode_secret(s))))
 }

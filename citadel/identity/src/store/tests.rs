@@ -266,3 +266,6 @@ fn a_session_without_identity_is_not_resumed_with_one() {
     let (s, _) = handshake(&server, &client, &sni()).unwrap();
     assert!(s.peer_certificates().is_some());
 }
+
+#[path = "domains.rs"]
+mod domains;

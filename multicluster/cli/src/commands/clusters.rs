@@ -79,6 +79,12 @@ pub(crate) async fn run(args: ClustersArgs) -> anyhow::Result<u8> {
         view::left(own_ends, now())
     );
     println!("{}", view::table(&rows, args.output == Format::Wide));
+    for line in view::domains(&rows, &r.bundles, now()) {
+        println!("{line}");
+    }
+    for line in &r.clashes {
+        println!("{line}");
+    }
     for line in rows.iter().flat_map(Row::remarks) {
         println!("{line}");
     }
@@ -155,7 +161,19 @@ fn json(
         .iter()
         .map(|e| serde_json::json!({"cluster": e.cluster, "phase": e.phase, "message": e.message}))
         .collect();
+    let bundles: Vec<_> = r
+        .bundles
+        .iter()
+        .map(|b| {
+            serde_json::json!({
+                "trustDomain": b.trust_domain, "sequence": b.sequence, "roots": b.roots,
+                "refreshHintSeconds": Some(b.refresh_hint).filter(|h| *h > 0),
+                "expiresUnixSeconds": b.not_after, "confirmedAgeSeconds": b.confirmed_age, "error": b.error,
+            })
+        })
+        .collect();
     serde_json::json!({
+        "trustBundles": bundles, "nameClashes": r.clashes,
         "self": r.self_, "trustDomain": r.trust_domain, "version": r.software,
         "certificateExpiresUnixSeconds": own_ends, "clusters": rows, "gateways": gateways, "evicted": r.evicted,
         "exportConflicts": conflicts, "declared": declared, "declaredEvictions": evictions,

@@ -1,12 +1,15 @@
 //! `flotilla doctor`.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::{
+    collections::BTreeSet,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use mesh_identity::{CertificateInfo, certificate_info, pem_certificates};
 use mesh_model::explain::{State, Step};
 use mesh_runtime::exit;
 use multicluster::{
-    admin_pb::{ClustersRequest, TraceRequest},
+    admin_pb::{ClustersRequest, ClustersResponse, TraceRequest},
     authority_pb::StatusRequest,
 };
 use serde_json::Value;
@@ -226,13 +229,53 @@ async fn declared(local: &Local, out: &mut Vec<Step>) {
     }
 }
 
+/// Roots of the trust domains that this one is federated with.
+fn bundles(c: &ClustersResponse, out: &mut Vec<Step>) {
+    findings(out, "members", State::Warning, c.clashes.iter().map(|c| (c.clone(), String::new())).collect());
+    let foreign = c.clusters.iter().filter_map(|c| c.member.as_ref()).map(|m| m.trust_domain.as_str());
+    for domain in foreign.filter(|d| !d.is_empty()).collect::<BTreeSet<_>>() {
+        let Some(b) = c.bundles.iter().find(|b| b.trust_domain == domain) else {
+            out.push(Step::broken(
+                "bundle",
+                format!("there is no trust bundle of {domain}: nobody of it is accepted"),
+                "a member that has it tells it within seconds; if none has, evict its clusters and federate again",
+            ));
+            continue;
+        };
+        let until = UNIX_EPOCH + Duration::from_secs(b.not_after);
+        let what = format!("the trust bundle of {domain} (sequence {})", b.sequence);
+        let fix = "its founder has to add a root; its control planes tell it by themselves";
+        let ends = validity(&what, until, fix);
+        // What is asked for in vain for three rounds is not asked for in passing.
+        let late = b.confirmed_age.is_some_and(|a| a > 3 * b.refresh_hint.max(10));
+        out.push(match (ends.state, b.error.as_str()) {
+            (State::Broken, _) => Step { step: "bundle".into(), ..ends },
+            (_, e) if !e.is_empty() => Step::warning(
+                "bundle",
+                format!("{what} was not renewed: {e}"),
+                "what is there stays in use; if that mesh has new roots, its workloads are not accepted until it is taken",
+            ),
+            _ if late => Step::warning(
+                "bundle",
+                format!("{what} was last confirmed {} s ago", b.confirmed_age.unwrap_or(0)),
+                "is a control plane of that domain reachable?",
+            ),
+            _ => Step { step: "bundle".into(), ..ends },
+        });
+    }
+}
+
 async fn members(local: &Local, gateway: bool, out: &mut Vec<Step>) {
     let clusters = match local.admin().await {
         Ok(mut a) => a.clusters(ClustersRequest {}).await.map_err(|s| refusal(&s)),
         Err(e) => Err(format!("{e:#}")),
     };
     let clusters = match clusters {
-        Ok(c) => c.into_inner().clusters,
+        Ok(c) => {
+            let c = c.into_inner();
+            bundles(&c, out);
+            c.clusters
+        }
         Err(e) => {
             out.push(Step::broken("members", format!("federation does not answer: {e}"), "look at its log"));
             return;

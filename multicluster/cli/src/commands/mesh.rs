@@ -24,16 +24,16 @@ use crate::{
 pub(crate) struct FoundArgs {
     #[command(flatten)]
     local: Local,
-    /// Trust domain of the mesh
-    #[arg(long, default_value = mesh_model::TrustDomain::DEFAULT)]
-    trust_domain: String,
+    /// Trust domain of the mesh; the control plane's (`flotilla control-plane --trust-domain`), and no other
+    #[arg(long)]
+    trust_domain: Option<String>,
     /// Output format
     #[arg(short, long, value_enum, default_value_t)]
     output: Format,
 }
 
 pub(crate) async fn found(args: FoundArgs) -> anyhow::Result<u8> {
-    let request = FoundRequest { trust_domain: args.trust_domain };
+    let request = FoundRequest { trust_domain: args.trust_domain.unwrap_or_default() };
     match args.local.authority().await?.found(request).await {
         Ok(r) => {
             let r = r.into_inner();
@@ -111,26 +111,35 @@ pub(crate) async fn join(args: JoinArgs) -> anyhow::Result<u8> {
         },
     };
     let mut admin = args.local.admin().await?;
-    let prepared = match admin.prepare_join(PrepareJoinRequest {}).await {
+    let federates = token.federate.is_some();
+    let joined = if federates { token.trust_domain.to_string() } else { String::new() };
+    let prepared = match admin.prepare_join(PrepareJoinRequest { federate: joined }).await {
         Ok(r) => r.into_inner(),
+        Err(s) if s.code() == tonic::Code::FailedPrecondition && !federates => {
+            return failed(format!(
+                "{}; or, to keep its root and federate, use a token of `flotilla token create --federate`",
+                refusal(&s)
+            ));
+        }
         Err(s) => return failed(refusal(&s)),
     };
-    let newcomer = prepared.newcomer.context("the control plane did not say who it is")?;
+    let newcomer = prepared.newcomer.as_ref().context("the control plane did not say who it is")?;
     let name = newcomer.cluster.clone();
+    let doing = if federates { "Federating with" } else { "Joining" };
     let answer = match &listener {
         None => {
-            say(format!("Joining mesh {} as {name} through {} ...", token.trust_domain, token.cluster));
-            dial_and_join(&token, newcomer, prepared.csr).await
+            say(format!("{doing} mesh {} as {name} through {} ...", token.trust_domain, token.cluster));
+            dial_and_join(&token, prepared).await
         }
         Some(l) => {
             say(format!(
-                "Joining mesh {} as {name}: waiting for {} to dial {} ...",
+                "{doing} mesh {} as {name}: waiting for {} to dial {} ...",
                 token.trust_domain,
                 token.cluster,
                 l.local_addr()?
             ));
             let limit = Duration::from_secs(token.expires.saturating_sub(now));
-            join_dialled(&token, l, limit, newcomer, prepared.csr).await
+            join_dialled(&token, l, limit, prepared).await
         }
     };
     drop(listener);
@@ -138,8 +147,10 @@ pub(crate) async fn join(args: JoinArgs) -> anyhow::Result<u8> {
         Ok(a) => a,
         Err(e) => return failed(format!("{:#}", anyhow::Error::from(e))),
     };
-    say(format!("  {} proved the pinned root and signed this cluster's intermediate", token.cluster));
+    let did = if federates { "gave its mesh's trust bundle" } else { "signed this cluster's intermediate" };
+    say(format!("  {} proved the pinned root and {did}", token.cluster));
     let root = answer.bundle.clone();
+    let bundle = answer.foreign.as_ref().map(|b| b.document.clone());
     let members = match admin.complete_join(answer).await {
         Ok(r) => r.into_inner().members,
         Err(s) => return failed(refusal(&s)),
@@ -148,10 +159,11 @@ pub(crate) async fn join(args: JoinArgs) -> anyhow::Result<u8> {
         Format::Json => output::json(&serde_json::json!({
             "trustDomain": token.trust_domain, "cluster": name, "members": members,
             "seconds": started.elapsed().as_secs_f64(), "rootCert": root,
+            "federated": federates, "trustBundle": bundle,
         }))?,
         Format::Text => {
             println!("  members: {}", members.join(", "));
-            println!("Joined in {}.", human(started.elapsed()));
+            println!("{} in {}.", if federates { "Federated" } else { "Joined" }, human(started.elapsed()));
         }
     }
     Ok(exit::OK)
@@ -165,13 +177,19 @@ pub(crate) struct LeaveArgs {
     /// runs `flotilla evict-cluster`; and although the root key, which leaving deletes, is here and others are members
     #[arg(long)]
     force: bool,
+    /// Only end the federation with this trust domain, for every cluster of the own one. Who is alone in its mesh does so
+    /// without, for all whom it is federated with, and keeps its root
+    #[arg(long, value_name = "TRUST_DOMAIN")]
+    federation: Option<String>,
     /// Output format
     #[arg(short, long, value_enum, default_value_t)]
     output: Format,
 }
 
 pub(crate) async fn leave(args: LeaveArgs) -> anyhow::Result<u8> {
-    let answer = match args.local.admin().await?.leave(LeaveMeshRequest { force: args.force }).await {
+    let request =
+        LeaveMeshRequest { force: args.force, trust_domain: args.federation.clone().unwrap_or_default() };
+    let answer = match args.local.admin().await?.leave(request).await {
         Ok(r) => r.into_inner(),
         Err(s) => {
             eprintln!("error: not left: {}", refusal(&s));
@@ -185,7 +203,9 @@ pub(crate) async fn leave(args: LeaveArgs) -> anyhow::Result<u8> {
             .iter()
             .map(|p| serde_json::json!({"cluster": p.cluster, "references": p.references, "error": p.error}))
             .collect();
-        output::json(&serde_json::json!({"left": clean || args.force, "confirmed": clean, "peers": peers}))?;
+        output::json(&serde_json::json!({"left": clean || args.force, "confirmed": clean, "peers": peers,
+            "federations": answer.federations,
+        }))?;
     } else {
         for p in &answer.peers {
             match p.error.as_str() {
@@ -193,7 +213,12 @@ pub(crate) async fn leave(args: LeaveArgs) -> anyhow::Result<u8> {
                 e => println!("  {}: not confirmed: {e}", p.cluster),
             }
         }
+        let federations = answer.federations.join(", ");
         match (clean, args.force) {
+            (true, _) | (_, true) if !answer.federations.is_empty() => {
+                println!("Ended the federation with {federations}: nobody of it is accepted any more.");
+                println!("This cluster is still a member of {}.", answer.trust_domain);
+            }
             (true, _) => println!("Left the mesh; no member refers to this cluster."),
             (false, true) => println!("Left the mesh; the members above may still refer to this cluster."),
             (false, false) => {

@@ -34,6 +34,10 @@ enum TokenCommand {
         /// With --dial: where this cluster's control plane serves newcomers
         #[arg(long, value_name = "ADDRESS", requires = "dial", default_value = "127.0.0.1:15016")]
         control_plane: SocketAddr,
+        /// For a newcomer that keeps its own root: its trust domain. Both meshes then accept each other's certificates,
+        /// each by its own roots
+        #[arg(long, value_name = "TRUST_DOMAIN")]
+        federate: Option<String>,
         /// Output format
         #[arg(short, long, value_enum, default_value_t)]
         output: Format,
@@ -71,8 +75,9 @@ fn seconds(s: &str) -> Result<u64, String> {
 
 pub(crate) async fn run(args: TokenArgs) -> anyhow::Result<u8> {
     match args.command {
-        TokenCommand::Create { local, ttl, dial, control_plane, output } => {
-            let request = CreateTokenRequest { ttl, dials: dial.is_some() };
+        TokenCommand::Create { local, ttl, dial, control_plane, federate, output } => {
+            let request =
+                CreateTokenRequest { ttl, dials: dial.is_some(), federate: federate.unwrap_or_default() };
             match local.admin().await?.create_token(request).await {
                 Ok(r) => {
                     let r = r.into_inner();

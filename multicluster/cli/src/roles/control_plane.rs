@@ -12,7 +12,7 @@ use mesh_identity::{SecretStore, TRUST_BUNDLE, WORKLOAD_SVID};
 use mesh_model::{
     ClusterId, NetworkId, TrustDomain,
     federation::{GatewayAddress, ImportedService, Transport, type_url},
-    proxy::{ClientCertificate, DownstreamTls, SecretRef, TlsVersion, Validation},
+    proxy::{ClientCertificate, DownstreamTls, SecretRef, StringMatch, TlsVersion, Validation},
 };
 use mesh_runtime::{
     admin::{metrics_router, ready_router, serve},
@@ -35,7 +35,7 @@ pub(crate) struct ControlPlaneArgs {
     /// Network of its workloads; defaults to the cluster
     #[arg(long, env = "FLOTILLA_NETWORK")]
     network: Option<NetworkId>,
-    /// Trust domain of the mesh
+    /// Trust domain of the mesh, for this cluster and its proxies alike; meshes that are to federate need different ones
     #[arg(long, env = "FLOTILLA_TRUST_DOMAIN", default_value = TrustDomain::DEFAULT)]
     trust_domain: TrustDomain,
     /// Directory for keys, state and private sockets
@@ -80,6 +80,9 @@ pub(crate) struct ControlPlaneArgs {
     /// Lifetime of workload certificates, hours
     #[arg(long, default_value_t = 24, value_parser = clap::value_parser!(u64).range(1..=2160))]
     workload_ttl_hours: u64,
+    /// How often other trust domains are to ask for the roots of this one, seconds
+    #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    bundle_refresh_hint: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -123,6 +126,7 @@ pub(crate) async fn run(args: ControlPlaneArgs) -> anyhow::Result<()> {
         if args.gateway_internal.is_empty() { &args.gateway_address } else { &args.gateway_internal };
 
     let citadel = Citadel::start(CitadelOptions {
+        trust_domain: args.trust_domain.clone(),
         cluster: args.cluster.clone(),
         state_dir: args.state_dir.clone(),
         socket: at(socket::CITADEL),
@@ -153,6 +157,7 @@ pub(crate) async fn run(args: ControlPlaneArgs) -> anyhow::Result<()> {
             exports: unix(socket::PILOT),
             debug_socket: Some(at(socket::DEBUG)),
             declarations: Some(unix(socket::GALLEY)),
+            refresh_hint: Duration::from_secs(args.bundle_refresh_hint),
         },
         secrets.clone(),
     )
@@ -195,7 +200,7 @@ pub(crate) async fn run(args: ControlPlaneArgs) -> anyhow::Result<()> {
     let mixer = mixer::Mixer::start(mixer::MixerOptions::new(unix(socket::GALLEY)))?;
 
     // Proxies.
-    let tls = server_tls(&secrets)?;
+    let tls = server_tls(&secrets, &args.trust_domain)?;
     let listener = TcpListener::bind(args.xds).await.with_context(|| format!("--xds {}", args.xds))?;
     let server = grpc()
         .add_service(pilot.ads_service())
@@ -256,13 +261,13 @@ fn report(what: &str, result: Result<(), tonic::transport::Error>) {
 }
 
 /// TLS for proxies: a client certificate if they have one, since the first request of a workload is
-/// for its certificate.
-fn server_tls(secrets: &SecretStore) -> anyhow::Result<Arc<rustls::ServerConfig>> {
+/// for its certificate. Of the own trust domain, whomever that is federated with.
+fn server_tls(secrets: &SecretStore, own: &TrustDomain) -> anyhow::Result<Arc<rustls::ServerConfig>> {
     Ok(secrets.server_config(&DownstreamTls {
         certificate: SecretRef::Sds(WORKLOAD_SVID.into()),
         client_certificate: ClientCertificate::Optional(Validation {
             trusted: Some(SecretRef::Sds(TRUST_BUNDLE.into())),
-            sans: vec![],
+            sans: vec![StringMatch::prefix(format!("spiffe://{own}/"))],
         }),
         alpn: vec!["h2".into()],
         min_version: TlsVersion::V1_3,

@@ -12,7 +12,7 @@ use anyhow::Context;
 pub(crate) use args::DnsArgs;
 use mesh_agent::{Renewal, SvidOptions, control_plane, mesh_root};
 use mesh_dns::{ClusterOptions, ClusterServer, Metrics, Names};
-use mesh_identity::{SecretStore, TRUST_BUNDLE, WORKLOAD_SVID};
+use mesh_identity::{SecretStore, WORKLOAD_SVID};
 use mesh_runtime::{
     admin::{metrics_router, ready_router, serve},
     ready::Readiness,
@@ -75,7 +75,7 @@ pub(crate) async fn run(args: DnsArgs) -> anyhow::Result<()> {
     // Foreign names are answered from the start, whatever the rest waits for.
     let member = async {
         let root = mesh_root(&proxy).await?;
-        store.set_trust(TRUST_BUNDLE, &root)?;
+        store.set_mesh_trust(&proxy.trust_domain, &root)?;
         let renewal = Renewal::new(
             SvidOptions {
                 endpoint: endpoint.clone(),

@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 
 use mesh_model::{
     ClusterId,
-    federation::Audience,
+    federation::{Audience, ForeignBundle},
     proxy::{Permission, Principal, RbacPolicy, StringMatch},
 };
 
@@ -49,8 +49,8 @@ pub(in crate::generate) fn in_words(name: &str) -> Option<(&'static str, &'stati
 
 /// DENY rules for a proxy's inbound traffic.
 pub(super) fn rules(ctx: &Ctx<'_>) -> Vec<(String, RbacPolicy)> {
-    // A foreign proxy does not know of clusters; gateways serve whom their configuration says.
-    if !ctx.proxy.flotilla || ctx.proxy.router {
+    // Gateways serve whom their configuration says.
+    if ctx.proxy.router {
         return vec![];
     }
     let own = &ctx.world.settings.cluster;
@@ -66,15 +66,15 @@ pub(super) fn rules(ctx: &Ctx<'_>) -> Vec<(String, RbacPolicy)> {
         let before = open.remove(&endpoint.port).unwrap_or(Audience::Only([].into()));
         open.insert(endpoint.port, before.or(audience));
     }
+    // A foreign proxy does not know of clusters, but it does of trust domains.
+    if !ctx.proxy.flotilla {
+        return by_domain(ctx, &open);
+    }
     let mut out = Vec::new();
     let mut rule = |name: String, permission, principals| {
         out.push((name, RbacPolicy { permissions: vec![permission], principals }));
     };
-    let closed = match open.keys().map(|p| Permission::DestinationPort(*p)).collect::<Vec<_>>() {
-        none if none.is_empty() => Permission::Any,
-        some => Permission::Not(Box::new(Permission::Or(some))),
-    };
-    rule(NOT_EXPORTED.to_owned(), closed, vec![of_others(vec![is(own)])]);
+    rule(NOT_EXPORTED.to_owned(), all_but(open.keys()), vec![of_others(vec![is(own)])]);
     for (port, audience) in open {
         let principals = match audience {
             Audience::All => continue,
@@ -90,4 +90,26 @@ pub(super) fn rules(ctx: &Ctx<'_>) -> Vec<(String, RbacPolicy)> {
         rule(FORMER.to_owned(), Permission::Any, former);
     }
     out
+}
+
+/// All ports but these.
+fn all_but<'p>(ports: impl Iterator<Item = &'p u16>) -> Permission {
+    match ports.map(|p| Permission::DestinationPort(*p)).collect::<Vec<_>>() {
+        none if none.is_empty() => Permission::Any,
+        some => Permission::Not(Box::new(Permission::Or(some))),
+    }
+}
+
+/// For each other trust domain: what is exported to none of its clusters is closed to whoever is of it.
+fn by_domain(ctx: &Ctx<'_>, open: &BTreeMap<u16, Audience>) -> Vec<(String, RbacPolicy)> {
+    let rule = |(domain, bundle): (&String, &ForeignBundle)| {
+        let ports = open.iter().filter(|(_, a)| bundle.clusters.iter().any(|c| a.includes(c)));
+        let of_it = StringMatch::prefix(format!("spiffe://{domain}/"));
+        let policy = RbacPolicy {
+            permissions: vec![all_but(ports.map(|(p, _)| p))],
+            principals: vec![Principal::Authenticated(Some(of_it))],
+        };
+        (format!("{NOT_EXPORTED}-to[{domain}]"), policy)
+    };
+    ctx.world.config.bundles.iter().map(rule).collect()
 }

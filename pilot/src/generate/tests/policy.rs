@@ -5,7 +5,7 @@ use serde_json::json;
 use super::*;
 
 /// Filters of a port without the rules that stand behind all policies.
-fn rbac_of(g: &Generated, port: u16) -> Vec<Rbac> {
+pub(super) fn rbac_of(g: &Generated, port: u16) -> Vec<Rbac> {
     let mut all = whole_rbac_of(g, port);
     all.retain_mut(|f| {
         let Some(r) = &mut f.rules else { return true };
@@ -17,7 +17,7 @@ fn rbac_of(g: &Generated, port: u16) -> Vec<Rbac> {
 }
 
 /// What stands behind all policies: rules by name.
-fn of_clusters(g: &Generated, port: u16) -> BTreeMap<String, RbacPolicy> {
+pub(super) fn of_clusters(g: &Generated, port: u16) -> BTreeMap<String, RbacPolicy> {
     let deny =
         whole_rbac_of(g, port).into_iter().filter_map(|f| f.rules).find(|r| r.action == RbacAction::Deny);
     deny.map(|r| r.policies)

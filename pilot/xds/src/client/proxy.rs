@@ -19,7 +19,10 @@ use std::{
     time::Duration,
 };
 
-use mesh_model::proxy::{Cluster, Listener, LoadAssignment, RouteConfiguration};
+use mesh_model::{
+    federation::ForeignBundle,
+    proxy::{Cluster, Listener, LoadAssignment, RouteConfiguration},
+};
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -34,7 +37,7 @@ use crate::{
     nds::NameTable,
     node::NodeInfo,
     pb,
-    type_url::{CDS, ECDS, LDS, NDS, RDS, VHDS},
+    type_url::{BUNDLES, CDS, ECDS, LDS, NDS, RDS, VHDS},
 };
 
 /// How long a state with dangling references is withheld. The server answers for names that do not
@@ -131,6 +134,7 @@ pub struct ProxyClient {
     _stop: DropGuard,
     state: watch::Receiver<Arc<ProxyState>>,
     names: watch::Receiver<Arc<NameTable>>,
+    bundles: watch::Receiver<Vec<ForeignBundle>>,
     health: watch::Receiver<ClientHealth>,
 }
 
@@ -140,6 +144,7 @@ impl ProxyClient {
     pub fn start(options: ProxyClientOptions) -> Self {
         let (state_tx, state) = watch::channel(Arc::default());
         let (names_tx, table) = watch::channel(Arc::default());
+        let (bundles_tx, bundles) = watch::channel(vec![]);
         let (health_tx, health) = watch::channel(ClientHealth::default());
         let mut inner = Inner::new(options.fixed.clone());
         let delta = options.client.mode == Mode::Delta;
@@ -174,6 +179,7 @@ impl ProxyClient {
                 }
             }
         }
+        bundles_tx.send_replace(work.lock().bundles.values().cloned().collect());
         let cached_names = work.lock().names.clone();
         if let Some(t) = cached_names {
             names_tx.send_replace(t);
@@ -191,6 +197,9 @@ impl ProxyClient {
         if options.name_table {
             initial.push((NDS, Names::All));
         }
+        if options.fixed.is_none() {
+            initial.push((BUNDLES, Names::All));
+        }
         let token = CancellationToken::new();
         let on_demand = options.on_demand;
         let publisher = publish(work.clone(), state_tx, options.cache, on_demand.clone());
@@ -203,7 +212,14 @@ impl ProxyClient {
             }
         });
         let client = AdsClient::start_from(options.client, &initial, known, |subscriptions| {
-            let follow = Follow { work, subscriptions, all_clusters, names: names_tx, health: health_tx };
+            let follow = Follow {
+                work,
+                subscriptions,
+                all_clusters,
+                names: names_tx,
+                bundles: bundles_tx,
+                health: health_tx,
+            };
             follow.subscribe();
             follow
         });
@@ -214,7 +230,7 @@ impl ProxyClient {
                 () = ask(&asking, &subscriptions, all_clusters, &on_demand) => {}
             }
         });
-        Self { client, _stop: token.drop_guard(), state, names: table, health }
+        Self { client, _stop: token.drop_guard(), state, names: table, bundles, health }
     }
 
     /// The state as it changes; starts empty.
@@ -246,6 +262,12 @@ impl ProxyClient {
         self.names.clone()
     }
 
+    /// Roots of other trust domains as they change; those that were kept are there from the start.
+    #[must_use]
+    pub fn bundles(&self) -> watch::Receiver<Vec<ForeignBundle>> {
+        self.bundles.clone()
+    }
+
     /// How the client is doing.
     #[must_use]
     pub fn health(&self) -> watch::Receiver<ClientHealth> {
@@ -271,6 +293,7 @@ struct Follow {
     /// Whether all clusters are asked for.
     all_clusters: bool,
     names: watch::Sender<Arc<NameTable>>,
+    bundles: watch::Sender<Vec<ForeignBundle>>,
     health: watch::Sender<ClientHealth>,
 }
 
@@ -358,6 +381,9 @@ impl Handler for Follow {
             let table = self.work.lock().names.clone().unwrap_or_default();
             self.names.send_replace(table);
         }
+        if type_url == BUNDLES {
+            self.bundles.send_replace(self.work.lock().bundles.values().cloned().collect());
+        }
         self.health.send_modify(|h| {
             h.synced = true;
             h.from_cache = false;
@@ -394,7 +420,10 @@ async fn publish(
     // What came from the file was there before this task first ran.
     dirty.mark_changed();
     // Names are no part of the state, and may be all that there is.
-    let mut table = work.lock().names.clone();
+    let (mut table, mut bundles) = {
+        let inner = work.lock();
+        (inner.names.clone(), inner.bundles.clone())
+    };
     let mut held_since: Option<Instant> = None;
     let mut save_at: Option<Instant> = None;
     loop {
@@ -459,6 +488,13 @@ async fn publish(
         if newest.as_ref().map(Arc::as_ptr) != table.as_ref().map(Arc::as_ptr) {
             table = newest;
             changed = true;
+        }
+        {
+            let inner = work.lock();
+            if inner.bundles != bundles {
+                bundles.clone_from(&inner.bundles);
+                changed = true;
+            }
         }
         if changed && file.is_some() && save_at.is_none() {
             save_at = Some(Instant::now() + SAVE_EVERY);

@@ -5,8 +5,12 @@ use std::fmt;
 use envoy_types::pb::envoy::config::core::v3 as core;
 
 use super::{
-    Bad, Res, refuse,
-    tls::pb::{self, CertificateValidationContext, TlsCertificate},
+    Bad, Res,
+    common::any,
+    refuse,
+    tls::pb::{
+        self, CertificateValidationContext, TlsCertificate, spiffe_cert_validator_config::TrustDomain,
+    },
 };
 
 /// A secret as SDS carries it.
@@ -30,6 +34,9 @@ pub enum SecretKind {
     },
     /// Trusted roots, PEM.
     Roots(Vec<u8>),
+    /// Trusted roots of each trust domain, PEM: Envoy's SPIFFE certificate validator. For proxies that are not ours; it is
+    /// encoded only.
+    Domains(Vec<(String, Vec<u8>)>),
 }
 
 impl fmt::Debug for Secret {
@@ -38,6 +45,7 @@ impl fmt::Debug for Secret {
         let kind = match self.kind {
             SecretKind::Certificate { .. } => "certificate",
             SecretKind::Roots(_) => "roots",
+            SecretKind::Domains(_) => "roots by trust domain",
         };
         f.debug_struct("Secret").field("name", &self.name).field("kind", &kind).finish_non_exhaustive()
     }
@@ -63,6 +71,21 @@ fn to_inline(d: Option<core::DataSource>, field: &str) -> Res<Vec<u8>> {
     }
 }
 
+/// Chooses the roots by the trust domain in the leaf's name, as our own proxies do.
+fn spiffe(domains: &[(String, Vec<u8>)]) -> core::TypedExtensionConfig {
+    let trust_domains = domains.iter().map(|(name, pem)| TrustDomain {
+        name: name.clone(),
+        trust_bundle: inline(pem),
+        ..Default::default()
+    });
+    let config =
+        pb::SpiffeCertValidatorConfig { trust_domains: trust_domains.collect(), ..Default::default() };
+    core::TypedExtensionConfig {
+        name: "envoy.tls.cert_validator.spiffe".to_owned(),
+        typed_config: Some(any(&config)),
+    }
+}
+
 pub(super) fn encode(s: &Secret) -> pb::Secret {
     let kind = match &s.kind {
         SecretKind::Certificate { chain, key } => pb::secret::Type::TlsCertificate(TlsCertificate {
@@ -72,6 +95,10 @@ pub(super) fn encode(s: &Secret) -> pb::Secret {
         }),
         SecretKind::Roots(pem) => pb::secret::Type::ValidationContext(CertificateValidationContext {
             trusted_ca: inline(pem),
+            ..Default::default()
+        }),
+        SecretKind::Domains(domains) => pb::secret::Type::ValidationContext(CertificateValidationContext {
+            custom_validator_config: Some(spiffe(domains)),
             ..Default::default()
         }),
     };

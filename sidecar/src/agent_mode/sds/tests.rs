@@ -16,7 +16,8 @@ async fn a_rotated_certificate_is_pushed_over_the_socket() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("sds.sock");
     let (tx, rx) = watch::channel(pem("one"));
-    let (source, _task) = SecretSource::follow(rx);
+    let (_foreign, none) = watch::channel(vec![]);
+    let (source, _task) = SecretSource::follow(TrustDomain::default(), rx, none);
     let server = tonic::transport::Server::builder()
         .add_service(AdsService::new(source).secrets())
         .serve_with_incoming(conn::unix(conn::bind_unix(&path).unwrap()));
@@ -57,7 +58,8 @@ async fn a_rotated_certificate_is_pushed_over_the_socket() {
 #[tokio::test]
 async fn only_the_socket_gets_secrets() {
     let (_tx, rx) = watch::channel(pem("one"));
-    let (source, _task) = SecretSource::follow(rx);
+    let (_foreign, none) = watch::channel(vec![]);
+    let (source, _task) = SecretSource::follow(TrustDomain::default(), rx, none);
     let node = NodeInfo::component("x");
     let peer = |t| PeerInfo::plain(t, None);
     assert!(source.authorize(&peer(Transport::Unix), &node).is_ok());
@@ -65,4 +67,46 @@ async fn only_the_socket_gets_secrets() {
     assert!(source.authorize(&peer(Transport::Plaintext), &node).is_err());
     assert!(source.snapshot(&node, "other").resources.is_empty());
     assert_eq!(format!("{:?}", pem("one")), "Some(SvidPem)");
+}
+
+/// With roots of another trust domain the proxy chooses by domain, and without them as ever.
+#[tokio::test]
+async fn roots_of_another_domain_are_pushed_and_taken_away() {
+    use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3 as tls;
+    use prost::Message as _;
+
+    let (_pem, rx) = watch::channel(pem("one"));
+    let (foreign, bundles) = watch::channel(vec![]);
+    let own = TrustDomain::new("a.example").unwrap();
+    let (source, _task) = SecretSource::follow(own.clone(), rx, bundles);
+    let node = NodeInfo::component("x");
+    let validation = || {
+        let any = source.snapshot(&node, SDS).resources["ROOTCA"].resource.clone().unwrap();
+        match tls::Secret::decode(any.value.as_ref()).unwrap().r#type {
+            Some(tls::secret::Type::ValidationContext(v)) => v,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert!(validation().trusted_ca.is_some() && validation().custom_validator_config.is_none());
+    let mut changes = source.changes();
+    let of = |domain: &str| ForeignBundle {
+        trust_domain: TrustDomain::new(domain).unwrap(),
+        roots: format!("roots of {domain}"),
+        clusters: vec![],
+    };
+    // What is told of the own domain is not taken.
+    foreign.send_replace(vec![of("a.example"), of("b.example")]);
+    changes.changed().await.unwrap();
+    let v = validation();
+    assert!(v.trusted_ca.is_none(), "no root is for everybody");
+    let validator = v.custom_validator_config.unwrap();
+    assert_eq!(validator.name, "envoy.tls.cert_validator.spiffe");
+    let config = validator.typed_config.unwrap();
+    assert!(config.type_url.ends_with("SPIFFECertValidatorConfig"), "{}", config.type_url);
+    let config = tls::SpiffeCertValidatorConfig::decode(config.value.as_ref()).unwrap();
+    let domains: Vec<_> = config.trust_domains.iter().map(|d| d.name.as_str()).collect();
+    assert_eq!(domains, ["a.example", "b.example"]);
+    foreign.send_replace(vec![]);
+    changes.changed().await.unwrap();
+    assert!(validation().trusted_ca.is_some());
 }

@@ -1,8 +1,11 @@
 //! A line of `flotilla clusters`. What is not known is `None` and shown as `-`.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::{
+    collections::BTreeMap,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
-use multicluster::admin_pb::ClusterStatus;
+use multicluster::admin_pb::{BundleStatus, ClusterStatus};
 use pilot::links::GatewayLinks;
 use serde::Serialize;
 
@@ -19,6 +22,8 @@ const VERSION: usize = 10;
 pub(super) struct Row {
     pub(super) cluster: String,
     network: String,
+    /// If it is not that of the cluster that is asked.
+    pub(super) trust_domain: Option<String>,
     pub(super) state: String,
     pub(super) lease_age_ms: Option<u64>,
     pub(super) lag_changes: Option<u64>,
@@ -44,6 +49,33 @@ pub(super) struct Row {
     last_error: String,
     refused_records: u64,
     refusals: Vec<String>,
+}
+
+/// Members by trust domain, where there is more than one, with what is known of its bundle.
+pub(super) fn domains(rows: &[Row], bundles: &[BundleStatus], now: u64) -> Vec<String> {
+    let mut of: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for r in rows {
+        if let Some(d) = &r.trust_domain {
+            of.entry(d).or_default().push(&r.cluster);
+        }
+    }
+    let line = |(domain, clusters): (&str, Vec<&str>)| {
+        let bundle = match bundles.iter().find(|b| b.trust_domain == domain) {
+            None => "its bundle is missing: nobody of it is accepted".to_owned(),
+            Some(b) => {
+                let age = b.confirmed_age.map_or_else(|| "not yet".to_owned(), |a| format!("{a} s ago"));
+                let error = if b.error.is_empty() { String::new() } else { format!("; {}", b.error) };
+                format!(
+                    "bundle {} (roots: {}, end in {}), confirmed {age}{error}",
+                    b.sequence,
+                    b.roots,
+                    left(Some(b.not_after), now)
+                )
+            }
+        };
+        format!("Trust domain {domain}: {}; {bundle}", clusters.join(", "))
+    };
+    of.into_iter().map(line).collect()
 }
 
 pub(super) fn now() -> u64 {
@@ -89,6 +121,7 @@ impl Row {
             trunk_connections: links.iter().map(|(_, p)| p.connections).reduce(u32::saturating_add),
             cluster: m.cluster,
             network: m.network,
+            trust_domain: Some(m.trust_domain).filter(|d| !d.is_empty()),
             state: c.state.clone(),
             lease_age_ms: c.lease_age_ms,
             lag_changes: c.lag_changes,

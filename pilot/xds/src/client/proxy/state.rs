@@ -5,9 +5,12 @@ use std::{
     sync::Arc,
 };
 
-use mesh_model::proxy::{
-    ClientCertificate, Cluster, Discovery, FilterChain, HttpFilter, Listener, NetworkFilter, RouteSource,
-    SecretRef, Validation,
+use mesh_model::{
+    federation::ForeignBundle,
+    proxy::{
+        ClientCertificate, Cluster, Discovery, FilterChain, HttpFilter, Listener, NetworkFilter, RouteSource,
+        SecretRef, Validation,
+    },
 };
 
 use super::{
@@ -16,11 +19,12 @@ use super::{
     on_demand::{Asked, Kind},
 };
 use crate::{
+    bundles,
     client::{Rejection, Update},
     codec::{self, DecodeError, extension},
     nds::NameTable,
     pb,
-    type_url::{CDS, ECDS, EDS, LDS, NDS, RDS, SDS, VHDS},
+    type_url::{BUNDLES, CDS, ECDS, EDS, LDS, NDS, RDS, SDS, VHDS},
 };
 
 /// Types that only matter where something refers to them by name.
@@ -35,6 +39,8 @@ pub(super) struct Inner {
     absent: BTreeSet<(&'static str, String)>,
     received: BTreeSet<&'static str>,
     pub(super) names: Option<Arc<NameTable>>,
+    /// Of other trust domains, by domain.
+    pub(super) bundles: BTreeMap<String, ForeignBundle>,
     /// Configurations of filters.
     extensions: extension::Extensions,
     /// Which of them a listener follows.
@@ -71,7 +77,8 @@ impl Inner {
     }
 
     pub(super) fn apply(&mut self, type_url: &str, update: Update) -> Vec<Rejection> {
-        let Some(t) = [CDS, EDS, LDS, RDS, VHDS, NDS, SDS, ECDS].into_iter().find(|t| *t == type_url) else {
+        let types = [CDS, EDS, LDS, RDS, VHDS, NDS, SDS, ECDS, BUNDLES];
+        let Some(t) = types.into_iter().find(|t| *t == type_url) else {
             return update
                 .changed
                 .into_iter()
@@ -93,6 +100,7 @@ impl Inner {
                     VHDS => self.hosts.take(&self.state.routes, &r, any),
                     SDS => self.secret(any),
                     ECDS => self.extension(any),
+                    BUNDLES => bundles::decode(any).map(|b| drop(self.bundles.insert(r.name.clone(), b))),
                     _ => NameTable::from_any(any)
                         .map(|n| self.names = Some(Arc::new(n)))
                         .map_err(|e| e.to_string()),
@@ -133,6 +141,7 @@ impl Inner {
                 // Connections go on with the last one: a listener without its certificate would serve nobody.
                 SDS => {}
                 ECDS => self.without_extension(&n),
+                BUNDLES => drop(self.bundles.remove(&n)),
                 _ => self.names = None,
             }
             if let Some(raw) = self.raw.get_mut(t) {
