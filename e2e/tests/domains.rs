@@ -350,7 +350,8 @@ fn whole(transport: Transport) {
     west.gets("federated again", "reviews", 200);
     east.gets("federated again", "reviews", 200);
     north.gets("federated again", "details", 200);
-    ok(&east.cluster, &["evict-cluster", "north"]);
+    let said = ok(&east.cluster, &["evict-cluster", "north"]);
+    assert!(said.contains("the last cluster of b.example"), "{said}");
     parted(&west, &east, &north);
     // North has not been asked, and is told why nothing goes any more.
     for command in [&["explain", "storefront.books", "details.books:9080"][..], &["doctor"]] {

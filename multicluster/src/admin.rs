@@ -226,6 +226,7 @@ impl admin_server::Admin for AdminService {
             .map_err(|e| Status::invalid_argument(format!("cluster: {e}")))?;
         let (merged, answer) = {
             let mut t = self.0.lock();
+            let domain = t.node.members.domain_of(&name).cloned();
             let imported = t.node.imports.get(&name).map_or(0, |i| i.services().len());
             let merged = t.node.evict(&name, self.0.now()).map_err(|e| match e {
                 EvictError::Itself(_) => Status::invalid_argument(e.to_string()),
@@ -233,6 +234,7 @@ impl admin_server::Admin for AdminService {
             })?;
             let (told, unreachable): (Vec<_>, Vec<_>) =
                 t.node.members.peers().map(|m| m.cluster.clone()).partition(|c| t.node.streaming(c));
+            let ended = domain.filter(|d| t.node.members.of_domain(d).next().is_none());
             let names = |l: Vec<mesh_model::ClusterId>| l.iter().map(ToString::to_string).collect();
             let answer = EvictResponse {
                 changed: merged.changed,
@@ -240,6 +242,7 @@ impl admin_server::Admin for AdminService {
                 told: names(told),
                 unreachable: names(unreachable),
                 pending: false,
+                domain_ended: ended.map(|d| d.to_string()).unwrap_or_default(),
             };
             (merged, answer)
         };

@@ -111,6 +111,8 @@ impl FederationService {
             )));
         }
         let taken = t.node.members.is_member(&newcomer.cluster);
+        // Who was let in and is gone since does not come back with what let it in.
+        let departed = federates.is_some() && t.node.members.get(&newcomer.cluster).is_some_and(|m| m.left);
         let clash = federates.and_then(|f| f.refusal(&t, me));
         let token = t.tokens.get_mut(&r.token_id).ok_or_else(unknown)?;
         if unix_now() >= token.expires {
@@ -142,7 +144,7 @@ impl FederationService {
         }
         match &token.used {
             // The very same join again: its answer was lost on the way.
-            Some((c, h)) if *c == newcomer.cluster && *h == request_hash => return Ok(()),
+            Some((c, h)) if *c == newcomer.cluster && *h == request_hash && !departed => return Ok(()),
             Some((c, _)) => {
                 return Err(Status::permission_denied(format!(
                     "the token was already used by cluster {c}: create a new one with `flotilla token create`"

@@ -84,7 +84,7 @@ async fn names_are_unique_over_both_domains() {
     // The answer is lost, and the same is asked again; another one's use of the token is refused.
     let prepared = north.prepare(A).await;
     join(&token, prepared.clone()).await.unwrap();
-    let answer = join(&token, prepared).await.unwrap();
+    let answer = join(&token, prepared.clone()).await.unwrap();
     north.admin().await.complete_join(answer).await.unwrap();
     let stranger = Cluster::start_in("stranger", B).await;
     stranger.found().await;
@@ -116,6 +116,9 @@ async fn names_are_unique_over_both_domains() {
     assert!(south.known().await.clusters.iter().any(|c| c.member.as_ref().unwrap().cluster == "north"));
     tokio::time::sleep(Duration::from_secs(2)).await;
     west.sees(&["east", "south@b.example"]).await;
+
+    let why = join(&token, prepared).await.unwrap_err().to_string();
+    assert!(why.contains("already used"), "the token that let it in does not do so again: {why}");
 
     // South ends it for all of b.
     let r = LeaveMeshRequest { trust_domain: A.into(), ..LeaveMeshRequest::default() };

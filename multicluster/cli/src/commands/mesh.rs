@@ -255,6 +255,7 @@ pub(crate) async fn evict(args: EvictArgs) -> anyhow::Result<u8> {
         output::json(&serde_json::json!({
             "cluster": args.cluster, "changed": r.changed, "importedServices": r.imported_services,
             "told": r.told, "unreachable": r.unreachable, "pending": r.pending,
+            "trustDomainEnded": r.domain_ended,
         }))?;
         return Ok(exit::OK);
     }
@@ -272,6 +273,13 @@ pub(crate) async fn evict(args: EvictArgs) -> anyhow::Result<u8> {
     println!("  told: {}", if r.told.is_empty() { "-".to_owned() } else { r.told.join(", ") });
     if !r.unreachable.is_empty() {
         println!("  hear of it when they are reached: {}", r.unreachable.join(", "));
+    }
+    if !r.domain_ended.is_empty() {
+        println!(
+            "It was the last cluster of {} here: nobody of that trust domain is accepted any more.",
+            r.domain_ended
+        );
+        return Ok(exit::OK);
     }
     println!(
         "Its certificates stay valid: to keep its workloads from calling services of this mesh directly, replace the \
