@@ -14,7 +14,7 @@
 //!
 //! A gateway passes such connections on without ending them ([`relay`]).
 
-mod carrier;
+pub(crate) mod carrier;
 mod initial;
 pub(crate) mod inner;
 pub(crate) mod relay;

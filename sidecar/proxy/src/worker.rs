@@ -173,6 +173,8 @@ pub(crate) struct Worker {
     pub(crate) udp_sessions: Cell<usize>,
     /// Connections of QUIC that carry them to other proxies.
     pub(crate) links: udp::inner::client::Links,
+    /// What the log was told about them.
+    pub(crate) said: udp::carrier::Said,
     /// What passes connections of QUIC on, where this is a gateway.
     pub(crate) relay: RefCell<std::rc::Weak<udp::relay::Relay>>,
     open: Cell<usize>,
@@ -196,6 +198,7 @@ impl Worker {
             pipes: Rc::default(),
             udp_sessions: Cell::new(0),
             links: Default::default(),
+            said: Default::default(),
             relay: RefCell::default(),
             open: Cell::new(0),
             closed: Notify::new(),

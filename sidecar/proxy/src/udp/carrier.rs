@@ -1,6 +1,11 @@
 //! What carries datagrams of sessions beside sockets.
 
-use std::{cell::RefCell, sync::Arc};
+use std::{
+    cell::RefCell,
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use mesh_telemetry::metrics::UdpDrop;
@@ -9,6 +14,31 @@ use crate::options::{FlowError, FlowSender};
 
 /// Datagrams that wait for a trunk's flow: the first flight of a connection.
 const WAITING: usize = 8;
+
+/// Things of which the log has just been told: traffic finds them out again and again.
+#[derive(Default)]
+pub(crate) struct Said(RefCell<HashMap<String, Instant>>);
+
+/// How long nothing is said again, and of how many things that is known.
+const QUIET: Duration = Duration::from_secs(60);
+const THINGS: usize = 256;
+
+impl Said {
+    /// Whether this is worth a line.
+    pub(super) fn is_news(&self, what: &str) -> bool {
+        let mut all = self.0.borrow_mut();
+        if all.get(what).is_some_and(|at| at.elapsed() < QUIET) {
+            return false;
+        }
+        if all.len() >= THINGS {
+            all.retain(|_, at| at.elapsed() < QUIET);
+        }
+        if all.len() < THINGS {
+            all.insert(what.to_owned(), Instant::now());
+        }
+        true
+    }
+}
 
 /// Sends datagrams of one session, now or never.
 pub(super) trait Carrier {

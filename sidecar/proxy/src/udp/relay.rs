@@ -4,14 +4,14 @@
 //! 1. A client's connection is known by the address that it comes from: our proxies have a socket for each. The name is
 //!    read from its first packets ([`initial`]), and chooses the chain, the cluster and, by its slot, the host as for TCP.
 //! 2. From then on every datagram goes there, and those from there go back. A first packet of another connection from the
-//!    same address begins anew. Anything else that is not of a known connection is dropped and counted.
+//!    same address begins anew, but not while the one before is alive: the address may be pretended. Anything else that is not of a known connection is dropped and counted.
 //! 3. A connection that is not passed on hears why, in the place of the server's first packet.
 //! 4. Connections whose name is not complete are few and short-lived: [`OPENINGS`] in a worker, [`PACKETS`] datagrams of
 //!    each, [`PATIENCE`]. Those that are passed on are bounded as sessions are.
 
 use std::{
     cell::RefCell,
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     io,
     net::SocketAddr,
     rc::{Rc, Weak},
@@ -44,6 +44,9 @@ const OPENINGS: usize = 256;
 /// What is kept of each: a ClientHello takes two.
 const PACKETS: usize = 4;
 const PATIENCE: Duration = Duration::from_secs(3);
+/// A client's connection that is silent for so long has ended: it pings every second. Only then may another one come from
+/// its address.
+const SILENCE: Duration = Duration::from_secs(2);
 /// A trunk's flow in which nothing came for so long has ended: connections ping every second.
 const FLOW_IDLE: Duration = Duration::from_secs(30);
 
@@ -57,8 +60,6 @@ pub(crate) struct Relay {
     openings: RefCell<HashMap<Key, Waiting>>,
     /// Counts what has no cluster.
     series: UdpSeries,
-    /// Peers of which was said that there is no way to them for datagrams.
-    said: RefCell<HashSet<String>>,
 }
 
 struct Waiting {
@@ -89,7 +90,6 @@ pub(crate) async fn serve(
         sessions: RefCell::default(),
         openings: RefCell::default(),
         series,
-        said: RefCell::default(),
     });
     *relay.worker.relay.borrow_mut() = Rc::downgrade(&relay);
     let mut sweep = tokio::time::interval(SWEEP);
@@ -149,9 +149,12 @@ impl Relay {
 
     fn take(&self, key: Key, data: &[u8], now: Instant, client: &dyn Fn() -> io::Result<Client>) {
         let known = self.sessions.borrow().get(&key).map(|(s, first)| (Rc::clone(s), *first));
-        if let Some((session, first)) = known
-            && !is_another(data, &first)
-        {
+        let another = known.as_ref().is_some_and(|(_, first)| is_another(data, first));
+        if let Some((session, _)) = known.filter(|(s, _)| !another || !s.is_silent_for(SILENCE, now)) {
+            if another {
+                // Of somebody who pretends to be the client: one that lives pings, and one that is new has a new socket.
+                return self.series.dropped(UdpDrop::NotQuic);
+            }
             if session.lost.get() || session.lost_host() {
                 self.end(&key, UdpEnd::HostGone);
                 return self.series.dropped(UdpDrop::NotQuic);
@@ -174,8 +177,14 @@ impl Relay {
         let to = initial::header(data).ok_or(UdpDrop::NotQuic)?.to;
         let mut waiting = match openings.remove(&key).filter(|w| w.opening.to == to) {
             Some(w) => w,
-            None if openings.len() >= OPENINGS => return Err(UdpDrop::QueueFull),
             None => {
+                if openings.len() >= OPENINGS
+                    && let Some(oldest) = openings.iter().min_by_key(|(_, w)| w.since).map(|(k, _)| *k)
+                {
+                    // Who is slow may be nobody.
+                    openings.remove(&oldest);
+                    self.series.dropped(UdpDrop::QueueFull);
+                }
                 let opening = Opening::new(data).ok_or(UdpDrop::NotQuic)?;
                 Waiting { opening, packets: Vec::with_capacity(2), since: now }
             }
@@ -250,7 +259,7 @@ impl Relay {
         let host = tables.pick_slot(rng, hello.sni.as_deref(), &[]).or_else(|| tables.pick(rng, None));
         let host = host.cloned().ok_or((UdpDrop::NoHost, Some(none)))?;
         if to_peer && !matches!(host.addr, HostAddr::Trunk(..)) {
-            if self.said.borrow_mut().insert(cluster.config.name.clone()) {
+            if self.worker.said.is_news(&cluster.config.name) {
                 tracing::warn!(
                     cluster = %cluster.config.name, to = %host.display,
                     "UDP is not carried to this peer: it needs the QUIC trunk (`--transport quic,tcp` in both clusters, \

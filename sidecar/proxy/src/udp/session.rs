@@ -252,7 +252,12 @@ impl Session {
     }
 
     pub(super) fn is_idle(&self, now: Instant) -> bool {
-        now.saturating_duration_since(self.last.get()) >= self.proxy.config.idle_timeout
+        self.is_silent_for(self.proxy.config.idle_timeout, now)
+    }
+
+    /// Whether nothing passed for so long, in either direction.
+    pub(super) fn is_silent_for(&self, time: Duration, now: Instant) -> bool {
+        now.saturating_duration_since(self.last.get()) >= time
     }
 
     /// A datagram of the client.
@@ -317,10 +322,12 @@ impl Session {
                 }
             }
             Err(error) => {
-                tracing::warn!(
-                    to = %self.host.display, %error,
-                    "UDP is not carried to this peer: it needs the QUIC trunk"
-                );
+                if worker.said.is_news(&self.host.display) {
+                    tracing::warn!(
+                        to = %self.host.display, %error,
+                        "UDP is not carried to this peer: it needs the QUIC trunk"
+                    );
+                }
                 self.series.dropped(UdpDrop::NoTrunk);
                 if let Some(r) = self.refusal.take() {
                     let _ = self.client.send(&r, self.key.peer);

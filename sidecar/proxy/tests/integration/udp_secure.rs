@@ -275,6 +275,41 @@ async fn a_gateway_says_why_not_and_another_one_is_asked_at_once() {
     }
 }
 
+/// Somebody who sends from the address of a connection that lives does not end it; one that is gone makes room.
+#[tokio::test]
+async fn a_client_has_one_connection_at_a_time() {
+    let ca = Ca::new();
+    let s = server(&ca, "east", echo("a").await, vec![]);
+    let g = gateway(&[s.address("l")], "udp|x", Hooks::default()).run();
+    let store = mesh_identity::SecretStore::new();
+    ca.enroll(&store, "west", CALLER);
+    let tls = store.client_config(&upstream_mtls(NAME, SERVER, &[UDP_ALPN])).unwrap();
+    let crypto = Arc::new(quinn::crypto::rustls::QuicClientConfig::try_from(tls).unwrap());
+    let endpoint = quinn::Endpoint::client("127.0.0.1:0".parse().unwrap()).unwrap();
+    let connect = || {
+        let mut config = quinn::ClientConfig::new(crypto.clone());
+        let mut t = quinn::TransportConfig::default();
+        t.keep_alive_interval(Some(Duration::from_secs(1)));
+        config.transport_config(Arc::new(t));
+        endpoint.connect_with(config, g.address("l"), NAME).unwrap()
+    };
+    let first = connect().await.unwrap();
+    let ask = async |c: &quinn::Connection| {
+        c.send_datagram(mesh_model::flow::data(0, b"x").into()).unwrap();
+        let d = tokio::time::timeout(WAIT, c.read_datagram()).await.expect("an answer").unwrap();
+        assert!(d.ends_with(b" x"));
+    };
+    ask(&first).await;
+    let second = tokio::time::timeout(Duration::from_secs(3), connect()).await;
+    assert!(second.is_err(), "another connection took the place of one that lives");
+    assert!(dropped(&g, "not_quic") > 0);
+    ask(&first).await;
+    first.close(0u32.into(), b"");
+    tokio::time::sleep(Duration::from_millis(2_500)).await;
+    let third = tokio::time::timeout(WAIT, connect()).await.expect("its address is free").unwrap();
+    ask(&third).await;
+}
+
 /// A trunk: flows that are opened go to another engine.
 struct Trunk {
     to: mpsc::UnboundedSender<DatagramFlow>,

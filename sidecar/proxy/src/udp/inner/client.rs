@@ -169,6 +169,12 @@ impl Link {
                 cluster.observe(&self.host, Outcome::Connected);
                 self.opened(&connection);
                 let (why, hold) = self.serve(&connection).await;
+                if why == UdpDrop::Denied && worker.said.is_news(&cluster.config.name) {
+                    tracing::warn!(
+                        cluster = %cluster.config.name, host = %self.host.display,
+                        "UDP: the rules of the host's proxy deny this workload"
+                    );
+                }
                 self.ended(why);
                 if !hold {
                     worker.links.forget(&self);
@@ -181,10 +187,12 @@ impl Link {
                     Failure::Refused(r) => (Outcome::Refused(r), r.to_string()),
                     Failure::Other(why) => (Outcome::Failed, why),
                 };
-                tracing::info!(
-                    cluster = %cluster.config.name, host = %self.host.display, %why,
-                    "UDP: no connection with the host's proxy"
-                );
+                if worker.said.is_news(&cluster.config.name) {
+                    tracing::warn!(
+                        cluster = %cluster.config.name, host = %self.host.display, %why,
+                        "UDP: no connection with the host's proxy"
+                    );
+                }
                 cluster.observe(&self.host, outcome);
                 self.failed();
             }
@@ -262,7 +270,7 @@ impl Link {
     }
 
     fn over(&self, e: &ConnectionError) -> (UdpDrop, bool) {
-        tracing::info!(host = %self.host.display, error = %e, "UDP: the connection with the host's proxy ended");
+        tracing::debug!(host = %self.host.display, error = %e, "UDP: the connection with the host's proxy ended");
         match e {
             ConnectionError::ApplicationClosed(a) if a.error_code == DENIED => (UdpDrop::Denied, true),
             ConnectionError::ApplicationClosed(a) if a.error_code == LEAVING => (UdpDrop::Unreachable, false),
