@@ -439,6 +439,30 @@ fn forge(token: &JoinToken, field: &str, value: serde_json::Value) -> JoinToken 
     JoinToken::parse(&forged.encode(), 0).unwrap()
 }
 
+/// The request that let a cluster in, sent once more with the same token: the answer may have been lost, but who left or
+/// was evicted since needs a new one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_join_that_is_replayed_brings_nobody_back() {
+    let (west, east) = (Cluster::start("west").await, Cluster::start("east").await);
+    west.found().await;
+    let token = west.token().await;
+    let prepared = east.admin().await.prepare_join(PrepareJoinRequest::default()).await.unwrap().into_inner();
+    join(&token, prepared.clone()).await.unwrap();
+    let answer = join(&token, prepared.clone()).await.expect("the answer was lost");
+    east.admin().await.complete_join(answer).await.unwrap();
+    until("east is there", SOON, || east.peers().len() == 1 && west.peers().len() == 1).await;
+
+    west.admin().await.evict(EvictRequest { cluster: "east".into() }).await.unwrap();
+    let why = join(&token, prepared.clone()).await.unwrap_err().to_string();
+    assert!(why.contains("already used by cluster east"), "{why}");
+    assert!(west.peers().is_empty());
+
+    // A new token lets the same key in again, and its answer may be lost as well.
+    let token = west.token().await;
+    join(&token, prepared.clone()).await.unwrap();
+    join(&token, prepared).await.expect("the answer was lost");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn misused_tokens_change_nothing() {
     let (west, east, other) =

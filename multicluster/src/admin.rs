@@ -102,6 +102,7 @@ impl admin_server::Admin for AdminService {
                 secret_sha256: secret_hash(&token.secret()),
                 expires: token.expires,
                 used: None,
+                epoch: 0,
                 federate,
             },
         );

@@ -111,8 +111,7 @@ impl FederationService {
             )));
         }
         let taken = t.node.members.is_member(&newcomer.cluster);
-        // Who was let in and is gone since does not come back with what let it in.
-        let departed = federates.is_some() && t.node.members.get(&newcomer.cluster).is_some_and(|m| m.left);
+        let (epoch, left) = t.node.members.get(&newcomer.cluster).map_or((0, false), |m| (m.epoch, m.left));
         let clash = federates.and_then(|f| f.refusal(&t, me));
         let token = t.tokens.get_mut(&r.token_id).ok_or_else(unknown)?;
         if unix_now() >= token.expires {
@@ -143,8 +142,13 @@ impl FederationService {
             _ => {}
         }
         match &token.used {
-            // The very same join again: its answer was lost on the way.
-            Some((c, h)) if *c == newcomer.cluster && *h == request_hash && !departed => return Ok(()),
+            // The very same join again: its answer was lost on the way. Who was let in and is gone since does not come
+            // back with it.
+            Some((c, h))
+                if *c == newcomer.cluster && *h == request_hash && !(left && epoch > token.epoch) =>
+            {
+                return Ok(());
+            }
             Some((c, _)) => {
                 return Err(Status::permission_denied(format!(
                     "the token was already used by cluster {c}: create a new one with `flotilla token create`"
@@ -158,7 +162,10 @@ impl FederationService {
                 )));
             }
             None if clash.is_some() => return Err(clash.unwrap_or_else(unknown)),
-            None => token.used = Some((newcomer.cluster.clone(), request_hash)),
+            None => {
+                token.used = Some((newcomer.cluster.clone(), request_hash));
+                token.epoch = epoch;
+            }
         }
         self.0.store.save_tokens(&t.tokens).map_err(|e| {
             tracing::error!(error = %e, "tokens were not saved");

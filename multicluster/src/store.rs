@@ -31,6 +31,10 @@ pub(crate) struct IssuedToken {
     pub(crate) expires: u64,
     /// Who joined with it, and the SHA-256 of its request: only the very same join may be repeated.
     pub(crate) used: Option<(ClusterId, String)>,
+    /// The epoch that the cluster had then; 0 if it was unknown. One that left in a later epoch does not come back with
+    /// what let it in.
+    #[serde(default)]
+    pub(crate) epoch: u64,
     /// Only for a newcomer that keeps its own root, of this trust domain.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) federate: Option<TrustDomain>,
