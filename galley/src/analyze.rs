@@ -18,6 +18,7 @@ use std::{collections::BTreeSet, io, path::PathBuf, sync::Arc};
 
 use serde::Serialize;
 
+pub(crate) use self::world::strings;
 pub use self::{
     catalogue::{Code, Standing, catalogue},
     suppress::Suppression,

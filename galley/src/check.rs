@@ -5,11 +5,12 @@ use std::{collections::BTreeSet, io, io::Read as _, path::PathBuf, sync::Arc};
 use mesh_xds::mcp;
 
 use crate::{
-    document::MAX_FILE_BYTES,
+    document::{MAX_FILE_BYTES, parse_file},
     galley,
     report::DocumentReport,
     source,
     store::{Hosts, SourceFile, Store},
+    template::PodTemplate,
 };
 
 /// Verdicts on files, and whether all of them could be read.
@@ -52,6 +53,8 @@ pub struct Loaded {
     pub documents: mcp::ConfigState,
     /// Verdicts, of which the invalid ones are not among the documents.
     pub validation: Validation,
+    /// What makes pods, such as Deployments: no configuration of the mesh, and yet it says which workloads there will be.
+    pub templates: Vec<PodTemplate>,
 }
 
 /// Reads files and directories as a galley that starts with them would; the path `-` is `stdin`.
@@ -67,7 +70,10 @@ pub fn load_files(paths: &[PathBuf], stdin: &mut dyn io::Read) -> Loaded {
         .map(|(t, all)| (t, all.into_iter().map(|(n, d)| (n, Arc::new(d))).collect()))
         .collect();
     let documents = mcp::ConfigState { documents, ..mcp::ConfigState::default() };
-    Loaded { documents, validation: Validation { reports: outcome.reports, unreadable } }
+    let parsed = files.iter().filter_map(|f| Some((&f.path, f.content.as_ref().ok()?)));
+    let parsed = parsed.flat_map(|(path, bytes)| parse_file(path, bytes, crate::DEFAULT_NAMESPACE));
+    let templates = parsed.filter(|p| p.ignored).filter_map(|p| PodTemplate::read(&p)).collect();
+    Loaded { documents, validation: Validation { reports: outcome.reports, unreadable }, templates }
 }
 
 /// Files in the order they are given, directories by their contents; the path `-` is `stdin`.

@@ -25,6 +25,7 @@ mod path;
 mod report;
 mod source;
 mod store;
+mod template;
 mod validate;
 
 pub use self::{
@@ -36,6 +37,7 @@ pub use self::{
     document::Key,
     galley::{Configuration, Galley, GalleyHandle, GalleyOptions, Listen, StartError, Status},
     report::{DocumentReport, Finding, render_text},
+    template::PodTemplate,
 };
 
 /// Namespace of documents that name none.

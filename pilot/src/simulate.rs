@@ -82,20 +82,25 @@ pub fn caller(world: &World, namespace: &str, name: &str, labels: &Labels) -> Ca
     let selected = |w: &&Doc<WorkloadEntry>| {
         service.is_some_and(|s| !s.spec.selector.is_empty() && selects(&s.spec.selector, &workload_labels(w)))
     };
+    // Of a workload that who asks has made up, for want of a document: after a word in parentheses.
+    fn plain(w: &Doc<WorkloadEntry>) -> &str {
+        w.name.strip_prefix('(').and_then(|n| n.split_once(") ")).map_or(w.name.as_str(), |(_, n)| n)
+    }
     let found = all
         .iter()
-        .find(|w| w.name == name)
-        .or_else(|| all.iter().find(|w| w.name.starts_with(&dashed)))
+        .find(|w| plain(w) == name)
+        .or_else(|| all.iter().find(|w| plain(w).starts_with(&dashed)))
         .or_else(|| all.iter().find(|w| label(w, "app") || label(w, "app.kubernetes.io/name")))
         .or_else(|| all.iter().find(|w| selected(w)));
     let mut caller = match found {
         Some(w) => {
-            // Made up by who asks, for want of a document.
-            let assumed = w.name.starts_with('(').then(|| {
-                format!(
+            let assumed = match plain(w) {
+                p if p == w.name => None,
+                p if p.starts_with("Service ") => Some(format!(
                     "no workload of {namespace} is called {name}: taken as one that Service {name} selects"
-                )
-            });
+                )),
+                p => Some(format!("no pod of {p} is written down: taken as what makes them says")),
+            };
             Caller { proxy: of_workload(world, w), assumed }
         }
         None => {

@@ -240,7 +240,7 @@ fn pod<'a>(resource: usize, r: &Resource<'a>) -> Option<Workload<'a>> {
 }
 
 /// A mapping from text to text; other members are left out.
-pub(super) fn strings(n: &Node) -> Labels {
+pub(crate) fn strings(n: &Node) -> Labels {
     let Value::Map(members) = &n.value else { return Labels::new() };
     members.iter().filter_map(|m| Some((m.key.clone(), m.value.as_str()?.to_owned()))).collect()
 }

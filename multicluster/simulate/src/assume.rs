@@ -3,6 +3,7 @@
 //! - A workload has a proxy unless its document says otherwise (`security.istio.io/tlsMode`, `sidecar.istio.io/inject:
 //!   "false"`, host network): pods are written without what the injector adds.
 //! - An endpoint in a slice without a pod's document is a pod with the labels that its service selects by.
+//! - What makes pods (a Deployment) has one of them, if none of them is written down.
 //! - A service whose workloads nobody has written down has one for each subset of its DestinationRules, so that policies
 //!   can be asked. These are never listed as endpoints.
 
@@ -11,6 +12,7 @@ use std::{
     sync::Arc,
 };
 
+use galley::PodTemplate;
 use mesh_model::authored::{Kind, kubernetes::topology};
 use pilot::simulate::{ConfigState, Document};
 use serde_json::{Value, json};
@@ -23,10 +25,47 @@ pub(crate) const ASSUMED: &str = "(assumed)";
 type Labels = BTreeMap<String, String>;
 
 /// Adds what is assumed.
-pub(crate) fn assume(state: &mut ConfigState) {
+pub(crate) fn assume(state: &mut ConfigState, templates: &[PodTemplate]) {
     proxies(state);
     pods_of_slices(state);
-    workloads_of_services(state);
+    let mut numbers = 0;
+    pods_of_templates(state, templates, &mut numbers);
+    workloads_of_services(state, &mut numbers);
+}
+
+/// An address that is nobody's: 198.18.0.0/15 is for benchmarks (RFC 2544).
+fn address(number: &mut u16) -> String {
+    *number = number.saturating_add(1);
+    let [high, low] = number.to_be_bytes();
+    format!("198.18.{high}.{low}")
+}
+
+fn workload_labels(state: &ConfigState) -> Vec<(String, Labels)> {
+    [Kind::WorkloadEntry, Kind::Pod]
+        .into_iter()
+        .flat_map(|k| of(state, k))
+        .map(|d| (namespace(&d).to_owned(), labels(&d)))
+        .collect()
+}
+
+fn pods_of_templates(state: &mut ConfigState, templates: &[PodTemplate], number: &mut u16) {
+    let workloads = workload_labels(state);
+    for t in templates {
+        if t.labels.is_empty() || workloads.iter().any(|(ns, l)| *ns == t.namespace && selects(&t.labels, l))
+        {
+            continue;
+        }
+        let mut labels = t.labels.clone();
+        let refused =
+            [t.labels.get(INJECT), t.annotations.get(INJECT)].into_iter().flatten().any(|v| v == "false");
+        let mode = if refused { "disabled" } else { "istio" };
+        labels.entry(TLS_MODE.to_owned()).or_insert_with(|| mode.to_owned());
+        let body = json!({
+            "address": address(number), "labels": labels, "serviceAccount": t.service_account, "ports": t.ports
+        });
+        let name = format!("{}/{ASSUMED} {}", t.namespace, t.name);
+        put(state, Kind::WorkloadEntry, Document { name, body, ..Document::default() });
+    }
 }
 
 fn of(state: &ConfigState, kind: Kind) -> Vec<Arc<Document>> {
@@ -105,18 +144,13 @@ fn pods_of_slices(state: &mut ConfigState) {
     }
 }
 
-fn workloads_of_services(state: &mut ConfigState) {
-    let workloads: Vec<(String, Labels)> = [Kind::WorkloadEntry, Kind::Pod]
-        .into_iter()
-        .flat_map(|k| of(state, k))
-        .map(|d| (namespace(&d).to_owned(), labels(&d)))
-        .collect();
+fn workloads_of_services(state: &mut ConfigState, number: &mut u16) {
+    let workloads = workload_labels(state);
     let sliced: BTreeSet<(String, String)> = of(state, Kind::EndpointSlice)
         .iter()
         .filter_map(|d| Some((namespace(d).to_owned(), d.labels.get(topology::SERVICE_NAME)?.clone())))
         .collect();
     let rules = of(state, Kind::DestinationRule);
-    let mut number = 1u16;
     for s in of(state, Kind::Service) {
         let (ns, name) = s.namespaced_name();
         let selector = strings(s.body.get("selector"));
@@ -141,11 +175,8 @@ fn workloads_of_services(state: &mut ConfigState) {
             let mut labels = selector.clone();
             labels.extend(extra);
             labels.insert(TLS_MODE.to_owned(), "istio".to_owned());
-            // 198.18.0.0/15 is for benchmarks (RFC 2544): nobody's.
-            let [high, low] = number.to_be_bytes();
-            number = number.saturating_add(1);
-            let body = json!({"address": format!("198.18.{high}.{low}"), "labels": labels});
-            let name = format!("{ns}/{ASSUMED} {name} {number}");
+            let body = json!({"address": address(number), "labels": labels});
+            let name = format!("{ns}/{ASSUMED} Service {name} {number}");
             put(state, Kind::WorkloadEntry, Document { name, body, ..Document::default() });
         }
     }

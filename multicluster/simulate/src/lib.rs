@@ -87,7 +87,7 @@ impl Mesh {
         };
         let mut loaded = galley::load_files(paths, stdin);
         if options.assume {
-            assume::assume(&mut loaded.documents);
+            assume::assume(&mut loaded.documents, &loaded.templates);
         }
         let config = Reader::default().read(&loaded.documents, &ConfigState::default());
         Ok(Self { world: World::new(settings, config), validation: loaded.validation })

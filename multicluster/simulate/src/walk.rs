@@ -347,9 +347,14 @@ fn named(t: &Target) -> String {
     if !t.workload.contains(ASSUMED) {
         return t.workload.clone();
     }
+    let what = t.workload.split_once(ASSUMED).map_or("", |(_, n)| n.trim());
+    let ns = t.workload.split('/').next().unwrap_or_default();
+    if !what.starts_with("Service ") {
+        return format!("{ns}/{what}");
+    }
     let labels = t.proxy.iter().flat_map(|p| &p.labels).filter(|(k, _)| !k.contains("tlsMode"));
     let shown: Vec<_> = labels.map(|(k, v)| format!("{k}={v}")).collect();
-    format!("{}/({})", t.workload.split('/').next().unwrap_or_default(), shown.join(","))
+    format!("{ns}/({})", shown.join(","))
 }
 
 fn forwarded(p: &Passage) -> bool {

@@ -193,3 +193,36 @@ fn a_service_whose_workloads_are_not_written_down() {
         }),
     );
 }
+
+#[test]
+fn what_makes_pods_says_which_workloads_there_will_be() {
+    let deployment = |name: &str, app: &str, version: &str| {
+        json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": name, "namespace": "shop"},
+            "spec": {"template": {"metadata": {"labels": {"app": app, "version": version}}, "spec": {
+                "serviceAccountName": format!("{app}-sa"),
+                "containers": [{"name": "a", "ports": [{"name": "web", "containerPort": 8080}]}]}}}})
+    };
+    let policy = json!({"apiVersion": "security.istio.io/v1", "kind": "AuthorizationPolicy",
+        "metadata": {"name": "front", "namespace": "shop"}, "spec": {"selector": {"matchLabels": {"app": "cart"}}, "rules": [
+            {"from": [{"source": {"principals": ["mesh.local/ns/shop/sa/front-sa"]}}]}]}});
+    let mesh = Mesh::default()
+        .with(service("cart", json!("web")))
+        .with(deployment("cart-v1", "cart", "v1"))
+        .with(deployment("front", "front", "v1"))
+        .with(deployment("other", "other", "v1"))
+        .with(policy);
+    mesh.asks(
+        "shop/front",
+        "GET http://cart/",
+        &[],
+        &json!({"action": "forward", "endpoints": [], "caller": {
+            "principal": "spiffe://mesh.local/ns/shop/sa/front-sa",
+            "assumed": "no pod of front is written down: taken as what makes them says"}}),
+    );
+    mesh.asks(
+        "shop/other",
+        "GET http://cart/",
+        &[],
+        &json!({"action": "deny", "detail": "shop/cart-v1: no ALLOW policy lets it in"}),
+    );
+}
