@@ -299,9 +299,10 @@ fn datagrams_reach_services_of_other_clusters() {
             ms(at(&lossy, 100))
         );
         ensure!((5..200).contains(&lost), "{lost} lost");
-        // A round trip more is what waiting for a repetition would cost at least.
+        // A round trip more is what waiting for a repetition would cost at least, and at this rate each loss would hold up
+        // the twenty datagrams behind it: a fifth of all. (Congestion control may still hold up one in a hundred.)
         let limit = at(&clean, 50) + Duration::from_millis(40);
-        ensure!(at(&lossy, 99) < limit, "p99 {:?}, p50 without loss {:?}", at(&lossy, 99), at(&clean, 50));
+        ensure!(at(&lossy, 95) < limit, "p95 {:?}, p50 without loss {:?}", at(&lossy, 95), at(&clean, 50));
         world.wan.set_all(Rule::CLEAN);
 
         // A rule about the caller, which only the far proxy knows, and about one of the two ports.
