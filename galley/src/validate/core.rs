@@ -10,7 +10,10 @@ use mesh_model::{
     },
 };
 
-use super::common::{self, Findings};
+use super::{
+    common::{self, Findings},
+    destination_rule::locality,
+};
 use crate::path::Path;
 
 pub(super) fn check_service(s: &Service, p: &Path<'_>, out: &mut Findings) {
@@ -172,6 +175,9 @@ pub(super) fn check_mesh(m: &MeshConfig, meta: &Metadata, p: &Path<'_>, out: &mu
         && !common::is_dns1123_label(ns)
     {
         out.error(&p.key("rootNamespace"), format!("{ns:?} is not a namespace"));
+    }
+    if let Some(l) = &m.locality_lb_setting {
+        locality::check(l, &p.key("localityLbSetting"), out);
     }
     common::duration(m.default_connect_timeout, &p.key("defaultConnectTimeout"), out);
     for (s, field) in

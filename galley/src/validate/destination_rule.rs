@@ -1,6 +1,6 @@
 //! Rules of DestinationRule, and of the policies that other kinds share with it.
 
-mod locality;
+pub(super) mod locality;
 
 use mesh_model::authored::{
     ClientTlsMode, ClientTlsSettings, ConnectionPoolSettings, DestinationRule, H2UpgradePolicy,

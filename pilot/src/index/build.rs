@@ -15,7 +15,11 @@ use mesh_model::{
     registry::{Endpoint, Health, Labels, Protocol, Resolution, Service, ServicePort, TlsMode},
 };
 
-use super::{Entry, Index, Local, Origin, slices::Slices, vips};
+use super::{
+    Entry, Index, Local, Origin,
+    slices::{PodIndex, Slices},
+    vips,
+};
 use crate::{
     config::{Config, Doc, Problem, selects},
     hosts,
@@ -34,7 +38,8 @@ pub(super) struct Builder<'a> {
     config: &'a Config,
     pub(super) local: &'a Local,
     pub(super) slices: Slices<'a>,
-    pub(super) workloads: HashMap<&'a str, Vec<&'a Doc<WorkloadEntry>>>,
+    pub(super) pods: PodIndex<'a>,
+    workloads: HashMap<&'a str, Vec<&'a Doc<WorkloadEntry>>>,
     imports: HashMap<(&'a str, &'a str), Vec<Arc<ImportedService>>>,
     exports: BTreeSet<(&'a str, &'a str)>,
     entries: BTreeMap<String, Entry>,
@@ -65,6 +70,7 @@ pub fn build(config: &Config, local: &Local) -> (Index, Vec<Problem>) {
     let mut b = Builder {
         config,
         local,
+        pods: if slices.is_empty() { PodIndex::default() } else { PodIndex::new(&config.workload_entries) },
         slices,
         workloads,
         imports,

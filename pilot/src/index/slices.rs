@@ -1,6 +1,6 @@
 //! Endpoints of services that a controller has written down as `EndpointSlice`s.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use mesh_model::{
     Locality,
@@ -18,6 +18,24 @@ use crate::{
 /// Slices by namespace and service.
 pub(super) type Slices<'a> = HashMap<(&'a str, &'a str), Vec<&'a Doc<EndpointSlice>>>;
 
+/// Pods by namespace and what endpoints may know of them.
+#[derive(Default)]
+pub(super) struct PodIndex<'a> {
+    by_name: HashMap<(&'a str, &'a str), &'a Doc<WorkloadEntry>>,
+    by_address: HashMap<(&'a str, &'a str), &'a Doc<WorkloadEntry>>,
+}
+
+impl<'a> PodIndex<'a> {
+    pub(super) fn new(workloads: &'a [Doc<WorkloadEntry>]) -> Self {
+        let mut out = Self::default();
+        for w in workloads.iter().filter(|w| w.annotations.contains_key(IS_POD)) {
+            out.by_name.entry((&w.namespace, &w.name)).or_insert(w);
+            out.by_address.entry((&w.namespace, &w.spec.address)).or_insert(w);
+        }
+        out
+    }
+}
+
 impl Builder<'_> {
     /// Adds what slices say of a service; false if there are none. Workloads that are no pods and that the service
     /// selects come on top, since no controller writes slices for them.
@@ -31,6 +49,8 @@ impl Builder<'_> {
         let key = (entry.service.namespace.as_str(), entry.service.name.as_str());
         let Some(slices) = self.slices.get(&key).cloned() else { return false };
         let namespace = entry.service.namespace.clone();
+        // A slice may repeat what another one has while endpoints move between them.
+        let mut seen = HashSet::new();
         for slice in slices {
             for e in &slice.spec.endpoints {
                 let Some(address) = e.addresses.first() else { continue };
@@ -45,7 +65,7 @@ impl Builder<'_> {
                     };
                     if let Some(mut made) = made {
                         made.health = health(e);
-                        if !entry.endpoints.contains(&made) {
+                        if seen.insert((address, &found.name, number)) {
                             entry.endpoints.push(made);
                         }
                     }
@@ -67,10 +87,9 @@ impl Builder<'_> {
 
     /// The pod behind an endpoint.
     fn pod(&self, namespace: &str, e: &SliceEndpoint, address: &str) -> Option<&Doc<WorkloadEntry>> {
-        let mut pods = self.workloads.get(namespace)?.iter().filter(|w| w.annotations.contains_key(IS_POD));
         match e.target_ref.as_ref().filter(|t| t.kind == "Pod") {
-            Some(t) => pods.find(|w| w.name == t.name).copied(),
-            None => pods.find(|w| w.spec.address == address).copied(),
+            Some(t) => self.pods.by_name.get(&(namespace, t.name.as_str())).copied(),
+            None => self.pods.by_address.get(&(namespace, address)).copied(),
         }
     }
 

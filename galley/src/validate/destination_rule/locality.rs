@@ -10,7 +10,7 @@ use crate::{path::Path, validate::common::Findings};
 const TOPOLOGY: [&str; 3] =
     ["topology.kubernetes.io/region", "topology.kubernetes.io/zone", "topology.istio.io/subzone"];
 
-pub(super) fn check(l: &LocalityLbSetting, p: &Path<'_>, out: &mut Findings) {
+pub(in crate::validate) fn check(l: &LocalityLbSetting, p: &Path<'_>, out: &mut Findings) {
     if !l.distribute.is_empty() && !l.failover.is_empty() {
         out.error(p, "only one of distribute and failover is allowed");
     }
