@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context, bail};
 
-/// The one binary: `FLOTILLA_BIN`, else the release build of this workspace, else its debug build.
+/// The one binary: `FLOTILLA_BIN`, else the newest build of this workspace.
 ///
 /// # Errors
 /// There is none; the error says how to build it.
@@ -26,10 +26,12 @@ pub fn flotilla() -> anyhow::Result<PathBuf> {
     ["release", "debug"]
         .iter()
         .map(|profile| target.join(profile).join("flotilla"))
-        .find(|p| p.is_file())
+        .filter_map(|p| Some((p.metadata().ok()?.modified().ok()?, p)))
+        .max()
+        .map(|(_, p)| p)
         .with_context(|| {
             format!(
-                "no flotilla in {}: `cargo build --release -p flotilla` builds it, or set FLOTILLA_BIN",
+                "no flotilla in {}: `cargo build --bin flotilla` builds it, or set FLOTILLA_BIN",
                 target.display()
             )
         })
