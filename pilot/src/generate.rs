@@ -24,11 +24,11 @@ mod udp;
 
 pub use self::rbac::AuthzRule;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{cell::OnceCell, collections::BTreeMap, sync::Arc};
 
 use mesh_model::{
-    authored::VirtualService,
-    proxy::{Cluster, Listener, LoadAssignment, RouteConfiguration},
+    authored::{DestinationRule, VirtualService},
+    proxy::{Cluster, Listener, LoadAssignment, RouteConfiguration, VirtualHost},
 };
 use mesh_xds::nds::NameTable;
 
@@ -41,6 +41,8 @@ pub struct Generated {
     pub listeners: BTreeMap<String, Listener>,
     /// RDS.
     pub routes: BTreeMap<String, RouteConfiguration>,
+    /// VHDS, of proxies that take virtual hosts apart from their route configurations.
+    pub hosts: BTreeMap<String, VirtualHost>,
     /// CDS.
     pub clusters: BTreeMap<String, Cluster>,
     /// EDS.
@@ -48,12 +50,25 @@ pub struct Generated {
 }
 
 impl Generated {
+    fn append(&mut self, other: Self) {
+        // `append` of a map would build it anew each time.
+        self.listeners.extend(other.listeners);
+        self.routes.extend(other.routes);
+        self.hosts.extend(other.hosts);
+        self.clusters.extend(other.clusters);
+        self.endpoints.extend(other.endpoints);
+    }
+
     fn listener(&mut self, l: Listener) {
         self.listeners.insert(l.name.clone(), l);
     }
 
     fn route(&mut self, r: RouteConfiguration) {
         self.routes.insert(r.name.clone(), r);
+    }
+
+    fn host(&mut self, name: String, h: VirtualHost) {
+        self.hosts.insert(name, h);
     }
 
     fn cluster(&mut self, c: Cluster) {
@@ -69,24 +84,26 @@ impl Generated {
 struct Ctx<'a> {
     proxy: &'a ProxyNode,
     world: &'a World,
-    /// Services it may call, by host.
-    visible: Vec<&'a Arc<Entry>>,
+    visible: OnceCell<Vec<&'a Arc<Entry>>>,
 }
 
 impl<'a> Ctx<'a> {
     fn new(proxy: &'a ProxyNode, world: &'a World) -> Self {
-        Self { proxy, world, visible: world.visible(proxy) }
+        Self { proxy, world, visible: OnceCell::new() }
+    }
+
+    /// Services it may call, by host.
+    fn visible(&self) -> &[&'a Arc<Entry>] {
+        self.visible.get_or_init(|| self.world.visible(self.proxy))
     }
 
     /// The service behind a host or alias, if this proxy may call it.
     fn service(&self, host: &str) -> Option<&'a Arc<Entry>> {
         let host = self.world.index.canonical(host);
         // Sorted by host, since the index is.
-        self.visible
-            .binary_search_by(|e| e.service.host.as_str().cmp(host))
-            .ok()
-            .and_then(|i| self.visible.get(i))
-            .copied()
+        let visible = self.visible();
+        let at = visible.binary_search_by(|e| e.service.host.as_str().cmp(host)).ok()?;
+        visible.get(at).copied()
     }
 }
 
@@ -94,28 +111,72 @@ impl<'a> Ctx<'a> {
 #[must_use]
 pub fn generate(proxy: &ProxyNode, world: &World) -> Generated {
     let mut out = shared(&proxy.class(world.telling_labels()), world);
-    let mut own = own(proxy, world);
-    out.listeners.append(&mut own.listeners);
-    out.routes.append(&mut own.routes);
-    out.clusters.append(&mut own.clusters);
-    out.endpoints.append(&mut own.endpoints);
+    out.append(own(proxy, world));
     out
 }
 
 /// The part that all proxies of a [`ProxyNode::class`] have in common: what they may call.
 #[must_use]
 pub fn shared(class: &ProxyNode, world: &World) -> Generated {
+    let mut out = base(class, world);
+    out.append(routing(class, world));
+    for r in reached(class, world) {
+        out.append(reach(class, world, &r));
+    }
+    out
+}
+
+// The shared part is made in three parts that change at different times. None has a name of another.
+
+/// The part of a class that is no service of its own: where undeclared destinations go, datagrams, own gateways.
+#[must_use]
+pub(crate) fn base(class: &ProxyNode, world: &World) -> Generated {
     let mut out = Generated::default();
     if class.east_west {
         return out;
     }
     let ctx = Ctx::new(class, world);
-    clusters::outbound(&ctx, &mut out);
+    clusters::base(&ctx, &mut out);
     if !class.router {
-        outbound::shared(&ctx, &mut out);
         udp::shared(&ctx, &mut out);
         endpoints::own_gateways(&ctx, &mut out);
     }
+    out
+}
+
+/// The listeners and routes of a class. They do not depend on endpoints, but for those of headless services and of
+/// services that are names to be resolved.
+#[must_use]
+pub(crate) fn routing(class: &ProxyNode, world: &World) -> Generated {
+    let mut out = Generated::default();
+    if !class.east_west && !class.router {
+        outbound::shared(&Ctx::new(class, world), &mut out);
+    }
+    out
+}
+
+/// A service that proxies of a class may call, and the rule by which they do.
+pub(crate) struct Reached {
+    pub(crate) entry: Arc<Entry>,
+    pub(crate) rule: Option<Arc<DestinationRule>>,
+}
+
+/// What proxies of a class may call.
+#[must_use]
+pub(crate) fn reached(class: &ProxyNode, world: &World) -> Vec<Reached> {
+    if class.east_west {
+        return vec![];
+    }
+    let visible = world.visible(class).into_iter();
+    visible.map(|e| Reached { entry: Arc::clone(e), rule: world.destination_rule(class, e) }).collect()
+}
+
+/// The clusters and endpoints of one service. They depend on the service and its rule, on the world's
+/// [`World::environment`] and on the class without its namespace ([`ProxyNode::reach`]), and on nothing else.
+#[must_use]
+pub(crate) fn reach(class: &ProxyNode, world: &World, reached: &Reached) -> Generated {
+    let mut out = Generated::default();
+    clusters::outbound(&Ctx::new(class, world), &mut out, &reached.entry, reached.rule.as_deref());
     out
 }
 
@@ -146,7 +207,7 @@ pub fn own(proxy: &ProxyNode, world: &World) -> Generated {
 /// The authorization rules that a workload's proxy asks about a request (`http`) or a connection.
 #[must_use]
 pub fn authorization(proxy: &ProxyNode, world: &World, http: bool) -> Vec<AuthzRule> {
-    rbac::each(&Ctx { proxy, world, visible: vec![] }, http)
+    rbac::each(&Ctx::new(proxy, world), http)
 }
 
 /// Whether a virtual service is for sidecars.

@@ -21,7 +21,7 @@ pub(crate) use build::{HEALTH, TLS_MODE, workload_labels};
 use mesh_model::{
     ClusterId,
     federation::ImportedService,
-    registry::{Endpoint, Labels, Service, ServicePort},
+    registry::{Endpoint, Labels, Resolution, Service, ServicePort},
 };
 
 /// Where a service comes from.
@@ -38,7 +38,7 @@ pub enum Origin {
 }
 
 /// A service with everything that generators need of it.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Entry {
     /// The service. `addresses` is never empty unless it is headless.
     pub service: Service,
@@ -66,6 +66,21 @@ pub struct Entry {
 }
 
 impl Entry {
+    /// Whether listeners, routes and names are the same for both, whatever endpoints they have: those count where they are
+    /// addresses that callers connect to.
+    #[must_use]
+    pub fn same_shape(&self, other: &Self) -> bool {
+        let addressed = |e: &Self| e.service.headless || e.service.resolution == Resolution::Dns;
+        self.service == other.service
+            && self.origin == other.origin
+            && self.aliases == other.aliases
+            && self.assigned_vip == other.assigned_vip
+            && self.udp_ports == other.udp_ports
+            && self.exported == other.exported
+            && self.names_of_unready == other.names_of_unready
+            && (!addressed(self) || self.endpoints == other.endpoints)
+    }
+
     /// The port with this number.
     #[must_use]
     pub fn port(&self, number: u16) -> Option<&ServicePort> {

@@ -50,6 +50,8 @@ pub struct ProxyNode {
     pub inbound: BTreeMap<u16, SocketAddr>,
     /// Our own proxy, which knows more than Envoy.
     pub flotilla: bool,
+    /// It takes virtual hosts apart from their route configurations (VHDS), unasked: one that changes is sent alone.
+    pub takes_hosts: bool,
     /// Connections to and from it may share sessions, and it takes HBONE: our own proxy, unless its metadata says
     /// `FLOTILLA_TUNNELS: false`.
     pub tunnels: bool,
@@ -168,6 +170,7 @@ impl ProxyNode {
             http_proxy_port,
             inbound,
             flotilla: node.is_flotilla(),
+            takes_hosts: node.takes_hosts(),
             tunnels: node.is_flotilla() && !off("FLOTILLA_TUNNELS"),
             tls_files,
             federation,
@@ -221,5 +224,12 @@ impl ProxyNode {
             labels: labels.map(|(k, v)| (k.clone(), v.clone())).collect(),
             ..self.clone()
         }
+    }
+
+    /// A class without what decides which services it may call and under which names. Whoever differs in nothing else
+    /// reaches a service in the same way.
+    #[must_use]
+    pub(crate) fn reach(&self) -> Self {
+        Self { namespace: String::new(), ..self.clone() }
     }
 }

@@ -255,7 +255,11 @@ impl Follow {
     fn rebuild(&self, config: Config) {
         let started = std::time::Instant::now();
         let world = World::new(self.settings.clone(), config);
-        let world = Arc::new(world.with_draining(self.source.draining().addresses()));
+        let world = world.with_draining(self.source.draining().addresses());
+        let world = Arc::new(match self.source.world() {
+            Some(before) => world.following(&before),
+            None => world,
+        });
         let (documents, found) = exports::exports(&world);
         self.exports.publish_type(type_url::EXPORTED_SERVICE, documents);
         self.exports.publish_type(type_url::CONFLICT, conflicts::conflicts(&world));

@@ -1,48 +1,38 @@
-//! What the ADS server serves: the configuration of each connected proxy, generated once per change
-//! and encoded once for all proxies that share a resource.
+//! What the ADS server serves: the configuration of each connected proxy, made once per change, and what many proxies
+//! have in common once for all of them. What a change does not touch is not made again; see [`classes`].
+
+mod classes;
 
 use std::{
-    collections::{BTreeMap, HashMap},
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock},
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
 };
 
 use mesh_identity::peer_identity;
 use mesh_xds::{
-    NodeInfo, NodeKind, PeerInfo, ResourceSource, TypeSnapshot, bundles, codec, pb,
-    server::Transport,
-    type_url::{BUNDLES, CDS, EDS, LDS, NDS, RDS},
+    NodeInfo, NodeKind, PeerInfo, ResourceSource, TypeSnapshot,
+    server::{Layer, Transport},
 };
-use serde::Serialize;
 use tokio::sync::watch;
 use tonic::Status;
 
+use self::classes::{Class, Classes, Layers};
 use crate::{
     draining::Draining,
     generate::{self, Generated},
+    index::Entry,
     proxy::{ProxyError, ProxyNode},
     world::World,
 };
-
-/// Generated snapshots by type.
-type Snapshots = BTreeMap<&'static str, Arc<TypeSnapshot>>;
 
 /// Configuration of proxies as an ADS source.
 pub struct PilotSource {
     world: RwLock<(u64, Option<Arc<World>>)>,
     changes: watch::Sender<u64>,
     proxies: Mutex<HashMap<String, Cached>>,
-    classes: Mutex<Classes>,
-    encoded: EncodeCache,
+    classes: Classes,
     empty: Arc<TypeSnapshot>,
     draining: Draining,
-}
-
-/// What proxies of a class have in common, for one generation of the world.
-#[derive(Default)]
-struct Classes {
-    generation: u64,
-    /// Empty while it is made; others of the class wait for it instead of making it again.
-    parts: HashMap<ProxyNode, Arc<OnceLock<Snapshots>>>,
 }
 
 struct Cached {
@@ -52,18 +42,42 @@ struct Cached {
     slot: Arc<Mutex<Slot>>,
 }
 
+/// A proxy's configuration.
 #[derive(Default)]
 struct Slot {
     generation: u64,
-    snapshots: Snapshots,
+    proxy: Option<ProxyNode>,
+    /// What it has in common with others, and the labels that this was decided by.
+    class: Option<(Arc<BTreeSet<String>>, Arc<Mutex<Class>>)>,
+    /// Its own part, and what it was made of.
+    own: Layers,
+    basis: Option<Basis>,
+    snapshots: BTreeMap<&'static str, Arc<TypeSnapshot>>,
 }
 
-/// Encoded resources by type and version. Entries that one generation of the world no longer uses
-/// are dropped with the next but one.
-#[derive(Default)]
-struct EncodeCache {
-    current: Mutex<HashMap<(&'static str, String), pb::Any>>,
-    previous: Mutex<HashMap<(&'static str, String), pb::Any>>,
+/// What a sidecar's own part depends on.
+struct Basis {
+    /// See [`crate::world::Lineage`].
+    shape: u64,
+    /// Services of its workload.
+    instances: Vec<Arc<Entry>>,
+}
+
+impl Basis {
+    /// `None` for gateways: theirs depends on everything.
+    fn of(proxy: &ProxyNode, world: &World) -> Option<Self> {
+        let instances = || world.index.instances(&proxy.addresses).into_iter();
+        (!proxy.router).then(|| Self {
+            shape: world.lineage().shape,
+            instances: instances().map(|(e, _)| Arc::clone(e)).collect(),
+        })
+    }
+
+    fn same(&self, other: &Self) -> bool {
+        self.shape == other.shape
+            && self.instances.len() == other.instances.len()
+            && self.instances.iter().zip(&other.instances).all(|(a, b)| Arc::ptr_eq(a, b))
+    }
 }
 
 fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -71,35 +85,49 @@ fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
     m.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl EncodeCache {
-    fn get(&self, t: &'static str, version: &str, encode: impl FnOnce() -> pb::Any) -> pb::Any {
-        let key = (t, version.to_owned());
-        if let Some(a) = lock(&self.current).get(&key) {
-            return a.clone();
+impl Slot {
+    /// Brings it up to date.
+    fn refresh(&mut self, node: &NodeInfo, world: &World, generation: u64, classes: &Classes) {
+        if self.proxy.is_none() {
+            match ProxyNode::new(node) {
+                Ok(p) => self.proxy = Some(p),
+                Err(e) => {
+                    tracing::warn!(node = %node.id, error = %e, "no configuration");
+                    self.snapshots.clear();
+                    return;
+                }
+            }
         }
-        let old = lock(&self.previous).get(&key).cloned();
-        let any = old.unwrap_or_else(encode);
-        lock(&self.current).insert(key, any.clone());
-        any
-    }
-
-    fn turn(&self) {
-        let current = std::mem::take(&mut *lock(&self.current));
-        *lock(&self.previous) = current;
-    }
-
-    fn snapshot<T: Serialize>(
-        &self,
-        t: &'static str,
-        items: &BTreeMap<String, T>,
-        encode: fn(&T) -> pb::Any,
-    ) -> Arc<TypeSnapshot> {
-        let resources = items.iter().map(|(name, value)| {
-            let version = codec::version(value);
-            let any = self.get(t, &version, || encode(value));
-            pb::Resource { version, resource: Some(any), name: name.clone(), ..Default::default() }
-        });
-        Arc::new(TypeSnapshot::from_versions(resources))
+        let Some(proxy) = &self.proxy else { return };
+        let telling = world.telling_labels();
+        let class = match &self.class {
+            Some((labels, class)) if Arc::ptr_eq(labels, telling) => Arc::clone(class),
+            _ => {
+                let class = classes.get(proxy.class(telling));
+                self.class = Some((Arc::clone(telling), Arc::clone(&class)));
+                class
+            }
+        };
+        let shared = classes.layers(&class, world, generation);
+        let basis = Basis::of(proxy, world);
+        let kept = matches!((&basis, &self.basis), (Some(a), Some(b)) if a.same(b));
+        if !kept {
+            let made = generate::own(proxy, world);
+            self.own = classes::own(&made, &self.own);
+            self.basis = basis;
+        }
+        let mut snapshots = BTreeMap::new();
+        for (t, common) in &shared {
+            let layers: Vec<Arc<Layer>> = self.own.get(t).into_iter().chain([common]).cloned().collect();
+            // Nothing about it changed: the same, whose version need not be found again.
+            let before = self.snapshots.get(t).filter(|s| {
+                s.layers().len() == layers.len()
+                    && s.layers().iter().zip(&layers).all(|(a, b)| Arc::ptr_eq(a, b))
+            });
+            let snapshot = before.cloned().unwrap_or_else(|| Arc::new(TypeSnapshot::of(layers)));
+            snapshots.insert(*t, snapshot);
+        }
+        self.snapshots = snapshots;
     }
 }
 
@@ -117,8 +145,7 @@ impl PilotSource {
             world: RwLock::new((0, None)),
             changes: watch::Sender::new(0),
             proxies: Mutex::default(),
-            classes: Mutex::default(),
-            encoded: EncodeCache::default(),
+            classes: Classes::default(),
             empty: Arc::default(),
             draining: Draining::default(),
         }
@@ -137,7 +164,7 @@ impl PilotSource {
             w.1 = Some(world);
             w.0
         };
-        self.encoded.turn();
+        self.classes.turn(generation);
         self.changes.send_replace(generation);
     }
 
@@ -159,70 +186,13 @@ impl PilotSource {
         lock(&self.proxies).values().map(|c| c.node.clone()).collect()
     }
 
-    /// The configuration of a node as values, for operators.
+    /// The configuration of a node as values, for operators: virtual hosts stand in their route configurations.
     ///
     /// # Errors
     /// [`ProxyError`] if the node is not a proxy.
     pub fn configuration(&self, node: &NodeInfo) -> Result<Generated, ProxyError> {
-        let proxy = ProxyNode::new(node)?;
+        let proxy = ProxyNode { takes_hosts: false, ..ProxyNode::new(node)? };
         Ok(self.world().map(|w| generate::generate(&proxy, &w)).unwrap_or_default())
-    }
-
-    fn generate(&self, node: &NodeInfo, world: &World, generation: u64) -> Snapshots {
-        let proxy = match ProxyNode::new(node) {
-            Ok(p) => p,
-            Err(e) => {
-                tracing::warn!(node = %node.id, error = %e, "no configuration");
-                return Snapshots::new();
-            }
-        };
-        let started = std::time::Instant::now();
-        let class = proxy.class(world.telling_labels());
-        let slot = {
-            let mut classes = lock(&self.classes);
-            // An older world than the newest is still in somebody's hands: not kept.
-            if generation > classes.generation {
-                classes.generation = generation;
-                classes.parts.clear();
-            }
-            if generation == classes.generation {
-                classes.parts.entry(class.clone()).or_default().clone()
-            } else {
-                Arc::default()
-            }
-        };
-        let shared = slot.get_or_init(|| {
-            let mut part = self.encode(&generate::shared(&class, world));
-            let names = generate::name_table(&class, world).to_any();
-            let nds = TypeSnapshot::build([("name-table".to_owned(), names)]);
-            part.insert(NDS, Arc::new(nds));
-            let bundles = world.config.bundles.iter().map(|(n, b)| (n.clone(), bundles::encode(b)));
-            part.insert(BUNDLES, Arc::new(TypeSnapshot::build(bundles)));
-            part
-        });
-        let mut out = self.encode(&generate::own(&proxy, world));
-        for (t, part) in shared {
-            let merged = match out.get(t) {
-                Some(own) if !own.resources.is_empty() => {
-                    let all = part.resources.values().chain(own.resources.values());
-                    Arc::new(TypeSnapshot::from_versions(all.cloned()))
-                }
-                _ => part.clone(),
-            };
-            out.insert(t, merged);
-        }
-        tracing::debug!(node = %node.id, elapsed = ?started.elapsed(), "generated");
-        out
-    }
-
-    fn encode(&self, g: &Generated) -> Snapshots {
-        let e = &self.encoded;
-        Snapshots::from([
-            (LDS, e.snapshot(LDS, &g.listeners, codec::encode_listener)),
-            (RDS, e.snapshot(RDS, &g.routes, codec::encode_route)),
-            (CDS, e.snapshot(CDS, &g.clusters, codec::encode_cluster)),
-            (EDS, e.snapshot(EDS, &g.endpoints, codec::encode_endpoints)),
-        ])
     }
 }
 
@@ -238,7 +208,7 @@ impl ResourceSource for PilotSource {
         let slot = slot.unwrap_or_default();
         let mut slot = lock(&slot);
         if slot.generation != generation {
-            slot.snapshots = self.generate(node, &world, generation);
+            slot.refresh(node, &world, generation, &self.classes);
             slot.generation = generation;
         }
         slot.snapshots.get(type_url).cloned().unwrap_or_else(|| self.empty.clone())
@@ -323,3 +293,6 @@ impl ResourceSource for PilotSource {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

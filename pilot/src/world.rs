@@ -16,6 +16,7 @@ use mesh_model::{
     registry::Labels,
 };
 
+pub(crate) use self::lineage::Lineage;
 use crate::{
     config::{Config, Doc, Problem, selects},
     hosts,
@@ -23,8 +24,10 @@ use crate::{
     proxy::ProxyNode,
 };
 
+mod lineage;
+
 /// Settings of a control plane that are not documents.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
     /// This cluster.
     pub cluster: ClusterId,
@@ -61,7 +64,8 @@ pub struct World {
     /// By namespace, positions in the configuration.
     peer_auth: HashMap<String, Vec<usize>>,
     /// Keys of labels by which some configuration tells callers apart.
-    telling: BTreeSet<String>,
+    telling: Arc<BTreeSet<String>>,
+    lineage: Lineage,
 }
 
 #[derive(Debug, Default)]
@@ -124,7 +128,8 @@ impl World {
             draining: BTreeSet::new(),
             rules,
             virtual_services,
-            telling,
+            telling: Arc::new(telling),
+            lineage: Lineage::new(),
             peer_auth,
         }
     }
@@ -144,6 +149,35 @@ impl World {
             let dialled = p.gateways.iter().any(|g| g.weight > 0);
             p.transports.contains(&Transport::Quic) && (wanted || !dialled)
         })
+    }
+
+    /// The same as what follows another world: what did not change is shared with it, and known not to have changed.
+    #[must_use]
+    pub fn following(mut self, before: &Self) -> Self {
+        for (host, entry) in &mut self.index.services {
+            if let Some(old) = before.index.services.get(host).filter(|old| ***old == **entry) {
+                *entry = Arc::clone(old);
+            }
+        }
+        for (namespace, rules) in &mut self.rules {
+            let Some(old) = before.rules.get(namespace) else { continue };
+            for (host, r) in &mut rules.exact {
+                // Those that are merged of several documents are made anew each time.
+                if let Some(old) = old.exact.get(host).filter(|old| old.rule == r.rule) {
+                    r.rule = Arc::clone(&old.rule);
+                }
+            }
+        }
+        if self.telling == before.telling {
+            self.telling = Arc::clone(&before.telling);
+        }
+        self.lineage = Lineage::of(&self, before);
+        self
+    }
+
+    /// Numbers that two worlds have in common if parts of them are equal.
+    pub(crate) fn lineage(&self) -> Lineage {
+        self.lineage
     }
 
     /// This cluster's own east-west gateways, and whether they drain. Where all of them do none does: leaving one would
@@ -190,7 +224,7 @@ impl World {
 
     /// Keys of labels by which routing, scoping or failover tell callers apart.
     #[must_use]
-    pub fn telling_labels(&self) -> &BTreeSet<String> {
+    pub fn telling_labels(&self) -> &Arc<BTreeSet<String>> {
         &self.telling
     }
 

@@ -22,7 +22,7 @@ use anyhow::{Context as _, ensure};
 use clap::Parser;
 use mesh_xds::{
     pb,
-    type_url::{CDS, EDS, LDS, RDS},
+    type_url::{CDS, EDS, LDS, RDS, VHDS},
 };
 use prost::Message as _;
 use tokio::sync::{mpsc, watch};
@@ -244,7 +244,7 @@ async fn measure(args: &Args, proxies: usize, services: usize) -> anyhow::Result
             let host = |s: usize| format!("s{s}.n{}.svc.cluster.local", bed.namespace(s));
             let (t, name) = match kind {
                 "endpoint" => (EDS, format!("outbound|8080||{}", host(n % services))),
-                _ => (RDS, "8080".to_owned()),
+                _ => (VHDS, format!("8080/{}:8080", host(routed))),
             };
             watch_tx.send_replace((rounds, t, name));
             let (was, from) = (control.cpu(), Instant::now());
@@ -321,6 +321,8 @@ fn node(id: &str, service: usize) -> pb::Node {
         "SERVICE_ACCOUNT": format!("s{service}"),
         "LABELS": {"app": format!("s{service}"), "version": "v1"},
         "FLOTILLA": true,
+        (mesh_xds::node::TAKES_HOSTS): true,
+        "GENERATOR": "flotilla",
         "INTERCEPTION_MODE": "REDIRECT",
     });
     let empty = serde_json::Map::new();
@@ -331,6 +333,9 @@ fn node(id: &str, service: usize) -> pb::Node {
         ..pb::Node::default()
     }
 }
+
+/// Types that a proxy follows.
+const ALL: [&str; 5] = [CDS, EDS, LDS, RDS, VHDS];
 
 /// A proxy's side: subscribes, acknowledges, comes back.
 async fn client(id: usize, to: SocketAddr, node: pb::Node, shared: Arc<Shared>) {
@@ -380,24 +385,21 @@ async fn session(
     let mut subscribed: HashMap<&'static str, BTreeSet<String>> = HashMap::new();
     let mut answered: BTreeSet<&'static str> = BTreeSet::new();
     // What is there from before is asked for again at once.
-    for t in [EDS, RDS] {
-        let names: Vec<String> = has(t, known).into_keys().collect();
+    for t in [EDS, RDS, VHDS] {
+        let mut names: Vec<String> = has(t, known).into_keys().collect();
         if !names.is_empty() {
+            if t == VHDS {
+                names = vec!["*".to_owned()];
+            }
             subscribed.insert(t, names.iter().cloned().collect());
             tx.send(subscribe(t, names, &has(t, known), false)).await.ok()?;
         }
     }
     let mut counted = false;
     let mut told = 0;
-    // A server that has nothing new to say to whoever comes back with everything says nothing, or says it empty.
-    let resumed = !known.is_empty();
     loop {
-        if resumed && !counted {
-            counted = true;
-            shared.synced.fetch_add(1, Relaxed);
-        }
         let r = responses.message().await.ok()??;
-        let t = [CDS, EDS, LDS, RDS].into_iter().find(|t| *t == r.type_url)?;
+        let t = ALL.into_iter().find(|t| *t == r.type_url)?;
         shared.bytes.fetch_add(r.encoded_len() as u64, Relaxed);
         shared.resources.fetch_add(r.resources.len() as u64, Relaxed);
         let (round, wt, wn) = shared.watched.borrow().clone();
@@ -415,6 +417,8 @@ async fn session(
             let next = match t {
                 CDS if x.name.starts_with("outbound|") => Some((EDS, x.name.clone())),
                 LDS => routes(&x).map(|n| (RDS, n)),
+                // Virtual hosts come unasked once there are routes that have them apart.
+                RDS => Some((VHDS, "*".to_owned())),
                 _ => None,
             };
             if let Some((t, name)) = next
@@ -431,14 +435,14 @@ async fn session(
         })
         .await
         .ok()?;
-        for t in [EDS, RDS] {
+        for t in [EDS, RDS, VHDS] {
             let wanted: Vec<String> =
                 names.iter().filter(|(of, _)| *of == t).map(|(_, n)| n.clone()).collect();
             if !wanted.is_empty() {
                 tx.send(subscribe(t, wanted, &BTreeMap::new(), false)).await.ok()?;
             }
         }
-        if !counted && [CDS, EDS, LDS, RDS].iter().all(|t| answered.contains(t)) {
+        if !counted && ALL.iter().all(|t| answered.contains(t)) {
             counted = true;
             shared.synced.fetch_add(1, Relaxed);
         }

@@ -126,9 +126,10 @@ impl Feed {
                         let turn = count.fetch_add(1, Relaxed) + 1;
                         let name = format!("svc-{}", turn.wrapping_mul(7919) % n as u64);
                         let mut now = source.now.write().unwrap_or_else(PoisonError::into_inner);
-                        let mut next = TypeSnapshot::clone(&now);
-                        next.version = turn.to_string();
-                        next.resources.insert(name.clone(), cluster(&name, backend, turn));
+                        let mut all: Vec<_> = now.resources().cloned().collect();
+                        all.push(Arc::new(cluster(&name, backend, turn)));
+                        let layers = now.layers().iter().map(|l| l.next(all.clone()));
+                        let next = TypeSnapshot::of(layers.collect());
                         *now = Arc::new(next);
                         drop(now);
                         source.changes.send_modify(|v| *v += 1);

@@ -48,21 +48,21 @@ const REMOTE_OUTLIER: OutlierDetection = OutlierDetection {
     max_percent: 100,
 };
 
-/// Clusters and endpoints of everything that the proxy may call.
-pub(super) fn outbound(ctx: &Ctx<'_>, out: &mut Generated) {
+/// Where undeclared destinations go.
+pub(super) fn base(ctx: &Ctx<'_>, out: &mut Generated) {
     out.cluster(ctx.black_hole());
     if !ctx.proxy.router {
         out.cluster(ctx.passthrough(PASSTHROUGH));
     }
     debug_assert!(out.clusters.contains_key(BLACK_HOLE));
-    for entry in &ctx.visible {
-        let rule = ctx.world.destination_rule(ctx.proxy, entry);
-        let rule = rule.as_deref();
-        for port in &entry.service.ports {
-            add(ctx, out, entry, port, rule, None);
-            for subset in rule.map(|r| r.subsets.as_slice()).unwrap_or_default() {
-                add(ctx, out, entry, port, rule, Some(subset));
-            }
+}
+
+/// Clusters and endpoints of a service that the proxy may call.
+pub(super) fn outbound(ctx: &Ctx<'_>, out: &mut Generated, entry: &Entry, rule: Option<&DestinationRule>) {
+    for port in &entry.service.ports {
+        add(ctx, out, entry, port, rule, None);
+        for subset in rule.map(|r| r.subsets.as_slice()).unwrap_or_default() {
+            add(ctx, out, entry, port, rule, Some(subset));
         }
     }
 }

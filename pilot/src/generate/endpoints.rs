@@ -40,7 +40,7 @@ struct Group {
 /// How this policy balances by locality, if it does: as its rule says, else as the mesh does. The mesh prefers what is
 /// near to the caller unless it says otherwise.
 pub(super) fn locality_setting<'a>(
-    ctx: &Ctx<'a>,
+    ctx: &'a Ctx<'_>,
     policy: &'a TrafficPolicy,
 ) -> Option<&'a LocalityLbSetting> {
     static NEAR: LazyLock<LocalityLbSetting> = LazyLock::new(LocalityLbSetting::default);
@@ -182,7 +182,7 @@ struct Remote<'a> {
     parts: usize,
 }
 
-fn remote<'a>(ctx: &Ctx<'a>, entry: &'a Entry, port: &ServicePort, subset: &Labels) -> Vec<Remote<'a>> {
+fn remote<'a>(ctx: &'a Ctx<'_>, entry: &'a Entry, port: &ServicePort, subset: &Labels) -> Vec<Remote<'a>> {
     let gateways = ctx.world.gateways();
     let staying: Vec<SocketAddr> = gateways.iter().filter(|g| !g.1).map(|g| g.0).collect();
     let mut out = Vec::new();

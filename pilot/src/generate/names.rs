@@ -14,7 +14,7 @@ use crate::index::{Entry, Origin};
 
 pub(super) fn generate(ctx: &Ctx<'_>) -> NameTable {
     let mut table = BTreeMap::new();
-    for e in &ctx.visible {
+    for e in ctx.visible() {
         let s = &e.service;
         let ips: Vec<String> = if s.headless {
             ready(e).map(|e| e.address.clone()).filter(|a| a.parse::<std::net::IpAddr>().is_ok()).collect()

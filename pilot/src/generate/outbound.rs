@@ -54,13 +54,13 @@ pub(super) fn own(ctx: &Ctx<'_>, out: &mut Generated) {
 /// Listeners of what the workload calls, and all outbound routes.
 pub(super) fn shared(ctx: &Ctx<'_>, out: &mut Generated) {
     if ctx.proxy.http_proxy_port.is_some() {
-        out.route(routes::http_proxy(ctx));
+        routes::http_proxy(ctx, out);
     }
     if ctx.proxy.interception == Interception::None {
         return;
     }
     let mut plans: BTreeMap<u16, Plan> = BTreeMap::new();
-    for e in &ctx.visible {
+    for e in ctx.visible() {
         let mut seen = BTreeSet::new();
         for p in &e.service.ports {
             if seen.insert(p.port) {
@@ -70,7 +70,7 @@ pub(super) fn shared(ctx: &Ctx<'_>, out: &mut Generated) {
     }
     for (port, plan) in plans {
         if plan.http {
-            out.route(routes::port(ctx, port));
+            routes::port(ctx, port, out);
         }
         out.listener(wildcard(ctx, port, plan));
     }

@@ -150,14 +150,14 @@ struct Unknown;
 
 type Checked<T> = Result<T, Unknown>;
 
-struct Maker<'a> {
-    ctx: &'a Ctx<'a>,
+struct Maker<'a, 'w> {
+    ctx: &'a Ctx<'w>,
     namespace: &'a str,
     http: bool,
     action: RbacAction,
 }
 
-impl Maker<'_> {
+impl Maker<'_, '_> {
     /// `None` if the rule matches nothing.
     fn rule(&self, rule: &AuthorizationRule) -> Option<RbacPolicy> {
         let mut common_permissions = Vec::new();

@@ -8,14 +8,14 @@ use std::{
 use mesh_model::{
     Rare,
     proxy::{
-        DirectResponse, Forward, Route, RouteAction, RouteConfiguration, RouteMatch, VirtualHost,
-        WeightedCluster,
+        DirectResponse, Forward, OnDemandHosts, Route, RouteAction, RouteConfiguration, RouteMatch,
+        VirtualHost, WeightedCluster,
     },
     registry::Protocol,
 };
 
 use super::{
-    Ctx,
+    Ctx, Generated,
     common::PASSTHROUGH,
     http::{self, Scope},
 };
@@ -142,11 +142,28 @@ fn catch_all(ctx: &Ctx<'_>, passthrough: bool) -> VirtualHost {
     virtual_host("block_all".to_owned(), vec!["*".to_owned()], vec![r])
 }
 
+/// Adds a route configuration. A proxy that takes virtual hosts apart gets them so: of a port that thousands of services
+/// have, what changes is sent and no more. What a request falls through to stays.
+fn whole(ctx: &Ctx<'_>, out: &mut Generated, name: String, mut hosts: Vec<VirtualHost>, rest: VirtualHost) {
+    let mut config = RouteConfiguration { name, virtual_hosts: vec![], on_demand: None };
+    if ctx.proxy.takes_hosts {
+        for h in hosts {
+            out.host(format!("{}/{}", config.name, h.name), h);
+        }
+        config.virtual_hosts.push(rest);
+        config.on_demand = Some(OnDemandHosts::default());
+    } else {
+        hosts.push(rest);
+        config.virtual_hosts = hosts;
+    }
+    out.route(config);
+}
+
 /// Routes of the listener of one port.
-pub(super) fn port(ctx: &Ctx<'_>, number: u16) -> RouteConfiguration {
+pub(super) fn port(ctx: &Ctx<'_>, number: u16, out: &mut Generated) {
     let mut taken = Domains::default();
     let mut hosts = Vec::new();
-    for e in &ctx.visible {
+    for e in ctx.visible() {
         let http = e.port(number).is_some_and(|p| p.protocol.is_http() || p.protocol == Protocol::Auto);
         if http {
             hosts.extend(service_host(ctx, e, number, true, &mut taken));
@@ -155,8 +172,7 @@ pub(super) fn port(ctx: &Ctx<'_>, number: u16) -> RouteConfiguration {
     if number == 80 {
         other_hosts(ctx, &mut taken, &mut hosts);
     }
-    hosts.push(catch_all(ctx, true));
-    RouteConfiguration { name: number.to_string(), virtual_hosts: hosts, on_demand: None }
+    whole(ctx, out, number.to_string(), hosts, catch_all(ctx, true));
 }
 
 /// Routes of one service's own listener: whatever the host header says, it is this service.
@@ -173,10 +189,10 @@ pub(super) fn single_name(entry: &Entry, port: u16) -> String {
 
 /// Routes of the HTTP proxy listener: every HTTP port of every service. A host without a port means
 /// port 80.
-pub(super) fn http_proxy(ctx: &Ctx<'_>) -> RouteConfiguration {
+pub(super) fn http_proxy(ctx: &Ctx<'_>, out: &mut Generated) {
     let mut taken = Domains::default();
     let mut hosts = Vec::new();
-    for e in &ctx.visible {
+    for e in ctx.visible() {
         let mut seen = BTreeSet::new();
         for p in &e.service.ports {
             let http = p.protocol.is_http() || p.protocol == Protocol::Auto;
@@ -187,6 +203,5 @@ pub(super) fn http_proxy(ctx: &Ctx<'_>) -> RouteConfiguration {
     }
     other_hosts(ctx, &mut taken, &mut hosts);
     // A proxied request has no original destination to pass through to.
-    hosts.push(catch_all(ctx, false));
-    RouteConfiguration { name: HTTP_PROXY.to_owned(), virtual_hosts: hosts, on_demand: None }
+    whole(ctx, out, HTTP_PROXY.to_owned(), hosts, catch_all(ctx, false));
 }

@@ -304,7 +304,7 @@ fn gateways_of(ctx: &Ctx<'_>, member: &PeerCluster) -> Vec<LbEndpoint> {
 /// server's hosts. As in Istio every service of the cluster qualifies; the choice is the operator's.
 pub(super) fn auto_passthrough(ctx: &Ctx<'_>, out: &mut Generated, s: &Served<'_>) -> Vec<FilterChain> {
     let mut chains = Vec::new();
-    for e in ctx.visible.iter().filter(|e| e.origin == Origin::Platform) {
+    for e in ctx.visible().iter().filter(|e| e.origin == Origin::Platform) {
         if s.hosts().any(|(_, own)| hosts::covers(own, &e.service.host)) {
             service_chains(ctx, out, e, &mut chains, |port, subset| {
                 vec![sni_name(port, subset, &e.service.host)]

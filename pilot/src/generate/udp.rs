@@ -71,7 +71,7 @@ pub(super) fn shared(ctx: &Ctx<'_>, out: &mut Generated) {
     if !ctx.proxy.flotilla || ctx.proxy.interception != Interception::Tproxy {
         return;
     }
-    for entry in &ctx.visible {
+    for entry in ctx.visible().iter().filter(|e| !e.udp_ports.is_empty()) {
         let rule = ctx.world.destination_rule(ctx.proxy, entry);
         for port in &entry.udp_ports {
             let policy = effective_policy(rule.as_deref(), None, port.port);

@@ -10,6 +10,9 @@ use crate::pb;
 /// Metadata by which an east-west gateway says that it is about to stop.
 pub const DRAINING: &str = "DRAINING";
 
+/// Metadata by which our own proxy says that it takes virtual hosts apart from their route configurations, unasked.
+pub const TAKES_HOSTS: &str = "FLOTILLA_VHDS";
+
 /// What kind of client a node is, from the first part of its ID.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum NodeKind {
@@ -181,6 +184,20 @@ impl NodeInfo {
     pub fn draining(mut self) -> Self {
         self.metadata.insert(DRAINING.to_owned(), Value::Bool(true));
         self
+    }
+
+    /// The same, of a proxy that takes virtual hosts apart from their route configurations, without having to ask for
+    /// each.
+    #[must_use]
+    pub fn taking_hosts(mut self) -> Self {
+        self.metadata.insert(TAKES_HOSTS.to_owned(), Value::Bool(true));
+        self
+    }
+
+    /// Whether it is our own proxy and takes virtual hosts apart.
+    #[must_use]
+    pub fn takes_hosts(&self) -> bool {
+        self.is_flotilla() && self.metadata.get(TAKES_HOSTS) == Some(&Value::Bool(true))
     }
 
     /// Whether it is an east-west gateway that is about to stop.

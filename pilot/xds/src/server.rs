@@ -5,13 +5,16 @@
 //! which is what `proxy-status` shows.
 
 pub mod conn;
+mod layer;
+mod names;
 mod service;
 pub mod state;
 pub mod status;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
 pub use conn::{PeerInfo, Transport};
+pub use layer::Layer;
 pub use service::{AdsService, SecretService};
 pub use status::{ClientStatus, StatusBoard, TypeStatus};
 use tokio::sync::watch;
@@ -19,28 +22,19 @@ use tokio::sync::watch;
 use crate::{node::NodeInfo, pb};
 
 /// All resources of one type as one client sees them.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default)]
 pub struct TypeSnapshot {
     /// Version of the whole, shown to operators. Two snapshots with equal resources should have
     /// equal versions.
     pub version: String,
-    /// Resources by name. Payloads are reference-counted bytes, encoded once for all clients.
-    pub resources: BTreeMap<String, pb::Resource>,
+    layers: Vec<Arc<Layer>>,
 }
 
 impl TypeSnapshot {
     /// Builds a snapshot from resources that have a version each.
     #[must_use]
     pub fn from_versions(resources: impl IntoIterator<Item = pb::Resource>) -> Self {
-        let resources: BTreeMap<String, pb::Resource> =
-            resources.into_iter().map(|r| (r.name.clone(), r)).collect();
-        let mut whole = VersionHasher::default();
-        for (name, r) in &resources {
-            whole.write(name.as_bytes());
-            whole.write(&[0]);
-            whole.write(r.version.as_bytes());
-        }
-        Self { version: whole.finish(), resources }
+        Self::of(vec![Layer::new(resources.into_iter().map(Arc::new).collect())])
     }
 
     /// Builds a snapshot from encoded resources; versions are content hashes.
@@ -50,6 +44,41 @@ impl TypeSnapshot {
             let version = content_version(&any.value);
             pb::Resource { version, resource: Some(any), name, ..Default::default() }
         }))
+    }
+
+    /// A snapshot of layers, none of which has a name of another.
+    #[must_use]
+    pub fn of(layers: Vec<Arc<Layer>>) -> Self {
+        let mut filled = layers.iter().filter(|l| !l.is_empty());
+        let version = match (filled.next(), filled.next()) {
+            (None, _) => VersionHasher::default().finish(),
+            (Some(only), None) => only.version.clone(),
+            _ => {
+                let mut whole = VersionHasher::default();
+                for l in layers.iter().filter(|l| !l.is_empty()) {
+                    whole.write(l.version.as_bytes());
+                }
+                whole.finish()
+            }
+        };
+        Self { version, layers }
+    }
+
+    /// The resource of this name.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<&Arc<pb::Resource>> {
+        self.layers.iter().find_map(|l| l.get(name))
+    }
+
+    /// All resources.
+    pub fn resources(&self) -> impl Iterator<Item = &Arc<pb::Resource>> {
+        self.layers.iter().flat_map(|l| l.resources())
+    }
+
+    /// What it is made of.
+    #[must_use]
+    pub fn layers(&self) -> &[Arc<Layer>] {
+        &self.layers
     }
 }
 

@@ -31,9 +31,10 @@ pub fn push_order(type_url: &str) -> u8 {
         EDS => 1,
         LDS => 2,
         RDS => 3,
-        SDS => 4,
-        ECDS => 5,
-        _ => 6,
+        VHDS => 4,
+        SDS => 5,
+        ECDS => 6,
+        _ => 7,
     }
 }
 

@@ -50,6 +50,7 @@ pub(super) fn viewer(world: &World, namespace: &str, labels: &Labels, addresses:
         http_proxy_port: None,
         inbound: Default::default(),
         flotilla: true,
+        takes_hosts: false,
         tunnels: true,
         tls_files: None,
         federation: None,
@@ -75,7 +76,7 @@ pub(super) fn step(
         seen.push(&e.labels);
         let at = e.address.parse().into_iter().collect();
         let proxy = viewer(ctx.world, &entry.service.namespace, &e.labels, at);
-        let target = Ctx { proxy: &proxy, world: ctx.world, visible: vec![] };
+        let target = Ctx::new(&proxy, ctx.world);
         let http = port.protocol.is_http();
         let filters = if http { rbac::http(&target) } else { rbac::tcp(&target) };
         let facts = Facts { from, port: e.port, request: http.then_some(request) };

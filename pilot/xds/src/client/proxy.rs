@@ -131,6 +131,8 @@ pub struct ClientHealth {
 /// Follows a control plane. Dropping it ends the connection; the last state remains readable.
 pub struct ProxyClient {
     client: AdsClient,
+    /// It follows a control plane of the mesh, not one that a bootstrap file names.
+    own: bool,
     _stop: DropGuard,
     state: watch::Receiver<Arc<ProxyState>>,
     names: watch::Receiver<Arc<NameTable>>,
@@ -141,13 +143,17 @@ pub struct ProxyClient {
 impl ProxyClient {
     /// Starts on the current runtime, from the file if there is a usable one.
     #[must_use]
-    pub fn start(options: ProxyClientOptions) -> Self {
+    pub fn start(mut options: ProxyClientOptions) -> Self {
         let (state_tx, state) = watch::channel(Arc::default());
         let (names_tx, table) = watch::channel(Arc::default());
         let (bundles_tx, bundles) = watch::channel(vec![]);
         let (health_tx, health) = watch::channel(ClientHealth::default());
         let mut inner = Inner::new(options.fixed.clone());
         let delta = options.client.mode == Mode::Delta;
+        let own = delta && options.fixed.is_none();
+        if own {
+            options.client.node = options.client.node.taking_hosts();
+        }
         inner.without_on_demand = (!delta).then_some("needs an ads_config of api_type DELTA_GRPC");
         let work = Arc::new(Work { inner: Mutex::new(inner), dirty: watch::Sender::new(0) });
 
@@ -230,7 +236,7 @@ impl ProxyClient {
                 () = ask(&asking, &subscriptions, all_clusters, &on_demand) => {}
             }
         });
-        Self { client, _stop: token.drop_guard(), state, names: table, bundles, health }
+        Self { client, own, _stop: token.drop_guard(), state, names: table, bundles, health }
     }
 
     /// The state as it changes; starts empty.
@@ -241,6 +247,7 @@ impl ProxyClient {
 
     /// Says who we are from now on, and waits until a control plane has taken it or `limit` is over; whether one has.
     pub async fn set_node(&self, node: NodeInfo, limit: Duration) -> bool {
+        let node = if self.own { node.taking_hosts() } else { node };
         let mut health = self.health.clone();
         let (connected, before) = {
             let h = health.borrow_and_update();

@@ -16,7 +16,7 @@ use super::Document;
 use crate::{
     node::NodeInfo,
     pb,
-    server::{AdsService, PeerInfo, ResourceSource, TypeSnapshot, conn},
+    server::{AdsService, Layer, PeerInfo, ResourceSource, TypeSnapshot, conn, content_version},
 };
 
 /// Streams end at once when the server stops; this is for the last bytes of their goodbye.
@@ -55,15 +55,9 @@ impl ConfigServer {
     /// Replaces all documents of the given types; types that are not mentioned stay. Clients are
     /// told only of documents that differ.
     pub fn publish(&self, types: BTreeMap<String, BTreeMap<String, Document>>) {
-        let built: Vec<(String, Arc<TypeSnapshot>)> = types
+        let built = types
             .into_iter()
-            .map(|(t, docs)| {
-                let resources = docs.into_iter().map(|(name, mut d)| {
-                    d.name.clone_from(&name);
-                    (name, d.to_any())
-                });
-                (t, Arc::new(TypeSnapshot::build(resources)))
-            })
+            .map(|(t, docs)| (t, docs.into_iter().map(|(name, d)| resource(name, d)).collect()))
             .collect();
         self.install(built);
     }
@@ -76,35 +70,28 @@ impl ConfigServer {
     /// Adds, replaces or (with `None`) removes single documents of a type; cheaper than
     /// [`ConfigServer::publish`] when few of many change.
     pub fn update(&self, type_url: &str, docs: impl IntoIterator<Item = (String, Option<Document>)>) {
-        let store = self.service.source();
-        let current = store.get(type_url);
-        let mut anys: BTreeMap<String, pb::Any> = current
-            .resources
-            .iter()
-            .filter_map(|(n, r)| r.resource.clone().map(|a| (n.clone(), a)))
-            .collect();
-        for (name, doc) in docs {
-            match doc {
-                Some(mut d) => {
-                    d.name.clone_from(&name);
-                    anys.insert(name, d.to_any());
-                }
-                None => {
-                    anys.remove(&name);
-                }
-            }
-        }
-        self.install(vec![(type_url.to_owned(), Arc::new(TypeSnapshot::build(anys)))]);
+        let current = self.service.source().get(type_url);
+        let mut fresh: BTreeMap<String, Option<Document>> = docs.into_iter().collect();
+        let kept = current.resources().filter(|r| !fresh.contains_key(&r.name)).cloned();
+        let mut all: Vec<Arc<pb::Resource>> = kept.collect();
+        all.extend(std::mem::take(&mut fresh).into_iter().filter_map(|(name, d)| Some(resource(name, d?))));
+        self.install(vec![(type_url.to_owned(), all)]);
     }
 
-    fn install(&self, built: Vec<(String, Arc<TypeSnapshot>)>) {
+    fn install(&self, built: Vec<(String, Vec<Arc<pb::Resource>>)>) {
         let store = self.service.source();
         let mut changed = false;
         {
             let mut map = store.types.write().unwrap_or_else(std::sync::PoisonError::into_inner);
-            for (t, snapshot) in built {
-                if map.get(&t).is_none_or(|old| old.version != snapshot.version) {
-                    map.insert(t, snapshot);
+            for (t, resources) in built {
+                let old = map.get(&t);
+                let layer = match old.and_then(|old| old.layers().first()) {
+                    Some(before) => before.next(resources),
+                    None => Layer::new(resources),
+                };
+                let snapshot = TypeSnapshot::of(vec![layer]);
+                if old.is_none_or(|old| old.version != snapshot.version) {
+                    map.insert(t, Arc::new(snapshot));
                     changed = true;
                 }
             }
@@ -185,6 +172,14 @@ impl Store {
         let map = self.types.read().unwrap_or_else(std::sync::PoisonError::into_inner);
         map.get(type_url).cloned().unwrap_or_else(|| self.empty.clone())
     }
+}
+
+/// A document under its name, with its version.
+fn resource(name: String, mut document: Document) -> Arc<pb::Resource> {
+    document.name.clone_from(&name);
+    let any = document.to_any();
+    let version = content_version(&any.value);
+    Arc::new(pb::Resource { version, resource: Some(any), name, ..Default::default() })
 }
 
 impl ResourceSource for Store {

@@ -121,7 +121,7 @@ impl Variant for Sotw {
     fn build(push: Push) -> Self::Resp {
         pb::DiscoveryResponse {
             version_info: push.version,
-            resources: push.resources.into_iter().filter_map(|r| r.resource).collect(),
+            resources: push.resources.iter().filter_map(|r| r.resource.clone()).collect(),
             type_url: push.type_url,
             nonce: push.nonce,
         }
@@ -144,7 +144,7 @@ impl Variant for Delta {
     fn build(push: Push) -> Self::Resp {
         pb::DeltaDiscoveryResponse {
             system_version_info: push.version,
-            resources: push.resources,
+            resources: push.resources.iter().map(|r| pb::Resource::clone(r)).collect(),
             type_url: push.type_url,
             nonce: push.nonce,
             removed_resources: push.removed,

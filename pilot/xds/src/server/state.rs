@@ -15,9 +15,12 @@
 //!   removals of clusters and endpoints wait until listeners and routes that may have referred to
 //!   them are acknowledged: make before break. State of the world cannot express that.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
-use super::{TypeSnapshot, status::TypeStatus};
+use super::{Layer, TypeSnapshot, names, status::TypeStatus};
 use crate::{pb, type_url};
 
 /// Variant of the protocol that a stream speaks.
@@ -48,6 +51,9 @@ const MAX_TYPES: usize = 64;
 /// Names per type. A sidecar of a mesh with 20,000 services and four ports each stays below.
 const MAX_NAMES: usize = 200_000;
 
+/// Positions in a push of types that refer to clusters: listeners, routes, virtual hosts.
+const REFERRING: std::ops::RangeInclusive<u8> = 2..=4;
+
 /// What to send next.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Push {
@@ -58,7 +64,7 @@ pub struct Push {
     /// Nonce that the client answers with.
     pub nonce: String,
     /// New and changed resources; for full-state types in state-of-the-world mode all of them.
-    pub resources: Vec<pb::Resource>,
+    pub resources: Vec<Arc<pb::Resource>>,
     /// Names that are gone (delta only).
     pub removed: Vec<String>,
 }
@@ -76,9 +82,8 @@ struct Sub {
     wildcard: bool,
     /// State of the world: the client has named resources once, so "no names" no longer means all.
     named: bool,
-    names: BTreeSet<String>,
-    /// Versions that the client has, or was sent, by name.
-    known: BTreeMap<String, String>,
+    names: BTreeSet<Arc<str>>,
+    held: Held,
     in_flight: Option<String>,
     last_nonce: String,
     dirty: bool,
@@ -88,7 +93,106 @@ struct Sub {
     status: TypeStatus,
 }
 
+/// A version that nothing has.
+const UNKNOWN: &str = "?";
+
+/// What a client has, or was sent.
+#[derive(Debug, Default)]
+struct Held {
+    /// All of these that it wants ...
+    layers: Vec<Arc<Layer>>,
+    /// ... but of these names another version, or none.
+    but: BTreeMap<String, Option<String>>,
+}
+
+impl Held {
+    fn version(&self, name: &str) -> Option<&str> {
+        match self.but.get(name) {
+            Some(v) => v.as_deref(),
+            None => self.layers.iter().find_map(|l| l.get(name)).map(|r| r.version.as_str()),
+        }
+    }
+
+    /// Names that differ between these and a snapshot's layers, if that is known.
+    fn changed<'a>(&self, snapshot: &'a TypeSnapshot) -> Option<Vec<&'a [String]>> {
+        if self.layers.len() != snapshot.layers().len() {
+            return None;
+        }
+        self.layers.iter().zip(snapshot.layers()).map(|(old, new)| new.changed_since(old)).collect()
+    }
+}
+
+/// What a client lacks.
+#[derive(Default)]
+struct Difference {
+    /// It wants them, and has them not or in another version; or they are asked for again.
+    changed: Vec<Arc<pb::Resource>>,
+    /// It has them, and they are no more, with the version that it has.
+    gone: Vec<(String, String)>,
+    /// It asked for them, and they are not.
+    absent: Vec<String>,
+}
+
 impl Sub {
+    /// Changes what is wanted. What was not wanted before the client does not have.
+    fn want(&mut self, wildcard: bool, names: BTreeSet<Arc<str>>) {
+        if wildcard && !self.wildcard {
+            let all = self.held.layers.iter().flat_map(|l| l.resources());
+            let fresh = all.map(|r| &r.name).filter(|n| !self.names.contains(n.as_str()));
+            // What is on its way may hold some of them: they are said again, or said to be gone.
+            let version = self.in_flight.is_some().then(|| UNKNOWN.to_owned());
+            self.held.but.extend(fresh.map(|n| (n.clone(), version.clone())));
+        }
+        if !self.wildcard {
+            for n in names.difference(&self.names) {
+                self.held.but.insert(n.to_string(), None);
+            }
+        }
+        (self.wildcard, self.names) = (wildcard, names);
+        let (wildcard, names) = (self.wildcard, &self.names);
+        self.held.but.retain(|n, _| wildcard || names.contains(n.as_str()));
+    }
+
+    /// Compares what the client has with what it should have.
+    fn difference(&self, snapshot: &TypeSnapshot) -> Difference {
+        let mut out = Difference::default();
+        let mut names: BTreeSet<&str> = self.force.iter().map(String::as_str).collect();
+        names.extend(self.held.but.keys().map(String::as_str));
+        match self.held.changed(snapshot) {
+            Some(changed) => names.extend(changed.into_iter().flatten().map(String::as_str)),
+            None if self.wildcard => {
+                let old = self.held.layers.iter().flat_map(|l| l.resources());
+                names.extend(old.chain(snapshot.resources()).map(|r| r.name.as_str()));
+            }
+            None => names.extend(self.names.iter().map(|n| &**n)),
+        }
+        for n in names {
+            let wanted = self.wants(n);
+            // What it told at the start counts, whether it wants it now or not.
+            let old = self.held.version(n).filter(|_| wanted || self.held.but.contains_key(n));
+            match (snapshot.get(n), old) {
+                (Some(new), old) => {
+                    if wanted && (old != Some(new.version.as_str()) || self.force.contains(n)) {
+                        out.changed.push(Arc::clone(new));
+                    }
+                }
+                (None, Some(old)) => out.gone.push((n.to_owned(), old.to_owned())),
+                (None, None) => {
+                    if self.force.contains(n) {
+                        out.absent.push(n.to_owned());
+                    }
+                }
+            }
+        }
+        out
+    }
+
+    /// The client has all of a snapshot, and besides what is `left` of what is gone.
+    fn has(&mut self, snapshot: &TypeSnapshot, left: Vec<(String, String)>) {
+        self.held.layers = snapshot.layers().to_vec();
+        self.held.but = left.into_iter().map(|(n, v)| (n, Some(v))).collect();
+    }
+
     fn wants(&self, name: &str) -> bool {
         self.wildcard || self.names.contains(name)
     }
@@ -152,24 +256,21 @@ impl Session {
         {
             return Ok(());
         }
-        let mut names: BTreeSet<String> = req.resource_names.iter().cloned().collect();
-        let star = names.remove("*");
+        let star = req.resource_names.iter().any(|n| n == "*");
+        let asked = req.resource_names.iter().filter(|n| *n != "*");
+        let names: BTreeSet<Arc<str>> = asked.map(|n| names::shared(n)).collect();
         if !names.is_empty() || star {
             sub.named = true;
         }
         let wildcard = star || (names.is_empty() && !sub.named);
         let grew = (wildcard && !sub.wildcard) || names.iter().any(|n| !sub.names.contains(n));
         if grew {
-            sub.force.extend(names.difference(&sub.names).cloned());
+            sub.force.extend(names.difference(&sub.names).map(ToString::to_string));
             sub.must_reply = true;
             sub.dirty = true;
         }
         if names != sub.names || wildcard != sub.wildcard {
-            sub.names = names;
-            sub.wildcard = wildcard;
-            let mut known = std::mem::take(&mut sub.known);
-            known.retain(|n, _| sub.wants(n));
-            sub.known = known;
+            sub.want(wildcard, names);
         }
         if fresh {
             sub.must_reply = true;
@@ -189,7 +290,8 @@ impl Session {
             if req.initial_resource_versions.len() > MAX_NAMES {
                 return Err(ProtocolError::TooManyNames(MAX_NAMES));
             }
-            sub.known = req.initial_resource_versions.clone().into_iter().collect();
+            let told = req.initial_resource_versions.iter();
+            sub.held.but = told.map(|(n, v)| (n.clone(), Some(v.clone()))).collect();
             sub.wildcard = req.resource_names_subscribe.is_empty();
             sub.must_reply = true;
             sub.dirty = true;
@@ -199,31 +301,37 @@ impl Session {
         }
         for n in &req.resource_names_unsubscribe {
             if n == "*" {
-                sub.wildcard = false;
-                let names = &sub.names;
-                sub.known.retain(|k, _| names.contains(k));
+                let names = sub.names.clone();
+                sub.want(false, names);
             } else {
-                sub.names.remove(n);
+                sub.names.remove(n.as_str());
                 sub.force.remove(n);
                 if sub.wildcard {
                     // Still wanted by the wildcard: say what it is now.
                     sub.force.insert(n.clone());
                     sub.dirty = true;
                 } else {
-                    sub.known.remove(n);
+                    sub.held.but.remove(n);
                 }
             }
         }
         for n in &req.resource_names_subscribe {
             if n == "*" {
+                if !fresh {
+                    let names = sub.names.clone();
+                    sub.want(true, names);
+                }
                 sub.wildcard = true;
             } else {
                 // At the start of a stream the client tells what it has; later a repeated
                 // subscription asks for the resource again.
-                if !(fresh && sub.known.contains_key(n)) {
+                if !(fresh && sub.held.but.contains_key(n)) {
                     sub.force.insert(n.clone());
+                    if !sub.wants(n) {
+                        sub.held.but.insert(n.clone(), None);
+                    }
                 }
-                sub.names.insert(n.clone());
+                sub.names.insert(names::shared(n));
             }
             sub.dirty = true;
         }
@@ -244,7 +352,7 @@ impl Session {
     /// The next response to send, if any. Call until it returns `None`.
     pub fn poll<S>(&mut self, source: S) -> Option<Push>
     where
-        S: Fn(&str) -> std::sync::Arc<TypeSnapshot>,
+        S: Fn(&str) -> Arc<TypeSnapshot>,
     {
         // Twice: the first pass may settle listeners and routes, which frees removals of clusters.
         for _ in 0..2 {
@@ -271,69 +379,44 @@ impl Session {
     fn poll_sotw(&mut self, key: &(u8, String), snapshot: &TypeSnapshot) -> Option<Push> {
         let sub = self.types.get_mut(key)?;
         let full = type_url::full_state(&key.1);
-        let mut current = BTreeMap::new();
-        let mut resources = Vec::new();
-        let mut changed = false;
-        for (name, r) in wanted(sub, snapshot) {
-            current.insert(name.clone(), r.version.clone());
-            let differs = sub.known.get(name) != Some(&r.version);
-            changed |= differs;
-            if full || differs || sub.force.contains(name) {
-                resources.push(r.clone());
-            }
-        }
-        changed |= full && current.len() != sub.known.len();
+        let difference = sub.difference(snapshot);
+        let changed = !difference.changed.is_empty() || (full && !difference.gone.is_empty());
         sub.dirty = false;
-        if !changed && !std::mem::take(&mut sub.must_reply) {
+        sub.has(snapshot, vec![]);
+        if !changed && !sub.must_reply {
             return None;
         }
         sub.must_reply = false;
         sub.force.clear();
-        sub.known = current;
+        let resources = if full { wanted(sub, snapshot).cloned().collect() } else { difference.changed };
         Some(self.push(key, snapshot, resources, vec![]))
     }
 
     fn poll_delta(&mut self, key: &(u8, String), snapshot: &TypeSnapshot) -> Option<Push> {
-        let hold = key.0 <= 1 && self.types.iter().any(|(k, s)| (k.0 == 2 || k.0 == 3) && !s.settled());
+        let hold = key.0 <= 1 && self.types.iter().any(|(k, s)| REFERRING.contains(&k.0) && !s.settled());
         let sub = self.types.get_mut(key)?;
-        let mut resources = Vec::new();
-        for (name, r) in wanted(sub, snapshot) {
-            if sub.known.get(name) != Some(&r.version) || sub.force.contains(name) {
-                resources.push(r.clone());
-            }
-        }
-        let gone: Vec<String> =
-            sub.known.keys().filter(|n| !snapshot.resources.contains_key(*n)).cloned().collect();
-        let mut removed: Vec<String> = sub
-            .force
-            .iter()
-            .filter(|n| !snapshot.resources.contains_key(*n) && !sub.known.contains_key(*n))
-            .cloned()
-            .collect();
+        let Difference { changed, gone, absent: mut removed } = sub.difference(snapshot);
         let held = hold && !gone.is_empty();
-        if !held {
-            removed.extend(gone);
-        }
         sub.dirty = held;
-        if resources.is_empty() && removed.is_empty() && !sub.must_reply {
+        if held {
+            sub.has(snapshot, gone);
+        } else {
+            removed.extend(gone.into_iter().map(|(n, _)| n));
+            sub.has(snapshot, vec![]);
+        }
+        if changed.is_empty() && removed.is_empty() && !sub.must_reply {
             return None;
         }
         sub.must_reply = false;
         sub.force.clear();
-        for r in &resources {
-            sub.known.insert(r.name.clone(), r.version.clone());
-        }
-        for n in &removed {
-            sub.known.remove(n);
-        }
-        Some(self.push(key, snapshot, resources, removed))
+        Some(self.push(key, snapshot, changed, removed))
     }
 
     fn push(
         &mut self,
         key: &(u8, String),
         snapshot: &TypeSnapshot,
-        resources: Vec<pb::Resource>,
+        resources: Vec<Arc<pb::Resource>>,
         removed: Vec<String>,
     ) -> Push {
         self.nonces += 1;
@@ -359,11 +442,11 @@ impl Session {
 fn wanted<'a>(
     sub: &'a Sub,
     snapshot: &'a TypeSnapshot,
-) -> Box<dyn Iterator<Item = (&'a String, &'a pb::Resource)> + 'a> {
+) -> Box<dyn Iterator<Item = &'a Arc<pb::Resource>> + 'a> {
     if sub.wildcard {
-        Box::new(snapshot.resources.iter())
+        Box::new(snapshot.resources())
     } else {
-        Box::new(sub.names.iter().filter_map(|n| snapshot.resources.get_key_value(n)))
+        Box::new(sub.names.iter().filter_map(|n| snapshot.get(n)))
     }
 }
 

@@ -1,7 +1,7 @@
 //! Virtual hosts that come on demand (VHDS), and their place among those of route configurations.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
 };
 
@@ -17,6 +17,8 @@ pub(super) struct Hosts {
     all: BTreeMap<String, Arc<VirtualHost>>,
     /// Names by which clients ask, and the resource that they lead to.
     aliases: BTreeMap<String, String>,
+    /// By route configuration: domains, and the resource that has each.
+    owners: HashMap<String, HashMap<String, String>>,
     generation: u64,
     /// What was merged last, and of what.
     merged: BTreeMap<String, Merged>,
@@ -35,31 +37,100 @@ pub(super) fn routes_of<'a>(routes: &'a Routes, name: &str) -> Option<&'a Arc<Ro
     at.find_map(|i| routes.get(&name[..i]).filter(|r| r.on_demand.is_some()))
 }
 
+/// The same of one that has not come yet, by the name by which it is asked for.
+fn expected_of<'a>(routes: &Routes, expected: &'a BTreeSet<String>, name: &str) -> Option<&'a String> {
+    let mut at = name.match_indices('/').map(|(i, _)| i);
+    at.find_map(|i| expected.get(&name[..i]).filter(|r| !routes.contains_key(*r)))
+}
+
+fn has(host: &VirtualHost, domain: &str) -> bool {
+    host.domains.iter().any(|d| d.eq_ignore_ascii_case(domain))
+}
+
 fn domains(host: &VirtualHost) -> impl Iterator<Item = String> {
     host.domains.iter().map(|d| d.to_ascii_lowercase())
 }
 
 impl Hosts {
-    /// Takes one that its route configuration can have.
-    pub(super) fn take(&mut self, routes: &Routes, r: &pb::Resource, any: &pb::Any) -> Result<(), String> {
+    /// Takes one that its route configuration can have. `expected` are route configurations that listeners refer to:
+    /// their hosts may come before them.
+    pub(super) fn take(
+        &mut self,
+        routes: &Routes,
+        expected: &BTreeSet<String>,
+        r: &pb::Resource,
+        any: &pb::Any,
+    ) -> Result<(), String> {
         let host = codec::decode_virtual_host(any).map_err(|e| format!("{}: {}", e.field, e.reason))?;
-        let Some(config) = routes_of(routes, &r.name) else {
+        let known = routes_of(routes, &r.name);
+        let config = known.map(|c| &c.name).or_else(|| expected_of(routes, expected, &r.name));
+        let Some(config) = config else {
             return Err("no route configuration with vhds has this name before its slash".into());
         };
-        let prefix = format!("{}/", config.name);
-        let own: HashSet<String> = domains(&host).collect();
-        let others = self.of(&prefix).filter(|(n, _)| **n != r.name).map(|(_, h)| &**h);
-        for other in config.virtual_hosts.iter().chain(others) {
-            if let Some(d) = domains(other).find(|d| own.contains(d)) {
-                return Err(format!("domains: {d:?} is one of virtual host {:?}", other.name));
+        for d in domains(&host) {
+            let fixed = known.iter().flat_map(|c| &c.virtual_hosts);
+            let fixed = fixed.into_iter().find(|h| has(h, &d)).map(|h| &h.name);
+            let owners = self.owners.get(config);
+            if let Some(other) =
+                fixed.or_else(|| owners.and_then(|o| o.get(&d)).filter(|owner| **owner != r.name))
+            {
+                return Err(format!("domains: {d:?} is one of virtual host {other:?}"));
             }
         }
+        let config = config.clone();
+        self.disown(&r.name);
+        let owners = self.owners.entry(config).or_default();
+        owners.extend(domains(&host).map(|d| (d, r.name.clone())));
         self.all.insert(r.name.clone(), Arc::new(host));
         for alias in &r.aliases {
             self.aliases.insert(alias.clone(), r.name.clone());
         }
         self.generation += 1;
         Ok(())
+    }
+
+    /// Frees the domains that a new version of a host gives up, before any of its update is taken.
+    pub(super) fn give_up(&mut self, r: &pb::Resource) {
+        let (Some(old), Some(any)) = (self.all.get(&r.name), &r.resource) else { return };
+        let Ok(new) = codec::decode_virtual_host(any) else { return };
+        let given: Vec<String> = domains(old).filter(|d| !has(&new, d)).collect();
+        self.free(&r.name, given);
+    }
+
+    /// A new version of a host was refused: the old one stays with all its domains, or goes if one has another host now.
+    pub(super) fn keep(&mut self, name: &str) {
+        let Some(old) = self.all.get(name).cloned() else { return };
+        let mut lost = false;
+        for owners in self.owners_of(name) {
+            for d in domains(&old) {
+                lost |= *owners.entry(d).or_insert_with(|| name.to_owned()) != name;
+            }
+        }
+        if lost {
+            self.remove(name);
+        }
+    }
+
+    fn owners_of<'a>(&'a mut self, name: &'a str) -> impl Iterator<Item = &'a mut HashMap<String, String>> {
+        let of = |config: &str| name.strip_prefix(config).is_some_and(|n| n.starts_with('/'));
+        self.owners.iter_mut().filter(move |(c, _)| of(c)).map(|(_, owners)| owners)
+    }
+
+    /// The domains of a resource are free again.
+    fn disown(&mut self, name: &str) {
+        if let Some(old) = self.all.get(name).cloned() {
+            self.free(name, domains(&old));
+        }
+    }
+
+    fn free(&mut self, name: &str, given: impl IntoIterator<Item = String>) {
+        for d in given {
+            for owners in self.owners_of(name) {
+                if owners.get(&d).is_some_and(|owner| owner == name) {
+                    owners.remove(&d);
+                }
+            }
+        }
     }
 
     /// Takes one away, by its own name or by one that leads to nothing else any more.
@@ -71,6 +142,7 @@ impl Hosts {
             alias.filter(|r| !self.aliases.values().any(|other| other == r))
         };
         if let Some(gone) = gone {
+            self.disown(&gone);
             self.all.remove(&gone);
             self.aliases.retain(|_, r| *r != gone);
             self.generation += 1;
@@ -90,11 +162,15 @@ impl Hosts {
     }
 
     /// Drops those of route configurations that are gone or have none on demand any more.
-    pub(super) fn prune(&mut self, routes: &Routes) {
-        let gone: BTreeSet<String> =
-            self.all.keys().filter(|n| routes_of(routes, n).is_none()).cloned().collect();
+    pub(super) fn prune(&mut self, routes: &Routes, expected: &BTreeSet<String>) {
+        let there = |n: &str| routes_of(routes, n).is_some() || expected_of(routes, expected, n).is_some();
+        let gone: BTreeSet<String> = self.all.keys().filter(|n| !there(n)).cloned().collect();
         if !gone.is_empty() {
             self.all.retain(|n, _| !gone.contains(n));
+            for owners in self.owners.values_mut() {
+                owners.retain(|_, owner| !gone.contains(owner));
+            }
+            self.owners.retain(|_, owners| !owners.is_empty());
             self.aliases.retain(|_, r| !gone.contains(r));
             self.generation += 1;
         }
@@ -120,10 +196,9 @@ impl Hosts {
                 continue;
             }
             // The route configuration may have got a domain since that one of these has: then its own counts.
-            let own: HashSet<String> = base.virtual_hosts.iter().flat_map(domains).collect();
             let hosts: BTreeMap<_, _> = self
                 .of(&format!("{name}/"))
-                .filter(|(_, h)| !domains(h).any(|d| own.contains(&d)))
+                .filter(|(_, h)| !base.virtual_hosts.iter().any(|own| h.domains.iter().any(|d| has(own, d))))
                 .map(|(n, h)| (n.clone(), Arc::clone(h)))
                 .collect();
             let on_demand = Some(OnDemandHosts { hosts });
@@ -160,7 +235,12 @@ mod tests {
     fn take(h: &mut Hosts, r: &Routes, name: &str, domains: &[&str], aliases: &[&str]) -> Result<(), String> {
         let any = codec::encode_virtual_host(&host(name, domains));
         let aliases = aliases.iter().map(|a| (*a).to_owned()).collect();
-        h.take(r, &pb::Resource { name: name.into(), aliases, ..Default::default() }, &any)
+        h.take(
+            r,
+            &BTreeSet::from(["later".to_owned()]),
+            &pb::Resource { name: name.into(), aliases, ..Default::default() },
+            &any,
+        )
     }
 
     fn merged(h: &mut Hosts, r: &Routes, name: &str) -> Vec<String> {
@@ -203,11 +283,20 @@ mod tests {
             assert!(e.starts_with("domains: ") && e.contains(owner), "{e}");
         }
         take(&mut h, &r, "r/other", &["b"], &[]).unwrap();
+        // Those of a configuration that a listener waits for come before it.
+        take(&mut h, &r, "later/a", &["a"], &[]).unwrap();
+        h.prune(&r, &BTreeSet::from(["later".to_owned()]));
+        let later = routes("later", host("static", &["x"]));
+        assert_eq!(merged(&mut h, &later, "later"), ["later/a"]);
+        // What one has left another may have.
+        h.remove("later/a");
+        take(&mut h, &r, "later/b", &["a"], &[]).unwrap();
+        h.prune(&r, &BTreeSet::new());
         assert_eq!(merged(&mut h, &r, "r"), ["r/a", "r/other"]);
         // What the routes themselves say from now on counts.
         let r = routes("r", host("static", &["b"]));
         assert_eq!(merged(&mut h, &r, "r"), ["r/a"]);
-        h.prune(&BTreeMap::new());
+        h.prune(&BTreeMap::new(), &BTreeSet::new());
         assert_eq!(h.names().count(), 0);
     }
 }

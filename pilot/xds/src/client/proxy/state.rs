@@ -76,7 +76,7 @@ impl Inner {
         Self { state, fixed, ..Self::default() }
     }
 
-    pub(super) fn apply(&mut self, type_url: &str, update: Update) -> Vec<Rejection> {
+    pub(super) fn apply(&mut self, type_url: &str, mut update: Update) -> Vec<Rejection> {
         let types = [CDS, EDS, LDS, RDS, VHDS, NDS, SDS, ECDS, BUNDLES];
         let Some(t) = types.into_iter().find(|t| *t == type_url) else {
             return update
@@ -86,6 +86,12 @@ impl Inner {
                 .collect();
         };
         let mut bad = Vec::new();
+        if t == VHDS {
+            // What a host gives up another may have, in the same update.
+            update.removed.drain(..).for_each(|n| self.remove(t, n));
+            update.changed.iter().for_each(|r| self.hosts.give_up(r));
+        }
+        let expected = if t == VHDS { self.route_names() } else { BTreeSet::new() };
         for r in update.changed {
             let applied = match &r.resource {
                 None => Err("no resource".to_owned()),
@@ -97,7 +103,7 @@ impl Inner {
                     EDS => put(&mut self.state.endpoints, &r, any, codec::decode_endpoints),
                     LDS => self.listener(&r.name, any),
                     RDS => self.route(&r.name, any),
-                    VHDS => self.hosts.take(&self.state.routes, &r, any),
+                    VHDS => self.hosts.take(&self.state.routes, &expected, &r, any),
                     SDS => self.secret(any),
                     ECDS => self.extension(any),
                     BUNDLES => bundles::decode(any).map(|b| drop(self.bundles.insert(r.name.clone(), b))),
@@ -118,6 +124,9 @@ impl Inner {
                     }
                 }
                 Err(reason) => {
+                    if t == VHDS {
+                        self.hosts.keep(&r.name);
+                    }
                     // Without an older version there is nothing to wait for.
                     self.absent.insert((t, r.name.clone()));
                     self.absent.extend(r.aliases.into_iter().map(|a| (t, a)));
@@ -126,31 +135,40 @@ impl Inner {
             }
         }
         for n in update.removed {
-            if self.is_fixed(t, &n) {
-                continue;
-            }
-            match t {
-                CDS => drop(self.state.clusters.remove(&n)),
-                EDS => drop(self.state.endpoints.remove(&n)),
-                LDS => {
-                    self.state.listeners.remove(&n);
-                    self.follows.remove(&n);
-                }
-                RDS => drop(self.state.routes.remove(&n)),
-                VHDS => self.hosts.remove(&n),
-                // Connections go on with the last one: a listener without its certificate would serve nobody.
-                SDS => {}
-                ECDS => self.without_extension(&n),
-                BUNDLES => drop(self.bundles.remove(&n)),
-                _ => self.names = None,
-            }
-            if let Some(raw) = self.raw.get_mut(t) {
-                raw.remove(&n);
-            }
-            self.absent.insert((t, n));
+            self.remove(t, n);
         }
         self.received.insert(t);
         bad
+    }
+
+    fn remove(&mut self, t: &'static str, n: String) {
+        if self.is_fixed(t, &n) {
+            return;
+        }
+        match t {
+            CDS => drop(self.state.clusters.remove(&n)),
+            EDS => drop(self.state.endpoints.remove(&n)),
+            LDS => {
+                self.state.listeners.remove(&n);
+                self.follows.remove(&n);
+            }
+            RDS => drop(self.state.routes.remove(&n)),
+            VHDS => self.hosts.remove(&n),
+            // Connections go on with the last one: a listener without its certificate would serve nobody.
+            SDS => {}
+            ECDS => self.without_extension(&n),
+            BUNDLES => drop(self.bundles.remove(&n)),
+            _ => self.names = None,
+        }
+        if let Some(raw) = self.raw.get_mut(t) {
+            raw.remove(&n);
+        }
+        self.absent.insert((t, n));
+    }
+
+    /// Names of route configurations that listeners refer to.
+    fn route_names(&self) -> BTreeSet<String> {
+        self.state.listeners.values().flat_map(|l| routes_of(l)).map(str::to_owned).collect()
     }
 
     fn is_fixed(&self, t: &str, name: &str) -> bool {
@@ -291,6 +309,8 @@ impl Inner {
 
     pub(super) fn complete(&self) -> bool {
         self.started()
+            // Hosts of our own control plane come unasked, and without them requests would be taken for ones to elsewhere.
+            && (self.fixed.is_some() || self.received.contains(VHDS) || !self.has_hosts_on_demand())
             && self
                 // What traffic asked for must not hold up the rest.
                 .references_of(|n| !self.is_on_demand(Kind::Cluster, n))
@@ -395,7 +415,7 @@ impl Inner {
         self.state.routes.retain(|n, _| kept(RDS, n));
         self.state.endpoints.retain(|n, _| kept(EDS, n));
         self.extensions.retain(|n, _| kept(ECDS, n));
-        self.hosts.prune(&self.state.routes);
+        self.hosts.prune(&self.state.routes, references.get(RDS).unwrap_or(&BTreeSet::new()));
         let on_demand = &self.on_demand;
         let asked =
             |t: &str, n: &String| on_demand.iter().any(|(k, names)| type_of(*k) == t && names.contains(n));

@@ -75,7 +75,7 @@ fn delta_resumes_from_the_versions_of_the_client() {
     let mut s = Session::new(Mode::Delta);
     let mut req = sub(CDS, &[]);
     req.initial_resource_versions = HashMap::from([
-        ("a".to_owned(), w[CDS].resources["a"].version.clone()),
+        ("a".to_owned(), w[CDS].get("a").unwrap().version.clone()),
         ("b".to_owned(), "old".to_owned()),
         ("gone".to_owned(), "1".to_owned()),
     ]);
@@ -285,10 +285,32 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         prop::collection::vec((0u8..5, 0u8..3), 0..5).prop_map(Step::World),
         any::<bool>().prop_map(|reject| Step::Deliver { reject }),
-        (0u8..5).prop_map(Step::Subscribe),
-        (0u8..5).prop_map(Step::Unsubscribe),
+        (0u8..6).prop_map(Step::Subscribe),
+        (0u8..6).prop_map(Step::Unsubscribe),
         Just(Step::Reconnect),
     ]
+}
+
+/// The last of them is the wildcard.
+fn name(n: u8) -> String {
+    if n == 5 { "*".to_owned() } else { format!("n{n}") }
+}
+
+fn wants(subscribed: &BTreeSet<String>, name: &str) -> bool {
+    subscribed.contains("*") || subscribed.contains(name)
+}
+
+/// The snapshot that follows another: of two layers, as those of proxies are.
+fn after(before: Option<&Arc<TypeSnapshot>>, pairs: &[(&str, &str)]) -> Arc<TypeSnapshot> {
+    let all = snap(pairs);
+    let layer = |which: usize, own: bool| {
+        let of: Vec<_> = all.resources().filter(|r| (r.name.as_str() < "n2") == own).cloned().collect();
+        match before.and_then(|b| b.layers().get(which)) {
+            Some(l) => l.next(of),
+            None => Layer::new(of),
+        }
+    };
+    Arc::new(TypeSnapshot::of(vec![layer(0, true), layer(1, false)]))
 }
 
 proptest! {
@@ -313,7 +335,7 @@ proptest! {
         let mut pending: Option<Push> = None;
         let apply = |peer: &mut Peer, p: &Push, subscribed: &BTreeSet<String>| {
             for r in &p.resources {
-                if subscribed.contains(&r.name) {
+                if wants(subscribed, &r.name) {
                     peer.have.insert(r.name.clone(), r.version.clone());
                 }
             }
@@ -329,7 +351,8 @@ proptest! {
                     let m: BTreeMap<&str, &str> =
                         owned.iter().map(|(a, b)| (a.as_str(), b.as_str())).collect();
                     let pairs: Vec<(&str, &str)> = m.into_iter().collect();
-                    w.insert(EDS.to_owned(), snap(&pairs));
+                    let next = after(w.get(EDS), &pairs);
+                    w.insert(EDS.to_owned(), next);
                     s.mark_dirty();
                 }
                 Step::Deliver { reject } => {
@@ -346,7 +369,7 @@ proptest! {
                     }
                 }
                 Step::Subscribe(n) => {
-                    let n = format!("n{n}");
+                    let n = name(n);
                     if subscribed.insert(n.clone()) {
                         let mut r = sub(EDS, &[]);
                         r.resource_names_subscribe = vec![n];
@@ -354,9 +377,10 @@ proptest! {
                     }
                 }
                 Step::Unsubscribe(n) => {
-                    let n = format!("n{n}");
+                    let n = name(n);
                     if subscribed.len() > 1 && subscribed.remove(&n) {
-                        peer.have.remove(&n);
+                        // What is still wanted by the wildcard is said again.
+                        peer.have.retain(|have, _| *have != n && wants(&subscribed, have));
                         let mut r = sub(EDS, &[]);
                         r.resource_names_unsubscribe = vec![n];
                         s.on_delta(&r).unwrap();
@@ -383,10 +407,9 @@ proptest! {
         let truth: BTreeMap<String, String> = w
             .get(EDS)
             .unwrap_or(&empty)
-            .resources
-            .iter()
-            .filter(|(n, _)| subscribed.contains(*n))
-            .map(|(n, r)| (n.clone(), r.version.clone()))
+            .resources()
+            .filter(|r| wants(&subscribed, &r.name))
+            .map(|r| (r.name.clone(), r.version.clone()))
             .collect();
         prop_assert_eq!(&peer.have, &truth);
         prop_assert_ne!(s.status()[EDS].state(), "STALE");

@@ -173,7 +173,7 @@ async fn what_is_not_renewed_goes_even_when_the_server_is_gone() {
     let ttl = Some(prost_types::Duration { seconds: 0, nanos: 300_000_000 });
     let brief = pb::Resource { version: "1".into(), resource: Some(any), name, ttl, ..Default::default() };
     let snapshot = source.types.read().unwrap()[CDS].clone();
-    let both = snapshot.resources.values().cloned().chain([brief]);
+    let both = snapshot.resources().map(|r| pb::Resource::clone(r)).chain([brief]);
     source.types.write().unwrap().insert(CDS.into(), Arc::new(TypeSnapshot::from_versions(both)));
     source.set(&[(EDS, vec![endpoints("a"), endpoints("brief")])]);
     let client = ProxyClient::start(foreign(addr, Mode::Delta, ProxyState::default()));

@@ -1,0 +1,235 @@
+//! What proxies have in common, kept from one change to the next.
+//!
+//! A mesh has thousands of proxies, tens of classes of them ([`ProxyNode::class`]), and most of its changes are about
+//! one service. So
+//!
+//! - a class's listeners, routes, virtual hosts and names are made again only if something changed that they depend on
+//!   ([`crate::world::Lineage`]), which the coming and going of endpoints is not;
+//! - a service's clusters and endpoints are made once for all classes that reach it in the same way
+//!   ([`ProxyNode::reach`]), and again only if the service, its rule or the environment changed;
+//! - what is made again and has not changed is the same resource, so that nobody need look at it.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{Arc, Mutex, Weak},
+};
+
+use mesh_model::authored::DestinationRule;
+use mesh_xds::{
+    bundles, codec, pb,
+    server::{Layer, content_version},
+    type_url::{BUNDLES, CDS, EDS, LDS, NDS, RDS, VHDS},
+};
+use serde::Serialize;
+
+use super::lock;
+use crate::{
+    generate::{self, Generated, Reached},
+    index::Entry,
+    proxy::ProxyNode,
+    world::{Lineage, World},
+};
+
+/// Layers by type.
+pub(super) type Layers = BTreeMap<&'static str, Arc<Layer>>;
+
+type Resources = Vec<Arc<pb::Resource>>;
+
+/// Changes of the world after which what nobody used is dropped. Proxies ask after each, but not before they have
+/// acknowledged what they were sent last.
+const KEPT: u64 = 4;
+
+#[derive(Default)]
+pub(super) struct Classes {
+    all: Mutex<HashMap<ProxyNode, Weak<Mutex<Class>>>>,
+    reaches: Mutex<HashMap<ProxyNode, Weak<ProxyNode>>>,
+    parts: Mutex<HashMap<Key, Part>>,
+}
+
+/// A class of connected proxies.
+pub(super) struct Class {
+    node: ProxyNode,
+    reach: Arc<ProxyNode>,
+    generation: u64,
+    lineage: Option<Lineage>,
+    /// What its routing part added to each type.
+    routing: BTreeMap<&'static str, Resources>,
+    layers: Layers,
+}
+
+/// Addresses of what a service's part was made of; the part keeps them alive, so that they stay its own.
+#[derive(PartialEq, Eq, Hash)]
+struct Key {
+    environment: u64,
+    reach: usize,
+    entry: usize,
+    rule: Option<usize>,
+}
+
+struct Part {
+    used: u64,
+    clusters: Resources,
+    endpoints: Resources,
+    _of: (Arc<ProxyNode>, Arc<Entry>, Option<Arc<DestinationRule>>),
+}
+
+impl Classes {
+    /// The class that is described so.
+    pub(super) fn get(&self, node: ProxyNode) -> Arc<Mutex<Class>> {
+        let mut all = lock(&self.all);
+        if let Some(class) = all.get(&node).and_then(Weak::upgrade) {
+            return class;
+        }
+        let reach = {
+            let mut reaches = lock(&self.reaches);
+            let of = node.reach();
+            reaches.get(&of).and_then(Weak::upgrade).unwrap_or_else(|| {
+                let reach = Arc::new(of.clone());
+                reaches.insert(of, Arc::downgrade(&reach));
+                reach
+            })
+        };
+        let class = Arc::new(Mutex::new(Class {
+            node: node.clone(),
+            reach,
+            generation: 0,
+            lineage: None,
+            routing: BTreeMap::new(),
+            layers: Layers::new(),
+        }));
+        all.insert(node, Arc::downgrade(&class));
+        class
+    }
+
+    /// The world changed.
+    pub(super) fn turn(&self, generation: u64) {
+        lock(&self.parts).retain(|_, p| p.used + KEPT >= generation);
+        lock(&self.all).retain(|_, c| c.strong_count() > 0);
+        lock(&self.reaches).retain(|_, r| r.strong_count() > 0);
+    }
+
+    /// A class's layers in this generation of the world, or in a later one.
+    pub(super) fn layers(&self, class: &Mutex<Class>, world: &World, generation: u64) -> Layers {
+        let mut class = lock(class);
+        if class.generation < generation {
+            self.refresh(&mut class, world, generation);
+            class.generation = generation;
+        }
+        class.layers.clone()
+    }
+
+    fn refresh(&self, class: &mut Class, world: &World, generation: u64) {
+        let started = std::time::Instant::now();
+        let (now, before) = (world.lineage(), class.lineage);
+        let changed = |of: fn(&Lineage) -> u64| before.is_none_or(|b| of(&b) != of(&now));
+        if changed(|l| l.routing) {
+            let routing = generate::routing(&class.node, world);
+            for (t, resources) in encode(&routing, &class.layers) {
+                class.routing.insert(t, resources);
+            }
+        }
+        if changed(|l| l.shape) {
+            let names = generate::name_table(&class.node, world).to_any();
+            class.routing.insert(NDS, vec![message("name-table", names)]);
+        }
+        if changed(|l| l.environment) {
+            let all = world.config.bundles.iter();
+            let bundles = all.map(|(name, b)| message(name, bundles::encode(b))).collect();
+            class.routing.insert(BUNDLES, bundles);
+        }
+        let mut all = class.routing.clone();
+        for (t, resources) in encode(&generate::base(&class.node, world), &class.layers) {
+            all.entry(t).or_default().extend(resources);
+        }
+        for reached in generate::reached(&class.node, world) {
+            self.part(class, world, &reached, generation, &mut all);
+        }
+        class.layers =
+            all.into_iter().map(|(t, resources)| (t, follow(&class.layers, t, resources))).collect();
+        class.lineage = Some(now);
+        tracing::debug!(
+            namespace = %class.node.namespace, generation, elapsed = ?started.elapsed(), "generated a class"
+        );
+    }
+
+    /// Adds a service's clusters and endpoints.
+    fn part(
+        &self,
+        class: &Class,
+        world: &World,
+        reached: &Reached,
+        generation: u64,
+        out: &mut BTreeMap<&'static str, Resources>,
+    ) {
+        let mut add = |p: &Part| {
+            out.entry(CDS).or_default().extend(p.clusters.iter().cloned());
+            out.entry(EDS).or_default().extend(p.endpoints.iter().cloned());
+        };
+        let key = Key {
+            environment: world.lineage().environment,
+            reach: Arc::as_ptr(&class.reach).addr(),
+            entry: Arc::as_ptr(&reached.entry).addr(),
+            rule: reached.rule.as_ref().map(|r| Arc::as_ptr(r).addr()),
+        };
+        if let Some(p) = lock(&self.parts).get_mut(&key) {
+            p.used = generation;
+            add(p);
+            return;
+        }
+        let made = generate::reach(&class.reach, world, reached);
+        let part = Part {
+            used: generation,
+            clusters: encode_each(&made.clusters, codec::encode_cluster, class.layers.get(CDS)),
+            endpoints: encode_each(&made.endpoints, codec::encode_endpoints, class.layers.get(EDS)),
+            _of: (Arc::clone(&class.reach), Arc::clone(&reached.entry), reached.rule.clone()),
+        };
+        add(&part);
+        lock(&self.parts).insert(key, part);
+    }
+}
+
+/// A proxy's own part, after another state of it.
+pub(super) fn own(made: &Generated, before: &Layers) -> Layers {
+    encode(made, before).into_iter().map(|(t, resources)| (t, follow(before, t, resources))).collect()
+}
+
+fn follow(before: &Layers, t: &str, resources: Resources) -> Arc<Layer> {
+    match before.get(t) {
+        Some(layer) => layer.next(resources),
+        None => Layer::new(resources),
+    }
+}
+
+/// Every type has an entry, be it empty.
+fn encode(g: &Generated, before: &Layers) -> BTreeMap<&'static str, Resources> {
+    BTreeMap::from([
+        (CDS, encode_each(&g.clusters, codec::encode_cluster, before.get(CDS))),
+        (EDS, encode_each(&g.endpoints, codec::encode_endpoints, before.get(EDS))),
+        (LDS, encode_each(&g.listeners, codec::encode_listener, before.get(LDS))),
+        (RDS, encode_each(&g.routes, codec::encode_route, before.get(RDS))),
+        (VHDS, encode_each(&g.hosts, codec::encode_virtual_host, before.get(VHDS))),
+    ])
+}
+
+fn encode_each<T: Serialize>(
+    items: &BTreeMap<String, T>,
+    encode: fn(&T) -> pb::Any,
+    before: Option<&Arc<Layer>>,
+) -> Resources {
+    items
+        .iter()
+        .map(|(name, value)| {
+            let version = codec::version(value);
+            if let Some(r) = before.and_then(|l| l.get(name)).filter(|r| r.version == version) {
+                return Arc::clone(r);
+            }
+            let resource = Some(encode(value));
+            Arc::new(pb::Resource { version, resource, name: name.clone(), ..Default::default() })
+        })
+        .collect()
+}
+
+fn message(name: &str, any: pb::Any) -> Arc<pb::Resource> {
+    let version = content_version(&any.value);
+    Arc::new(pb::Resource { version, resource: Some(any), name: name.to_owned(), ..Default::default() })
+}

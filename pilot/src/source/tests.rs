@@ -1,0 +1,243 @@
+//! What is kept from one world to the next is what would be made of the new one alone.
+
+use std::collections::BTreeMap;
+
+use mesh_model::Locality;
+use mesh_xds::{
+    codec,
+    mcp::ConfigState,
+    type_url::{BUNDLES, CDS, EDS, LDS, NDS, RDS, VHDS},
+};
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+use super::*;
+use crate::{
+    config::Reader,
+    generate::tests::{Docs, settings},
+};
+
+/// Proxies that differ in everything that a part may depend on.
+fn nodes() -> Vec<NodeInfo> {
+    let node = |kind: &str, id: &str, ip: &str, namespace: &str, more: Value| {
+        let kind = if kind == "router" { NodeKind::Router } else { NodeKind::Sidecar };
+        let locality = if id.starts_with("near") { "r1/z1" } else { "" };
+        let Value::Object(mut metadata) = more else { panic!("an object") };
+        metadata.insert("NAMESPACE".into(), json!(namespace));
+        let domain = format!("{namespace}.svc.cluster.local");
+        NodeInfo::proxy(
+            kind,
+            ip.parse().unwrap(),
+            id,
+            namespace,
+            &domain,
+            metadata,
+            Locality::from(locality.to_owned()),
+        )
+    };
+    let ours = json!({"FLOTILLA": true, "FLOTILLA_VHDS": true, "LABELS": {"app": "a"}});
+    vec![
+        node("sidecar", "a", "10.0.0.1", "books", ours.clone()),
+        node("sidecar", "near-a", "10.0.0.2", "books", ours.clone()),
+        node("sidecar", "b", "10.0.1.1", "films", ours),
+        node(
+            "sidecar",
+            "whole",
+            "10.0.1.2",
+            "films",
+            json!({"FLOTILLA": true, "INTERCEPTION_MODE": "TPROXY"}),
+        ),
+        node(
+            "sidecar",
+            "envoy",
+            "10.0.2.1",
+            "books",
+            json!({"LABELS": {"app": "b"}, "HTTP_PROXY_PORT": 15007}),
+        ),
+        node(
+            "router",
+            "edge",
+            "10.0.3.1",
+            "istio-system",
+            json!({"FLOTILLA": true, "LABELS": {"istio": "ingressgateway"}}),
+        ),
+        node(
+            "router",
+            "ew",
+            "10.0.4.1",
+            "istio-system",
+            json!({"FLOTILLA": true, "ROUTER_MODE": "sni-dnat"}),
+        ),
+    ]
+}
+
+/// A document that a step may put, change or take away.
+fn document(which: usize, variant: u8) -> (&'static str, String, Value) {
+    let s = ["a", "b", "c"][which % 3];
+    let ns = ["books", "films"][which / 3 % 2];
+    let name = format!("{ns}/{s}");
+    let v = u64::from(variant);
+    let one = |of: [&'static str; 3]| of[usize::from(variant) % 3];
+    match which / 6 % 9 {
+        0 => {
+            let ports = [
+                json!([{"name": "http", "port": 80}]),
+                json!([{"name": "tcp", "port": 9000}, {"name": "http", "port": 8080}]),
+                json!([{"name": "http", "port": 80}, {"name": "dns", "port": 53, "protocol": "UDP"}]),
+            ];
+            let ip = one(["None", "10.9.0.1", ""]);
+            ("Service", name, json!({"clusterIP": ip, "selector": {"app": s}, "ports": ports[which % 3]}))
+        }
+        1 => (
+            "WorkloadEntry",
+            name,
+            json!({"address": format!("10.0.{}.1", variant % 3), "locality": format!("r{}/z1", variant % 2),
+                "serviceAccount": format!("sa{}", variant / 3), "labels": {"app": s, "version": format!("v{}", variant % 2),
+                "security.istio.io/tlsMode": "istio"}}),
+        ),
+        2 => (
+            "VirtualService",
+            name,
+            json!({"hosts": [s], "http": [{"timeout": format!("{}s", v + 1), "route": [{"destination": {"host": "a"}}]}]}),
+        ),
+        3 => (
+            "DestinationRule",
+            name,
+            json!({"host": s, "subsets": [{"name": "v1", "labels": {"version": "v1"}}], "trafficPolicy":
+                {"outlierDetection": {"interval": format!("{}s", v + 1)}, "loadBalancer": {"consistentHash": {"httpHeaderName": format!("x{v}")}}}}),
+        ),
+        4 => (
+            "Sidecar",
+            format!("{ns}/default"),
+            json!({"egress": [{"hosts": [one(["./*", "*/*", "films/*"])]}]}),
+        ),
+        5 => (
+            "PeerAuthentication",
+            format!("{ns}/default"),
+            json!({"mtls": {"mode": one(["STRICT", "DISABLE", "PERMISSIVE"])}}),
+        ),
+        6 => (
+            "ServiceEntry",
+            format!("{ns}/out"),
+            json!({"hosts": ["out.example"], "ports": [{"number": 80 + v, "name": "http", "protocol": "HTTP"}],
+                "resolution": one(["DNS", "STATIC", "NONE"]), "endpoints": []}),
+        ),
+        7 => (
+            "ImportedService",
+            format!("east/{ns}/{s}"),
+            json!({"cluster": "east", "lease": "live", "service": {
+                "name": s, "namespace": ns, "host": format!("{s}.{ns}.svc.cluster.local"),
+                "ports": [{"name": "http", "port": 80, "protocol": "http"}],
+                "groups": [{"labels": {"version": "v1"}, "locality": "r1/z1", "healthyWeight": v}],
+                "serviceAccounts": [format!("spiffe://mesh.local/ns/{ns}/sa/{s}{v}")], "exportedAt": 5, "slots": 4}}),
+        ),
+        _ => ("MeshConfig", "mesh".to_owned(), json!({"defaultConnectTimeout": format!("{}s", v + 1)})),
+    }
+}
+
+/// Documents that are the same in both keep their identity, as those of a real source do.
+fn keep(new: &mut ConfigState, old: &ConfigState) {
+    for (t, docs) in &mut new.documents {
+        for (name, doc) in docs {
+            if let Some(before) = old.documents.get(t).and_then(|d| d.get(name)).filter(|b| *b == doc) {
+                *doc = Arc::clone(before);
+            }
+        }
+    }
+}
+
+/// Versions by type and name.
+type Versions = BTreeMap<(&'static str, String), String>;
+
+fn served(source: &PilotSource, node: &NodeInfo) -> Versions {
+    let of = |t: &'static str| {
+        let snapshot = source.snapshot(node, t);
+        let all: Vec<_> = snapshot.resources().cloned().collect();
+        all.into_iter().map(move |r| {
+            if ![NDS, BUNDLES].contains(&t) {
+                assert!(
+                    snapshot.get(&r.name).is_some_and(|found| Arc::ptr_eq(found, &r)),
+                    "{} twice",
+                    r.name
+                );
+            }
+            ((t, r.name.clone()), r.version.clone())
+        })
+    };
+    [CDS, EDS, LDS, RDS, VHDS].into_iter().flat_map(of).collect()
+}
+
+fn made(world: &World, node: &NodeInfo) -> Versions {
+    let g = generate::generate(&ProxyNode::new(node).unwrap(), world);
+    fn of<T: serde::Serialize>(
+        t: &'static str,
+        map: &BTreeMap<String, T>,
+    ) -> Vec<((&'static str, String), String)> {
+        map.iter().map(|(n, v)| ((t, n.clone()), codec::version(v))).collect()
+    }
+    let all = [
+        of(CDS, &g.clusters),
+        of(EDS, &g.endpoints),
+        of(LDS, &g.listeners),
+        of(RDS, &g.routes),
+        of(VHDS, &g.hosts),
+    ];
+    all.into_iter().flatten().collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 60, ..ProptestConfig::default() })]
+
+    #[test]
+    fn what_is_kept_is_what_would_be_made(
+        steps in prop::collection::vec(prop::collection::vec((0usize..54, 0u8..6, any::<bool>()), 1..4), 1..12),
+    ) {
+        let source = PilotSource::new();
+        for n in nodes() {
+            source.connected(&n);
+        }
+        let mut reader = Reader::default();
+        let mut documents: BTreeMap<usize, u8> = (0..18).map(|n| (n, 0)).collect();
+        let (mut galley, mut federation) = (ConfigState::default(), ConfigState::default());
+        for step in steps {
+            for (which, variant, there) in step {
+                if there {
+                    documents.insert(which, variant);
+                } else {
+                    documents.remove(&which);
+                }
+            }
+            let lease = if documents.get(&42).is_some_and(|v| *v > 2) { "lapsed" } else { "live" };
+            let mut docs = Docs::default().add(
+                "PeerCluster",
+                "east",
+                json!({"id": "east", "network": "net-east", "lease": lease, "transports": ["tcp"],
+                    "gateways": [{"address": "203.0.113.2:15443", "weight": 1}]}),
+            );
+            let all: BTreeMap<(&str, String), Value> = documents
+                .iter()
+                .map(|(which, variant)| { let (kind, name, spec) = document(*which, *variant); ((kind, name), spec) })
+                .collect();
+            for ((kind, name), spec) in all {
+                docs = docs.add(kind, &name, spec);
+            }
+            let (mut g, mut f) = docs.states();
+            for d in g.documents.values_mut().chain(f.documents.values_mut()).flat_map(|d| d.values_mut()) {
+                Arc::make_mut(d).created = 7;
+            }
+            keep(&mut g, &galley);
+            keep(&mut f, &federation);
+            let world = World::new(settings(), reader.read(&g, &f));
+            let world = Arc::new(match source.world() {
+                Some(before) => world.following(&before),
+                None => world,
+            });
+            (galley, federation) = (g, f);
+            source.update(Arc::clone(&world));
+            let alone = World::new(settings(), Reader::default().read(&galley, &federation));
+            for n in nodes() {
+                prop_assert_eq!(served(&source, &n), made(&alone, &n), "{}", n.id);
+            }
+        }
+    }
+}

@@ -1,0 +1,89 @@
+//! Which parts of a world are those of the one before it.
+//!
+//! What is generated depends on parts of the world. Where none of them changed, it need not be made again: see
+//! [`crate::generate`] for which depends on which.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
+
+use super::World;
+use crate::config::Doc;
+
+/// Numbers of parts of a world: worlds that follow each other have the same number as long as the part is equal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Lineage {
+    /// Everything but services, their endpoints, their rules and their routes.
+    pub(crate) environment: u64,
+    /// That, the rules of services, and services apart from endpoints that no listener or name depends on.
+    pub(crate) shape: u64,
+    /// That and the routes.
+    pub(crate) routing: u64,
+}
+
+fn fresh() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
+/// Documents that were not even read again. Equal ones that were count as changed.
+fn same<T>(a: &[Doc<T>], b: &[Doc<T>]) -> bool {
+    a.len() == b.len()
+        && a.iter().zip(b).all(|(a, b)| {
+            Arc::ptr_eq(&a.spec, &b.spec)
+                && (&a.name, &a.namespace, a.created) == (&b.name, &b.namespace, b.created)
+                && a.labels == b.labels
+                && a.annotations == b.annotations
+        })
+}
+
+impl Lineage {
+    /// Of a world that follows none.
+    pub(super) fn new() -> Self {
+        Self { environment: fresh(), shape: fresh(), routing: fresh() }
+    }
+
+    pub(super) fn of(now: &World, before: &World) -> Self {
+        let mut out = Self::new();
+        if !same_environment(now, before) {
+            return out;
+        }
+        out.environment = before.lineage.environment;
+        if !same_shape(now, before) {
+            return out;
+        }
+        out.shape = before.lineage.shape;
+        if same(&now.config.virtual_services, &before.config.virtual_services) {
+            out.routing = before.lineage.routing;
+        }
+        out
+    }
+}
+
+fn same_environment(now: &World, before: &World) -> bool {
+    let (a, b) = (&now.config, &before.config);
+    now.settings == before.settings
+        && now.draining == before.draining
+        && now.index.east_west == before.index.east_west
+        && now.telling == before.telling
+        && (Arc::ptr_eq(&a.mesh, &b.mesh) || a.mesh == b.mesh)
+        && a.peers == b.peers
+        && a.former == b.former
+        && a.bundles == b.bundles
+        && same(&a.gateways, &b.gateways)
+        && same(&a.sidecars, &b.sidecars)
+        && same(&a.peer_authentications, &b.peer_authentications)
+        && same(&a.request_authentications, &b.request_authentications)
+        && same(&a.authorization_policies, &b.authorization_policies)
+        && same(&a.service_exports, &b.service_exports)
+        && same(&a.export_policies, &b.export_policies)
+        && same(&a.import_policies, &b.import_policies)
+}
+
+fn same_shape(now: &World, before: &World) -> bool {
+    let (a, b) = (&now.index.services, &before.index.services);
+    same(&now.config.destination_rules, &before.config.destination_rules)
+        && a.len() == b.len()
+        && a.values().zip(b.values()).all(|(a, b)| Arc::ptr_eq(a, b) || a.same_shape(b))
+}
