@@ -10,7 +10,7 @@ use std::{
 };
 
 use mesh_collections::{Publisher, Snapshot};
-use mesh_model::authored::{Document, Kind};
+use mesh_model::authored::{Document, Kind, resource_name};
 use mesh_xds::{mcp, server::conn};
 use tokio::{sync::watch, task::JoinHandle, time::Instant};
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -363,7 +363,20 @@ impl Reader {
         let diff = self.shared.documents.publish(documents);
         if first || !diff.is_empty() {
             let snapshot = self.shared.documents.snapshot();
-            self.server.publish(by_type(snapshot.iter().map(|(k, d)| (k, &**d))));
+            if first {
+                self.server.publish(by_type(snapshot.iter().map(|(k, d)| (k, &**d))));
+            } else {
+                // What did not change is not encoded again.
+                let mut types: BTreeMap<&str, BTreeMap<String, Option<mcp::Document>>> = BTreeMap::new();
+                let changed = diff.changed.iter().map(|k| (k, snapshot.get(k)));
+                for (k, d) in changed.chain(diff.removed.iter().map(|k| (k, None))) {
+                    let name = resource_name(&k.namespace, &k.name);
+                    types.entry(k.kind.type_url()).or_default().insert(name, d.map(|d| travelling(d)));
+                }
+                for (t, documents) in types {
+                    self.server.update(t, documents);
+                }
+            }
             tracing::info!(
                 applied,
                 changed = diff.changed.len(),
@@ -417,15 +430,19 @@ pub(crate) fn by_type<'a>(
     let mut types: BTreeMap<String, BTreeMap<String, mcp::Document>> =
         Kind::ALL.iter().map(|k| (k.type_url().to_owned(), BTreeMap::new())).collect();
     for (key, d) in all {
-        let document = mcp::Document {
-            name: d.key(),
-            version: d.api_version.clone(),
-            created: d.metadata.creation_timestamp,
-            labels: d.metadata.labels.clone(),
-            annotations: d.metadata.annotations.clone(),
-            body: d.spec.to_json(),
-        };
-        types.entry(key.kind.type_url().to_owned()).or_default().insert(d.key(), document);
+        types.entry(key.kind.type_url().to_owned()).or_default().insert(d.key(), travelling(d));
     }
     types
+}
+
+/// A document as it travels.
+fn travelling(d: &Document) -> mcp::Document {
+    mcp::Document {
+        name: d.key(),
+        version: d.api_version.clone(),
+        created: d.metadata.creation_timestamp,
+        labels: d.metadata.labels.clone(),
+        annotations: d.metadata.annotations.clone(),
+        body: d.spec.to_json(),
+    }
 }

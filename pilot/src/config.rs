@@ -117,10 +117,29 @@ pub struct Config {
     pub problems: Vec<Problem>,
 }
 
+/// A document as it was read last.
+struct Read {
+    document: Arc<mcp::Document>,
+    spec: Result<Spec, String>,
+    labels: Arc<Labels>,
+    annotations: Arc<Labels>,
+}
+
+impl Read {
+    fn new(kind: Kind, document: &Arc<mcp::Document>) -> Self {
+        Self {
+            document: Arc::clone(document),
+            spec: Spec::from_json(kind, document.body.clone()).map_err(|e| e.to_string()),
+            labels: Arc::new(document.labels.clone()),
+            annotations: Arc::new(document.annotations.clone()),
+        }
+    }
+}
+
 /// Reads documents, remembering those that did not change.
 #[derive(Default)]
 pub struct Reader {
-    parsed: HashMap<(Kind, String), (Arc<mcp::Document>, Result<Spec, String>)>,
+    parsed: HashMap<Kind, HashMap<String, Read>>,
     imports: HashMap<String, (Arc<mcp::Document>, Arc<ImportedService>)>,
     pods: Pods,
 }
@@ -129,25 +148,25 @@ impl Reader {
     /// Turns the states of both sources into a configuration.
     pub fn read(&mut self, galley: &mcp::ConfigState, federation: &mcp::ConfigState) -> Config {
         let mut config = Config::default();
-        let mut parsed = HashMap::with_capacity(self.parsed.len());
         for kind in GALLEY_KINDS {
-            for (name, doc) in galley.of(kind.type_url()) {
-                let key = (*kind, name.clone());
-                let spec = match self.parsed.remove(&key) {
-                    Some((d, spec)) if Arc::ptr_eq(&d, doc) => spec,
-                    _ => Spec::from_json(*kind, doc.body.clone()).map_err(|e| e.to_string()),
-                };
-                match &spec {
-                    Ok(spec) => config.add(doc, spec),
+            let known = self.parsed.entry(*kind).or_default();
+            let now = galley.documents.get(kind.type_url());
+            known.retain(|name, _| now.is_some_and(|now| now.contains_key(name)));
+            for (name, document) in now.into_iter().flatten() {
+                let stale = known.get(name).is_none_or(|r| !Arc::ptr_eq(&r.document, document));
+                if stale {
+                    known.insert(name.clone(), Read::new(*kind, document));
+                }
+                let Some(read) = known.get(name) else { continue };
+                match &read.spec {
+                    Ok(spec) => config.add(read, spec),
                     Err(e) => config.problems.push(Problem {
                         object: format!("{} {name}", kind.name()),
                         message: format!("ignored: {e}"),
                     }),
                 }
-                parsed.insert(key, (doc.clone(), spec));
             }
         }
-        self.parsed = parsed;
         config.workload_entries.append(&mut self.pods.workloads(galley));
         config.sort();
 
@@ -252,15 +271,15 @@ impl Config {
         self.peers[at].trust_domain.as_ref()
     }
 
-    fn add(&mut self, doc: &mcp::Document, spec: &Spec) {
-        let (namespace, name) = doc.namespaced_name();
-        fn wrap<T>(doc: &mcp::Document, ns: &str, name: &str, spec: &Arc<T>) -> Doc<T> {
+    fn add(&mut self, doc: &Read, spec: &Spec) {
+        let (namespace, name) = doc.document.namespaced_name();
+        fn wrap<T>(doc: &Read, ns: &str, name: &str, spec: &Arc<T>) -> Doc<T> {
             Doc {
                 name: name.to_owned(),
                 namespace: ns.to_owned(),
-                created: doc.created,
-                labels: Arc::new(doc.labels.clone()),
-                annotations: Arc::new(doc.annotations.clone()),
+                created: doc.document.created,
+                labels: Arc::clone(&doc.labels),
+                annotations: Arc::clone(&doc.annotations),
                 spec: spec.clone(),
             }
         }

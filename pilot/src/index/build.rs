@@ -21,7 +21,7 @@ use super::{
     vips,
 };
 use crate::{
-    config::{Config, Doc, Problem, selects},
+    config::{Config, Doc, Problem},
     hosts,
 };
 
@@ -39,19 +39,45 @@ pub(super) struct Builder<'a> {
     pub(super) local: &'a Local,
     pub(super) slices: Slices<'a>,
     pub(super) pods: PodIndex<'a>,
-    workloads: HashMap<&'a str, Vec<&'a Doc<WorkloadEntry>>>,
+    workloads: HashMap<&'a str, Workloads<'a>>,
     imports: HashMap<(&'a str, &'a str), Vec<Arc<ImportedService>>>,
     exports: BTreeSet<(&'a str, &'a str)>,
     entries: BTreeMap<String, Entry>,
     problems: Vec<Problem>,
 }
 
+/// Workloads of a namespace, found by their labels: a namespace has about as many services as workloads.
+#[derive(Default)]
+struct Workloads<'a> {
+    all: Vec<&'a Doc<WorkloadEntry>>,
+    by_label: HashMap<(&'a str, &'a str), Vec<usize>>,
+}
+
+impl<'a> Workloads<'a> {
+    fn add(&mut self, w: &'a Doc<WorkloadEntry>) {
+        let more = w.labels.iter().filter(|(k, _)| !w.spec.labels.contains_key(*k));
+        for (k, v) in w.spec.labels.iter().chain(more) {
+            self.by_label.entry((k, v)).or_default().push(self.all.len());
+        }
+        self.all.push(w);
+    }
+
+    /// Those with all of these labels, in their order; all without any.
+    fn selected(&self, selector: &Labels) -> Vec<&'a Doc<WorkloadEntry>> {
+        let lists = selector.iter().map(|(k, v)| self.by_label.get(&(k.as_str(), v.as_str())));
+        let Some(lists) = lists.collect::<Option<Vec<_>>>() else { return vec![] };
+        let Some(shortest) = lists.iter().min_by_key(|l| l.len()) else { return self.all.clone() };
+        let in_all = |at: &&usize| lists.iter().all(|l| l.binary_search(at).is_ok());
+        shortest.iter().filter(in_all).filter_map(|at| self.all.get(*at).copied()).collect()
+    }
+}
+
 /// Builds the index, and tells what it could not use.
 #[must_use]
 pub fn build(config: &Config, local: &Local) -> (Index, Vec<Problem>) {
-    let mut workloads: HashMap<&str, Vec<&Doc<WorkloadEntry>>> = HashMap::new();
+    let mut workloads: HashMap<&str, Workloads<'_>> = HashMap::new();
     for w in &config.workload_entries {
-        workloads.entry(&w.namespace).or_default().push(w);
+        workloads.entry(&w.namespace).or_default().add(w);
     }
     let mut imports: HashMap<(&str, &str), Vec<Arc<ImportedService>>> = HashMap::new();
     for i in &config.imports {
@@ -247,16 +273,16 @@ impl<'a> Builder<'a> {
         targets: &[Option<IntOrString>],
         object: &str,
     ) {
-        let wanted = |w: &Doc<WorkloadEntry>| selects(selector, &workload_labels(w));
-        self.select_where(entry, targets, object, wanted);
+        self.select_where(entry, targets, object, selector, |_| true);
     }
 
-    /// The same for those that are `wanted`.
+    /// The same for those among them that are `wanted`.
     pub(super) fn select_where(
         &mut self,
         entry: &mut Entry,
         targets: &[Option<IntOrString>],
         object: &str,
+        selector: &Labels,
         wanted: impl Fn(&Doc<WorkloadEntry>) -> bool,
     ) {
         let namespace = entry.service.namespace.clone();
@@ -264,9 +290,8 @@ impl<'a> Builder<'a> {
             .workloads
             .get(namespace.as_str())
             .into_iter()
-            .flatten()
+            .flat_map(|all| all.selected(selector))
             .filter(|w| wanted(w))
-            .copied()
             .collect();
         for w in selected {
             for (i, port) in entry.service.ports.iter().chain(&entry.udp_ports).enumerate() {
@@ -569,7 +594,10 @@ impl<'a> Builder<'a> {
             .config
             .workload_entries
             .iter()
-            .filter(|w| workload_labels(w).get("istio").is_some_and(|v| v == "eastwestgateway"))
+            .filter(|w| {
+                let label = w.spec.labels.get("istio").or_else(|| w.labels.get("istio"));
+                label.is_some_and(|v| v == "eastwestgateway")
+            })
             .filter(|w| w.annotations.get(HEALTH).is_none_or(|h| h == "healthy"))
             .filter_map(|w| {
                 let port = w.spec.ports.get("tls").and_then(|p| u16::try_from(*p).ok());

@@ -9,11 +9,7 @@ use mesh_model::{
 };
 
 use super::{Entry, build::Builder};
-use crate::{
-    config::{Doc, selects},
-    index::workload_labels,
-    kubernetes::IS_POD,
-};
+use crate::{config::Doc, kubernetes::IS_POD};
 
 /// Slices by namespace and service.
 pub(super) type Slices<'a> = HashMap<(&'a str, &'a str), Vec<&'a Doc<EndpointSlice>>>;
@@ -77,10 +73,8 @@ impl Builder<'_> {
             }
         }
         if !selector.is_empty() {
-            let wanted = |w: &Doc<WorkloadEntry>| {
-                !w.annotations.contains_key(IS_POD) && selects(selector, &workload_labels(w))
-            };
-            self.select_where(entry, targets, object, wanted);
+            let wanted = |w: &Doc<WorkloadEntry>| !w.annotations.contains_key(IS_POD);
+            self.select_where(entry, targets, object, selector, wanted);
         }
         true
     }

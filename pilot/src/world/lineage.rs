@@ -33,8 +33,8 @@ fn same<T>(a: &[Doc<T>], b: &[Doc<T>]) -> bool {
         && a.iter().zip(b).all(|(a, b)| {
             Arc::ptr_eq(&a.spec, &b.spec)
                 && (&a.name, &a.namespace, a.created) == (&b.name, &b.namespace, b.created)
-                && a.labels == b.labels
-                && a.annotations == b.annotations
+                && (Arc::ptr_eq(&a.labels, &b.labels) || a.labels == b.labels)
+                && (Arc::ptr_eq(&a.annotations, &b.annotations) || a.annotations == b.annotations)
         })
 }
 

@@ -3,7 +3,10 @@
 use std::{convert::Infallible, pin::Pin, sync::Arc, time::Duration};
 
 use futures::Stream;
-use tokio::sync::mpsc;
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    time::Instant,
+};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{
@@ -28,23 +31,38 @@ const MAX_REQUEST: usize = 32 * 1024 * 1024;
 /// Responses waiting in a stream. One per type may be in flight, so a handful suffices.
 const QUEUE: usize = 8;
 
+/// What large responses that no client has answered may hold together, KiB. When everybody comes back at once, they are
+/// served in the order in which they came, instead of all of them from memory.
+const UNANSWERED: u32 = 32 * 1024;
+/// Responses below this many KiB do not count.
+const LARGE: u32 = 64;
+/// A client that does not answer a large response for this long no longer keeps others from theirs.
+const PATIENCE: Duration = Duration::from_secs(5);
+
 /// ADS over a [`ResourceSource`]: register it with a tonic server or router.
 pub struct AdsService<S> {
     source: Arc<S>,
     board: Arc<StatusBoard>,
+    unanswered: Arc<Semaphore>,
     stop: CancellationToken,
 }
 
 impl<S> Clone for AdsService<S> {
     fn clone(&self) -> Self {
-        Self { source: self.source.clone(), board: self.board.clone(), stop: self.stop.clone() }
+        Self {
+            source: self.source.clone(),
+            board: self.board.clone(),
+            unanswered: self.unanswered.clone(),
+            stop: self.stop.clone(),
+        }
     }
 }
 
 impl<S: ResourceSource> AdsService<S> {
     /// A service over `source`.
     pub fn new(source: Arc<S>) -> Self {
-        Self { source, board: Arc::default(), stop: CancellationToken::new() }
+        let unanswered = Arc::new(Semaphore::new(UNANSWERED as usize));
+        Self { source, board: Arc::default(), unanswered, stop: CancellationToken::new() }
     }
 
     /// The same service whose streams end when `stop` is cancelled. Streams never end by themselves,
@@ -152,6 +170,25 @@ impl Variant for Delta {
     }
 }
 
+/// A place for a large response, until the client has answered it.
+struct Place {
+    nonce: String,
+    until: Instant,
+    _permit: OwnedSemaphorePermit,
+}
+
+/// Waits for a place for a large response; none is needed for others.
+async fn place(unanswered: &Arc<Semaphore>, push: &Push) -> Option<Place> {
+    let bytes: usize = push.resources.iter().filter_map(|r| r.resource.as_ref()).map(|a| a.value.len()).sum();
+    let size = u32::try_from(bytes / 1024).unwrap_or(UNANSWERED).min(UNANSWERED);
+    if size < LARGE {
+        return None;
+    }
+    // First come, first served. It is never closed.
+    let permit = Arc::clone(unanswered).acquire_many_owned(size).await.ok()?;
+    Some(Place { nonce: push.nonce.clone(), until: Instant::now() + PATIENCE, _permit: permit })
+}
+
 /// Removes the client from the board and the source, however its stream ends.
 struct Registered<S: ResourceSource> {
     service: AdsService<S>,
@@ -189,6 +226,7 @@ async fn run<S: ResourceSource, V: Variant>(
     let mut changes = service.source.changes();
     let mut session = Session::new(V::MODE);
     let mut next = Some(first);
+    let mut taken: Option<Place> = None;
     loop {
         if let Some(req) = next.take() {
             if let Some((type_url, message)) = V::failed(&req) {
@@ -202,7 +240,19 @@ async fn run<S: ResourceSource, V: Variant>(
             changes.borrow_and_update();
             session.mark_dirty();
         }
-        while let Some(push) = session.poll(|t| service.source.snapshot(node, t)) {
+        if taken.as_ref().is_some_and(|p| Instant::now() >= p.until || !session.awaits(&p.nonce)) {
+            taken = None;
+        }
+        // One that waits for a place must not hold another.
+        while taken.is_none() {
+            let Some(push) = session.poll(|t| service.source.snapshot(node, t)) else { break };
+            taken = tokio::select! {
+                p = place(&service.unanswered, &push) => p,
+                () = out.closed() => return Ok(()),
+                () = service.stop.cancelled() => {
+                    return Err(Status::unavailable("the server is shutting down"));
+                }
+            };
             service.board.count(1, 0);
             tracing::debug!(
                 node = %node.id, type_url = %push.type_url, resources = push.resources.len(),
@@ -232,6 +282,7 @@ async fn run<S: ResourceSource, V: Variant>(
                 }
                 session.mark_dirty();
             }
+            () = tokio::time::sleep_until(taken.as_ref().map_or(Instant::now(), |p| p.until)), if taken.is_some() => {}
             () = out.closed() => return Ok(()),
             () = service.stop.cancelled() => {
                 return Err(Status::unavailable("the server is shutting down"));
@@ -335,5 +386,36 @@ where
 
     fn call(&mut self, req: http::Request<B>) -> Self::Future {
         tower::Service::call(&mut self.0, req)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn push(nonce: &str, kib: usize) -> Push {
+        let any = pb::Any { type_url: String::new(), value: vec![0; kib * 1024].into() };
+        let resource = pb::Resource { resource: Some(any), ..pb::Resource::default() };
+        Push {
+            type_url: String::new(),
+            version: String::new(),
+            nonce: nonce.to_owned(),
+            resources: vec![Arc::new(resource)],
+            removed: vec![],
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn large_responses_wait_for_answers_to_others() {
+        let all = Arc::new(Semaphore::new(UNANSWERED as usize));
+        // Whatever is larger than all there is takes all there is.
+        let first = place(&all, &push("1", 40 * 1024)).await.unwrap();
+        assert!(place(&all, &push("2", LARGE as usize - 1)).await.is_none(), "small ones go at once");
+        let (waiting, mine) = (Arc::clone(&all), push("3", 1024));
+        let second = tokio::spawn(async move { place(&waiting, &mine).await.map(|p| p.nonce.clone()) });
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        assert!(!second.is_finished());
+        drop(first);
+        assert_eq!(second.await.unwrap().as_deref(), Some("3"));
     }
 }

@@ -431,6 +431,12 @@ impl Session {
         Push { type_url: key.1.clone(), version: snapshot.version.clone(), nonce, resources, removed }
     }
 
+    /// Whether the response with this nonce is unanswered.
+    #[must_use]
+    pub fn awaits(&self, nonce: &str) -> bool {
+        self.types.values().any(|s| s.in_flight.as_deref() == Some(nonce))
+    }
+
     /// What this client has been sent and has acknowledged, by type.
     #[must_use]
     pub fn status(&self) -> BTreeMap<String, TypeStatus> {
