@@ -32,7 +32,12 @@ use mesh_model::{
 };
 use mesh_xds::nds::NameTable;
 
-use crate::{config::Doc, index::Entry, proxy::ProxyNode, world::World};
+use crate::{
+    config::Doc,
+    index::Entry,
+    proxy::ProxyNode,
+    world::{Rerouted, World},
+};
 
 /// Everything a proxy is served, by name.
 #[derive(Debug, Clone, Default)]
@@ -43,6 +48,8 @@ pub struct Generated {
     pub routes: BTreeMap<String, RouteConfiguration>,
     /// VHDS, of proxies that take virtual hosts apart from their route configurations.
     pub hosts: BTreeMap<String, VirtualHost>,
+    /// Names of such hosts that are what they were, where only what differs was asked for.
+    pub(crate) kept: Vec<String>,
     /// CDS.
     pub clusters: BTreeMap<String, Cluster>,
     /// EDS.
@@ -85,11 +92,13 @@ struct Ctx<'a> {
     proxy: &'a ProxyNode,
     world: &'a World,
     visible: OnceCell<Vec<&'a Arc<Entry>>>,
+    /// Only the routes of these are asked for.
+    rerouted: Option<&'a Rerouted>,
 }
 
 impl<'a> Ctx<'a> {
     fn new(proxy: &'a ProxyNode, world: &'a World) -> Self {
-        Self { proxy, world, visible: OnceCell::new() }
+        Self { proxy, world, visible: OnceCell::new(), rerouted: None }
     }
 
     /// Services it may call, by host.
@@ -119,7 +128,7 @@ pub fn generate(proxy: &ProxyNode, world: &World) -> Generated {
 #[must_use]
 pub fn shared(class: &ProxyNode, world: &World) -> Generated {
     let mut out = base(class, world);
-    out.append(routing(class, world));
+    out.append(routing(class, world, None));
     for r in reached(class, world) {
         out.append(reach(class, world, &r));
     }
@@ -145,12 +154,13 @@ pub(crate) fn base(class: &ProxyNode, world: &World) -> Generated {
 }
 
 /// The listeners and routes of a class. They do not depend on endpoints, but for those of headless services and of
-/// services that are names to be resolved.
+/// services that are names to be resolved. With `rerouted`, virtual hosts that differ in nothing from those of the world
+/// before are only named.
 #[must_use]
-pub(crate) fn routing(class: &ProxyNode, world: &World) -> Generated {
+pub(crate) fn routing(class: &ProxyNode, world: &World, rerouted: Option<&Rerouted>) -> Generated {
     let mut out = Generated::default();
     if !class.east_west && !class.router {
-        outbound::shared(&Ctx::new(class, world), &mut out);
+        outbound::shared(&Ctx { rerouted, ..Ctx::new(class, world) }, &mut out);
     }
     out
 }

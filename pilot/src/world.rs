@@ -16,7 +16,7 @@ use mesh_model::{
     registry::Labels,
 };
 
-pub(crate) use self::lineage::Lineage;
+pub(crate) use self::lineage::{Lineage, Rerouted};
 use crate::{
     config::{Config, Doc, Problem, selects},
     hosts,
@@ -66,6 +66,7 @@ pub struct World {
     /// Keys of labels by which some configuration tells callers apart.
     telling: Arc<BTreeSet<String>>,
     lineage: Lineage,
+    rerouted: Option<Rerouted>,
 }
 
 #[derive(Debug, Default)]
@@ -130,6 +131,7 @@ impl World {
             virtual_services,
             telling: Arc::new(telling),
             lineage: Lineage::new(),
+            rerouted: None,
             peer_auth,
         }
     }
@@ -172,7 +174,13 @@ impl World {
             self.telling = Arc::clone(&before.telling);
         }
         self.lineage = Lineage::of(&self, before);
+        self.rerouted = Rerouted::since(&self, before);
         self
+    }
+
+    /// What differs from the world before in nothing but the routes of some hosts.
+    pub(crate) fn rerouted(&self) -> Option<&Rerouted> {
+        self.rerouted.as_ref()
     }
 
     /// Numbers that two worlds have in common if parts of them are equal.

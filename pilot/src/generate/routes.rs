@@ -90,22 +90,28 @@ fn service_routes(ctx: &Ctx<'_>, entry: &Entry, port: u16) -> Vec<Route> {
     if routes.is_empty() { vec![http::default_route(ctx, entry, port)] } else { routes }
 }
 
-fn service_host(
-    ctx: &Ctx<'_>,
-    entry: &Entry,
-    port: u16,
-    bare: bool,
-    taken: &mut Domains,
-) -> Option<VirtualHost> {
+fn service_host(ctx: &Ctx<'_>, entry: &Entry, port: u16, bare: bool, taken: &mut Domains) -> Option<Host> {
     let domains = taken.claim(domains(&names(ctx, entry), port, bare));
     if domains.is_empty() {
         return None;
     }
-    Some(virtual_host(format!("{}:{port}", entry.service.host), domains, service_routes(ctx, entry, port)))
+    let name = format!("{}:{port}", entry.service.host);
+    let kept = ctx.proxy.takes_hosts && ctx.rerouted.is_some_and(|r| !r.concerns(&entry.service.host));
+    Some(if kept {
+        Host::Kept(name)
+    } else {
+        Host::Made(virtual_host(name, domains, service_routes(ctx, entry, port)))
+    })
+}
+
+/// A virtual host, or the name of one that is what it was.
+enum Host {
+    Made(VirtualHost),
+    Kept(String),
 }
 
 /// Hosts of documents that no service has; reachable on port 80.
-fn other_hosts(ctx: &Ctx<'_>, taken: &mut Domains, out: &mut Vec<VirtualHost>) {
+fn other_hosts(ctx: &Ctx<'_>, taken: &mut Domains, out: &mut Vec<Host>) {
     const PORT: u16 = 80;
     for (doc, hosts) in ctx.world.virtual_services() {
         if doc.spec.http.is_empty()
@@ -122,7 +128,7 @@ fn other_hosts(ctx: &Ctx<'_>, taken: &mut Domains, out: &mut Vec<VirtualHost>) {
             let routes = http::routes(ctx, doc, PORT, Scope::Mesh);
             let domains = taken.claim(domains(std::slice::from_ref(host), PORT, true));
             if !routes.is_empty() && !domains.is_empty() {
-                out.push(virtual_host(format!("{host}:{PORT}"), domains, routes));
+                out.push(Host::Made(virtual_host(format!("{host}:{PORT}"), domains, routes)));
             }
         }
     }
@@ -144,17 +150,23 @@ fn catch_all(ctx: &Ctx<'_>, passthrough: bool) -> VirtualHost {
 
 /// Adds a route configuration. A proxy that takes virtual hosts apart gets them so: of a port that thousands of services
 /// have, what changes is sent and no more. What a request falls through to stays.
-fn whole(ctx: &Ctx<'_>, out: &mut Generated, name: String, mut hosts: Vec<VirtualHost>, rest: VirtualHost) {
+fn whole(ctx: &Ctx<'_>, out: &mut Generated, name: String, hosts: Vec<Host>, rest: VirtualHost) {
     let mut config = RouteConfiguration { name, virtual_hosts: vec![], on_demand: None };
     if ctx.proxy.takes_hosts {
         for h in hosts {
-            out.host(format!("{}/{}", config.name, h.name), h);
+            match h {
+                Host::Made(h) => out.host(format!("{}/{}", config.name, h.name), h),
+                Host::Kept(name) => out.kept.push(format!("{}/{name}", config.name)),
+            }
         }
         config.virtual_hosts.push(rest);
         config.on_demand = Some(OnDemandHosts::default());
     } else {
-        hosts.push(rest);
-        config.virtual_hosts = hosts;
+        let made = hosts.into_iter().filter_map(|h| match h {
+            Host::Made(h) => Some(h),
+            Host::Kept(_) => None,
+        });
+        config.virtual_hosts = made.chain([rest]).collect();
     }
     out.route(config);
 }

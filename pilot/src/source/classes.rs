@@ -123,10 +123,19 @@ impl Classes {
         let (now, before) = (world.lineage(), class.lineage);
         let changed = |of: fn(&Lineage) -> u64| before.is_none_or(|b| of(&b) != of(&now));
         if changed(|l| l.routing) {
-            let routing = generate::routing(&class.node, world);
+            let rerouted = world.rerouted().filter(|r| before.is_some_and(|b| b.routing == r.since));
+            let mut routing = generate::routing(&class.node, world, rerouted);
+            let was = class.layers.get(VHDS);
+            let find = |n: &String| was.and_then(|l| l.get(n)).cloned();
+            let kept = routing.kept.iter().map(find).collect::<Option<Resources>>().unwrap_or_else(|| {
+                // One that was not there before: a defect, but no reason to serve a part.
+                routing = generate::routing(&class.node, world, None);
+                vec![]
+            });
             for (t, resources) in encode(&routing, &class.layers) {
                 class.routing.insert(t, resources);
             }
+            class.routing.entry(VHDS).or_default().extend(kept);
         }
         if changed(|l| l.shape) {
             let names = generate::name_table(&class.node, world).to_any();

@@ -78,7 +78,7 @@ fn document(which: usize, variant: u8) -> (&'static str, String, Value) {
     let name = format!("{ns}/{s}");
     let v = u64::from(variant);
     let one = |of: [&'static str; 3]| of[usize::from(variant) % 3];
-    match which / 6 % 9 {
+    match which / 6 % 10 {
         0 => {
             let ports = [
                 json!([{"name": "http", "port": 80}]),
@@ -98,7 +98,13 @@ fn document(which: usize, variant: u8) -> (&'static str, String, Value) {
         2 => (
             "VirtualService",
             name,
-            json!({"hosts": [s], "http": [{"timeout": format!("{}s", v + 1), "route": [{"destination": {"host": "a"}}]}]}),
+            if variant == 5 {
+                json!({"hosts": ["*.svc.cluster.local"], "http": [{"delegate": {"name": "d-a", "namespace": ns}}]})
+            } else if variant == 4 {
+                json!({"hosts": [s, "nobody.example"], "http": [{"delegate": {"name": "d-a", "namespace": ns}}]})
+            } else {
+                json!({"hosts": [s], "http": [{"timeout": format!("{}s", v + 1), "route": [{"destination": {"host": "a"}}]}]})
+            },
         ),
         3 => (
             "DestinationRule",
@@ -130,6 +136,11 @@ fn document(which: usize, variant: u8) -> (&'static str, String, Value) {
                 "ports": [{"name": "http", "port": 80, "protocol": "http"}],
                 "groups": [{"labels": {"version": "v1"}, "locality": "r1/z1", "healthyWeight": v}],
                 "serviceAccounts": [format!("spiffe://mesh.local/ns/{ns}/sa/{s}{v}")], "exportedAt": 5, "slots": 4}}),
+        ),
+        8 => (
+            "VirtualService",
+            format!("{ns}/d-{s}"),
+            json!({"hosts": [], "http": [{"timeout": format!("{}s", v + 1), "route": [{"destination": {"host": "b"}}]}]}),
         ),
         _ => ("MeshConfig", "mesh".to_owned(), json!({"defaultConnectTimeout": format!("{}s", v + 1)})),
     }
@@ -190,7 +201,7 @@ proptest! {
 
     #[test]
     fn what_is_kept_is_what_would_be_made(
-        steps in prop::collection::vec(prop::collection::vec((0usize..54, 0u8..6, any::<bool>()), 1..4), 1..12),
+        steps in prop::collection::vec(prop::collection::vec((0usize..60, 0u8..6, any::<bool>()), 1..4), 1..12),
     ) {
         let source = PilotSource::new();
         for n in nodes() {
@@ -198,6 +209,8 @@ proptest! {
         }
         let mut reader = Reader::default();
         let mut documents: BTreeMap<usize, u8> = (0..18).map(|n| (n, 0)).collect();
+        // One that delegates, and to whom.
+        documents.extend([(12, 4), (48, 0)]);
         let (mut galley, mut federation) = (ConfigState::default(), ConfigState::default());
         for step in steps {
             for (which, variant, there) in step {

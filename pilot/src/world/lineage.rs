@@ -3,13 +3,18 @@
 //! What is generated depends on parts of the world. Where none of them changed, it need not be made again: see
 //! [`crate::generate`] for which depends on which.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
+use mesh_model::authored::VirtualService;
+
 use super::World;
-use crate::config::Doc;
+use crate::{config::Doc, hosts};
 
 /// Numbers of parts of a world: worlds that follow each other have the same number as long as the part is equal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -25,6 +30,62 @@ pub(crate) struct Lineage {
 fn fresh() -> u64 {
     static NEXT: AtomicU64 = AtomicU64::new(1);
     NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
+/// Hosts whose routes may differ, where nothing else does.
+#[derive(Debug)]
+pub(crate) struct Rerouted {
+    /// [`Lineage::routing`] of the world that they differ from.
+    pub(crate) since: u64,
+    exact: HashSet<String>,
+    wildcards: Vec<String>,
+}
+
+impl Rerouted {
+    pub(super) fn since(now: &World, before: &World) -> Option<Self> {
+        if now.lineage.shape != before.lineage.shape || now.lineage.routing == before.lineage.routing {
+            return None;
+        }
+        let mut out = Self { since: before.lineage.routing, exact: HashSet::new(), wildcards: vec![] };
+        let key = |d: &Doc<VirtualService>| (d.namespace.clone(), d.name.clone());
+        let old: HashMap<_, _> = before.virtual_services().map(|(d, hosts)| (key(d), (d, hosts))).collect();
+        let mut kept = 0;
+        let mut add = |d: &Doc<VirtualService>, hosts: &[String]| {
+            for h in hosts {
+                if h.starts_with('*') {
+                    out.wildcards.push(h.clone());
+                } else {
+                    out.exact.insert(h.clone());
+                }
+            }
+            // Others delegate to one without hosts.
+            !d.spec.hosts.is_empty()
+        };
+        let mut hosted = true;
+        for (d, hosts) in now.virtual_services() {
+            match old.get(&key(d)) {
+                Some((same, _)) if same_document(same, d) => kept += 1,
+                Some((other, others)) => hosted &= add(other, others) & add(d, hosts),
+                None => hosted &= add(d, hosts),
+            }
+        }
+        if kept < old.len() {
+            let there: HashSet<_> = now.virtual_services().map(|(d, _)| key(d)).collect();
+            for (_, (d, hosts)) in old.iter().filter(|(k, _)| !there.contains(*k)) {
+                hosted &= add(d, hosts);
+            }
+        }
+        hosted.then_some(out)
+    }
+
+    /// Whether the routes of a host may differ.
+    pub(crate) fn concerns(&self, host: &str) -> bool {
+        self.exact.contains(host) || self.wildcards.iter().any(|w| hosts::covers(w, host))
+    }
+}
+
+fn same_document<T>(a: &Doc<T>, b: &Doc<T>) -> bool {
+    same(std::slice::from_ref(a), std::slice::from_ref(b))
 }
 
 /// Documents that were not even read again. Equal ones that were count as changed.

@@ -5,6 +5,7 @@
 //! which is what `proxy-status` shows.
 
 pub mod conn;
+mod frames;
 mod layer;
 mod names;
 mod service;

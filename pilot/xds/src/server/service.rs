@@ -1,22 +1,21 @@
 //! The gRPC service around [`Session`].
 
-use std::{convert::Infallible, pin::Pin, sync::Arc, time::Duration};
+use std::{convert::Infallible, sync::Arc, time::Duration};
 
-use futures::Stream;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
     time::Instant,
 };
-use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{
-    Request, Response, Status, Streaming,
+    Status,
     codegen::{Body, BoxFuture, Context, Poll, StdError, http},
-    server::{Grpc, NamedService, StreamingService},
+    server::NamedService,
 };
 
 use super::{
     PeerInfo, ResourceSource, StatusBoard, Transport,
+    frames::{Requests, Responses},
     state::{Mode, ProtocolError, Push, Session},
 };
 use crate::{node::NodeInfo, pb};
@@ -203,12 +202,16 @@ impl<S: ResourceSource> Drop for Registered<S> {
     }
 }
 
-async fn run<S: ResourceSource, V: Variant>(
+async fn run<S: ResourceSource, V: Variant, B>(
     service: AdsService<S>,
     peer: PeerInfo,
-    mut requests: Streaming<V::Req>,
+    mut requests: Requests<B, V::Req>,
     out: mpsc::Sender<Result<V::Resp, Status>>,
-) -> Result<(), Status> {
+) -> Result<(), Status>
+where
+    B: Body,
+    B::Error: std::fmt::Display,
+{
     let first = match tokio::time::timeout(FIRST_REQUEST, requests.message()).await {
         Err(_) => return Err(Status::deadline_exceeded("no request on the stream")),
         Ok(r) => match r? {
@@ -291,64 +294,46 @@ async fn run<S: ResourceSource, V: Variant>(
     }
 }
 
-type RespStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
-
-struct Method<S, V>(AdsService<S>, std::marker::PhantomData<fn() -> V>);
-
-impl<S: ResourceSource, V: Variant> StreamingService<V::Req> for Method<S, V>
-where
-    V: MethodTypes,
-{
-    type Response = V::Resp;
-    type ResponseStream = RespStream<V::Resp>;
-    type Future = BoxFuture<Response<Self::ResponseStream>, Status>;
-
-    fn call(&mut self, request: Request<Streaming<V::Req>>) -> Self::Future {
-        let service = self.0.clone();
-        Box::pin(async move {
-            let peer = request
-                .extensions()
-                .get::<PeerInfo>()
-                .cloned()
-                .unwrap_or_else(|| PeerInfo::plain(Transport::Plaintext, request.remote_addr()));
-            let (tx, rx) = mpsc::channel(QUEUE);
-            let errors = tx.clone();
-            let requests = request.into_inner();
-            // The task ends with its stream: when the client goes, `out` closes.
-            tokio::spawn(async move {
-                if let Err(status) = run::<S, V>(service, peer, requests, tx).await {
-                    tracing::warn!(code = ?status.code(), message = status.message(), "xDS stream refused");
-                    let _ = errors.try_send(Err(status));
-                }
-            });
-            let stream: Self::ResponseStream = Box::pin(ReceiverStream::new(rx));
-            Ok(Response::new(stream))
-        })
-    }
-}
-
-/// Keeps the bounds of [`Method`] in one place.
-trait MethodTypes {}
-impl MethodTypes for Sotw {}
-impl MethodTypes for Delta {}
-
-async fn serve<S: ResourceSource, V: Variant + MethodTypes, B>(
+fn serve<S: ResourceSource, V: Variant, B>(
     service: AdsService<S>,
     req: http::Request<B>,
 ) -> http::Response<tonic::body::Body>
 where
     B: Body + Send + 'static,
-    B::Error: Into<StdError> + Send + 'static,
+    B::Data: Send,
+    B::Error: Into<StdError> + std::fmt::Display + Send + 'static,
 {
-    let codec = tonic_prost::ProstCodec::<V::Resp, V::Req>::default();
-    let mut grpc = Grpc::new(codec).apply_max_message_size_config(Some(MAX_REQUEST), None);
-    grpc.streaming(Method::<S, V>(service, std::marker::PhantomData), req).await
+    let (head, body) = req.into_parts();
+    let peer = head.extensions.get::<PeerInfo>().cloned();
+    let peer = peer.unwrap_or_else(|| PeerInfo::plain(Transport::Plaintext, remote(&head.extensions)));
+    let (tx, rx) = mpsc::channel(QUEUE);
+    let errors = tx.clone();
+    let requests = Requests::new(body, MAX_REQUEST);
+    // The task ends with its stream: when the client goes, `out` closes.
+    tokio::spawn(async move {
+        if let Err(status) = run::<S, V, B>(service, peer, requests, tx).await {
+            tracing::warn!(code = ?status.code(), message = status.message(), "xDS stream refused");
+            let _ = errors.try_send(Err(status));
+        }
+    });
+    let mut response = http::Response::new(tonic::body::Body::new(Responses::new(rx)));
+    response
+        .headers_mut()
+        .insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static("application/grpc"));
+    response
+}
+
+/// Where a connection came from that is none of [`super::conn`].
+fn remote(extensions: &http::Extensions) -> Option<std::net::SocketAddr> {
+    let tcp = extensions.get::<tonic::transport::server::TcpConnectInfo>();
+    tcp.and_then(tonic::transport::server::TcpConnectInfo::remote_addr)
 }
 
 impl<S: ResourceSource, B> tower::Service<http::Request<B>> for AdsService<S>
 where
     B: Body + Send + 'static,
-    B::Error: Into<StdError> + Send + 'static,
+    B::Data: Send,
+    B::Error: Into<StdError> + std::fmt::Display + Send + 'static,
 {
     type Response = http::Response<tonic::body::Body>;
     type Error = Infallible;
@@ -363,8 +348,8 @@ where
         Box::pin(async move {
             let method = req.uri().path().rsplit('/').next().unwrap_or_default();
             Ok(match method {
-                "StreamAggregatedResources" | "StreamSecrets" => serve::<S, Sotw, B>(service, req).await,
-                "DeltaAggregatedResources" | "DeltaSecrets" => serve::<S, Delta, B>(service, req).await,
+                "StreamAggregatedResources" | "StreamSecrets" => serve::<S, Sotw, B>(service, req),
+                "DeltaAggregatedResources" | "DeltaSecrets" => serve::<S, Delta, B>(service, req),
                 _ => Status::unimplemented("only the streaming methods are served").into_http(),
             })
         })
@@ -374,7 +359,8 @@ where
 impl<S: ResourceSource, B> tower::Service<http::Request<B>> for SecretService<S>
 where
     B: Body + Send + 'static,
-    B::Error: Into<StdError> + Send + 'static,
+    B::Data: Send,
+    B::Error: Into<StdError> + std::fmt::Display + Send + 'static,
 {
     type Response = http::Response<tonic::body::Body>;
     type Error = Infallible;
