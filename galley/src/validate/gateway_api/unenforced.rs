@@ -122,6 +122,17 @@ fn rule(
             let says = format!("filter {t:?} is accepted but not enforced yet: the rule answers 500");
             out.warning(&at.key("type"), says);
         }
+        if let Some(b) = f.request_mirror.as_ref().and_then(|m| m.backend_ref.as_ref()) {
+            let at = at.key("requestMirror");
+            let at = at.key("backendRef");
+            out.unenforced(!b.filters.is_empty(), &at, "filters");
+            if b.weight.is_some() {
+                out.warning(
+                    &at.key("weight"),
+                    "has no effect: percent or fraction are the share of a shadow",
+                );
+            }
+        }
         if let Some(c) = &f.cors
             && c.allow_credentials == Some(true)
             && [&c.allow_headers, &c.expose_headers].iter().any(|l| l.iter().any(|h| h == "*"))

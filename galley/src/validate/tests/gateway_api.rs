@@ -119,6 +119,13 @@ fn what_is_not_enforced() {
                 "rules[0].filters[0].cors",
                 not,
             ),
+            (
+                &rule(
+                    "filters: [{type: RequestMirror, requestMirror: {backendRef: {name: a, port: 1, weight: 2}}}]",
+                ),
+                "rules[0].filters[0].requestMirror.backendRef.weight",
+                "no effect",
+            ),
             (&backend("{type: URLRewrite, urlRewrite: {}}"), "rules[0].backendRefs[0].filters[0].type", not),
         ],
     );
