@@ -125,7 +125,7 @@ pub struct GatewayStatus {
 /// An address of a Gateway.
 #[derive(Debug, Clone, Serialize)]
 pub struct Address {
-    /// `IPAddress`, or `Hostname` for one that it names.
+    /// `IPAddress`.
     #[serde(rename = "type")]
     pub address_type: &'static str,
     /// Value.

@@ -1,5 +1,5 @@
 //! Documents of the Gateway API: their order, and what is said of them. What they make of requests is in
-//! `multicluster/simulate/tests/gateway_api.rs`.
+//! `multicluster/simulate/tests/gateway_api`.
 
 use std::sync::Arc;
 
