@@ -92,6 +92,14 @@ fn host_names_of_listeners_and_routes() {
     ));
     goes(&m, "GET http://b.example/", "reviews");
     ask(&m, "GET http://a.example/", &[], json!({"status": 404}));
+    // Whatever a route of another listener says.
+    let spec = json!({"parentRefs": [{"name": "shop", "sectionName": "wide"}], "hostnames": ["a.example"], "rules": rule(json!({"matches": [{"path": {"value": "/x"}}]}))});
+    let m = bookinfo().with(gateway(json!([l("wide", "*.example"), l("narrow", "a.example")]))).with(object(
+        "HTTPRoute",
+        "r",
+        spec,
+    ));
+    ask(&m, "GET http://a.example/x", &[], json!({"status": 404}));
 }
 
 #[test]
@@ -169,7 +177,11 @@ fn another_namespace_must_grant_it() {
     };
     let to = json!({"group": "", "kind": "Service"});
     ask(&m, "GET http://x/", &[], json!({"status": 500}));
+    // Only the namespace itself can grant it.
+    let mut elsewhere = grant("HTTPRoute", "default", to.clone());
+    elsewhere["metadata"]["namespace"] = json!("default");
     for g in [
+        elsewhere,
         grant("GRPCRoute", "default", to.clone()),
         grant("HTTPRoute", "other", to.clone()),
         grant("HTTPRoute", "default", json!({"group": "", "kind": "Service", "name": "x"})),
