@@ -135,7 +135,9 @@ pub(crate) fn apply(config: &mut Config) {
     let gateways: Vec<_> = listeners.iter().flat_map(|l| l.documents(&known)).collect();
     let made = Made::new(&known, &listeners);
     let rules = backend_tls::rules(&known);
+    let problems = status::problems(config);
 
+    config.problems.extend(problems);
     config.gateways.extend(gateways.into_iter().chain(made.gateways));
     crate::config::by_age(&mut config.gateways);
     // The oldest document for a host is the one that counts, so a caller's own comes before those for everybody.

@@ -23,7 +23,7 @@ use super::{
     rule,
 };
 use crate::{
-    config::{Config, Doc, selects},
+    config::{Config, Doc, Problem, selects},
     index::workload_labels,
 };
 
@@ -245,6 +245,50 @@ pub fn status(config: &Config, connected: &[GatewayProxy]) -> Status {
         out.gateways.push(Object::new(g, gateway(&known, g, &own, connected)));
     }
     out.backend_tls = docs.backend_tls.iter().map(|p| policy(&known, p)).collect();
+    out
+}
+
+/// What cannot be done as written. That no proxy has come yet is none of it.
+pub(super) fn problems(config: &Config) -> Vec<Problem> {
+    let status = status(config, &[]);
+    let mut out = Vec::new();
+    let mut add = |object: String, at: &str, conditions: &[Condition]| {
+        let wrong = conditions.iter().filter(|c| match c.condition {
+            "Accepted" | "ResolvedRefs" => !c.is_true(),
+            "PartiallyInvalid" => c.is_true(),
+            "Programmed" => c.reason == "AddressNotUsable",
+            _ => false,
+        });
+        out.extend(wrong.map(|c| {
+            let message = format!("{at}{}: {}", c.reason, c.message);
+            Problem { object: object.clone(), message }
+        }));
+    };
+    for c in &status.classes {
+        add(format!("GatewayClass {}", c.name), "", &c.status.conditions);
+    }
+    for g in &status.gateways {
+        let object = || format!("Gateway {}/{}", g.namespace, g.name);
+        // Whether it is accepted is what its listeners say.
+        let own: Vec<_> =
+            g.status.conditions.iter().filter(|c| c.condition == "Programmed").cloned().collect();
+        add(object(), "", &own);
+        for l in &g.status.listeners {
+            add(object(), &format!("listener {}: ", l.name), &l.conditions);
+        }
+    }
+    for (kind, routes) in &status.routes {
+        for r in routes {
+            for p in &r.status.parents {
+                add(format!("{kind} {}/{}", r.namespace, r.name), "", &p.conditions);
+            }
+        }
+    }
+    for p in &status.backend_tls {
+        for a in &p.status.ancestors {
+            add(format!("BackendTLSPolicy {}/{}", p.namespace, p.name), "", &a.conditions);
+        }
+    }
     out
 }
 
