@@ -65,6 +65,10 @@ impl<'a> Known<'a> {
             _ => labels.and_then(|l| l.get(key)).map(String::as_str),
         };
         let holds = |e: &SelectorExpression| {
+            // Of a namespace without a document nobody knows which labels it lacks.
+            if labels.is_none() && e.key != NAMESPACE_NAME {
+                return false;
+            }
             let v = value(&e.key);
             let among = || v.is_some_and(|v| e.values.iter().any(|w| w == v));
             match e.operator.as_str() {

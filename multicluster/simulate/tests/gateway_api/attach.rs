@@ -149,6 +149,12 @@ fn who_may_attach() {
             true,
         ),
         (selector(json!({"matchExpressions": [{"key": "open", "operator": "DoesNotExist"}]})), "team", false),
+        // A namespace that no document describes may have the label.
+        (
+            selector(json!({"matchExpressions": [{"key": "open", "operator": "DoesNotExist"}]})),
+            "default",
+            false,
+        ),
         (json!({"kinds": [{"kind": "HTTPRoute"}]}), "default", true),
         (json!({"kinds": [{"kind": "GRPCRoute"}]}), "default", false),
     ] {
