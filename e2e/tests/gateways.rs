@@ -3,6 +3,8 @@
 
 #[path = "gateways/conformance.rs"]
 mod conformance;
+#[path = "gateways/gateway_api.rs"]
+mod gateway_api;
 #[path = "gateways/http3.rs"]
 mod http3;
 #[path = "gateways/restart.rs"]

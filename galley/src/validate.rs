@@ -43,9 +43,6 @@ pub(crate) fn document(d: &Document, out: &mut Findings) {
     let p = &p;
     let namespace = d.metadata.namespace.as_str();
     let kind = d.kind.name();
-    if d.kind.group() == "gateway.networking.k8s.io" {
-        gateway_api::unenforced(kind, p, out);
-    }
     match &d.spec {
         Spec::VirtualService(s) => virtual_service::check(s, namespace, p, out),
         Spec::DestinationRule(s) => destination_rule::check(s, namespace, p, out),

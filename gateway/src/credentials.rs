@@ -24,7 +24,7 @@ impl Drop for Follow {
 }
 
 /// Loads `<dir>/<name>/{tls.crt,tls.key,ca.crt}` as `kubernetes://<name>` (and
-/// `kubernetes://<name>-cacert`), now and whenever they change.
+/// `kubernetes://<name>-cacert`), now and whenever they change. One with `ca.crt` alone is what others are verified by.
 pub(crate) fn follow(dir: PathBuf, store: Arc<SecretStore>) -> Follow {
     Follow(tokio::spawn(async move {
         let mut seen = BTreeMap::new();
@@ -55,7 +55,8 @@ fn scan(dir: &Path, store: &SecretStore, seen: &mut BTreeMap<String, [Option<Sys
         let (crt, key, ca) =
             (entry.path().join("tls.crt"), entry.path().join("tls.key"), entry.path().join("ca.crt"));
         let stamp = [modified(&crt), modified(&key), modified(&ca)];
-        if stamp[0].is_none() || stamp[1].is_none() {
+        let is_identity = stamp[0].is_some() && stamp[1].is_some();
+        if !is_identity && stamp[2].is_none() {
             continue;
         }
         present.push(name.clone());
@@ -64,7 +65,11 @@ fn scan(dir: &Path, store: &SecretStore, seen: &mut BTreeMap<String, [Option<Sys
         }
         let sds = format!("kubernetes://{name}");
         let loaded = (|| -> anyhow::Result<()> {
-            store.set_identity(&sds, &std::fs::read(&crt)?, &std::fs::read(&key)?)?;
+            if is_identity {
+                store.set_identity(&sds, &std::fs::read(&crt)?, &std::fs::read(&key)?)?;
+            } else {
+                store.remove_identity(&sds);
+            }
             if stamp[2].is_some() {
                 store.set_trust(&format!("{sds}-cacert"), &std::fs::read(&ca)?)?;
             }

@@ -51,7 +51,7 @@ pub struct GatewayArgs {
     #[arg(long, default_value_t)]
     trunk_congestion: Congestion,
     /// Directory of server credentials: `<name>/tls.crt`, `<name>/tls.key` and optionally
-    /// `<name>/ca.crt` serve `credentialName: <name>`; changes are picked up
+    /// `<name>/ca.crt` serve `credentialName: <name>`; `ca.crt` alone is roots; changes are picked up
     #[arg(long)]
     credentials: Option<PathBuf>,
 }

@@ -19,7 +19,10 @@ use mesh_model::{
 use mesh_xds::mcp;
 use serde::Serialize;
 
-use crate::kubernetes::Pods;
+use crate::{
+    gateway_api::{self, SERVED_IN},
+    kubernetes::Pods,
+};
 
 /// Kinds that pilot reads from galley.
 pub const GALLEY_KINDS: &[Kind] = &[
@@ -40,6 +43,16 @@ pub const GALLEY_KINDS: &[Kind] = &[
     Kind::MeshConfig,
     Kind::ExportPolicy,
     Kind::ImportPolicy,
+    Kind::GatewayClass,
+    Kind::KubernetesGateway,
+    Kind::HttpRoute,
+    Kind::GrpcRoute,
+    Kind::TlsRoute,
+    Kind::TcpRoute,
+    Kind::ReferenceGrant,
+    Kind::BackendTlsPolicy,
+    // For their labels, by which listeners choose.
+    Kind::Namespace,
 ];
 
 /// Types that pilot reads from the federation component.
@@ -61,6 +74,20 @@ pub struct Doc<T> {
     pub annotations: Arc<Labels>,
     /// Content.
     pub spec: Arc<T>,
+}
+
+impl<T> Doc<T> {
+    pub(crate) fn of(doc: &mcp::Document, spec: &Arc<T>) -> Self {
+        let (namespace, name) = doc.namespaced_name();
+        Self {
+            name: name.to_owned(),
+            namespace: namespace.to_owned(),
+            created: doc.created,
+            labels: Arc::new(doc.labels.clone()),
+            annotations: Arc::new(doc.annotations.clone()),
+            spec: spec.clone(),
+        }
+    }
 }
 
 /// Something in the configuration that pilot cannot do as written. Shown by `/debug/problems`.
@@ -113,6 +140,8 @@ pub struct Config {
     pub former: Vec<FormerCluster>,
     /// Roots of other trust domains, by domain.
     pub bundles: BTreeMap<String, ForeignBundle>,
+    /// Documents of the Gateway API as written; what they mean is among the others.
+    pub gateway_api: gateway_api::Documents,
     /// Documents that could not be read.
     pub problems: Vec<Problem>,
 }
@@ -233,6 +262,7 @@ impl Reader {
         });
         config.peers.sort_by(|a, b| a.id.cmp(&b.id));
         config.former.sort_by(|a, b| a.id.cmp(&b.id));
+        gateway_api::apply(&mut config);
         config
     }
 }
@@ -305,14 +335,11 @@ impl Config {
             Spec::ImportPolicy(s) => into!(import_policies, s),
             Spec::EndpointSlice(s) => into!(endpoint_slices, s),
             // Pods and nodes are read together; others are not subscribed to.
-            _ => {}
+            other => self.gateway_api.add(&doc.document, other),
         }
     }
 
     fn sort(&mut self) {
-        fn by_age<T>(list: &mut [Doc<T>]) {
-            list.sort_by(|a, b| (a.created, &a.namespace, &a.name).cmp(&(b.created, &b.namespace, &b.name)));
-        }
         by_age(&mut self.services);
         by_age(&mut self.workload_entries);
         by_age(&mut self.endpoint_slices);
@@ -327,12 +354,26 @@ impl Config {
         by_age(&mut self.service_exports);
         by_age(&mut self.export_policies);
         by_age(&mut self.import_policies);
+        self.gateway_api.sort();
     }
 
     /// Namespace whose policies apply to the whole mesh.
     #[must_use]
     pub fn root_namespace(&self) -> &str {
         self.mesh.root_namespace.as_deref().unwrap_or("istio-system")
+    }
+}
+
+/// Orders documents as conflicts between them are resolved.
+pub(crate) fn by_age<T>(list: &mut [Doc<T>]) {
+    list.sort_by(|a, b| (a.created, &a.namespace, &a.name).cmp(&(b.created, &b.namespace, &b.name)));
+}
+
+impl Doc<Gateway> {
+    /// Whether proxies of a namespace with these labels serve it. An authored one is served in every namespace.
+    #[must_use]
+    pub fn is_served_by(&self, namespace: &str, labels: &Labels) -> bool {
+        self.annotations.get(SERVED_IN).is_none_or(|n| n == namespace) && selects(&self.spec.selector, labels)
     }
 }
 

@@ -8,6 +8,7 @@
 //! | `/debug/registryz` | services |
 //! | `/debug/endpointz` | endpoints of every service, imports included |
 //! | `/debug/configz` | documents read, by kind |
+//! | `/debug/gatewayz` | `status` of the Gateway API's documents ([`gateway_api::status`]) |
 //! | `/debug/explain` (POST, [`ExplainQuery`]) | the way from a proxy to a host, as far as this cluster knows it |
 //! | `/debug/inspect` (POST, [`InspectQuery`]) | an exported service as a peer's caller meets it |
 //! | `/debug/links` | what east-west gateways told lately of the ways to other clusters ([`GatewayLinks`]) |
@@ -33,6 +34,10 @@ use tokio::sync::watch;
 
 use crate::{
     config::Doc,
+    gateway_api::{
+        self,
+        status::{GatewayProxy, Status},
+    },
     generate::explain::{self, Ask, Request},
     links::{GatewayLinks, Links},
     proxy::ProxyNode,
@@ -61,6 +66,7 @@ pub(crate) fn router(
         .route("/debug/registryz", get(registryz))
         .route("/debug/endpointz", get(endpointz))
         .route("/debug/configz", get(configz))
+        .route("/debug/gatewayz", get(gatewayz))
         .route("/debug/links", get(links_page))
         .route("/debug/problems", get(problems))
         .route("/debug/explain", post(explain_way))
@@ -208,10 +214,36 @@ async fn configz(State(p): State<Pages>) -> Json<Value> {
         "PeerAuthentication": list(&c.peer_authentications),
         "AuthorizationPolicy": list(&c.authorization_policies),
         "ServiceExport": list(&c.service_exports),
+        "gateway.networking.k8s.io": json!({
+            "GatewayClass": list(&c.gateway_api.classes),
+            "Gateway": list(&c.gateway_api.gateways),
+            "HTTPRoute": list(&c.gateway_api.http),
+            "GRPCRoute": list(&c.gateway_api.grpc),
+            "TLSRoute": list(&c.gateway_api.tls),
+            "TCPRoute": list(&c.gateway_api.tcp),
+            "ReferenceGrant": list(&c.gateway_api.grants),
+            "BackendTLSPolicy": list(&c.gateway_api.backend_tls),
+        }),
         "MeshConfig": &*c.mesh,
         "ImportedService": c.imports,
         "PeerCluster": c.peers,
     }))
+}
+
+async fn gatewayz(State(p): State<Pages>) -> Json<Status> {
+    let source = p.service.source();
+    let Some(w) = source.world() else { return Json(Status::default()) };
+    let nodes = source.nodes();
+    let routers = nodes.iter().filter(|n| n.kind == mesh_xds::NodeKind::Router && !n.is_east_west());
+    let connected: Vec<_> = routers
+        .filter_map(|n| ProxyNode::new(n).ok())
+        .map(|p| GatewayProxy {
+            addresses: p.addresses.iter().map(ToString::to_string).collect(),
+            namespace: p.namespace,
+            labels: p.labels,
+        })
+        .collect();
+    Json(gateway_api::status::status(&w.config, &connected))
 }
 
 async fn links_page(State(p): State<Pages>) -> Json<Vec<GatewayLinks>> {

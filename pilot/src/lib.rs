@@ -13,6 +13,7 @@ pub mod conflicts;
 pub mod debug;
 mod draining;
 pub mod exports;
+pub mod gateway_api;
 pub mod generate;
 pub mod hosts;
 pub mod index;

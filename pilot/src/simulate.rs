@@ -118,9 +118,10 @@ pub fn caller(world: &World, namespace: &str, name: &str, labels: &Labels) -> Ca
     };
     caller.proxy.labels.extend(labels.iter().map(|(k, v)| (k.clone(), v.clone())));
     let gateways = || world.config.gateways.iter().filter(|g| !g.spec.selector.is_empty());
-    if gateways().any(|g| selects(&g.spec.selector, &caller.proxy.labels)) {
+    if gateways().any(|g| g.is_served_by(namespace, &caller.proxy.labels)) {
         caller.proxy.router = true;
     } else if let Some(g) = gateways()
+        .filter(|g| g.is_served_by(namespace, &g.spec.selector))
         .find(|g| caller.assumed.is_some() && g.spec.selector.values().any(|v| name.ends_with(v.as_str())))
     {
         caller.proxy.router = true;

@@ -19,6 +19,7 @@ use mesh_model::{
 pub(crate) use self::lineage::{Lineage, Rerouted};
 use crate::{
     config::{Config, Doc, Problem, selects},
+    gateway_api::SEMANTICS,
     hosts,
     index::{self, Entry, Index, Local},
     proxy::ProxyNode,
@@ -454,8 +455,9 @@ fn virtual_services(config: &Config, index: &Index) -> VirtualServices {
     let mut out = VirtualServices::default();
     for (i, doc) in config.virtual_services.iter().enumerate() {
         let mut resolved = Vec::new();
+        let as_written = doc.annotations.contains_key(SEMANTICS);
         for h in &doc.spec.hosts {
-            let host = hosts::resolve(h, &doc.namespace);
+            let host = if as_written { h.to_ascii_lowercase() } else { hosts::resolve(h, &doc.namespace) };
             let host = index.canonical(&host).to_owned();
             if host.starts_with('*') {
                 out.wildcards.push((host.clone(), i));

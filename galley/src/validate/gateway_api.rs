@@ -1,6 +1,7 @@
 //! Rules of the Gateway API: those that its schemas declare, so that what a cluster would refuse is refused here.
 
 mod filters;
+mod unenforced;
 
 use mesh_model::authored::gateway_api::{
     BackendRef, BackendTlsPolicy, Gateway, GatewayClass, GrpcRoute, HttpMatch, HttpRoute, L4Route, Listener,
@@ -13,11 +14,8 @@ use crate::path::Path;
 
 const METHODS: [&str; 9] = ["GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"];
 
-pub(super) fn unenforced(kind: &str, p: &Path<'_>, out: &mut Findings) {
-    out.warning(p, format!("{kind} is accepted but not enforced yet"));
-}
-
 pub(super) fn check_class(c: &GatewayClass, p: &Path<'_>, out: &mut Findings) {
+    unenforced::class(c, p, out);
     let fine = |(domain, path): (&str, &str)| common::is_object_name(domain) && !path.is_empty();
     if !c.controller_name.split_once('/').is_some_and(fine) {
         out.error(&p.key("controllerName"), format!("{:?} is not domain/path", c.controller_name));
@@ -31,6 +29,7 @@ pub(super) fn check_class(c: &GatewayClass, p: &Path<'_>, out: &mut Findings) {
 }
 
 pub(super) fn check_gateway(g: &Gateway, p: &Path<'_>, out: &mut Findings) {
+    unenforced::gateway(g, p, out);
     name(&g.gateway_class_name, &p.key("gatewayClassName"), out);
     let listeners = p.key("listeners");
     count(g.listeners.len(), 1, 64, &listeners, out);
@@ -114,6 +113,7 @@ fn listener(l: &Listener, p: &Path<'_>, out: &mut Findings) {
 }
 
 pub(super) fn check_http(r: &HttpRoute, p: &Path<'_>, out: &mut Findings) {
+    unenforced::http(r, p, out);
     parents(&r.parent_refs, p, out);
     hostnames(&r.hostnames, 16, p, out);
     let rules = p.key("rules");
@@ -198,6 +198,7 @@ fn absolute_path(value: &str, p: &Path<'_>, out: &mut Findings) {
 }
 
 pub(super) fn check_grpc(r: &GrpcRoute, p: &Path<'_>, out: &mut Findings) {
+    unenforced::grpc(r, p, out);
     parents(&r.parent_refs, p, out);
     hostnames(&r.hostnames, 16, p, out);
     let rules = p.key("rules");
@@ -239,6 +240,7 @@ pub(super) fn check_grpc(r: &GrpcRoute, p: &Path<'_>, out: &mut Findings) {
 }
 
 pub(super) fn check_l4(r: &L4Route, kind: &str, p: &Path<'_>, out: &mut Findings) {
+    unenforced::l4(r, kind, p, out);
     parents(&r.parent_refs, p, out);
     if kind == "TLSRoute" {
         count(r.hostnames.len(), 1, 1024, &p.key("hostnames"), out);
@@ -273,6 +275,7 @@ pub(super) fn check_grant(g: &ReferenceGrant, p: &Path<'_>, out: &mut Findings) 
 }
 
 pub(super) fn check_backend_tls(b: &BackendTlsPolicy, p: &Path<'_>, out: &mut Findings) {
+    unenforced::backend_tls(b, p, out);
     let targets = p.key("targetRefs");
     count(b.target_refs.len(), 1, 16, &targets, out);
     for (i, t) in b.target_refs.iter().enumerate() {

@@ -28,7 +28,7 @@ use super::{
     http::Scope,
     tcp,
 };
-use crate::config::{Doc, selects};
+use crate::config::Doc;
 
 /// A server with the document that it is in.
 #[derive(Clone, Copy)]
@@ -59,7 +59,7 @@ pub(super) fn generate(ctx: &Ctx<'_>, out: &mut Generated) {
     // By address as well: a server may have one of its own.
     let mut ports: BTreeMap<(u16, Option<IpAddr>), Vec<Served<'_>>> = BTreeMap::new();
     for gateway in &ctx.world.config.gateways {
-        if !selects(&gateway.spec.selector, &ctx.proxy.labels) {
+        if !gateway.is_served_by(&ctx.proxy.namespace, &ctx.proxy.labels) {
             continue;
         }
         for server in &gateway.spec.servers {

@@ -20,6 +20,7 @@ use mesh_model::{
 use super::{Ctx, common::cluster_name};
 use crate::{
     config::{Doc, selects},
+    gateway_api::SEMANTICS,
     hosts,
     index::Entry,
     world::effective_policy,
@@ -200,6 +201,7 @@ pub(super) fn route(matches: RouteMatch, action: RouteAction) -> Route {
 /// Routes of a document for one port. Stops after a route that matches everything.
 pub(super) fn routes(ctx: &Ctx<'_>, doc: &Doc<VirtualService>, port: u16, scope: Scope<'_>) -> Vec<Route> {
     let mut out = Vec::new();
+    let segments = doc.annotations.contains_key(SEMANTICS);
     for r in &doc.spec.http {
         if let Some(d) = &r.delegate {
             let ns = if d.namespace.is_empty() { &doc.namespace } else { &d.namespace };
@@ -211,13 +213,13 @@ pub(super) fn routes(ctx: &Ctx<'_>, doc: &Doc<VirtualService>, port: u16, scope:
                 .find(|v| v.name == d.name && v.namespace == *ns && v.spec.hosts.is_empty());
             for inner in child.iter().flat_map(|c| &c.spec.http) {
                 let merged = delegated(r, inner);
-                if one(ctx, ns, &merged, port, scope, &mut out) {
+                if one(ctx, ns, &merged, port, scope, segments, &mut out) {
                     return out;
                 }
             }
             continue;
         }
-        if one(ctx, &doc.namespace, r, port, scope, &mut out) {
+        if one(ctx, &doc.namespace, r, port, scope, segments, &mut out) {
             return out;
         }
     }
@@ -266,6 +268,7 @@ fn one(
     r: &HttpRoute,
     port: u16,
     scope: Scope<'_>,
+    segments: bool,
     out: &mut Vec<Route>,
 ) -> bool {
     if r.matches.is_empty() {
@@ -283,7 +286,7 @@ fn one(
         if !scope.source_matches(ctx, namespace, &m.gateways, &m.source_labels, &m.source_namespace) {
             continue;
         }
-        let matches = route_match(m);
+        let matches = route_match(m, segments);
         let all = matches == RouteMatch::any();
         if let Some(mut made) = build(ctx, namespace, r, matches, port) {
             made.name = match (r.name.as_str(), m.name.as_str()) {
@@ -315,10 +318,12 @@ fn header(name: &str, m: &Authored, invert: bool) -> HeaderMatch {
     HeaderMatch { name: name.to_ascii_lowercase(), value, invert }
 }
 
-fn route_match(m: &HttpMatchRequest) -> RouteMatch {
+/// `segments`: prefixes are of whole segments. One that ends with a slash is in any case.
+fn route_match(m: &HttpMatchRequest, segments: bool) -> RouteMatch {
     let path = match &m.uri {
         None | Some(Authored::Present) => PathMatch::Prefix("/".to_owned()),
         Some(Authored::Exact(s)) => PathMatch::Exact(s.clone()),
+        Some(Authored::Prefix(s)) if segments && !s.ends_with('/') => PathMatch::SegmentPrefix(s.clone()),
         Some(Authored::Prefix(s)) => PathMatch::Prefix(s.clone()),
         Some(Authored::Regex(s)) => PathMatch::Regex(s.clone()),
     };

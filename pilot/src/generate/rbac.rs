@@ -50,7 +50,7 @@ fn applies(ctx: &Ctx<'_>, p: &Doc<AuthorizationPolicy>) -> bool {
     if p.namespace != ctx.proxy.namespace && p.namespace != root {
         return false;
     }
-    // Attached to a gateway of the Gateway API, which is not served here.
+    // Attached by a reference, which galley refuses: never to more than it says.
     if p.spec.target_ref.is_some() || !p.spec.target_refs.is_empty() {
         return false;
     }

@@ -88,6 +88,70 @@ fn rich() -> Vec<(&'static str, &'static str, Value)> {
     docs
 }
 
+/// The same of the Gateway API: at a gateway, and for callers of a service.
+fn gateway_api() -> Vec<(&'static str, &'static str, Value)> {
+    let backend = json!([{"name": "reviews", "port": 9080}]);
+    let to_db = json!([{"backendRefs": [{"name": "db", "port": 8443}]}]);
+    let rules = json!([
+        {"matches": [{"path": {"value": "/old"}, "method": "GET", "headers": [{"name": "X-A", "value": "a+", "type": "RegularExpression"}],
+                      "queryParams": [{"name": "q", "value": "1"}]}],
+         "filters": [{"type": "URLRewrite", "urlRewrite": {"hostname": "i.example.com", "path": {"type": "ReplacePrefixMatch", "replacePrefixMatch": "/"}}},
+                     {"type": "RequestHeaderModifier", "requestHeaderModifier": {"set": [{"name": "a", "value": "b"}], "remove": ["c"]}},
+                     {"type": "RequestMirror", "requestMirror": {"backendRef": backend[0], "fraction": {"numerator": 1, "denominator": 3}}},
+                     {"type": "CORS", "cors": {"allowOrigins": ["https://*.example.com"], "allowCredentials": true}}],
+         "backendRefs": [{"name": "reviews", "port": 9080, "weight": 3}, {"name": "nobody", "port": 1}],
+         "timeouts": {"request": "2s", "backendRequest": "1s"}, "retry": {"codes": [503], "attempts": 1, "backoff": "10ms"}},
+        {"matches": [{"path": {"value": "/a"}}, {"path": {"type": "RegularExpression", "value": "/t/.*"}}], "backendRefs": backend,
+         "filters": [{"type": "URLRewrite", "urlRewrite": {"path": {"type": "ReplaceFullPath", "replaceFullPath": "/all"}}}]},
+        {"matches": [{"path": {"value": "/r"}}], "filters": [{"type": "RequestRedirect", "requestRedirect": {"scheme": "https",
+         "path": {"type": "ReplacePrefixMatch", "replacePrefixMatch": "/n"}}}]},
+        {"matches": [{"path": {"value": "/none"}}]}]);
+    vec![
+        (
+            "gateway.networking.k8s.io/v1/Gateway",
+            "books/front",
+            json!({"gatewayClassName": "istio", "listeners": [
+            {"name": "http", "port": 18445, "protocol": "HTTP"},
+            {"name": "narrow", "port": 18445, "protocol": "HTTP", "hostname": "front.example.com"},
+            {"name": "tls", "port": 18446, "protocol": "TLS", "hostname": "*.example.com", "tls": {"mode": "Passthrough"}},
+            {"name": "tcp", "port": 18447, "protocol": "TCP"}]}),
+        ),
+        (
+            "gateway.networking.k8s.io/v1/HTTPRoute",
+            "books/front",
+            json!({"parentRefs": [{"name": "front", "sectionName": "http"}], "rules": rules}),
+        ),
+        (
+            "gateway.networking.k8s.io/v1/GRPCRoute",
+            "books/front",
+            json!({"parentRefs": [{"name": "front", "port": 18445}], "hostnames": ["g.example.com"],
+            "rules": [{"matches": [{"method": {"service": "a.B"}}, {"method": {"method": "C"}}], "backendRefs": backend}]}),
+        ),
+        (
+            "gateway.networking.k8s.io/v1/TLSRoute",
+            "books/front",
+            json!({"parentRefs": [{"name": "front"}], "hostnames": ["db.example.com"], "rules": to_db}),
+        ),
+        (
+            "gateway.networking.k8s.io/v1/TCPRoute",
+            "books/front",
+            json!({"parentRefs": [{"name": "front"}], "rules": [
+            {"backendRefs": [{"name": "db", "port": 3306}, {"name": "nobody", "port": 1}]}]}),
+        ),
+        (
+            "gateway.networking.k8s.io/v1/HTTPRoute",
+            "books/ratings",
+            json!({"parentRefs": [{"group": "", "kind": "Service", "name": "productpage"}], "rules": rules}),
+        ),
+        (
+            "gateway.networking.k8s.io/v1/BackendTLSPolicy",
+            "books/db",
+            json!({"targetRefs": [{"group": "", "kind": "Service", "name": "db", "sectionName": "tls"}],
+            "validation": {"hostname": "db.example.com", "wellKnownCACertificates": "System"}}),
+        ),
+    ]
+}
+
 fn import() -> Value {
     json!({"cluster": "east", "lease": "live", "service": {
         "name": "reviews", "namespace": "books", "host": "reviews.books.svc.cluster.local",
@@ -192,6 +256,7 @@ async fn envoy_accepts_everything() {
     let plane = plane().await;
     write_certificates(plane.dir.path());
     let mut docs = rich();
+    docs.extend(gateway_api());
     let file = |name: &str| plane.dir.path().join(name).display().to_string();
     docs.push(("networking.istio.io/v1/Gateway", "books/quic", json!({"selector": {"istio": "ingressgateway"}, "servers": [
         {"port": {"number": 18444, "name": "https", "protocol": "HTTPS"}, "hosts": ["shop.example.com"],
@@ -245,5 +310,17 @@ async fn envoy_accepts_everything() {
         let dump = run(&plane, id, meta, delta).await;
         no_errors(&dump);
         assert!(dump.to_string().contains("shop.example.com"));
+
+        let name = json!({"gateway.networking.k8s.io/gateway-name": "front"});
+        let meta = json!({"NAMESPACE": "books", "LABELS": name, "INTERCEPTION_MODE": "NONE"});
+        let id = "router~127.10.0.4~front.books~books.svc.cluster.local";
+        let dump = run(&plane, id, meta, delta).await;
+        no_errors(&dump);
+        let text = dump.to_string();
+        for part in
+            ["path_separated_prefix", "books/front/0", "g.example.com", "db.example.com", "127.10.0.4_18447"]
+        {
+            assert!(text.contains(part), "{part} is missing");
+        }
     }
 }

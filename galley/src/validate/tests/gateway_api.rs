@@ -1,6 +1,6 @@
 //! Kinds of the Gateway API.
 
-use super::{accepts, refuses, warns};
+use super::{accepts, parse, refuses, warns};
 
 const API: &str = "gateway.networking.k8s.io/v1";
 
@@ -45,7 +45,129 @@ fn classes_and_gateways() {
             (&format!("{}\nservers: []", listener("port: 80, protocol: HTTP")), "servers"),
         ],
     );
-    warns(API, "Gateway", &[(&listener("port: 80, protocol: HTTP"), "", "not enforced yet")]);
+}
+
+/// Kinds are executed; these fields are not.
+#[test]
+fn what_is_not_enforced() {
+    let listener = |l: &str| format!("gatewayClassName: c\nlisteners: [{{name: a, {l}}}]");
+    let plain = listener("port: 80, protocol: HTTP");
+    let with = |more: &str| format!("{plain}\n{more}");
+    let tls = |t: &str| {
+        listener(&format!("port: 443, protocol: HTTPS, tls: {{certificateRefs: [{{name: c}}], {t}}}"))
+    };
+    let not = "not enforced yet";
+    warns(
+        API,
+        "GatewayClass",
+        &[("controllerName: a.b/c\nparametersRef: {group: a, kind: B, name: c}", "parametersRef", not)],
+    );
+    warns(
+        API,
+        "Gateway",
+        &[
+            (&with("infrastructure: {labels: {a: b}}"), "infrastructure", not),
+            (&with("allowedListeners: {namespaces: {from: All}}"), "allowedListeners", not),
+            (&with("backendTLS: {clientCertificateRef: {name: c}}"), "backendTLS", not),
+            (&with("tls: {backend: {clientCertificateRef: {name: c}}}"), "tls.backend", not),
+            (&with("defaultScope: All"), "defaultScope", not),
+            (&with("addresses: [{value: 10.0.0.1}]"), "addresses[0].type", not),
+            (&plain.replace(": c\n", ": istio-waypoint\n"), "gatewayClassName", not),
+            (&listener("port: 53, protocol: UDP"), "listeners[0].protocol", not),
+            (&tls("options: {a.b/c: d}"), "listeners[0].tls.options[\"a.b/c\"]", not),
+            (
+                &listener("port: 443, protocol: HTTPS, tls: {certificateRefs: [{name: c}, {name: d}]}"),
+                "listeners[0].tls.certificateRefs[1]",
+                not,
+            ),
+            (
+                &tls("frontendValidation: {caCertificateRefs: [{name: a}, {name: b}]}"),
+                "listeners[0].tls.frontendValidation.caCertificateRefs[1]",
+                not,
+            ),
+            (
+                &with(
+                    "tls: {frontend: {default: {validation: {mode: AllowInsecureFallback, caCertificateRefs: [{name: a}]}}}}",
+                ),
+                "tls.frontend.default.validation.mode",
+                not,
+            ),
+        ],
+    );
+    let rule = |r: &str| format!("rules: [{{{r}}}]");
+    let backend = |f: &str| rule(&format!("backendRefs: [{{name: a, port: 1, filters: [{f}]}}]"));
+    warns(
+        API,
+        "HTTPRoute",
+        &[
+            ("useDefaultGateways: All", "useDefaultGateways", not),
+            (&rule("sessionPersistence: {sessionName: a}"), "rules[0].sessionPersistence", not),
+            (
+                &rule("filters: [{type: ExtensionRef, extensionRef: {group: a, kind: B, name: c}}]"),
+                "rules[0].filters[0].type",
+                "answers 500",
+            ),
+            (
+                &rule(
+                    "filters: [{type: ExternalAuth, externalAuth: {protocol: GRPC, grpc: {}, backendRef: {name: a, port: 1}}}]",
+                ),
+                "rules[0].filters[0].type",
+                "answers 500",
+            ),
+            (
+                &rule("filters: [{type: CORS, cors: {allowCredentials: true, allowHeaders: ['*']}}]"),
+                "rules[0].filters[0].cors",
+                not,
+            ),
+            (
+                &rule(
+                    "filters: [{type: RequestMirror, requestMirror: {backendRef: {name: a, port: 1, weight: 2}}}]",
+                ),
+                "rules[0].filters[0].requestMirror.backendRef.weight",
+                "no effect",
+            ),
+            (&backend("{type: URLRewrite, urlRewrite: {}}"), "rules[0].backendRefs[0].filters[0].type", not),
+        ],
+    );
+    warns(
+        API,
+        "GRPCRoute",
+        &[(&rule("sessionPersistence: {sessionName: a}"), "rules[0].sessionPersistence", not)],
+    );
+    let to = "{backendRefs: [{name: a, port: 1}]}";
+    warns(API, "TCPRoute", &[(&format!("rules: [{to}, {to}]"), "rules[1]", "no effect")]);
+    warns(API, "UDPRoute", &[(&format!("rules: [{to}]"), "", not)]);
+    let policy = |v: &str| {
+        format!("targetRefs: [{{group: '', kind: Service, name: a}}]\nvalidation: {{hostname: a.com, {v}}}")
+    };
+    let system = "wellKnownCACertificates: System";
+    let ca = "{group: '', kind: ConfigMap, name: a}";
+    warns(
+        API,
+        "BackendTLSPolicy",
+        &[
+            (&format!("{}\noptions: {{a: b}}", policy(system)), "options", not),
+            (
+                &policy("wellKnownCACertificates: a/b"),
+                "validation.wellKnownCACertificates",
+                "connections fail",
+            ),
+            (&policy(&format!("caCertificateRefs: [{ca}, {ca}]")), "validation.caCertificateRefs[1]", not),
+        ],
+    );
+    // Nothing else is warned about.
+    for (kind, spec) in [
+        ("Gateway", plain.as_str()),
+        (
+            "HTTPRoute",
+            "parentRefs: [{name: a}]\nrules: [{timeouts: {request: 1s}, retry: {attempts: 1}, backendRefs: [{name: a, port: 1}]}]",
+        ),
+        ("GRPCRoute", "rules: [{matches: [{method: {service: a.B}}]}]"),
+        ("TLSRoute", "hostnames: [a.com]\nrules: [{backendRefs: [{name: a, port: 1}]}]"),
+    ] {
+        let p = parse(API, kind, spec);
+        assert!(p.report.valid && p.report.warnings.is_empty(), "{kind}: {:#?}", p.report);
+    }
 }
 
 #[test]

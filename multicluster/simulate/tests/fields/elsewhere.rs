@@ -9,8 +9,11 @@ pub(crate) const TESTS: &[(&str, &str)] = &[(
 )];
 
 /// Fields that are for people, and what they say.
-pub(crate) const DESCRIPTIVE: &[(&str, &str)] =
-    &[("Gateway.servers[].name", "a name for people; Istio does nothing with it either")];
+pub(crate) const DESCRIPTIVE: &[(&str, &str)] = &[
+    ("Gateway.servers[].name", "a name for people; Istio does nothing with it either"),
+    ("api/GatewayClass.description", "for people"),
+    ("api/L4Route.rules[].name", "for people"),
+];
 
 /// Whether there is such a test.
 pub(crate) fn exists(test: &str) -> bool {

@@ -10,6 +10,7 @@ mod support;
 mod destination_rule;
 mod elsewhere;
 mod gateway;
+mod gateway_api;
 mod mesh_config;
 mod schema;
 mod security;
@@ -37,6 +38,17 @@ const KINDS: [&str; 12] = [
     "RequestAuthentication",
     "AuthorizationPolicy",
     "MeshConfig",
+];
+
+/// Kinds of the Gateway API: the type, and whose it is. Fields are `api/<type>.<field>` in rows.
+const GATEWAY_API: [(&str, &str); 7] = [
+    ("GatewayClass", "GatewayClass"),
+    ("Gateway", "Gateway"),
+    ("HttpRoute", "HTTPRoute"),
+    ("GrpcRoute", "GRPCRoute"),
+    ("L4Route", "TLSRoute, TCPRoute"),
+    ("ReferenceGrant", "ReferenceGrant"),
+    ("BackendTlsPolicy", "BackendTLSPolicy"),
 ];
 
 /// What is looked at.
@@ -241,6 +253,7 @@ fn every_field_does_something() {
     rows.extend(sidecar::rows());
     rows.extend(security::rows());
     rows.extend(mesh_config::rows());
+    rows.extend(gateway_api::rows());
     let mut failed = Vec::new();
     let mut shown: BTreeMap<&str, String> = BTreeMap::new();
     for r in &rows {
@@ -261,7 +274,7 @@ fn every_field_does_something() {
     let schema = Schema::read();
     let mut seen = BTreeSet::new();
     let mut text = String::from(
-        "# Fields\n\nWhat shows that each field of Istio's configuration does something: a request in a mesh on paper whose \
+        "# Fields\n\nWhat shows that each field of Istio's configuration and of the Gateway API does something: a request in a mesh on paper whose \
          answer holds\nthis with the field and not without it, or a test. Made by `multicluster/simulate/tests/fields`; \
          `FLOTILLA_WRITE=1 cargo\ntest -p flotilla-simulate --test fields` writes it anew.\n",
     );
@@ -272,6 +285,18 @@ fn every_field_does_something() {
             match shown.remove(path.as_str()) {
                 Some(by) => text += &format!("| `{field}` | {by} |\n"),
                 None => failed.push(format!("{path}: no row")),
+            }
+        }
+    }
+    let schema = Schema::gateway_api();
+    let mut seen = BTreeSet::new();
+    for (kind, title) in GATEWAY_API {
+        text += &format!("\n## {title} (Gateway API)\n\n| field | shown by |\n|---|---|\n");
+        for path in schema.paths(kind, &mut seen) {
+            let field = path.strip_prefix(kind).unwrap_or(&path).trim_start_matches('.');
+            match shown.remove(format!("api/{path}").as_str()) {
+                Some(by) => text += &format!("| `{field}` | {by} |\n"),
+                None => failed.push(format!("api/{path}: no row")),
             }
         }
     }

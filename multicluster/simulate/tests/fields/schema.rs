@@ -15,12 +15,21 @@ impl Schema {
         let mut all = BTreeMap::new();
         for f in std::fs::read_dir(dir).unwrap() {
             let path = f.unwrap().path();
-            // Names of messages are unique in a file, and these kinds have their own table.
+            // Names of messages are unique in a file; these are read apart, or have their own table.
             let other = ["gateway_api.rs", "mixer.rs", "tests.rs"].iter().any(|n| path.ends_with(n));
             if path.extension().is_some_and(|e| e == "rs") && !other {
                 structs(&std::fs::read_to_string(path).unwrap(), &mut all);
             }
         }
+        Self(all)
+    }
+
+    /// Reads the messages of the Gateway API, of which some have names of Istio's.
+    pub(crate) fn gateway_api() -> Self {
+        let file =
+            Path::new(env!("CARGO_MANIFEST_DIR")).join("../../galley/model/src/authored/gateway_api.rs");
+        let mut all = BTreeMap::new();
+        structs(&std::fs::read_to_string(file).unwrap(), &mut all);
         Self(all)
     }
 

@@ -1,0 +1,207 @@
+//! Rules of HTTPRoutes and GRPCRoutes.
+
+use std::collections::BTreeMap;
+
+use mesh_model::authored::{
+    self, HttpDirectResponse, HttpMatchRequest, StringMatch,
+    gateway_api::{
+        BackendRef, GrpcMatch, HttpMatch, HttpRule, NamedMatch, PathMatchType, RouteFilter, ValueMatchType,
+    },
+};
+
+use super::{
+    attach::Route,
+    backends::{Referrer, split},
+    known::Known,
+    listeners::{Serves, Speaks},
+    order::{self, Candidate, Order},
+    rule,
+};
+
+/// Where rules apply.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Place {
+    /// Port and scheme that clients used, where it is a listener.
+    pub(super) listener: Option<(u32, &'static str)>,
+    /// Port of the service, where it is the mesh; 0 is every.
+    pub(super) port: u32,
+}
+
+impl Place {
+    pub(super) fn listener(l: &Serves<'_>) -> Self {
+        let scheme = if l.speaks == Some(Speaks::Https) { "https" } else { "http" };
+        Self { listener: Some((l.listener.port, scheme)), port: 0 }
+    }
+
+    pub(super) fn mesh(port: u32) -> Self {
+        Self { listener: None, port }
+    }
+}
+
+/// A path as a condition, and how specific it is.
+struct Path {
+    uri: Option<StringMatch>,
+    rank: (u8, usize),
+    /// Without a slash at the end; empty for every path.
+    prefix: Option<String>,
+}
+
+impl Path {
+    fn new(kind: PathMatchType, value: &str) -> Self {
+        let rank = order::path(kind, value);
+        match kind {
+            PathMatchType::Exact => {
+                Self { uri: Some(StringMatch::Exact(value.to_owned())), rank, prefix: None }
+            }
+            PathMatchType::RegularExpression => {
+                Self { uri: Some(StringMatch::Regex(value.to_owned())), rank, prefix: None }
+            }
+            PathMatchType::PathPrefix => {
+                let prefix = value.trim_end_matches('/').to_owned();
+                let uri = (!prefix.is_empty()).then(|| StringMatch::Prefix(prefix.clone()));
+                Self { uri, rank, prefix: Some(prefix) }
+            }
+        }
+    }
+
+    fn grpc(m: &GrpcMatch) -> Self {
+        let Some(method) = &m.method else { return Self::new(PathMatchType::PathPrefix, "/") };
+        let exact = method.match_type != Some(ValueMatchType::RegularExpression);
+        let service = method.service.as_deref().unwrap_or_default();
+        let name = method.method.as_deref().unwrap_or_default();
+        let any = |s: &str| if s.is_empty() { "[^/]+".to_owned() } else { s.to_owned() };
+        let uri = match (exact, service, name) {
+            (_, "", "") => None,
+            (true, s, "") => Some(StringMatch::Prefix(format!("/{s}/"))),
+            (true, s, m) if !s.is_empty() => Some(StringMatch::Exact(format!("/{s}/{m}"))),
+            (_, s, m) => Some(StringMatch::Regex(format!("/{}/{}", any(s), any(m)))),
+        };
+        Self { uri, rank: order::grpc(exact, service, name), prefix: None }
+    }
+}
+
+/// Every rule of a route with each of its matches; nothing for routes of connections.
+pub(super) fn candidates(known: &Known<'_>, r: &Route<'_>, place: &Place) -> Vec<Candidate> {
+    let mut out = Vec::new();
+    match r {
+        Route::Http(d) => {
+            let everything = [HttpRule::default()];
+            let rules = if d.spec.rules.is_empty() { everything.as_slice() } else { d.spec.rules.as_slice() };
+            for (i, x) in rules.iter().enumerate() {
+                let mut made = Rule::new(known, r, i, x.name.as_deref(), &x.filters, &x.backend_refs, place);
+                rule::timing(&mut made.route, x.timeouts.as_ref(), x.retry.as_ref());
+                let any = [HttpMatch::default()];
+                let matches = if x.matches.is_empty() { any.as_slice() } else { x.matches.as_slice() };
+                for (j, m) in matches.iter().enumerate() {
+                    let path = m.path.as_ref();
+                    let kind = path.and_then(|p| p.match_type).unwrap_or(PathMatchType::PathPrefix);
+                    let value = path.and_then(|p| p.value.as_deref()).unwrap_or("/");
+                    let conditions = HttpMatchRequest {
+                        method: m.method.clone().map(StringMatch::Exact),
+                        headers: values(&m.headers, true),
+                        query_params: values(&m.query_params, false),
+                        ..HttpMatchRequest::default()
+                    };
+                    made.push(r, Path::new(kind, value), conditions, (i, j), place, &mut out);
+                }
+            }
+        }
+        Route::Grpc(d) => {
+            for (i, x) in d.spec.rules.iter().enumerate() {
+                let made = Rule::new(known, r, i, x.name.as_deref(), &x.filters, &x.backend_refs, place);
+                let any = [GrpcMatch::default()];
+                let matches = if x.matches.is_empty() { any.as_slice() } else { x.matches.as_slice() };
+                for (j, m) in matches.iter().enumerate() {
+                    let headers = values(&m.headers, true);
+                    let conditions = HttpMatchRequest { headers, ..HttpMatchRequest::default() };
+                    made.push(r, Path::grpc(m), conditions, (i, j), place, &mut out);
+                }
+            }
+        }
+        Route::Tls(_) | Route::Tcp(_) => {}
+    }
+    out
+}
+
+/// Of conditions on one name the first counts; names of headers have no case.
+fn values(list: &[NamedMatch], header: bool) -> BTreeMap<String, StringMatch> {
+    let mut out = BTreeMap::new();
+    for m in list {
+        let name = if header { m.name.to_ascii_lowercase() } else { m.name.clone() };
+        out.entry(name).or_insert_with(|| match m.match_type {
+            Some(ValueMatchType::RegularExpression) => StringMatch::Regex(m.value.clone()),
+            _ => StringMatch::Exact(m.value.clone()),
+        });
+    }
+    out
+}
+
+/// The answer where no rule is.
+pub(super) fn not_found() -> authored::HttpRoute {
+    answer("no-route", 404)
+}
+
+fn answer(name: &str, status: u32) -> authored::HttpRoute {
+    let direct_response = Some(HttpDirectResponse { status, body: None });
+    authored::HttpRoute { name: name.to_owned(), direct_response, ..authored::HttpRoute::default() }
+}
+
+/// A rule without its conditions.
+struct Rule {
+    route: authored::HttpRoute,
+    change: rule::PathChange,
+}
+
+impl Rule {
+    fn new(
+        known: &Known<'_>,
+        r: &Route<'_>,
+        position: usize,
+        name: Option<&str>,
+        filters: &[RouteFilter],
+        backends: &[BackendRef],
+        place: &Place,
+    ) -> Self {
+        let last = name.map_or_else(|| position.to_string(), str::to_owned);
+        let name = format!("{}/{}/{last}", r.namespace(), r.name());
+        let grants = place.listener.is_some();
+        let from = Referrer { kind: r.kind(), namespace: r.namespace(), grants };
+        let mut out = authored::HttpRoute { name, ..authored::HttpRoute::default() };
+        // What such a filter would have done is not known, and it may have been to refuse.
+        if filters.iter().any(rule::is_unsupported) {
+            return Self { route: answer(&out.name, 500), change: rule::PathChange::None };
+        }
+        let change = rule::filters(known, from, filters, place, &mut out);
+        if out.redirect.is_none() {
+            let shares = split(known, from, backends);
+            if shares.valid.is_empty() {
+                return Self { route: answer(&out.name, 500), change: rule::PathChange::None };
+            }
+            rule::destinations(&shares, &mut out);
+        }
+        Self { route: out, change }
+    }
+
+    /// Adds the rule with one of its matches.
+    fn push(
+        &self,
+        r: &Route<'_>,
+        path: Path,
+        mut conditions: HttpMatchRequest,
+        (i, j): (usize, usize),
+        place: &Place,
+        out: &mut Vec<Candidate>,
+    ) {
+        conditions.port = place.port;
+        let parts = self.change.parts(path.prefix.as_deref(), path.uri.as_ref());
+        for (k, (uri, with)) in parts.into_iter().enumerate() {
+            let mut route = self.route.clone();
+            self.change.set(&mut route, path.prefix.is_some(), with);
+            conditions.uri = uri;
+            let order = Order::new(r, path.rank, &conditions, (i, j, k));
+            let any = HttpMatchRequest::default();
+            route.matches = if conditions == any { vec![] } else { vec![conditions.clone()] };
+            out.push(Candidate { order, route });
+        }
+    }
+}
