@@ -19,7 +19,10 @@ use mesh_model::{
 use mesh_xds::mcp;
 use serde::Serialize;
 
-use crate::kubernetes::Pods;
+use crate::{
+    consul::{Registered, Services},
+    kubernetes::Pods,
+};
 
 /// Kinds that pilot reads from galley.
 pub const GALLEY_KINDS: &[Kind] = &[
@@ -97,6 +100,8 @@ pub struct Config {
     pub request_authentications: Vec<Doc<RequestAuthentication>>,
     /// Inbound authorisation.
     pub authorization_policies: Vec<Doc<AuthorizationPolicy>>,
+    /// Services of Consul.
+    pub registered: Vec<Arc<Registered>>,
     /// What is exported.
     pub service_exports: Vec<Doc<ServiceExport>>,
     /// Settings; defaults without a document.
@@ -250,6 +255,16 @@ impl Config {
     pub fn foreign_domain(&self, cluster: &ClusterId) -> Option<&TrustDomain> {
         let at = self.peers.binary_search_by(|p| p.id.cmp(cluster)).ok()?;
         self.peers[at].trust_domain.as_ref()
+    }
+
+    /// Adds the services of Consul. Their instances are workloads, so that a `Service` can select them.
+    pub fn register(&mut self, services: &Services) {
+        for s in services.all() {
+            self.problems.extend(s.problems.iter().cloned());
+            self.workload_entries.extend(s.instances.iter().map(|(_, w)| w.clone()));
+            self.registered.push(s.clone());
+        }
+        self.sort();
     }
 
     fn add(&mut self, doc: &mcp::Document, spec: &Spec) {
