@@ -321,7 +321,7 @@ impl Follow {
                 self.counted(watches, None);
                 return changed;
             }
-            Err(e) => e.to_string(),
+            Err(e) => e.told(),
         };
         watches.failed(ask, now, rand::random());
         tracing::debug!(agent = self.agent.url(), query = ?ask.query, error, "Consul was asked in vain");

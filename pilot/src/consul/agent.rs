@@ -67,11 +67,11 @@ pub enum OptionsError {
 /// Why a question was not answered.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum AskError {
-    #[error("cannot connect to {address}: {source}")]
+    #[error("cannot connect to {address}")]
     Connect { address: String, source: std::io::Error },
     #[error("no answer in time")]
     Late,
-    #[error("the connection broke: {0}")]
+    #[error("the connection broke")]
     Broken(#[from] hyper::Error),
     #[error("the token cannot be read: {0}")]
     Token(String),
@@ -79,8 +79,21 @@ pub(crate) enum AskError {
     Refused { status: StatusCode, text: String },
     #[error("the answer has more than {} MiB", MAX_BODY >> 20)]
     TooLarge,
-    #[error("{0}")]
+    #[error(transparent)]
     Answer(#[from] super::answer::AnswerError),
+}
+
+impl AskError {
+    /// What happened and why, in one line.
+    pub(crate) fn told(&self) -> String {
+        let mut out = self.to_string();
+        let mut next = std::error::Error::source(self);
+        while let Some(e) = next {
+            out.push_str(&format!(": {e}"));
+            next = e.source();
+        }
+        out
+    }
 }
 
 /// An answer.
