@@ -106,6 +106,8 @@ pub struct AgentStatus {
     pub error: Option<String>,
     /// Index of its list of services.
     pub index: u64,
+    /// Its list of services leaves out what the token may not see, as agents since Consul 1.11 say.
+    pub filtered: bool,
     /// Services known.
     pub services: usize,
     /// Their instances.
@@ -309,6 +311,7 @@ impl Follow {
                             "Consul has too many services; the last are ignored"
                         );
                     }
+                    self.with_status(|s| s.filtered = a.filtered);
                     watches.listed(ask, a.index, &names, now)
                 })
             }

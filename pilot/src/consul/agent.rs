@@ -100,6 +100,8 @@ impl AskError {
 pub(crate) struct Answer {
     /// `X-Consul-Index`; 0 if there was none.
     pub(crate) index: u64,
+    /// The token does not let it tell everything.
+    pub(crate) filtered: bool,
     pub(crate) body: Bytes,
 }
 
@@ -202,6 +204,10 @@ impl Agent {
         let failed = |source| AskError::Connect { address: self.address.clone(), source };
         let tcp = TcpStream::connect(&self.address).await.map_err(failed)?;
         tcp.set_nodelay(true).map_err(failed)?;
+        // A way that was cut without a word is noticed after 25 seconds, not when the wait is over.
+        let keepalive = socket2::TcpKeepalive::new().with_time(Duration::from_secs(10));
+        let keepalive = keepalive.with_interval(Duration::from_secs(5)).with_retries(3);
+        socket2::SockRef::from(&tcp).set_tcp_keepalive(&keepalive).map_err(failed)?;
         let Some((name, config)) = &self.tls else {
             return handshake(tcp).await;
         };
@@ -224,6 +230,7 @@ async fn read(response: Response<Incoming>) -> Result<Answer, AskError> {
     let status = response.status();
     let index =
         response.headers().get("x-consul-index").and_then(|v| v.to_str().ok()?.parse().ok()).unwrap_or(0);
+    let filtered = response.headers().get("x-consul-results-filtered-by-acls").is_some_and(|v| v == "true");
     let mut body = response.into_body();
     let mut all = BytesMut::new();
     while let Some(frame) = body.frame().await {
@@ -238,7 +245,7 @@ async fn read(response: Response<Incoming>) -> Result<Answer, AskError> {
         let text: String = String::from_utf8_lossy(&all).trim().chars().take(MAX_TEXT).collect();
         return Err(AskError::Refused { status, text });
     }
-    Ok(Answer { index, body: all.freeze() })
+    Ok(Answer { index, filtered, body: all.freeze() })
 }
 
 /// Path and query of a question.

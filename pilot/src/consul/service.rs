@@ -47,14 +47,14 @@ pub struct Registered {
     pub namespace: String,
     /// Name to callers.
     pub host: String,
-    /// By number.
+    /// Of TCP and UDP, by number.
     pub ports: Vec<ServicePort>,
     /// Whether proxies have to resolve addresses.
     pub resolution: Resolution,
     /// Outside the mesh.
     pub external: bool,
-    /// Instances with the number of the port that each serves.
-    pub instances: Vec<(u16, Doc<WorkloadEntry>)>,
+    /// Instances with the port that each serves.
+    pub instances: Vec<(ServicePort, Doc<WorkloadEntry>)>,
     /// What could not be used.
     pub problems: Vec<Problem>,
 }
@@ -93,7 +93,7 @@ pub(crate) fn service(name: &str, all: &[Instance], unused: &[String], naming: &
             )));
         }
     }
-    let mut ports: BTreeMap<u16, Protocol> = BTreeMap::new();
+    let mut ports: BTreeMap<(u16, bool), ServicePort> = BTreeMap::new();
     for i in all {
         if i.port == 0 {
             // Nothing to connect to: workers, and services that are only checks.
@@ -107,18 +107,17 @@ pub(crate) fn service(name: &str, all: &[Instance], unused: &[String], naming: &
             out.resolution = Resolution::Dns;
         }
         let protocol = protocol(i);
-        let of_port = *ports.entry(i.port).or_insert(protocol);
-        if of_port != protocol {
+        let named = || ServicePort { name: port_name(protocol, i.port), port: i.port, protocol };
+        let port = ports.entry((i.port, protocol == Protocol::Udp)).or_insert_with(named);
+        if port.protocol != protocol {
             out.problems.push(problem(format!(
                 "instance {} says another protocol for port {} than one before it; that of the first is used",
                 i.id, i.port
             )));
         }
-        out.instances.push((i.port, workload(i, &out, of_port)));
+        out.instances.push((port.clone(), workload(i, &out, port.protocol)));
     }
-    let named =
-        |(port, protocol): (u16, Protocol)| ServicePort { name: port_name(protocol, port), port, protocol };
-    out.ports = ports.into_iter().map(named).collect();
+    out.ports = ports.into_values().collect();
     out
 }
 
@@ -138,8 +137,7 @@ fn protocol(i: &Instance) -> Protocol {
         .or(i.node_meta.get("protocol").map(String::as_str))
     {
         None => Protocol::Http,
-        // Ports of TCP: a datagram has no check that Consul could make.
-        Some(p) => Protocol::parse(p).filter(|p| *p != Protocol::Udp).unwrap_or(Protocol::Tcp),
+        Some(p) => Protocol::parse(p).unwrap_or(Protocol::Tcp),
     }
 }
 
@@ -159,7 +157,8 @@ fn protocol_name(p: Protocol) -> &'static str {
         Protocol::Mongo => "mongo",
         Protocol::Mysql => "mysql",
         Protocol::Redis => "redis",
-        Protocol::Tcp | Protocol::Udp | Protocol::Auto => "tcp",
+        Protocol::Udp => "udp",
+        Protocol::Tcp | Protocol::Auto => "tcp",
     }
 }
 

@@ -69,13 +69,13 @@ fn a_service_with_its_instances() {
     assert_eq!((s.resolution, s.external), (Resolution::Static, false));
     assert_eq!(s.instances.len(), 2, "the proxy of Consul's own mesh is left out");
     let (port, first) = &s.instances[0];
-    assert_eq!((*port, first.spec.address.as_str(), first.spec.weight), (8080, "10.1.0.1", 10));
+    assert_eq!((port.port, first.spec.address.as_str(), first.spec.weight), (8080, "10.1.0.1", 10));
     assert_eq!(first.spec.labels["version"], "v1");
     assert_eq!(first.spec.labels["owner"], "shop");
     assert!(!first.spec.labels.contains_key("edge"), "only tags with a value are labels");
     assert_eq!(first.spec.locality, "dc1");
     let (port, second) = &s.instances[1];
-    assert_eq!((*port, second.spec.address.as_str()), (8081, "127.77.0.1"), "its node's address");
+    assert_eq!((port.port, second.spec.address.as_str()), (8081, "127.77.0.1"), "its node's address");
     assert!(s.problems.is_empty(), "{:?}", s.problems);
 }
 
@@ -97,7 +97,7 @@ fn what_metadata_and_tags_say() {
     let meta = "/0/Service/Meta";
     assert_eq!(protocol(meta, json!({"protocol": "grpc"})), Protocol::Grpc);
     assert_eq!(protocol(meta, json!({"protocol": "amqp"})), Protocol::Tcp, "unknown is bytes");
-    assert_eq!(protocol(meta, json!({"protocol": "udp"})), Protocol::Tcp);
+    assert_eq!(protocol(meta, json!({"protocol": "udp"})), Protocol::Udp);
     assert_eq!(protocol(meta, Value::Null), Protocol::Http, "unless said");
     assert_eq!(
         protocol("/0/Node/Meta", json!({"protocol": "redis"})),
@@ -243,6 +243,22 @@ fn a_service_from_files_can_select_instances_and_be_exported() {
     );
 }
 
+#[test]
+fn datagrams_have_ports_of_their_own() {
+    // Both instances on one number: one takes datagrams, one is HTTP.
+    let mut v: Value = serde_json::from_slice(WEB).unwrap();
+    v[0]["Service"]["Meta"] = json!({"protocol": "udp"});
+    v[2]["Service"]["Port"] = json!(8080);
+    let s = named("web", &serde_json::to_vec(&v).unwrap());
+    assert!(s.problems.is_empty(), "{:?}", s.problems);
+    let (index, _) = index(&with(&Docs::default(), &[&[s.clone()], &[s]]));
+    let e = &index.services["web.service.consul"];
+    assert_eq!(e.service.ports.iter().map(|p| p.name.as_str()).collect::<Vec<_>>(), ["http-8080"]);
+    assert_eq!(e.udp_ports.iter().map(|p| p.name.as_str()).collect::<Vec<_>>(), ["udp-8080"]);
+    let all: Vec<_> = e.endpoints.iter().map(|e| (e.service_port.as_str(), e.address.as_str())).collect();
+    assert_eq!(all, [("udp-8080", "10.1.0.1"), ("http-8080", "127.77.0.1")]);
+}
+
 /// Who may register in Consul does not get the traffic between clusters by a tag.
 #[test]
 fn no_tag_makes_an_east_west_gateway() {
@@ -289,7 +305,7 @@ fn mutated_answers() {
         b"\"",
     ];
     let (mut read, mut refused) = (0, 0);
-    for _ in 0..4000 {
+    for _ in 0..1500 {
         let mut body = [WEB, API, SERVICES][random(3)].to_vec();
         for _ in 0..=random(4) {
             let at = random(body.len());
@@ -313,13 +329,13 @@ fn mutated_answers() {
             Ok((instances, unused)) => {
                 read += 1;
                 let s = service::service("web", &instances, &unused, &naming());
-                assert!(s.instances.iter().all(|(p, w)| *p > 0 && !w.spec.address.is_empty()));
+                assert!(s.instances.iter().all(|(p, w)| p.port > 0 && !w.spec.address.is_empty()));
                 index(&with(&Docs::default(), &[&[s]]));
             }
             Err(_) => refused += 1,
         }
     }
-    assert!(read > 300 && refused > 300, "{read} {refused}");
+    assert!(read > 100 && refused > 100, "{read} {refused}");
 }
 
 #[test]

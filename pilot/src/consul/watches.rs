@@ -19,8 +19,9 @@ use std::{
 
 use super::answer::Instance;
 
-/// How long a query waits for a change. Consul allows ten minutes; an agent that hangs is noticed this late.
-pub(crate) const WAIT: Duration = Duration::from_secs(60);
+/// How long a query waits for a change. Consul allows ten minutes, but an agent that hangs is noticed this late, and what
+/// balances load in front of agents likes to end requests after a minute.
+pub(crate) const WAIT: Duration = Duration::from_secs(45);
 /// If services take turns, each comes round in about this time ...
 const ROUND: Duration = Duration::from_secs(5);
 /// ... unless waits would get shorter than this.

@@ -14,12 +14,13 @@ impl Builder<'_> {
     pub(super) fn consul(&mut self) {
         let config = self.config;
         for s in config.registered.iter().filter(|s| !s.ports.is_empty()) {
+            let (udp, tcp) = s.ports.iter().cloned().partition(ServicePort::is_udp);
             let service = Service {
                 host: s.host.clone(),
                 name: s.name.clone(),
                 namespace: s.namespace.clone(),
                 addresses: vec![],
-                ports: s.ports.clone(),
+                ports: tcp,
                 resolution: s.resolution,
                 mesh_external: s.external,
                 headless: false,
@@ -28,9 +29,9 @@ impl Builder<'_> {
                 created: 0,
             };
             let mut entry = self.entry(service, Origin::Consul);
+            entry.udp_ports = udp;
             for (port, workload) in &s.instances {
-                let Some(of) = s.ports.iter().find(|p| p.port == *port) else { continue };
-                match self.workload_endpoint(workload, of, *port) {
+                match self.workload_endpoint(workload, port, port.port) {
                     Ok(e) => entry.endpoints.push(e),
                     Err(message) => self.problem(format!("Consul service {}", s.name), message),
                 }
@@ -49,18 +50,8 @@ impl Builder<'_> {
         let Some(entry) = self.entries.get_mut(&other.service.host) else { return };
         let known = &mut entry.service;
         let mut renamed = Vec::new();
-        for p in other.service.ports {
-            match known.ports.iter().find(|k| k.port == p.port) {
-                Some(k) => renamed.push((p.name, k.name.clone())),
-                None => {
-                    // Names are unique in a service; that of a Consul port has its number in it.
-                    let taken = known.ports.iter().any(|k| k.name == p.name);
-                    let name = if taken { format!("{}-{}", p.name, p.port) } else { p.name.clone() };
-                    renamed.push((p.name, name.clone()));
-                    known.ports.push(ServicePort { name, ..p });
-                }
-            }
-        }
+        join_ports(&mut known.ports, other.service.ports, &mut renamed);
+        join_ports(&mut entry.udp_ports, other.udp_ports, &mut renamed);
         if known.addresses.is_empty() {
             known.addresses = other.service.addresses;
         }
@@ -70,7 +61,6 @@ impl Builder<'_> {
         if other.service.resolution == Resolution::Dns {
             known.resolution = Resolution::Dns;
         }
-        entry.udp_ports.extend(other.udp_ports);
         entry.identities.extend(other.identities);
         entry.subject_alt_names.extend(other.subject_alt_names);
         let mut seen: HashSet<(String, u16, String)> =
@@ -83,5 +73,19 @@ impl Builder<'_> {
                 entry.endpoints.push(e);
             }
         }
+    }
+}
+
+/// Adds the ports that are not there, and tells under which name each is now: names are unique in a service.
+fn join_ports(known: &mut Vec<ServicePort>, other: Vec<ServicePort>, renamed: &mut Vec<(String, String)>) {
+    for p in other {
+        if let Some(k) = known.iter().find(|k| k.port == p.port) {
+            renamed.push((p.name, k.name.clone()));
+            continue;
+        }
+        let taken = known.iter().any(|k| k.name == p.name);
+        let name = if taken { format!("{}-{}", p.name, p.port) } else { p.name.clone() };
+        renamed.push((p.name, name.clone()));
+        known.push(ServicePort { name, ..p });
     }
 }

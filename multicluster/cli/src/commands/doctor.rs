@@ -200,6 +200,12 @@ async fn consul(local: &Local, out: &mut Vec<Step>) {
                 format!("{agent}: {failing} of {services} services cannot be read: {error}"),
                 "what was known of them stays; may the token read them and their nodes?",
             )
+        } else if a["filtered"] == true {
+            Step::warning(
+                "consul",
+                format!("{agent} tells of {services} services, and leaves out what the token may not see"),
+                "if they are to be in the mesh, give the token service:read and node:read for them",
+            )
         } else {
             let instances = number("instances");
             Step::ok("consul", format!("{agent} is followed: {services} services, {instances} instances"))

@@ -22,7 +22,7 @@ async fn agent(answer: impl Fn(&str) -> String + Send + Sync + 'static) -> Strin
                         let response = answer(&String::from_utf8_lossy(&head));
                         if response.is_empty() {
                             // As an agent does while nothing changes.
-                            tokio::time::sleep(Duration::from_secs(60)).await;
+                            std::future::pending::<()>().await;
                         }
                         s.write_all(response.as_bytes()).await.unwrap();
                         head.clear();
@@ -60,7 +60,9 @@ async fn questions_carry_token_datacenter_index_and_wait() {
         let _ = tx.try_send(head.to_owned());
         match () {
             () if head.contains("index=") => String::new(),
-            () if head.contains("/v1/catalog/services") => ok(18, SERVICES),
+            () if head.contains("/v1/catalog/services") => {
+                ok(18, SERVICES).replacen("\r\n", "\r\nX-Consul-Results-Filtered-By-ACLs: true\r\n", 1)
+            }
             () if head.contains("/service/web") => ok(15, WEB),
             () => ok(18, API),
         }
@@ -88,10 +90,11 @@ async fn questions_carry_token_datacenter_index_and_wait() {
         ]
     );
     assert!(
-        seen[3..].contains(&"GET /v1/health/service/web?dc=dc%201&index=15&wait=60000ms HTTP/1.1".to_owned()),
+        seen[3..].contains(&"GET /v1/health/service/web?dc=dc%201&index=15&wait=45000ms HTTP/1.1".to_owned()),
         "{seen:?}"
     );
     let status = consul.status();
+    assert!(status[0].filtered);
     assert!(
         status[0].up && status[0].services == 2 && status[0].instances == 3 && status[0].waiting == 2,
         "{status:?}"
