@@ -315,6 +315,10 @@ impl Follow {
                     watches.listed(ask, a.index, &names, now)
                 })
             }
+            (Query::Critical, Ok(a)) => answer::critical(&a.body).map_err(AskError::from).map(|ailing| {
+                watches.critical(ask, a.index, ailing, now);
+                Changed::default()
+            }),
             (Query::Service(_), Ok(a)) => answer::instances(&a.body)
                 .map_err(AskError::from)
                 .map(|answered| watches.told(ask, a.index, answered, now)),

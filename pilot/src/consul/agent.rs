@@ -252,6 +252,7 @@ async fn read(response: Response<Incoming>) -> Result<Answer, AskError> {
 fn path(ask: &Ask, datacenter: Option<&str>) -> String {
     let mut path = match &ask.query {
         Query::Catalog => "/v1/catalog/services?".to_owned(),
+        Query::Critical => "/v1/health/state/critical?".to_owned(),
         Query::Service(name) => format!("/v1/health/service/{}?", escaped(name)),
     };
     if let Some(dc) = datacenter {

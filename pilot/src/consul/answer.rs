@@ -69,6 +69,13 @@ pub(crate) fn catalog(body: &[u8]) -> Result<(BTreeSet<String>, usize), AnswerEr
     Ok((names, surplus))
 }
 
+/// Services and nodes of the checks of `/v1/health/state/critical`; a check of a node alone has no service.
+pub(crate) fn critical(body: &[u8]) -> Result<BTreeSet<(String, String)>, AnswerError> {
+    let all: Vec<Value> = serde_json::from_slice(body)?;
+    let text = |v: &Value, key: &str| v[key].as_str().unwrap_or_default().to_owned();
+    Ok(all.iter().map(|v| (text(v, "ServiceName"), text(v, "Node"))).collect())
+}
+
 /// Instances of `/v1/health/service/<name>` in a fixed order, and what of the answer was not used. Proxies and
 /// gateways of Consul's own mesh are left out.
 pub(crate) fn instances(body: &[u8]) -> Result<(Vec<Instance>, Vec<String>), AnswerError> {

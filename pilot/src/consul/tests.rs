@@ -61,6 +61,16 @@ fn consul_itself_is_no_service_of_the_mesh() {
 }
 
 #[test]
+fn what_is_critical() {
+    let body = br#"[{"Node": "n1", "CheckID": "c1", "Status": "critical", "ServiceID": "web-1", "ServiceName": "web"},
+        {"Node": "n2", "CheckID": "serfHealth", "Status": "critical", "ServiceName": ""}, {"Node": "n2"}, 7]"#;
+    let found = answer::critical(body).unwrap();
+    let found: Vec<_> = found.iter().map(|(s, n)| (s.as_str(), n.as_str())).collect();
+    assert_eq!(found, [("", ""), ("", "n2"), ("web", "n1")]);
+    assert!(answer::critical(b"{}").is_err());
+}
+
+#[test]
 fn a_service_with_its_instances() {
     let s = named("web", WEB);
     assert_eq!((s.host.as_str(), s.namespace.as_str()), ("web.service.consul", "default"));
@@ -324,7 +334,7 @@ fn mutated_answers() {
                 }
             }
         }
-        let _ = answer::catalog(&body);
+        let _ = (answer::catalog(&body), answer::critical(&body));
         match answer::instances(&body) {
             Ok((instances, unused)) => {
                 read += 1;

@@ -3,7 +3,8 @@
 //! Rules, most of them from Consul's page on blocking queries:
 //!
 //! - One query waits for changes of the list of services and one for those of each service. At most `lanes` of the
-//!   latter are open; if there are more services, they take turns with shorter waits.
+//!   latter are open; if there are more services, they take turns with shorter waits, and one query more waits for
+//!   changes of what is critical: whom those are about is next.
 //! - An index that went back is forgotten, and the next query does not wait. So it is after every failure: who answers
 //!   then may count anew, and would let an index from before wait for its number.
 //! - An index of 0, or none, counts as 1, so that the next query waits if it can.
@@ -40,6 +41,8 @@ const MAX_BACKOFF: Duration = Duration::from_secs(15);
 pub(crate) enum Query {
     /// `/v1/catalog/services`.
     Catalog,
+    /// `/v1/health/state/critical`.
+    Critical,
     /// `/v1/health/service/<name>`.
     Service(String),
 }
@@ -115,8 +118,13 @@ pub(crate) struct Changed {
 #[derive(Debug)]
 pub(crate) struct Watches {
     lanes: usize,
+    /// Before every other time.
+    begun: Instant,
     catalog: Watch,
     listed: bool,
+    critical: Watch,
+    /// Services and nodes with critical checks.
+    ailing: BTreeSet<(String, String)>,
     known: BTreeMap<String, Known>,
     /// Services that are not being asked, in the order of their turns.
     queue: BTreeSet<(Instant, String)>,
@@ -132,7 +140,17 @@ impl Watches {
             .map(|(n, i)| (n, Known { watch: Watch::new(now), last: Some((i, vec![])), fresh: false }))
             .collect();
         let queue = known.keys().map(|n| (now, n.clone())).collect();
-        Self { lanes: lanes.max(1), catalog: Watch::new(now), listed: false, known, queue, open: 0 }
+        Self {
+            lanes: lanes.max(1),
+            begun: now,
+            catalog: Watch::new(now),
+            listed: false,
+            critical: Watch::new(now),
+            ailing: BTreeSet::new(),
+            known,
+            queue,
+            open: 0,
+        }
     }
 
     /// The next question that can be asked now. It must be answered or fail.
@@ -140,6 +158,10 @@ impl Watches {
         if self.catalog.due.is_some_and(|d| d <= now) {
             self.catalog.due = None;
             return Some(Ask { query: Query::Catalog, index: self.catalog.index, wait: WAIT, at: now });
+        }
+        if self.is_up() && self.in_turns() && self.critical.due.is_some_and(|d| d <= now) {
+            self.critical.due = None;
+            return Some(Ask { query: Query::Critical, index: self.critical.index, wait: WAIT, at: now });
         }
         if !self.is_up() || self.open >= self.lanes || self.queue.first()?.0 > now {
             return None;
@@ -152,21 +174,24 @@ impl Watches {
         Some(Ask { index: known.watch.index, query: Query::Service(name), wait, at: now })
     }
 
+    /// Whether there are more services than can be watched at once.
+    fn in_turns(&self) -> bool {
+        self.known.len() > self.lanes
+    }
+
     fn wait(&self) -> Duration {
-        match self.known.len() {
-            n if n <= self.lanes => WAIT,
-            n => {
-                let share = ROUND.mul_f64(self.lanes as f64 / n as f64);
-                share.max(MIN_WAIT)
-            }
+        if !self.in_turns() {
+            return WAIT;
         }
+        ROUND.mul_f64(self.lanes as f64 / self.known.len() as f64).max(MIN_WAIT)
     }
 
     /// When [`Self::next`] may have another question, if no answer comes first.
     pub(crate) fn wake(&self) -> Option<Instant> {
         let lane = self.is_up() && self.open < self.lanes;
         let service = self.queue.first().filter(|_| lane).map(|(d, _)| *d);
-        self.catalog.due.into_iter().chain(service).min()
+        let critical = self.critical.due.filter(|_| self.is_up() && self.in_turns());
+        self.catalog.due.into_iter().chain(critical).chain(service).min()
     }
 
     /// Takes the list of services.
@@ -193,6 +218,7 @@ impl Watches {
         self.listed = true;
         if back {
             // Whoever answers now may be another than before.
+            self.critical.index = 0;
             for (name, known) in &mut self.known {
                 known.watch.index = 0;
                 if let Some(due) = known.watch.due.replace(now) {
@@ -204,6 +230,42 @@ impl Watches {
             }
         }
         Changed { services: BTreeSet::new(), gone }
+    }
+
+    /// Takes what is critical: services that were not before, or are no longer, are next.
+    pub(crate) fn critical(
+        &mut self,
+        ask: &Ask,
+        index: u64,
+        ailing: BTreeSet<(String, String)>,
+        now: Instant,
+    ) {
+        let changed: Vec<(String, String)> = ailing.symmetric_difference(&self.ailing).cloned().collect();
+        self.critical.answered(ask, index, !changed.is_empty(), now);
+        self.ailing = ailing;
+        let begun = self.begun;
+        for (service, node) in changed {
+            if service.is_empty() {
+                // A check of the node is one of everything on it.
+                let on_it = |k: &Known| k.last.iter().flat_map(|(all, _)| all).any(|i| i.node == node);
+                for (name, known) in self.known.iter_mut().filter(|(_, k)| on_it(k)) {
+                    Self::hurry(&mut self.queue, name, known, begun);
+                }
+            } else if let Some(known) = self.known.get_mut(&service) {
+                Self::hurry(&mut self.queue, &service, known, begun);
+            }
+        }
+    }
+
+    /// Whoever is being asked, or cannot be, is left as it is.
+    fn hurry(queue: &mut BTreeSet<(Instant, String)>, name: &str, known: &mut Known, begun: Instant) {
+        if known.watch.failures == 0
+            && let Some(due) = &mut known.watch.due
+        {
+            queue.remove(&(*due, name.to_owned()));
+            *due = begun;
+            queue.insert((begun, name.to_owned()));
+        }
     }
 
     /// Takes the instances of a service.
@@ -228,6 +290,7 @@ impl Watches {
     pub(crate) fn failed(&mut self, ask: &Ask, now: Instant, jitter: f64) {
         match &ask.query {
             Query::Catalog => self.catalog.failed(now, jitter),
+            Query::Critical => self.critical.failed(now, jitter),
             Query::Service(name) => {
                 self.open = self.open.saturating_sub(1);
                 if let Some(known) = self.known.get_mut(name) {

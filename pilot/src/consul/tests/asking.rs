@@ -271,3 +271,80 @@ fn what_was_kept_is_known_before_the_agent_answers() {
     assert_eq!(b.watches.told(&a, 1, instances("1"), b.now), Changed::default(), "no news");
     assert!(b.watches.is_synced());
 }
+
+/// Runs a bed of 50 services on 10 lanes, in which node `n` has `s07` and `s08`, until everyone has had some turns.
+fn in_turns() -> (Bed, Vec<(Ask, Instant)>) {
+    let all: Vec<String> = (0..50).map(|i| format!("s{i:02}")).collect();
+    let mut b = Bed::new(10);
+    b.list(1, &all.iter().map(String::as_str).collect::<Vec<_>>());
+    let mut open = vec![];
+    for _ in 0..400 {
+        turn(&mut b, &mut open);
+    }
+    (b, open)
+}
+
+/// Twenty milliseconds; answers with the services that were asked for.
+fn turn(b: &mut Bed, open: &mut Vec<(Ask, Instant)>) -> Vec<String> {
+    let mut asked = vec![];
+    for a in b.asks() {
+        let wait = if a.index == 0 { Duration::ZERO } else { a.wait };
+        if let Query::Service(name) = &a.query {
+            asked.push(name.clone());
+        }
+        open.push((a, b.now + wait));
+    }
+    let (done, still): (Vec<_>, Vec<_>) = std::mem::take(open).into_iter().partition(|(_, t)| *t <= b.now);
+    *open = still;
+    for (a, _) in done {
+        match &a.query {
+            Query::Catalog => b.watches.failed(&a, b.now, 0.0),
+            Query::Critical => b.watches.critical(&a, 1, BTreeSet::new(), b.now),
+            Query::Service(name) => {
+                let node = if name == "s07" || name == "s08" { "n" } else { "m" };
+                let one = Instance { node: node.to_owned(), ..Instance::default() };
+                drop(b.watches.told(&a, 1, (vec![one], vec![]), b.now));
+            }
+        }
+    }
+    b.pass(20);
+    asked
+}
+
+#[test]
+fn who_becomes_critical_is_next() {
+    for (service, node, expected) in
+        [("s31", "m", &["s31"][..]), ("", "n", &["s07", "s08"]), ("none", "n", &[])]
+    {
+        let (mut b, mut open) = in_turns();
+        let critical =
+            open.iter().position(|(a, _)| a.query == Query::Critical).expect("one query waits for it");
+        let (ask, _) = open.remove(critical);
+        // Those that wait themselves are told by their own queries.
+        let waiting: BTreeSet<String> = open
+            .iter()
+            .filter_map(|(a, _)| match &a.query {
+                Query::Service(n) => Some(n.clone()),
+                _ => None,
+            })
+            .collect();
+        b.watches.critical(&ask, 2, BTreeSet::from([(service.to_owned(), node.to_owned())]), b.now);
+        let mut next = vec![];
+        while next.len() < 5 {
+            next.extend(turn(&mut b, &mut open));
+        }
+        let expected: Vec<&str> = expected.iter().copied().filter(|n| !waiting.contains(*n)).collect();
+        assert_eq!(next[..expected.len()], expected, "{service} {node}: {next:?} while {waiting:?} wait");
+        assert!(service == "none" || !expected.is_empty(), "{waiting:?}: nothing was left to see");
+    }
+}
+
+#[test]
+fn critical_checks_are_watched_only_where_services_take_turns() {
+    let mut b = Bed::new(10);
+    b.list(1, &["a", "b"]);
+    assert!(b.asks().iter().all(|a| a.query != Query::Critical));
+    let (b, open) = in_turns();
+    assert_eq!(open.iter().filter(|(a, _)| a.query == Query::Critical).count(), 1);
+    assert!(b.watches.is_up());
+}
