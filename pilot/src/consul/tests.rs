@@ -261,7 +261,7 @@ fn datagrams_have_ports_of_their_own() {
     v[2]["Service"]["Port"] = json!(8080);
     let s = named("web", &serde_json::to_vec(&v).unwrap());
     assert!(s.problems.is_empty(), "{:?}", s.problems);
-    let (index, _) = index(&with(&Docs::default(), &[&[s.clone()], &[s]]));
+    let (index, _) = index(&with(&Docs::default(), &[std::slice::from_ref(&s), std::slice::from_ref(&s)]));
     let e = &index.services["web.service.consul"];
     assert_eq!(e.service.ports.iter().map(|p| p.name.as_str()).collect::<Vec<_>>(), ["http-8080"]);
     assert_eq!(e.udp_ports.iter().map(|p| p.name.as_str()).collect::<Vec<_>>(), ["udp-8080"]);
