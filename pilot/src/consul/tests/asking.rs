@@ -348,3 +348,23 @@ fn critical_checks_are_watched_only_where_services_take_turns() {
     assert_eq!(open.iter().filter(|(a, _)| a.query == Query::Critical).count(), 1);
     assert!(b.watches.is_up());
 }
+
+#[test]
+fn whoever_answers_after_an_absence_is_asked_anew() {
+    let mut b = Bed::new(10);
+    b.list(9, &["a"]);
+    let a = b.service("a");
+    b.watches.told(&a, 9, instances("1"), b.now);
+    b.pass(201);
+    let asks = b.asks();
+    // The service was answered before its connection broke, the list was not.
+    for ask in &asks {
+        match ask.query {
+            Query::Catalog => b.watches.failed(ask, b.now, 1.0),
+            _ => drop(b.watches.told(ask, 9, instances("1"), b.now)),
+        }
+    }
+    b.pass(500);
+    b.list(2, &["a"]);
+    assert_eq!(b.service("a").index, 0);
+}
