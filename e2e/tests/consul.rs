@@ -205,6 +205,15 @@ fn services_follow_the_agent() {
     );
     b.cluster.logged("control-plane", &["Consul does not answer", "last known services stay"]);
     b.until_served_by(host, &["one"]);
+    until("what is known is kept", || {
+        let name = format!(
+            "{}/consul-http---{}-8500.json",
+            b.cluster.state(),
+            b.agent.to_string().replace('.', "-")
+        );
+        let kept = std::fs::read_to_string(&name).map_err(|e| format!("{name}: {e}"))?;
+        if kept.contains("web-1") && !kept.contains("web-2") { Ok(()) } else { Err(kept) }
+    });
     b.cluster.kill("control-plane");
     b.cluster.control_plane();
     assert_eq!(b.control_metric("pilot_consul_services"), Some(1.0));

@@ -49,7 +49,9 @@ pub enum OptionsError {
     #[error("{0}: a token is sent in clear text to loopback addresses only; use https")]
     ClearText(String),
     /// Nothing to verify the agent by.
-    #[error("{0}: https needs the file of roots that the agent's certificate chains to")]
+    #[error(
+        "{0}: https needs the roots that the agent's certificate chains to; name their file (--consul-ca-file)"
+    )]
     NoRoots(String),
     /// A file of certificates or keys is not one.
     #[error("{path}: {reason}")]

@@ -14,32 +14,32 @@ use pilot::consul::{AgentOptions, Consul, ConsulOptions, Naming};
 pub(crate) struct ConsulArgs {
     /// Agent of Consul whose services are services of the mesh, http://HOST:PORT or https://HOST:PORT; repeated for
     /// several registries, whose instances of one service come together
-    #[arg(long = "consul")]
+    #[arg(long = "consul", value_name = "URL")]
     agents: Vec<String>,
     /// File with the ACL token for the agents, read again before every query; over http only to loopback addresses
-    #[arg(long = "consul-token-file", requires = "agents")]
+    #[arg(long = "consul-token-file", value_name = "FILE", requires = "agents")]
     token_file: Option<PathBuf>,
     /// Datacenter to ask the agents for; their own by default
-    #[arg(long = "consul-datacenter", requires = "agents")]
+    #[arg(long = "consul-datacenter", value_name = "DC", requires = "agents")]
     datacenter: Option<String>,
     /// Namespace of services whose metadata have no `namespace`
-    #[arg(long = "consul-namespace", default_value = "default", requires = "agents")]
+    #[arg(long = "consul-namespace", value_name = "NS", default_value = "default", requires = "agents")]
     namespace: String,
     /// Consul's domain: services are called NAME.service.DOMAIN
-    #[arg(long = "consul-domain", default_value = "consul", requires = "agents")]
+    #[arg(long = "consul-domain", value_name = "NAME", default_value = "consul", requires = "agents")]
     domain: String,
     /// Roots that the certificates of https agents must chain to, PEM
-    #[arg(long = "consul-ca-file", requires = "agents")]
+    #[arg(long = "consul-ca-file", value_name = "FILE", requires = "agents")]
     ca_file: Option<PathBuf>,
     /// Certificate chain to show to https agents, PEM
-    #[arg(long = "consul-cert-file", requires_all = ["agents", "key_file"])]
+    #[arg(long = "consul-cert-file", value_name = "FILE", requires_all = ["agents", "key_file"])]
     cert_file: Option<PathBuf>,
     /// Its key, PEM
-    #[arg(long = "consul-key-file", requires_all = ["agents", "cert_file"])]
+    #[arg(long = "consul-key-file", value_name = "FILE", requires_all = ["agents", "cert_file"])]
     key_file: Option<PathBuf>,
     /// Services that are watched at once at each agent; more take turns. Agents allow 200 connections by default
     /// (limits.http_max_conns_per_client)
-    #[arg(long = "consul-watches", default_value_t = 100, requires = "agents",
+    #[arg(long = "consul-watches", value_name = "N", default_value_t = 100, requires = "agents",
           value_parser = clap::value_parser!(u16).range(1..=10_000))]
     watches: u16,
 }
