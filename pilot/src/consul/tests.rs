@@ -359,3 +359,25 @@ fn hosts_are_those_that_can_be_called() {
     };
     assert_eq!(services.hosts(), BTreeSet::from(["web.service.consul".to_owned()]));
 }
+
+/// Callers are told the name, its endpoints and its host; the proxy at an instance's address takes its port in.
+#[test]
+fn proxies_are_told() {
+    let docs = Docs::default();
+    let world = crate::world::World::new(docs.world().settings, with(&docs, &[&[named("web", WEB)]]));
+    let proxy = crate::proxy::ProxyNode::new(&crate::generate::tests::productpage()).unwrap();
+    let name = crate::generate::name_table(&proxy, &world).table["web.service.consul"].clone();
+    assert_eq!((name.registry.as_str(), name.shortname.as_str(), name.alt_hosts.len()), ("Consul", "", 0));
+    assert!(name.ips[0].starts_with("240.240."), "{:?}", name.ips);
+    let g = crate::generate::generate(&proxy, &world);
+    let of = |port| &g.endpoints[&format!("outbound|{port}||web.service.consul")].localities[0].endpoints;
+    assert_eq!((of(8080).len(), of(8080)[0].weight), (1, 10));
+    assert_eq!(of(8081).len(), 1);
+    let inbound = |g: &crate::generate::Generated| g.clusters.keys().any(|c| c.starts_with("inbound|8080"));
+    assert!(!inbound(&g), "a service of another namespace than the proxy's is none of its own");
+    let of_books = Registered { namespace: "books".to_owned(), ..named("web", WEB) };
+    let world = crate::world::World::new(docs.world().settings, with(&docs, &[&[of_books]]));
+    assert!(inbound(&crate::generate::generate(&proxy, &world)));
+    let hosts: Vec<_> = g.routes["8080"].virtual_hosts.iter().flat_map(|v| &v.domains).collect();
+    assert!(hosts.iter().any(|d| *d == "web.service.consul:8080"), "{hosts:?}");
+}
