@@ -46,6 +46,20 @@ pub fn venv_python() -> String {
         .unwrap_or_else(|_| target.join("verify-venv/bin/python").display().to_string())
 }
 
+/// The Consul agent: `CONSUL_BIN`, else the one that `cargo verify` fetches.
+///
+/// # Errors
+/// There is none; the error says how to get it.
+pub fn consul() -> anyhow::Result<PathBuf> {
+    let target = std::env::var_os("CARGO_TARGET_DIR")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target"), PathBuf::from);
+    let path = std::env::var_os("CONSUL_BIN").map_or_else(|| target.join("tools/consul"), PathBuf::from);
+    if !path.is_file() {
+        bail!("no Consul agent at {}: `cargo verify` fetches one, or set CONSUL_BIN", path.display());
+    }
+    Ok(path)
+}
+
 /// What a command said.
 #[derive(Debug, Clone)]
 pub struct Said {

@@ -20,6 +20,7 @@ use mesh_xds::mcp;
 use serde::Serialize;
 
 use crate::{
+    consul::{Registered, Services},
     gateway_api::{self, SERVED_IN},
     kubernetes::Pods,
 };
@@ -124,6 +125,8 @@ pub struct Config {
     pub request_authentications: Vec<Doc<RequestAuthentication>>,
     /// Inbound authorisation.
     pub authorization_policies: Vec<Doc<AuthorizationPolicy>>,
+    /// Services of Consul.
+    pub registered: Vec<Arc<Registered>>,
     /// What is exported.
     pub service_exports: Vec<Doc<ServiceExport>>,
     /// Settings; defaults without a document.
@@ -299,6 +302,16 @@ impl Config {
     pub fn foreign_domain(&self, cluster: &ClusterId) -> Option<&TrustDomain> {
         let at = self.peers.binary_search_by(|p| p.id.cmp(cluster)).ok()?;
         self.peers[at].trust_domain.as_ref()
+    }
+
+    /// Adds the services of Consul. Their instances are workloads, so that a `Service` can select them.
+    pub fn register(&mut self, services: &Services) {
+        for s in services.all() {
+            self.problems.extend(s.problems.iter().cloned());
+            self.workload_entries.extend(s.instances.iter().map(|(_, w)| w.clone()));
+            self.registered.push(s.clone());
+        }
+        self.sort();
     }
 
     fn add(&mut self, doc: &Read, spec: &Spec) {

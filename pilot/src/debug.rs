@@ -12,6 +12,7 @@
 //! | `/debug/explain` (POST, [`ExplainQuery`]) | the way from a proxy to a host, as far as this cluster knows it |
 //! | `/debug/inspect` (POST, [`InspectQuery`]) | an exported service as a peer's caller meets it |
 //! | `/debug/links` | what east-west gateways told lately of the ways to other clusters ([`GatewayLinks`]) |
+//! | `/debug/consulz` | Consul's agents and how following them goes ([`AgentStatus`]) |
 //! | `/debug/problems` | what in the configuration cannot be done as written |
 
 use std::{
@@ -34,6 +35,7 @@ use tokio::sync::watch;
 
 use crate::{
     config::Doc,
+    consul::{AgentStatus, FROM_CONSUL},
     gateway_api::{
         self,
         status::{GatewayProxy, Status},
@@ -68,6 +70,7 @@ pub(crate) fn router(
         .route("/debug/configz", get(configz))
         .route("/debug/gatewayz", get(gatewayz))
         .route("/debug/links", get(links_page))
+        .route("/debug/consulz", get(consulz))
         .route("/debug/problems", get(problems))
         .route("/debug/explain", post(explain_way))
         .route("/debug/inspect", post(inspect))
@@ -203,9 +206,12 @@ async fn configz(State(p): State<Pages>) -> Json<Value> {
     }
     let Some(w) = p.service.source().world() else { return Json(json!({})) };
     let c = &w.config;
+    let (instances, workloads): (Vec<_>, Vec<_>) =
+        c.workload_entries.iter().cloned().partition(|w| w.annotations.contains_key(FROM_CONSUL));
     Json(json!({
         "Service": list(&c.services),
-        "WorkloadEntry": list(&c.workload_entries),
+        "WorkloadEntry": list(&workloads),
+        "ConsulInstance": list(&instances),
         "ServiceEntry": list(&c.service_entries),
         "VirtualService": list(&c.virtual_services),
         "DestinationRule": list(&c.destination_rules),
@@ -248,6 +254,10 @@ async fn gatewayz(State(p): State<Pages>) -> Json<Status> {
 
 async fn links_page(State(p): State<Pages>) -> Json<Vec<GatewayLinks>> {
     Json(p.links.all())
+}
+
+async fn consulz(State(p): State<Pages>) -> Json<Vec<AgentStatus>> {
+    Json(p.shared.consul.as_ref().map(|c| c.status()).unwrap_or_default())
 }
 
 async fn problems(State(p): State<Pages>) -> Json<Value> {

@@ -27,7 +27,14 @@ pub fn exports(world: &World) -> (BTreeMap<String, Document>, Vec<Problem>) {
         let host = crate::hosts::service_host(&export.name, &export.namespace);
         let entry = world.index.services.get(&host).filter(|e| e.origin == Origin::Platform);
         let Some(entry) = entry else {
-            let message = "no Service of this name; nothing is exported".to_owned();
+            let mut registered = world.config.registered.iter();
+            let of_consul = registered.any(|s| s.name == export.name && s.namespace == export.namespace);
+            let message = if of_consul {
+                "services of Consul are not exported by themselves; export a Service that selects their instances"
+            } else {
+                "no Service of this name; nothing is exported"
+            };
+            let message = message.to_owned();
             problems.push(Problem { object, message });
             continue;
         };

@@ -1,12 +1,13 @@
 //! Every service that proxies may call, from all registries merged.
 //!
-//! Sources: `Service` and `WorkloadEntry` documents (the file registry), `ServiceEntry` documents,
+//! Sources: `Service` and `WorkloadEntry` documents (the file registry), Consul, `ServiceEntry` documents,
 //! and what peers export. A service of the same name and namespace is the same service in every
 //! cluster (MCS "namespace sameness"): an import adds remote endpoints to the local one, or makes
 //! one of its own. Imports and exports are also reachable as `svc.ns.svc.clusterset.local` and
 //! `svc.ns.global`, and per member as `svc.ns.svc.<member>.clusterset.local`.
 
 mod build;
+mod consul;
 mod slices;
 mod vips;
 
@@ -31,6 +32,8 @@ pub enum Origin {
     Platform,
     /// A `ServiceEntry`.
     Entry,
+    /// Consul; a `ServiceEntry` of the same host may have been added to it.
+    Consul,
     /// Only peers have it.
     Imported,
     /// The part of a service that one member runs.

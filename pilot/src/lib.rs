@@ -1,7 +1,7 @@
 //! Pilot: services and configuration in, configuration of every proxy out.
 //!
 //! Inputs are documents of galley (services, workloads, routing, policy) and of the federation
-//! component (what peers export). From them pilot builds one [`world::World`] per change, and from a
+//! component (what peers export), and the services of [`consul`]. From them pilot builds one [`world::World`] per change, and from a
 //! world and a proxy's node the [`generate`] functions, which are pure, make listeners, routes,
 //! clusters and endpoints. [`source`] serves them over ADS; [`exports`] are published for the
 //! federation component.
@@ -10,6 +10,7 @@
 
 pub mod config;
 pub mod conflicts;
+pub mod consul;
 pub mod debug;
 mod draining;
 pub mod exports;

@@ -49,6 +49,20 @@ impl Collector for Metrics {
         gauge("pilot_services", "Services known", int(services))?;
         gauge("pilot_virt_services", "Virtual services known", int(routes))?;
         gauge("pilot_config_problems", "Findings in the configuration", int(problems))?;
+        if let Some(consul) = &self.shared.consul {
+            let all = consul.status();
+            let down = all.iter().filter(|a| !a.up).count();
+            gauge("pilot_consul_agents", "Consul agents that are followed", int(all.len()))?;
+            gauge(
+                "pilot_consul_agents_down",
+                "Those that do not answer; their last known services stay",
+                int(down),
+            )?;
+            let sum = |f: fn(&crate::consul::AgentStatus) -> usize| int(all.iter().map(f).sum());
+            gauge("pilot_consul_services", "Services of Consul known", sum(|a| a.services))?;
+            gauge("pilot_consul_instances", "Instances of them", sum(|a| a.instances))?;
+            gauge("pilot_consul_failing", "Services whose last query failed", sum(|a| a.failing))?;
+        }
         let micros = self.shared.last_rebuild_micros.load(Ordering::Relaxed);
         gauge(
             "pilot_last_rebuild_microseconds",
@@ -60,6 +74,11 @@ impl Collector for Metrics {
             let encoder = e.encode_descriptor(name, help, None, metric.metric_type())?;
             metric.encode(encoder)
         };
+        if let Some(consul) = &self.shared.consul {
+            let all = consul.status();
+            counter("pilot_consul_queries", "Queries to Consul", all.iter().map(|a| a.queries).sum())?;
+            counter("pilot_consul_failures", "Those that failed", all.iter().map(|a| a.failures).sum())?;
+        }
         counter("pilot_xds_pushes", "xDS responses sent", self.board.pushes())?;
         counter("pilot_total_xds_rejects", "xDS responses rejected by clients", self.board.rejects())?;
         counter("pilot_rebuilds", "Rebuilds of the inputs", self.shared.rebuilds.load(Ordering::Relaxed))

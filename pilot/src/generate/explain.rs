@@ -122,6 +122,7 @@ fn name<'a>(ctx: &Ctx<'a>, host: &str, way: &mut Way) -> Result<&'a Entry, Ended
     let of = match entry.origin {
         Origin::Platform => "a service of this cluster",
         Origin::Entry => "a ServiceEntry",
+        Origin::Consul => "a service of Consul",
         Origin::Imported => "imported",
         Origin::Member => "one member's part of a service",
     };

@@ -27,10 +27,11 @@ pub(super) fn generate(ctx: &Ctx<'_>) -> NameTable {
         if ips.is_empty() {
             continue;
         }
-        let platform = !matches!(e.origin, Origin::Entry);
+        let platform = !matches!(e.origin, Origin::Entry | Origin::Consul);
         let registry = match e.origin {
             Origin::Platform => "Kubernetes",
             Origin::Entry => "External",
+            Origin::Consul => "Consul",
             Origin::Imported | Origin::Member => "Federation",
         };
         let mut alt_hosts = e.aliases.clone();

@@ -108,7 +108,8 @@ fn service_port(
         s.addresses.clone()
     };
     // Callers that do not use the mesh's DNS connect to an address that we do not know.
-    let unknown_address = (e.origin == Origin::Entry && e.assigned_vip) || addresses.is_empty();
+    let unknown_address =
+        (matches!(e.origin, Origin::Entry | Origin::Consul) && e.assigned_vip) || addresses.is_empty();
     match protocol {
         p if p.is_http() => plans.entry(port).or_default().http = true,
         Protocol::Udp => {}

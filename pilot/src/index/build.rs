@@ -22,6 +22,7 @@ use super::{
 };
 use crate::{
     config::{Config, Doc, Problem},
+    consul::FROM_CONSUL,
     hosts,
 };
 
@@ -35,14 +36,14 @@ pub(crate) const HEALTH: &str = "flotilla.dev/health";
 const EAST_WEST_PORT: u16 = 15443;
 
 pub(super) struct Builder<'a> {
-    config: &'a Config,
+    pub(super) config: &'a Config,
     pub(super) local: &'a Local,
     pub(super) slices: Slices<'a>,
     pub(super) pods: PodIndex<'a>,
     workloads: HashMap<&'a str, Workloads<'a>>,
     imports: HashMap<(&'a str, &'a str), Vec<Arc<ImportedService>>>,
     exports: BTreeSet<(&'a str, &'a str)>,
-    entries: BTreeMap<String, Entry>,
+    pub(super) entries: BTreeMap<String, Entry>,
     problems: Vec<Problem>,
 }
 
@@ -105,6 +106,7 @@ pub fn build(config: &Config, local: &Local) -> (Index, Vec<Problem>) {
         problems: Vec::new(),
     };
     b.platform();
+    b.consul();
     b.service_entries();
     b.imported();
     b.members();
@@ -157,7 +159,7 @@ fn finish(
 }
 
 impl<'a> Builder<'a> {
-    fn problem(&mut self, object: impl Into<String>, message: impl Into<String>) {
+    pub(super) fn problem(&mut self, object: impl Into<String>, message: impl Into<String>) {
         self.problems.push(Problem { object: object.into(), message: message.into() });
     }
 
@@ -246,7 +248,7 @@ impl<'a> Builder<'a> {
         }
     }
 
-    fn entry(&self, service: Service, origin: Origin) -> Entry {
+    pub(super) fn entry(&self, service: Service, origin: Origin) -> Entry {
         let exported = origin == Origin::Platform
             && self.exports.contains(&(service.namespace.as_str(), service.name.as_str()));
         Entry {
@@ -411,7 +413,8 @@ impl<'a> Builder<'a> {
                     self.problem(&object, format!("host {host:?} is ignored: not a DNS name"));
                     continue;
                 }
-                if self.entries.contains_key(&host) {
+                let consul = self.entries.get(&host).is_some_and(|e| e.origin == Origin::Consul);
+                if self.entries.contains_key(&host) && !consul {
                     self.problem(&object, format!("host {host} is ignored: an older service has it"));
                     continue;
                 }
@@ -436,6 +439,10 @@ impl<'a> Builder<'a> {
                 }
                 for e in &spec.endpoints {
                     self.inline_endpoint(&mut entry, e, &targets, &object);
+                }
+                if consul {
+                    self.join_consul(entry);
+                    continue;
                 }
                 // Without endpoints, the name itself is what is resolved.
                 if resolution == Resolution::Dns && entry.endpoints.is_empty() && !host.starts_with('*') {
@@ -598,6 +605,8 @@ impl<'a> Builder<'a> {
                 let label = w.spec.labels.get("istio").or_else(|| w.labels.get("istio"));
                 label.is_some_and(|v| v == "eastwestgateway")
             })
+            // Whoever may register something there must not lead the traffic between clusters.
+            .filter(|w| !w.annotations.contains_key(FROM_CONSUL))
             .filter(|w| w.annotations.get(HEALTH).is_none_or(|h| h == "healthy"))
             .filter_map(|w| {
                 let port = w.spec.ports.get("tls").and_then(|p| u16::try_from(*p).ok());

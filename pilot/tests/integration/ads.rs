@@ -167,6 +167,7 @@ async fn nobody_is_served_before_configuration_is_read() {
         settings: crate::settings(),
         galley: Endpoint::Unix(dir.path().join("absent.sock")),
         federation: None,
+        consul: None,
         export_socket: None,
     })
     .unwrap();

@@ -90,6 +90,7 @@ async fn plane() -> Plane {
         settings: settings(),
         galley: Endpoint::Unix(dir.path().join("galley.sock")),
         federation: Some(Endpoint::Unix(dir.path().join("federation.sock"))),
+        consul: None,
         export_socket: Some(dir.path().join("pilot.sock")),
     })
     .unwrap();

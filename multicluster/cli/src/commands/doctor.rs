@@ -42,6 +42,7 @@ pub(crate) async fn run(args: DoctorArgs) -> anyhow::Result<u8> {
     control_plane(&args.local, &mut all).await?;
     let in_mesh = certificates(&args.local, &mut all).await;
     configuration(&args.local, &mut all).await;
+    consul(&args.local, &mut all).await;
     let gateways = proxies(&args.local, &mut all).await;
     declared(&args.local, &mut all).await;
     if in_mesh {
@@ -170,6 +171,45 @@ async fn configuration(local: &Local, out: &mut Vec<Step>) {
     findings(out, "configuration", State::Warning, problems.collect());
     if out.len() == before {
         out.push(Step::ok("configuration", "every document is valid and can be done as written"));
+    }
+}
+
+/// Consul's agents; nothing without any.
+async fn consul(local: &Local, out: &mut Vec<Step>) {
+    let agents = page(local, "/pilot/debug/consulz").await.unwrap_or_default();
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    for a in agents.as_array().into_iter().flatten() {
+        let number = |k: &str| a[k].as_u64().unwrap_or_default();
+        let (agent, error) = (
+            a["agent"].as_str().unwrap_or_default(),
+            a["error"].as_str().unwrap_or("it has not answered yet"),
+        );
+        let (services, failing) = (number("services"), number("failing"));
+        out.push(if a["up"] != true {
+            let ago = now.as_secs().saturating_sub(number("since"));
+            Step::broken(
+                "consul",
+                format!(
+                    "{agent} does not answer for {ago} s, {services} services are as it last told: {error}"
+                ),
+                "start the agent, or correct --consul and its token; it is asked again by itself",
+            )
+        } else if failing > 0 {
+            Step::warning(
+                "consul",
+                format!("{agent}: {failing} of {services} services cannot be read: {error}"),
+                "what was known of them stays; may the token read them and their nodes?",
+            )
+        } else if a["filtered"] == true {
+            Step::warning(
+                "consul",
+                format!("{agent} tells of {services} services, and leaves out what the token may not see"),
+                "if they are to be in the mesh, give the token service:read and node:read for them",
+            )
+        } else {
+            let instances = number("instances");
+            Step::ok("consul", format!("{agent} is followed: {services} services, {instances} instances"))
+        });
     }
 }
 

@@ -21,10 +21,13 @@ use mesh_runtime::{
 };
 use mesh_xds::{Endpoint, NodeInfo, mcp::ConfigClient, server::conn};
 use multicluster::{Federation, FederationOptions};
-use pilot::{Pilot, PilotOptions, Settings};
+use pilot::{Pilot, PilotOptions, Settings, consul::Services};
 use tokio::{net::TcpListener, sync::watch, task::JoinSet};
 
+use self::consul::ConsulArgs;
 use crate::local::socket;
+
+mod consul;
 
 /// Flags of `flotilla control-plane`.
 #[derive(Debug, Clone, clap::Args)]
@@ -83,6 +86,8 @@ pub(crate) struct ControlPlaneArgs {
     /// How often other trust domains are to ask for the roots of this one, seconds
     #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     bundle_refresh_hint: u64,
+    #[command(flatten)]
+    consul: ConsulArgs,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -173,8 +178,13 @@ pub(crate) async fn run(args: ControlPlaneArgs) -> anyhow::Result<()> {
     );
     let mut first = imports.watch();
     let _ = tokio::time::timeout(Duration::from_secs(3), first.wait_for(|s| s.synced)).await;
-    let (hosts_tx, hosts) = watch::channel(imported_hosts(&imports));
-    tasks.spawn(follow_imported_hosts(imports, hosts_tx));
+    let consul = args.consul.start(&args.state_dir)?;
+    let registered = consul.as_ref().map(|c| c.watch());
+    if let Some(c) = &consul {
+        c.first().await;
+    }
+    let (hosts_tx, hosts) = watch::channel(known_hosts(&imports, registered.as_ref()));
+    tasks.spawn(follow_known_hosts(imports, registered, hosts_tx));
     let mut options = GalleyOptions::new(args.config.clone(), Some(Listen::Unix(at(socket::GALLEY))));
     options.extra_hosts = Some(hosts);
     let galley = Galley::start(options).await?;
@@ -192,6 +202,7 @@ pub(crate) async fn run(args: ControlPlaneArgs) -> anyhow::Result<()> {
         },
         galley: unix(socket::GALLEY),
         federation: Some(unix(socket::FEDERATION)),
+        consul,
         export_socket: Some(at(socket::PILOT)),
     })
     .with_context(|| at(socket::PILOT).display().to_string())?;
@@ -274,9 +285,12 @@ fn server_tls(secrets: &SecretStore, own: &TrustDomain) -> anyhow::Result<Arc<ru
     })?)
 }
 
-/// Hosts that peers provide.
-fn imported_hosts(imports: &ConfigClient) -> Arc<BTreeSet<String>> {
-    let mut set = BTreeSet::new();
+/// Hosts that no document defines: those that peers provide, and Consul's.
+fn known_hosts(
+    imports: &ConfigClient,
+    consul: Option<&watch::Receiver<Arc<Services>>>,
+) -> Arc<BTreeSet<String>> {
+    let mut set = consul.map(|c| c.borrow().hosts()).unwrap_or_default();
     for (_, doc) in imports.state().of(type_url::IMPORTED_SERVICE) {
         if let Ok(i) = doc.spec::<ImportedService>() {
             let (name, ns) = (&i.service.name, &i.service.namespace);
@@ -289,11 +303,32 @@ fn imported_hosts(imports: &ConfigClient) -> Arc<BTreeSet<String>> {
     Arc::new(set)
 }
 
-async fn follow_imported_hosts(imports: ConfigClient, hosts: watch::Sender<Arc<BTreeSet<String>>>) {
+async fn follow_known_hosts(
+    imports: ConfigClient,
+    mut consul: Option<watch::Receiver<Arc<Services>>>,
+    hosts: watch::Sender<Arc<BTreeSet<String>>>,
+) {
     let mut state = imports.watch();
-    while state.changed().await.is_ok() {
+    loop {
+        let registered = async {
+            match &mut consul {
+                Some(c) => c.changed().await,
+                None => std::future::pending().await,
+            }
+        };
+        // Both are cancel-safe. What ends only does so with the process.
+        let changed = tokio::select! {
+            r = state.changed() => r,
+            r = registered => r,
+        };
+        if changed.is_err() {
+            return;
+        }
         state.borrow_and_update();
-        let set = imported_hosts(&imports);
+        if let Some(c) = &mut consul {
+            c.borrow_and_update();
+        }
+        let set = known_hosts(&imports, consul.as_ref());
         hosts.send_if_modified(|old| {
             let changed = *old != set;
             if changed {

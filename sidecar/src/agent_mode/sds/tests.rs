@@ -65,7 +65,7 @@ async fn only_the_socket_gets_secrets() {
     assert!(source.authorize(&peer(Transport::Unix), &node).is_ok());
     assert!(source.authorize(&peer(Transport::Tls), &node).is_err());
     assert!(source.authorize(&peer(Transport::Plaintext), &node).is_err());
-    assert!(source.snapshot(&node, "other").resources.is_empty());
+    assert!(source.snapshot(&node, "other").resources().next().is_none());
     assert_eq!(format!("{:?}", pem("one")), "Some(SvidPem)");
 }
 
@@ -81,7 +81,7 @@ async fn roots_of_another_domain_are_pushed_and_taken_away() {
     let (source, _task) = SecretSource::follow(own.clone(), rx, bundles);
     let node = NodeInfo::component("x");
     let validation = || {
-        let any = source.snapshot(&node, SDS).resources["ROOTCA"].resource.clone().unwrap();
+        let any = source.snapshot(&node, SDS).get("ROOTCA").unwrap().resource.clone().unwrap();
         match tls::Secret::decode(any.value.as_ref()).unwrap().r#type {
             Some(tls::secret::Type::ValidationContext(v)) => v,
             other => panic!("{other:?}"),
