@@ -71,7 +71,7 @@ pub(crate) fn main(given: &[String]) -> ExitCode {
         println!(
             "| proxies | services | endpoints | all connected | of one endpoint p50 / p99 / max | bytes | of one \
              VirtualService p50 / p99 / max | bytes | all reconnect (p99) | resumed without resending | CPU s per \
-             change | RSS |\n|---|---|---|---|---|---|---|---|---|---|---|---|"
+             change | RSS / peak |\n|---|---|---|---|---|---|---|---|---|---|---|---|"
         );
         for services in &args.services {
             for proxies in &args.proxies {
@@ -272,7 +272,7 @@ async fn measure(args: &Args, proxies: usize, services: usize) -> anyhow::Result
         figures.push((times, bytes));
     }
     // Everybody comes back at once, with what they have.
-    let rss = control.memory("VmRSS");
+    let (rss, first_peak) = (control.memory("VmRSS"), control.memory("VmHWM"));
     drop(control);
     shared.synced.store(0, Relaxed);
     let resources = shared.resources.load(Relaxed);
@@ -282,7 +282,7 @@ async fn measure(args: &Args, proxies: usize, services: usize) -> anyhow::Result
     all(Arc::clone(&shared), Duration::from_secs(600)).await?;
     let back = from.elapsed();
     let resent = shared.resources.load(Relaxed) - resources;
-    let peak = control.memory("VmHWM").max(rss);
+    let peak = control.memory("VmHWM").max(first_peak);
     shared.stop.store(true, Relaxed);
     for t in tasks {
         t.abort();
@@ -303,7 +303,7 @@ async fn measure(args: &Args, proxies: usize, services: usize) -> anyhow::Result
     let (mut e, eb) = it.next().unwrap_or_default();
     let (mut r, rb) = it.next().unwrap_or_default();
     Ok(format!(
-        "| {proxies} | {services} | {} | {:.1} s | {} | {eb} | {} | {rb} | {:.1} s | {} | {:.2} | {:.0} MB |",
+        "| {proxies} | {services} | {} | {:.1} s | {} | {eb} | {} | {rb} | {:.1} s | {} | {:.2} | {:.0} / {:.0} MB |",
         services * args.endpoints,
         connected.as_secs_f64(),
         q(&mut e),
@@ -311,6 +311,7 @@ async fn measure(args: &Args, proxies: usize, services: usize) -> anyhow::Result
         back.as_secs_f64(),
         if resent == 0 { "yes".to_owned() } else { format!("no, {resent} resources") },
         cpu / f64::from(u32::try_from(rounds).unwrap_or(1)),
+        rss,
         peak
     ))
 }

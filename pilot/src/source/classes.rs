@@ -44,7 +44,11 @@ pub(super) struct Classes {
     all: Mutex<HashMap<ProxyNode, Weak<Mutex<Class>>>>,
     reaches: Mutex<HashMap<ProxyNode, Weak<ProxyNode>>>,
     parts: Mutex<HashMap<Key, Part>>,
+    hosts: Hosts,
 }
+
+/// Virtual hosts by version: nearly all are the same for every class, as only those of a namespace have short names in it.
+type Hosts = Mutex<HashMap<String, Weak<pb::Resource>>>;
 
 /// A class of connected proxies.
 pub(super) struct Class {
@@ -106,6 +110,7 @@ impl Classes {
         lock(&self.parts).retain(|_, p| p.used + KEPT >= generation);
         lock(&self.all).retain(|_, c| c.strong_count() > 0);
         lock(&self.reaches).retain(|_, r| r.strong_count() > 0);
+        lock(&self.hosts).retain(|_, h| h.strong_count() > 0);
     }
 
     /// A class's layers in this generation of the world, or in a later one.
@@ -132,7 +137,10 @@ impl Classes {
                 routing = generate::routing(&class.node, world, None);
                 vec![]
             });
-            for (t, resources) in encode(&routing, &class.layers) {
+            for (t, mut resources) in encode(&routing, &class.layers) {
+                if t == VHDS {
+                    self.share(&mut resources);
+                }
                 class.routing.insert(t, resources);
             }
             class.routing.entry(VHDS).or_default().extend(kept);
@@ -159,6 +167,17 @@ impl Classes {
         tracing::debug!(
             namespace = %class.node.namespace, generation, elapsed = ?started.elapsed(), "generated a class"
         );
+    }
+
+    /// Replaces virtual hosts by those of other classes that are the same.
+    fn share(&self, all: &mut Resources) {
+        let mut known = lock(&self.hosts);
+        for r in all {
+            match known.get(&r.version).and_then(Weak::upgrade).filter(|k| k.name == r.name) {
+                Some(k) => *r = k,
+                None => drop(known.insert(r.version.clone(), Arc::downgrade(r))),
+            }
+        }
     }
 
     /// Adds a service's clusters and endpoints.

@@ -254,3 +254,20 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn classes_share_equal_hosts() {
+    let source = PilotSource::new();
+    let (_, name, spec) = document(0, 1);
+    let (galley, federation) = Docs::default().add("Service", &name, spec).states();
+    source.update(Arc::new(World::new(settings(), Reader::default().read(&galley, &federation))));
+    let all = nodes();
+    // Of one namespace and two localities, so of two classes.
+    let [first, second] = [&all[0], &all[1]].map(|n| {
+        source.connected(n);
+        source.snapshot(n, VHDS)
+    });
+    let name = "80/a.books.svc.cluster.local:80";
+    assert!(!Arc::ptr_eq(&first.layers()[1], &second.layers()[1]));
+    assert!(Arc::ptr_eq(first.get(name).unwrap(), second.get(name).unwrap()));
+}
