@@ -30,6 +30,8 @@ mod software;
 mod spread;
 #[path = "netns/support.rs"]
 mod support;
+#[path = "netns/tasks.rs"]
+mod tasks;
 #[path = "netns/trunk.rs"]
 mod trunk;
 #[path = "netns/trunk_load.rs"]

@@ -41,7 +41,7 @@ const KEPT: u64 = 4;
 
 #[derive(Default)]
 pub(super) struct Classes {
-    all: Mutex<HashMap<ProxyNode, Weak<Mutex<Class>>>>,
+    all: Mutex<HashMap<ProxyNode, Arc<Mutex<Class>>>>,
     reaches: Mutex<HashMap<ProxyNode, Weak<ProxyNode>>>,
     parts: Mutex<HashMap<Key, Part>>,
     hosts: Hosts,
@@ -81,8 +81,8 @@ impl Classes {
     /// The class that is described so.
     pub(super) fn get(&self, node: ProxyNode) -> Arc<Mutex<Class>> {
         let mut all = lock(&self.all);
-        if let Some(class) = all.get(&node).and_then(Weak::upgrade) {
-            return class;
+        if let Some(class) = all.get(&node) {
+            return Arc::clone(class);
         }
         let reach = {
             let mut reaches = lock(&self.reaches);
@@ -101,14 +101,15 @@ impl Classes {
             routing: BTreeMap::new(),
             layers: Layers::new(),
         }));
-        all.insert(node, Arc::downgrade(&class));
+        all.insert(node, Arc::clone(&class));
         class
     }
 
     /// The world changed.
     pub(super) fn turn(&self, generation: u64) {
         lock(&self.parts).retain(|_, p| p.used + KEPT >= generation);
-        lock(&self.all).retain(|_, c| c.strong_count() > 0);
+        // A second client of a proxy's ID has no place of its own, and should not make all anew each time it asks.
+        lock(&self.all).retain(|_, c| Arc::strong_count(c) > 1 || lock(c).generation + KEPT >= generation);
         lock(&self.reaches).retain(|_, r| r.strong_count() > 0);
         lock(&self.hosts).retain(|_, h| h.strong_count() > 0);
     }
