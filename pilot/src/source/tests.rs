@@ -211,6 +211,8 @@ proptest! {
         let mut documents: BTreeMap<usize, u8> = (0..18).map(|n| (n, 0)).collect();
         // One that delegates, and to whom.
         documents.extend([(12, 4), (48, 0)]);
+        // What a peer exports, whose lease changes below.
+        documents.insert(42, 1);
         let (mut galley, mut federation) = (ConfigState::default(), ConfigState::default());
         for step in steps {
             for (which, variant, there) in step {
@@ -220,7 +222,7 @@ proptest! {
                     documents.remove(&which);
                 }
             }
-            let lease = if documents.get(&42).is_some_and(|v| *v > 2) { "lapsed" } else { "live" };
+            let lease = if documents.get(&7).is_some_and(|v| *v > 2) { "lapsed" } else { "live" };
             let mut docs = Docs::default().add(
                 "PeerCluster",
                 "east",
