@@ -11,7 +11,8 @@
 //!   "empty" from "not yet".
 //! - A name that is subscribed and does not exist is reported as removed (delta), so that a client
 //!   need not wait for its timeout.
-//! - Types go out in the order clusters, endpoints, listeners, routes, secrets. With delta,
+//! - Types go out in the order clusters, endpoints, listeners, virtual hosts, routes, secrets. Routes wait until virtual
+//!   hosts are acknowledged: a port that is new would send requests for hosts that it does not have elsewhere. With delta,
 //!   removals of clusters and endpoints wait until listeners and routes that may have referred to
 //!   them are acknowledged: make before break. State of the world cannot express that.
 
@@ -51,7 +52,7 @@ const MAX_TYPES: usize = 64;
 /// Names per type. A sidecar of a mesh with 20,000 services and four ports each stays below.
 const MAX_NAMES: usize = 200_000;
 
-/// Positions in a push of types that refer to clusters: listeners, routes, virtual hosts.
+/// Positions in a push of types that refer to clusters: listeners, virtual hosts, routes.
 const REFERRING: std::ops::RangeInclusive<u8> = 2..=4;
 
 /// What to send next.
@@ -356,10 +357,11 @@ impl Session {
     {
         // Twice: the first pass may settle listeners and routes, which frees removals of clusters.
         for _ in 0..2 {
+            let unsure = self.types.iter().any(|(k, s)| k.1 == type_url::VHDS && s.in_flight.is_some());
             let keys: Vec<(u8, String)> = self
                 .types
                 .iter()
-                .filter(|(_, s)| s.dirty && s.in_flight.is_none())
+                .filter(|(k, s)| s.dirty && s.in_flight.is_none() && !(unsure && k.1 == type_url::RDS))
                 .map(|(k, _)| k.clone())
                 .collect();
             for key in keys {

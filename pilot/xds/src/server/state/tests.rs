@@ -3,7 +3,7 @@ use std::{collections::HashMap, sync::Arc};
 use proptest::prelude::*;
 
 use super::*;
-use crate::type_url::{CDS, EDS, LDS, RDS};
+use crate::type_url::{CDS, EDS, LDS, RDS, VHDS};
 
 type World = BTreeMap<String, Arc<TypeSnapshot>>;
 
@@ -180,6 +180,30 @@ fn late_answers_acknowledge_nothing() {
     assert_eq!(s.status()[LDS].state(), "STALE");
     s.on_delta(&ack(&second)).unwrap();
     assert_eq!(s.status()[LDS].state(), "SYNCED");
+}
+
+/// A port is new, and earlier virtual hosts are still on their way: its routes must not be there before its hosts.
+#[test]
+fn routes_wait_for_virtual_hosts() {
+    let mut s = Session::new(Mode::Delta);
+    let mut w = world(&[(RDS, &[("80", "1")]), (VHDS, &[("80/a", "1")])]);
+    s.on_delta(&sub(RDS, &["80"])).unwrap();
+    let routes = poll(&mut s, &w).unwrap();
+    assert_eq!(routes.type_url, RDS, "nobody has asked for virtual hosts yet");
+    s.on_delta(&ack(&routes)).unwrap();
+    s.on_delta(&sub(VHDS, &[])).unwrap();
+    let first = poll(&mut s, &w).unwrap();
+    w = world(&[(RDS, &[("80", "1"), ("90", "1")]), (VHDS, &[("80/a", "1"), ("90/b", "1")])]);
+    s.mark_dirty();
+    s.on_delta(&sub(RDS, &["90"])).unwrap();
+    assert!(poll(&mut s, &w).is_none());
+    s.on_delta(&ack(&first)).unwrap();
+    let second = poll(&mut s, &w).unwrap();
+    assert_eq!((second.type_url.as_str(), names(&second)), (VHDS, vec!["90/b"]));
+    assert!(poll(&mut s, &w).is_none(), "not before they are acknowledged");
+    // Refused is answered as well: what is wrong with a host must not keep routes back.
+    s.on_delta(&nack(&second, "no")).unwrap();
+    assert_eq!(names(&poll(&mut s, &w).unwrap()), ["90"]);
 }
 
 #[test]
