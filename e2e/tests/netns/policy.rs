@@ -7,12 +7,9 @@ use flotilla_e2e::{
     netns::{NAMESPACE, World, exec, until},
     programs,
 };
-use mesh_testkit::{
-    call::{Outcome, Protocol},
-    echo::DELAY_MS,
-};
+use mesh_testkit::{call::Protocol, echo::DELAY_MS};
 
-use crate::support::{all_ok, by_cluster, calls, options, scenario, served_from, settled};
+use crate::support::{all_ok, by_cluster, calls, of_version, options, scenario, served_from, settled};
 
 const CONVERGE: Duration = Duration::from_secs(10);
 
@@ -34,10 +31,6 @@ fn subsets() -> String {
          spec:\n  host: gamma\n  subsets:\n  - {{name: v1, labels: {{version: v1}}}}\n  - {{name: v2, labels: {{version: \
          v2}}}}\n"
     )
-}
-
-fn of_version(outcomes: &[Outcome], v: &str) -> usize {
-    outcomes.iter().filter(|o| o.ok && o.version == v).count()
 }
 
 #[test]

@@ -103,6 +103,11 @@ pub(crate) async fn settled(world: &World) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// How many were answered by this version.
+pub(crate) fn of_version(outcomes: &[Outcome], v: &str) -> usize {
+    outcomes.iter().filter(|o| o.ok && o.version == v).count()
+}
+
 /// All calls succeeded.
 pub(crate) fn all_ok(what: &str, outcomes: &[Outcome]) -> anyhow::Result<()> {
     if let Some(bad) = outcomes.iter().find(|o| !o.ok) {

@@ -8,11 +8,11 @@ use flotilla_e2e::{
     programs::Process,
 };
 use mesh_testkit::{
-    call::{Calls, Outcome, Protocol},
+    call::{Calls, Protocol},
     echo::DELAY_MS,
 };
 
-use crate::support::{all_ok, calls, scenario, served_from};
+use crate::support::{all_ok, calls, of_version, scenario, served_from};
 
 const CONVERGE: Duration = Duration::from_secs(10);
 
@@ -40,10 +40,6 @@ fn get(service: &str, count: u32) -> Calls {
 fn with(mut c: Calls, header: &str, value: &str) -> Calls {
     c.headers.insert(header.into(), value.into());
     c
-}
-
-fn of_version(outcomes: &[Outcome], v: &str) -> usize {
-    outcomes.iter().filter(|o| o.ok && o.version == v).count()
 }
 
 #[test]
