@@ -21,6 +21,7 @@ pub mod index;
 mod kubernetes;
 pub mod links;
 mod metrics;
+mod providers;
 pub mod proxy;
 mod run;
 pub mod simulate;

@@ -22,6 +22,7 @@ use crate::{
     gateway_api::SEMANTICS,
     hosts,
     index::{self, Entry, Index, Local},
+    providers,
     proxy::ProxyNode,
 };
 
@@ -113,6 +114,7 @@ impl World {
         let (index, found) = index::build(&config, &local);
         let mut problems = config.problems.clone();
         problems.extend(found);
+        problems.extend(providers::problems(&config, &index));
         let mut peer_auth: HashMap<String, Vec<usize>> = HashMap::new();
         for (i, p) in config.peer_authentications.iter().enumerate() {
             peer_auth.entry(p.namespace.clone()).or_default().push(i);

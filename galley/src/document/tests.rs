@@ -485,7 +485,6 @@ fn security() {
         "rules:\n- from:\n  - source: {principals: ['mesh.local/ns/books/sa/reviews']}\n  to:\n  - operation: {methods: [GET], paths: ['/a/{*}/b']}\n  when:\n  - {key: source.cluster, values: [west]}",
     ));
     rejected(&ap("action: DENY"), "spec.rules", 0, "at least one rule");
-    warned(&ap("action: CUSTOM\nrules: [{}]\nprovider: {name: x}"), "spec.action", "is denied");
     rejected(&ap("rules: [{from: []}]"), "spec.rules[0].from", 5, "empty list");
     rejected(&ap("rules: [{from: [{}]}]"), "spec.rules[0].from[0].source", 5, "at least one field");
     rejected(

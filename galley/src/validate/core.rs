@@ -1,5 +1,7 @@
 //! Rules of Kubernetes' own kinds, ServiceExport and MeshConfig.
 
+mod providers;
+
 use std::net::IpAddr;
 
 use mesh_model::{
@@ -200,6 +202,7 @@ pub(super) fn check_mesh(m: &MeshConfig, meta: &Metadata, p: &Path<'_>, out: &mu
     {
         out.error(&p.key("traceSampling"), format!("{s} is outside of 0..100 percent"));
     }
+    providers::check(&m.extension_providers, &p.key("extensionProviders"), out);
     if let Some(o) = &m.outbound_traffic_policy {
         out.unenforced(o.egress_proxy.is_some(), &p.key("outboundTrafficPolicy"), "egressProxy");
     }

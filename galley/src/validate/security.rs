@@ -181,11 +181,6 @@ pub(super) fn check_authorization(
             if a.provider.as_ref().is_none_or(|x| x.name.is_empty()) {
                 out.error(&p.key("provider"), "action CUSTOM needs the name of a provider");
             }
-            // Not an error: the document would not apply, and what it guards would be open.
-            out.warning(
-                &p.key("action"),
-                "action CUSTOM is not enforced yet: nobody is asked, and what its rules match is denied",
-            );
         }
         AuthorizationAction::Audit => {
             out.warning(

@@ -54,8 +54,8 @@ pub struct Decision {
     pub policy: Option<String>,
     /// Position of its rule.
     pub rule: Option<usize>,
-    /// Provider that a CUSTOM policy asks first; what it says is not known here. Until it is supported, what such a rule
-    /// matches is denied.
+    /// Provider that a CUSTOM policy asks first. What it says is not known here: the decision is what follows a yes. One
+    /// that cannot be asked denies, if the files define any.
     pub custom: Option<String>,
     /// AUDIT policies that match.
     pub audit: Vec<String>,
@@ -238,6 +238,7 @@ pub(crate) fn decide(world: &World, request: &RequestFile) -> Result<Decision, R
     let address = request.destination.unwrap_or(NOWHERE);
     let proxy = pilot::simulate::workload(world, &request.namespace, &request.labels, address);
     let rules = generate::authorization(&proxy, world, attributes.request.is_some());
+    let defined = !world.config.mesh.extension_providers.is_empty();
     let mut out = Decision { decision: "allow", ..Decision::default() };
     let mut allows = false;
     let (mut denied, mut allowed, mut custom) = (None, None, None);
@@ -274,7 +275,10 @@ pub(crate) fn decide(world: &World, request: &RequestFile) -> Result<Decision, R
             _ if r.dry_run => once(&mut out.dry_run),
             AuthorizationAction::Audit => once(&mut out.audit),
             AuthorizationAction::Custom => {
-                custom = custom.or(found);
+                // Files of policies alone do not say who can be asked; those of a mesh do.
+                if !r.can_ask && defined {
+                    custom = custom.or(found);
+                }
                 out.custom = out.custom.or_else(|| r.provider.clone());
             }
             AuthorizationAction::Deny => denied = denied.or(found),

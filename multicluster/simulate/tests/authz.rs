@@ -87,7 +87,22 @@ fn order_of_actions() {
         json!({"action": "CUSTOM", "provider": {"name": "oauth"}, "rules": get_only}),
     );
     let mesh = Mesh::default().with(with("ALLOW")).with(custom);
-    check(&mesh, &request, &json!({"decision": "deny", "policy": "shop/custom", "custom": "oauth"}));
+    // Policies alone do not say who can be asked.
+    check(&mesh, &request, &json!({"decision": "allow", "policy": "shop/allow", "custom": "oauth"}));
+    let providers = |name: &str, port: u16| {
+        let authz = json!({"name": name, "envoyExtAuthzHttp": {"service": "oauth.shop.svc.cluster.local", "port": port}});
+        json!({"apiVersion": "flotilla.dev/v1alpha1", "kind": "MeshConfig", "metadata": {"name": "mesh"},
+            "spec": {"extensionProviders": [authz]}})
+    };
+    let service = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "oauth", "namespace": "shop"},
+        "spec": {"ports": [{"name": "http", "port": 80}]}});
+    let mesh = mesh.with(service);
+    let asked = mesh.clone().with(providers("oauth", 80));
+    check(&asked, &request, &json!({"decision": "allow", "policy": "shop/allow", "custom": "oauth"}));
+    for missing in [providers("other", 80), providers("oauth", 81)] {
+        let mesh = mesh.clone().with(missing);
+        check(&mesh, &request, &json!({"decision": "deny", "policy": "shop/custom", "custom": "oauth"}));
+    }
     // Of the root namespace, for all.
     let mesh = Mesh::default().with(policy("istio-system", "all", json!({})));
     let got = check(&mesh, &request, &json!({"decision": "deny", "policy": null}));

@@ -157,6 +157,7 @@ impl Ctx<'_> {
         let mut filters = Vec::new();
         // Who comes in is asked first; who leaves has been.
         if side != Side::Outbound {
+            filters.extend(rbac::custom(self));
             filters.extend(jwt::filter(self));
             filters.extend(rbac::http(self).into_iter().map(HttpFilter::Rbac));
         }

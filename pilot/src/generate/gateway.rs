@@ -26,7 +26,7 @@ use super::{
     common::{Side, chain, listener},
     gateway_routes,
     http::Scope,
-    tcp,
+    rbac, tcp,
 };
 use crate::config::Doc;
 
@@ -174,6 +174,13 @@ fn gateways(s: &Served<'_>) -> BTreeSet<String> {
     BTreeSet::from([s.key()])
 }
 
+/// Bytes that come in are let pass by policies first.
+fn guarded(ctx: &Ctx<'_>, f: NetworkFilter) -> Vec<NetworkFilter> {
+    let mut out = rbac::guards(ctx);
+    out.push(f);
+    out
+}
+
 /// Chains of a TCP server: the first `tcp` route of a bound document whose match fits.
 fn tcp_chains(ctx: &Ctx<'_>, s: &Served<'_>) -> Vec<FilterChain> {
     let own = gateways(s);
@@ -184,7 +191,7 @@ fn tcp_chains(ctx: &Ctx<'_>, s: &Served<'_>) -> Vec<FilterChain> {
             let name = format!("{}/{}", doc.namespace, doc.name);
             let Some(f) = tcp::filter(ctx, &doc.namespace, s.number, &r.route, &name) else { continue };
             if r.matches.is_empty() {
-                tcp::push(&mut out, chain(name, FilterChainMatch::default(), vec![f]));
+                tcp::push(&mut out, chain(name, FilterChainMatch::default(), guarded(ctx, f)));
                 return out;
             }
             for m in &r.matches {
@@ -201,7 +208,7 @@ fn tcp_chains(ctx: &Ctx<'_>, s: &Served<'_>) -> Vec<FilterChain> {
                         destination_prefixes: tcp::prefixes(&m.destination_subnets),
                         ..FilterChainMatch::default()
                     };
-                    tcp::push(&mut out, chain(name.clone(), matches, vec![f.clone()]));
+                    tcp::push(&mut out, chain(name.clone(), matches, guarded(ctx, f.clone())));
                 }
             }
         }
@@ -227,7 +234,13 @@ fn tls_chains(ctx: &Ctx<'_>, out: &mut Generated, s: &Served<'_>) -> Vec<FilterC
     let Some(settings) = s.tls() else { return vec![] };
     match settings.mode {
         ServerTlsMode::Passthrough => passthrough_chains(ctx, s),
-        ServerTlsMode::AutoPassthrough => super::sni::auto_passthrough(ctx, out, s),
+        ServerTlsMode::AutoPassthrough => {
+            let mut chains = super::sni::auto_passthrough(ctx, out, s);
+            for c in &mut chains {
+                c.filters.splice(0..0, rbac::guards(ctx));
+            }
+            chains
+        }
         _ => {
             let Some(tls) = termination(ctx, settings, s.protocol == Protocol::Https) else { return vec![] };
             let filters = if s.protocol == Protocol::Https {
@@ -273,7 +286,7 @@ fn passthrough_chains(ctx: &Ctx<'_>, s: &Served<'_>) -> Vec<FilterChain> {
                     .filter(|h| s.hosts().any(|(_, own)| crate::hosts::overlaps(own, h)))
                     .collect();
                 if here && !names.is_empty() {
-                    tcp::push(&mut out, chain(name.clone(), tls_match(names), vec![f.clone()]));
+                    tcp::push(&mut out, chain(name.clone(), tls_match(names), guarded(ctx, f.clone())));
                 }
             }
         }

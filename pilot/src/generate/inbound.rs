@@ -285,7 +285,7 @@ fn http_filters(ctx: &Ctx<'_>, p: &Port<'_>) -> Vec<NetworkFilter> {
 }
 
 fn tcp_filters(ctx: &Ctx<'_>, cluster: &str) -> Vec<NetworkFilter> {
-    let mut out: Vec<NetworkFilter> = rbac::tcp(ctx).into_iter().map(NetworkFilter::Rbac).collect();
+    let mut out = rbac::guards(ctx);
     out.push(ctx.tcp_to(cluster));
     out
 }

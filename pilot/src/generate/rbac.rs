@@ -11,12 +11,13 @@
 //! - a condition that this proxy cannot check (`source.cluster` on a foreign proxy) makes an ALLOW rule
 //!   match nothing, and is dropped from a DENY rule, which then denies more;
 //! - HTTP conditions on a TCP port likewise;
-//! - `CUSTOM` needs an external authoriser, which is not supported: its rules deny.
+//! - `CUSTOM` (`custom.rs`) whose provider cannot be asked denies what its rules match.
 
 mod claims;
+mod custom;
 mod peers;
 
-pub(super) use peers::in_words as of_clusters;
+pub(super) use self::{custom::http as custom, peers::in_words as of_clusters};
 
 use std::collections::BTreeMap;
 
@@ -24,8 +25,8 @@ use ipnet::IpNet;
 use mesh_model::{
     authored::{AuthorizationAction, AuthorizationPolicy, AuthorizationRule, Condition, Operation, Source},
     proxy::{
-        HeaderMatch, HeaderValueMatch, Permission, Principal, Rbac, RbacAction, RbacPolicy, RbacRules,
-        StringMatch, StringMatchKind,
+        HeaderMatch, HeaderValueMatch, NetworkFilter, Permission, Principal, Rbac, RbacAction, RbacPolicy,
+        RbacRules, StringMatch, StringMatchKind,
     },
 };
 
@@ -35,14 +36,34 @@ use crate::config::{Doc, selects};
 /// Annotation of policies that are only evaluated and logged.
 const DRY_RUN: &str = "istio.io/dry-run";
 
-/// Filters for HTTP traffic.
+/// Rules for requests.
 pub(super) fn http(ctx: &Ctx<'_>) -> Vec<Rbac> {
-    filters(ctx, true)
+    filters(ctx, Traffic::Requests)
 }
 
-/// Filters for bytes.
+/// Rules for bytes.
 pub(super) fn tcp(ctx: &Ctx<'_>) -> Vec<Rbac> {
-    filters(ctx, false)
+    filters(ctx, Traffic::Bytes)
+}
+
+/// All that stands before bytes.
+pub(super) fn guards(ctx: &Ctx<'_>) -> Vec<NetworkFilter> {
+    let mut out = custom::tcp(ctx);
+    out.extend(tcp(ctx).into_iter().map(NetworkFilter::Rbac));
+    out
+}
+
+/// Rules for datagrams.
+pub(super) fn udp(ctx: &Ctx<'_>) -> Vec<Rbac> {
+    filters(ctx, Traffic::Datagrams)
+}
+
+/// What a filter looks at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Traffic {
+    Requests,
+    Bytes,
+    Datagrams,
 }
 
 fn applies(ctx: &Ctx<'_>, p: &Doc<AuthorizationPolicy>) -> bool {
@@ -70,6 +91,8 @@ pub struct AuthzRule {
     pub action: AuthorizationAction,
     /// Whom `CUSTOM` asks.
     pub provider: Option<String>,
+    /// There is such a provider, and the workload can ask it.
+    pub can_ask: bool,
     /// It is only evaluated and logged.
     pub dry_run: bool,
     /// As the proxy evaluates it; `None` if it can match nothing there, such as a condition on requests for bytes.
@@ -90,6 +113,7 @@ pub(super) fn each(ctx: &Ctx<'_>, http: bool) -> Vec<AuthzRule> {
             name: doc.name.clone(),
             index,
             action: doc.spec.action,
+            can_ask: doc.spec.action == AuthorizationAction::Custom && !custom::denies(ctx, doc),
             provider: doc.spec.provider.as_ref().map(|p| p.name.clone()),
             dry_run: doc.annotations.get(DRY_RUN).is_some_and(|v| v == "true"),
             policy,
@@ -103,12 +127,17 @@ pub(super) fn each(ctx: &Ctx<'_>, http: bool) -> Vec<AuthzRule> {
     out
 }
 
-fn filters(ctx: &Ctx<'_>, http: bool) -> Vec<Rbac> {
+fn filters(ctx: &Ctx<'_>, traffic: Traffic) -> Vec<Rbac> {
+    let http = traffic == Traffic::Requests;
     let mut enforced: BTreeMap<u8, BTreeMap<String, RbacPolicy>> = BTreeMap::new();
     let mut shadow: BTreeMap<u8, BTreeMap<String, RbacPolicy>> = BTreeMap::new();
     for doc in ctx.world.config.authorization_policies.iter().filter(|p| applies(ctx, p)) {
         let (slot, action) = match doc.spec.action {
             AuthorizationAction::Audit => (0, RbacAction::Log),
+            // Somebody is asked.
+            AuthorizationAction::Custom if traffic != Traffic::Datagrams && !custom::denies(ctx, doc) => {
+                continue;
+            }
             AuthorizationAction::Deny | AuthorizationAction::Custom => (1, RbacAction::Deny),
             AuthorizationAction::Allow => (2, RbacAction::Allow),
         };
@@ -139,7 +168,7 @@ fn filters(ctx: &Ctx<'_>, http: bool) -> Vec<Rbac> {
         let dry = make(shadow.remove(&slot));
         if rules.is_some() || dry.is_some() {
             let stat_prefix = if http { String::new() } else { "tcp.".to_owned() };
-            out.push(Rbac { rules, shadow: dry, stat_prefix });
+            out.push(Rbac { rules, shadow: dry, stat_prefix, ..Rbac::default() });
         }
     }
     out

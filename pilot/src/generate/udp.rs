@@ -251,7 +251,7 @@ fn inbound_chain(ctx: &Ctx<'_>, out: &mut Generated, number: u16) -> FilterChain
     let to = ctx.proxy.inbound.get(&number).copied();
     let to = to.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], number)));
     out.cluster(ctx.base_cluster(&name, Discovery::Static(one(&name, to))));
-    let mut filters: Vec<NetworkFilter> = rbac::tcp(ctx).into_iter().map(NetworkFilter::Rbac).collect();
+    let mut filters: Vec<NetworkFilter> = rbac::udp(ctx).into_iter().map(NetworkFilter::Rbac).collect();
     filters.push(NetworkFilter::Udp(Box::new(proxy(ctx, &name))));
     FilterChain {
         tls: Some(DownstreamTls {

@@ -83,7 +83,16 @@ fn rich() -> Vec<(&'static str, &'static str, Value)> {
              "when": [{"key": "request.headers[x]", "values": ["*"]}, {"key": "connection.sni", "values": ["a*"]}]}]})),
         ("security.istio.io/v1/AuthorizationPolicy", "books/deny", json!({"action": "DENY", "rules": [{"to": [{"operation": {"ports": ["1"]}}]}]})),
         ("security.istio.io/v1/AuthorizationPolicy", "books/audit", json!({"action": "AUDIT", "rules": [{}]})),
-        ("flotilla.dev/v1alpha1/MeshConfig", "mesh", json!({"accessLogFile": "/dev/null", "accessLogEncoding": "JSON", "traceSampling": 50.0, "enableQuicListeners": true})),
+        ("core/v1/Service", "books/authz", json!({"selector": {"app": "authz"}, "clusterIP": "10.96.0.77", "ports": [{"name": "http", "port": 8000}, {"name": "grpc", "port": 9000}]})),
+        ("security.istio.io/v1/AuthorizationPolicy", "books/ask-http", json!({"action": "CUSTOM", "provider": {"name": "h"}, "rules": [{"to": [{"operation": {"paths": ["/a*"]}}]}]})),
+        ("security.istio.io/v1/AuthorizationPolicy", "books/ask-grpc", json!({"action": "CUSTOM", "provider": {"name": "g"}, "rules": [{}]})),
+        ("flotilla.dev/v1alpha1/MeshConfig", "mesh", json!({"accessLogFile": "/dev/null", "accessLogEncoding": "JSON", "traceSampling": 50.0, "enableQuicListeners": true,
+            "extensionProviders": [
+                {"name": "h", "envoyExtAuthzHttp": {"service": "authz.books.svc.cluster.local", "port": 8000, "pathPrefix": "/check", "statusOnError": "503",
+                    "includeRequestHeadersInCheck": ["x-a", "x-b*"], "includeAdditionalHeadersInCheck": {"x-c": "1"}, "headersToUpstreamOnAllow": ["x-user"],
+                    "headersToDownstreamOnDeny": ["x-why"], "headersToDownstreamOnAllow": ["set-cookie"], "includeRequestBodyInCheck": {"maxRequestBytes": 99}, "clearRouteCache": true}},
+                {"name": "g", "envoyExtAuthzGrpc": {"service": "books/authz.books.svc.cluster.local", "port": 9000, "timeout": "2s", "failOpen": true,
+                    "includeRequestBodyInCheck": {"maxRequestBytes": 99, "allowPartialMessage": true, "packAsBytes": true}}}]})),
     ]);
     docs
 }
@@ -294,6 +303,8 @@ async fn envoy_accepts_everything() {
             "virtualOutbound",
             "outbound|9080|v1|reviews.books.svc.cluster.local",
             "ext.example.com",
+            "istio_ext_authz_g_",
+            "envoy.filters.network.ext_authz",
         ] {
             assert!(text.contains(part), "{part} is missing");
         }

@@ -13,6 +13,7 @@ mod index;
 use std::{
     collections::HashSet,
     net::{IpAddr, SocketAddr},
+    sync::Arc,
 };
 
 use ipnet::IpNet;
@@ -266,6 +267,15 @@ impl Rules {
 
     /// `Err` is a denial and names the policy, or `none`.
     fn check(&self, f: &Facts<'_>) -> Result<(), &str> {
+        match self.matched(f) {
+            None if self.action == model::RbacAction::Allow => Err("none"),
+            Some(policy) if self.action == model::RbacAction::Deny => Err(policy),
+            _ => Ok(()),
+        }
+    }
+
+    /// The first policy that matches.
+    fn matched(&self, f: &Facts<'_>) -> Option<&str> {
         let unknown_matches = self.action == model::RbacAction::Deny;
         let matches = |p: &Policy| p.eval(f).unwrap_or(unknown_matches);
         let matched = match &self.index {
@@ -274,12 +284,16 @@ impl Rules {
                 .first(f, |at| self.policies.get(at as usize).is_some_and(matches))
                 .and_then(|at| self.policies.get(at as usize)),
         };
-        match (self.action, matched) {
-            (model::RbacAction::Allow, None) => Err("none"),
-            (model::RbacAction::Deny, Some(p)) => Err(&p.name),
-            _ => Ok(()),
-        }
+        matched.map(|p| p.name.as_str())
     }
+}
+
+/// What shadow rules said of a request or connection, for filters behind them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Shadow {
+    /// The policy that matched.
+    policy: Option<String>,
+    allows: bool,
 }
 
 /// A compiled [`model::Rbac`].
@@ -287,6 +301,9 @@ impl Rules {
 pub(crate) struct Rbac {
     rules: Option<Rules>,
     shadow: Option<Rules>,
+    /// Names under which [`Shadow`] is noted.
+    policy_key: String,
+    result_key: String,
 }
 
 impl Rbac {
@@ -294,6 +311,8 @@ impl Rbac {
         Ok(Self {
             rules: r.rules.as_ref().map(Rules::new).transpose()?,
             shadow: r.shadow.as_ref().map(Rules::new).transpose()?,
+            policy_key: format!("{}shadow_effective_policy_id", r.shadow_stat_prefix),
+            result_key: format!("{}shadow_engine_result", r.shadow_stat_prefix),
         })
     }
 
@@ -316,11 +335,32 @@ impl Rbac {
             .map(|(dry, a, p)| (dry, a, p.name.as_str(), p.eval(f)))
     }
 
+    /// What shadow rules say, if there are any.
+    pub(crate) fn shadow(&self, f: &Facts<'_>) -> Option<Shadow> {
+        let rules = self.shadow.as_ref()?;
+        let policy = rules.matched(f).map(str::to_owned);
+        let allows = match rules.action {
+            model::RbacAction::Allow => policy.is_some(),
+            model::RbacAction::Deny => policy.is_none(),
+            model::RbacAction::Log => true,
+        };
+        if !allows {
+            tracing::debug!(policy = policy.as_deref().unwrap_or("none"), "shadow rules would deny access");
+        }
+        Some(Shadow { policy, allows })
+    }
+
+    /// Notes what shadow rules said for filters behind this one, as Envoy does.
+    pub(crate) fn note(&self, said: Shadow, namespace: &'static str, to: &mut Metadata) {
+        let result = if said.allows { "allowed" } else { "denied" };
+        to.set(namespace, self.result_key.clone(), Arc::new(result.into()));
+        if let Some(policy) = said.policy {
+            to.set(namespace, self.policy_key.clone(), Arc::new(policy.into()));
+        }
+    }
+
     /// `Err` is a denial, as text for the access log.
     pub(crate) fn check(&self, f: &Facts<'_>) -> Result<(), String> {
-        if let Some(Err(policy)) = self.shadow.as_ref().map(|s| s.check(f)) {
-            tracing::debug!(policy, "dry run: access would be denied");
-        }
         match self.decide(f) {
             Err(policy) => {
                 // The name appears in logs only; blanks would break their columns.

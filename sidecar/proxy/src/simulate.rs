@@ -33,9 +33,10 @@ pub use self::{
 use crate::{
     config::{
         CompileError, ConfigSnapshot, RouteSlot,
-        listener::{Chain, ConnectionFacts, Listener, Names, Terminal},
+        listener::{Chain, ConnectionFacts, Guard, Listener, Names, Terminal},
         route::RouteTable,
     },
+    http::metadata::{CONNECTION_RBAC, Metadata},
     rbac,
     upstream::cluster::ClusterSlot,
 };
@@ -322,8 +323,22 @@ impl Simulation<'_> {
         }
         let principals: Vec<String> = self.arrival.peer.iter().map(|p| p.principal.clone()).collect();
         let facts = self.facts(chain, &principals);
-        let seen: Vec<_> = chain.rbac.iter().map(|r| policy::ask(r, &facts)).collect();
+        let (mut seen, mut found, mut asked) = (Vec::new(), Metadata::default(), false);
+        for guard in &chain.guards {
+            match guard {
+                Guard::Rbac(r) => {
+                    if let Some(said) = r.shadow(&facts) {
+                        r.note(said, CONNECTION_RBAC, &mut found);
+                    }
+                    seen.push(policy::ask(r, &facts));
+                }
+                Guard::Authz(a) => asked |= a.asks(&found),
+            }
+        }
         let denied = policy::denied(&seen);
+        if asked {
+            self.out.asks.push("external authorization".into());
+        }
         self.out.policies.extend(seen.into_iter().flatten());
         if let Some(by) = denied {
             self.out.action = Action::Deny;

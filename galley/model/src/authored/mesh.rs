@@ -2,6 +2,8 @@
 //!
 //! One document, named `mesh`. What Istio's mesh configuration also has keeps its name.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use super::{Duration, LocalityLbSetting, OutboundTrafficPolicy};
@@ -40,6 +42,78 @@ message! {
         /// HTTPS servers of gateways also take HTTP/3 on the same port of UDP, and say so (`alt-svc`). Istio has a
         /// variable of its control plane for it, `PILOT_ENABLE_QUIC_LISTENERS`.
         pub enable_quic_listeners: bool,
+        /// Who may be asked about requests (`AuthorizationPolicy` with action `CUSTOM`), by name.
+        pub extension_providers: Vec<ProviderDefinition>,
+    }
+
+    /// Istio's `MeshConfig.ExtensionProvider`: exactly one kind of provider under a name.
+    pub struct ProviderDefinition {
+        /// Name in policies.
+        pub name: String,
+        /// An authoriser that speaks plain HTTP.
+        pub envoy_ext_authz_http: Option<HttpAuthzProvider>,
+        /// An authoriser that speaks `envoy.service.auth.v3.Authorization`.
+        pub envoy_ext_authz_grpc: Option<GrpcAuthzProvider>,
+    }
+
+    /// `EnvoyExternalAuthorizationHttpProvider`.
+    pub struct HttpAuthzProvider {
+        /// `[<namespace>/]<host>` of a service of the registry.
+        pub service: String,
+        /// Port of the service.
+        pub port: u32,
+        /// Limit of one question; 600 s unless set.
+        pub timeout: Option<Duration>,
+        /// Text before the request's path.
+        pub path_prefix: String,
+        /// Without an answer the request passes.
+        pub fail_open: bool,
+        /// Status without an answer, as a number; 403 unless set.
+        pub status_on_error: String,
+        /// Older name of `includeRequestHeadersInCheck`.
+        pub include_headers_in_check: Vec<String>,
+        /// Headers that the authoriser is shown: exact, `prefix*` or `*suffix`.
+        pub include_request_headers_in_check: Vec<String>,
+        /// Headers that are added for the authoriser.
+        pub include_additional_headers_in_check: BTreeMap<String, String>,
+        /// Show the body as well.
+        pub include_request_body_in_check: Option<AuthzRequestBody>,
+        /// Headers of a yes that replace those of the request.
+        pub headers_to_upstream_on_allow: Vec<String>,
+        /// Headers of a no that the client gets; none is all.
+        pub headers_to_downstream_on_deny: Vec<String>,
+        /// Headers of a yes that the client gets with the answer.
+        pub headers_to_downstream_on_allow: Vec<String>,
+        /// A yes that changes the request has its route looked for again.
+        pub clear_route_cache: bool,
+    }
+
+    /// `EnvoyExternalAuthorizationGrpcProvider`.
+    pub struct GrpcAuthzProvider {
+        /// `[<namespace>/]<host>` of a service of the registry.
+        pub service: String,
+        /// Port of the service; it must be one of HTTP/2.
+        pub port: u32,
+        /// Limit of one question; 600 s unless set.
+        pub timeout: Option<Duration>,
+        /// Without an answer the request passes.
+        pub fail_open: bool,
+        /// Status without an answer, as a number; 403 unless set.
+        pub status_on_error: String,
+        /// Show the body as well.
+        pub include_request_body_in_check: Option<AuthzRequestBody>,
+        /// A yes that changes the request has its route looked for again.
+        pub clear_route_cache: bool,
+    }
+
+    /// How much of a body an authoriser is shown.
+    pub struct AuthzRequestBody {
+        /// Bytes, at least 1.
+        pub max_request_bytes: u32,
+        /// A longer body is shown in part; otherwise it is answered with 413.
+        pub allow_partial_message: bool,
+        /// As bytes rather than as text (gRPC only).
+        pub pack_as_bytes: bool,
     }
 }
 

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use super::StringMatch;
+use super::{MetadataMatch, StringMatch};
 
 /// `envoy.config.core.v3.GrpcService` with `envoy_grpc`.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -42,6 +42,10 @@ pub struct ExtAuthz {
     pub include_tls_session: bool,
     /// Share of requests that are asked about, in 1/1,000,000.
     pub enabled: u32,
+    /// Only requests of which earlier filters found out this are asked about.
+    pub enabled_metadata: Option<MetadataMatch>,
+    /// A yes that changes the request has its route looked for again.
+    pub clear_route_cache: bool,
 }
 
 impl Default for ExtAuthz {
@@ -57,8 +61,25 @@ impl Default for ExtAuthz {
             metadata_namespaces: vec![],
             include_tls_session: false,
             enabled: 1_000_000,
+            enabled_metadata: None,
+            clear_route_cache: false,
         }
     }
+}
+
+/// `envoy.extensions.filters.network.ext_authz.v3.ExtAuthz`: a connection is asked about before its first byte.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConnectionAuthz {
+    /// Prefix of statistics.
+    pub stat_prefix: String,
+    /// Who decides (`envoy.service.auth.v3.Authorization`); 200 ms unless set.
+    pub service: GrpcService,
+    /// Without an answer the connection passes.
+    pub failure_mode_allow: bool,
+    /// Show the server name of the TLS session.
+    pub include_tls_session: bool,
+    /// Only connections of which earlier filters found out this are asked about.
+    pub enabled_metadata: Option<MetadataMatch>,
 }
 
 /// An authoriser.

@@ -6,8 +6,9 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Compressor, ConnectionLimit, ExtAuthz, ExtProc, GlobalRateLimit, JwtAuthn, LocalRateLimit,
-    OnDemandCluster, Rbac, RouteConfiguration, StatefulSession, StringMatch, UdpProxy, WeightedCluster,
+    Compressor, ConnectionAuthz, ConnectionLimit, ExtAuthz, ExtProc, GlobalRateLimit, JwtAuthn,
+    LocalRateLimit, OnDemandCluster, Rbac, RouteConfiguration, StatefulSession, StringMatch, UdpProxy,
+    WeightedCluster,
 };
 
 /// `envoy.config.listener.v3.Listener`.
@@ -208,6 +209,8 @@ pub struct Validation {
 pub enum NetworkFilter {
     /// `envoy.filters.network.rbac`: closes the connection when denied.
     Rbac(Rbac),
+    /// `envoy.filters.network.ext_authz`: closes the connection when somebody else says no.
+    Authz(ConnectionAuthz),
     /// `envoy.filters.network.local_ratelimit`: closes connections beyond a rate.
     Limit(ConnectionLimit),
     /// `envoy.filters.network.sni_cluster`: the SNI names the cluster of the following TCP proxy.

@@ -16,6 +16,9 @@ pub struct Rbac {
     pub shadow: Option<RbacRules>,
     /// Prefix of statistics.
     pub stat_prefix: String,
+    /// Prefix of the names under which later filters find what the shadow rules said
+    /// (`shadow_effective_policy_id`, `shadow_engine_result`).
+    pub shadow_stat_prefix: String,
 }
 
 /// `envoy.config.rbac.v3.RBAC`.

@@ -76,7 +76,9 @@ fn words(d: &Decision) -> String {
         None => "nothing forbids it".to_owned(),
     };
     let mut out = vec![format!("{}: {by}", d.decision)];
-    out.extend(d.custom.iter().map(|p| format!("asks {p} (CUSTOM), which is not supported yet: denied")));
+    out.extend(
+        d.custom.iter().map(|p| format!("asks {p} first (CUSTOM); what follows holds if it says yes")),
+    );
     out.extend(d.audit.iter().map(|p| format!("audit: AuthorizationPolicy {p}")));
     out.extend(d.dry_run.iter().map(|p| format!("dry run: AuthorizationPolicy {p} matches")));
     for m in &d.missed {

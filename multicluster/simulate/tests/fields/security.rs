@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::{Base, Row, View, get, refused, row, support::bookinfo, warned, with_headers};
+use crate::{Base, Row, View, get, refused, row, support::bookinfo, with_headers};
 
 const X: &str = "GET http://ratings:9080/x";
 
@@ -191,15 +191,19 @@ fn authorization() -> Vec<Row> {
             allowed(),
         )
         .instead_of(json!({"key": "source.namespace", "notValues": ["x"]})),
-        warned(
+        row(
             "AuthorizationPolicy.provider.name",
-            &rule(
-                "AuthorizationPolicy",
-                json!({"action": "CUSTOM", "provider": {"name": "p"}, "rules": [{}]}),
+            &Base::new(
+                super::mesh_config::asking(json!({"name": "p", "envoyExtAuthzHttp": {"service": "authz.default.svc.cluster.local", "port": 8000}}))
+                    .with(document(
+                        "AuthorizationPolicy",
+                        json!({"action": "CUSTOM", "provider": {"name": "p"}, "rules": [{}]}),
+                    )),
             ),
             "/spec/provider/name",
             json!("q"),
-            "what its rules match is denied",
+            get(X),
+            denied(),
         ),
         refused(
             "AuthorizationPolicy.targetRef",

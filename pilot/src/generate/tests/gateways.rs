@@ -14,6 +14,35 @@ fn gateway_node(labels: Value, mode: &str) -> NodeInfo {
 }
 
 #[test]
+fn policies_hold_for_bytes_at_gateways() {
+    let deny = json!({"action": "DENY", "selector": {"matchLabels": {"istio": "ingressgateway"}},
+        "rules": [{"from": [{"source": {"notIpBlocks": ["10.0.0.0/8"]}}]}]});
+    let to = json!([{"destination": {"host": "reviews", "port": {"number": 9080}}}]);
+    let docs = bookstore()
+        .add("Gateway", "books/edge", json!({"selector": {"istio": "ingressgateway"}, "servers": [
+            {"port": {"number": 443, "name": "pass", "protocol": "TLS"}, "hosts": ["raw.example.com"], "tls": {"mode": "PASSTHROUGH"}},
+            {"port": {"number": 444, "name": "tls", "protocol": "TLS"}, "hosts": ["end.example.com"], "tls": {"mode": "SIMPLE", "credentialName": "c"}},
+            {"port": {"number": 445, "name": "auto", "protocol": "TLS"}, "hosts": ["*.local"], "tls": {"mode": "AUTO_PASSTHROUGH"}},
+            {"port": {"number": 9000, "name": "tcp", "protocol": "TCP"}, "hosts": ["*"]}]}))
+        .add("VirtualService", "books/raw", json!({"hosts": ["raw.example.com", "end.example.com"], "gateways": ["edge"],
+            "tls": [{"match": [{"port": 443, "sniHosts": ["raw.example.com"]}], "route": to}],
+            "tcp": [{"match": [{"port": 9000}], "route": to}, {"match": [{"port": 444}], "route": to}]}))
+        .add("AuthorizationPolicy", "books/deny", deny);
+    let g = docs.generate(&gateway_node(json!({"istio": "ingressgateway"}), ""));
+    for port in [443, 444, 445, 9000] {
+        let l = &g.listeners[&format!("0.0.0.0_{port}")];
+        assert!(!l.filter_chains.is_empty());
+        for c in &l.filter_chains {
+            let NetworkFilter::Rbac(r) = &c.filters[0] else { panic!("{port}: {:?}", c.filters) };
+            assert!(
+                r.rules.as_ref().unwrap().policies.contains_key("ns[books]-policy[deny]-rule[0]"),
+                "{port}"
+            );
+        }
+    }
+}
+
+#[test]
 fn ingress() {
     let docs = bookstore()
         .add("Gateway", "books/edge", json!({"selector": {"istio": "ingressgateway"}, "servers": [

@@ -117,6 +117,135 @@ fn what_cannot_be_checked_does_not_open_doors() {
     assert!(rbac_of(&none, 9080)[0].rules.as_ref().unwrap().policies.is_empty());
 }
 
+/// Requests and bytes of one workload, with authorisers of both kinds.
+fn asking(http_policy: bool, grpc_policy: bool) -> Docs {
+    let policy = |name: &str| {
+        json!({"action": "CUSTOM", "provider": {"name": name}, "rules": [
+        {"to": [{"operation": {"paths": ["/private*"], "ports": ["9080", "7"]}}]}]})
+    };
+    let mut docs = bookstore()
+        .add("Service", "books/db",
+            json!({"selector": {"app": "productpage"}, "ports": [{"name": "tcp", "port": 7}]}))
+        .add("Service", "books/authz",
+            json!({"selector": {"app": "authz"}, "ports": [{"name": "http", "port": 80}, {"name": "grpc", "port": 90}]}))
+        .add("MeshConfig", "mesh", json!({"extensionProviders": [
+            {"name": "h", "envoyExtAuthzHttp": {"service": "authz.books.svc.cluster.local", "port": 80}},
+            {"name": "g", "envoyExtAuthzGrpc": {"service": "authz.books.svc.cluster.local", "port": 90}}]}));
+    if http_policy {
+        docs = docs.add("AuthorizationPolicy", "books/ask-h", policy("h"));
+    }
+    if grpc_policy {
+        docs = docs.add("AuthorizationPolicy", "books/ask-g", policy("g"));
+    }
+    docs
+}
+
+fn filters(g: &Generated, port: u16) -> &[NetworkFilter] {
+    let l = &g.listeners["virtualInbound"];
+    &l.filter_chains.iter().find(|c| c.matches.destination_port == Some(port)).unwrap().filters
+}
+
+#[test]
+fn somebody_else_is_asked() {
+    // Over HTTP, of requests alone.
+    let g = asking(true, false).generate(&productpage());
+    let http = |g: &Generated| match &filters(g, 9080)[0] {
+        NetworkFilter::Http(h) => h.filters.clone(),
+        other => panic!("{other:?}"),
+    };
+    let all = http(&g);
+    let [HttpFilter::Rbac(marks), HttpFilter::ExtAuthz(ask), ..] = all.as_slice() else { panic!("{all:?}") };
+    assert!(marks.rules.is_none() && marks.shadow_stat_prefix == "istio_ext_authz_", "{marks:?}");
+    let rules = marks.shadow.as_ref().unwrap();
+    let name = "istio-ext-authz-ns[books]-policy[ask-h]-rule[0]";
+    assert_eq!((rules.action, rules.policies.keys().next().unwrap().as_str()), (RbacAction::Deny, name));
+    let by = ask.enabled_metadata.as_ref().unwrap();
+    assert_eq!(
+        (by.filter.as_str(), by.path[0].as_str()),
+        ("envoy.filters.http.rbac", "istio_ext_authz_shadow_effective_policy_id")
+    );
+    let AuthzService::Http(service) = &ask.service else { panic!() };
+    assert_eq!(service.cluster, "outbound|80||authz.books.svc.cluster.local");
+    assert!(!service.timeout.is_zero() && ask.status_on_error == 403);
+    assert!(rbac_of(&g, 9080).iter().all(|r| r.rules.is_none()), "what is asked about is not denied as well");
+    assert!(
+        matches!(filters(&g, 7)[..], [NetworkFilter::Rbac(_), NetworkFilter::Tcp(_)]),
+        "{:?}",
+        filters(&g, 7)
+    );
+    // Over gRPC, of both.
+    let g = asking(false, true).generate(&productpage());
+    assert!(
+        matches!(&http(&g)[1], HttpFilter::ExtAuthz(a) if matches!(&a.service, AuthzService::Grpc(g) if g.cluster == "outbound|90||authz.books.svc.cluster.local"))
+    );
+    let [
+        NetworkFilter::Rbac(marks),
+        NetworkFilter::Authz(ask),
+        NetworkFilter::Rbac(_),
+        NetworkFilter::Tcp(_),
+    ] = filters(&g, 7)
+    else {
+        panic!("{:?}", filters(&g, 7))
+    };
+    assert_eq!(ask.enabled_metadata.as_ref().unwrap().filter, "envoy.filters.network.rbac");
+    let p = &marks.shadow.as_ref().unwrap().policies.values().next().unwrap();
+    assert!(!format!("{p:?}").contains("private"), "bytes have no path; they are asked about without: {p:?}");
+    // Two providers keep their marks apart.
+    let both = http(&asking(true, true).generate(&productpage()));
+    let marks: Vec<_> = both
+        .iter()
+        .filter_map(|f| match f {
+            HttpFilter::Rbac(r) if r.shadow.is_some() => Some(r.shadow_stat_prefix.as_str()),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(marks, ["istio_ext_authz_g_", "istio_ext_authz_h_"]);
+}
+
+#[test]
+fn who_cannot_be_asked_denies() {
+    let policy = json!({"action": "CUSTOM", "provider": {"name": "h"}, "rules": [{}]});
+    let settings = |authz: Value| json!({"extensionProviders": [authz]});
+    let host = "authz.books.svc.cluster.local";
+    for (broken, why) in [
+        (json!({"name": "other", "envoyExtAuthzHttp": {"service": host, "port": 80}}), "no provider \"h\""),
+        (
+            json!({"name": "h", "envoyExtAuthzHttp": {"service": "nobody.books.svc.cluster.local", "port": 80}}),
+            "does not exist",
+        ),
+        (
+            json!({"name": "h", "envoyExtAuthzHttp": {"service": format!("other/{host}"), "port": 80}}),
+            "does not exist",
+        ),
+        (json!({"name": "h", "envoyExtAuthzHttp": {"service": host, "port": 81}}), "port 81"),
+        (json!({"name": "h", "envoyExtAuthzGrpc": {"service": host, "port": 80}}), "call the port grpc"),
+    ] {
+        let docs = bookstore()
+            .add(
+                "Service",
+                "books/authz",
+                json!({"selector": {"app": "a"}, "ports": [{"name": "http", "port": 80}]}),
+            )
+            .add("MeshConfig", "mesh", settings(broken))
+            .add("AuthorizationPolicy", "books/ask", policy.clone());
+        let problems = docs.clone().world().problems;
+        assert!(
+            problems.iter().any(|p| p.object == "AuthorizationPolicy books/ask" && p.message.contains(why)),
+            "{why}: {problems:?}"
+        );
+        let r = rbac_of(&docs.generate(&productpage()), 9080);
+        assert_eq!(r[0].rules.as_ref().map(|r| r.action), Some(RbacAction::Deny), "{why}");
+    }
+    // Nor who may not be called.
+    let docs = asking(true, false).add(
+        "Sidecar",
+        "books/narrow",
+        json!({"egress": [{"hosts": ["./reviews.books.svc.cluster.local"]}]}),
+    );
+    let r = rbac_of(&docs.generate(&productpage()), 9080);
+    assert_eq!(r[0].rules.as_ref().map(|r| r.action), Some(RbacAction::Deny));
+}
+
 #[test]
 fn request_authentication() {
     let docs = bookstore()

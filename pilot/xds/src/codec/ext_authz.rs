@@ -1,9 +1,13 @@
 //! External authorization.
 
 use envoy_types::pb::envoy::{
-    config::core::v3 as core, extensions::filters::http::ext_authz::v3 as authz, r#type::v3 as typ,
+    config::core::v3 as core,
+    extensions::filters::{http::ext_authz::v3 as authz, network::ext_authz::v3 as network},
+    r#type::{matcher::v3 as matcher, v3 as typ},
 };
-use mesh_model::proxy::{AuthzOverride, AuthzService, BodySettings, ExtAuthz, HttpAuthz};
+use mesh_model::proxy::{
+    AuthzOverride, AuthzService, BodySettings, ConnectionAuthz, ExtAuthz, HttpAuthz, MetadataMatch,
+};
 
 use super::{At, Bad, Res, common::*, refuse};
 
@@ -28,6 +32,8 @@ pub(super) fn encode(m: &ExtAuthz) -> authz::ExtAuthz {
         metadata_context_namespaces: m.metadata_namespaces.clone(),
         include_tls_session: m.include_tls_session,
         filter_enabled: (m.enabled != ALL).then(|| runtime_ppm(m.enabled)),
+        filter_enabled_metadata: m.enabled_metadata.as_ref().map(metadata_match),
+        clear_route_cache: m.clear_route_cache,
         ..Default::default()
     }
 }
@@ -35,9 +41,8 @@ pub(super) fn encode(m: &ExtAuthz) -> authz::ExtAuthz {
 pub(super) fn decode(m: authz::ExtAuthz) -> Res<ExtAuthz> {
     use authz::ext_authz::Services as S;
     refuse!(m;
-        clear_route_cache, typed_metadata_context_namespaces, route_metadata_context_namespaces,
-        route_typed_metadata_context_namespaces, filter_enabled_metadata, deny_at_disable,
-        include_peer_certificate, bootstrap_metadata_labels_key, encode_raw_headers,
+        typed_metadata_context_namespaces, route_metadata_context_namespaces,
+        route_typed_metadata_context_namespaces, deny_at_disable, include_peer_certificate, bootstrap_metadata_labels_key, encode_raw_headers,
         decoder_header_mutation_rules, validate_mutations, shadow_mode
     );
     let service = match m.services {
@@ -56,6 +61,36 @@ pub(super) fn decode(m: authz::ExtAuthz) -> Res<ExtAuthz> {
         metadata_namespaces: m.metadata_context_namespaces,
         include_tls_session: m.include_tls_session,
         enabled: to_runtime_ppm(m.filter_enabled, ALL),
+        enabled_metadata: enabled_metadata(m.filter_enabled_metadata)?,
+        clear_route_cache: m.clear_route_cache,
+    })
+}
+
+fn enabled_metadata(m: Option<matcher::MetadataMatcher>) -> Res<Option<MetadataMatch>> {
+    m.map(to_metadata_match).transpose().at("filter_enabled_metadata")
+}
+
+pub(super) fn connection(m: &ConnectionAuthz) -> network::ExtAuthz {
+    network::ExtAuthz {
+        stat_prefix: m.stat_prefix.clone(),
+        grpc_service: Some(grpc_service(&m.service)),
+        failure_mode_allow: m.failure_mode_allow,
+        transport_api_version: core::ApiVersion::V3.into(),
+        filter_enabled_metadata: m.enabled_metadata.as_ref().map(metadata_match),
+        include_tls_session: m.include_tls_session,
+        ..Default::default()
+    }
+}
+
+pub(super) fn to_connection(m: network::ExtAuthz) -> Res<ConnectionAuthz> {
+    refuse!(m; include_peer_certificate, bootstrap_metadata_labels_key, send_tls_alert_on_denial);
+    let service = m.grpc_service.ok_or_else(|| Bad::new("grpc_service", "is missing"))?;
+    Ok(ConnectionAuthz {
+        stat_prefix: m.stat_prefix,
+        service: to_grpc_service(service).at("grpc_service")?,
+        failure_mode_allow: m.failure_mode_allow,
+        include_tls_session: m.include_tls_session,
+        enabled_metadata: enabled_metadata(m.filter_enabled_metadata)?,
     })
 }
 

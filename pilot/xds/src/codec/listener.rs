@@ -15,8 +15,9 @@ use envoy_types::pb::{
                 proxy_protocol::v3::ProxyProtocol, tls_inspector::v3::TlsInspector,
             },
             network::{
-                http_connection_manager::v3::HttpConnectionManager, local_ratelimit::v3::LocalRateLimit,
-                rbac::v3::Rbac, sni_cluster::v3::SniCluster, tcp_proxy::v3 as tcp,
+                ext_authz::v3::ExtAuthz, http_connection_manager::v3::HttpConnectionManager,
+                local_ratelimit::v3::LocalRateLimit, rbac::v3::Rbac, sni_cluster::v3::SniCluster,
+                tcp_proxy::v3 as tcp,
             },
             udp::udp_proxy::v3::UdpProxyConfig,
         },
@@ -29,7 +30,9 @@ use mesh_model::proxy::{
 };
 use prost::Name;
 
-use super::{At, Bad, Res, common::*, each, http, on_demand, quic, rate_limit, rbac, refuse, tls, udp};
+use super::{
+    At, Bad, Res, common::*, each, ext_authz, http, on_demand, quic, rate_limit, rbac, refuse, tls, udp,
+};
 
 /// Envoy's default.
 const INSPECT_TIMEOUT: Duration = Duration::from_secs(15);
@@ -303,6 +306,7 @@ fn to_chain_match(m: pb::FilterChainMatch, quic: bool) -> Res<FilterChainMatch> 
 fn filter(f: &NetworkFilter) -> pb::Filter {
     let (name, config) = match f {
         NetworkFilter::Rbac(r) => ("envoy.filters.network.rbac", any(&rbac::network(r))),
+        NetworkFilter::Authz(a) => ("envoy.filters.network.ext_authz", any(&ext_authz::connection(a))),
         NetworkFilter::Limit(l) => ("envoy.filters.network.local_ratelimit", any(&rate_limit::network(l))),
         NetworkFilter::SniCluster => ("envoy.filters.network.sni_cluster", any(&SniCluster::default())),
         NetworkFilter::Tcp(t) => ("envoy.filters.network.tcp_proxy", any(&tcp_proxy(t))),
@@ -324,6 +328,9 @@ fn to_filter(f: pb::Filter) -> Res<NetworkFilter> {
     }
     if is::<Rbac>(&a) {
         return Ok(NetworkFilter::Rbac(rbac::to_network(typed(&a)?)?));
+    }
+    if is::<ExtAuthz>(&a) {
+        return Ok(NetworkFilter::Authz(ext_authz::to_connection(typed(&a)?)?));
     }
     if is::<LocalRateLimit>(&a) {
         return Ok(NetworkFilter::Limit(rate_limit::to_network(typed(&a)?)?));

@@ -125,7 +125,7 @@ mod tests {
         let mut l = listener();
         let mut h = hcm_model(RouteSource::Rds("r".into()));
         h.filters.insert(0, HttpFilter::OnDemand(Some(OnDemandCluster::default())));
-        l.filter_chains[0].filters[1] = mesh_model::proxy::NetworkFilter::Http(Box::new(h));
+        l.filter_chains[0].filters[2] = mesh_model::proxy::NetworkFilter::Http(Box::new(h));
         assert_eq!(decode_listener(&encode_listener(&l)).unwrap(), l);
         let config = mesh_model::proxy::RouteConfiguration {
             name: "r".into(),

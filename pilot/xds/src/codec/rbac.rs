@@ -24,6 +24,7 @@ pub(super) fn http(r: &Rbac) -> http::Rbac {
         rules: r.rules.as_ref().map(rules),
         rules_stat_prefix: r.stat_prefix.clone(),
         shadow_rules: r.shadow.as_ref().map(rules),
+        shadow_rules_stat_prefix: r.shadow_stat_prefix.clone(),
         ..Default::default()
     }
 }
@@ -32,6 +33,7 @@ pub(super) fn network(r: &Rbac) -> network::Rbac {
     network::Rbac {
         rules: r.rules.as_ref().map(rules),
         shadow_rules: r.shadow.as_ref().map(rules),
+        shadow_rules_stat_prefix: r.shadow_stat_prefix.clone(),
         // Envoy wants one.
         stat_prefix: if r.stat_prefix.is_empty() { "tcp".to_owned() } else { r.stat_prefix.clone() },
         ..Default::default()
@@ -44,6 +46,7 @@ pub(super) fn to_http(m: http::Rbac) -> Res<Rbac> {
         rules: m.rules.map(|r| to_rules(r).at("rules")).transpose()?,
         shadow: m.shadow_rules.map(|r| to_rules(r).at("shadow_rules")).transpose()?,
         stat_prefix: m.rules_stat_prefix,
+        shadow_stat_prefix: m.shadow_rules_stat_prefix,
     })
 }
 
@@ -53,6 +56,7 @@ pub(super) fn to_network(m: network::Rbac) -> Res<Rbac> {
         rules: m.rules.map(|r| to_rules(r).at("rules")).transpose()?,
         shadow: m.shadow_rules.map(|r| to_rules(r).at("shadow_rules")).transpose()?,
         stat_prefix: m.stat_prefix,
+        shadow_stat_prefix: m.shadow_rules_stat_prefix,
     })
 }
 

@@ -69,6 +69,7 @@ fn rbac() -> Rbac {
         }),
         shadow: Some(RbacRules { action: RbacAction::Log, policies: BTreeMap::new() }),
         stat_prefix: "s".into(),
+        shadow_stat_prefix: "t_".into(),
     }
 }
 
@@ -231,6 +232,18 @@ fn authz_grpc() -> ExtAuthz {
         metadata_namespaces: vec!["envoy.filters.http.jwt_authn".into()],
         include_tls_session: true,
         enabled: 500_000,
+        enabled_metadata: Some(claim()),
+        clear_route_cache: true,
+    }
+}
+
+fn authz_connection() -> ConnectionAuthz {
+    ConnectionAuthz {
+        stat_prefix: "a".into(),
+        service: GrpcService { cluster: "c".into(), ..GrpcService::default() },
+        failure_mode_allow: true,
+        include_tls_session: true,
+        enabled_metadata: Some(claim()),
     }
 }
 
@@ -547,6 +560,7 @@ pub(crate) fn listener() -> Listener {
                 tls: Some(downstream_tls()),
                 filters: vec![
                     NetworkFilter::Rbac(rbac()),
+                    NetworkFilter::Authz(authz_connection()),
                     NetworkFilter::Http(Box::new(hcm_model(RouteSource::Inline(Arc::new(routes()))))),
                 ],
             },
@@ -747,7 +761,7 @@ fn listeners_round_trip() {
     let l = listener();
     assert_eq!(decode_listener(&encode_listener(&l)).unwrap(), l);
     let mut rds = l.clone();
-    rds.filter_chains[0].filters[1] = NetworkFilter::Http(Box::new(hcm_model(RouteSource::Rds("80".into()))));
+    rds.filter_chains[0].filters[2] = NetworkFilter::Http(Box::new(hcm_model(RouteSource::Rds("80".into()))));
     rds.use_original_dst = false;
     rds.bind_to_port = false;
     assert_eq!(decode_listener(&encode_listener(&rds)).unwrap(), rds);

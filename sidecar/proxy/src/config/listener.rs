@@ -23,7 +23,7 @@ use super::{
 use crate::{
     http::filters::{
         compressor::Compressor,
-        ext_authz::ExtAuthz,
+        ext_authz::{ExtAuthz, connection::ConnectionAuthz},
         ext_proc::ExtProc,
         jwt::JwtAuthn,
         rate_limit::{
@@ -62,7 +62,8 @@ pub(crate) struct Listener {
 pub(crate) struct Chain {
     pub(crate) model: model::FilterChain,
     tls: Option<DownstreamTls>,
-    pub(crate) rbac: Vec<Rbac>,
+    /// Who is asked about a connection, in order.
+    pub(crate) guards: Vec<Guard>,
     /// Each must have a token for a connection.
     pub(crate) limits: Vec<Bucket>,
     /// The SNI names the cluster.
@@ -72,6 +73,13 @@ pub(crate) struct Chain {
     pub(crate) drain: CancellationToken,
     /// Connections end now.
     pub(crate) kill: CancellationToken,
+}
+
+/// A network filter that lets a connection pass or not.
+#[derive(Debug)]
+pub(crate) enum Guard {
+    Rbac(Box<Rbac>),
+    Authz(Box<ConnectionAuthz>),
 }
 
 #[derive(Debug)]
@@ -329,7 +337,7 @@ fn name_rank(names: &[String], sni: Option<&str>) -> Option<usize> {
 
 impl Chain {
     fn new(c: &model::FilterChain, takes: Takes, names: &mut Names<'_>) -> Result<Self, CompileError> {
-        let (mut rbac, mut limits) = (vec![], vec![]);
+        let (mut guards, mut limits) = (vec![], vec![]);
         let mut sni_cluster = false;
         let mut terminal = None;
         for f in &c.filters {
@@ -337,7 +345,10 @@ impl Chain {
                 return Err(CompileError::BehindTerminal(c.name.clone()));
             }
             match f {
-                model::NetworkFilter::Rbac(r) => rbac.push(Rbac::new(r)?),
+                model::NetworkFilter::Rbac(r) => guards.push(Guard::Rbac(Box::new(Rbac::new(r)?))),
+                model::NetworkFilter::Authz(a) => {
+                    guards.push(Guard::Authz(Box::new(ConnectionAuthz::new(a, names.cluster)?)));
+                }
                 model::NetworkFilter::Limit(l) => limits.push(local::bucket(&l.bucket)?),
                 model::NetworkFilter::SniCluster => sni_cluster = true,
                 model::NetworkFilter::Tcp(t) => {
@@ -381,7 +392,7 @@ impl Chain {
         Ok(Self {
             model: c.clone(),
             tls,
-            rbac,
+            guards,
             limits,
             sni_cluster,
             terminal: terminal.ok_or_else(|| CompileError::NoTerminal(c.name.clone()))?,

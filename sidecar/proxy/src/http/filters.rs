@@ -21,6 +21,7 @@ use super::{
     headers::{HeaderId, Headers},
     local_reply::LocalReply,
     message::{BodyKind, RequestHead, StreamError},
+    metadata::RBAC,
     record::{Flag, Record},
 };
 use crate::{
@@ -110,7 +111,12 @@ pub(crate) async fn run<D: Downstream>(
             HttpFilter::Rbac(rbac) => {
                 let mut facts = conn.facts(rec.remote, Some(head));
                 facts.metadata = rec.metadata.as_deref();
-                if let Err(details) = rbac.check(&facts) {
+                let said = rbac.shadow(&facts);
+                let decided = rbac.check(&facts);
+                if let Some(said) = said {
+                    rbac.note(said, RBAC, rec.metadata.get_or_insert_default());
+                }
+                if let Err(details) = decided {
                     rec.flag(Flag::Uaex);
                     rec.details = details.into();
                     return Err(LocalReply { grpc: Some(7), ..LocalReply::text(403, "RBAC: access denied") });

@@ -10,6 +10,11 @@ use crate::matcher::{RegexError, StringMatcher};
 /// Namespace of verified tokens.
 pub(crate) const JWT: &str = "envoy.filters.http.jwt_authn";
 
+/// Namespace of what access rules found out about a request.
+pub(crate) const RBAC: &str = "envoy.filters.http.rbac";
+/// Namespace of what access rules found out about a connection.
+pub(crate) const CONNECTION_RBAC: &str = "envoy.filters.network.rbac";
+
 /// Values by namespace and key. A request has few, so they are a list.
 #[derive(Debug, Default)]
 pub(crate) struct Metadata(Vec<(Cow<'static, str>, Cow<'static, str>, Arc<Value>)>);

@@ -11,8 +11,12 @@ use super::{
     proxy_protocol,
 };
 use crate::{
-    config::listener::{Chain, ConnectionFacts, HttpManager, Listener, ListenerSlot, Terminal},
-    http::{h1, h2, record::TcpRecord},
+    config::listener::{Chain, ConnectionFacts, Guard, HttpManager, Listener, ListenerSlot, Terminal},
+    http::{
+        h1, h2,
+        metadata::{CONNECTION_RBAC, Metadata},
+        record::TcpRecord,
+    },
     io::{BoxedIo, Io, Transport},
     refusal::Refusal,
     tcp, tunnel,
@@ -199,7 +203,7 @@ async fn serve(
         client_cert: Default::default(),
         chain,
     });
-    if !authorized(&conn) {
+    if !authorized(&conn).await {
         return None;
     }
     match &conn.chain.terminal {
@@ -214,7 +218,7 @@ async fn serve(
 }
 
 /// Asks the chain's network filters; HTTP filters see requests, these only the connection.
-pub(crate) fn authorized(conn: &Rc<Connection>) -> bool {
+pub(crate) async fn authorized(conn: &Rc<Connection>) -> bool {
     let refuse = |flags, details| {
         let mut record = TcpRecord::new(conn);
         record.flags = flags;
@@ -226,10 +230,22 @@ pub(crate) fn authorized(conn: &Rc<Connection>) -> bool {
         tracing::debug!(peer = %conn.peer, "connection beyond the rate");
         return refuse("RL", "local_rate_limited".to_owned());
     }
-    for rbac in &conn.chain.rbac {
-        if let Err(policy) = rbac.check(&conn.facts(conn.peer.ip(), None)) {
-            tracing::debug!(%policy, peer = %conn.peer, "connection denied");
-            return refuse("UAEX", policy);
+    let mut found = Metadata::default();
+    for guard in &conn.chain.guards {
+        let decided = match guard {
+            Guard::Rbac(rbac) => {
+                let facts = conn.facts(conn.peer.ip(), None);
+                if let Some(said) = rbac.shadow(&facts) {
+                    rbac.note(said, CONNECTION_RBAC, &mut found);
+                }
+                rbac.check(&facts)
+            }
+            // Boxed, so that connections without it do not carry its state.
+            Guard::Authz(a) => Box::pin(a.check(conn, &found)).await.map_err(str::to_owned),
+        };
+        if let Err(why) = decided {
+            tracing::debug!(%why, peer = %conn.peer, "connection denied");
+            return refuse("UAEX", why);
         }
     }
     true

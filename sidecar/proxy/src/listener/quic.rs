@@ -213,7 +213,7 @@ async fn accepted(
         client_cert: Default::default(),
         chain,
     });
-    let allowed = authorized(&conn);
+    let allowed = authorized(&conn).await;
     match &conn.chain.terminal {
         Terminal::Http(manager) if allowed => {
             h3::server::serve(quic, Rc::clone(&conn), Arc::clone(manager)).await;

@@ -18,7 +18,7 @@ use crate::{
         headers::{HeaderId, Headers},
         local_reply::http_of_grpc,
         message::{BodyKind, RequestHead, Version},
-        metadata::{JWT, Metadata},
+        metadata::{JWT, Metadata, RBAC},
         path,
         router::{Limits, Rewrite},
         service::{location, redirect_to_tls},
@@ -197,6 +197,10 @@ impl Simulation<'_> {
                     facts.request = Some(head);
                     facts.metadata = Some(&metadata);
                     let seen = policy::ask(rbac, &facts);
+                    let said = rbac.shadow(&facts);
+                    if let Some(said) = said {
+                        rbac.note(said, RBAC, &mut metadata);
+                    }
                     let denied = policy::denied(std::slice::from_ref(&seen));
                     self.out.policies.extend(seen);
                     if let Some(detail) = denied {
@@ -226,6 +230,7 @@ impl Simulation<'_> {
                         self.fault(fault)?;
                     }
                 }
+                (HttpFilter::ExtAuthz(e), _) if !e.asks(Some(&metadata)) => {}
                 (HttpFilter::ExtAuthz(_), _) => self.out.asks.push("external authorization".into()),
                 (HttpFilter::ExtProc(_), _) => self.out.asks.push("an external processor".into()),
                 (HttpFilter::LocalRateLimit(_), _) => self.out.asks.push("a local rate limit".into()),

@@ -296,7 +296,7 @@ async fn internal(outer: &Rc<Connection>, authority: &str, host: &Host, offer: O
         client_cert: Default::default(),
         chain,
     });
-    if !accept::authorized(&conn) {
+    if !accept::authorized(&conn).await {
         return offer.refuse(403);
     }
     match &conn.chain.terminal {

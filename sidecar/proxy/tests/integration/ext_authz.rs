@@ -274,3 +274,123 @@ async fn a_grpc_server_decides() {
     assert_eq!((r.status, r.body.as_str(), r.header("x-reason")), (418, "no entry", Some("because")));
     assert_eq!(post(&p, "x-kind: bad-grpc\r\n", "hello").await.status, 403);
 }
+
+/// Rules that decide nothing and mark what matches.
+fn marks(permission: Permission) -> Rbac {
+    let policy = RbacPolicy { permissions: vec![permission], principals: vec![Principal::Any] };
+    Rbac {
+        shadow: Some(RbacRules {
+            action: RbacAction::Deny,
+            policies: [("ask-me".to_owned(), policy)].into(),
+        }),
+        shadow_stat_prefix: "p_".into(),
+        ..Rbac::default()
+    }
+}
+
+fn marked(filter: &str) -> Option<MetadataMatch> {
+    Some(MetadataMatch {
+        filter: filter.into(),
+        path: vec!["p_shadow_effective_policy_id".into()],
+        value: ValueMatch::String(StringMatch::prefix("ask-")),
+        invert: false,
+    })
+}
+
+#[tokio::test]
+async fn only_what_shadow_rules_match_is_asked_about() {
+    let up = Upstream::new("up").await;
+    let other = Upstream::new("other").await;
+    let authz = server(|r| match r.uri().path() {
+        "/check/private/yes" => Response::builder().header("x-user", "alice").body(vec![]).unwrap(),
+        _ => Response::builder().status(401).body(vec![]).unwrap(),
+    })
+    .await;
+    let mut m = inline(vec![vhost(
+        &["*"],
+        vec![
+            Route {
+                matches: RouteMatch {
+                    headers: vec![HeaderMatch {
+                        name: "x-user".into(),
+                        value: HeaderValueMatch::Present(true),
+                        invert: false,
+                    }],
+                    ..RouteMatch::any()
+                },
+                ..route(forward("other"))
+            },
+            route(forward("up")),
+        ],
+    )]);
+    let run = |m: &HttpConnectionManager, clear_route_cache| {
+        let mut m = m.clone();
+        let f = ExtAuthz {
+            enabled_metadata: marked("envoy.filters.http.rbac"),
+            clear_route_cache,
+            ..over_http()
+        };
+        let rules = marks(Permission::Path(StringMatch::prefix("/private")));
+        m.filters = vec![HttpFilter::Rbac(rules), HttpFilter::ExtAuthz(Arc::new(f))];
+        Proxy::new()
+            .cluster(cluster("up", &[up.address]))
+            .cluster(cluster("other", &[other.address]))
+            .cluster(cluster("authz", &[authz]))
+            .listener(listener(Direction::Inbound, vec![http_chain(m)]))
+            .run()
+    };
+    m.websocket = false;
+    let p = run(&m, false);
+    assert_eq!(p.get("h", "/public").await.status, 200, "nobody is asked");
+    assert_eq!(p.get("h", "/private/no").await.status, 401);
+    let r = p.get("h", "/private/yes").await;
+    assert!(r.status == 200 && r.body.contains("x-user: alice"), "{r:?}");
+    assert!(r.body.starts_with("up"), "the route stays: {r:?}");
+    let r = run(&m, true).get("h", "/private/yes").await;
+    assert!(r.status == 200 && r.body.starts_with("other"), "the route is looked for again: {r:?}");
+}
+
+#[tokio::test]
+async fn connections_are_asked_about_before_their_first_byte() {
+    let bytes = raw_server(|mut s, _| async move {
+        use tokio::io::AsyncWriteExt as _;
+        let _ = s.write_all(b"secret").await;
+    })
+    .await;
+    let authz = server(|r| {
+        let text = String::from_utf8_lossy(r.body()).into_owned();
+        assert!(r.uri().path() == "/envoy.service.auth.v3.Authorization/Check" && text.contains("127.0.0.1"));
+        grpc(&field(1, if r.headers()["x-say"] == "yes" { &[] } else { &[8, 7] }))
+    })
+    .await;
+    let down = closed_port().await;
+    let run = |authz, say: &str, asked: Permission, failure_mode_allow| {
+        let ask = NetworkFilter::Authz(ConnectionAuthz {
+            stat_prefix: "a".into(),
+            service: GrpcService {
+                cluster: "authz".into(),
+                timeout: Some(Duration::from_secs(2)),
+                metadata: vec![("x-say".into(), say.into())],
+                ..GrpcService::default()
+            },
+            failure_mode_allow,
+            include_tls_session: true,
+            enabled_metadata: marked("envoy.filters.network.rbac"),
+        });
+        Proxy::new()
+            .cluster(cluster("db", &[bytes]))
+            .cluster(Cluster { http: UpstreamHttp::Http2, ..cluster("authz", &[authz]) })
+            .listener(listener(
+                Direction::Inbound,
+                vec![chain(vec![NetworkFilter::Rbac(marks(asked)), ask, tcp_filter("db")])],
+            ))
+            .run()
+    };
+    let all = || Permission::Any;
+    let nothing = || Permission::Not(Box::new(Permission::Any));
+    assert_eq!(run(authz, "yes", all(), false).raw("l", "").await, "secret");
+    assert_eq!(run(authz, "no", all(), true).raw("l", "").await, "", "a no is a no");
+    assert_eq!(run(authz, "no", nothing(), false).raw("l", "").await, "secret", "nobody is asked");
+    assert_eq!(run(down, "yes", all(), false).raw("l", "").await, "", "no answer");
+    assert_eq!(run(down, "yes", all(), true).raw("l", "").await, "secret", "no answer, and yet");
+}

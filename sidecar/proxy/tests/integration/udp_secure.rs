@@ -79,8 +79,7 @@ fn rbac(principal: Principal) -> NetworkFilter {
         RbacPolicy { permissions: vec![Permission::DestinationPort(5353)], principals: vec![principal] };
     NetworkFilter::Rbac(Rbac {
         rules: Some(RbacRules { action: RbacAction::Allow, policies: [("p".to_owned(), policy)].into() }),
-        shadow: None,
-        stat_prefix: String::new(),
+        ..Rbac::default()
     })
 }
 

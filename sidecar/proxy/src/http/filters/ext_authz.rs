@@ -3,6 +3,7 @@
 //! A yes may change the request and the answer, a no brings its own answer. Without either the request is
 //! refused, unless the configuration says that it may pass.
 
+pub(crate) mod connection;
 pub(super) mod grpc;
 mod over_http;
 
@@ -20,6 +21,7 @@ use crate::{
         headers::{HeaderId, Headers},
         local_reply::LocalReply,
         message::{BodyKind, RequestHead},
+        metadata::{Metadata, MetadataMatcher},
         record::{Flag, Record},
     },
     matcher::StringMatcher,
@@ -41,6 +43,7 @@ pub(crate) struct ExtAuthz {
     service: Service,
     allowed: Vec<StringMatcher>,
     disallowed: Vec<StringMatcher>,
+    enabled: Option<MetadataMatcher>,
 }
 
 #[derive(Debug)]
@@ -67,6 +70,15 @@ struct Yes {
     query_set: Vec<(String, String)>,
     query_remove: Vec<String>,
     metadata: Vec<(String, Value)>,
+}
+
+impl Yes {
+    fn changes_request(&self) -> bool {
+        !(self.headers.is_empty()
+            && self.remove.is_empty()
+            && self.query_set.is_empty()
+            && self.query_remove.is_empty())
+    }
 }
 
 /// A no.
@@ -105,6 +117,7 @@ impl ExtAuthz {
             service,
             allowed: StringMatcher::all(&c.allowed_headers)?,
             disallowed: StringMatcher::all(&c.disallowed_headers)?,
+            enabled: c.enabled_metadata.as_ref().map(MetadataMatcher::new).transpose()?,
             config: c.clone(),
         })
     }
@@ -119,6 +132,11 @@ impl ExtAuthz {
         let name = name.to_ascii_lowercase();
         let any = |l: &[StringMatcher]| l.iter().any(|m| m.matches(&name));
         !any(&self.disallowed) && (any(&self.allowed) || default)
+    }
+
+    /// Whether a request of which this was found out is asked about.
+    pub(crate) fn asks(&self, found: Option<&Metadata>) -> bool {
+        self.enabled.as_ref().is_none_or(|m| m.matches(found))
     }
 
     pub(crate) async fn run<D: Downstream>(
@@ -141,6 +159,9 @@ impl ExtAuthz {
             None => {}
         }
         if self.config.enabled < 1_000_000 && !conn.worker.rng.chance_ppm(self.config.enabled) {
+            return Ok(());
+        }
+        if !self.asks(rec.metadata.as_deref()) {
             return Ok(());
         }
         let body = body(settings, head, down, rec).await?;
@@ -167,6 +188,7 @@ impl ExtAuthz {
     ) -> Result<(), LocalReply> {
         match verdict {
             Verdict::Yes(yes) => {
+                passed.reroute |= self.config.clear_route_cache && yes.changes_request();
                 note(yes.metadata, rec);
                 for name in yes.remove.iter().filter(|n| may_change(n.as_bytes())) {
                     head.headers.remove(name.as_bytes());

@@ -78,14 +78,7 @@ pub(super) fn request(
 ) -> Bytes {
     let mut w = Writer::default();
     w.message(1, |w| {
-        w.message(1, |w| {
-            address(w, conn.peer);
-            w.text(4, conn.principal().as_bytes());
-        });
-        w.message(2, |w| {
-            address(w, conn.local);
-            w.text(4, if conn.tls { conn.worker.options.node.principal.as_bytes() } else { b"" });
-        });
+        peers(w, conn);
         w.message(4, |w| {
             let now = std::time::SystemTime::now()
                 .duration_since(std::time::SystemTime::UNIX_EPOCH)
@@ -102,11 +95,41 @@ pub(super) fn request(
         if !filter.config.metadata_namespaces.is_empty() {
             w.message(11, |w| metadata(w, &filter.config.metadata_namespaces, rec));
         }
-        if filter.config.include_tls_session && conn.tls {
-            w.message(12, |w| w.text(1, conn.sni.as_deref().unwrap_or_default().as_bytes()));
+        if filter.config.include_tls_session {
+            tls_session(w, conn);
         }
     });
     Bytes::from(w.framed())
+}
+
+/// A `CheckRequest` about a connection, in its frame.
+pub(super) fn connection_request(conn: &Connection, include_tls_session: bool) -> Bytes {
+    let mut w = Writer::default();
+    w.message(1, |w| {
+        peers(w, conn);
+        if include_tls_session {
+            tls_session(w, conn);
+        }
+    });
+    Bytes::from(w.framed())
+}
+
+/// `source` and `destination`.
+fn peers(w: &mut Writer, conn: &Connection) {
+    w.message(1, |w| {
+        address(w, conn.peer);
+        w.text(4, conn.principal().as_bytes());
+    });
+    w.message(2, |w| {
+        address(w, conn.local);
+        w.text(4, if conn.tls { conn.worker.options.node.principal.as_bytes() } else { b"" });
+    });
+}
+
+fn tls_session(w: &mut Writer, conn: &Connection) {
+    if conn.tls {
+        w.message(12, |w| w.text(1, conn.sni.as_deref().unwrap_or_default().as_bytes()));
+    }
 }
 
 fn http_request(w: &mut Writer, filter: &ExtAuthz, head: &RequestHead, body: &Body) {
