@@ -45,6 +45,8 @@ pub struct Options {
     pub gateways: usize,
     /// Per cluster: its name and its workloads as `(service, version)`.
     pub clusters: Vec<(&'static str, Vec<(&'static str, &'static str)>)>,
+    /// Namespace (of the mesh) of a service; [`NAMESPACE`] in most worlds.
+    pub namespace: fn(&str) -> &'static str,
     /// Where a workload runs, `region/zone`, by its version.
     pub locality: fn(&str) -> &'static str,
 }

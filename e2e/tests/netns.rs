@@ -22,6 +22,8 @@ mod policy;
 mod repeated;
 #[path = "netns/rolling.rs"]
 mod rolling;
+#[path = "netns/security.rs"]
+mod security;
 #[path = "netns/soak.rs"]
 mod soak;
 #[path = "netns/software.rs"]

@@ -18,7 +18,7 @@ use mesh_testkit::{
 
 use crate::programs::{self, Process, Said, must};
 
-/// Namespace (of the mesh) of all workloads.
+/// Namespace (of the mesh) of the workloads.
 pub const NAMESPACE: &str = "shop";
 const SYSTEM: &str = "flotilla-system";
 const CONTROL_PLANE: &str = "10.10.0.2";
@@ -38,6 +38,8 @@ fn gateway_ip(n: usize) -> String {
 pub struct Workload {
     pub service: &'static str,
     pub version: &'static str,
+    /// Namespace of the mesh.
+    pub namespace: &'static str,
     /// Pod address; another cluster has a pod with the same one.
     pub ip: String,
     /// Network namespace.
@@ -112,6 +114,7 @@ impl Cluster {
             .map(|(n, (service, version))| Workload {
                 service,
                 version,
+                namespace: (options.namespace)(service),
                 ip: format!("10.10.1.{}", n + 1),
                 netns: format!("{prefix}-{service}-{version}"),
                 control: dir.join(format!("app-{service}-{version}/control.sock")),
@@ -230,12 +233,12 @@ impl Cluster {
         let mut out = String::new();
         let mut seen: Vec<&str> = vec![];
         for w in &self.workloads {
-            let s = w.service;
+            let (s, namespace) = (w.service, w.namespace);
             if !seen.contains(&s) {
                 seen.push(s);
                 let _ = write!(
                     out,
-                    "apiVersion: v1\nkind: Service\nmetadata: {{name: {s}, namespace: {NAMESPACE}}}\nspec:\n  \
+                    "apiVersion: v1\nkind: Service\nmetadata: {{name: {s}, namespace: {namespace}}}\nspec:\n  \
                      selector: {{app: {s}}}\n  ports:\n"
                 );
                 for (name, port) in [
@@ -250,14 +253,14 @@ impl Cluster {
                 let _ = write!(
                     out,
                     "---\napiVersion: multicluster.x-k8s.io/v1alpha1\nkind: ServiceExport\n\
-                     metadata: {{name: {s}, namespace: {NAMESPACE}}}\n---\n"
+                     metadata: {{name: {s}, namespace: {namespace}}}\n---\n"
                 );
             }
             let app = if with(w) { s } else { "spare" };
             let _ = write!(
                 out,
                 "apiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata: {{name: {}, namespace: \
-                 {NAMESPACE}}}\nspec:\n  address: {}\n  locality: {:?}\n  serviceAccount: {s}\n  labels: {{app: {app}, version: {}, \
+                 {namespace}}}\nspec:\n  address: {}\n  locality: {:?}\n  serviceAccount: {s}\n  labels: {{app: {app}, version: {}, \
                  security.istio.io/tlsMode: istio}}\n---\n",
                 w.name(),
                 w.ip,

@@ -76,6 +76,7 @@ fn every_backend_and_mode_in_both_families() {
             echo: env!("CARGO_BIN_EXE_flotilla-echo").into(),
             quic: false,
             gateways: 1,
+            namespace: |_| NAMESPACE,
             locality: |_| "",
             clusters: vec![("west", vec![("client", "v1"), ("alpha", "v1")])],
         };

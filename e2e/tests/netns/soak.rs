@@ -44,6 +44,7 @@ fn soak() {
             echo: env!("CARGO_BIN_EXE_flotilla-echo").into(),
             quic: false,
             gateways: 1,
+            namespace: |_| NAMESPACE,
             locality: |_| "",
             clusters: vec![(
                 "west",

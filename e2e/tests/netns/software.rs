@@ -11,7 +11,7 @@ use std::{path::PathBuf, time::Instant};
 
 use anyhow::{Context, bail, ensure};
 use flotilla_e2e::{
-    netns::{Cluster, Options, World, exec},
+    netns::{Cluster, NAMESPACE, Options, World, exec},
     programs,
 };
 
@@ -124,6 +124,7 @@ fn real_software_through_a_pair_of_sidecars() {
             echo: env!("CARGO_BIN_EXE_flotilla-echo").into(),
             quic: false,
             gateways: 1,
+            namespace: |_| NAMESPACE,
             locality: |_| "",
             clusters: vec![("west", vec![("client", "v1"), ("server", "v1")])],
         };

@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::ensure;
-use flotilla_e2e::netns::{Options, World, until};
+use flotilla_e2e::netns::{NAMESPACE, Options, World, until};
 use mesh_testkit::call::{Calls, Outcome, Protocol};
 
 use crate::support::{all_ok, by_cluster, calls, load, scenario, served_from};
@@ -28,6 +28,7 @@ fn options() -> Options {
             ("east", east),
             ("north", vec![("delta", "n1"), ("epsilon", "n")]),
         ],
+        namespace: |_| NAMESPACE,
         locality: |version| match version.as_bytes().first() {
             Some(b'a') => "eu/a",
             Some(b'b') => "eu/b",

@@ -23,6 +23,7 @@ pub(crate) fn options(quic: bool) -> Options {
         echo: env!("CARGO_BIN_EXE_flotilla-echo").into(),
         quic,
         gateways: 1,
+        namespace: |_| NAMESPACE,
         locality: |_| "",
         clusters: vec![
             ("west", vec![("client", "v1"), ("alpha", "v1"), ("gamma", "v1")]),

@@ -50,6 +50,7 @@ fn traffic_samples_do_what_they_say() {
             echo: env!("CARGO_BIN_EXE_flotilla-echo").into(),
             quic: false,
             gateways: 1,
+            namespace: |_| NAMESPACE,
             locality: |_| "",
             clusters: vec![(
                 "west",

@@ -64,6 +64,7 @@ fn datagrams_to_services_are_captured() {
             echo: env!("CARGO_BIN_EXE_flotilla-echo").into(),
             quic: false,
             gateways: 1,
+            namespace: |_| NAMESPACE,
             locality: |_| "",
             clusters: vec![("west", vec![("client", "v1"), ("alpha", "v1")])],
         };

@@ -191,6 +191,7 @@ fn options(quic: bool, clusters: &[&'static str]) -> Options {
         echo: env!("CARGO_BIN_EXE_flotilla-echo").into(),
         quic,
         gateways: 1,
+        namespace: |_| NAMESPACE,
         locality: |_| "",
         clusters: clusters.iter().map(|c| (*c, workloads(c))).collect(),
     }

@@ -337,6 +337,8 @@ fn termination(ctx: &Ctx<'_>, t: &ServerTlsSettings, http: bool) -> Option<Downs
     };
     let min_version = match t.min_protocol_version {
         TlsProtocol::V1_3 => TlsVersion::V1_3,
+        // Its clients are of the mesh.
+        TlsProtocol::Auto if t.mode == ServerTlsMode::IstioMutual => TlsVersion::V1_3,
         _ => TlsVersion::V1_2,
     };
     let mut alpn = if http { vec!["h2".to_owned(), "http/1.1".to_owned()] } else { vec![] };

@@ -218,7 +218,8 @@ fn mutual_tls(ctx: &Ctx<'_>, http: bool) -> DownstreamTls {
             sans: vec![],
         }),
         alpn: alpn.iter().map(|s| (*s).to_owned()).collect(),
-        min_version: TlsVersion::V1_2,
+        // Whoever has a certificate of the mesh speaks it; older versions would show certificates and names in clear.
+        min_version: TlsVersion::V1_3,
     }
 }
 

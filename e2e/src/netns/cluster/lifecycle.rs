@@ -143,7 +143,7 @@ impl Cluster {
         let rules =
             [&*self.flotilla.display().to_string(), "iptables", "--dns-port", "15053"].map(str::to_owned);
         exec(&w.netns, &rules.each_ref().map(String::as_str))?.ok("flotilla iptables")?;
-        let mut flags = self.proxy(&name, NAMESPACE, w.service, &w.ip)?;
+        let mut flags = self.proxy(&name, w.namespace, w.service, &w.ip)?;
         flags.push(format!("--labels=app={},version={}", w.service, w.version));
         flags.push("--dns=127.0.0.1:15053".into());
         self.start_proxy(&name, "sidecar", &w.netns, flags)?;
@@ -175,7 +175,7 @@ impl Cluster {
         let mut all = vec![program.as_str(), "iptables", "--dns-port", "15053"];
         all.extend(rules);
         exec(&w.netns, &all)?.ok("flotilla iptables")?;
-        let mut flags = self.proxy(&name, NAMESPACE, w.service, &w.ip)?;
+        let mut flags = self.proxy(&name, w.namespace, w.service, &w.ip)?;
         flags.push(format!("--labels=app={},version={}", w.service, w.version));
         flags.push("--dns=127.0.0.1:15053".into());
         flags.push(format!("--meta=INSTANCE_IPS={},{}", w.ip, w.ip6()));
@@ -321,10 +321,10 @@ impl Cluster {
         let source = |f: &str| json!({"filename": f});
         let bootstrap = json!({
             "node": {
-                "id": format!("sidecar~{}~{name}.{NAMESPACE}~{NAMESPACE}.svc.cluster.local", w.ip),
+                "id": format!("sidecar~{}~{name}.{}~{}.svc.cluster.local", w.ip, w.namespace, w.namespace),
                 "cluster": w.service,
                 "metadata": {
-                    "CLUSTER_ID": self.name, "NETWORK": self.name, "NAMESPACE": NAMESPACE, "MESH_ID": "mesh.local",
+                    "CLUSTER_ID": self.name, "NETWORK": self.name, "NAMESPACE": w.namespace, "MESH_ID": "mesh.local",
                     "SERVICE_ACCOUNT": w.service, "WORKLOAD_NAME": name, "INTERCEPTION_MODE": "REDIRECT",
                     "INSTANCE_IPS": w.ip, "LABELS": {"app": w.service, "version": w.version},
                     "TLS_CLIENT_CERT_CHAIN": chain, "TLS_CLIENT_KEY": key, "TLS_CLIENT_ROOT_CERT": root,
