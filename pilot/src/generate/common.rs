@@ -3,12 +3,12 @@
 use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
 use mesh_model::{
-    authored::AccessLogEncoding,
+    authored::{AccessLogEncoding, PathNormalization},
     proxy::{
-        AccessLog, AccessLogFormat, CircuitBreakers, Cluster, Direction, Discovery, FilterChain,
-        FilterChainMatch, ForwardClientCert, HttpCodec, HttpConnectionManager, HttpFilter, LbPolicy,
-        LeastRequest, Listener, LoadAssignment, NetworkFilter, RouteSource, SecretRef, StringMatch, TcpProxy,
-        Tracing, UpstreamHttp, UpstreamTls, Validation, WeightedCluster,
+        AccessLog, AccessLogFormat, CircuitBreakers, Cluster, Direction, Discovery, EscapedSlashes,
+        FilterChain, FilterChainMatch, ForwardClientCert, HttpCodec, HttpConnectionManager, HttpFilter,
+        LbPolicy, LeastRequest, Listener, LoadAssignment, NetworkFilter, RouteSource, SecretRef, StringMatch,
+        TcpProxy, Tracing, UpstreamHttp, UpstreamTls, Validation, WeightedCluster,
     },
 };
 
@@ -166,6 +166,13 @@ impl Ctx<'_> {
             filters.push(HttpFilter::Cors);
             filters.push(HttpFilter::Fault);
         }
+        let paths = self
+            .world
+            .config
+            .mesh
+            .path_normalization
+            .as_ref()
+            .map_or_else(Default::default, |p| p.normalization);
         HttpConnectionManager {
             stat_prefix: stat_prefix.to_owned(),
             codec: HttpCodec::Auto,
@@ -187,8 +194,16 @@ impl Ctx<'_> {
                 Side::Outbound => String::new(),
                 Side::Inbound | Side::Edge => "istio-envoy".to_owned(),
             },
-            normalize_path: true,
-            merge_slashes: false,
+            normalize_path: paths != PathNormalization::None,
+            merge_slashes: matches!(
+                paths,
+                PathNormalization::MergeSlashes | PathNormalization::DecodeAndMergeSlashes
+            ),
+            escaped_slashes: match paths {
+                PathNormalization::Default => EscapedSlashes::Reject,
+                PathNormalization::DecodeAndMergeSlashes => EscapedSlashes::UnescapeAndForward,
+                _ => EscapedSlashes::Keep,
+            },
             access_log: self.access_log(),
             tracing: Some(self.tracing()),
             idle_timeout: Some(HTTP_IDLE),

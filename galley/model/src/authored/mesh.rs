@@ -42,8 +42,16 @@ message! {
         /// HTTPS servers of gateways also take HTTP/3 on the same port of UDP, and say so (`alt-svc`). Istio has a
         /// variable of its control plane for it, `PILOT_ENABLE_QUIC_LISTENERS`.
         pub enable_quic_listeners: bool,
+        /// How paths are normalised before routes and policies look at them.
+        pub path_normalization: Option<ProxyPathNormalization>,
         /// Who may be asked about requests (`AuthorizationPolicy` with action `CUSTOM`), by name.
         pub extension_providers: Vec<ProviderDefinition>,
+    }
+
+    /// `MeshConfig.ProxyPathNormalization`.
+    pub struct ProxyPathNormalization {
+        /// Which.
+        pub normalization: PathNormalization,
     }
 
     /// Istio's `MeshConfig.ExtensionProvider`: exactly one kind of provider under a name.
@@ -114,6 +122,23 @@ message! {
         pub allow_partial_message: bool,
         /// As bytes rather than as text (gRPC only).
         pub pack_as_bytes: bool,
+    }
+}
+
+choice! {
+    /// `MeshConfig.ProxyPathNormalization.NormalizationType`.
+    pub enum PathNormalization {
+        /// As `BASE`, and a path with an escaped slash or backslash is refused.
+        #[default]
+        Default,
+        /// Paths stay as they are.
+        None,
+        /// RFC 3986 section 6.2.2: dot segments, percent-encoding, backslashes.
+        Base,
+        /// And `//` is `/`.
+        MergeSlashes,
+        /// And an escaped slash is a slash.
+        DecodeAndMergeSlashes,
     }
 }
 

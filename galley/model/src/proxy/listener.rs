@@ -11,6 +11,20 @@ use super::{
     WeightedCluster,
 };
 
+/// `HttpConnectionManager.PathWithEscapedSlashesAction`: `%2F` and `%5C` in a path, of which servers make different things.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+pub enum EscapedSlashes {
+    /// They stay as they are.
+    #[default]
+    Keep,
+    /// The request is answered with 400.
+    Reject,
+    /// The client is sent to the path with slashes in their place (307).
+    UnescapeAndRedirect,
+    /// They are slashes from here on.
+    UnescapeAndForward,
+}
+
 /// `envoy.config.listener.v3.Listener`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Listener {
@@ -278,6 +292,8 @@ pub struct HttpConnectionManager {
     pub normalize_path: bool,
     /// Collapse `//` before routing.
     pub merge_slashes: bool,
+    /// What becomes of a path with an escaped slash or backslash.
+    pub escaped_slashes: EscapedSlashes,
     /// Log of requests.
     pub access_log: Vec<AccessLog>,
     /// Tracing; `None` only forwards headers.

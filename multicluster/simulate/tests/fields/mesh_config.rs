@@ -45,6 +45,15 @@ pub(crate) fn rows() -> Vec<Row> {
             .with(document(json!({}))),
     );
     let mut all = providers();
+    let decode = json!({"normalization": "DECODE_AND_MERGE_SLASHES"});
+    all.push(row(
+        "MeshConfig.pathNormalization.normalization",
+        &b,
+        "/spec/pathNormalization",
+        decode,
+        config(),
+        json!({"listeners": {"0.0.0.0_9080": {"filter_chains": [{"filters": [{"Http": {"escaped_slashes": "UnescapeAndForward", "merge_slashes": true}}]}]}}}),
+    ));
     all.extend([
         row(
             "MeshConfig.trustDomain",

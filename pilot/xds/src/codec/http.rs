@@ -24,8 +24,8 @@ use envoy_types::pb::{
 };
 use hcm::http_connection_manager as h;
 use mesh_model::proxy::{
-    AccessLog, AccessLogFormat, ForwardClientCert, HttpCodec, HttpConnectionManager, HttpFilter,
-    RouteConfiguration, RouteSource, Tracing,
+    AccessLog, AccessLogFormat, EscapedSlashes, ForwardClientCert, HttpCodec, HttpConnectionManager,
+    HttpFilter, RouteConfiguration, RouteSource, Tracing,
 };
 
 use prost::Message as _;
@@ -114,8 +114,31 @@ pub(super) fn encode(m: &HttpConnectionManager) -> hcm::HttpConnectionManager {
             .collect(),
         normalize_path: boolv(m.normalize_path),
         merge_slashes: m.merge_slashes,
+        path_with_escaped_slashes_action: escaped_slashes(m.escaped_slashes).into(),
         route_specifier: Some(routes),
         ..Default::default()
+    }
+}
+
+fn escaped_slashes(e: EscapedSlashes) -> h::PathWithEscapedSlashesAction {
+    use h::PathWithEscapedSlashesAction as A;
+    match e {
+        EscapedSlashes::Keep => A::KeepUnchanged,
+        EscapedSlashes::Reject => A::RejectRequest,
+        EscapedSlashes::UnescapeAndRedirect => A::UnescapeAndRedirect,
+        EscapedSlashes::UnescapeAndForward => A::UnescapeAndForward,
+    }
+}
+
+fn to_escaped_slashes(v: i32) -> Res<EscapedSlashes> {
+    use h::PathWithEscapedSlashesAction as A;
+    match A::try_from(v) {
+        // What Envoy does where nothing is said.
+        Ok(A::ImplementationSpecificDefault | A::KeepUnchanged) => Ok(EscapedSlashes::Keep),
+        Ok(A::RejectRequest) => Ok(EscapedSlashes::Reject),
+        Ok(A::UnescapeAndRedirect) => Ok(EscapedSlashes::UnescapeAndRedirect),
+        Ok(A::UnescapeAndForward) => Ok(EscapedSlashes::UnescapeAndForward),
+        Err(_) => Err(Bad::unsupported("path_with_escaped_slashes_action", v)),
     }
 }
 
@@ -138,7 +161,7 @@ fn decode(m: hcm::HttpConnectionManager, inline: Option<RouteConfiguration>) -> 
     refuse!(m;
         scheme_header_transformation, request_timeout, original_ip_detection_extensions,
         early_header_mutation_extensions, skip_xff_append, via, forward_client_cert_matcher,
-        path_with_escaped_slashes_action, local_reply_config, strip_matching_host_port, strip_port_mode,
+        local_reply_config, strip_matching_host_port, strip_port_mode,
         strip_trailing_host_dot, path_normalization_options, typed_header_validation_config,
         append_x_forwarded_port, forward_proto_config
     );
@@ -207,6 +230,7 @@ fn decode(m: hcm::HttpConnectionManager, inline: Option<RouteConfiguration>) -> 
         server_name,
         normalize_path: bool_or(m.normalize_path, false),
         merge_slashes: m.merge_slashes,
+        escaped_slashes: to_escaped_slashes(m.path_with_escaped_slashes_action)?,
         access_log: each("access_log", m.access_log, to_access_log)?,
         tracing: m.tracing.map(to_tracing),
         idle_timeout: or_off(common.idle_timeout, IDLE).at("common_http_protocol_options")?,

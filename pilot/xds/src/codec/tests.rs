@@ -494,6 +494,7 @@ pub(crate) fn hcm_model(routes: RouteSource) -> HttpConnectionManager {
         server_name: "istio-envoy".into(),
         normalize_path: true,
         merge_slashes: true,
+        escaped_slashes: EscapedSlashes::UnescapeAndForward,
         access_log: vec![
             AccessLog { path: "/dev/stdout".into(), format: AccessLogFormat::Text(String::new()) },
             AccessLog { path: "/a".into(), format: AccessLogFormat::Text("%PROTOCOL%\n".into()) },

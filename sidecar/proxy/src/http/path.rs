@@ -2,15 +2,70 @@
 //!
 //! Policies and servers that read a path differently are how rules are walked around: `/admin/../x`,
 //! `/%61dmin`, `//admin`, `/admin;x`, `\admin`. With normalisation on, percent-encoded unreserved characters are
-//! decoded, dot segments removed (RFC 3986 section 6.2.2) and backslashes turned; an encoded slash, backslash or
-//! NUL is ambiguous whatever one does, and is refused.
+//! decoded, dot segments removed (RFC 3986 section 6.2.2) and backslashes turned; an encoded NUL is refused. What an encoded
+//! slash or backslash means differs from server to server, so what becomes of it is a setting.
+
+use mesh_model::proxy::{EscapedSlashes, HttpConnectionManager};
 
 /// A path that has no single reading.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Ambiguous;
 
-/// Normalises a path and query in place.
-pub(crate) fn normalize(path: &mut String, dots: bool, merge: bool) -> Result<(), Ambiguous> {
+/// What is to be done with a path that was normalised.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Then {
+    Route,
+    /// The client is told to ask for it as it is now.
+    Redirect,
+}
+
+/// Normalises a path and query in place, as a connection manager wants it.
+pub(crate) fn normalize(path: &mut String, c: &HttpConnectionManager) -> Result<Then, Ambiguous> {
+    let then = slashes(path, c.escaped_slashes)?;
+    base(path, c.normalize_path, c.merge_slashes)?;
+    Ok(then)
+}
+
+/// Does what is wanted with escaped slashes.
+fn slashes(path: &mut String, action: EscapedSlashes) -> Result<Then, Ambiguous> {
+    if action == EscapedSlashes::Keep || !path.starts_with('/') || !path.contains('%') {
+        return Ok(Then::Route);
+    }
+    let end = path.find('?').unwrap_or(path.len());
+    let (p, query) = path.split_at(end);
+    let mut out = String::with_capacity(path.len());
+    let mut rest = p;
+    let mut found = false;
+    while let Some(at) = rest.find('%') {
+        let (before, escape) = rest.split_at(at);
+        out.push_str(before);
+        let plain = match escape.get(1..3) {
+            Some("2f" | "2F") => Some('/'),
+            Some("5c" | "5C") => Some('\\'),
+            _ => None,
+        };
+        found |= plain.is_some();
+        out.push(plain.unwrap_or('%'));
+        rest = &escape[if plain.is_some() { 3 } else { 1 }..];
+    }
+    if !found {
+        return Ok(Then::Route);
+    }
+    out.push_str(rest);
+    out.push_str(query);
+    match action {
+        EscapedSlashes::Keep => {}
+        EscapedSlashes::Reject => return Err(Ambiguous),
+        EscapedSlashes::UnescapeAndForward => *path = out,
+        EscapedSlashes::UnescapeAndRedirect => {
+            *path = out;
+            return Ok(Then::Redirect);
+        }
+    }
+    Ok(Then::Route)
+}
+
+fn base(path: &mut String, dots: bool, merge: bool) -> Result<(), Ambiguous> {
     if !path.starts_with('/') || !(dots || merge) {
         return Ok(());
     }
@@ -56,7 +111,7 @@ fn decode(p: &str) -> Result<String, Ambiguous> {
                 let (Some(h), Some(l)) = (hex(i + 1), hex(i + 2)) else { return Err(Ambiguous) };
                 let c = (h * 16 + l) as u8;
                 match c {
-                    b'/' | b'\\' | 0 => return Err(Ambiguous),
+                    0 => return Err(Ambiguous),
                     c if c.is_ascii_alphanumeric() || matches!(c, b'-' | b'.' | b'_' | b'~') => {
                         out.push(c as char)
                     }
@@ -108,8 +163,9 @@ mod tests {
             ("/a/b/..", Some("/a/")),
             ("/a/%2e%2E/b", Some("/b")),
             ("/%61dmin", Some("/admin")),
-            ("/a%2fb", None),
-            ("/a%5Cb", None),
+            ("/a%2fb", Some("/a%2Fb")),
+            ("/a%5Cb", Some("/a%5Cb")),
+            ("/a/..%2fb", Some("/a/..%2Fb")),
             ("/a%00", None),
             ("/a%zz", None),
             ("/..", None),
@@ -121,11 +177,32 @@ mod tests {
             ("*", Some("*")),
         ] {
             let mut p = path.to_owned();
-            let got = normalize(&mut p, true, true).is_ok().then_some(p.as_str());
+            let got = base(&mut p, true, true).is_ok().then_some(p.as_str());
             assert_eq!(got, want, "{path}");
         }
         let mut p = "/a//b/../c".to_owned();
-        normalize(&mut p, true, false).unwrap();
+        base(&mut p, true, false).unwrap();
         assert_eq!(p, "/a//c");
+    }
+
+    #[test]
+    fn escaped_slashes() {
+        use EscapedSlashes::{Keep, Reject, UnescapeAndForward as Forward, UnescapeAndRedirect as Redirect};
+        for (action, path, want) in [
+            (Keep, "/a%2Fb", Ok((Then::Route, "/a%2Fb"))),
+            (Reject, "/a%2Fb", Err(Ambiguous)),
+            (Reject, "/a%5cb", Err(Ambiguous)),
+            (Reject, "/a%20b?x=%2F", Ok((Then::Route, "/a%20b?x=%2F"))),
+            (Forward, "/a%2F%2fb%5C%2e?x=%2F", Ok((Then::Route, "/a//b\\%2e?x=%2F"))),
+            (Forward, "/a%252Fb", Ok((Then::Route, "/a%252Fb"))),
+            (Forward, "/a%2", Ok((Then::Route, "/a%2"))),
+            (Forward, "/%\u{e4}%2F", Ok((Then::Route, "/%\u{e4}/"))),
+            (Redirect, "/a%2Fb", Ok((Then::Redirect, "/a/b"))),
+            (Redirect, "/a/b", Ok((Then::Route, "/a/b"))),
+        ] {
+            let mut p = path.to_owned();
+            let got = slashes(&mut p, action).map(|t| (t, p.as_str()));
+            assert_eq!(got, want, "{action:?} {path}");
+        }
     }
 }

@@ -16,7 +16,7 @@ use super::{
     headers::{HeaderId, Headers},
     local_reply::{self, LocalReply},
     message::{BodyKind, RequestHead, Version},
-    path,
+    path::{self, Then},
     record::{Flag, Record, attributes},
     router,
 };
@@ -122,9 +122,18 @@ async fn serve<D: Downstream>(
         rec.details = "low_version".into();
         return Err(LocalReply::text(426, "Upgrade Required"));
     }
-    if path::normalize(&mut head.path, config.normalize_path, config.merge_slashes).is_err() {
-        rec.details = "path_normalization_failed".into();
-        return Err(LocalReply::text(400, "Bad Request"));
+    match path::normalize(&mut head.path, config) {
+        Ok(Then::Route) => {}
+        Ok(Then::Redirect) => {
+            rec.details = "path_normalization_redirect".into();
+            let mut reply = LocalReply { status: 307, ..LocalReply::default() };
+            reply.headers.push_id(HeaderId::Location, head.path.as_bytes());
+            return Err(reply);
+        }
+        Err(_) => {
+            rec.details = "path_normalization_failed".into();
+            return Err(LocalReply::text(400, "Bad Request"));
+        }
     }
     edge::prepare(conn, manager, head, rec);
     upgrade(manager, head, rec)?;

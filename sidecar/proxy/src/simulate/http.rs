@@ -74,9 +74,24 @@ impl Simulation<'_> {
             return Ok(());
         };
         let config = &manager.config;
-        if path::normalize(&mut head.path, config.normalize_path, config.merge_slashes).is_err() {
-            self.answer(Action::Refuse, 400, "the path has no single reading (path_normalization_failed)");
-            return Ok(());
+        match path::normalize(&mut head.path, config) {
+            Ok(path::Then::Route) => {}
+            Ok(path::Then::Redirect) => {
+                self.answer(
+                    Action::Redirect,
+                    307,
+                    "the path had escaped slashes (path_normalization_redirect)",
+                );
+                return Ok(());
+            }
+            Err(_) => {
+                self.answer(
+                    Action::Refuse,
+                    400,
+                    "the path has no single reading (path_normalization_failed)",
+                );
+                return Ok(());
+            }
         }
         self.prepare(chain, manager, &mut head);
         if head.method == Method::CONNECT && !config.connect {

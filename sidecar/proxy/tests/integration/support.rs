@@ -217,6 +217,7 @@ pub(crate) fn manager(routes: RouteSource) -> HttpConnectionManager {
         server_name: "flotilla".into(),
         normalize_path: true,
         merge_slashes: false,
+        escaped_slashes: EscapedSlashes::Reject,
         access_log: vec![],
         tracing: None,
         idle_timeout: None,
