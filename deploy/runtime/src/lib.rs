@@ -1,12 +1,15 @@
-//! What every deployed process shares: well-known ports, readiness, shutdown, hot restart, private files, admin
-//! pages and exit codes.
+//! What every deployed process shares: well-known ports, readiness, shutdown, hot restart, private files and memory,
+//! admin pages and exit codes.
 
 pub mod admin;
 pub mod files;
 pub mod handover;
+mod harden;
 pub mod ports;
 pub mod ready;
 pub mod shutdown;
+
+pub use harden::harden;
 
 /// Exit codes of every binary, the same everywhere so that scripts can rely on them.
 pub mod exit {

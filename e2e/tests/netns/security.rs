@@ -279,6 +279,12 @@ impl<'w> Lab<'w> {
         let (chain, key, root) = (file("svid-chain.pem"), file("svid-key.pem"), file("root-cert.pem"));
         let mode = std::fs::metadata(&key)?.permissions().mode() & 0o777;
         ensure!(mode == 0o600, "the key's mode is {mode:o}");
+        let pid = self.west.pid("sleep-v1-proxy").context("no proxy")?;
+        let limits = std::fs::read_to_string(format!("/proc/{pid}/limits"))?;
+        let core = limits.lines().find(|l| l.starts_with("Max core file size")).unwrap_or_default();
+        ensure!(core.split_whitespace().filter(|w| *w == "0").count() == 2, "{core}");
+        let mem = std::fs::metadata(format!("/proc/{pid}/mem"))?;
+        ensure!(std::os::unix::fs::MetadataExt::uid(&mem) == 0, "its user may read the proxy's memory");
         let text =
             programs::run("openssl", &["x509", "-in", &chain, "-noout", "-text"])?.ok("openssl x509")?;
         ensure!(text.contains("URI:spiffe://mesh.local/ns/foo/sa/sleep"), "{text}");

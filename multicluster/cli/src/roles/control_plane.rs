@@ -105,6 +105,7 @@ fn loopback(s: &str) -> Result<SocketAddr, String> {
 
 /// Runs until SIGTERM or SIGINT.
 pub(crate) async fn run(args: ControlPlaneArgs) -> anyhow::Result<()> {
+    mesh_runtime::harden();
     let _tracing = mesh_telemetry::trace::init_tracing("flotilla-control-plane", None, false)?;
     let stop = mesh_runtime::shutdown::on_signal()?;
     mesh_runtime::files::private_dir(&args.state_dir)

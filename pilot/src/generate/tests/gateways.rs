@@ -13,6 +13,37 @@ fn gateway_node(labels: Value, mode: &str) -> NodeInfo {
     node(NodeKind::Router, "10.1.0.100", "gw", json!({"LABELS": labels, "ROUTER_MODE": mode}))
 }
 
+/// A client of one server cannot ask for a host of another on the same connection: what a browser does with connections
+/// whose certificate covers both, and what a stranger does to pass by a server that asks for certificates.
+#[test]
+fn a_server_of_tls_has_routes_of_its_own_hosts_alone() {
+    let to = json!([{"destination": {"host": "reviews", "port": {"number": 9080}}}]);
+    let docs = bookstore()
+        .add("Gateway", "books/edge", json!({"selector": {"istio": "ingressgateway"}, "servers": [
+            {"port": {"number": 443, "name": "open", "protocol": "HTTPS"}, "hosts": ["open.example.com"], "tls": {"mode": "SIMPLE", "credentialName": "c"}},
+            {"port": {"number": 443, "name": "closed", "protocol": "HTTPS"}, "hosts": ["closed.example.com"], "tls": {"mode": "MUTUAL", "credentialName": "d"}}]}))
+        .add("VirtualService", "books/all", json!({"hosts": ["open.example.com", "closed.example.com"], "gateways": ["edge"],
+            "http": [{"route": to}]}));
+    let g = docs.generate(&gateway_node(json!({"istio": "ingressgateway"}), ""));
+    let mut seen = vec![];
+    for c in &g.listeners["0.0.0.0_443"].filter_chains {
+        let RouteSource::Rds(name) = &http(c).routes else { panic!() };
+        let domains: Vec<_> = g.routes[name].virtual_hosts.iter().flat_map(|v| v.domains.clone()).collect();
+        for d in &domains {
+            assert_eq!(
+                d.split(':').next(),
+                c.matches.server_names.first().map(String::as_str),
+                "{name}: {domains:?}"
+            );
+        }
+        seen.extend(domains);
+    }
+    assert!(
+        seen.contains(&"open.example.com".to_owned()) && seen.contains(&"closed.example.com".to_owned()),
+        "{seen:?}"
+    );
+}
+
 #[test]
 fn policies_hold_for_bytes_at_gateways() {
     let deny = json!({"action": "DENY", "selector": {"matchLabels": {"istio": "ingressgateway"}},

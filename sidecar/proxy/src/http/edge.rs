@@ -22,6 +22,10 @@ pub(crate) fn prepare(conn: &Connection, manager: &HttpManager, head: &mut Reque
     if edge {
         head.headers.retain(|_, name, _| !(name.len() >= 8 && name[..8].eq_ignore_ascii_case(b"x-envoy-")));
     }
+    // A caller of the mesh has been through this at its own proxy; what comes in may come from anywhere.
+    if !conn.outbound() && head.headers.iter().any(|(_, name, _)| is_lookalike(name)) {
+        head.headers.retain(|_, name, _| !is_lookalike(name));
+    }
     rec.remote = forwarded_for(conn, manager, &mut head.headers);
     if edge && manager.config.trusted_hops == 0 {
         head.headers.remove_id(HeaderId::XForwardedProto);
@@ -40,6 +44,15 @@ pub(crate) fn prepare(conn: &Connection, manager: &HttpManager, head: &mut Reque
     }
     client_cert(conn, manager, &mut head.headers);
     trace(conn, manager, &mut head.headers, rec);
+}
+
+/// Whether a name differs from one that proxies of the mesh vouch for in `_` for `-` alone. CGI and its heirs read both
+/// as one name, so that `x_forwarded_client_cert` would be believed like the header that nobody can forge.
+fn is_lookalike(name: &[u8]) -> bool {
+    const VOUCHED: [&[u8]; 4] = [b"x-envoy-", b"x-forwarded-", b"x-request-id", b"x-b3-"];
+    let same = |(a, b): (&u8, &u8)| a.eq_ignore_ascii_case(b) || (*a == b'_' && *b == b'-');
+    name.contains(&b'_')
+        && VOUCHED.iter().any(|v| name.len() >= v.len() && name.iter().zip(v.iter()).all(same))
 }
 
 /// Maintains `x-forwarded-for`; returns the client's address.
@@ -183,6 +196,36 @@ fn uuid(a: u64, b: u64) -> [u8; 36] {
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn text_of_a_certificate_cannot_add_elements() {
+        let identity = mesh_identity::PeerIdentity {
+            spiffe: None,
+            cluster: None,
+            uri_sans: vec!["spiffe://a/b".into(), "spiffe://a/b;URI=spiffe://evil".into(), "x\",By=y".into()],
+            dns_sans: vec![],
+            subject: "CN=a\",URI=spiffe://evil\\\r\nx: y\u{e4}".into(),
+            leaf_sha256: [0; 32],
+        };
+        let v = super::cert_element("", &identity);
+        let hash = "0".repeat(64);
+        assert_eq!(v, format!("Hash={hash};Subject=\"CN=a\\\",URI=spiffe://evil\\\\x: y\";URI=spiffe://a/b"));
+    }
+
+    #[test]
+    fn names_that_servers_take_for_ours() {
+        for (name, is) in [
+            ("x_forwarded_client_cert", true),
+            ("X-Forwarded_For", true),
+            ("x_request_id", true),
+            ("x_envoy_original_path", true),
+            ("x-forwarded-client-cert", false),
+            ("x_custom", false),
+            ("x_forw", false),
+        ] {
+            assert_eq!(super::is_lookalike(name.as_bytes()), is, "{name}");
+        }
+    }
+
     #[test]
     fn uuids_have_version_and_variant() {
         assert_eq!(&super::uuid(0, 0), b"00000000-0000-4000-8000-000000000000");

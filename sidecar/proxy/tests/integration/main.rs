@@ -1,5 +1,6 @@
 //! The engine over real sockets.
 
+mod attacks;
 mod balance;
 mod bodies;
 mod config;
