@@ -261,7 +261,13 @@ async fn consulz(State(p): State<Pages>) -> Json<Vec<AgentStatus>> {
 }
 
 async fn problems(State(p): State<Pages>) -> Json<Value> {
-    let list = p.shared.problems.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let mut list = p.shared.problems.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let source = p.service.source().clone();
+    // What clients without a proxy cannot do matters only where there are some.
+    let found = tokio::task::spawn_blocking(move || source.grpc_problems()).await;
+    list.extend(found.unwrap_or_default());
+    list.sort();
+    list.dedup();
     Json(json!(list))
 }
 

@@ -8,6 +8,7 @@
 
 mod bootstrap;
 mod bundles;
+mod grpc;
 mod sds;
 
 use std::{
@@ -42,6 +43,10 @@ pub struct AgentArgs {
     /// Where to write the proxy's bootstrap, JSON
     #[arg(long)]
     write_bootstrap: Option<PathBuf>,
+    /// Where to write the bootstrap of a gRPC library that needs no proxy, JSON, for its GRPC_XDS_BOOTSTRAP; it names
+    /// certificate, key and roots in --state-dir
+    #[arg(long)]
+    write_grpc_bootstrap: Option<PathBuf>,
     /// What the proxy is
     #[arg(long, value_enum, default_value_t)]
     kind: Kind,
@@ -80,6 +85,8 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
     let identity = proxy.identity()?;
     let bootstrap = bootstrap::bootstrap(&proxy, kind, &args.sds)?;
 
+    let grpc = args.write_grpc_bootstrap.as_ref().map(|_| grpc::bootstrap(&proxy)).transpose()?;
+
     let readiness = Readiness::default();
     let waiting = readiness.wait_for("certificate");
     let (_, ready_task) = serve(proxy.readiness, ready_router(readiness.clone()))
@@ -90,6 +97,12 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
         let text = serde_json::to_vec_pretty(&bootstrap)?;
         write_private(path, &text).with_context(|| format!("--write-bootstrap {}", path.display()))?;
         tracing::info!(command = command_line(&proxy, path), "bootstrap written");
+    }
+
+    if let (Some(path), Some(bootstrap)) = (&args.write_grpc_bootstrap, &grpc) {
+        let text = serde_json::to_vec_pretty(bootstrap)?;
+        write_private(path, &text).with_context(|| format!("--write-grpc-bootstrap {}", path.display()))?;
+        tracing::info!(file = %path.display(), "gRPC bootstrap written");
     }
 
     let store = SecretStore::new();

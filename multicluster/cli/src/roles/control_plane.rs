@@ -137,11 +137,15 @@ pub(crate) async fn run(args: ControlPlaneArgs) -> anyhow::Result<()> {
         socket: at(socket::CITADEL),
         workload_ttl: Duration::from_secs(args.workload_ttl_hours * 3600),
     })?;
-    let dns = vec![
+    let mut dns = vec![
         "control-plane.flotilla-system.svc".to_owned(),
         format!("federation.{}.clusterset.local", args.cluster),
         format!("join.{}.clusterset.local", args.cluster),
     ];
+    // gRPC libraries verify what they dialled, and their bootstrap has no word for another name.
+    if !args.xds.ip().is_unspecified() {
+        dns.push(args.xds.ip().to_string());
+    }
     let (secrets, _renewal) = citadel.control_plane_secrets(dns);
 
     let federation = Federation::start(
