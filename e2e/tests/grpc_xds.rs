@@ -8,7 +8,7 @@ mod stage;
 mod support;
 
 use serde_json::json;
-use stage::{Client, TARGET, bootstrap, cluster, greeter, nothing_refused, routes, rule, server};
+use stage::{Client, PORT, TARGET, bootstrap, cluster, greeter, nothing_refused, routes, rule, server};
 
 const V1: &str = ", version: v1";
 const V2: &str = ", version: v2";
@@ -231,4 +231,123 @@ fn endpoints_come_and_go_without_a_failed_call() {
     c.write("greeter.yaml", &greeter(&[third]));
     client.until("somebody", 20, &json!({}), |t| t.failed() == 0);
     nothing_refused(&c, 2);
+}
+
+/// A policy of the namespace for the service's workloads.
+fn policy(action: &str, rules: &str) -> String {
+    format!(
+        "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: greeter, namespace: books}}\nspec:\n  \
+         selector: {{matchLabels: {{app: greeter}}}}\n  action: {action}\n  rules: {rules}\n"
+    )
+}
+
+fn mtls(mode: &str) -> String {
+    format!(
+        "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {{name: default, namespace: books}}\nspec: \
+         {{mtls: {{mode: {mode}}}}}\n"
+    )
+}
+
+#[test]
+#[ignore = "needs the flotilla binary and grpcio; cargo verify builds and installs them"]
+fn identities_and_policies_hold_without_a_proxy() {
+    let mut c = cluster();
+    let (ip, friend_ip, stranger_ip) = (c.workload(11), c.workload(1), c.workload(2));
+    let in_mesh = support::IN_MESH;
+    c.write("greeter.yaml", &greeter(&[("greeter", ip, in_mesh)]));
+    c.write("mtls.yaml", &mtls("STRICT"));
+    // xDS over mutual TLS, with the files that the agent keeps.
+    let server_boot = c.grpc_agent("greeter", ip, "app=greeter,security.istio.io/tlsMode=istio");
+    let friend_boot = c.grpc_agent("friend", friend_ip, "app=friend");
+    let stranger_boot = c.grpc_agent("stranger", stranger_ip, "app=stranger");
+    let _server = server(&c, "v1", ip, Some(&server_boot));
+    let mut friend = Client::start(&c, "friend-client", &friend_boot, TARGET, true);
+    let mut stranger = Client::start(&c, "stranger-client", &stranger_boot, TARGET, true);
+    let as_friend = "v1 spiffe://mesh.local/ns/books/sa/friend";
+    let as_stranger = "v1 spiffe://mesh.local/ns/books/sa/stranger";
+    let short = json!({"timeout": 3});
+
+    // The server knows the caller by its certificate, and takes nobody without one.
+    friend.until("a call", 1, &short, |t| t.by(as_friend) == 1);
+    stranger.until("a call", 1, &short, |t| t.by(as_stranger) == 1);
+    let mut plain = Client::plain(&c, (ip, PORT).into());
+    let t = plain.calls(2, short.clone());
+    assert_eq!(t.of("UNAVAILABLE"), 2, "{t:?}");
+    // The same library with the same configuration, if the application does not want credentials of xDS.
+    let mut careless = Client::start(&c, "careless", &friend_boot, TARGET, false);
+    let t = careless.calls(2, short.clone());
+    assert_eq!(t.of("UNAVAILABLE"), 2, "{t:?}");
+    drop(careless);
+
+    // The client takes no server but one with the service's identity.
+    let other = |account: &str| {
+        rule(&format!("{{tls: {{mode: ISTIO_MUTUAL, subjectAltNames: ['spiffe://mesh.local/ns/books/sa/{account}']}}}}"))
+    };
+    c.write("rule.yaml", &other("somebody"));
+    let t = friend.until("another identity", 1, &short, |t| t.failed() == 1);
+    assert_eq!(t.of("UNAVAILABLE"), 1, "{t:?}");
+    c.write("rule.yaml", &other("greeter"));
+    friend.until("the identity", 1, &short, |t| t.by(as_friend) == 1);
+    stranger.until("the identity", 1, &short, |t| t.by(as_stranger) == 1);
+
+    // Policies, in the server itself.
+    let denied = |t: &stage::Tally| t.of("PERMISSION_DENIED") == 1;
+    c.write(
+        "policy.yaml",
+        &policy("DENY", "[{from: [{source: {principals: [mesh.local/ns/books/sa/stranger]}}]}]"),
+    );
+    stranger.until("DENY", 1, &short, denied);
+    assert_eq!(friend.calls(20, short.clone()).by(as_friend), 20);
+    c.write("policy.yaml", &policy("DENY", "[{to: [{operation: {paths: [/greeter.Greeter/Other]}}]}]"));
+    let method = json!({"method": "Other", "timeout": 3});
+    friend.until("DENY of a method", 1, &method, denied);
+    stranger.until("DENY of a method alone", 1, &short, |t| t.by(as_stranger) == 1);
+    c.write(
+        "policy.yaml",
+        &policy(
+            "ALLOW",
+            "[{from: [{source: {principals: [mesh.local/ns/books/sa/friend]}}], when: [{key: 'request.headers[x-pass]', \
+             values: [please]}]}]",
+        ),
+    );
+    stranger.until("ALLOW of others", 1, &short, denied);
+    let please = json!({"timeout": 3, "metadata": {"x-pass": "please"}});
+    friend.until("ALLOW", 1, &please, |t| t.by(as_friend) == 1);
+    assert!(denied(&friend.calls(1, short.clone())) && denied(&stranger.calls(1, please)));
+    // Tokens are not looked at, so nobody has one.
+    c.write("policy.yaml", &policy("ALLOW", "[{from: [{source: {requestPrincipals: ['*']}}]}]"));
+    friend.until("ALLOW of tokens", 1, &json!({"timeout": 3, "metadata": {"x-pass": "please"}}), denied);
+    c.remove("policy.yaml");
+    friend.until("no policy", 1, &short, |t| t.by(as_friend) == 1);
+
+    // In clear where the mesh says so, and no longer when it does not.
+    c.write("rule.yaml", &rule("{tls: {mode: DISABLE}}"));
+    friend.until("clear text, STRICT", 1, &short, |t| t.of("UNAVAILABLE") == 1);
+    c.write("mtls.yaml", &mtls("DISABLE"));
+    plain.until("clear text", 1, &short, |t| t.by("v1") == 1);
+    friend.until("clear text", 1, &short, |t| t.by("v1") == 1);
+    c.write("mtls.yaml", &mtls("STRICT"));
+    plain.until("clear text, STRICT", 1, &short, |t| t.of("UNAVAILABLE") == 1);
+    friend.until("clear text, STRICT", 1, &short, |t| t.of("UNAVAILABLE") == 1);
+    // Each library, and each agent.
+    nothing_refused(&c, 6);
+}
+
+#[test]
+#[ignore = "needs the flotilla binary and grpcio; cargo verify builds and installs them"]
+fn a_sidecar_and_a_library_understand_each_other() {
+    let mut c = cluster();
+    let (ip, app, client_ip) = (c.workload(11), c.workload(111), c.workload(1));
+    c.write("greeter.yaml", &greeter(&[("greeter", ip, support::IN_MESH)]));
+    c.write("mtls.yaml", &mtls("STRICT"));
+    c.write("policy.yaml", &policy("ALLOW", "[{from: [{source: {principals: [mesh.local/ns/books/sa/friend]}}]}]"));
+    let _server = server(&c, "v1", app, None);
+    c.sidecar_of("greeter", ip, PORT, (app, PORT).into());
+    c.ready(ip);
+    let boot = c.grpc_agent("friend", client_ip, "app=friend");
+    let stranger = c.grpc_agent("stranger", c.workload(2), "app=stranger");
+    let mut friend = Client::start(&c, "friend-client", &boot, TARGET, true);
+    friend.until("a call", 20, &json!({"timeout": 3}), |t| t.by("v1") == 20);
+    let mut stranger = Client::start(&c, "stranger-client", &stranger, TARGET, true);
+    stranger.until("a refusal", 1, &json!({"timeout": 3}), |t| t.of("PERMISSION_DENIED") == 1);
 }

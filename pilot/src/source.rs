@@ -187,12 +187,12 @@ impl PilotSource {
         lock(&self.proxies).values().map(|c| c.node.clone()).collect()
     }
 
-    /// What of the configuration connected gRPC libraries cannot do.
+    /// What of the configuration those of these nodes that are gRPC libraries cannot do.
     #[must_use]
-    pub fn grpc_problems(&self) -> Vec<Problem> {
+    pub fn grpc_problems<'n>(&self, nodes: impl Iterator<Item = &'n NodeInfo>) -> Vec<Problem> {
         let Some(world) = self.world() else { return vec![] };
-        let proxies = self.nodes().into_iter().filter_map(|n| ProxyNode::new(&n).ok()).filter(|p| p.grpc);
-        proxies.flat_map(|p| generate::grpc_problems(&p, &world)).collect()
+        let libraries = nodes.filter_map(|n| ProxyNode::new(n).ok()).filter(|p| p.grpc);
+        libraries.flat_map(|p| generate::grpc_problems(&p, &world)).collect()
     }
 
     /// The configuration of a node as values, for operators: virtual hosts stand in their route configurations.

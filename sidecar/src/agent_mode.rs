@@ -115,6 +115,9 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
     let mut node = proxy.node(kind)?;
     // As the proxy says it.
     node.metadata.remove("GENERATOR");
+    if grpc.is_some() {
+        node.metadata.insert("GENERATOR".to_owned(), "grpc".into());
+    }
     let renewal = Renewal::new(
         SvidOptions {
             endpoint: endpoint.clone(),

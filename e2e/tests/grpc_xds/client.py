@@ -15,12 +15,13 @@ import time
 from concurrent import futures
 
 import grpc
+import grpc.experimental
 
 target = sys.argv[1]
 options = [("grpc.enable_http_proxy", 0)]
 if sys.argv[2:] == ["mtls"]:
     # What xDS says of the cluster; in clear where it says nothing.
-    credentials = grpc.xds_channel_credentials()
+    credentials = grpc.xds_channel_credentials(grpc.experimental.insecure_channel_credentials())
     channel = grpc.secure_channel(target, credentials, options=options)
 else:
     channel = grpc.insecure_channel(target, options=options)
