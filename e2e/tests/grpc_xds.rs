@@ -78,7 +78,8 @@ fn routes_mean_what_they_mean_to_a_sidecar() {
     for (v1, v2) in [(20, 80), (0, 100), (100, 0), (20, 80)] {
         c.write("routes.yaml", &weights(v1, v2));
         let wanted = f64::from(v2) / 100.0;
-        client.until("other weights", 200, &json!({}), |t| is_share(t.by("v2"), 200, wanted.clamp(0.01, 0.99)));
+        client
+            .until("other weights", 200, &json!({}), |t| is_share(t.by("v2"), 200, wanted.clamp(0.01, 0.99)));
     }
     let t = load.end();
     assert_eq!(t.failed(), 0, "{t:?}");
@@ -281,7 +282,9 @@ fn identities_and_policies_hold_without_a_proxy() {
 
     // The client takes no server but one with the service's identity.
     let other = |account: &str| {
-        rule(&format!("{{tls: {{mode: ISTIO_MUTUAL, subjectAltNames: ['spiffe://mesh.local/ns/books/sa/{account}']}}}}"))
+        rule(&format!(
+            "{{tls: {{mode: ISTIO_MUTUAL, subjectAltNames: ['spiffe://mesh.local/ns/books/sa/{account}']}}}}"
+        ))
     };
     c.write("rule.yaml", &other("somebody"));
     let t = friend.until("another identity", 1, &short, |t| t.failed() == 1);
@@ -340,7 +343,10 @@ fn a_sidecar_and_a_library_understand_each_other() {
     let (ip, app, client_ip) = (c.workload(11), c.workload(111), c.workload(1));
     c.write("greeter.yaml", &greeter(&[("greeter", ip, support::IN_MESH)]));
     c.write("mtls.yaml", &mtls("STRICT"));
-    c.write("policy.yaml", &policy("ALLOW", "[{from: [{source: {principals: [mesh.local/ns/books/sa/friend]}}]}]"));
+    c.write(
+        "policy.yaml",
+        &policy("ALLOW", "[{from: [{source: {principals: [mesh.local/ns/books/sa/friend]}}]}]"),
+    );
     let _server = server(&c, "v1", app, None);
     c.sidecar_of("greeter", ip, PORT, (app, PORT).into());
     c.ready(ip);

@@ -1,4 +1,5 @@
-//! `flotilla agent`: what a proxy that is not ours (Envoy) needs beside it to be a member of the mesh.
+//! `flotilla agent`: what a proxy that is not ours (Envoy), or a gRPC library without one, needs beside it to be a
+//! member of the mesh.
 //!
 //! The agent proves the workload to the cluster's CA as a Flotilla sidecar would, keeps its
 //! certificate fresh, and gives both to the proxy over SDS on a unix socket. It writes the bootstrap

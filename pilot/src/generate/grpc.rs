@@ -110,7 +110,8 @@ pub fn problems(proxy: &ProxyNode, world: &World) -> Vec<Problem> {
         let left = found.entry(format!("service {host}")).or_default();
         clusters::outbound(&ctx, &mut Generated::default(), e, rule.as_deref(), left);
     }
-    let of_server = format!("workload {}/{}", proxy.namespace, proxy.id.split('~').nth(2).unwrap_or_default());
+    let of_server =
+        format!("workload {}/{}", proxy.namespace, proxy.id.split('~').nth(2).unwrap_or_default());
     server::left(&ctx, found.entry(of_server).or_default());
     let said = found.into_iter().filter(|(_, left)| !left.is_empty()).map(|(object, left)| {
         let all: Vec<&str> = left.into_iter().collect();

@@ -19,7 +19,10 @@ const SERVER_LISTENER: &str = "xds.istio.io/grpc/lds/inbound/%s";
 /// # Errors
 /// Names the flag that is missing or not valid.
 pub(super) fn bootstrap(args: &ProxyArgs) -> anyhow::Result<Value> {
-    let dir = args.state_dir.as_deref().context("--write-grpc-bootstrap needs --state-dir, for certificate and key")?;
+    let dir = args
+        .state_dir
+        .as_deref()
+        .context("--write-grpc-bootstrap needs --state-dir, for certificate and key")?;
     let dir = std::path::absolute(dir).with_context(|| format!("--state-dir {}", dir.display()))?;
     let dir = dir.to_str().with_context(|| format!("--state-dir {}: not UTF-8", dir.display()))?;
     let mut node = args.node(NodeKind::Sidecar)?;
@@ -51,4 +54,41 @@ pub(super) fn bootstrap(args: &ProxyArgs) -> anyhow::Result<Value> {
         },
         "server_listener_resource_name_template": SERVER_LISTENER,
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        proxy: ProxyArgs,
+    }
+
+    fn made(more: &[&str]) -> anyhow::Result<Value> {
+        let base = ["agent", "--ip=10.1.0.5", "--workload=reviews-v1", "--namespace=books", "--cluster=west"];
+        bootstrap(&Cli::parse_from(base.iter().chain(more)).proxy)
+    }
+
+    #[test]
+    fn the_library_has_the_files_of_the_agent() {
+        let b = made(&["--state-dir=/run/f", "--discovery=10.0.0.1:15012", "--locality=r1/z1"]).unwrap();
+        assert_eq!(b["xds_servers"][0]["server_uri"], "10.0.0.1:15012");
+        assert_eq!(b["xds_servers"][0]["channel_creds"][0]["type"], "tls");
+        assert_eq!(b["node"]["id"], "sidecar~10.1.0.5~reviews-v1.books~books.svc.cluster.local");
+        assert_eq!(b["node"]["metadata"]["GENERATOR"], "grpc");
+        assert_eq!(b["node"]["locality"]["zone"], "z1");
+        let files = &b["certificate_providers"]["default"]["config"];
+        assert_eq!(files["private_key_file"], "/run/f/svid-key.pem");
+        assert_eq!(files, &b["xds_servers"][0]["channel_creds"][0]["config"]);
+    }
+
+    #[test]
+    fn without_files_there_is_nothing_to_name() {
+        let error = made(&[]).unwrap_err().to_string();
+        assert!(error.contains("--state-dir"), "{error}");
+    }
 }

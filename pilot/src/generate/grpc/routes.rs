@@ -125,7 +125,8 @@ fn forward(f: &mut Forward, left: &mut Left) {
         f.max_stream = Some(StreamLimit { max: Some(t), ..StreamLimit::default() });
     }
     f.retry = f.retry.take().and_then(|p| retry(*p, left)).map(Box::new);
-    if f.prefix_rewrite.take().is_some() | f.regex_rewrite.take().is_some() | f.host_rewrite.take().is_some() {
+    if f.prefix_rewrite.take().is_some() | f.regex_rewrite.take().is_some() | f.host_rewrite.take().is_some()
+    {
         left.insert("rewrites");
     }
     if !std::mem::take(&mut f.mirrors).is_empty() {

@@ -17,11 +17,11 @@ use mesh_model::{
 };
 
 use super::{
-    Ctx, Generated, Left,
     super::{
         common::{Side, chain, listener},
         inbound, jwt, rbac,
     },
+    Ctx, Generated, Left,
 };
 use crate::index::TLS_MODE;
 

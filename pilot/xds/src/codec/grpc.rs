@@ -185,3 +185,120 @@ fn downstream(t: &DownstreamTls) -> core::TransportSocket {
         ..Default::default()
     }))
 }
+
+#[cfg(test)]
+mod tests {
+    use mesh_model::proxy::{
+        HttpFilter, Rbac, RouteSource, SecretRef, StringMatch, TlsVersion, UpstreamTls, Validation,
+    };
+    use prost::Message as _;
+
+    use super::*;
+    use crate::codec::tests;
+
+    const ID: &str = "spiffe://mesh.local/ns/books/sa/reviews";
+
+    fn manager_of(a: &gp::Any) -> hcm::HttpConnectionManager {
+        typed(a).map_err(|b| b.reason).unwrap()
+    }
+
+    fn listener(direction: Direction) -> l::Listener {
+        let rbac = || HttpFilter::Rbac(Rbac { rules: None, shadow: None, stat_prefix: String::new() });
+        let manager = HttpConnectionManager {
+            filters: vec![rbac(), HttpFilter::Fault, rbac(), rbac()],
+            ..tests::hcm_model(RouteSource::Rds("r".into()))
+        };
+        let own = SecretRef::Sds("default".into());
+        let trusted = Validation { trusted: Some(SecretRef::Sds("ROOTCA".into())), sans: vec![] };
+        let chain = FilterChain {
+            name: "c".into(),
+            matches: Default::default(),
+            tls: Some(DownstreamTls {
+                certificate: own,
+                client_certificate: ClientCertificate::Required(trusted),
+                alpn: vec!["h2".into()],
+                min_version: TlsVersion::V1_3,
+            }),
+            filters: vec![NetworkFilter::Http(Box::new(manager))],
+        };
+        let m = Listener { direction, filter_chains: vec![chain], ..tests::listener() };
+        l::Listener::decode(encode_listener(&m).value).unwrap()
+    }
+
+    fn names(m: &hcm::HttpConnectionManager) -> Vec<&str> {
+        m.http_filters.iter().map(|f| f.name.as_str()).collect()
+    }
+
+    #[test]
+    fn a_client_has_a_connection_manager_and_no_address() {
+        let l = listener(Direction::Outbound);
+        assert!(l.address.is_none() && l.filter_chains.is_empty() && l.listener_filters.is_empty());
+        let manager = manager_of(&l.api_listener.unwrap().api_listener.unwrap());
+        assert_eq!(
+            names(&manager),
+            [
+                "envoy.filters.http.rbac",
+                "envoy.filters.http.fault",
+                "envoy.filters.http.rbac-2",
+                "envoy.filters.http.rbac-3",
+                "envoy.filters.http.router"
+            ]
+        );
+    }
+
+    #[test]
+    fn a_server_is_where_calls_end() {
+        let l = listener(Direction::Inbound);
+        assert!(l.api_listener.is_none() && l.listener_filters.is_empty() && l.use_original_dst.is_none());
+        let c = &l.filter_chains[0];
+        assert!(c.filter_chain_match.is_none() && c.filters.len() == 1);
+        let Some(l::filter::ConfigType::TypedConfig(a)) = &c.filters[0].config_type else { panic!("{c:?}") };
+        use hcm::http_connection_manager::RouteSpecifier::RouteConfig;
+        let Some(RouteConfig(routes)) = manager_of(a).route_specifier else { panic!("{a:?}") };
+        let action = &routes.virtual_hosts[0].routes[0].action;
+        assert!(matches!(action, Some(r::route::Action::NonForwardingAction(_))), "{action:?}");
+        let Some(core::transport_socket::ConfigType::TypedConfig(a)) =
+            &c.transport_socket.as_ref().unwrap().config_type
+        else {
+            panic!("{c:?}")
+        };
+        let tls: tls_pb::DownstreamTlsContext = typed(a).map_err(|b| b.reason).unwrap();
+        assert!(bool_or(tls.require_client_certificate, false));
+        let common = tls.common_tls_context.unwrap();
+        assert!(common.tls_params.is_none() && common.tls_certificate_sds_secret_configs.is_empty());
+        assert_eq!(common.tls_certificate_provider_instance, instance("default"));
+        let Some(ValidationContextType::ValidationContext(v)) = common.validation_context_type else {
+            panic!("no roots")
+        };
+        assert_eq!(v.ca_certificate_provider_instance, instance("ROOTCA"));
+    }
+
+    #[test]
+    #[allow(deprecated)]
+    fn a_servers_names_are_where_grpc_looks() {
+        let tls = UpstreamTls {
+            certificate: Some(SecretRef::Sds("default".into())),
+            validation: Validation {
+                trusted: Some(SecretRef::Sds("ROOTCA".into())),
+                sans: vec![StringMatch::exact(ID)],
+            },
+            sni: "x".into(),
+            alpn: vec!["istio".into()],
+        };
+        let m = Cluster { tls: Some(Box::new(tls)), ..tests::cluster() };
+        let c = cluster::pb::Cluster::decode(encode_cluster(&m).value).unwrap();
+        assert!(c.transport_socket_matches.is_empty());
+        let Some(core::transport_socket::ConfigType::TypedConfig(a)) =
+            c.transport_socket.unwrap().config_type
+        else {
+            panic!("no TLS")
+        };
+        let tls: tls_pb::UpstreamTlsContext = typed(&a).map_err(|b| b.reason).unwrap();
+        let common = tls.common_tls_context.unwrap();
+        assert!(common.tls_params.is_none() && common.tls_certificates.is_empty());
+        let Some(ValidationContextType::ValidationContext(v)) = common.validation_context_type else {
+            panic!("no roots")
+        };
+        assert_eq!(v.match_subject_alt_names, [string_match(&StringMatch::exact(ID))]);
+    }
+}
