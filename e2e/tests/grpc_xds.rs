@@ -88,7 +88,10 @@ fn routes_mean_what_they_mean_to_a_sidecar() {
     assert!(t.failed() == 0 && is_share(t.by("v2"), 1_000, 0.8), "{t:?}");
 
     // One that hashes a header: a user stays, users spread.
-    c.write("routes.yaml", &routes("  - route: [{destination: {host: greeter}}]\n"));
+    c.write(
+        "routes.yaml",
+        &routes("  - route: [{destination: {host: greeter}}]\n    mirror: {host: greeter}\n"),
+    );
     c.write("rule.yaml", &rule("{loadBalancer: {consistentHash: {httpHeaderName: x-user}}}"));
     client.until("hashing", 30, &with("x-user", "anna"), |t| t.failed() == 0 && t.served.len() == 1);
     let servers: std::collections::BTreeSet<String> = (0..20)
@@ -99,6 +102,9 @@ fn routes_mean_what_they_mean_to_a_sidecar() {
         })
         .collect();
     assert_eq!(servers.len(), 2);
+    // What was left out is told.
+    let said = stage::problems(&c);
+    assert!(said.contains("VirtualService books/greeter") && said.contains("mirroring"), "{said}");
     nothing_refused(&c, 2);
 }
 
@@ -271,6 +277,14 @@ fn identities_and_policies_hold_without_a_proxy() {
     // The server knows the caller by its certificate, and takes nobody without one.
     friend.until("a call", 1, &short, |t| t.by(as_friend) == 1);
     stranger.until("a call", 1, &short, |t| t.by(as_stranger) == 1);
+    // A caller with a sidecar is one like any other.
+    let web = c.workload(3);
+    c.sidecar("web", web, None);
+    c.ready(web);
+    let mut through = Client::through(&c, web);
+    through.until("a call through a sidecar", 1, &short, |t| {
+        t.by("v1 spiffe://mesh.local/ns/books/sa/web") == 1
+    });
     let mut plain = Client::plain(&c, (ip, PORT).into());
     let t = plain.calls(2, short.clone());
     assert_eq!(t.of("UNAVAILABLE"), 2, "{t:?}");
@@ -332,8 +346,8 @@ fn identities_and_policies_hold_without_a_proxy() {
     c.write("mtls.yaml", &mtls("STRICT"));
     plain.until("clear text, STRICT", 1, &short, |t| t.of("UNAVAILABLE") == 1);
     friend.until("clear text, STRICT", 1, &short, |t| t.of("UNAVAILABLE") == 1);
-    // Each library, and each agent.
-    nothing_refused(&c, 6);
+    // Each library, each agent, and the sidecar.
+    nothing_refused(&c, 7);
 }
 
 #[test]

@@ -1,4 +1,4 @@
-"""grpcio's client, which does what lines of JSON tell it and answers with a line each: client.py TARGET [mtls].
+"""grpcio's client, which does what lines of JSON tell it and answers with a line each: client.py TARGET [mtls | AUTHORITY].
 
 - {"calls": N, "method": M, "metadata": {...}, "timeout": S, "parallel": P}: makes N calls; answers how many ended with
   which status, how many each server answered, how long all took, and what the last error said
@@ -24,6 +24,8 @@ if sys.argv[2:] == ["mtls"]:
     credentials = grpc.xds_channel_credentials(grpc.experimental.insecure_channel_credentials())
     channel = grpc.secure_channel(target, credentials, options=options)
 else:
+    if sys.argv[2:]:
+        options.append(("grpc.default_authority", sys.argv[2]))
     channel = grpc.insecure_channel(target, options=options)
 
 

@@ -12,7 +12,7 @@ use std::{
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::support::{Cluster, NAMESPACE, until};
+use crate::support::{Cluster, HTTP_PROXY, NAMESPACE, curl, until};
 
 /// Port of the service, and of its servers.
 pub(crate) const PORT: u16 = 7070;
@@ -120,6 +120,13 @@ impl Client {
         Self(Program::start(c, "plain-client", None, &["client.py", &to.to_string()]))
     }
 
+    /// One that knows nothing of xDS either, and calls through a sidecar.
+    pub(crate) fn through(c: &Cluster, sidecar: Ipv4Addr) -> Self {
+        let (to, authority) =
+            (SocketAddr::from((sidecar, HTTP_PROXY)).to_string(), &TARGET["xds:///".len()..]);
+        Self(Program::start(c, "through-sidecar", None, &["client.py", &to, authority]))
+    }
+
     fn tally(&mut self, order: &Value) -> Tally {
         serde_json::from_value(self.0.ask(order)).unwrap()
     }
@@ -225,18 +232,24 @@ pub(crate) fn rule(policy: &str) -> String {
     )
 }
 
+/// What the control plane says that it cannot do as written.
+pub(crate) fn problems(c: &Cluster) -> String {
+    let socket = format!("{}/debug.sock", c.state());
+    curl(&["--unix-socket", &socket, "http://localhost/pilot/debug/problems"]).body
+}
+
 /// Nothing was refused: as the control plane saw it, by client and type.
 pub(crate) fn nothing_refused(c: &Cluster, proxies: usize) {
-    let o = c.flotilla(&["proxy-status", "-o", "json"]);
-    let all: Vec<Value> = serde_json::from_str(&o.out).unwrap_or_else(|e| panic!("{e}: {o:?}"));
-    assert_eq!(all.len(), proxies, "{}", o.out);
-    for p in &all {
-        let types = p["types"].as_object().unwrap();
-        assert!(!types.is_empty(), "{p}");
-        for (t, sync) in types {
-            assert_eq!(sync["status"], "SYNCED", "{t} of {p}");
-        }
-    }
+    // What was sent last may not be answered yet.
+    until("everything is acknowledged", || {
+        let o = c.flotilla(&["proxy-status", "-o", "json"]);
+        let all: Vec<Value> = serde_json::from_str(&o.out).map_err(|e| format!("{e}: {o:?}"))?;
+        let synced = |p: &Value| {
+            let types = p["types"].as_object().unwrap();
+            !types.is_empty() && types.values().all(|t| t["status"] == "SYNCED")
+        };
+        if all.len() == proxies && all.iter().all(synced) { Ok(()) } else { Err(o.out) }
+    });
     // Of one that was refused earlier the log tells.
     let log = c.log("control-plane");
     let refused: Vec<&str> = log.lines().filter(|l| l.contains("rejected by the client")).collect();

@@ -47,7 +47,7 @@ pub(crate) struct ControlPlaneArgs {
     /// Directory of configuration documents, repeated; read again when it changes
     #[arg(long = "config")]
     config: Vec<PathBuf>,
-    /// xDS and certificate service for proxies, TLS
+    /// xDS and certificate service for proxies, TLS; its certificate has this address unless it is all of them
     #[arg(long, default_value_t = SocketAddr::from(([0, 0, 0, 0], ports::XDS)))]
     xds: SocketAddr,
     /// xDS in clear text; a loopback address, for proxies in this very host or for debugging
