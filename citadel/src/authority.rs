@@ -376,7 +376,10 @@ impl Authority {
         params.serial_number = Some(serial());
         params.subject_alt_names = vec![SanType::URI(identity.as_str().try_into()?)];
         for name in dns {
-            params.subject_alt_names.push(SanType::DnsName(name.as_str().try_into()?));
+            params.subject_alt_names.push(match name.parse() {
+                Ok(ip) => SanType::IpAddress(ip),
+                Err(_) => SanType::DnsName(name.as_str().try_into()?),
+            });
         }
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
         params.extended_key_usages =

@@ -4,12 +4,17 @@
 //! [`flotilla_e2e::programs::flotilla`]): `cargo test -p flotilla-e2e --test netns -- --ignored
 //! --test-threads=1 --nocapture`.
 
+#[path = "support/certs.rs"]
+mod certs;
+
 #[path = "netns/borders.rs"]
 mod borders;
 #[path = "netns/capture.rs"]
 mod capture;
 #[path = "netns/cuts.rs"]
 mod cuts;
+#[path = "netns/edges.rs"]
+mod edges;
 #[path = "netns/failure.rs"]
 mod failure;
 #[path = "netns/matrix.rs"]

@@ -261,7 +261,14 @@ async fn consulz(State(p): State<Pages>) -> Json<Vec<AgentStatus>> {
 }
 
 async fn problems(State(p): State<Pages>) -> Json<Value> {
-    let list = p.shared.problems.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let mut list = p.shared.problems.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    // What libraries without a proxy cannot do matters only where there are some.
+    let (source, clients) = (p.service.source().clone(), p.service.status().clients());
+    let found =
+        tokio::task::spawn_blocking(move || source.grpc_problems(clients.iter().map(|c| &c.node))).await;
+    list.extend(found.unwrap_or_default());
+    list.sort();
+    list.dedup();
     Json(json!(list))
 }
 

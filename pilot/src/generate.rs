@@ -2,7 +2,7 @@
 //!
 //! Sidecars get outbound listeners for what they may call and inbound listeners for what they serve;
 //! gateways get listeners from `Gateway` documents; east-west gateways forward by SNI without
-//! terminating anything.
+//! terminating anything; gRPC libraries without a proxy get the narrower form that they know.
 
 mod clusters;
 mod common;
@@ -10,6 +10,7 @@ mod endpoints;
 pub mod explain;
 mod gateway;
 mod gateway_routes;
+mod grpc;
 mod hbone;
 mod http;
 mod inbound;
@@ -22,7 +23,7 @@ mod sni;
 mod tcp;
 mod udp;
 
-pub use self::rbac::AuthzRule;
+pub use self::{grpc::problems as grpc_problems, rbac::AuthzRule};
 
 use std::{cell::OnceCell, collections::BTreeMap, sync::Arc};
 
@@ -141,7 +142,8 @@ pub fn shared(class: &ProxyNode, world: &World) -> Generated {
 #[must_use]
 pub(crate) fn base(class: &ProxyNode, world: &World) -> Generated {
     let mut out = Generated::default();
-    if class.east_west {
+    // A gRPC library asks for what it calls, and calls nothing that nobody declared.
+    if class.east_west || class.grpc {
         return out;
     }
     let ctx = Ctx::new(class, world);
@@ -159,7 +161,9 @@ pub(crate) fn base(class: &ProxyNode, world: &World) -> Generated {
 #[must_use]
 pub(crate) fn routing(class: &ProxyNode, world: &World, rerouted: Option<&Rerouted>) -> Generated {
     let mut out = Generated::default();
-    if !class.east_west && !class.router {
+    if class.grpc {
+        grpc::routing(&Ctx::new(class, world), &mut out);
+    } else if !class.east_west && !class.router {
         outbound::shared(&Ctx { rerouted, ..Ctx::new(class, world) }, &mut out);
     }
     out
@@ -186,6 +190,10 @@ pub(crate) fn reached(class: &ProxyNode, world: &World) -> Vec<Reached> {
 #[must_use]
 pub(crate) fn reach(class: &ProxyNode, world: &World, reached: &Reached) -> Generated {
     let mut out = Generated::default();
+    if class.grpc {
+        grpc::reach(&Ctx::new(class, world), &mut out, &reached.entry, reached.rule.as_deref());
+        return out;
+    }
     clusters::outbound(&Ctx::new(class, world), &mut out, &reached.entry, reached.rule.as_deref());
     out
 }
@@ -196,6 +204,10 @@ pub(crate) fn reach(class: &ProxyNode, world: &World, reached: &Reached) -> Gene
 pub fn own(proxy: &ProxyNode, world: &World) -> Generated {
     let ctx = Ctx::new(proxy, world);
     let mut out = Generated::default();
+    if proxy.grpc {
+        grpc::own(&ctx, &mut out);
+        return out;
+    }
     if proxy.east_west {
         sni::generate(&ctx, &mut out);
     } else if proxy.router {

@@ -50,6 +50,8 @@ pub struct ProxyNode {
     pub inbound: BTreeMap<u16, SocketAddr>,
     /// Our own proxy, which knows more than Envoy.
     pub flotilla: bool,
+    /// No proxy, but a gRPC library that executes xDS itself (`GENERATOR: grpc`), which knows less.
+    pub grpc: bool,
     /// It takes virtual hosts apart from their route configurations (VHDS), unasked: one that changes is sent alone.
     pub takes_hosts: bool,
     /// Connections to and from it may share sessions, and it takes HBONE: our own proxy, unless its metadata says
@@ -152,6 +154,7 @@ impl ProxyNode {
             Some(Value::String(s)) => s == "false",
             _ => false,
         };
+        let grpc = node.meta("GENERATOR") == Some("grpc") && node.kind == NodeKind::Sidecar;
         let federation = match node.meta("FEDERATION_ADDRESS") {
             None => None,
             Some(a) => Some(a.parse().map_err(|_| bad("FEDERATION_ADDRESS", "an address with a port"))?),
@@ -169,10 +172,12 @@ impl ProxyNode {
             interception,
             http_proxy_port,
             inbound,
-            flotilla: node.is_flotilla(),
-            takes_hosts: node.takes_hosts(),
-            tunnels: node.is_flotilla() && !off("FLOTILLA_TUNNELS"),
-            tls_files,
+            flotilla: node.is_flotilla() && !grpc,
+            grpc,
+            takes_hosts: node.takes_hosts() && !grpc,
+            tunnels: node.is_flotilla() && !grpc && !off("FLOTILLA_TUNNELS"),
+            // Its certificates are its bootstrap's business.
+            tls_files: tls_files.filter(|_| !grpc),
             federation,
         })
     }

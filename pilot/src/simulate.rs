@@ -50,6 +50,7 @@ fn proxy(world: &World, namespace: &str, labels: Labels, address: IpAddr) -> Pro
         http_proxy_port: None,
         inbound: Default::default(),
         flotilla: true,
+        grpc: false,
         takes_hosts: false,
         tunnels: true,
         tls_files: None,

@@ -18,6 +18,7 @@ use tonic::Status;
 
 use self::classes::{Class, Classes, Layers};
 use crate::{
+    config::Problem,
     draining::Draining,
     generate::{self, Generated},
     index::Entry,
@@ -113,7 +114,7 @@ impl Slot {
         let kept = matches!((&basis, &self.basis), (Some(a), Some(b)) if a.same(b));
         if !kept {
             let made = generate::own(proxy, world);
-            self.own = classes::own(&made, &self.own);
+            self.own = classes::own(&made, &self.own, proxy.grpc);
             self.basis = basis;
         }
         let mut snapshots = BTreeMap::new();
@@ -184,6 +185,14 @@ impl PilotSource {
     #[must_use]
     pub fn nodes(&self) -> Vec<NodeInfo> {
         lock(&self.proxies).values().map(|c| c.node.clone()).collect()
+    }
+
+    /// What of the configuration those of these nodes that are gRPC libraries cannot do.
+    #[must_use]
+    pub fn grpc_problems<'n>(&self, nodes: impl Iterator<Item = &'n NodeInfo>) -> Vec<Problem> {
+        let Some(world) = self.world() else { return vec![] };
+        let libraries = nodes.filter_map(|n| ProxyNode::new(n).ok()).filter(|p| p.grpc);
+        libraries.flat_map(|p| generate::grpc_problems(&p, &world)).collect()
     }
 
     /// The configuration of a node as values, for operators: virtual hosts stand in their route configurations.

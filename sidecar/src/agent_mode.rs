@@ -1,4 +1,5 @@
-//! `flotilla agent`: what a proxy that is not ours (Envoy) needs beside it to be a member of the mesh.
+//! `flotilla agent`: what a proxy that is not ours (Envoy), or a gRPC library without one, needs beside it to be a
+//! member of the mesh.
 //!
 //! The agent proves the workload to the cluster's CA as a Flotilla sidecar would, keeps its
 //! certificate fresh, and gives both to the proxy over SDS on a unix socket. It writes the bootstrap
@@ -8,6 +9,7 @@
 
 mod bootstrap;
 mod bundles;
+mod grpc;
 mod sds;
 
 use std::{
@@ -42,6 +44,10 @@ pub struct AgentArgs {
     /// Where to write the proxy's bootstrap, JSON
     #[arg(long)]
     write_bootstrap: Option<PathBuf>,
+    /// Where to write the bootstrap of a gRPC library that needs no proxy, JSON, for its GRPC_XDS_BOOTSTRAP; it names
+    /// certificate, key and roots in --state-dir
+    #[arg(long)]
+    write_grpc_bootstrap: Option<PathBuf>,
     /// What the proxy is
     #[arg(long, value_enum, default_value_t)]
     kind: Kind,
@@ -81,6 +87,8 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
     let identity = proxy.identity()?;
     let bootstrap = bootstrap::bootstrap(&proxy, kind, &args.sds)?;
 
+    let grpc = args.write_grpc_bootstrap.as_ref().map(|_| grpc::bootstrap(&proxy)).transpose()?;
+
     let readiness = Readiness::default();
     let waiting = readiness.wait_for("certificate");
     let (_, ready_task) = serve(proxy.readiness, ready_router(readiness.clone()))
@@ -93,6 +101,12 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
         tracing::info!(command = command_line(&proxy, path), "bootstrap written");
     }
 
+    if let (Some(path), Some(bootstrap)) = (&args.write_grpc_bootstrap, &grpc) {
+        let text = serde_json::to_vec_pretty(bootstrap)?;
+        write_private(path, &text).with_context(|| format!("--write-grpc-bootstrap {}", path.display()))?;
+        tracing::info!(file = %path.display(), "gRPC bootstrap written");
+    }
+
     let store = SecretStore::new();
     let root = tokio::select! {
         root = mesh_root(&proxy) => root?,
@@ -103,6 +117,9 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
     let mut node = proxy.node(kind)?;
     // As the proxy says it.
     node.metadata.remove("GENERATOR");
+    if grpc.is_some() {
+        node.metadata.insert("GENERATOR".to_owned(), "grpc".into());
+    }
     let renewal = Renewal::new(
         SvidOptions {
             endpoint: endpoint.clone(),

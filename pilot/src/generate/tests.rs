@@ -2,6 +2,7 @@
 
 mod domains;
 mod gateways;
+mod grpc;
 mod policy;
 mod udp;
 

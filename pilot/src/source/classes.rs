@@ -14,7 +14,10 @@ use std::{
     sync::{Arc, Mutex, Weak},
 };
 
-use mesh_model::authored::DestinationRule;
+use mesh_model::{
+    authored::DestinationRule,
+    proxy::{Cluster, Listener},
+};
 use mesh_xds::{
     bundles, codec, pb,
     server::{Layer, content_version},
@@ -138,7 +141,7 @@ impl Classes {
                 routing = generate::routing(&class.node, world, None);
                 vec![]
             });
-            for (t, mut resources) in encode(&routing, &class.layers) {
+            for (t, mut resources) in encode(&routing, &class.layers, class.node.grpc) {
                 if t == VHDS {
                     self.share(&mut resources);
                 }
@@ -156,7 +159,7 @@ impl Classes {
             class.routing.insert(BUNDLES, bundles);
         }
         let mut all = class.routing.clone();
-        for (t, resources) in encode(&generate::base(&class.node, world), &class.layers) {
+        for (t, resources) in encode(&generate::base(&class.node, world), &class.layers, class.node.grpc) {
             all.entry(t).or_default().extend(resources);
         }
         for reached in generate::reached(&class.node, world) {
@@ -208,7 +211,7 @@ impl Classes {
         let made = generate::reach(&class.reach, world, reached);
         let part = Part {
             used: generation,
-            clusters: encode_each(&made.clusters, codec::encode_cluster, class.layers.get(CDS)),
+            clusters: encode_each(&made.clusters, cluster(class.node.grpc), class.layers.get(CDS)),
             endpoints: encode_each(&made.endpoints, codec::encode_endpoints, class.layers.get(EDS)),
             _of: (Arc::clone(&class.reach), Arc::clone(&reached.entry), reached.rule.clone()),
         };
@@ -218,8 +221,8 @@ impl Classes {
 }
 
 /// A proxy's own part, after another state of it.
-pub(super) fn own(made: &Generated, before: &Layers) -> Layers {
-    encode(made, before).into_iter().map(|(t, resources)| (t, follow(before, t, resources))).collect()
+pub(super) fn own(made: &Generated, before: &Layers, grpc: bool) -> Layers {
+    encode(made, before, grpc).into_iter().map(|(t, resources)| (t, follow(before, t, resources))).collect()
 }
 
 fn follow(before: &Layers, t: &str, resources: Resources) -> Arc<Layer> {
@@ -229,12 +232,19 @@ fn follow(before: &Layers, t: &str, resources: Resources) -> Arc<Layer> {
     }
 }
 
+/// How a cluster is written, for a proxy or for a gRPC library.
+fn cluster(grpc: bool) -> fn(&Cluster) -> pb::Any {
+    if grpc { codec::grpc::encode_cluster } else { codec::encode_cluster }
+}
+
 /// Every type has an entry, be it empty.
-fn encode(g: &Generated, before: &Layers) -> BTreeMap<&'static str, Resources> {
+fn encode(g: &Generated, before: &Layers, grpc: bool) -> BTreeMap<&'static str, Resources> {
+    let listener: fn(&Listener) -> pb::Any =
+        if grpc { codec::grpc::encode_listener } else { codec::encode_listener };
     BTreeMap::from([
-        (CDS, encode_each(&g.clusters, codec::encode_cluster, before.get(CDS))),
+        (CDS, encode_each(&g.clusters, cluster(grpc), before.get(CDS))),
         (EDS, encode_each(&g.endpoints, codec::encode_endpoints, before.get(EDS))),
-        (LDS, encode_each(&g.listeners, codec::encode_listener, before.get(LDS))),
+        (LDS, encode_each(&g.listeners, listener, before.get(LDS))),
         (RDS, encode_each(&g.routes, codec::encode_route, before.get(RDS))),
         (VHDS, encode_each(&g.hosts, codec::encode_virtual_host, before.get(VHDS))),
     ])

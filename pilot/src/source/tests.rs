@@ -55,6 +55,13 @@ fn nodes() -> Vec<NodeInfo> {
             json!({"LABELS": {"app": "b"}, "HTTP_PROXY_PORT": 15007}),
         ),
         node(
+            "sidecar",
+            "library",
+            "10.0.2.2",
+            "books",
+            json!({"GENERATOR": "grpc", "LABELS": {"app": "a", "security.istio.io/tlsMode": "istio"}}),
+        ),
+        node(
             "router",
             "edge",
             "10.0.3.1",

@@ -20,6 +20,7 @@ mod endpoint;
 mod ext_authz;
 mod ext_proc;
 pub(crate) mod extension;
+pub mod grpc;
 mod http;
 mod jwt;
 mod listener;

@@ -113,6 +113,37 @@ impl Cluster {
         self.start_proxy(&name, "gateway", &self.gateway_netns(n), flags)
     }
 
+    /// Where a gateway of [`Self::start_edge`] finds its credentials.
+    #[must_use]
+    pub fn edge_credentials(&self, name: &str) -> PathBuf {
+        self.dir.join(format!("proxy-{name}/credentials"))
+    }
+
+    /// Starts a gateway with the label `istio: <name>gateway` in a namespace of its own, at an address of its own that
+    /// ends in `number`, where it may bind every port; waits until it is ready.
+    ///
+    /// # Errors
+    /// It cannot be started, or is not ready within half a minute.
+    pub async fn start_edge(&mut self, name: &str, number: u8) -> anyhow::Result<String> {
+        let (netns, ip) = (self.netns(name), format!("10.10.0.{number}"));
+        self.pod(&netns, &ip, usize::from(number))?;
+        must(&format!("ip netns exec {netns} sysctl -qw net.ipv4.ip_unprivileged_port_start=0"))?;
+        let mut flags = self.proxy(name, SYSTEM, name, &ip)?;
+        let credentials = self.edge_credentials(name);
+        directory(&credentials, PROXY_UID)?;
+        flags.push(format!("--labels=istio={name}gateway"));
+        flags.push(format!("--credentials={}", credentials.display()));
+        self.start_proxy(name, "gateway", &netns, flags)?;
+        until(&netns, Duration::from_secs(30), async || {
+            for p in &mut self.data_plane {
+                p.check()?;
+            }
+            ready(&netns, "http://127.0.0.1:15021/healthz/ready")
+        })
+        .await?;
+        Ok(ip)
+    }
+
     /// Stops a gateway with SIGTERM and waits for its end; answers how long that took.
     ///
     /// # Errors

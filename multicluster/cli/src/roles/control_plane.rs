@@ -47,7 +47,7 @@ pub(crate) struct ControlPlaneArgs {
     /// Directory of configuration documents, repeated; read again when it changes
     #[arg(long = "config")]
     config: Vec<PathBuf>,
-    /// xDS and certificate service for proxies, TLS
+    /// xDS and certificate service for proxies, TLS; its certificate has this address unless it is all of them
     #[arg(long, default_value_t = SocketAddr::from(([0, 0, 0, 0], ports::XDS)))]
     xds: SocketAddr,
     /// xDS in clear text; a loopback address, for proxies in this very host or for debugging
@@ -138,11 +138,15 @@ pub(crate) async fn run(args: ControlPlaneArgs) -> anyhow::Result<()> {
         socket: at(socket::CITADEL),
         workload_ttl: Duration::from_secs(args.workload_ttl_hours * 3600),
     })?;
-    let dns = vec![
+    let mut dns = vec![
         "control-plane.flotilla-system.svc".to_owned(),
         format!("federation.{}.clusterset.local", args.cluster),
         format!("join.{}.clusterset.local", args.cluster),
     ];
+    // gRPC libraries verify what they dialled, and their bootstrap has no word for another name.
+    if !args.xds.ip().is_unspecified() {
+        dns.push(args.xds.ip().to_string());
+    }
     let (secrets, _renewal) = citadel.control_plane_secrets(dns);
 
     let federation = Federation::start(

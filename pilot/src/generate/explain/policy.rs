@@ -50,6 +50,7 @@ pub(super) fn viewer(world: &World, namespace: &str, labels: &Labels, addresses:
         http_proxy_port: None,
         inbound: Default::default(),
         flotilla: true,
+        grpc: false,
         takes_hosts: false,
         tunnels: true,
         tls_files: None,

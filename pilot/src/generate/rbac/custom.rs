@@ -33,6 +33,10 @@ const TIMEOUT: Duration = Duration::from_secs(600);
 
 /// The provider of a policy, if this proxy can ask it.
 fn provider<'a>(ctx: &Ctx<'a>, p: &Doc<AuthorizationPolicy>) -> Option<Provider<'a>> {
+    // A gRPC library asks nobody.
+    if ctx.proxy.grpc {
+        return None;
+    }
     let name = p.spec.provider.as_ref().map_or("", |p| p.name.as_str());
     let found = providers::find(&ctx.world.config.mesh, &ctx.world.index, name).ok()?;
     // What it may not call, it has no cluster of.
@@ -42,6 +46,12 @@ fn provider<'a>(ctx: &Ctx<'a>, p: &Doc<AuthorizationPolicy>) -> Option<Provider<
 /// Whether a policy's rules deny, as nobody can be asked.
 pub(super) fn denies(ctx: &Ctx<'_>, p: &Doc<AuthorizationPolicy>) -> bool {
     provider(ctx, p).is_none()
+}
+
+/// Whether a policy of this kind is for the proxy.
+pub(in crate::generate) fn applies_to(ctx: &Ctx<'_>) -> bool {
+    let all = &ctx.world.config.authorization_policies;
+    all.iter().any(|p| p.spec.action == AuthorizationAction::Custom && applies(ctx, p))
 }
 
 /// A provider and what it is asked about.

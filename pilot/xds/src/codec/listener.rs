@@ -96,7 +96,7 @@ fn is_quic_inspector(f: &pb::ListenerFilter) -> bool {
 }
 
 /// `::` takes both families, as our own proxy binds it.
-fn listen_address(a: SocketAddr, udp: bool) -> core::Address {
+pub(super) fn listen_address(a: SocketAddr, udp: bool) -> core::Address {
     let mut out = socket_address(&a.ip().to_string(), a.port());
     if let Some(core::address::Address::SocketAddress(s)) = &mut out.address {
         s.ipv4_compat = a.is_ipv6() && a.ip().is_unspecified();
