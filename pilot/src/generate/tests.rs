@@ -2,6 +2,7 @@
 
 mod domains;
 mod gateways;
+mod patches;
 mod policy;
 mod udp;
 
@@ -48,6 +49,7 @@ impl Docs {
             "PeerAuthentication" | "RequestAuthentication" | "AuthorizationPolicy" => {
                 format!("security.istio.io/v1/{kind}")
             }
+            "EnvoyFilter" => "networking.istio.io/v1alpha3/EnvoyFilter".to_owned(),
             _ => format!("networking.istio.io/v1/{kind}"),
         };
         let created = 1000 + self.0.len() as u64;
