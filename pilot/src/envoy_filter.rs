@@ -35,7 +35,7 @@ pub(crate) type Refused = BTreeMap<(String, usize), String>;
 pub(crate) fn problems(refused: &Refused) -> impl Iterator<Item = Problem> {
     refused.iter().map(|((object, index), why)| Problem {
         object: object.clone(),
-        message: format!("configPatches[{index}]: left out for our own proxies, or where it breaks: {why}"),
+        message: format!("configPatches[{index}]: left out of {why}"),
     })
 }
 

@@ -49,6 +49,10 @@ fn outside(ctx: &Ctx<'_>) -> PatchContext {
     if ctx.proxy.router { PatchContext::Gateway } else { PatchContext::SidecarOutbound }
 }
 
+fn whose(ctx: &Ctx<'_>) -> &'static str {
+    if ctx.proxy.flotilla { "of our own proxies" } else { "of Envoy" }
+}
+
 /// What became of a resource, in its place. True if it is gone.
 fn settle<M>(
     ctx: &Ctx<'_>,
@@ -60,7 +64,7 @@ fn settle<M>(
     put: impl FnOnce(&mut Generated, M),
 ) -> bool {
     for (at, why) in &o.refused {
-        ctx.proxy.filters.refuse(*at, &format!("{what} {name}"), why, &mut out.refused);
+        ctx.proxy.filters.refuse(*at, &format!("{what} {name} {}", whose(ctx)), why, &mut out.refused);
     }
     match o.made {
         Made::Same => {}
@@ -184,7 +188,7 @@ pub(super) fn add(ctx: &Ctx<'_>, out: &mut Generated) {
             Ok(())
         };
         if let Err(why) = done {
-            ctx.proxy.filters.refuse(at, &format!("{name:?}"), &why, &mut out.refused);
+            ctx.proxy.filters.refuse(at, &format!("what is added {}", whose(ctx)), &why, &mut out.refused);
         }
     }
 }
