@@ -154,7 +154,7 @@ fn patches(app: &str, variant: u8) -> Value {
     let patch = |to: &str, matches: Value, operation: &str, value: Value| json!({"applyTo": to, "match": matches, "patch": {"operation": operation, "value": value}});
     let lua = json!({"name": "lua", "typed_config":
         {"@type": "type.googleapis.com/envoy.extensions.filters.http.lua.v3.Lua"}});
-    let host = json!({"name": format!("{app}.added"), "domains": [format!("{app}.added")], "routes": [
+    let host = json!({"name": format!("{app}.added"), "domains": [format!("{app}.added"), "a.films"], "routes": [
         {"match": {"prefix": "/"}, "direct_response": {"status": 200 + u32::from(variant)}}]});
     let all = match variant {
         0 => vec![patch("CLUSTER", json!({}), "MERGE", json!({"connect_timeout": "3s"}))],
