@@ -21,6 +21,7 @@ use serde::Serialize;
 
 use crate::{
     consul::{Registered, Services},
+    envoy_filter::Filter,
     gateway_api::{self, SERVED_IN},
     kubernetes::Pods,
 };
@@ -52,6 +53,7 @@ pub const GALLEY_KINDS: &[Kind] = &[
     Kind::TcpRoute,
     Kind::ReferenceGrant,
     Kind::BackendTlsPolicy,
+    Kind::EnvoyFilter,
     // For their labels, by which listeners choose.
     Kind::Namespace,
 ];
@@ -143,6 +145,8 @@ pub struct Config {
     pub former: Vec<FormerCluster>,
     /// Roots of other trust domains, by domain.
     pub bundles: BTreeMap<String, ForeignBundle>,
+    /// Patches of what is generated.
+    pub envoy_filters: Vec<Doc<Filter>>,
     /// Documents of the Gateway API as written; what they mean is among the others.
     pub gateway_api: gateway_api::Documents,
     /// Documents that could not be read.
@@ -153,15 +157,23 @@ pub struct Config {
 struct Read {
     document: Arc<mcp::Document>,
     spec: Result<Spec, String>,
+    /// Of an EnvoyFilter: its patches, typed once.
+    filter: Option<Arc<Filter>>,
     labels: Arc<Labels>,
     annotations: Arc<Labels>,
 }
 
 impl Read {
     fn new(kind: Kind, document: &Arc<mcp::Document>) -> Self {
+        let spec = Spec::from_json(kind, document.body.clone()).map_err(|e| e.to_string());
+        let filter = match &spec {
+            Ok(Spec::EnvoyFilter(f)) => Some(Arc::new(Filter::new(f))),
+            _ => None,
+        };
         Self {
             document: Arc::clone(document),
-            spec: Spec::from_json(kind, document.body.clone()).map_err(|e| e.to_string()),
+            spec,
+            filter,
             labels: Arc::new(document.labels.clone()),
             annotations: Arc::new(document.annotations.clone()),
         }
@@ -330,6 +342,11 @@ impl Config {
             ($list:ident, $s:expr) => {
                 self.$list.push(wrap(doc, namespace, name, $s))
             };
+        }
+        if let Some(f) = &doc.filter {
+            self.problems.extend(f.problems(&format!("{namespace}/{name}")));
+            into!(envoy_filters, f);
+            return;
         }
         match spec {
             Spec::Service(s) => into!(services, s),

@@ -163,7 +163,8 @@ async fn config_dump(State(p): State<Pages>, Query(q): Query<ProxyQuery>) -> Res
     // Generating takes milliseconds in a large mesh; not on the threads that serve streams.
     let made = tokio::task::spawn_blocking(move || source.configuration(&node)).await;
     match made {
-        Ok(Ok(g)) => Json(json!({
+        Ok(Ok(mut g)) => Json(json!({
+            "patched": g.show_patched(),
             "listeners": g.listeners.values().collect::<Vec<_>>(),
             "routes": g.routes.values().collect::<Vec<_>>(),
             "clusters": g.clusters.values().collect::<Vec<_>>(),
@@ -217,6 +218,7 @@ async fn configz(State(p): State<Pages>) -> Json<Value> {
         "DestinationRule": list(&c.destination_rules),
         "Gateway": list(&c.gateways),
         "Sidecar": list(&c.sidecars),
+        "EnvoyFilter": c.envoy_filters.iter().map(|d| json!({"name": d.name, "namespace": d.namespace, "spec": d.spec.authored()})).collect::<Vec<_>>(),
         "PeerAuthentication": list(&c.peer_authentications),
         "AuthorizationPolicy": list(&c.authorization_policies),
         "ServiceExport": list(&c.service_exports),
@@ -262,6 +264,7 @@ async fn consulz(State(p): State<Pages>) -> Json<Vec<AgentStatus>> {
 
 async fn problems(State(p): State<Pages>) -> Json<Value> {
     let mut list = p.shared.problems.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    list.extend(p.service.source().problems());
     // What libraries without a proxy cannot do matters only where there are some.
     let (source, clients) = (p.service.source().clone(), p.service.status().clients());
     let found =

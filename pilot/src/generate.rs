@@ -17,6 +17,7 @@ mod inbound;
 mod jwt;
 mod names;
 mod outbound;
+mod patches;
 mod rbac;
 mod routes;
 mod sni;
@@ -31,10 +32,11 @@ use mesh_model::{
     authored::{DestinationRule, VirtualService},
     proxy::{Cluster, Listener, LoadAssignment, RouteConfiguration, VirtualHost},
 };
-use mesh_xds::nds::NameTable;
+use mesh_xds::{codec, nds::NameTable, pb, type_url};
 
 use crate::{
     config::Doc,
+    envoy_filter::Refused,
     index::Entry,
     proxy::ProxyNode,
     world::{Rerouted, World},
@@ -55,6 +57,10 @@ pub struct Generated {
     pub clusters: BTreeMap<String, Cluster>,
     /// EDS.
     pub endpoints: BTreeMap<String, LoadAssignment>,
+    /// What patches made for Envoy, by type and name, with versions: instead of what is above, or besides.
+    pub(crate) wire: BTreeMap<(&'static str, String), (pb::Any, String)>,
+    /// Patches that were left out.
+    pub(crate) refused: Refused,
 }
 
 impl Generated {
@@ -65,6 +71,25 @@ impl Generated {
         self.hosts.extend(other.hosts);
         self.clusters.extend(other.clusters);
         self.endpoints.extend(other.endpoints);
+        self.wire.extend(other.wire);
+        for (k, v) in other.refused {
+            self.refused.entry(k).or_insert(v);
+        }
+    }
+
+    /// What patches made for Envoy as values, as far as they can be shown so. Returns short names of all.
+    pub(crate) fn show_patched(&mut self) -> Vec<String> {
+        for ((t, name), (any, _)) in &self.wire {
+            match *t {
+                type_url::CDS => self.clusters.extend(codec::decode_cluster(any).map(|c| (name.clone(), c))),
+                type_url::LDS => {
+                    self.listeners.extend(codec::decode_listener(any).map(|l| (name.clone(), l)))
+                }
+                type_url::RDS => self.routes.extend(codec::decode_route(any).map(|r| (name.clone(), r))),
+                _ => {}
+            }
+        }
+        self.wire.keys().map(|(t, name)| format!("{} {name}", type_url::short(t))).collect()
     }
 
     fn listener(&mut self, l: Listener) {
@@ -120,8 +145,9 @@ impl<'a> Ctx<'a> {
 /// Generates the configuration of a proxy.
 #[must_use]
 pub fn generate(proxy: &ProxyNode, world: &World) -> Generated {
+    let proxy = world.patched(proxy);
     let mut out = shared(&proxy.class(world.telling_labels()), world);
-    out.append(own(proxy, world));
+    out.append(own(&proxy, world));
     out
 }
 
@@ -152,6 +178,7 @@ pub(crate) fn base(class: &ProxyNode, world: &World) -> Generated {
         udp::shared(&ctx, &mut out);
         endpoints::own_gateways(&ctx, &mut out);
     }
+    patches::apply(&ctx, &mut out);
     out
 }
 
@@ -164,7 +191,9 @@ pub(crate) fn routing(class: &ProxyNode, world: &World, rerouted: Option<&Rerout
     if class.grpc {
         grpc::routing(&Ctx::new(class, world), &mut out);
     } else if !class.east_west && !class.router {
-        outbound::shared(&Ctx { rerouted, ..Ctx::new(class, world) }, &mut out);
+        let ctx = Ctx { rerouted, ..Ctx::new(class, world) };
+        outbound::shared(&ctx, &mut out);
+        patches::apply(&ctx, &mut out);
     }
     out
 }
@@ -190,11 +219,13 @@ pub(crate) fn reached(class: &ProxyNode, world: &World) -> Vec<Reached> {
 #[must_use]
 pub(crate) fn reach(class: &ProxyNode, world: &World, reached: &Reached) -> Generated {
     let mut out = Generated::default();
+    let ctx = Ctx::new(class, world);
     if class.grpc {
-        grpc::reach(&Ctx::new(class, world), &mut out, &reached.entry, reached.rule.as_deref());
+        grpc::reach(&ctx, &mut out, &reached.entry, reached.rule.as_deref());
         return out;
     }
-    clusters::outbound(&Ctx::new(class, world), &mut out, &reached.entry, reached.rule.as_deref());
+    clusters::outbound(&ctx, &mut out, &reached.entry, reached.rule.as_deref());
+    patches::apply(&ctx, &mut out);
     out
 }
 
@@ -223,6 +254,8 @@ pub fn own(proxy: &ProxyNode, world: &World) -> Generated {
     for l in out.listeners.values_mut() {
         l.access_log = ctx.access_log();
     }
+    patches::apply(&ctx, &mut out);
+    patches::add(&ctx, &mut out);
     out
 }
 

@@ -13,6 +13,7 @@ pub mod conflicts;
 pub mod consul;
 pub mod debug;
 mod draining;
+pub mod envoy_filter;
 pub mod exports;
 pub mod gateway_api;
 pub mod generate;

@@ -3,11 +3,17 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
+    sync::Arc,
 };
 
 use mesh_model::{Locality, NetworkId, registry::Labels};
-use mesh_xds::{NodeInfo, NodeKind};
+use mesh_xds::{NodeInfo, NodeKind, patch::Scope};
 use serde_json::Value;
+
+use crate::envoy_filter::Selected;
+
+/// Longer metadata is none that anybody chooses proxies by.
+const SHORT: usize = 256;
 
 /// How connections of a workload reach its proxy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -61,6 +67,10 @@ pub struct ProxyNode {
     pub tls_files: Option<(String, String, String)>,
     /// Where this cluster's federation endpoint listens (east-west gateways).
     pub federation: Option<SocketAddr>,
+    /// Texts in its metadata, by which patches choose.
+    pub metadata: Arc<BTreeMap<String, String>>,
+    /// Patches for it ([`crate::world::World::patched`]).
+    pub filters: Selected,
 }
 
 /// Why a node gets no configuration.
@@ -159,6 +169,8 @@ impl ProxyNode {
             None => None,
             Some(a) => Some(a.parse().map_err(|_| bad("FEDERATION_ADDRESS", "an address with a port"))?),
         };
+        let text = |v: &Value| v.as_str().filter(|s| s.len() <= SHORT).map(str::to_owned);
+        let metadata = node.metadata.iter().filter_map(|(k, v)| Some((k.clone(), text(v)?))).collect();
         Ok(Self {
             id: node.id.clone(),
             router: node.kind == NodeKind::Router,
@@ -179,6 +191,8 @@ impl ProxyNode {
             // Its certificates are its bootstrap's business.
             tls_files: tls_files.filter(|_| !grpc),
             federation,
+            metadata: Arc::new(metadata),
+            filters: Selected::default(),
         })
     }
 
@@ -224,6 +238,8 @@ impl ProxyNode {
             addresses: vec![self.any()],
             inbound: BTreeMap::new(),
             federation: None,
+            // What it decides is which patches are for it.
+            metadata: Arc::default(),
             // Nothing outbound depends on it: a proxy shows its certificate, whoever it names.
             service_account: String::new(),
             labels: labels.map(|(k, v)| (k.clone(), v.clone())).collect(),
@@ -235,6 +251,6 @@ impl ProxyNode {
     /// reaches a service in the same way.
     #[must_use]
     pub(crate) fn reach(&self) -> Self {
-        Self { namespace: String::new(), ..self.clone() }
+        Self { namespace: String::new(), filters: self.filters.only(Scope::Clusters), ..self.clone() }
     }
 }

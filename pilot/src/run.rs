@@ -187,7 +187,9 @@ impl PilotHandle {
     /// What in the configuration cannot be done as written.
     #[must_use]
     pub fn problems(&self) -> Vec<Problem> {
-        self.shared.problems.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        let mut all = self.shared.problems.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        all.extend(self.service.source().problems());
+        all
     }
 
     /// Ends all streams and waits for the tasks.

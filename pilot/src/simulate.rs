@@ -55,6 +55,8 @@ fn proxy(world: &World, namespace: &str, labels: Labels, address: IpAddr) -> Pro
         tunnels: true,
         tls_files: None,
         federation: None,
+        metadata: Default::default(),
+        filters: Default::default(),
     }
 }
 

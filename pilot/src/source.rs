@@ -20,6 +20,7 @@ use self::classes::{Class, Classes, Layers};
 use crate::{
     config::Problem,
     draining::Draining,
+    envoy_filter::{self, Refused, Selected},
     generate::{self, Generated},
     index::Entry,
     proxy::{ProxyError, ProxyNode},
@@ -48,12 +49,15 @@ struct Cached {
 struct Slot {
     generation: u64,
     proxy: Option<ProxyNode>,
-    /// What it has in common with others, and the labels that this was decided by.
-    class: Option<(Arc<BTreeSet<String>>, Arc<Mutex<Class>>)>,
+    /// What it has in common with others, and the labels and patches that this was decided by.
+    class: Option<(Arc<BTreeSet<String>>, Selected, Arc<Mutex<Class>>)>,
     /// Its own part, and what it was made of.
     own: Layers,
     basis: Option<Basis>,
     snapshots: BTreeMap<&'static str, Arc<TypeSnapshot>>,
+    /// Patches that were left out, of its own part and of all.
+    refused_own: Refused,
+    refused: Refused,
 }
 
 /// What a sidecar's own part depends on.
@@ -62,6 +66,8 @@ struct Basis {
     shape: u64,
     /// Services of its workload.
     instances: Vec<Arc<Entry>>,
+    /// Patches.
+    filters: Selected,
 }
 
 impl Basis {
@@ -71,11 +77,13 @@ impl Basis {
         (!proxy.router).then(|| Self {
             shape: world.lineage().shape,
             instances: instances().map(|(e, _)| Arc::clone(e)).collect(),
+            filters: proxy.filters.clone(),
         })
     }
 
     fn same(&self, other: &Self) -> bool {
         self.shape == other.shape
+            && self.filters == other.filters
             && self.instances.len() == other.instances.len()
             && self.instances.iter().zip(&other.instances).all(|(a, b)| Arc::ptr_eq(a, b))
     }
@@ -99,23 +107,31 @@ impl Slot {
                 }
             }
         }
-        let Some(proxy) = &self.proxy else { return };
+        let Some(proxy) = &mut self.proxy else { return };
+        proxy.filters = Selected::of(&world.config, proxy);
         let telling = world.telling_labels();
         let class = match &self.class {
-            Some((labels, class)) if Arc::ptr_eq(labels, telling) => Arc::clone(class),
+            Some((labels, filters, class)) if Arc::ptr_eq(labels, telling) && *filters == proxy.filters => {
+                Arc::clone(class)
+            }
             _ => {
                 let class = classes.get(proxy.class(telling));
-                self.class = Some((Arc::clone(telling), Arc::clone(&class)));
+                self.class = Some((Arc::clone(telling), proxy.filters.clone(), Arc::clone(&class)));
                 class
             }
         };
-        let shared = classes.layers(&class, world, generation);
+        let (shared, refused) = classes.layers(&class, world, generation);
         let basis = Basis::of(proxy, world);
         let kept = matches!((&basis, &self.basis), (Some(a), Some(b)) if a.same(b));
         if !kept {
             let made = generate::own(proxy, world);
             self.own = classes::own(&made, &self.own, proxy.grpc);
+            self.refused_own = made.refused;
             self.basis = basis;
+        }
+        self.refused.clone_from(&refused);
+        for (k, v) in &self.refused_own {
+            self.refused.entry(k.clone()).or_insert_with(|| v.clone());
         }
         let mut snapshots = BTreeMap::new();
         for (t, common) in &shared {
@@ -193,6 +209,19 @@ impl PilotSource {
         let Some(world) = self.world() else { return vec![] };
         let libraries = nodes.filter_map(|n| ProxyNode::new(n).ok()).filter(|p| p.grpc);
         libraries.flat_map(|p| generate::grpc_problems(&p, &world)).collect()
+    }
+
+    /// Patches of `EnvoyFilter` documents that connected proxies could not be given.
+    #[must_use]
+    pub fn problems(&self) -> Vec<Problem> {
+        let slots: Vec<_> = lock(&self.proxies).values().map(|c| Arc::clone(&c.slot)).collect();
+        let mut all = Refused::new();
+        for s in slots {
+            for (k, v) in &lock(&s).refused {
+                all.entry(k.clone()).or_insert_with(|| v.clone());
+            }
+        }
+        envoy_filter::problems(&all).collect()
     }
 
     /// The configuration of a node as values, for operators: virtual hosts stand in their route configurations.

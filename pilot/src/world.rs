@@ -19,6 +19,7 @@ use mesh_model::{
 pub(crate) use self::lineage::{Lineage, Rerouted};
 use crate::{
     config::{Config, Doc, Problem, selects},
+    envoy_filter::Selected,
     gateway_api::SEMANTICS,
     hosts,
     index::{self, Entry, Index, Local},
@@ -137,6 +138,12 @@ impl World {
             rerouted: None,
             peer_auth,
         }
+    }
+
+    /// A proxy with the patches that are for it.
+    #[must_use]
+    pub fn patched(&self, proxy: &ProxyNode) -> ProxyNode {
+        ProxyNode { filters: Selected::of(&self.config, proxy), ..proxy.clone() }
     }
 
     /// The same while east-west gateways at these addresses are about to stop.

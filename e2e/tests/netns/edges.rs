@@ -5,7 +5,7 @@ use std::{fs, os::unix::fs::PermissionsExt, path::Path, time::Duration};
 
 use anyhow::{Context, ensure};
 use flotilla_e2e::{
-    netns::{Cluster, Options, World, exec, until},
+    netns::{Cluster, NAMESPACE, Options, World, exec, until},
     programs::{Process, Said},
 };
 

@@ -142,6 +142,7 @@ impl Verify {
                 "restart",
                 "explain",
                 "membership",
+                "patches",
                 "consul",
             ])
         });

@@ -1,5 +1,5 @@
 //! Rules of EnvoyFilter and ProxyConfig. The values that an EnvoyFilter patches in are Envoy's messages, which are
-//! not known here: only their place is checked.
+//! not known here: only their place is checked. Pilot, which applies them, reports those that cannot be.
 
 use mesh_model::authored::{
     ApplyTo, EnvoyConfigObjectMatch, EnvoyConfigObjectPatch, EnvoyFilter, FilterMatch, PatchContext,
@@ -31,7 +31,6 @@ pub(super) fn check(f: &EnvoyFilter, p: &Path<'_>, out: &mut Findings) {
     for (i, c) in f.config_patches.iter().enumerate() {
         patch(c, &patches.index(i), out);
     }
-    out.warning(p, "EnvoyFilter is accepted but not enforced yet");
 }
 
 fn patch(c: &EnvoyConfigObjectPatch, p: &Path<'_>, out: &mut Findings) {
@@ -41,11 +40,17 @@ fn patch(c: &EnvoyConfigObjectPatch, p: &Path<'_>, out: &mut Findings) {
             out.error(&p.key("match"), "waypoint is matched in context WAYPOINT, and nothing else is there");
         }
         if waypoint {
+            out.warning(&p.key("match"), "there are no waypoints: accepted but not enforced yet");
             return;
         }
     }
-    if c.apply_to == ApplyTo::Invalid {
-        out.error(&p.key("applyTo"), "applyTo is required, such as HTTP_FILTER");
+    match c.apply_to {
+        ApplyTo::Invalid => out.error(&p.key("applyTo"), "applyTo is required, such as HTTP_FILTER"),
+        ApplyTo::Bootstrap => out.warning(
+            &p.key("applyTo"),
+            "without effect: a proxy's bootstrap is a file of its own, which the control plane does not make",
+        ),
+        _ => {}
     }
     match &c.patch {
         None => out.error(&p.key("patch"), "a patch is required"),
@@ -70,6 +75,12 @@ fn patch(c: &EnvoyConfigObjectPatch, p: &Path<'_>, out: &mut Findings) {
         }
     }
     objects(c.apply_to, m, &p, out);
+    if m.listener.as_ref().is_some_and(|l| !l.port_name.is_empty()) {
+        out.warning(
+            &p.key("listener").key("portName"),
+            "without effect, as in Istio: match by portNumber or name",
+        );
+    }
     if let Some(f) = m.listener.as_ref().and_then(|l| l.filter_chain.as_ref()).and_then(|f| f.filter.as_ref())
     {
         let at = p.key("listener");

@@ -3,6 +3,7 @@
 mod domains;
 mod gateways;
 mod grpc;
+mod patches;
 mod policy;
 mod udp;
 
@@ -49,6 +50,7 @@ impl Docs {
             "PeerAuthentication" | "RequestAuthentication" | "AuthorizationPolicy" => {
                 format!("security.istio.io/v1/{kind}")
             }
+            "EnvoyFilter" => "networking.istio.io/v1alpha3/EnvoyFilter".to_owned(),
             _ => format!("networking.istio.io/v1/{kind}"),
         };
         let created = 1000 + self.0.len() as u64;

@@ -19,14 +19,17 @@ use mesh_model::{
     proxy::{Cluster, Listener},
 };
 use mesh_xds::{
-    bundles, codec, pb,
+    bundles, codec,
+    patch::Scope,
+    pb,
     server::{Layer, content_version},
-    type_url::{BUNDLES, CDS, EDS, LDS, NDS, RDS, VHDS},
+    type_url::{BUNDLES, CDS, ECDS, EDS, LDS, NDS, RDS, VHDS},
 };
 use serde::Serialize;
 
 use super::lock;
 use crate::{
+    envoy_filter::Refused,
     generate::{self, Generated, Reached},
     index::Entry,
     proxy::ProxyNode,
@@ -62,6 +65,9 @@ pub(super) struct Class {
     /// What its routing part added to each type.
     routing: BTreeMap<&'static str, Resources>,
     layers: Layers,
+    /// Patches that were left out, of the routing part and of all.
+    refused_routing: Refused,
+    refused: Arc<Refused>,
 }
 
 /// Addresses of what a service's part was made of; the part keeps them alive, so that they stay its own.
@@ -77,6 +83,7 @@ struct Part {
     used: u64,
     clusters: Resources,
     endpoints: Resources,
+    refused: Refused,
     _of: (Arc<ProxyNode>, Arc<Entry>, Option<Arc<DestinationRule>>),
 }
 
@@ -103,6 +110,8 @@ impl Classes {
             lineage: None,
             routing: BTreeMap::new(),
             layers: Layers::new(),
+            refused_routing: Refused::new(),
+            refused: Arc::default(),
         }));
         all.insert(node, Arc::clone(&class));
         class
@@ -117,14 +126,19 @@ impl Classes {
         lock(&self.hosts).retain(|_, h| h.strong_count() > 0);
     }
 
-    /// A class's layers in this generation of the world, or in a later one.
-    pub(super) fn layers(&self, class: &Mutex<Class>, world: &World, generation: u64) -> Layers {
+    /// A class's layers in this generation of the world, or in a later one, and the patches that were left out.
+    pub(super) fn layers(
+        &self,
+        class: &Mutex<Class>,
+        world: &World,
+        generation: u64,
+    ) -> (Layers, Arc<Refused>) {
         let mut class = lock(class);
         if class.generation < generation {
             self.refresh(&mut class, world, generation);
             class.generation = generation;
         }
-        class.layers.clone()
+        (class.layers.clone(), Arc::clone(&class.refused))
     }
 
     fn refresh(&self, class: &mut Class, world: &World, generation: u64) {
@@ -132,7 +146,10 @@ impl Classes {
         let (now, before) = (world.lineage(), class.lineage);
         let changed = |of: fn(&Lineage) -> u64| before.is_none_or(|b| of(&b) != of(&now));
         if changed(|l| l.routing) {
+            // Patches of routes must know whose the domains are.
+            let whole = class.node.filters.concerns(Scope::Routes);
             let rerouted = world.rerouted().filter(|r| before.is_some_and(|b| b.routing == r.since));
+            let rerouted = rerouted.filter(|_| !whole);
             let mut routing = generate::routing(&class.node, world, rerouted);
             let was = class.layers.get(VHDS);
             let find = |n: &String| was.and_then(|l| l.get(n)).cloned();
@@ -148,6 +165,7 @@ impl Classes {
                 class.routing.insert(t, resources);
             }
             class.routing.entry(VHDS).or_default().extend(kept);
+            class.refused_routing = routing.refused;
         }
         if changed(|l| l.shape) {
             let names = generate::name_table(&class.node, world).to_any();
@@ -159,12 +177,16 @@ impl Classes {
             class.routing.insert(BUNDLES, bundles);
         }
         let mut all = class.routing.clone();
-        for (t, resources) in encode(&generate::base(&class.node, world), &class.layers, class.node.grpc) {
+        let base = generate::base(&class.node, world);
+        for (t, resources) in encode(&base, &class.layers, class.node.grpc) {
             all.entry(t).or_default().extend(resources);
         }
+        let mut refused = class.refused_routing.clone();
+        refused.extend(base.refused);
         for reached in generate::reached(&class.node, world) {
-            self.part(class, world, &reached, generation, &mut all);
+            self.part(class, world, &reached, generation, &mut all, &mut refused);
         }
+        class.refused = Arc::new(refused);
         class.layers =
             all.into_iter().map(|(t, resources)| (t, follow(&class.layers, t, resources))).collect();
         class.lineage = Some(now);
@@ -192,8 +214,12 @@ impl Classes {
         reached: &Reached,
         generation: u64,
         out: &mut BTreeMap<&'static str, Resources>,
+        refused: &mut Refused,
     ) {
         let mut add = |p: &Part| {
+            for (k, v) in &p.refused {
+                refused.entry(k.clone()).or_insert_with(|| v.clone());
+            }
             out.entry(CDS).or_default().extend(p.clusters.iter().cloned());
             out.entry(EDS).or_default().extend(p.endpoints.iter().cloned());
         };
@@ -209,10 +235,12 @@ impl Classes {
             return;
         }
         let made = generate::reach(&class.reach, world, reached);
+        let mut encoded = encode(&made, &class.layers, class.node.grpc);
         let part = Part {
             used: generation,
-            clusters: encode_each(&made.clusters, cluster(class.node.grpc), class.layers.get(CDS)),
-            endpoints: encode_each(&made.endpoints, codec::encode_endpoints, class.layers.get(EDS)),
+            clusters: encoded.remove(CDS).unwrap_or_default(),
+            endpoints: encoded.remove(EDS).unwrap_or_default(),
+            refused: made.refused,
             _of: (Arc::clone(&class.reach), Arc::clone(&reached.entry), reached.rule.clone()),
         };
         add(&part);
@@ -241,13 +269,24 @@ fn cluster(grpc: bool) -> fn(&Cluster) -> pb::Any {
 fn encode(g: &Generated, before: &Layers, grpc: bool) -> BTreeMap<&'static str, Resources> {
     let listener: fn(&Listener) -> pb::Any =
         if grpc { codec::grpc::encode_listener } else { codec::encode_listener };
-    BTreeMap::from([
+    let mut all = BTreeMap::from([
         (CDS, encode_each(&g.clusters, cluster(grpc), before.get(CDS))),
         (EDS, encode_each(&g.endpoints, codec::encode_endpoints, before.get(EDS))),
         (LDS, encode_each(&g.listeners, listener, before.get(LDS))),
         (RDS, encode_each(&g.routes, codec::encode_route, before.get(RDS))),
         (VHDS, encode_each(&g.hosts, codec::encode_virtual_host, before.get(VHDS))),
-    ])
+        (ECDS, vec![]),
+    ]);
+    for ((t, name), (any, version)) in &g.wire {
+        let list = all.entry(*t).or_default();
+        list.retain(|r| r.name != *name);
+        let known = before.get(t).and_then(|l| l.get(name)).filter(|r| r.version == *version);
+        list.push(known.cloned().unwrap_or_else(|| {
+            let (resource, version) = (Some(any.clone()), version.clone());
+            Arc::new(pb::Resource { version, resource, name: name.clone(), ..Default::default() })
+        }));
+    }
+    all
 }
 
 fn encode_each<T: Serialize>(

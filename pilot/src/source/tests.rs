@@ -85,6 +85,9 @@ fn document(which: usize, variant: u8) -> (&'static str, String, Value) {
     let name = format!("{ns}/{s}");
     let v = u64::from(variant);
     let one = |of: [&'static str; 3]| of[usize::from(variant) % 3];
+    if which >= 60 {
+        return ("EnvoyFilter", name, patches(s, variant));
+    }
     match which / 6 % 10 {
         0 => {
             let ports = [
@@ -153,6 +156,49 @@ fn document(which: usize, variant: u8) -> (&'static str, String, Value) {
     }
 }
 
+/// Patches of each kind, of some of which our own proxies take nothing.
+fn patches(app: &str, variant: u8) -> Value {
+    let patch = |to: &str, matches: Value, operation: &str, value: Value| json!({"applyTo": to, "match": matches, "patch": {"operation": operation, "value": value}});
+    let lua = json!({"name": "lua", "typed_config":
+        {"@type": "type.googleapis.com/envoy.extensions.filters.http.lua.v3.Lua"}});
+    let host = json!({"name": format!("{app}.added"), "domains": [format!("{app}.added"), "a.films"], "routes": [
+        {"match": {"prefix": "/"}, "direct_response": {"status": 200 + u32::from(variant)}}]});
+    let all = match variant {
+        0 => vec![patch("CLUSTER", json!({}), "MERGE", json!({"connect_timeout": "3s"}))],
+        1 => vec![
+            patch("HTTP_FILTER", json!({}), "ADD", lua),
+            patch("CLUSTER", json!({"context": "SIDECAR_OUTBOUND"}), "MERGE", json!({"alt_stat_name": "z"})),
+        ],
+        2 => vec![patch("VIRTUAL_HOST", json!({"context": "SIDECAR_OUTBOUND"}), "ADD", host)],
+        3 => vec![patch(
+            "HTTP_ROUTE",
+            json!({"routeConfiguration": {"portNumber": 80}}),
+            "MERGE",
+            json!({"request_headers_to_add": [{"header": {"key": "x", "value": app}}]}),
+        )],
+        4 => vec![
+            patch(
+                "CLUSTER",
+                json!({"proxy": {"metadata": {"NAMESPACE": "films"}}}),
+                "ADD",
+                json!({"name": format!("added-{app}"), "type": "STATIC"}),
+            ),
+            patch(
+                "VIRTUAL_HOST",
+                json!({"routeConfiguration": {"vhost": {"domainName": "a.books"}}}),
+                "REMOVE",
+                Value::Null,
+            ),
+        ],
+        _ => vec![patch("LISTENER", json!({}), "MERGE", json!({"listener_filters_timeout": "2s"}))],
+    };
+    let mut spec = json!({"priority": variant, "configPatches": all});
+    if variant % 2 == 1 {
+        spec["workloadSelector"] = json!({"labels": {"app": app}});
+    }
+    spec
+}
+
 /// Documents that are the same in both keep their identity, as those of a real source do.
 fn keep(new: &mut ConfigState, old: &ConfigState) {
     for (t, docs) in &mut new.documents {
@@ -200,7 +246,9 @@ fn made(world: &World, node: &NodeInfo) -> Versions {
         of(RDS, &g.routes),
         of(VHDS, &g.hosts),
     ];
-    all.into_iter().flatten().collect()
+    let mut all: Versions = all.into_iter().flatten().collect();
+    all.extend(g.wire.iter().map(|(k, (_, version))| (k.clone(), version.clone())));
+    all
 }
 
 proptest! {
@@ -208,7 +256,7 @@ proptest! {
 
     #[test]
     fn what_is_kept_is_what_would_be_made(
-        steps in prop::collection::vec(prop::collection::vec((0usize..60, 0u8..6, any::<bool>()), 1..4), 1..12),
+        steps in prop::collection::vec(prop::collection::vec((0usize..66, 0u8..6, any::<bool>()), 1..4), 1..12),
     ) {
         let source = PilotSource::new();
         for n in nodes() {

@@ -174,7 +174,12 @@ fn free_port() -> u16 {
 }
 
 /// Runs the Envoy named by `ENVOY_BIN` as a node and returns its dump once it has listeners.
-async fn run(plane: &crate::Plane, id: &str, mut metadata: Value, delta: bool) -> Value {
+async fn run(plane: &crate::Plane, id: &str, metadata: Value, delta: bool) -> Value {
+    start(plane, id, metadata, delta).await.1
+}
+
+/// The same, and the process.
+async fn start(plane: &crate::Plane, id: &str, mut metadata: Value, delta: bool) -> (Running, Value) {
     let envoy = std::env::var("ENVOY_BIN").expect("ENVOY_BIN names an Envoy binary");
     let dir = plane.dir.path();
     for (key, file) in [
@@ -217,7 +222,7 @@ async fn run(plane: &crate::Plane, id: &str, mut metadata: Value, delta: bool) -
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    let _running = Running(child);
+    let running = Running(child);
     let board = plane.pilot.status();
     // Until all types are answered; what forwards by server name has no routes.
     for _ in 0..300 {
@@ -234,7 +239,7 @@ async fn run(plane: &crate::Plane, id: &str, mut metadata: Value, delta: bool) -
             let dump = get(admin, "/config_dump?include_eds").await.unwrap_or_default();
             let body = dump.split_once("\r\n\r\n").map(|(_, b)| b).unwrap_or_default();
             // Chunked: the JSON starts at the first brace, and chunk sizes are lines of their own.
-            return parse_chunked(body);
+            return (running, parse_chunked(body));
         }
     }
     panic!("{:#?}\n{}", board.clients(), fs::read_to_string(log).unwrap_or_default());
@@ -331,6 +336,134 @@ async fn envoy_accepts_everything() {
         for part in
             ["path_separated_prefix", "books/front/0", "g.example.com", "db.example.com", "127.10.0.4_18447"]
         {
+            assert!(text.contains(part), "{part} is missing");
+        }
+    }
+}
+
+/// One request, and the head of its answer.
+async fn ask(address: &str, path: &str) -> String {
+    let mut s = tokio::net::TcpStream::connect(address).await.unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nHost: shop.example.com\r\nConnection: close\r\n\r\n");
+    s.write_all(request.as_bytes()).await.unwrap();
+    let mut out = String::new();
+    tokio::time::timeout(Duration::from_secs(10), s.read_to_string(&mut out)).await.unwrap().unwrap();
+    out.to_ascii_lowercase()
+}
+
+fn patch(to: &str, matches: Value, operation: &str, value: Value) -> Value {
+    json!({"applyTo": to, "match": matches, "patch": {"operation": operation, "value": value}})
+}
+
+/// What EnvoyFilters patch in is there, nothing of it is refused, and it does what it should.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs an Envoy binary in ENVOY_BIN"]
+async fn envoy_takes_patches() {
+    const HTTP: &str = "type.googleapis.com/envoy.extensions.filters.http";
+    let plane = plane().await;
+    write_certificates(plane.dir.path());
+    let mut docs = rich();
+    // Whose answer would be theirs.
+    docs.retain(|(t, ..)| !t.ends_with("AuthorizationPolicy"));
+    docs.push((
+        "networking.istio.io/v1/Gateway",
+        "books/patched",
+        json!({"selector": {"istio": "ingressgateway"},
+        "servers": [{"port": {"number": 18090, "name": "http", "protocol": "HTTP"}, "hosts": ["*"]}]}),
+    ));
+    docs.push(("networking.istio.io/v1/VirtualService", "books/patched", json!({"hosts": ["shop.example.com"],
+        "gateways": ["patched"], "http": [{"name": "all", "directResponse": {"status": 200, "body": {"string": "hello"}}}]})));
+    let router = |context: &str| {
+        json!({"context": context, "listener": {"filterChain": {"filter": {
+            "name": "envoy.filters.network.http_connection_manager", "subFilter": {"name": "envoy.filters.http.router"}}}}})
+    };
+    let lua = json!({"name": "books.lua", "typed_config": {"@type": format!("{HTTP}.lua.v3.Lua"), "default_source_code":
+        {"inline_string": "function envoy_on_response(h) h:headers():add('x-lua', 'yes') end"}}});
+    let mutation = json!({"name": "books.mutation", "typed_config": {"@type": format!("{HTTP}.header_mutation.v3.HeaderMutation"),
+        "mutations": {"response_mutations": [{"append": {"header": {"key": "x-mutated", "value": "%REQ(:PATH)%"}}}]}}});
+    let untyped = json!({"name": "books.untyped", "typed_config": {"@type": "type.googleapis.com/udpa.type.v1.TypedStruct",
+        "type_url": format!("{HTTP}.lua.v3.Lua"), "value": {"default_source_code":
+        {"inline_string": "function envoy_on_response(h) h:headers():add('x-untyped', 'yes') end"}}}});
+    let discovered = json!({"name": "books.apart", "config_discovery": {"config_source": {"ads": {}, "resource_api_version": "V3"},
+        "type_urls": [format!("{HTTP}.lua.v3.Lua")]}});
+    let apart = json!({"name": "books.apart", "typed_config": {"@type": format!("{HTTP}.lua.v3.Lua"), "default_source_code":
+        {"inline_string": "function envoy_on_response(h) h:headers():add('x-apart', 'yes') end"}}});
+    let teapot = json!({"name": "teapot", "match": {"path": "/teapot"}, "direct_response": {"status": 418}});
+    docs.push(("networking.istio.io/v1alpha3/EnvoyFilter", "books/patches", json!({"configPatches": [
+        patch("HTTP_FILTER", router("ANY"), "INSERT_BEFORE", lua),
+        patch("HTTP_FILTER", router("ANY"), "INSERT_BEFORE", mutation),
+        patch("HTTP_FILTER", router("GATEWAY"), "INSERT_BEFORE", untyped),
+        patch("HTTP_FILTER", router("GATEWAY"), "INSERT_BEFORE", discovered),
+        patch("EXTENSION_CONFIG", json!({"context": "GATEWAY"}), "ADD", apart),
+        patch("HTTP_ROUTE", json!({"context": "GATEWAY", "routeConfiguration": {"portNumber": 18090, "vhost": {"route": {"name": "all"}}}}),
+            "MERGE", json!({"response_headers_to_add": [{"header": {"key": "x-route", "value": "yes"}}]})),
+        patch("HTTP_ROUTE", json!({"context": "GATEWAY", "routeConfiguration": {"portNumber": 18090}}), "INSERT_FIRST", teapot),
+        patch("CLUSTER", json!({"cluster": {"service": "reviews.books.svc.cluster.local", "subset": "v1"}}), "MERGE",
+            json!({"connect_timeout": "1.250s", "circuit_breakers": {"thresholds": [{"priority": "HIGH", "max_requests": 77}]}})),
+        patch("CLUSTER", json!({"context": "SIDECAR_INBOUND"}), "MERGE", json!({"alt_stat_name": "own"})),
+        patch("CLUSTER", json!({}), "ADD", json!({"name": "added", "type": "STATIC", "connect_timeout": "1s"})),
+        patch("NETWORK_FILTER", json!({"listener": {"filterChain": {"filter": {"name": "envoy.filters.network.http_connection_manager"}}}}),
+            "MERGE", json!({"typed_config": {"@type":
+                "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
+                "max_request_headers_kb": 33}})),
+        patch("LISTENER", json!({"context": "SIDECAR_OUTBOUND"}), "MERGE", json!({"per_connection_buffer_limit_bytes": 44_444})),
+        patch("LISTENER", json!({"context": "GATEWAY"}), "ADD", json!({"name": "added-listener",
+            "address": {"socket_address": {"address": "127.10.0.3", "port_value": 18091}},
+            "filter_chains": [{"filters": [{"name": "envoy.filters.network.tcp_proxy", "typed_config": {"@type":
+                "type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy", "stat_prefix": "a", "cluster": "added"}}]}]})),
+        // Two that would break it.
+        patch("HTTP_FILTER", router("ANY"), "REMOVE", Value::Null),
+        patch("CLUSTER", json!({}), "MERGE", json!({"connect_timeout": "0s"})),
+    ]})));
+    plane.galley.publish(documents(&docs));
+    until(&mut plane.pilot.ready(), "readiness", |r| *r).await;
+    let source = plane.pilot.ads_service().source().clone();
+    for _ in 0..100 {
+        if source.world().is_some_and(|w| !w.config.envoy_filters.is_empty()) {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    for delta in [true, false] {
+        let meta =
+            json!({"NAMESPACE": "books", "LABELS": {"istio": "ingressgateway"}, "INTERCEPTION_MODE": "NONE"});
+        let id = "router~127.10.0.3~ingress.books~books.svc.cluster.local";
+        let (envoy, dump) = start(&plane, id, meta, delta).await;
+        no_errors(&dump);
+        let text = dump.to_string();
+        for part in ["added-listener", "\"max_request_headers_kb\":33", "books.untyped"] {
+            assert!(text.contains(part), "{part} is missing");
+        }
+        let answer = ask("127.10.0.3:18090", "/some").await;
+        for part in
+            ["200 ok", "x-lua: yes", "x-mutated: /some", "x-untyped: yes", "x-apart: yes", "x-route: yes"]
+        {
+            assert!(answer.contains(part), "{part} is missing: {answer}");
+        }
+        assert!(ask("127.10.0.3:18090", "/teapot").await.contains("418"));
+        let problems = plane.pilot.problems();
+        let left_out: Vec<&str> = problems
+            .iter()
+            .filter(|p| p.object == "EnvoyFilter books/patches")
+            .map(|p| p.message.split_once(':').unwrap().0)
+            .collect();
+        assert_eq!(left_out, ["configPatches[13]", "configPatches[14]"], "{problems:#?}");
+        drop(envoy);
+
+        let meta =
+            json!({"NAMESPACE": "books", "SERVICE_ACCOUNT": "productpage", "LABELS": {"app": "productpage"}});
+        let id = "sidecar~127.10.0.1~productpage-v1.books~books.svc.cluster.local";
+        let dump = run(&plane, id, meta, delta).await;
+        no_errors(&dump);
+        let text = dump.to_string();
+        for part in [
+            "\"connect_timeout\":\"1.250s\"",
+            "\"max_requests\":77",
+            "\"alt_stat_name\":\"own\"",
+            "\"name\":\"added\"",
+            "books.lua",
+            "44444",
+        ] {
             assert!(text.contains(part), "{part} is missing");
         }
     }

@@ -5,8 +5,8 @@
 //! statistics, watchdogs or the allocator of another program is ignored and reported as a warning.
 
 mod dynamic;
-mod json;
-mod schema;
+pub(crate) mod json;
+pub(crate) mod schema;
 
 use std::{
     fmt, io,

@@ -15,7 +15,7 @@
 
 mod body;
 mod cluster;
-mod common;
+pub(crate) mod common;
 mod endpoint;
 mod ext_authz;
 mod ext_proc;
@@ -119,7 +119,7 @@ fn each<A, B>(field: &str, items: Vec<A>, f: impl Fn(A) -> Res<B>) -> Res<Vec<B>
     Ok(out)
 }
 
-fn pack<T: Name>(m: &T) -> pb::Any {
+pub(crate) fn pack<T: Name>(m: &T) -> pb::Any {
     pb::Any { type_url: format!("type.googleapis.com/{}", T::full_name()), value: m.encode_to_vec().into() }
 }
 
@@ -138,7 +138,7 @@ fn is_type<T: Name>(any: &pb::Any) -> Result<(), DecodeError> {
     Err(DecodeError { resource: String::new(), field: "type_url".into(), reason })
 }
 
-fn unpack<T: Name + Default>(any: &pb::Any) -> Result<T, DecodeError> {
+pub(crate) fn unpack<T: Name + Default>(any: &pb::Any) -> Result<T, DecodeError> {
     is_type::<T>(any)?;
     T::decode(any.value.clone()).map_err(|e| DecodeError {
         resource: String::new(),

@@ -8,6 +8,7 @@
 //! - [`links`]: what gateways tell of the ways to other clusters.
 //! - [`bootstrap`]: Envoy's bootstrap file.
 //! - [`codec`]: `mesh_model::proxy` to Envoy v3 protobuf and back.
+//! - [`patch`]: what `EnvoyFilter` documents change of that.
 //!
 //! Protobuf stops here: nothing above this crate sees a wire type, except the opaque [`pb::Any`].
 
@@ -19,6 +20,7 @@ pub mod links;
 pub mod mcp;
 pub mod nds;
 pub mod node;
+pub mod patch;
 pub mod pb;
 pub mod server;
 pub mod type_url;

@@ -1,5 +1,5 @@
-//! `src/bootstrap/schema.txt` is cut from the descriptors that the crate envoy-types ships; this test
-//! cuts it again and compares. After an update of that crate:
+//! `src/bootstrap/schema.txt` and `src/patch/extensions.txt` are cut from the descriptors that the crate envoy-types
+//! ships; this test cuts them again and compares. After an update of that crate:
 //! `UPDATE_SCHEMA=1 cargo test -p mesh-xds --test schema`.
 
 use std::{
@@ -74,6 +74,9 @@ const PACKAGES: &[&str] = &[
 const ROOTS: &[&str] =
     &["envoy.config.bootstrap.v3.Bootstrap", "envoy.service.discovery.v3.DiscoveryResponse"];
 
+/// What a patch may hold besides: everything that Envoy's configuration can be made of.
+const PATCHED: &[&str] = &["envoy.config.", "envoy.extensions."];
+
 const HEAD: &str = "\
 # Cut from the descriptors of envoy-types by tests/schema.rs; do not edit.
 # M message; its fields are `name number type`, with * for repeated, + for map, and @n for member n of a oneof.
@@ -110,14 +113,19 @@ impl All {
     }
 }
 
-fn cut(set: FileDescriptorSet) -> String {
+/// The table of what a bootstrap may hold, and of what is left for patches.
+fn cut(set: FileDescriptorSet) -> (String, String) {
     let mut all = All::default();
     let mut todo: Vec<String> = ROOTS.iter().map(|r| (*r).to_owned()).collect();
+    let mut patched = Vec::new();
     for file in set.file {
         let package = file.package().to_owned();
         for m in file.message_type {
             if PACKAGES.contains(&package.as_str()) {
                 todo.push(format!("{package}.{}", m.name()));
+            }
+            if PATCHED.iter().any(|p| package.starts_with(p)) {
+                patched.push(format!("{package}.{}", m.name()));
             }
             all.message(&package, m);
         }
@@ -125,6 +133,15 @@ fn cut(set: FileDescriptorSet) -> String {
             all.enums.insert(format!("{package}.{}", e.name()), e);
         }
     }
+    let (kept, enums) = reached(&all, todo);
+    let (more, more_enums) = reached(&all, patched);
+    let more = more.difference(&kept).cloned().collect();
+    let more_enums = more_enums.difference(&enums).cloned().collect();
+    (table(&all, &kept, &enums), table(&all, &more, &more_enums))
+}
+
+/// Messages and enums that these are made of.
+fn reached(all: &All, mut todo: Vec<String>) -> (BTreeSet<String>, BTreeSet<String>) {
     let mut kept = BTreeSet::new();
     let mut enums = BTreeSet::new();
     while let Some(name) = todo.pop() {
@@ -141,8 +158,12 @@ fn cut(set: FileDescriptorSet) -> String {
             }
         }
     }
+    (kept, enums)
+}
+
+fn table(all: &All, kept: &BTreeSet<String>, enums: &BTreeSet<String>) -> String {
     let mut text = HEAD.to_owned();
-    for name in &kept {
+    for name in kept {
         writeln!(text, "M {name}").unwrap();
         for f in &all.messages[name].field {
             let of = f.type_name().trim_start_matches('.');
@@ -174,7 +195,7 @@ fn cut(set: FileDescriptorSet) -> String {
             text.push('\n');
         }
     }
-    for name in &enums {
+    for name in enums {
         writeln!(text, "E {name}").unwrap();
         for v in &all.enums[name].value {
             writeln!(text, "{} {}", v.name(), v.number()).unwrap();
@@ -203,10 +224,12 @@ fn camel(name: &str) -> String {
 fn the_schema_is_what_envoy_types_ships() {
     let bytes = std::fs::read(descriptors()).unwrap();
     let fresh = cut(FileDescriptorSet::decode(bytes.as_slice()).unwrap());
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/bootstrap/schema.txt");
-    if std::env::var_os("UPDATE_SCHEMA").is_some() {
-        std::fs::write(&path, &fresh).unwrap();
+    for (file, fresh) in [("src/bootstrap/schema.txt", fresh.0), ("src/patch/extensions.txt", fresh.1)] {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
+        if std::env::var_os("UPDATE_SCHEMA").is_some() {
+            std::fs::write(&path, &fresh).unwrap();
+        }
+        let committed = std::fs::read_to_string(&path).unwrap_or_default();
+        assert!(committed == fresh, "{} is stale; see the head of this test", path.display());
     }
-    let committed = std::fs::read_to_string(&path).unwrap_or_default();
-    assert!(committed == fresh, "{} is stale; see the head of this test", path.display());
 }

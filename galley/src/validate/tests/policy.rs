@@ -201,7 +201,18 @@ fn envoy_filters() {
             ),
         ],
     );
-    warns(api, "EnvoyFilter", &[("{}", "", "not enforced yet")]);
+    let boot = patch("applyTo: BOOTSTRAP, patch: {operation: MERGE, value: {}}");
+    let waypoint = patch(&format!("applyTo: CLUSTER, match: {{context: WAYPOINT, waypoint: {{}}}}, {merge}"));
+    let named = patch(&format!("applyTo: LISTENER, match: {{listener: {{portName: http}}}}, {merge}"));
+    warns(
+        api,
+        "EnvoyFilter",
+        &[
+            (&boot, "configPatches[0].applyTo", "without effect"),
+            (&waypoint, "configPatches[0].match", "not enforced yet"),
+            (&named, "configPatches[0].match.listener.portName", "without effect"),
+        ],
+    );
 }
 
 #[test]

@@ -3,10 +3,105 @@
 use std::path::{Path, PathBuf};
 
 /// Field and test, as `file::name`.
-pub(crate) const TESTS: &[(&str, &str)] = &[(
-    "MeshConfig.transport",
-    "pilot/src/generate/tests/gateways.rs::east_west_forwards_only_what_is_exported",
-)];
+pub(crate) const TESTS: &[(&str, &str)] = &[
+    (
+        "MeshConfig.transport",
+        "pilot/src/generate/tests/gateways.rs::east_west_forwards_only_what_is_exported",
+    ),
+    ("EnvoyFilter.configPatches[].match.listener.name", "pilot/xds/src/patch/tests/listeners.rs::listeners"),
+    (
+        "EnvoyFilter.configPatches[].match.listener.portNumber",
+        "pilot/xds/src/patch/tests/listeners.rs::listeners",
+    ),
+    (
+        "EnvoyFilter.configPatches[].match.listener.listenerFilter",
+        "pilot/xds/src/patch/tests/listeners.rs::listeners",
+    ),
+    (
+        "EnvoyFilter.configPatches[].match.listener.filterChain.name",
+        "pilot/xds/src/patch/tests/listeners.rs::listeners",
+    ),
+    (
+        "EnvoyFilter.configPatches[].match.listener.filterChain.sni",
+        "pilot/xds/src/patch/tests/listeners.rs::listeners",
+    ),
+    (
+        "EnvoyFilter.configPatches[].match.listener.filterChain.transportProtocol",
+        "pilot/xds/src/patch/tests/listeners.rs::listeners",
+    ),
+    (
+        "EnvoyFilter.configPatches[].match.listener.filterChain.applicationProtocols",
+        "pilot/xds/src/patch/tests/listeners.rs::listeners",
+    ),
+    (
+        "EnvoyFilter.configPatches[].match.listener.filterChain.destinationPort",
+        "pilot/xds/src/patch/tests/listeners.rs::listeners",
+    ),
+    (
+        "EnvoyFilter.configPatches[].match.listener.filterChain.transportSocket",
+        "pilot/xds/src/patch/tests/listeners.rs::listeners",
+    ),
+    (
+        "EnvoyFilter.configPatches[].match.listener.filterChain.filter.name",
+        "pilot/xds/src/patch/tests/listeners.rs::listeners",
+    ),
+    (
+        "EnvoyFilter.configPatches[].match.listener.filterChain.filter.subFilter.name",
+        "pilot/xds/src/patch/tests/listeners.rs::listeners",
+    ),
+    (
+        "EnvoyFilter.configPatches[].match.routeConfiguration.name",
+        "pilot/xds/src/patch/tests/routes.rs::routes",
+    ),
+    (
+        "EnvoyFilter.configPatches[].match.routeConfiguration.portNumber",
+        "pilot/xds/src/patch/tests/routes.rs::routes",
+    ),
+    (
+        "EnvoyFilter.configPatches[].match.routeConfiguration.portName",
+        "pilot/xds/src/patch/tests/routes.rs::routes",
+    ),
+    (
+        "EnvoyFilter.configPatches[].match.routeConfiguration.gateway",
+        "pilot/xds/src/patch/tests/routes.rs::routes",
+    ),
+    (
+        "EnvoyFilter.configPatches[].match.routeConfiguration.vhost.name",
+        "pilot/xds/src/patch/tests/routes.rs::routes",
+    ),
+    (
+        "EnvoyFilter.configPatches[].match.routeConfiguration.vhost.domainName",
+        "pilot/xds/src/patch/tests/routes.rs::routes",
+    ),
+    (
+        "EnvoyFilter.configPatches[].match.routeConfiguration.vhost.route.name",
+        "pilot/xds/src/patch/tests/routes.rs::routes",
+    ),
+    (
+        "EnvoyFilter.configPatches[].match.routeConfiguration.vhost.route.action",
+        "pilot/xds/src/patch/tests/routes.rs::routes",
+    ),
+    ("EnvoyFilter.configPatches[].match.cluster.name", "pilot/xds/src/patch/tests.rs::clusters"),
+    ("EnvoyFilter.configPatches[].match.cluster.portNumber", "pilot/xds/src/patch/tests.rs::clusters"),
+    ("EnvoyFilter.configPatches[].match.cluster.service", "pilot/xds/src/patch/tests.rs::clusters"),
+    ("EnvoyFilter.configPatches[].match.cluster.subset", "pilot/xds/src/patch/tests.rs::clusters"),
+    ("EnvoyFilter.configPatches[].match.context", "pilot/xds/src/patch/tests/listeners.rs::listeners"),
+    (
+        "EnvoyFilter.configPatches[].patch.filterClass",
+        "pilot/xds/src/patch/tests/listeners.rs::filters_have_classes",
+    ),
+    ("EnvoyFilter.workloadSelector", "pilot/src/generate/tests/patches.rs::who_is_patched"),
+    ("EnvoyFilter.targetRefs[]", "pilot/src/generate/tests/patches.rs::who_is_patched"),
+    (
+        "EnvoyFilter.configPatches[].match.proxy.proxyVersion",
+        "pilot/src/generate/tests/patches.rs::who_is_patched",
+    ),
+    (
+        "EnvoyFilter.configPatches[].match.proxy.metadata",
+        "pilot/src/generate/tests/patches.rs::who_is_patched",
+    ),
+    ("EnvoyFilter.priority", "pilot/src/generate/tests/patches.rs::order_of_documents"),
+];
 
 /// Fields that are for people, and what they say.
 pub(crate) const DESCRIPTIVE: &[(&str, &str)] = &[

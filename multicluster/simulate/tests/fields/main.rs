@@ -9,6 +9,7 @@ mod support;
 
 mod destination_rule;
 mod elsewhere;
+mod envoy_filter;
 mod gateway;
 mod gateway_api;
 mod mesh_config;
@@ -25,7 +26,7 @@ use serde_json::{Value, json};
 use support::{Mesh, contains};
 
 /// Kinds with their fields; a message that several have is listed at the first.
-const KINDS: [&str; 12] = [
+const KINDS: [&str; 13] = [
     "VirtualService",
     "DestinationRule",
     "Gateway",
@@ -38,6 +39,7 @@ const KINDS: [&str; 12] = [
     "RequestAuthentication",
     "AuthorizationPolicy",
     "MeshConfig",
+    "EnvoyFilter",
 ];
 
 /// Kinds of the Gateway API: the type, and whose it is. Fields are `api/<type>.<field>` in rows.
@@ -254,6 +256,7 @@ fn every_field_does_something() {
     rows.extend(security::rows());
     rows.extend(mesh_config::rows());
     rows.extend(gateway_api::rows());
+    rows.extend(envoy_filter::rows());
     let mut failed = Vec::new();
     let mut shown: BTreeMap<&str, String> = BTreeMap::new();
     for r in &rows {

@@ -55,6 +55,8 @@ pub(super) fn viewer(world: &World, namespace: &str, labels: &Labels, addresses:
         tunnels: true,
         tls_files: None,
         federation: None,
+        metadata: Default::default(),
+        filters: Default::default(),
     }
 }
 

@@ -22,15 +22,22 @@ enum Step {
 }
 
 /// Translates values; remembers where it is, so that an error can say so.
-pub(super) struct Translator {
-    pub(super) schema: Schema,
+pub(crate) struct Translator {
+    pub(crate) schema: Schema,
+    /// Types that are not known are refused, and not left for whoever reads the result.
+    strict: bool,
     /// Grows on the way down and shrinks only when a value was good: after an error it names the place.
     path: RefCell<Vec<Step>>,
 }
 
 impl Translator {
     pub(super) fn new() -> Self {
-        Self { schema: Schema::new(), path: RefCell::default() }
+        Self { schema: Schema::new(), strict: false, path: RefCell::default() }
+    }
+
+    /// For patches, which may hold anything that Envoy knows and nothing else.
+    pub(crate) fn of_patches() -> Self {
+        Self { schema: Schema::of_patches(), strict: true, path: RefCell::default() }
     }
 
     fn within<T, E>(&self, step: Step, f: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
@@ -56,7 +63,7 @@ impl Translator {
     }
 
     /// Where it is, or where it stopped.
-    pub(super) fn path(&self) -> String {
+    pub(crate) fn path(&self) -> String {
         let mut text = String::new();
         for step in self.path.borrow().iter() {
             match step {
@@ -69,7 +76,7 @@ impl Translator {
         text
     }
 
-    pub(super) fn message<E: Error>(&self, name: &str) -> Result<Rc<Message>, E> {
+    pub(crate) fn message<E: Error>(&self, name: &str) -> Result<Rc<Message>, E> {
         match self.schema.get(name) {
             Some(Type::Message(m)) => Ok(m),
             _ => Err(E::custom(format!("{name} is not a message of this program"))),
@@ -128,10 +135,10 @@ fn nested<E>(
 }
 
 /// A whole message, without tag and length. False for `null`.
-pub(super) struct MessageValue<'a> {
-    pub(super) t: &'a Translator,
-    pub(super) message: Rc<Message>,
-    pub(super) out: &'a mut Vec<u8>,
+pub(crate) struct MessageValue<'a> {
+    pub(crate) t: &'a Translator,
+    pub(crate) message: Rc<Message>,
+    pub(crate) out: &'a mut Vec<u8>,
 }
 
 impl<'de> DeserializeSeed<'de> for MessageValue<'_> {

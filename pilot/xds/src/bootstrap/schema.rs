@@ -3,13 +3,24 @@
 //! The table is text in the binary and is read type by type as a file mentions them, so that a process
 //! keeps nothing of it once its file is read.
 
-use std::{borrow::Cow, cell::RefCell, collections::HashMap, rc::Rc};
+use std::{
+    borrow::Cow,
+    cell::RefCell,
+    collections::HashMap,
+    rc::Rc,
+    sync::{Arc, LazyLock},
+};
 
 const TEXT: &str = include_str!("schema.txt");
+/// What else a patch of an `EnvoyFilter` may hold.
+const EXTENSIONS: &str = include_str!("../patch/extensions.txt");
+/// Configuration of types that only the proxy knows; the crate that ships the descriptors has these two not.
+const TYPED_STRUCT: &str = "M udpa.type.v1.TypedStruct\ntype_url 1 string\nvalue 2 google.protobuf.Struct\n\
+    M xds.type.v3.TypedStruct\ntype_url 1 string\nvalue 2 google.protobuf.Struct\n";
 
 /// Scalar types that the table uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Scalar {
+pub(crate) enum Scalar {
     Bool,
     String,
     Bytes,
@@ -23,14 +34,14 @@ pub(super) enum Scalar {
 
 /// Type of a field.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(crate) enum Kind {
     Scalar(Scalar),
     /// Full name of a message or enum.
     Named(&'static str),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Label {
+pub(crate) enum Label {
     Single,
     Repeated,
     /// The kind is the entry message, with fields `key` and `value`.
@@ -38,68 +49,76 @@ pub(super) enum Label {
 }
 
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Field {
+pub(crate) struct Field {
     /// As in the proto file.
-    pub(super) name: &'static str,
-    pub(super) number: u32,
-    pub(super) label: Label,
-    pub(super) kind: Kind,
+    pub(crate) name: &'static str,
+    pub(crate) number: u32,
+    pub(crate) label: Label,
+    pub(crate) kind: Kind,
     /// Of which oneof it is a member.
-    pub(super) oneof: Option<u8>,
+    pub(crate) oneof: Option<u8>,
     /// Position in its message.
-    pub(super) index: u8,
+    pub(crate) index: u8,
 }
 
 #[derive(Debug)]
-pub(super) struct Message {
-    pub(super) name: &'static str,
+pub(crate) struct Message {
+    pub(crate) name: &'static str,
     /// By the name in the proto file and by its JSON name.
     fields: HashMap<Cow<'static, str>, Field>,
 }
 
 impl Message {
-    pub(super) fn field(&self, name: &str) -> Option<Field> {
+    pub(crate) fn field(&self, name: &str) -> Option<Field> {
         self.fields.get(name).copied()
+    }
+
+    /// A field by its number.
+    pub(crate) fn numbered(&self, number: u32) -> Option<Field> {
+        self.fields.values().find(|f| f.number == number).copied()
+    }
+
+    /// Numbers of the fields that a field excludes.
+    pub(crate) fn rivals(&self, of: &Field) -> Vec<u32> {
+        let rival = |f: &&Field| f.oneof.is_some() && f.oneof == of.oneof && f.number != of.number;
+        let mut all: Vec<u32> = self.fields.values().filter(rival).map(|f| f.number).collect();
+        all.sort_unstable();
+        all.dedup();
+        all
     }
 }
 
 #[derive(Debug, Clone)]
-pub(super) enum Type {
+pub(crate) enum Type {
     Message(Rc<Message>),
     Enum(Rc<HashMap<&'static str, i32>>),
 }
 
+type Lines = HashMap<&'static str, (&'static str, bool)>;
+
+/// Of a control plane that has patches to type, which it has again and again.
+static OF_PATCHES: LazyLock<Arc<Lines>> =
+    LazyLock::new(|| Arc::new(lines(&[TEXT, EXTENSIONS, TYPED_STRUCT])));
+
 /// The table; not shared between threads.
-pub(super) struct Schema {
+pub(crate) struct Schema {
     /// Lines of each type, whose first character says which.
-    lines: HashMap<&'static str, (&'static str, bool)>,
+    lines: Arc<Lines>,
     read: RefCell<HashMap<&'static str, Type>>,
 }
 
 impl Schema {
-    pub(super) fn new() -> Self {
-        let mut lines = HashMap::with_capacity(1024);
-        // A head stands at the start of a line, and no field or value has a name of one letter.
-        let mut at = 0;
-        let mut open: Option<(&str, bool, usize)> = None;
-        for line in TEXT.split_inclusive('\n') {
-            let message = line.starts_with("M ");
-            if message || line.starts_with("E ") {
-                if let Some((name, message, from)) = open {
-                    lines.insert(name, (&TEXT[from..at], message));
-                }
-                open = Some((line[2..].trim_end(), message, at + line.len()));
-            }
-            at += line.len();
-        }
-        if let Some((name, message, from)) = open {
-            lines.insert(name, (&TEXT[from..], message));
-        }
-        Self { lines, read: RefCell::default() }
+    pub(crate) fn new() -> Self {
+        Self { lines: Arc::new(lines(&[TEXT])), read: RefCell::default() }
+    }
+
+    /// With all that Envoy's configuration is made of.
+    pub(crate) fn of_patches() -> Self {
+        Self { lines: Arc::clone(&OF_PATCHES), read: RefCell::default() }
     }
 
     /// A type by its full name.
-    pub(super) fn get(&self, name: &str) -> Option<Type> {
+    pub(crate) fn get(&self, name: &str) -> Option<Type> {
         if let Some(t) = self.read.borrow().get(name) {
             return Some(t.clone());
         }
@@ -121,6 +140,30 @@ impl Schema {
         self.read.borrow_mut().insert(name, t.clone());
         Some(t)
     }
+}
+
+/// Where each type stands.
+fn lines(texts: &[&'static str]) -> Lines {
+    let mut lines = HashMap::with_capacity(1024);
+    for text in texts {
+        // A head stands at the start of a line, and no field or value has a name of one letter.
+        let mut at = 0;
+        let mut open: Option<(&str, bool, usize)> = None;
+        for line in text.split_inclusive('\n') {
+            let message = line.starts_with("M ");
+            if message || line.starts_with("E ") {
+                if let Some((name, message, from)) = open {
+                    lines.insert(name, (&text[from..at], message));
+                }
+                open = Some((line[2..].trim_end(), message, at + line.len()));
+            }
+            at += line.len();
+        }
+        if let Some((name, message, from)) = open {
+            lines.insert(name, (&text[from..], message));
+        }
+    }
+    lines
 }
 
 fn field(line: &'static str, index: usize) -> Option<Field> {
@@ -170,7 +213,7 @@ mod tests {
 
     #[test]
     fn every_line_of_the_table_is_read() {
-        let schema = Schema::new();
+        let schema = Schema::of_patches();
         let (mut messages, mut enums) = (0, 0);
         for name in schema.lines.keys() {
             match schema.get(name) {
@@ -191,7 +234,8 @@ mod tests {
                 None => panic!("{name}"),
             }
         }
-        let heads = |mark: &str| TEXT.lines().filter(|l| l.starts_with(mark)).count();
+        let texts = || [TEXT, EXTENSIONS, TYPED_STRUCT].into_iter().flat_map(str::lines);
+        let heads = |mark: &str| texts().filter(|l| l.starts_with(mark)).count();
         assert_eq!((messages, enums), (heads("M "), heads("E ")));
     }
 

@@ -15,7 +15,7 @@ use prost::Name;
 
 use super::{At, Bad, Res, refuse};
 
-pub(super) fn any<T: Name>(m: &T) -> gp::Any {
+pub(crate) fn any<T: Name>(m: &T) -> gp::Any {
     gp::Any { type_url: format!("type.googleapis.com/{}", T::full_name()), value: m.encode_to_vec() }
 }
 
@@ -28,7 +28,7 @@ pub(super) fn typed<T: Name + Default>(a: &gp::Any) -> Res<T> {
 }
 
 /// Whether a typed configuration is a `T`.
-pub(super) fn is<T: Name>(a: &gp::Any) -> bool {
+pub(crate) fn is<T: Name>(a: &gp::Any) -> bool {
     a.type_url.rsplit('/').next() == Some(T::full_name().as_str())
 }
 

@@ -203,7 +203,7 @@ mod tests {
     }
 
     fn listener(direction: Direction) -> l::Listener {
-        let rbac = || HttpFilter::Rbac(Rbac { rules: None, shadow: None, stat_prefix: String::new() });
+        let rbac = || HttpFilter::Rbac(Rbac::default());
         let manager = HttpConnectionManager {
             filters: vec![rbac(), HttpFilter::Fault, rbac(), rbac()],
             ..tests::hcm_model(RouteSource::Rds("r".into()))

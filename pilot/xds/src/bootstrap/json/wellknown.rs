@@ -119,7 +119,8 @@ fn collected<E: Error>(
     bytes(out, 1, url.as_bytes());
     let name = url.rsplit('/').next().unwrap_or(url);
     if t.schema.get(name).is_none() {
-        return Ok(());
+        let unknown = || E::custom(format!("{name:?} is no type that is known here"));
+        return if t.strict { Err(unknown()) } else { Ok(()) };
     }
     let message = t.message::<E>(name)?;
     nested(out, 2, |out| {
