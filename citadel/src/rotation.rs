@@ -12,8 +12,6 @@
 
 use std::{fmt, str::FromStr, time::Duration};
 
-use mesh_model::ClusterId;
-
 /// A report that is older says nothing of now; members report every two seconds.
 pub const FRESH: Duration = Duration::from_secs(10);
 
@@ -208,17 +206,6 @@ fn shows_old(m: &Report, signing: &str) -> Option<String> {
 
 fn named(m: &Report) -> String {
     if m.late.is_empty() { String::new() } else { format!(" ({})", m.late.join(", ")) }
-}
-
-/// Whether whoever asks for an intermediate may have it: for itself alone.
-///
-/// # Errors
-/// Why not.
-pub fn may_have(asks: &ClusterId, wanted: &str) -> Result<(), String> {
-    if wanted == asks.as_str() {
-        return Ok(());
-    }
-    Err(format!("cluster {asks} asks for the intermediate of {wanted:?}: a cluster is given its own alone"))
 }
 
 #[cfg(test)]

@@ -96,6 +96,7 @@ impl Cluster {
             debug_socket: None,
             declarations: Some(Endpoint::Unix(at("pilot.sock"))),
             refresh_hint: Duration::from_secs(1),
+            renew_within: Duration::ZERO,
         };
         let federation = Federation::start(options.clone(), secrets.clone()).await.unwrap();
         let imports = ConfigClient::start(

@@ -143,6 +143,8 @@ pub struct Config {
     pub former: Vec<FormerCluster>,
     /// Roots of other trust domains, by domain.
     pub bundles: BTreeMap<String, ForeignBundle>,
+    /// Those of the own trust domain.
+    pub roots: Option<ForeignBundle>,
     /// Documents of the Gateway API as written; what they mean is among the others.
     pub gateway_api: gateway_api::Documents,
     /// Documents that could not be read.
@@ -249,6 +251,7 @@ impl Reader {
         }
         for (name, doc) in federation.of(type_url::FOREIGN_BUNDLE) {
             match doc.spec::<ForeignBundle>() {
+                Ok(b) if b.own.is_some() => config.roots = Some(b),
                 Ok(b) => drop(config.bundles.insert(b.trust_domain.to_string(), b)),
                 Err(e) => config.problems.push(Problem {
                     object: format!("ForeignBundle {name}"),

@@ -93,14 +93,6 @@ fn all_who_block_are_named() {
 }
 
 #[test]
-fn an_intermediate_is_for_its_own_cluster_alone() {
-    let east = ClusterId::new("east").unwrap();
-    may_have(&east, "east").unwrap();
-    assert!(may_have(&east, "west").unwrap_err().contains("its own alone"));
-    assert!(may_have(&east, "").is_err());
-}
-
-#[test]
 fn words_are_read_as_they_are_written() {
     for p in [Phase::Steady, Phase::Prepared, Phase::Activated] {
         assert_eq!(p.to_string().parse::<Phase>().unwrap(), p);

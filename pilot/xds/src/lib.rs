@@ -21,6 +21,7 @@ pub mod nds;
 pub mod node;
 pub mod pb;
 pub mod server;
+pub mod trust;
 pub mod type_url;
 
 pub use client::{AdsClient, ClientOptions, Endpoint};
