@@ -2,6 +2,8 @@
 
 #[path = "federation/domains.rs"]
 mod domains;
+#[path = "federation/rotation.rs"]
+mod rotation;
 
 use std::{
     collections::BTreeMap,

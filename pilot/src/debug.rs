@@ -258,7 +258,7 @@ async fn gatewayz(State(p): State<Pages>) -> Json<Status> {
 }
 
 async fn trusting(State(p): State<Pages>) -> Json<TrustStatus> {
-    Json(p.trust.status(&p.service.status()))
+    Json(p.trust.status(p.service.status().clients()))
 }
 
 async fn links_page(State(p): State<Pages>) -> Json<Vec<GatewayLinks>> {

@@ -11,7 +11,7 @@ use std::{
 
 use mesh_xds::{
     NodeInfo, PeerInfo, ResourceSource as _,
-    server::StatusBoard,
+    server::ClientStatus,
     trust::{TrustSink, Trusting},
     type_url::BUNDLES,
 };
@@ -65,9 +65,9 @@ impl Trust {
         Self { source, reports: Mutex::default() }
     }
 
-    pub(crate) fn status(&self, board: &StatusBoard) -> TrustStatus {
+    pub(crate) fn status(&self, clients: Vec<ClientStatus>) -> TrustStatus {
         let mut proxies = BTreeMap::<String, Proxy>::new();
-        for c in board.clients() {
+        for c in clients {
             let p = proxies.entry(c.node.id.clone()).or_default();
             p.name = format!("{}.{}", c.node.name, c.node.namespace);
             p.certified |= c.certified;
@@ -123,5 +123,78 @@ impl TrustSink for Trust {
         }
         reports.insert(node.id, (Instant::now(), what));
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use mesh_model::{
+        TrustDomain,
+        federation::{ForeignBundle, OwnRoots},
+    };
+    use mesh_xds::{NodeKind, server::TypeStatus};
+
+    use super::*;
+    use crate::{config::Config, generate::tests::settings, world::World};
+
+    fn client(name: &str, certified: bool, acked: Option<bool>) -> ClientStatus {
+        let ip = [10, 0, 0, 1].into();
+        let node =
+            NodeInfo::proxy(NodeKind::Sidecar, ip, name, "b", "x", Default::default(), Default::default());
+        let sync = |acked: bool| TypeStatus {
+            sent_nonce: "2".into(),
+            acked_nonce: if acked { "2" } else { "1" }.into(),
+            ..TypeStatus::default()
+        };
+        let types = acked.map(|a| (BUNDLES.to_owned(), sync(a))).into_iter().collect();
+        ClientStatus { node, certified, connected: SystemTime::now(), types }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_proxy_counts_once_and_when_it_says_so_itself() {
+        let source = Arc::new(PilotSource::new());
+        let trust = Trust::new(source.clone());
+        let clients = || {
+            vec![
+                client("a", true, Some(true)),
+                // An Envoy, which does not ask for bundles, and its agent, which does.
+                client("b", true, None),
+                client("b", true, Some(true)),
+                // It has been sent the new ones and has not answered.
+                client("c", true, Some(false)),
+                // An older one, which acknowledges what it does not use.
+                client("d", true, Some(true)),
+                client("plain", false, Some(true)),
+            ]
+        };
+        assert_eq!(trust.status(clients()), TrustStatus { proxies: 4, ..TrustStatus::default() });
+        let own = OwnRoots { sequence: 2, intermediate: "new".into(), renew_within_ms: 0 };
+        let roots = ForeignBundle {
+            trust_domain: TrustDomain::default(),
+            roots: "PEM".into(),
+            clusters: vec![],
+            own: Some(own),
+        };
+        let config = Config { roots: Some(roots), ..Config::default() };
+        source.update(Arc::new(World::new(settings(), config)));
+        let said = |name: &str, sequence: u64, intermediate: &str| {
+            let id = client(name, true, None).node.id;
+            let what = Trusting { sequence, intermediate: intermediate.into() };
+            trust.reports.lock().unwrap().insert(id, (Instant::now(), what));
+        };
+        for (name, sequence) in [("a", 2), ("b", 1), ("c", 2)] {
+            said(name, sequence, "old");
+        }
+        let s = trust.status(clients());
+        assert_eq!((s.proxies, s.trusting, s.renewed), (4, 1, 0));
+        assert_eq!(s.late, ["b.b", "c.b", "d.b"], "an old bundle, no answer, no word");
+        said("b", 2, "new");
+        let s = trust.status(clients());
+        assert_eq!((s.trusting, s.renewed), (2, 1));
+        // What is not repeated is not so any more.
+        tokio::time::advance(FRESH + Duration::from_secs(1)).await;
+        assert_eq!(trust.status(clients()).trusting, 0);
     }
 }
