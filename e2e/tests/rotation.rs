@@ -524,3 +524,67 @@ fn a_foreign_envoy_takes_part() {
     assert!(o.out.contains("Verify return code: 0 (ok)"), "{o:?}");
     Client::connect(proxy).unwrap().get("details").unwrap();
 }
+
+/// Who is federated with the mesh learns its roots by their number, as ever.
+#[test]
+#[ignore = "needs the flotilla binary; cargo verify builds it"]
+fn another_trust_domain_follows() {
+    let start = |name, service, domain| {
+        let cluster = Cluster::start_in(name, domain, Transport::Tcp);
+        Member { cluster, service }
+    };
+    let mut west = start("west", "details", "a.example");
+    let mut north = start("north", "reviews", "b.example");
+    for m in [&mut west, &mut north] {
+        m.cluster.found();
+        m.proxies();
+    }
+    let token = ok(&west.cluster, &["token", "create", "--federate", "b.example"]);
+    ok(&north.cluster, &["join-cluster", token.trim()]);
+    let both_ways = |what: &str| {
+        for (from, to) in [(&west, "reviews"), (&north, "details")] {
+            until(&format!("{what}: {to} from {}", from.cluster.name), || {
+                Client::connect((from.storefront(), HTTP_PROXY).into())?.get(to)
+            });
+        }
+    };
+    both_ways("federated");
+    let told = |sequence: u64, roots: u64| {
+        until(&format!("north has bundle {sequence}"), || {
+            let b = json(&north.cluster, &["clusters", "-o", "json"])["trustBundles"][0].clone();
+            let so = b["sequence"] == sequence && b["roots"] == roots && b["error"] == "";
+            if so { Ok(()) } else { Err(b.to_string()) }
+        });
+    };
+    let c = &west.cluster;
+    ok(c, &["ca", "rotate", "prepare"]);
+    told(2, 2);
+    all("the own proxies", c, 1, 3, |_, _| true);
+    both_ways("prepared");
+    ok(c, &["ca", "rotate", "activate"]);
+    told(3, 2);
+    all("renewed", c, 1, 3, renewed);
+    both_ways("activated");
+    ok(c, &["ca", "rotate", "finish"]);
+    told(4, 1);
+    all("the end", c, 1, 3, renewed);
+    // Not over the sessions that there were.
+    for m in [&mut west, &mut north] {
+        for p in ["storefront", m.service] {
+            m.cluster.kill(p);
+        }
+        let (service, app) = (m.service, SocketAddr::from((m.cluster.workload(3), 9080)));
+        m.cluster.sidecar(service, m.cluster.workload(1), Some(app));
+        m.cluster.sidecar("storefront", m.cluster.workload(2), None);
+        m.cluster.ready(m.cluster.workload(1));
+        m.cluster.ready(m.cluster.workload(2));
+    }
+    for (from, to) in [(&west, "reviews"), (&north, "details")] {
+        until(&format!("by the new root: {to} from {}", from.cluster.name), || {
+            Client::connect((from.storefront(), HTTP_PROXY).into())?.get(to)
+        });
+    }
+    let shown = status(&west.cluster);
+    let domain = &shown["otherDomains"][0];
+    assert_eq!((&domain["cluster"], &domain["sequence"]), (&"north".into(), &4.into()), "{shown:#}");
+}

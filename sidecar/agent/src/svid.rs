@@ -338,3 +338,6 @@ fn chain_of(e: &dyn std::error::Error) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests;
