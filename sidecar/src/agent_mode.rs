@@ -109,6 +109,7 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
             endpoint: endpoint.clone(),
             identity,
             token_file: proxy.token_file.clone(),
+            root,
             state_dir: proxy.state_dir.clone(),
         },
         store,

@@ -192,6 +192,7 @@ impl Agent {
                 endpoint: endpoint.clone(),
                 identity,
                 token_file: args.token_file.clone(),
+                root,
                 state_dir: args.state_dir.clone(),
             },
             store.clone(),

@@ -73,6 +73,8 @@ pub struct SvidOptions {
     pub identity: SpiffeId,
     /// The workload's token.
     pub token_file: PathBuf,
+    /// Roots of the mesh as they were when the process started, PEM.
+    pub root: Vec<u8>,
     /// Where key and certificate are kept across restarts; `None` keeps them in memory only.
     pub state_dir: Option<PathBuf>,
 }
@@ -264,10 +266,18 @@ impl Renewal {
     fn load(&mut self) -> Option<SystemTime> {
         let dir = self.options.state_dir.clone()?;
         let read = |name: &str| std::fs::read(dir.join(name)).ok();
-        let (chain, key, root) = (read("svid-chain.pem")?, read("svid-key.pem")?, read("root-cert.pem")?);
+        let (chain, key, mut root) = (read("svid-chain.pem")?, read("svid-key.pem")?, read("root-cert.pem")?);
         let info = certificate_info(&chain).ok()?;
         if info.spiffe.as_ref() != Some(&self.options.identity) || info.not_after <= SystemTime::now() {
             return None;
+        }
+        // Another root may sign by now than when this was kept, and whoever started the process knows. Until the control
+        // plane tells which there are, it is believed as well.
+        let kept = pem_certificates("root-cert.pem", &root).ok()?;
+        let given = pem_certificates("--root-cert", &self.options.root).unwrap_or_default();
+        if given.iter().any(|g| !kept.contains(g)) {
+            root.push(b'\n');
+            root.extend_from_slice(&self.options.root);
         }
         self.store.set_identity(WORKLOAD_SVID, &chain, &key).ok()?;
         self.store.set_mesh_trust(&self.options.identity.domain(), &root).ok()?;

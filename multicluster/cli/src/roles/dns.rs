@@ -81,6 +81,7 @@ pub(crate) async fn run(args: DnsArgs) -> anyhow::Result<()> {
                 endpoint: endpoint.clone(),
                 identity,
                 token_file: proxy.token_file.clone(),
+                root,
                 state_dir: proxy.state_dir.clone(),
             },
             store.clone(),

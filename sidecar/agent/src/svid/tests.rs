@@ -40,6 +40,11 @@ impl Ca {
 
 /// With a certificate of `ca` that an earlier run has kept.
 fn renewal(ca: &Ca, dir: &std::path::Path) -> Renewal {
+    given(ca, &ca.root, dir)
+}
+
+/// The same, started with a root.
+fn given(ca: &Ca, root: &str, dir: &std::path::Path) -> Renewal {
     let identity = SpiffeId::workload(&TrustDomain::default(), "books", "a").unwrap();
     let key = KeyPair::generate().unwrap();
     let mut p = CertificateParams::default();
@@ -52,6 +57,7 @@ fn renewal(ca: &Ca, dir: &std::path::Path) -> Renewal {
         endpoint: Endpoint::Unix(dir.join("nobody.sock")),
         identity,
         token_file: dir.join("token"),
+        root: root.into(),
         state_dir: Some(dir.into()),
     };
     let mut r = Renewal::new(options, SecretStore::new());
@@ -120,4 +126,19 @@ async fn another_intermediate_is_a_reason_to_renew_soon() {
     assert!(due.other.is_none());
     r.wait(&mut told, far).await;
     assert_eq!(Instant::now(), far);
+}
+
+#[tokio::test]
+async fn who_was_away_believes_the_root_that_it_is_started_with_until_it_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let (one, two) = (ca(), ca());
+    let mut r = given(&one, &two.root, dir.path());
+    let trusted = |r: &Renewal| pem_certificates("now", &r.now.as_ref().unwrap().roots).unwrap();
+    let roots = |all: &str| pem_certificates("all", all.as_bytes()).unwrap();
+    assert_eq!(trusted(&r), roots(&(one.root.clone() + &two.root)));
+    r.roots().tell(&[two.told(4, "")]);
+    r.trust();
+    assert_eq!(trusted(&r), roots(&two.root), "and then what it is told alone");
+    // The same as is kept adds nothing.
+    assert_eq!(trusted(&given(&one, &one.root, dir.path())), roots(&one.root));
 }
