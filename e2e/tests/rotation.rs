@@ -20,14 +20,38 @@ use serde_json::Value;
 
 use crate::support::*;
 
-/// An application: `/stream` goes on for ever, everything else is answered at once.
-fn serve(address: SocketAddr) {
+/// An application, until it is dropped: `/stream` goes on for ever, everything else is answered at once.
+struct App {
+    address: SocketAddr,
+    stop: Arc<AtomicBool>,
+    accept: Option<JoinHandle<()>>,
+}
+
+fn serve(address: SocketAddr) -> App {
     let listener = TcpListener::bind(address).unwrap();
-    std::thread::spawn(move || {
+    let stop = Arc::new(AtomicBool::new(false));
+    let stopped = stop.clone();
+    let accept = std::thread::spawn(move || {
         for stream in listener.incoming().flatten() {
+            if stopped.load(Relaxed) {
+                return;
+            }
             std::thread::spawn(move || answer(stream));
         }
     });
+    App { address, stop, accept: Some(accept) }
+}
+
+impl Drop for App {
+    fn drop(&mut self) {
+        self.stop.store(true, Relaxed);
+        // Wakes the thread, so that the address is free for the next test.
+        if TcpStream::connect(self.address).is_ok()
+            && let Some(accept) = self.accept.take()
+        {
+            let _ = accept.join();
+        }
+    }
 }
 
 fn answer(mut stream: TcpStream) -> Option<()> {
@@ -176,6 +200,7 @@ impl Load {
 struct Member {
     cluster: Cluster,
     service: &'static str,
+    app: Option<App>,
 }
 
 const PROCESSES: [&str; 4] = ["control-plane", "eastwest", "", "storefront"];
@@ -183,13 +208,13 @@ const PROCESSES: [&str; 4] = ["control-plane", "eastwest", "", "storefront"];
 impl Member {
     fn new(name: &'static str, service: &'static str) -> Self {
         let cluster = Cluster::start_after(name, |_| vec!["--renew-within=3".into()]);
-        Self { cluster, service }
+        Self { cluster, service, app: None }
     }
 
     fn proxies(&mut self) {
         let (name, c) = (self.service, &mut self.cluster);
         let app = SocketAddr::from((c.workload(3), 9080));
-        serve(app);
+        self.app = Some(serve(app));
         let export = format!(
             "---\napiVersion: multicluster.x-k8s.io/v1alpha1\nkind: ServiceExport\nmetadata: {{name: {name}, namespace: \
              {NAMESPACE}}}\n"
@@ -501,7 +526,7 @@ fn a_foreign_envoy_takes_part() {
     let mut c = Cluster::start_after("west", |_| vec!["--renew-within=2".into()]);
     c.found();
     let app = SocketAddr::from((c.workload(3), 9080));
-    serve(app);
+    let _app = serve(app);
     c.write("service.yaml", &service("details", c.workload(1), app.port(), IN_MESH));
     c.east_west_gateway();
     c.ready(c.host(3));
@@ -531,7 +556,7 @@ fn a_foreign_envoy_takes_part() {
 fn another_trust_domain_follows() {
     let start = |name, service, domain| {
         let cluster = Cluster::start_in(name, domain, Transport::Tcp);
-        Member { cluster, service }
+        Member { cluster, service, app: None }
     };
     let mut west = start("west", "details", "a.example");
     let mut north = start("north", "reviews", "b.example");
