@@ -93,6 +93,8 @@ async fn what_is_told_is_trusted_kept_and_said() {
     roots.tell(&[bad]);
     r.trust();
     assert_eq!((said().sequence, kept()), (2, one.root.clone() + &two.root));
+    r.say();
+    assert_eq!(said().sequence, 0, "what is trusted is not what was told");
     // Nothing about the own domain is no order to trust nobody.
     roots.tell(&[]);
     roots.tell(&[ForeignBundle { own: None, ..two.told(9, "") }]);
