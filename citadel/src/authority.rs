@@ -6,7 +6,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use mesh_identity::{IdentityError, pem_certificates, root_pin};
+use mesh_identity::{IdentityError, TrustBundle, pem_certificates, root_pin};
 use mesh_model::{ClusterId, SpiffeId, TrustDomain};
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
@@ -17,10 +17,17 @@ use tokio::sync::watch;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::{
+    announcement::Announcement,
     csr,
-    store::{CaDir, CaFiles},
+    rotation::Phase,
+    store::{CaDir, CaFiles, JOIN},
     token::{self, TokenIssuer},
 };
+
+mod renew;
+mod rotate;
+
+pub use rotate::Rotated;
 
 /// Certificates are valid from this long ago, so that clocks need not agree to the second.
 const BACKDATE: Duration = Duration::from_secs(300);
@@ -101,6 +108,16 @@ pub struct AuthorityStatus {
     /// Number of the bundle; it rises whenever the roots are others than before, as after `root-cert.pem` was changed and
     /// the control plane started again.
     pub bundle_sequence: u64,
+    /// How far the rotation of the root is, as its holder announced.
+    pub phase: Phase,
+    /// The bundle as the holder of the root key announced it; empty if it has not yet.
+    pub announcement: String,
+    /// SHA-256 of the root above the intermediate.
+    pub issuer_pin: String,
+    /// SHA-256 of the intermediate.
+    pub intermediate: String,
+    /// Start of the intermediate's validity.
+    pub not_before: SystemTime,
 }
 
 /// The CA of one cluster.
@@ -110,13 +127,25 @@ pub struct Authority {
     workload_ttl: Duration,
     tokens: TokenIssuer,
     active: Mutex<Option<Arc<Active>>>,
+    /// Held while the stored CA is replaced: one change after the other.
+    changing: Mutex<()>,
     changes: watch::Sender<u64>,
 }
 
 struct Active {
     status: AuthorityStatus,
+    files: CaFiles,
+    roots: Vec<CertificateDer<'static>>,
+    announcement: Option<Announcement>,
     issuer: Issuer<'static, KeyPair>,
-    root: Option<Issuer<'static, KeyPair>>,
+    root: Option<RootKey>,
+}
+
+/// The first root and its key.
+struct RootKey {
+    issuer: Issuer<'static, KeyPair>,
+    /// Nothing that it signs is valid for longer.
+    not_after: SystemTime,
 }
 
 impl std::fmt::Debug for Authority {
@@ -155,6 +184,7 @@ impl Authority {
             workload_ttl,
             tokens,
             active: Mutex::new(active),
+            changing: Mutex::default(),
             changes: watch::Sender::new(0),
         })
     }
@@ -191,6 +221,10 @@ impl Authority {
         self.lock().clone().ok_or(AuthorityError::Empty)
     }
 
+    fn alone(&self) -> std::sync::MutexGuard<'_, ()> {
+        self.changing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn install(&self, files: &CaFiles) -> Result<AuthorityStatus, AuthorityError> {
         let active = Active::check(files, &self.cluster)?;
         self.dir.save(files)?;
@@ -206,28 +240,20 @@ impl Authority {
     /// # Errors
     /// [`AuthorityError::Active`] if the cluster is in a mesh.
     pub fn found(&self, trust_domain: &TrustDomain) -> Result<AuthorityStatus, AuthorityError> {
+        let _alone = self.alone();
         if let Some(a) = self.lock().as_ref() {
             return Err(AuthorityError::Active(a.status.trust_domain.clone()));
         }
-        let root_key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
-        let root_key_pem = root_key.serialize_pem();
-        let mut params = base_params(ROOT_TTL)?;
-        params.distinguished_name.push(DnType::OrganizationName, trust_domain.as_str());
-        params.distinguished_name.push(DnType::CommonName, format!("Flotilla root of {trust_domain}"));
-        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(1));
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        let root_pem = params.self_signed(&root_key)?.pem();
-        let root = Issuer::from_ca_cert_pem(&root_pem, root_key)?;
-
-        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
-        let cert =
-            intermediate_params(trust_domain, &self.cluster, INTERMEDIATE_TTL)?.signed_by(&key, &root)?.pem();
+        let (root_cert, root_key) = new_root(trust_domain)?;
+        let root = RootKey::new(&root_cert, &root_key)?;
+        let (cert, key) = new_intermediate(trust_domain, &self.cluster, &root)?;
         let status = self.install(&CaFiles {
-            root_cert: root_pem,
-            root_key: Some(root_key_pem),
+            root_cert,
+            root_key: Some(root_key),
             cert_chain: cert.clone(),
             ca_cert: cert,
-            ca_key: key.serialize_pem(),
+            ca_key: key,
+            ..CaFiles::default()
         })?;
         tracing::info!(%trust_domain, cluster = %self.cluster, pin = %status.root_pin, "founded a mesh");
         Ok(status)
@@ -242,7 +268,12 @@ impl Authority {
         if let Some(a) = self.lock().as_ref() {
             return Err(AuthorityError::Active(a.status.trust_domain.clone()));
         }
-        if let Some((_, csr)) = self.dir.pending()? {
+        self.request(JOIN)
+    }
+
+    /// Makes or repeats a request with a key of its own.
+    fn request(&self, what: &str) -> Result<String, AuthorityError> {
+        if let Some((_, csr)) = self.dir.pending(what)? {
             return Ok(csr);
         }
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
@@ -250,7 +281,7 @@ impl Authority {
         params.distinguished_name = DistinguishedName::new();
         params.distinguished_name.push(DnType::CommonName, self.cluster.as_str());
         let csr = params.serialize_request(&key)?.pem()?;
-        self.dir.save_pending(&key.serialize_pem(), &csr)?;
+        self.dir.save_pending(what, &key.serialize_pem(), &csr)?;
         Ok(csr)
     }
 
@@ -265,29 +296,30 @@ impl Authority {
         chain: &str,
         bundle: &str,
     ) -> Result<AuthorityStatus, AuthorityError> {
+        let _alone = self.alone();
         if let Some(a) = self.lock().as_ref() {
             return Err(AuthorityError::Active(a.status.trust_domain.clone()));
         }
         let (key, _) = self
             .dir
-            .pending()?
+            .pending(JOIN)?
             .ok_or_else(|| AuthorityError::BadRequest("no intermediate was requested".into()))?;
         let first = first_pem(chain)?;
         let status = self.install(&CaFiles {
             root_cert: bundle.to_owned(),
-            root_key: None,
             ca_cert: first,
             ca_key: key,
             cert_chain: chain.to_owned(),
+            ..CaFiles::default()
         })?;
         if &status.trust_domain != trust_domain {
-            self.reset()?;
+            self.forget()?;
             return Err(AuthorityError::BadRequest(format!(
                 "the intermediate is of trust domain {}, not {trust_domain}",
                 status.trust_domain
             )));
         }
-        self.dir.drop_pending();
+        self.dir.drop_pending(JOIN);
         Ok(status)
     }
 
@@ -309,9 +341,9 @@ impl Authority {
             )));
         }
         let mut request = csr::parse(csr_pem)?;
-        request.params = intermediate_params(&active.status.trust_domain, cluster, INTERMEDIATE_TTL)?;
-        let cert = request.signed_by(root)?.pem();
-        tracing::info!(%cluster, "signed an intermediate");
+        request.params = intermediate_params(&active.status.trust_domain, cluster, root.not_after)?;
+        let cert = request.signed_by(&root.issuer)?.pem();
+        tracing::info!(target: "audit", %cluster, root = %active.status.root_pin, "signed an intermediate");
         Ok((cert, active.status.clone()))
     }
 
@@ -400,6 +432,11 @@ impl Authority {
     /// # Errors
     /// Those of the file system; the files may then be partly removed, and a repeat completes it.
     pub fn reset(&self) -> Result<(), AuthorityError> {
+        let _alone = self.alone();
+        self.forget()
+    }
+
+    fn forget(&self) -> Result<(), AuthorityError> {
         self.dir.clear()?;
         *self.lock() = None;
         self.changes.send_modify(|n| *n += 1);
@@ -408,10 +445,40 @@ impl Authority {
 }
 
 impl Active {
+    /// Gives the bundle its number: that of its announcement, if there is one of these very roots. Where the root key is,
+    /// there is always one.
     fn numbered(mut self, dir: &CaDir) -> Result<Self, AuthorityError> {
-        let roots = pem_certificates("root-cert.pem", self.status.bundle_pem.as_bytes())?;
-        self.status.bundle_sequence = dir.bundle_sequence(&roots)?;
-        Ok(self)
+        if let Some(a) = &self.announcement
+            && a.bundle.roots == self.roots
+        {
+            self.status.bundle_sequence = a.bundle.sequence;
+            dir.set_bundle_sequence(a.bundle.sequence, &self.roots)?;
+            return Ok(self.told());
+        }
+        // The roots were changed by hand.
+        self.status.bundle_sequence = dir.bundle_sequence(&self.roots)?;
+        self.announcement = None;
+        if let Some(key) = &self.files.root_key {
+            let key = KeyPair::from_pem(key)?;
+            let (bundle, phase) = (self.bundle(self.status.bundle_sequence)?, self.status.phase);
+            let a = Announcement::sign(bundle, phase, &[(self.status.root_pin.clone(), &key)])?;
+            dir.save_announcement(&a.text())?;
+            self.announcement = Some(a);
+        }
+        Ok(self.told())
+    }
+
+    fn told(mut self) -> Self {
+        let text = self.announcement.as_ref().map(Announcement::text);
+        self.status.phase = self.announcement.as_ref().map_or(Phase::Steady, |a| a.phase);
+        self.status.announcement = text.clone().unwrap_or_default();
+        self.files.announcement = text;
+        self
+    }
+
+    fn bundle(&self, sequence: u64) -> Result<TrustBundle, AuthorityError> {
+        let domain = self.status.trust_domain.clone();
+        Ok(TrustBundle::from_pem(domain, self.status.bundle_pem.as_bytes(), sequence, None)?)
     }
 
     /// Everything that must hold of a CA before it signs anything.
@@ -432,7 +499,7 @@ impl Active {
         if !ca_x509.is_ca() {
             return Err(stored("ca-cert.pem is not a CA certificate".into()));
         }
-        verify_chain(&chain, &roots)?;
+        let above = verify_chain(&chain, &roots)?;
         let id = single_uri(&ca_x509).and_then(|u| SpiffeId::parse(u).ok()).ok_or_else(|| {
             stored("ca-cert.pem names no cluster (URI SAN spiffe://<domain>/cluster/<id>)".into())
         })?;
@@ -448,20 +515,33 @@ impl Active {
         if key.public_key_raw() != ca_x509.public_key().subject_public_key.data.as_ref() {
             return Err(stored("ca-key.pem does not belong to ca-cert.pem".into()));
         }
-        let not_after = SystemTime::UNIX_EPOCH
-            + Duration::from_secs(ca_x509.validity().not_after.timestamp().max(0).unsigned_abs());
+        let at = |t: x509_parser::time::ASN1Time| {
+            SystemTime::UNIX_EPOCH + Duration::from_secs(t.timestamp().max(0).unsigned_abs())
+        };
+        let (not_before, not_after) = (at(ca_x509.validity().not_before), at(ca_x509.validity().not_after));
         let issuer = Issuer::from_ca_cert_der(ca_der, key)?;
         let root = match &files.root_key {
             None => None,
             Some(pem) => {
                 let key = KeyPair::from_pem(pem).map_err(|e| stored(format!("root-key.pem: {e}")))?;
-                let (_, x) = X509Certificate::from_der(root_der).map_err(|e| stored(e.to_string()))?;
-                if key.public_key_raw() != x.public_key().subject_public_key.data.as_ref() {
+                if !rotate::belongs(&key, root_der) {
                     return Err(stored("root-key.pem does not belong to root-cert.pem".into()));
                 }
-                Some(Issuer::from_ca_cert_der(root_der, key)?)
+                let (_, x) = X509Certificate::from_der(root_der).map_err(|e| stored(e.to_string()))?;
+                let not_after = at(x.validity().not_after);
+                Some(RootKey { issuer: Issuer::from_ca_cert_der(root_der, key)?, not_after })
             }
         };
+        let announcement = match &files.announcement {
+            None => None,
+            Some(text) => Some(Announcement::parse(text).map_err(|e| stored(format!("roots.json: {e}")))?),
+        };
+        if files.other_key.is_some() && announcement.as_ref().is_none_or(|a| a.bundle.roots != roots) {
+            return Err(stored(
+                "root-cert.pem was changed while a rotation is under way: put back the roots that roots.json holds"
+                    .into(),
+            ));
+        }
         Ok(Self {
             status: AuthorityStatus {
                 trust_domain,
@@ -471,17 +551,58 @@ impl Active {
                 holds_root_key: root.is_some(),
                 root_pin: root_pin(root_der),
                 bundle_sequence: 0,
+                phase: Phase::Steady,
+                announcement: String::new(),
+                issuer_pin: root_pin(&roots[above]),
+                intermediate: root_pin(ca_der),
+                not_before,
             },
+            files: files.clone(),
+            roots,
+            announcement,
             issuer,
             root,
         })
     }
 }
 
-/// Each certificate is signed by the next, the last one by a root.
-fn verify_chain(chain: &[CertificateDer<'_>], roots: &[CertificateDer<'_>]) -> Result<(), AuthorityError> {
+impl RootKey {
+    fn new(cert_pem: &str, key_pem: &str) -> Result<Self, AuthorityError> {
+        let not_after = mesh_identity::certificate_info(cert_pem.as_bytes())?.not_after;
+        Ok(Self { issuer: Issuer::from_ca_cert_pem(cert_pem, KeyPair::from_pem(key_pem)?)?, not_after })
+    }
+}
+
+/// A new root: certificate and key.
+fn new_root(trust_domain: &TrustDomain) -> Result<(String, String), AuthorityError> {
+    let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
+    let mut params = base_params(SystemTime::now() + ROOT_TTL)?;
+    params.distinguished_name.push(DnType::OrganizationName, trust_domain.as_str());
+    // Roots that follow each other have different names, for whoever finds an issuer by its name.
+    let number = params.serial_number.as_ref().map(hex_serial).unwrap_or_default();
+    let name = format!("Flotilla root of {trust_domain} ({})", &number[..number.len().min(8)]);
+    params.distinguished_name.push(DnType::CommonName, name);
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(1));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    Ok((params.self_signed(&key)?.pem(), key.serialize_pem()))
+}
+
+/// An intermediate with a new key: certificate and key.
+fn new_intermediate(
+    td: &TrustDomain,
+    cluster: &ClusterId,
+    root: &RootKey,
+) -> Result<(String, String), AuthorityError> {
+    let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
+    let cert = intermediate_params(td, cluster, root.not_after)?.signed_by(&key, &root.issuer)?.pem();
+    Ok((cert, key.serialize_pem()))
+}
+
+/// Each certificate is signed by the next, the last one by a root. Answers with the place of that root.
+fn verify_chain(chain: &[CertificateDer<'_>], roots: &[CertificateDer<'_>]) -> Result<usize, AuthorityError> {
     let stored = |s: String| AuthorityError::Stored(s);
     let parse = |der| X509Certificate::from_der(der).map(|(_, c)| c).map_err(|e| stored(e.to_string()));
+    let mut above = 0;
     for (i, der) in chain.iter().enumerate() {
         let cert = parse(der)?;
         if !cert.validity().is_valid() {
@@ -491,20 +612,19 @@ fn verify_chain(chain: &[CertificateDer<'_>], roots: &[CertificateDer<'_>]) -> R
             Some(next) => std::slice::from_ref(next),
             None => roots,
         };
-        let mut ok = false;
-        for issuer in issuers {
+        let mut found = None;
+        for (n, issuer) in issuers.iter().enumerate() {
             let issuer = parse(issuer)?;
-            ok |= issuer.subject() == cert.issuer()
+            let ok = issuer.subject() == cert.issuer()
                 && issuer.is_ca()
                 && cert.verify_signature(Some(issuer.public_key())).is_ok();
+            found = found.or(ok.then_some(n));
         }
-        if !ok {
-            return Err(stored(format!(
-                "certificate {i} of cert-chain.pem is not signed by its successor or a root"
-            )));
-        }
+        above = found.ok_or_else(|| {
+            stored(format!("certificate {i} of cert-chain.pem is not signed by its successor or a root"))
+        })?;
     }
-    Ok(())
+    Ok(above)
 }
 
 fn single_uri<'a>(cert: &'a X509Certificate<'_>) -> Option<&'a str> {
@@ -517,12 +637,12 @@ fn single_uri<'a>(cert: &'a X509Certificate<'_>) -> Option<&'a str> {
     uris.next().is_none().then_some(one)
 }
 
-fn base_params(ttl: Duration) -> Result<CertificateParams, AuthorityError> {
+fn base_params(not_after: SystemTime) -> Result<CertificateParams, AuthorityError> {
     let now = SystemTime::now();
     let mut p = CertificateParams::default();
     p.distinguished_name = DistinguishedName::new();
     p.not_before = (now - BACKDATE).into();
-    p.not_after = (now + ttl).into();
+    p.not_after = not_after.into();
     p.serial_number = Some(serial());
     Ok(p)
 }
@@ -530,9 +650,9 @@ fn base_params(ttl: Duration) -> Result<CertificateParams, AuthorityError> {
 fn intermediate_params(
     td: &TrustDomain,
     cluster: &ClusterId,
-    ttl: Duration,
+    issuer_ends: SystemTime,
 ) -> Result<CertificateParams, AuthorityError> {
-    let mut p = base_params(ttl)?;
+    let mut p = base_params((SystemTime::now() + INTERMEDIATE_TTL).min(issuer_ends))?;
     p.distinguished_name.push(DnType::OrganizationName, td.as_str());
     p.distinguished_name.push(DnType::CommonName, format!("Flotilla cluster {cluster}"));
     p.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));

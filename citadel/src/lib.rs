@@ -8,8 +8,10 @@
 //! never in a message or a log line; an issued identity is always of this mesh's trust domain; an
 //! intermediate has path length 0 and names its cluster.
 
+mod announcement;
 pub mod authority;
 mod csr;
+pub mod rotation;
 mod service;
 mod store;
 pub mod token;
@@ -119,7 +121,8 @@ impl Citadel {
                 tracing::error!(%error, "authority socket ended");
             }
         });
-        Ok(Self { authority, _tasks: Tasks(vec![task]) })
+        let renewing = tokio::spawn(renew_intermediate(authority.clone()));
+        Ok(Self { authority, _tasks: Tasks(vec![task, renewing]) })
     }
 
     /// The CA itself, for roles that run in the same process.
@@ -174,6 +177,25 @@ impl Citadel {
     #[must_use]
     pub fn subscribe(&self) -> watch::Receiver<u64> {
         self.authority.subscribe()
+    }
+}
+
+/// Keeps the intermediate of the cluster with the root key fresh; those of others are asked for over the federation.
+async fn renew_intermediate(authority: Arc<Authority>) {
+    let mut changes = authority.subscribe();
+    loop {
+        let wait = match authority.renew_own() {
+            Ok(true) => continue,
+            Ok(false) | Err(AuthorityError::Empty) => Duration::from_secs(600),
+            Err(error) => {
+                tracing::error!(%error, "the intermediate was not renewed");
+                Duration::from_secs(60)
+            }
+        };
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            changed = changes.changed() => if changed.is_err() { return },
+        }
     }
 }
 

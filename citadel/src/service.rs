@@ -2,7 +2,7 @@
 
 use std::{
     sync::Arc,
-    time::{Duration, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use mesh_identity::peer_identity;
@@ -15,12 +15,15 @@ use crate::{
     authority::AuthorityStatus as Facts,
     pb::{
         authority::{
-            AuthorityStatus, FoundRequest, InstallIntermediateRequest, IntermediateRequest,
-            IssueTokenRequest, RequestIntermediateRequest, ResetRequest, SignIntermediateRequest,
-            SignedIntermediate, StatusRequest, WorkloadToken, authority_server,
+            self as pb, AuthorityStatus, FoundRequest, InstallIntermediateRequest, InstallRenewalRequest,
+            IntermediateRequest, IssueTokenRequest, RequestIntermediateRequest, RequestRenewalRequest,
+            ResetRequest, RotateRequest, RotateResponse, SignIntermediateRequest, SignedIntermediate,
+            StatusRequest, TakeAnnouncementRequest, TakeAnnouncementResponse, WorkloadToken,
+            authority_server,
         },
         istio::{IstioCertificateRequest, IstioCertificateResponse, istio_certificate_service_server},
     },
+    rotation::{Report, Step},
     token,
 };
 
@@ -109,6 +112,7 @@ pub(crate) struct AuthorityService(pub(crate) Arc<Authority>, pub(crate) TrustDo
 impl AuthorityService {
     fn describe(&self, facts: Option<Facts>) -> Response<AuthorityStatus> {
         let cluster = self.0.cluster().to_string();
+        let due = facts.as_ref().and_then(|f| f.renewal_due(SystemTime::now()));
         Response::new(match facts {
             None => AuthorityStatus { state: "empty".into(), cluster, ..AuthorityStatus::default() },
             Some(f) => AuthorityStatus {
@@ -122,10 +126,40 @@ impl AuthorityService {
                     .not_after
                     .duration_since(UNIX_EPOCH)
                     .map_or(0, |d| i64::try_from(d.as_secs()).unwrap_or(i64::MAX)),
+                renewal_due: due.unwrap_or_default().to_owned(),
                 root_pin: f.root_pin,
                 bundle_sequence: f.bundle_sequence,
+                phase: f.phase.to_string(),
+                announcement: f.announcement,
+                issuer_pin: f.issuer_pin,
+                intermediate_sha256: f.intermediate,
             },
         })
+    }
+}
+
+/// What is wrong with material is the caller's to know: it brought it.
+fn brought(e: AuthorityError) -> Status {
+    match e {
+        AuthorityError::Stored(s) => Status::invalid_argument(s),
+        AuthorityError::Identity(e) => Status::invalid_argument(e.to_string()),
+        other => other.into(),
+    }
+}
+
+impl From<pb::MemberRoots> for Report {
+    fn from(m: pb::MemberRoots) -> Self {
+        Self {
+            cluster: m.cluster,
+            age: m.age_ms.map(Duration::from_millis),
+            sequence: m.sequence,
+            root: m.root,
+            proxies: m.proxies,
+            trusting: m.trusting,
+            renewed: m.renewed,
+            late: m.late,
+            error: m.error,
+        }
     }
 }
 
@@ -177,12 +211,56 @@ impl authority_server::Authority for AuthorityService {
                 self.1
             )));
         }
-        // What is wrong with the material is the caller's to know: it brought it.
-        let facts = self.0.install_intermediate(&td, &r.chain, &r.bundle).map_err(|e| match e {
-            AuthorityError::Stored(s) => Status::invalid_argument(s),
-            AuthorityError::Identity(e) => Status::invalid_argument(e.to_string()),
-            other => other.into(),
-        })?;
+        let facts = self.0.install_intermediate(&td, &r.chain, &r.bundle).map_err(brought)?;
+        Ok(self.describe(Some(facts)))
+    }
+
+    async fn rotate(&self, r: Request<RotateRequest>) -> Result<Response<RotateResponse>, Status> {
+        let r = r.into_inner();
+        let step: Step = r.step.parse().map_err(Status::invalid_argument)?;
+        let given = match (r.root_cert.is_empty(), r.root_key.is_empty()) {
+            (true, true) => None,
+            (false, false) if step == Step::Prepare => Some((r.root_cert, r.root_key)),
+            _ => {
+                return Err(Status::invalid_argument(
+                    "--root-cert and --root-key go together, and with prepare alone",
+                ));
+            }
+        };
+        let members: Vec<Report> = r.members.into_iter().map(Into::into).collect();
+        let done = self.0.rotate(step, given, &members)?;
+        Ok(Response::new(RotateResponse {
+            status: Some(self.describe(Some(done.status)).into_inner()),
+            changed: done.changed,
+            says: done.says,
+            blockers: done
+                .blockers
+                .into_iter()
+                .map(|b| pb::Blocker { cluster: b.cluster, why: b.why })
+                .collect(),
+        }))
+    }
+
+    async fn take_announcement(
+        &self,
+        r: Request<TakeAnnouncementRequest>,
+    ) -> Result<Response<TakeAnnouncementResponse>, Status> {
+        let changed = self.0.take_announcement(&r.get_ref().announcement).map_err(brought)?;
+        Ok(Response::new(TakeAnnouncementResponse { changed }))
+    }
+
+    async fn request_renewal(
+        &self,
+        _: Request<RequestRenewalRequest>,
+    ) -> Result<Response<IntermediateRequest>, Status> {
+        Ok(Response::new(IntermediateRequest { csr: self.0.request_renewal()? }))
+    }
+
+    async fn install_renewal(
+        &self,
+        r: Request<InstallRenewalRequest>,
+    ) -> Result<Response<AuthorityStatus>, Status> {
+        let facts = self.0.install_renewal(&r.get_ref().chain).map_err(brought)?;
         Ok(self.describe(Some(facts)))
     }
 

@@ -8,18 +8,30 @@ use std::{
 use mesh_identity::root_pin;
 use mesh_runtime::files::write_private;
 use rustls_pki_types::CertificateDer;
+use serde::{Deserialize, Serialize};
+
+/// Everything as it is about to be.
+const JOURNAL: &str = "next.json";
+/// Pending since a join.
+pub(crate) const JOIN: &str = "pending";
+/// Pending since a renewal.
+pub(crate) const RENEWAL: &str = "renewal";
 
 /// The directory that holds a CA.
 #[derive(Debug, Clone)]
 pub(crate) struct CaDir(PathBuf);
 
 /// What is in it. Keys are PKCS #8 PEM.
-#[derive(Default, Clone)]
+#[derive(Default, Clone, Serialize, Deserialize)]
 pub(crate) struct CaFiles {
     /// `root-cert.pem`: the trust bundle.
     pub(crate) root_cert: String,
     /// `root-key.pem`: only where the mesh was founded.
     pub(crate) root_key: Option<String>,
+    /// `other-root-key.pem`: while the root is replaced, the key of the one that does not sign (yet, or any more).
+    pub(crate) other_key: Option<String>,
+    /// `roots.json`: the bundle as the holder of the root key announced it.
+    pub(crate) announcement: Option<String>,
     /// `ca-cert.pem`: this cluster's intermediate.
     pub(crate) ca_cert: String,
     /// `ca-key.pem`.
@@ -42,14 +54,25 @@ impl CaDir {
     }
 
     /// `None` if the cluster is in no mesh; an error if some files are missing, so that half a CA is
-    /// never silently replaced.
+    /// never silently replaced. A change that was interrupted is completed first.
     pub(crate) fn load(&self) -> io::Result<Option<CaFiles>> {
+        if let Some(text) = self.read(JOURNAL)? {
+            // It was written whole or not at all.
+            let next: CaFiles = serde_json::from_str(&text).map_err(|e| {
+                let path = self.0.join(JOURNAL);
+                io::Error::new(io::ErrorKind::InvalidData, format!("{}: {e}", path.display()))
+            })?;
+            self.write_all(&next)?;
+            self.remove(JOURNAL)?;
+        }
         let parts = [self.read("root-cert.pem")?, self.read("ca-cert.pem")?, self.read("ca-key.pem")?];
         match parts {
             [None, None, None] => Ok(None),
             [Some(root_cert), Some(ca_cert), Some(ca_key)] => Ok(Some(CaFiles {
                 cert_chain: self.read("cert-chain.pem")?.unwrap_or_else(|| ca_cert.clone()),
                 root_key: self.read("root-key.pem")?,
+                other_key: self.read("other-root-key.pem")?,
+                announcement: self.read("roots.json")?,
                 root_cert,
                 ca_cert,
                 ca_key,
@@ -65,69 +88,98 @@ impl CaDir {
         }
     }
 
-    /// Writes keys before certificates: a crash leaves a state that `load` refuses or completes.
+    /// Replaces everything at once: the whole of it is written to a journal first, from which [`Self::load`] completes
+    /// what a crash interrupts.
     pub(crate) fn save(&self, f: &CaFiles) -> io::Result<()> {
-        if let Some(k) = &f.root_key {
-            write_private(&self.0.join("root-key.pem"), k.as_bytes())?;
-        }
-        write_private(&self.0.join("ca-key.pem"), f.ca_key.as_bytes())?;
-        write_private(&self.0.join("cert-chain.pem"), f.cert_chain.as_bytes())?;
-        write_private(&self.0.join("ca-cert.pem"), f.ca_cert.as_bytes())?;
-        write_private(&self.0.join("root-cert.pem"), f.root_cert.as_bytes())
+        write_private(&self.0.join(JOURNAL), &serde_json::to_vec(f)?)?;
+        self.write_all(f)?;
+        self.remove(JOURNAL)
     }
 
-    /// Removes everything; used when the cluster leaves its mesh.
-    pub(crate) fn clear(&self) -> io::Result<()> {
-        for name in [
-            "root-cert.pem",
-            "ca-cert.pem",
-            "cert-chain.pem",
-            "ca-key.pem",
-            "root-key.pem",
-            "pending-key.pem",
-            "pending-csr.pem",
+    fn write_all(&self, f: &CaFiles) -> io::Result<()> {
+        for (name, content) in [
+            ("root-key.pem", f.root_key.as_ref()),
+            ("other-root-key.pem", f.other_key.as_ref()),
+            ("ca-key.pem", Some(&f.ca_key)),
+            ("cert-chain.pem", Some(&f.cert_chain)),
+            ("ca-cert.pem", Some(&f.ca_cert)),
+            ("root-cert.pem", Some(&f.root_cert)),
+            ("roots.json", f.announcement.as_ref()),
         ] {
-            match std::fs::remove_file(self.0.join(name)) {
-                Ok(()) => {}
-                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-                Err(e) => return Err(e),
+            match content {
+                Some(c) => write_private(&self.0.join(name), c.as_bytes())?,
+                None => self.remove(name)?,
             }
         }
         Ok(())
     }
 
-    /// Key and request of an intermediate that is still to be signed.
-    pub(crate) fn pending(&self) -> io::Result<Option<(String, String)>> {
-        Ok(self.read("pending-key.pem")?.zip(self.read("pending-csr.pem")?))
+    fn remove(&self, name: &str) -> io::Result<()> {
+        match std::fs::remove_file(self.0.join(name)) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+            _ => Ok(()),
+        }
     }
 
-    pub(crate) fn save_pending(&self, key: &str, csr: &str) -> io::Result<()> {
-        write_private(&self.0.join("pending-key.pem"), key.as_bytes())?;
-        write_private(&self.0.join("pending-csr.pem"), csr.as_bytes())
+    /// Removes everything; used when the cluster leaves its mesh.
+    pub(crate) fn clear(&self) -> io::Result<()> {
+        for name in [
+            JOURNAL,
+            "root-cert.pem",
+            "ca-cert.pem",
+            "cert-chain.pem",
+            "ca-key.pem",
+            "root-key.pem",
+            "other-root-key.pem",
+            "roots.json",
+        ] {
+            self.remove(name)?;
+        }
+        self.drop_pending(JOIN);
+        self.drop_pending(RENEWAL);
+        Ok(())
     }
 
-    pub(crate) fn drop_pending(&self) {
-        for name in ["pending-key.pem", "pending-csr.pem"] {
-            let _ = std::fs::remove_file(self.0.join(name));
+    /// Key and request of an intermediate that is still to be signed: of a [`JOIN`] or a [`RENEWAL`].
+    pub(crate) fn pending(&self, what: &str) -> io::Result<Option<(String, String)>> {
+        Ok(self.read(&format!("{what}-key.pem"))?.zip(self.read(&format!("{what}-csr.pem"))?))
+    }
+
+    pub(crate) fn save_pending(&self, what: &str, key: &str, csr: &str) -> io::Result<()> {
+        write_private(&self.0.join(format!("{what}-key.pem")), key.as_bytes())?;
+        write_private(&self.0.join(format!("{what}-csr.pem")), csr.as_bytes())
+    }
+
+    pub(crate) fn drop_pending(&self, what: &str) {
+        for part in ["key", "csr"] {
+            let _ = std::fs::remove_file(self.0.join(format!("{what}-{part}.pem")));
         }
     }
 
     /// Number of the bundle as it is now: one more than the last if the roots are others. It is kept when the cluster
     /// leaves, so that it only ever rises.
     pub(crate) fn bundle_sequence(&self, roots: &[CertificateDer<'_>]) -> io::Result<u64> {
-        let digest: String = roots.iter().map(|r| root_pin(r)).collect();
         let kept = self.read("bundle-sequence")?.unwrap_or_default();
         let (number, of) = kept.trim().split_once(' ').unwrap_or(("0", ""));
         let number: u64 = number.parse().map_err(|_| {
             let path = self.0.join("bundle-sequence");
             io::Error::new(io::ErrorKind::InvalidData, format!("{}: is not a number", path.display()))
         })?;
-        if of == digest {
+        if of == digest(roots) {
             return Ok(number);
         }
-        let number = number + 1;
-        write_private(&self.0.join("bundle-sequence"), format!("{number} {digest}\n").as_bytes())?;
-        Ok(number)
+        self.set_bundle_sequence(number + 1, roots)?;
+        Ok(number + 1)
+    }
+
+    /// The number that these roots were announced under.
+    pub(crate) fn set_bundle_sequence(&self, number: u64, roots: &[CertificateDer<'_>]) -> io::Result<()> {
+        let text = format!("{number} {}\n", digest(roots));
+        write_private(&self.0.join("bundle-sequence"), text.as_bytes())
+    }
+
+    pub(crate) fn save_announcement(&self, text: &str) -> io::Result<()> {
+        write_private(&self.0.join("roots.json"), text.as_bytes())
     }
 
     /// The key that signs workload tokens, made on first use.
@@ -138,4 +190,8 @@ impl CaDir {
     pub(crate) fn save_token_key(&self, pem: &str) -> io::Result<()> {
         write_private(&self.0.join("token-key.pem"), pem.as_bytes())
     }
+}
+
+fn digest(roots: &[CertificateDer<'_>]) -> String {
+    roots.iter().map(|r| root_pin(r)).collect()
 }

@@ -2,6 +2,8 @@
 
 #[path = "federation/domains.rs"]
 mod domains;
+#[path = "federation/rotation.rs"]
+mod rotation;
 
 use std::{
     collections::BTreeMap,
@@ -96,6 +98,7 @@ impl Cluster {
             debug_socket: None,
             declarations: Some(Endpoint::Unix(at("pilot.sock"))),
             refresh_hint: Duration::from_secs(1),
+            renew_within: Duration::ZERO,
         };
         let federation = Federation::start(options.clone(), secrets.clone()).await.unwrap();
         let imports = ConfigClient::start(

@@ -10,18 +10,20 @@ use tonic::{Request, Response, Status};
 
 use crate::{
     admin_pb::{
-        ClusterStatus, ClustersRequest, ClustersResponse, CompleteJoinResponse, CreateTokenRequest,
-        CreateTokenResponse, EvictRequest, EvictResponse, ExportConflict, LeaveMeshRequest,
-        LeaveMeshResponse, PrepareJoinRequest, PrepareJoinResponse, TraceRequest, admin_server,
+        CaRotateRequest, CaStatusRequest, CaStatusResponse, ClusterStatus, ClustersRequest, ClustersResponse,
+        CompleteJoinResponse, CreateTokenRequest, CreateTokenResponse, EvictRequest, EvictResponse,
+        ExportConflict, LeaveMeshRequest, LeaveMeshResponse, PrepareJoinRequest, PrepareJoinResponse,
+        TraceRequest, admin_server,
     },
     authority_pb::{
-        InstallIntermediateRequest, RequestIntermediateRequest, ResetRequest, StatusRequest,
-        authority_client::AuthorityClient,
+        InstallIntermediateRequest, RequestIntermediateRequest, ResetRequest, RotateRequest, RotateResponse,
+        StatusRequest, authority_client::AuthorityClient,
     },
     exchange::{self, Import},
     federate,
     membership::EvictError,
     pb::{InspectResponse, JoinResponse},
+    roots,
     state::Shared,
     store::IssuedToken,
     token::{JoinToken, secret_hash, unix_now},
@@ -253,6 +255,23 @@ impl admin_server::Admin for AdminService {
         }
         let pending = !self.0.settled(Duration::from_secs(5)).await;
         Ok(Response::new(EvictResponse { pending, ..answer }))
+    }
+
+    async fn ca_status(&self, _: Request<CaStatusRequest>) -> Result<Response<CaStatusResponse>, Status> {
+        Ok(Response::new(CaStatusResponse {
+            authority: Some(
+                AuthorityClient::new(self.0.authority().await?).status(StatusRequest {}).await?.into_inner(),
+            ),
+            members: roots::members(&self.0).await,
+            told: self.0.told_bundles(),
+        }))
+    }
+
+    async fn ca_rotate(&self, r: Request<CaRotateRequest>) -> Result<Response<RotateResponse>, Status> {
+        let CaRotateRequest { step, root_cert, root_key } = r.into_inner();
+        let members = roots::members(&self.0).await;
+        let request = RotateRequest { step, root_cert, root_key, members };
+        AuthorityClient::new(self.0.authority().await?).rotate(request).await
     }
 
     async fn trace(&self, r: Request<TraceRequest>) -> Result<Response<InspectResponse>, Status> {

@@ -16,6 +16,7 @@ mod federate;
 pub mod join;
 mod link;
 pub mod membership;
+mod roots;
 mod service;
 mod state;
 mod store;
@@ -97,6 +98,8 @@ pub struct FederationOptions {
     pub declarations: Option<Endpoint>,
     /// How often other trust domains are to ask for the roots of this one.
     pub refresh_hint: Duration,
+    /// Over how long proxies spread their renewal when the cluster's intermediate is another one.
+    pub renew_within: Duration,
 }
 
 /// Why it could not start.
@@ -231,7 +234,9 @@ async fn follow_authority(shared: Arc<Shared>) {
         match known.await {
             Ok(status) => {
                 let s = status.into_inner();
-                shared.enter((s.state == "active").then_some(s.trust_domain));
+                let active = s.state == "active";
+                shared.enter(active.then(|| s.trust_domain.clone()));
+                shared.set_roots(active.then_some(s));
                 if secrets.changed().await.is_err() {
                     return;
                 }

@@ -1,6 +1,6 @@
 //! The importing side of an exchange: one task per peer.
 
-use std::{sync::Arc, time::Duration};
+use std::{pin::Pin, sync::Arc, time::Duration};
 
 use futures::StreamExt;
 use mesh_model::ClusterId;
@@ -14,6 +14,7 @@ use crate::{
     exchange::{Next, SILENCE_MS},
     federate,
     pb::{exporter_frame, federation_client::FederationClient},
+    roots,
     state::Shared,
 };
 
@@ -80,8 +81,10 @@ async fn exchange(shared: &Arc<Shared>, peer: &ClusterId) -> Result<(), String> 
     let (tx, rx) = mpsc::channel(16);
     let subscribe = shared.lock().node.connected(peer, shared.now()).ok_or(NOT_A_MEMBER)?;
     tx.send(subscribe).await.map_err(|e| e.to_string())?;
-    let bundles =
-        foreign.map(|domain| federate::follow(shared.clone(), peer.clone(), domain, channel.clone()));
+    let bundles: Pin<Box<dyn Future<Output = ()> + Send>> = match foreign {
+        Some(domain) => Box::pin(federate::follow(shared.clone(), peer.clone(), domain, channel.clone())),
+        None => Box::pin(roots::follow(shared.clone(), peer.clone(), channel.clone())),
+    };
     let mut client = FederationClient::new(channel).max_decoding_message_size(MAX_FRAME);
     let opened = client.exchange(ReceiverStream::new(rx));
     let mut frames = tokio::time::timeout(Duration::from_millis(SILENCE_MS), opened)
@@ -98,7 +101,7 @@ async fn exchange(shared: &Arc<Shared>, peer: &ClusterId) -> Result<(), String> 
     }
     tracing::info!(%peer, "connected");
     // Ends with the connection.
-    let _bundles = bundles.map(|b| AbortOnDropHandle::new(tokio::spawn(b)));
+    let _bundles = AbortOnDropHandle::new(tokio::spawn(bundles));
     loop {
         // Every frame sets the deadline anew.
         let deadline = match shared.lock().node.next(peer, shared.now()) {

@@ -22,9 +22,10 @@ use crate::{
     membership::{Bundle, Merged, NotAMember},
     pb::{
         self, BundleRequest, ExporterFrame, ImporterFrame, InspectRequest, InspectResponse, JoinRequest,
-        JoinResponse, LeaveRequest, LeaveResponse, TrustBundle, exporter_frame, federation_server,
-        importer_frame,
+        JoinResponse, LeaveRequest, LeaveResponse, RenewRequest, RenewResponse, RootsAnswer, RootsReport,
+        TrustBundle, exporter_frame, federation_server, importer_frame,
     },
+    roots,
     state::Shared,
     token::{hex, secret_hash, unix_now},
     trace,
@@ -84,6 +85,21 @@ fn unknown() -> Status {
 }
 
 impl FederationService {
+    /// The member of this very trust domain that is calling.
+    fn of_this_domain<T>(&self, request: &Request<T>) -> Result<ClusterId, Status> {
+        let peer = caller(&self.0, request)?;
+        let t = self.0.lock();
+        if !t.node.members.is_member(&peer) {
+            return Err(Status::permission_denied(format!("cluster {peer} is no member of this mesh")));
+        }
+        if let Some(domain) = t.node.members.domain_of(&peer) {
+            return Err(Status::permission_denied(format!(
+                "cluster {peer} is of trust domain {domain}, which has roots of its own"
+            )));
+        }
+        Ok(peer)
+    }
+
     /// Whether whoever asks holds a token. Nothing else of a stranger's request is looked at before.
     fn holds_token(&self, r: &JoinRequest) -> Result<(), Status> {
         let t = self.0.lock();
@@ -275,7 +291,22 @@ impl federation_server::Federation for FederationService {
             return Err(Status::permission_denied(format!("cluster {peer} is no member of this mesh")));
         }
         let (_, bundle) = self.0.own_bundle().await?;
+        self.0.lock().roots.told(&peer, bundle.sequence);
         Ok(Response::new(Bundle { generation: 0, bundle }.to_pb()))
+    }
+
+    async fn roots(&self, request: Request<RootsReport>) -> Result<Response<RootsAnswer>, Status> {
+        let peer = self.of_this_domain(&request)?;
+        Ok(Response::new(roots::heard(&self.0, peer, request.into_inner())?))
+    }
+
+    async fn renew(&self, request: Request<RenewRequest>) -> Result<Response<RenewResponse>, Status> {
+        let peer = self.of_this_domain(&request)?;
+        let answer = roots::renew(&self.0, &peer, request.into_inner()).await;
+        if let Err(status) = &answer {
+            tracing::warn!(target: "audit", cluster = %peer, reason = %status.message(), "refused an intermediate");
+        }
+        answer.map(Response::new)
     }
 
     async fn leave(&self, request: Request<LeaveRequest>) -> Result<Response<LeaveResponse>, Status> {

@@ -13,7 +13,9 @@ use std::{
 use mesh_identity::{ForeignTrust, SecretStore};
 use mesh_model::{
     ClusterId, TrustDomain,
-    federation::{ForeignBundle, FormerCluster, ImportedService, LeaseState, OnLapse, PeerCluster, type_url},
+    federation::{
+        ForeignBundle, FormerCluster, ImportedService, LeaseState, OnLapse, OwnRoots, PeerCluster, type_url,
+    },
 };
 use mesh_xds::mcp::{ConfigServer, Document};
 use tokio::sync::{Notify, watch};
@@ -21,10 +23,12 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     FederationOptions,
+    authority_pb::AuthorityStatus,
     declared::Declared,
     exchange::{Dirty, Import, Node, ServiceKey},
     federate::BundleLink,
     membership::{Bundle, Clash, Merged},
+    roots::Roots,
     store::{Store, Tokens},
     wire::Member,
 };
@@ -82,6 +86,10 @@ pub(crate) struct Tables {
     /// How the bundles of other trust domains stand.
     pub(crate) bundles: BTreeMap<TrustDomain, BundleLink>,
     trust: Option<BTreeMap<String, ForeignBundle>>,
+    /// The own CA as this control plane uses it, while it is in a mesh.
+    pub(crate) authority: Option<AuthorityStatus>,
+    /// How members stand with its roots, and what those of other domains were told.
+    pub(crate) roots: Roots,
     /// Names that other trust domains tell and that somebody else has.
     pub(crate) clashes: BTreeSet<Clash>,
     /// Imports that differ from what is on disk.
@@ -110,6 +118,8 @@ pub(crate) struct Shared {
     pub(crate) exports_changed: watch::Sender<u64>,
     /// Counts changes of membership.
     pub(crate) members_changed: watch::Sender<u64>,
+    /// Counts changes of the own CA.
+    pub(crate) roots_changed: watch::Sender<u64>,
     /// A peer has shown that it is there: whoever waits to dial it looks again.
     pub(crate) nudge: Notify,
     /// Ends the streams of peers, which are tasks of their own.
@@ -141,6 +151,8 @@ impl Shared {
             declared: Declared::default(),
             bundles: BTreeMap::new(),
             trust: None,
+            authority: None,
+            roots: Roots::default(),
             clashes: BTreeSet::new(),
             unsaved: BTreeSet::new(),
             peers: None,
@@ -156,6 +168,7 @@ impl Shared {
             tables: Mutex::new(tables),
             exports_changed: watch::Sender::new(0),
             members_changed: watch::Sender::new(0),
+            roots_changed: watch::Sender::new(0),
             nudge: Notify::new(),
             stop: CancellationToken::new(),
             trust_domain: Mutex::new(None),
@@ -358,13 +371,18 @@ impl Shared {
             trust_domain: b.bundle.trust_domain.clone(),
             roots: b.bundle.pem(),
             clusters: members.of_domain(&b.bundle.trust_domain).map(|m| m.cluster.clone()).collect(),
+            own: None,
         };
-        let now: BTreeMap<_, _> =
+        let mut now: BTreeMap<_, _> =
             members.bundles().map(|b| (b.bundle.trust_domain.to_string(), of(b))).collect();
+        if let Some(own) = t.authority.as_ref().and_then(|a| self.own_roots(a)) {
+            now.insert(own.trust_domain.to_string(), own);
+        }
         if t.trust.as_ref() == Some(&now) {
             return;
         }
-        let trust = now.values().map(|b| ForeignTrust {
+        // The own roots come from citadel in this process.
+        let trust = now.values().filter(|b| b.own.is_none()).map(|b| ForeignTrust {
             trust_domain: b.trust_domain.clone(),
             roots: b.roots.clone(),
             clusters: Some(b.clusters.iter().cloned().collect()),
@@ -375,6 +393,34 @@ impl Shared {
         let docs = now.iter().filter_map(|(n, b)| Some((n.clone(), document(n, b)?))).collect();
         self.publisher.publish_type(type_url::FOREIGN_BUNDLE, docs);
         t.trust = Some(now);
+    }
+
+    /// The own roots as proxies are told of them.
+    fn own_roots(&self, a: &AuthorityStatus) -> Option<ForeignBundle> {
+        let within = self.options.renew_within.as_millis();
+        Some(ForeignBundle {
+            trust_domain: TrustDomain::new(&a.trust_domain).ok()?,
+            roots: a.bundle.clone(),
+            clusters: vec![],
+            own: Some(OwnRoots {
+                sequence: a.bundle_sequence,
+                intermediate: a.intermediate_sha256.clone(),
+                renew_within_ms: u32::try_from(within).unwrap_or(u32::MAX),
+            }),
+        })
+    }
+
+    /// The own CA is another one, or none.
+    pub(crate) fn set_roots(&self, authority: Option<AuthorityStatus>) {
+        {
+            let mut t = self.lock();
+            if authority.is_none() {
+                t.roots = Roots::default();
+            }
+            t.authority = authority;
+        }
+        self.roots_changed.send_modify(|n| *n += 1);
+        self.publish();
     }
 
     /// Keeps imports that changed since the last call.

@@ -71,6 +71,14 @@ pub(crate) async fn ask_pilot(
     pilot(socket, hyper::Method::POST, "/pilot/debug/inspect", ask.to_string()).await
 }
 
+/// What pilot knows of the roots that proxies trust.
+pub(crate) async fn ask_trust<T: DeserializeOwned>(shared: &Shared) -> Result<T, Status> {
+    let Some(socket) = &shared.options.debug_socket else {
+        return Err(Status::unimplemented("pilot is not asked in this cluster"));
+    };
+    pilot(socket, hyper::Method::GET, "/pilot/debug/trust", String::new()).await
+}
+
 /// A page of pilot's.
 async fn pilot<T: DeserializeOwned>(
     socket: &Path,

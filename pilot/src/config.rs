@@ -147,6 +147,8 @@ pub struct Config {
     pub bundles: BTreeMap<String, ForeignBundle>,
     /// Patches of what is generated.
     pub envoy_filters: Vec<Doc<Filter>>,
+    /// Those of the own trust domain.
+    pub roots: Option<ForeignBundle>,
     /// Documents of the Gateway API as written; what they mean is among the others.
     pub gateway_api: gateway_api::Documents,
     /// Documents that could not be read.
@@ -261,6 +263,7 @@ impl Reader {
         }
         for (name, doc) in federation.of(type_url::FOREIGN_BUNDLE) {
             match doc.spec::<ForeignBundle>() {
+                Ok(b) if b.own.is_some() => config.roots = Some(b),
                 Ok(b) => drop(config.bundles.insert(b.trust_domain.to_string(), b)),
                 Err(e) => config.problems.push(Problem {
                     object: format!("ForeignBundle {name}"),

@@ -12,6 +12,7 @@
 //! | `/debug/explain` (POST, [`ExplainQuery`]) | the way from a proxy to a host, as far as this cluster knows it |
 //! | `/debug/inspect` (POST, [`InspectQuery`]) | an exported service as a peer's caller meets it |
 //! | `/debug/links` | what east-west gateways told lately of the ways to other clusters ([`GatewayLinks`]) |
+//! | `/debug/trust` | how many proxies trust the own roots and show a certificate under the intermediate ([`TrustStatus`]) |
 //! | `/debug/consulz` | Consul's agents and how following them goes ([`AgentStatus`]) |
 //! | `/debug/problems` | what in the configuration cannot be done as written |
 
@@ -45,6 +46,7 @@ use crate::{
     proxy::ProxyNode,
     run::Shared,
     source::PilotSource,
+    trust::{Trust, TrustStatus},
 };
 
 #[derive(Clone)]
@@ -53,6 +55,7 @@ struct Pages {
     ready: watch::Receiver<bool>,
     shared: Arc<Shared>,
     links: Arc<Links>,
+    trust: Arc<Trust>,
 }
 
 pub(crate) fn router(
@@ -60,6 +63,7 @@ pub(crate) fn router(
     ready: watch::Receiver<bool>,
     shared: Arc<Shared>,
     links: Arc<Links>,
+    trust: Arc<Trust>,
 ) -> Router {
     Router::new()
         .route("/ready", get(is_ready))
@@ -70,11 +74,12 @@ pub(crate) fn router(
         .route("/debug/configz", get(configz))
         .route("/debug/gatewayz", get(gatewayz))
         .route("/debug/links", get(links_page))
+        .route("/debug/trust", get(trusting))
         .route("/debug/consulz", get(consulz))
         .route("/debug/problems", get(problems))
         .route("/debug/explain", post(explain_way))
         .route("/debug/inspect", post(inspect))
-        .with_state(Pages { service, ready, shared, links })
+        .with_state(Pages { service, ready, shared, links, trust })
 }
 
 async fn is_ready(State(p): State<Pages>) -> Response {
@@ -252,6 +257,10 @@ async fn gatewayz(State(p): State<Pages>) -> Json<Status> {
         })
         .collect();
     Json(gateway_api::status::status(&w.config, &connected))
+}
+
+async fn trusting(State(p): State<Pages>) -> Json<TrustStatus> {
+    Json(p.trust.status(p.service.status().clients()))
 }
 
 async fn links_page(State(p): State<Pages>) -> Json<Vec<GatewayLinks>> {

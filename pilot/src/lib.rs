@@ -28,6 +28,7 @@ mod run;
 pub mod simulate;
 mod slots;
 pub mod source;
+pub mod trust;
 pub mod world;
 
 pub use run::{Pilot, PilotHandle, PilotOptions};

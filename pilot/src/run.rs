@@ -18,6 +18,7 @@ use mesh_xds::{
     links::LinkService,
     mcp::{ConfigClient, ConfigServer, ConfigState},
     server::StatusBoard,
+    trust::TrustService,
 };
 use tokio::{sync::watch, task::JoinHandle, time::Instant};
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -30,6 +31,7 @@ use crate::{
     links::Links,
     metrics,
     source::PilotSource,
+    trust::Trust,
     world::{Settings, World},
 };
 
@@ -70,6 +72,7 @@ pub struct PilotHandle {
     ready: watch::Receiver<bool>,
     shared: Arc<Shared>,
     links: Arc<Links>,
+    trust: Arc<Trust>,
     tasks: Mutex<Vec<JoinHandle<()>>>,
     stop: CancellationToken,
     _guard: DropGuard,
@@ -96,6 +99,7 @@ impl Pilot {
         let exports = ConfigServer::new();
         let shared = Arc::new(Shared { consul: options.consul, ..Shared::default() });
         let links = Arc::new(Links::new(source.clone()));
+        let trust = Arc::new(Trust::new(source.clone()));
         let mut tasks = Vec::new();
         if let Some(path) = &options.export_socket {
             let listener = mesh_xds::server::conn::bind_unix(path)?;
@@ -130,6 +134,7 @@ impl Pilot {
             ready,
             shared,
             links,
+            trust,
             tasks: Mutex::new(tasks),
             stop,
             _guard: guard,
@@ -149,6 +154,12 @@ impl PilotHandle {
     #[must_use]
     pub fn link_service(&self) -> LinkService<Links> {
         LinkService::new(self.links.clone())
+    }
+
+    /// The service to which proxies tell what they trust and show, for the same server.
+    #[must_use]
+    pub fn trust_service(&self) -> TrustService<Trust> {
+        TrustService::new(self.trust.clone())
     }
 
     /// The server of exports, for a process that reads them without a socket.
@@ -176,6 +187,7 @@ impl PilotHandle {
             self.ready.clone(),
             self.shared.clone(),
             self.links.clone(),
+            self.trust.clone(),
         )
     }
 

@@ -30,6 +30,8 @@ use sds::SecretSource;
 
 /// Streams of a proxy end with it; this is for those that are told to.
 const STOP_LIMIT: Duration = Duration::from_secs(5);
+/// A change reaches the proxy's streams within this time, so that what is unanswered then shows.
+const SETTLE: Duration = Duration::from_secs(1);
 
 /// Flags of `flotilla agent`. `--admin` and `--metrics` are addresses of the proxy, `--readiness` is
 /// the agent's own. `--concurrency` and `--drain-seconds` cannot be said in a bootstrap: the agent
@@ -125,11 +127,13 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
             endpoint: endpoint.clone(),
             identity,
             token_file: proxy.token_file.clone(),
+            root,
             state_dir: proxy.state_dir.clone(),
         },
         store,
     );
     let mut pem = renewal.pem();
+    let roots = renewal.roots();
     let renewing = tokio::spawn(renewal.run());
     // Until there is something to give, connections wait in the kernel's queue: an empty answer would
     // count as an update that lacks the secret.
@@ -140,9 +144,17 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
         () = stop.cancelled() => return Ok(()),
     }
     // With the certificate that is there now; before, the control plane would send it away.
-    let (_bundles, told) = bundles::follow(endpoint, node, proxy.state_dir.as_deref());
+    let (_bundles, told) = bundles::follow(endpoint.clone(), node.clone(), proxy.state_dir.as_deref());
+    let trusting = tokio::spawn(roots.clone().follow(told.clone()));
     let (source, follow) = SecretSource::follow(proxy.trust_domain.clone(), pem, told);
     let service = AdsService::new(source).until(stop.clone());
+    // It is the proxy that verifies: what it was sent counts once it has acknowledged it.
+    let board = service.status();
+    let taken = move || {
+        let clients = board.clients();
+        !clients.is_empty() && clients.iter().all(|c| c.types.values().all(|t| t.state() == "SYNCED"))
+    };
+    let reporting = tokio::spawn(roots.report(endpoint, node, SETTLE, taken));
     let server = tonic::transport::Server::builder()
         .add_service(service.secrets())
         .serve_with_incoming_shutdown(conn::unix(socket), stop.clone().cancelled_owned());
@@ -154,7 +166,7 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
         r = &mut server => Some(r),
         () = stop.cancelled() => tokio::time::timeout(STOP_LIMIT, &mut server).await.ok(),
     };
-    for task in [renewing, follow, ready_task] {
+    for task in [renewing, follow, ready_task, trusting, reporting] {
         task.abort();
     }
     server.abort();

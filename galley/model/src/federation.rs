@@ -305,6 +305,21 @@ pub struct ForeignBundle {
     pub roots: String,
     /// Members of it.
     pub clusters: Vec<ClusterId>,
+    /// Only with the roots of the own trust domain, which are told in the same way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub own: Option<OwnRoots>,
+}
+
+/// What is told of the roots of the own trust domain besides.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct OwnRoots {
+    /// Number of the bundle.
+    pub sequence: u64,
+    /// SHA-256 of the cluster's intermediate, hexadecimal: whoever shows a certificate under another one renews.
+    pub intermediate: String,
+    /// Over how long the proxies of the cluster spread that, milliseconds.
+    pub renew_within_ms: u32,
 }
 
 /// Type names of these records on the configuration protocol (MCP over xDS).

@@ -2,6 +2,7 @@
 
 pub(crate) mod analyze;
 pub(crate) mod authz;
+pub(crate) mod ca;
 pub(crate) mod clusters;
 pub(crate) mod doctor;
 pub(crate) mod explain;

@@ -41,6 +41,8 @@ enum Command {
     LeaveCluster(commands::mesh::LeaveArgs),
     /// Declare a member gone that is dead, lost or no longer trusted; every member refuses it from then on
     EvictCluster(commands::mesh::EvictArgs),
+    /// Show the roots of the mesh and who trusts them; replace the root
+    Ca(commands::ca::CaArgs),
     /// List the members of the mesh as this cluster sees them
     Clusters(commands::clusters::ClustersArgs),
     /// Walk the way from a workload to a service, and name the first step that is broken
@@ -130,6 +132,7 @@ async fn run(command: Command) -> anyhow::Result<u8> {
         Command::JoinCluster(a) => commands::mesh::join(a).await,
         Command::LeaveCluster(a) => commands::mesh::leave(a).await,
         Command::EvictCluster(a) => commands::mesh::evict(a).await,
+        Command::Ca(a) => commands::ca::run(a).await,
         Command::Clusters(a) => commands::clusters::run(a).await,
         Command::Explain(a) => commands::explain::run(a).await,
         Command::Doctor(a) => commands::doctor::run(a).await,

@@ -172,8 +172,8 @@ impl Classes {
             class.routing.insert(NDS, vec![message("name-table", names)]);
         }
         if changed(|l| l.environment) {
-            let all = world.config.bundles.iter();
-            let bundles = all.map(|(name, b)| message(name, bundles::encode(b))).collect();
+            let all = world.config.bundles.values().chain(&world.config.roots);
+            let bundles = all.map(|b| message(b.trust_domain.as_str(), bundles::encode(b))).collect();
             class.routing.insert(BUNDLES, bundles);
         }
         let mut all = class.routing.clone();

@@ -136,6 +136,7 @@ fn same_environment(now: &World, before: &World) -> bool {
         && a.peers == b.peers
         && a.former == b.former
         && a.bundles == b.bundles
+        && a.roots == b.roots
         && same(&a.gateways, &b.gateways)
         && same(&a.sidecars, &b.sidecars)
         && same(&a.peer_authentications, &b.peer_authentications)

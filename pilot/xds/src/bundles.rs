@@ -1,7 +1,10 @@
-//! Roots of trust domains that the mesh is federated with, as proxies are told of them: one resource for each domain,
-//! of that name. The own domain's roots do not come this way, but with the workload's certificate.
+//! Roots of trust domains, as proxies are told of them: one resource for each domain, of that name. Those of the own
+//! domain come with the workload's certificate at first, and in this way from then on.
 
-use mesh_model::{ClusterId, TrustDomain, federation::ForeignBundle};
+use mesh_model::{
+    ClusterId, TrustDomain,
+    federation::{ForeignBundle, OwnRoots},
+};
 use prost::Message as _;
 
 use crate::{pb, type_url};
@@ -16,6 +19,19 @@ struct TrustBundle {
     roots: String,
     #[prost(string, repeated, tag = "3")]
     clusters: Vec<String>,
+    /// Only with the own domain's; an older proxy takes no roots of its own domain from here.
+    #[prost(message, optional, tag = "4")]
+    own: Option<Own>,
+}
+
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+struct Own {
+    #[prost(uint64, tag = "1")]
+    sequence: u64,
+    #[prost(string, tag = "2")]
+    intermediate: String,
+    #[prost(uint32, tag = "3")]
+    renew_within_ms: u32,
 }
 
 /// Encodes a bundle.
@@ -25,6 +41,11 @@ pub fn encode(b: &ForeignBundle) -> pb::Any {
         trust_domain: b.trust_domain.to_string(),
         roots: b.roots.clone(),
         clusters: b.clusters.iter().map(ToString::to_string).collect(),
+        own: b.own.as_ref().map(|o| Own {
+            sequence: o.sequence,
+            intermediate: o.intermediate.clone(),
+            renew_within_ms: o.renew_within_ms,
+        }),
     };
     pb::Any { type_url: type_url::BUNDLES.to_owned(), value: message.encode_to_vec().into() }
 }
@@ -43,6 +64,11 @@ pub fn decode(any: &pb::Any) -> Result<ForeignBundle, String> {
         trust_domain: TrustDomain::new(&m.trust_domain).map_err(|e| e.to_string())?,
         roots: m.roots,
         clusters: clusters.map_err(|e| e.to_string())?,
+        own: m.own.map(|o| OwnRoots {
+            sequence: o.sequence,
+            intermediate: o.intermediate,
+            renew_within_ms: o.renew_within_ms,
+        }),
     })
 }
 
@@ -56,8 +82,12 @@ mod tests {
             trust_domain: TrustDomain::new("b.example").unwrap(),
             roots: "PEM".into(),
             clusters: vec![ClusterId::new("north").unwrap()],
+            own: None,
         };
         assert_eq!(decode(&encode(&b)).unwrap(), b);
+        let own = OwnRoots { sequence: 3, intermediate: "ab".into(), renew_within_ms: 5000 };
+        let own = ForeignBundle { own: Some(own), ..b.clone() };
+        assert_eq!(decode(&encode(&own)).unwrap(), own);
         let bad = ForeignBundle { clusters: vec![], ..b };
         let mut any = encode(&bad);
         any.value = [0x0a, 1, b'/'].to_vec().into();

@@ -23,6 +23,7 @@ pub mod node;
 pub mod patch;
 pub mod pb;
 pub mod server;
+pub mod trust;
 pub mod type_url;
 
 pub use client::{AdsClient, ClientOptions, Endpoint};

@@ -19,7 +19,7 @@ pub const RESOURCE: &str = "type.googleapis.com/envoy.service.discovery.v3.Resou
 /// Names that the workload's resolver answers.
 pub const NDS: &str = "type.googleapis.com/istio.networking.nds.v1.NameTable";
 
-/// Roots of trust domains that the mesh is federated with.
+/// Roots of trust domains: of those that the mesh is federated with, and of its own.
 pub const BUNDLES: &str = "type.googleapis.com/flotilla.identity.v1.TrustBundle";
 
 /// Position of a type in a push, so that what is referenced arrives before what refers to it

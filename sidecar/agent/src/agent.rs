@@ -192,6 +192,7 @@ impl Agent {
                 endpoint: endpoint.clone(),
                 identity,
                 token_file: args.token_file.clone(),
+                root,
                 state_dir: args.state_dir.clone(),
             },
             store.clone(),
@@ -207,6 +208,7 @@ impl Agent {
             }
         }));
         let identity_status = renewal.status();
+        let roots = renewal.roots();
         tasks.push(tokio::spawn(renewal.run()));
 
         // Without a certificate the control plane would only send us away; with a kept configuration the
@@ -223,6 +225,8 @@ impl Agent {
             fixed: None,
             on_demand: on_demand.clone(),
         });
+        tasks.push(tokio::spawn(roots.clone().follow(client.bundles())));
+        tasks.push(tokio::spawn(roots.report(endpoint.clone(), node.clone(), Duration::ZERO, || true)));
         let mut bundles = client.bundles();
         // Those that were kept are there before the first session to another trust domain.
         foreign_trust(&store, &bundles.borrow_and_update());
@@ -333,7 +337,7 @@ impl Farewell {
 
 /// Takes the roots of other trust domains as the control plane tells them.
 pub(crate) fn foreign_trust(store: &SecretStore, bundles: &[ForeignBundle]) {
-    let trust = bundles.iter().map(|b| ForeignTrust {
+    let trust = bundles.iter().filter(|b| b.own.is_none()).map(|b| ForeignTrust {
         trust_domain: b.trust_domain.clone(),
         roots: b.roots.clone(),
         clusters: Some(b.clusters.iter().cloned().collect()),

@@ -17,6 +17,7 @@ mod on_demand;
 mod restart;
 mod standalone;
 mod svid;
+mod trust;
 
 pub use agent::{Agent, AgentOptions, CONTROL_PLANE_NAME, control_plane, control_plane_id, mesh_root};
 pub use args::ProxyArgs;
@@ -25,6 +26,7 @@ pub use mixer::{MixerArgs, MixerHook};
 pub use restart::{Restart, RestartArgs};
 pub use standalone::{Standalone, StandaloneOptions};
 pub use svid::{Renewal, SvidError, SvidOptions, SvidPem};
+pub use trust::Roots;
 
 pub(crate) mod pb {
     #![allow(missing_docs, unreachable_pub, clippy::all)]

@@ -2,7 +2,11 @@
 //!
 //! The first certificate is proved by a bearer token, later ones by the certificate itself or, if
 //! that has expired, the token again. Renewal happens at half of the lifetime with jitter, so that
-//! the proxies of a cluster do not come back together; connections are not touched.
+//! the proxies of a cluster do not come back together, and soon when the cluster's intermediate is another one than the
+//! certificate's; connections are not touched.
+//!
+//! Roots come with each certificate, and from the xDS stream as soon as that tells any: it is the one that is told of
+//! changes, so what it told last stays.
 
 use std::{
     io,
@@ -12,22 +16,27 @@ use std::{
 };
 
 use mesh_identity::{
-    IdentityError, PendingSvid, SecretStore, WORKLOAD_SVID, certificate_info, pem_certificates,
+    IdentityError, PendingSvid, SecretStore, WORKLOAD_SVID, certificate_info, pem_certificates, root_pin,
 };
-use mesh_model::SpiffeId;
+use mesh_model::{SpiffeId, federation::ForeignBundle};
 use mesh_runtime::files::write_private;
-use mesh_xds::{Endpoint, client::channel};
+use mesh_xds::{Endpoint, client::channel, trust::Trusting};
 use rand::RngExt;
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 use tonic::{Request, metadata::MetadataValue};
 
-use crate::pb::{IstioCertificateRequest, istio_certificate_service_client::IstioCertificateServiceClient};
+use crate::{
+    Roots,
+    pb::{IstioCertificateRequest, istio_certificate_service_client::IstioCertificateServiceClient},
+};
 
 /// One signing request.
 const SIGN_TIMEOUT: Duration = Duration::from_secs(10);
 /// First pause after a failure; doubles up to [`MAX_PAUSE`].
 const MIN_PAUSE: Duration = Duration::from_millis(250);
 const MAX_PAUSE: Duration = Duration::from_secs(15);
+/// A control plane that tells of an intermediate before it signs with it is not asked more often.
+const MIN_SPREAD: Duration = Duration::from_millis(500);
 
 /// Why there is no (new) certificate.
 #[derive(Debug, thiserror::Error)]
@@ -64,6 +73,8 @@ pub struct SvidOptions {
     pub identity: SpiffeId,
     /// The workload's token.
     pub token_file: PathBuf,
+    /// Roots of the mesh as they were when the process started, PEM.
+    pub root: Vec<u8>,
     /// Where key and certificate are kept across restarts; `None` keeps them in memory only.
     pub state_dir: Option<PathBuf>,
 }
@@ -93,6 +104,17 @@ pub struct Renewal {
     /// Why the last attempt failed; empty when it did not.
     status: watch::Sender<String>,
     pem: watch::Sender<Option<Arc<SvidPem>>>,
+    roots: Roots,
+    /// What is shown and trusted now.
+    now: Option<SvidPem>,
+}
+
+/// When to renew.
+struct Due {
+    /// By the certificate's age.
+    at: Instant,
+    /// Because of another intermediate: that one, and when.
+    other: Option<(String, Instant)>,
 }
 
 impl Renewal {
@@ -104,7 +126,15 @@ impl Renewal {
             store,
             status: watch::Sender::new("no certificate yet".into()),
             pem: watch::Sender::new(None),
+            roots: Roots::default(),
+            now: None,
         }
+    }
+
+    /// To tell it the own roots, and to report what it does with them.
+    #[must_use]
+    pub fn roots(&self) -> Roots {
+        self.roots.clone()
     }
 
     /// The last failure, empty if there is none.
@@ -120,17 +150,90 @@ impl Renewal {
         self.pem.subscribe()
     }
 
-    fn publish(&self, chain: &[u8], key: &[u8], roots: &[u8]) {
+    fn publish(&mut self, chain: &[u8], key: &[u8], roots: &[u8]) {
+        let now = SvidPem { chain: chain.to_vec(), key: key.to_vec(), roots: roots.to_vec() };
         // Fails without a receiver, which is what is wanted then.
-        let _ = self.pem.send(Some(Arc::new(SvidPem {
-            chain: chain.to_vec(),
-            key: key.to_vec(),
-            roots: roots.to_vec(),
-        })));
+        let _ = self.pem.send(Some(Arc::new(now.clone())));
+        self.now = Some(now);
+        self.say();
+    }
+
+    /// Says what is trusted and shown, for reports.
+    fn say(&self) {
+        let told = self.roots.told.borrow();
+        let told = told.as_ref().filter(|t| self.now.as_ref().is_some_and(|n| n.roots == t.roots.as_bytes()));
+        let sequence = told.and_then(|t| Some(t.own.as_ref()?.sequence)).unwrap_or(0);
+        let intermediate = self.intermediate().unwrap_or_default();
+        self.roots.trusting.send_replace(Trusting { sequence, intermediate });
+    }
+
+    /// SHA-256 of the intermediate that is shown.
+    fn intermediate(&self) -> Option<String> {
+        let chain = pem_certificates("chain", &self.now.as_ref()?.chain).ok()?;
+        chain.get(1).map(|i| root_pin(i))
+    }
+
+    /// Trusts what the control plane told last, if that is news.
+    fn trust(&mut self) {
+        let told = self.roots.told.borrow().clone();
+        let (Some(told), Some(now)) = (told, self.now.clone()) else { return };
+        if told.roots.as_bytes() == now.roots {
+            return self.say();
+        }
+        if let Err(error) = self.store.set_mesh_trust(&self.options.identity.domain(), told.roots.as_bytes())
+        {
+            tracing::error!(%error, "the roots that the control plane told cannot be used; the old ones stay");
+            return;
+        }
+        tracing::info!(sequence = told.own.as_ref().map(|o| o.sequence), "other roots are trusted");
+        self.keep(&[("root-cert.pem", told.roots.as_bytes())]);
+        self.publish(&now.chain, &now.key, told.roots.as_bytes());
+    }
+
+    fn keep(&self, files: &[(&str, &[u8])]) {
+        let Some(dir) = &self.options.state_dir else { return };
+        for (name, content) in files {
+            if let Err(error) = write_private(&dir.join(name), content) {
+                tracing::warn!(%error, name, "not kept; a restart will need the control plane");
+            }
+        }
+    }
+
+    /// Whether the control plane signs with another intermediate than it did; when to ask, spread so that the proxies of a
+    /// cluster do not come together.
+    fn look(&self, due: &mut Due) {
+        let told = self.roots.told.borrow();
+        let own = told.as_ref().and_then(|t| t.own.as_ref()).filter(|o| !o.intermediate.is_empty());
+        let Some(own) = own.filter(|o| self.intermediate().as_ref() != Some(&o.intermediate)) else {
+            due.other = None;
+            return;
+        };
+        if due.other.as_ref().is_none_or(|(of, _)| *of != own.intermediate) {
+            let spread = Duration::from_millis(own.renew_within_ms.into()).max(MIN_SPREAD);
+            let wait = spread.mul_f64(rand::rng().random_range(0.0..1.0));
+            due.other = Some((own.intermediate.clone(), Instant::now() + wait));
+        }
+    }
+
+    /// Waits until it is time to renew.
+    async fn wait(&mut self, told: &mut watch::Receiver<Option<ForeignBundle>>, at: Instant) {
+        let mut due = Due { at, other: None };
+        loop {
+            told.mark_unchanged();
+            self.trust();
+            self.look(&mut due);
+            let at = due.other.as_ref().map_or(due.at, |(_, soon)| due.at.min(*soon));
+            tokio::select! {
+                () = tokio::time::sleep_until(at) => return,
+                // The sender is this one's own.
+                _ = told.changed() => {}
+            }
+        }
     }
 
     /// Runs until dropped.
-    pub async fn run(self) {
+    pub async fn run(mut self) {
+        let mut told = self.roots.told.subscribe();
         let mut expiry = self.load();
         let mut pause = MIN_PAUSE;
         loop {
@@ -139,7 +242,7 @@ impl Renewal {
                 // Between 40 and 60 percent of what is left: half, with jitter.
                 let left = at.duration_since(SystemTime::now()).unwrap_or_default();
                 let share = rand::rng().random_range(0.4..0.6);
-                tokio::time::sleep(left.mul_f64(share)).await;
+                self.wait(&mut told, Instant::now() + left.mul_f64(share)).await;
             }
             match self.renew().await {
                 Ok(at) => {
@@ -160,13 +263,21 @@ impl Renewal {
     }
 
     /// What an earlier run kept, if it is still good.
-    fn load(&self) -> Option<SystemTime> {
-        let dir = self.options.state_dir.as_ref()?;
+    fn load(&mut self) -> Option<SystemTime> {
+        let dir = self.options.state_dir.clone()?;
         let read = |name: &str| std::fs::read(dir.join(name)).ok();
-        let (chain, key, root) = (read("svid-chain.pem")?, read("svid-key.pem")?, read("root-cert.pem")?);
+        let (chain, key, mut root) = (read("svid-chain.pem")?, read("svid-key.pem")?, read("root-cert.pem")?);
         let info = certificate_info(&chain).ok()?;
         if info.spiffe.as_ref() != Some(&self.options.identity) || info.not_after <= SystemTime::now() {
             return None;
+        }
+        // Another root may sign by now than when this was kept, and whoever started the process knows. Until the control
+        // plane tells which there are, it is believed as well.
+        let kept = pem_certificates("root-cert.pem", &root).ok()?;
+        let given = pem_certificates("--root-cert", &self.options.root).unwrap_or_default();
+        if given.iter().any(|g| !kept.contains(g)) {
+            root.push(b'\n');
+            root.extend_from_slice(&self.options.root);
         }
         self.store.set_identity(WORKLOAD_SVID, &chain, &key).ok()?;
         self.store.set_mesh_trust(&self.options.identity.domain(), &root).ok()?;
@@ -174,7 +285,7 @@ impl Renewal {
         Some(info.not_after)
     }
 
-    async fn renew(&self) -> Result<SystemTime, SvidError> {
+    async fn renew(&mut self) -> Result<SystemTime, SvidError> {
         let pending = PendingSvid::generate(&self.options.identity)?;
         let token = match std::fs::read_to_string(&self.options.token_file) {
             Ok(t) => Some(t),
@@ -213,20 +324,16 @@ impl Renewal {
             )));
         }
         pem_certificates("root", root.as_bytes())?;
+        let told = self.roots.told.borrow().as_ref().map(|t| t.roots.clone());
+        let root = &told.unwrap_or_else(|| root.clone());
         self.store.set_identity(WORKLOAD_SVID, chain_pem.as_bytes(), pending.key_pem.as_bytes())?;
         self.store.set_mesh_trust(&self.options.identity.domain(), root.as_bytes())?;
         self.publish(chain_pem.as_bytes(), pending.key_pem.as_bytes(), root.as_bytes());
-        if let Some(dir) = &self.options.state_dir {
-            for (name, content) in [
-                ("svid-key.pem", pending.key_pem.as_str()),
-                ("svid-chain.pem", chain_pem.as_str()),
-                ("root-cert.pem", root.as_str()),
-            ] {
-                if let Err(error) = write_private(&dir.join(name), content.as_bytes()) {
-                    tracing::warn!(%error, name, "not kept; a restart will need the control plane");
-                }
-            }
-        }
+        self.keep(&[
+            ("svid-key.pem", pending.key_pem.as_bytes()),
+            ("svid-chain.pem", chain_pem.as_bytes()),
+            ("root-cert.pem", root.as_bytes()),
+        ]);
         Ok(info.not_after)
     }
 }
@@ -241,3 +348,6 @@ fn chain_of(e: &dyn std::error::Error) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests;

@@ -60,7 +60,7 @@ impl SecretSource {
 
 /// A proxy that is told of other trust domains verifies by domain; otherwise by the roots, as ever.
 fn snapshot(own: &TrustDomain, pem: &SvidPem, foreign: &[ForeignBundle]) -> TypeSnapshot {
-    let roots = if foreign.is_empty() {
+    let roots = if foreign.iter().all(|b| b.trust_domain == *own) {
         SecretKind::Roots(pem.roots.clone())
     } else {
         let others = foreign

@@ -36,6 +36,8 @@ pub(crate) struct DoctorArgs {
 const SHOWN: usize = 3;
 /// An intermediate that ends sooner should have been renewed.
 const SOON: Duration = Duration::from_secs(14 * 86_400);
+/// A root that ends sooner should be replaced: whoever is away meanwhile has to come back before.
+const ROOT_SOON: Duration = Duration::from_secs(90 * 86_400);
 
 pub(crate) async fn run(args: DoctorArgs) -> anyhow::Result<u8> {
     let mut all = Vec::new();
@@ -84,7 +86,7 @@ async fn control_plane(local: &Local, out: &mut Vec<Step>) -> anyhow::Result<()>
     Ok(())
 }
 
-fn in_words(d: Duration) -> String {
+pub(super) fn in_words(d: Duration) -> String {
     match d.as_secs() {
         s if s >= 2 * 86_400 => format!("{} days", s / 86_400),
         s if s >= 2 * 3600 => format!("{} hours", s / 3600),
@@ -92,13 +94,13 @@ fn in_words(d: Duration) -> String {
     }
 }
 
-fn validity(what: &str, not_after: SystemTime, fix: &str) -> Step {
+fn validity(what: &str, not_after: SystemTime, soon: Duration, fix: &str) -> Step {
     let left = not_after.duration_since(SystemTime::now());
     match left {
         Err(ago) => {
             Step::broken("certificates", format!("{what} expired {} ago", in_words(ago.duration())), fix)
         }
-        Ok(left) if left < SOON => {
+        Ok(left) if left < soon => {
             Step::warning("certificates", format!("{what} expires in {}", in_words(left)), fix)
         }
         Ok(left) => Step::ok("certificates", format!("{what} is valid for {}", in_words(left))),
@@ -126,12 +128,28 @@ async fn certificates(local: &Local, out: &mut Vec<Step>) -> bool {
     let root = if status.holds_root_key { ", and holds the root key" } else { "" };
     out.push(Step::ok("mesh", format!("{} is a member of {}{root}", status.cluster, status.trust_domain)));
     let until = UNIX_EPOCH + Duration::from_secs(u64::try_from(status.intermediate_not_after).unwrap_or(0));
-    out.push(validity("this cluster's intermediate", until, "leave and join again, or renew it"));
+    let fix = "it is renewed by the cluster with the root key: is that reachable? If not in time, leave and join again";
+    out.push(
+        match (validity("this cluster's intermediate", until, SOON, fix), status.renewal_due.as_str()) {
+            (s, "") => s,
+            (s, _) if s.state != State::Ok => s,
+            (_, why) => Step::warning(
+                "certificates",
+                format!("this cluster's intermediate is to be renewed: {why}"),
+                fix,
+            ),
+        },
+    );
+    if status.phase != "steady" && !status.phase.is_empty() {
+        let says = format!("the root is being rotated ({}), bundle {}", status.phase, status.bundle_sequence);
+        out.push(Step::warning("certificates", says, "`flotilla ca status` shows what is to be done"));
+    }
     let roots = pem_certificates("bundle", status.bundle.as_bytes()).map_or(0, |c| c.len());
     match certificate_info(status.bundle.as_bytes()) {
         Ok(CertificateInfo { not_after, .. }) => {
             let what = if roots == 1 { "the root".to_owned() } else { format!("the first of {roots} roots") };
-            out.push(validity(&what, not_after, "rotate the root before it ends"));
+            let fix = "replace it before it ends, where its key is: `flotilla ca rotate prepare`";
+            out.push(validity(&what, not_after, ROOT_SOON, fix));
         }
         Err(e) => out.push(Step::broken("certificates", format!("the roots cannot be read: {e}"), "")),
     }
@@ -285,7 +303,7 @@ fn bundles(c: &ClustersResponse, out: &mut Vec<Step>) {
         let until = UNIX_EPOCH + Duration::from_secs(b.not_after);
         let what = format!("the trust bundle of {domain} (sequence {})", b.sequence);
         let fix = "its founder has to add a root; its control planes tell it by themselves";
-        let ends = validity(&what, until, fix);
+        let ends = validity(&what, until, SOON, fix);
         // What is asked for in vain for three rounds is not asked for in passing.
         let late = b.confirmed_age.is_some_and(|a| a > 3 * b.refresh_hint.max(10));
         out.push(match (ends.state, b.error.as_str()) {

@@ -86,6 +86,9 @@ pub(crate) struct ControlPlaneArgs {
     /// How often other trust domains are to ask for the roots of this one, seconds
     #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     bundle_refresh_hint: u64,
+    /// Over how long proxies spread their renewal when this cluster has another intermediate, seconds
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(0..=3600))]
+    renew_within: u64,
     #[command(flatten)]
     consul: ConsulArgs,
 }
@@ -168,6 +171,7 @@ pub(crate) async fn run(args: ControlPlaneArgs) -> anyhow::Result<()> {
             debug_socket: Some(at(socket::DEBUG)),
             declarations: Some(unix(socket::GALLEY)),
             refresh_hint: Duration::from_secs(args.bundle_refresh_hint),
+            renew_within: Duration::from_secs(args.renew_within),
         },
         secrets.clone(),
     )
@@ -221,6 +225,7 @@ pub(crate) async fn run(args: ControlPlaneArgs) -> anyhow::Result<()> {
     let server = grpc()
         .add_service(pilot.ads_service())
         .add_service(pilot.link_service())
+        .add_service(pilot.trust_service())
         .add_service(citadel.certificate_service())
         .serve_with_incoming(conn::tls(listener, tls.clone()));
     tasks.spawn(async move { report("xDS", server.await) });

@@ -82,10 +82,12 @@ pub(crate) async fn run(args: DnsArgs) -> anyhow::Result<()> {
                 endpoint: endpoint.clone(),
                 identity,
                 token_file: proxy.token_file.clone(),
+                root,
                 state_dir: proxy.state_dir.clone(),
             },
             store.clone(),
         );
+        let roots = renewal.roots();
         tasks.spawn(renewal.run());
         let cache = proxy.state_dir.as_ref().map(|d| d.join("xds.cache"));
         // As a sidecar does: without a certificate it would be sent away.
@@ -94,7 +96,7 @@ pub(crate) async fn run(args: DnsArgs) -> anyhow::Result<()> {
             have.changed().await.context("the secret store is gone")?;
         }
         let client = ProxyClient::start(ProxyClientOptions {
-            client: ClientOptions { endpoint, node, mode: Mode::Delta },
+            client: ClientOptions { endpoint: endpoint.clone(), node: node.clone(), mode: Mode::Delta },
             cache,
             name_table: true,
             // Names alone.
@@ -107,6 +109,8 @@ pub(crate) async fn run(args: DnsArgs) -> anyhow::Result<()> {
             }),
             on_demand: Default::default(),
         });
+        tasks.spawn(roots.clone().follow(client.bundles()));
+        tasks.spawn(roots.report(endpoint, node, Duration::ZERO, || true));
         tasks.spawn(pass_on(client.names(), tables));
         tasks.spawn(show(client.health(), connected));
         anyhow::Ok(client)

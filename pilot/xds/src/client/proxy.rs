@@ -203,7 +203,8 @@ impl ProxyClient {
         if options.name_table {
             initial.push((NDS, Names::All));
         }
-        if options.fixed.is_none() {
+        // A resolver takes names alone, and verifies the control plane all the same.
+        if options.fixed.is_none() || options.name_table {
             initial.push((BUNDLES, Names::All));
         }
         let token = CancellationToken::new();

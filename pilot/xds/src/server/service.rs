@@ -223,7 +223,8 @@ where
     service.source.authorize(&peer, &node)?;
     tracing::info!(node = %node.id, peer = ?peer.address, mode = ?V::MODE, "xDS client connected");
     service.source.connected(&node);
-    let registered = Registered { id: service.board.open(&node), service, node };
+    let registered =
+        Registered { id: service.board.open(&node, !peer.certificates.is_empty()), service, node };
     let (service, node) = (&registered.service, &registered.node);
 
     let mut changes = service.source.changes();

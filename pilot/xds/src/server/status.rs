@@ -51,6 +51,8 @@ impl TypeStatus {
 pub struct ClientStatus {
     /// Who it is.
     pub node: NodeInfo,
+    /// Whether it has shown a client certificate.
+    pub certified: bool,
     /// When its stream opened.
     pub connected: SystemTime,
     /// By type URL.
@@ -72,10 +74,14 @@ impl StatusBoard {
         self.clients.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn open(&self, node: &NodeInfo) -> u64 {
+    pub(super) fn open(&self, node: &NodeInfo, certified: bool) -> u64 {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
-        let status =
-            ClientStatus { node: node.clone(), connected: SystemTime::now(), types: BTreeMap::new() };
+        let status = ClientStatus {
+            node: node.clone(),
+            certified,
+            connected: SystemTime::now(),
+            types: BTreeMap::new(),
+        };
         self.lock().insert(id, status);
         id
     }
