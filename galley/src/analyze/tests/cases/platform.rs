@@ -181,9 +181,11 @@ pub(super) const CASES: &[Case] = &[
     case(
         "IST0133",
         "EnvoyFilter n/f",
-        5,
-        &[HTTP_FILTER],
-        &[service!("s", "{ports: [{port: 80, name: http}]}")],
+        4,
+        &[
+            "apiVersion: networking.istio.io/v1alpha3\nkind: EnvoyFilter\nmetadata: {name: f, namespace: n}\nspec: {configPatches: [{applyTo: BOOTSTRAP, patch: {operation: MERGE, value: {}}}]}\n",
+        ],
+        &[service!("s", "{ports: [{port: 80, name: http}]}"), HTTP_FILTER],
     ),
     case(
         "IST0135",
