@@ -143,6 +143,7 @@ impl Verify {
                 "explain",
                 "membership",
                 "patches",
+                "rotation",
                 "consul",
             ])
         });
