@@ -328,3 +328,39 @@ fn classes_share_equal_hosts() {
     assert!(!Arc::ptr_eq(&first.layers()[1], &second.layers()[1]));
     assert!(Arc::ptr_eq(first.get(name).unwrap(), second.get(name).unwrap()));
 }
+
+/// A host that another's VirtualService leaves as it is keeps its domains from what patches add.
+#[test]
+fn patches_know_whose_domains_are_kept() {
+    let source = PilotSource::new();
+    let node = &nodes()[0];
+    source.connected(node);
+    let mut reader = Reader::default();
+    let mut before = ConfigState::default();
+    for variant in [0, 1] {
+        let mut docs = Docs::default();
+        // Services films/a and books/b, the latter's VirtualService, and a host with domain a.films.
+        for (which, variant) in [(3, 0), (1, 0), (13, variant), (60, 2)] {
+            let (kind, name, spec) = document(which, variant);
+            docs = docs.add(kind, &name, spec);
+        }
+        let (mut galley, federation) = docs.states();
+        keep(&mut galley, &before);
+        before.clone_from(&galley);
+        let world = World::new(settings(), reader.read(&galley, &federation));
+        let world = match source.world() {
+            Some(before) => world.following(&before),
+            None => world,
+        };
+        assert_eq!(world.rerouted().is_some(), variant == 1);
+        source.update(Arc::new(world));
+        let alone = World::new(settings(), Reader::default().read(&galley, &federation));
+        assert_eq!(served(&source, node), made(&alone, node));
+        let [p] = &source.problems()[..] else { panic!("{:?}", source.problems()) };
+        assert!(
+            p.message.contains("\"a.films\" is one of \"a.films.svc.cluster.local:80\""),
+            "{}",
+            p.message
+        );
+    }
+}
