@@ -599,7 +599,10 @@ fn new_intermediate(
 }
 
 /// Each certificate is signed by the next, the last one by a root. Answers with the place of that root.
-fn verify_chain(chain: &[CertificateDer<'_>], roots: &[CertificateDer<'_>]) -> Result<usize, AuthorityError> {
+pub(crate) fn verify_chain(
+    chain: &[CertificateDer<'_>],
+    roots: &[CertificateDer<'_>],
+) -> Result<usize, AuthorityError> {
     let stored = |s: String| AuthorityError::Stored(s);
     let parse = |der| X509Certificate::from_der(der).map(|(_, c)| c).map_err(|e| stored(e.to_string()));
     let mut above = 0;

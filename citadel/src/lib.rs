@@ -11,6 +11,7 @@
 mod announcement;
 pub mod authority;
 mod csr;
+pub mod probe;
 pub mod rotation;
 mod service;
 mod store;
@@ -171,6 +172,12 @@ impl Citadel {
             }
         });
         (store, task)
+    }
+
+    /// Asks the CA for a certificate as often as this, and at each change of it; tells how that went.
+    #[must_use]
+    pub fn probing(&self, every: Duration) -> (watch::Receiver<probe::Health>, JoinHandle<()>) {
+        probe::follow(self.authority.clone(), every)
     }
 
     /// Wakes when the cluster joins or leaves a mesh or its intermediate changes.

@@ -16,10 +16,10 @@ use crate::{
     pb::{
         authority::{
             self as pb, AuthorityStatus, FoundRequest, InstallIntermediateRequest, InstallRenewalRequest,
-            IntermediateRequest, IssueTokenRequest, RequestIntermediateRequest, RequestRenewalRequest,
-            ResetRequest, RotateRequest, RotateResponse, SignIntermediateRequest, SignedIntermediate,
-            StatusRequest, TakeAnnouncementRequest, TakeAnnouncementResponse, WorkloadToken,
-            authority_server,
+            IntermediateRequest, IssueTokenRequest, ProbeRequest, ProbeResponse, RequestIntermediateRequest,
+            RequestRenewalRequest, ResetRequest, RotateRequest, RotateResponse, SignIntermediateRequest,
+            SignedIntermediate, StatusRequest, TakeAnnouncementRequest, TakeAnnouncementResponse,
+            WorkloadToken, authority_server,
         },
         istio::{IstioCertificateRequest, IstioCertificateResponse, istio_certificate_service_server},
     },
@@ -288,6 +288,17 @@ impl authority_server::Authority for AuthorityService {
         };
         let token = self.0.tokens().issue(&r.namespace, &r.service_account, ttl)?;
         Ok(Response::new(WorkloadToken { token }))
+    }
+
+    async fn probe(&self, _: Request<ProbeRequest>) -> Result<Response<ProbeResponse>, Status> {
+        // The caller is the operator: what is wrong is its to know.
+        let p = self.0.probe().map_err(brought)?;
+        Ok(Response::new(ProbeResponse {
+            identity: p.identity.to_string(),
+            serial: p.serial,
+            certificates: u32::try_from(p.certificates).unwrap_or(u32::MAX),
+            took_us: u64::try_from(p.took.as_micros()).unwrap_or(u64::MAX),
+        }))
     }
 
     async fn reset(&self, _: Request<ResetRequest>) -> Result<Response<AuthorityStatus>, Status> {

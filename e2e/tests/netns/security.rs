@@ -46,7 +46,9 @@ fn security_tasks_show_what_they_promise() {
         lab.https().await?;
         lab.tokens().await?;
         lab.authorization().await?;
-        lab.authoriser().await
+        lab.authoriser().await?;
+        lab.health()?;
+        lab.plugged_in_ca().await
     });
 }
 
@@ -648,6 +650,72 @@ impl<'w> Lab<'w> {
             "   bytes: a connection is asked about before its first byte, and closed when nobody answers"
         );
         self.west.remove("ask.yaml")
+    }
+}
+
+impl Lab<'_> {
+    /// Tasks: Citadel health checking.
+    fn health(&self) -> anyhow::Result<()> {
+        let said = self.west.flotilla(&["ca", "probe"])?.ok("ca probe")?;
+        ensure!(said.contains("The CA signs") && said.contains("3 certificates"), "{said}");
+        let page = |path: &str| self.curl(From::Legacy, &format!("http://10.10.0.2:15014{path}"), &[]);
+        let health = page("/healthz/ca")?;
+        ensure!(health.code() == "200/0" && health.1.trim() == "signs", "{health:?}");
+        let metrics = page("/metrics")?;
+        ensure!(metrics.1.lines().any(|l| l == "citadel_ca_signs 1"), "{metrics:?}");
+        println!("   CA health: {}", said.trim());
+        Ok(())
+    }
+
+    /// Tasks: Plugging in external CA key and certificate, here under proxies that run.
+    async fn plugged_in_ca(&self) -> anyhow::Result<()> {
+        let file = |n: &str| self.world.dir.join(n).display().to_string();
+        let (cert, key) = (file("corporate-root.pem"), file("corporate-key.pem"));
+        let mut line = vec!["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"];
+        line.extend([
+            "-subj",
+            "/O=corporate/CN=corporate root",
+            "-days",
+            "30",
+            "-keyout",
+            &key,
+            "-out",
+            &cert,
+        ]);
+        line.extend(["-addext", "keyUsage=critical,keyCertSign,cRLSign"]);
+        programs::run("openssl", &line)?.ok("openssl req")?;
+        let rotate = |step: &[&str]| self.west.flotilla(&[&["ca", "rotate"], step].concat());
+        rotate(&["prepare", "--root-cert", &cert, "--root-key", &key])?.ok("ca rotate prepare")?;
+        let mut took = Vec::new();
+        for step in ["activate", "finish"] {
+            let waited = until(step, Duration::from_secs(60), async || {
+                let said = rotate(&[step])?;
+                ensure!(said.code == 0, "{}{}", said.out, said.err);
+                ensure!(self.get(From::Pod("sleep"), HTTPBIN)?.code() == "200/0", "traffic");
+                Ok(())
+            })
+            .await?;
+            took.push(format!("{step} after {:.1} s", waited.as_secs_f64()));
+        }
+        let state = self.west.proxy_state(self.west.workload("sleep"));
+        let own = |n: &str| state.join(n).display().to_string();
+        let (chain, root) = (own("svid-chain.pem"), own("root-cert.pem"));
+        let given = std::fs::read_to_string(&cert)?;
+        // Who is told last that the old one is over is no less safe for it.
+        until("the given root alone", CONVERGE, async || {
+            let trusted = std::fs::read_to_string(&root)?;
+            ensure!(trusted.trim() == given.trim(), "the workload trusts {trusted}");
+            Ok(())
+        })
+        .await?;
+        programs::run("openssl", &["verify", "-CAfile", &cert, "-untrusted", &chain, &chain])?
+            .ok("openssl verify")?;
+        ensure!(self.get(From::Pod("sleep"), HTTPBIN)?.code() == "200/0", "after it");
+        println!(
+            "   plugged-in CA: {}; the workload's root is the given one, and its chain verifies with it",
+            took.join(", ")
+        );
+        Ok(())
     }
 }
 

@@ -11,7 +11,7 @@ use mesh_identity::{certificate_info, pem_certificates, root_pin};
 use mesh_runtime::exit;
 use multicluster::{
     admin_pb::{CaRotateRequest, CaStatusRequest, CaStatusResponse},
-    authority_pb::{AuthorityStatus, MemberRoots, StatusRequest},
+    authority_pb::{AuthorityStatus, MemberRoots, ProbeRequest, StatusRequest},
 };
 use serde_json::{Value, json};
 
@@ -38,6 +38,11 @@ PROXIES of its connected proxies, those that have acknowledged that bundle
 RENEWED of them, those whose certificate is under its intermediate of now
 ROOT    the one above its intermediate")]
     Status(AskArgs),
+    /// Let this cluster's CA sign a request as a workload's, and verify what it signed
+    #[command(
+        after_help = "Exit codes: 0 it signs, 1 it does not (or the cluster is in no mesh), 2 nobody answers."
+    )]
+    Probe(AskArgs),
     /// Replace the root, where its key is: prepare, activate, finish
     Rotate(RotateArgs),
 }
@@ -89,6 +94,7 @@ pub(crate) async fn run(args: CaArgs) -> anyhow::Result<u8> {
     match args.command {
         CaCommand::Show(a) => show(a).await,
         CaCommand::Status(a) => status(a).await,
+        CaCommand::Probe(a) => probe(a).await,
         CaCommand::Rotate(RotateArgs { step }) => match step {
             RotateStep::Prepare { ask, root_cert, root_key } => {
                 let read = |p: Option<PathBuf>, flag: &str| match p {
@@ -134,6 +140,38 @@ fn left(ends: u64) -> String {
 /// The beginning of a pin is enough to tell two roots apart.
 fn short(pin: &str) -> &str {
     pin.get(..12).unwrap_or(pin)
+}
+
+async fn probe(args: AskArgs) -> anyhow::Result<u8> {
+    let answer = args.local.authority().await?.probe(ProbeRequest {}).await;
+    match (answer, args.output) {
+        (Ok(p), Format::Json) => {
+            let p = p.into_inner();
+            output::json(&json!({"signs": true, "identity": p.identity, "serial": p.serial,
+                "certificates": p.certificates, "tookMicroseconds": p.took_us}))?;
+            Ok(exit::OK)
+        }
+        (Ok(p), Format::Text) => {
+            let p = p.into_inner();
+            output::text(&format!(
+                "The CA signs: {} verified through {} certificates after {:.1} ms.",
+                p.identity,
+                p.certificates,
+                // Far below what an f64 holds exactly.
+                std::time::Duration::from_micros(p.took_us).as_secs_f64() * 1e3
+            ))?;
+            Ok(exit::OK)
+        }
+        (Err(s), _) if s.code() == tonic::Code::Unavailable => anyhow::bail!(refusal(&s)),
+        (Err(s), Format::Json) => {
+            output::json(&json!({"signs": false, "reason": s.message()}))?;
+            Ok(exit::FAILED)
+        }
+        (Err(s), Format::Text) => {
+            output::text(&format!("The CA does not sign: {}", s.message()))?;
+            Ok(exit::FAILED)
+        }
+    }
 }
 
 async fn show(args: AskArgs) -> anyhow::Result<u8> {

@@ -6,7 +6,8 @@
 use std::{collections::BTreeSet, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Context;
-use citadel::{Citadel, CitadelOptions};
+use axum::http::StatusCode;
+use citadel::{Citadel, CitadelOptions, probe::Health};
 use galley::{Galley, GalleyOptions, Listen};
 use mesh_identity::{SecretStore, TRUST_BUNDLE, WORKLOAD_SVID};
 use mesh_model::{
@@ -22,6 +23,11 @@ use mesh_runtime::{
 use mesh_xds::{Endpoint, NodeInfo, mcp::ConfigClient, server::conn};
 use multicluster::{Federation, FederationOptions};
 use pilot::{Pilot, PilotOptions, Settings, consul::Services};
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeMetric},
+    metrics::{MetricType, gauge::ConstGauge},
+};
 use tokio::{net::TcpListener, sync::watch, task::JoinSet};
 
 use self::consul::ConsulArgs;
@@ -89,6 +95,10 @@ pub(crate) struct ControlPlaneArgs {
     /// Over how long proxies spread their renewal when this cluster has another intermediate, seconds
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(0..=3600))]
     renew_within: u64,
+    /// How often the CA is asked for a certificate, which is verified, seconds; `/healthz/ca` at the port of --metrics
+    /// answers 503 while that fails
+    #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    ca_probe_interval: u64,
     #[command(flatten)]
     consul: ConsulArgs,
 }
@@ -151,6 +161,7 @@ pub(crate) async fn run(args: ControlPlaneArgs) -> anyhow::Result<()> {
         dns.push(args.xds.ip().to_string());
     }
     let (secrets, _renewal) = citadel.control_plane_secrets(dns);
+    let (ca_health, _probing) = citadel.probing(Duration::from_secs(args.ca_probe_interval));
 
     let federation = Federation::start(
         FederationOptions {
@@ -257,7 +268,10 @@ pub(crate) async fn run(args: ControlPlaneArgs) -> anyhow::Result<()> {
         let _ = configured.wait_for(|r| *r).await;
         drop(waiting);
     });
-    let pages = ready_router(readiness.clone()).merge(metrics_router(Arc::new(registry)));
+    registry.register_collector(Box::new(CaSigns(ca_health.clone())));
+    let pages = ready_router(readiness.clone())
+        .merge(metrics_router(Arc::new(registry)))
+        .route("/healthz/ca", axum::routing::get(move || ca_page(ca_health.clone())));
     serve(args.metrics, pages).await.with_context(|| format!("--metrics {}", args.metrics))?;
     tracing::info!(cluster = %args.cluster, xds = %args.xds, "control plane is up");
     drop(starting);
@@ -266,6 +280,32 @@ pub(crate) async fn run(args: ControlPlaneArgs) -> anyhow::Result<()> {
     tracing::info!("stopping");
     pilot.shutdown().await;
     Ok(())
+}
+
+/// For a liveness probe: a CA that cannot sign may be better after a restart, one without a mesh is not.
+async fn ca_page(health: watch::Receiver<Health>) -> (StatusCode, String) {
+    match &*health.borrow() {
+        Health::Signs => (StatusCode::OK, "signs\n".into()),
+        Health::Idle => (StatusCode::OK, "in no mesh\n".into()),
+        Health::Fails(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
+    }
+}
+
+/// `citadel_ca_signs`: 1 or 0, absent while the cluster is in no mesh.
+#[derive(Debug)]
+struct CaSigns(watch::Receiver<Health>);
+
+impl Collector for CaSigns {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let signs = match &*self.0.borrow() {
+            Health::Idle => return Ok(()),
+            Health::Signs => 1,
+            Health::Fails(_) => 0,
+        };
+        let help = "Whether the CA signed a request and what it signed was verified, when last asked";
+        let gauge = ConstGauge::new(signs);
+        gauge.encode(encoder.encode_descriptor("citadel_ca_signs", help, None, MetricType::Gauge)?)
+    }
 }
 
 fn grpc() -> tonic::transport::Server {
