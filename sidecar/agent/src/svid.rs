@@ -151,7 +151,9 @@ impl Renewal {
     }
 
     fn publish(&mut self, chain: &[u8], key: &[u8], roots: &[u8]) {
-        let now = SvidPem { chain: chain.to_vec(), key: key.to_vec(), roots: roots.to_vec() };
+        // Nobody who would be given the key, no copy of it.
+        let key = if self.pem.receiver_count() > 0 { key.to_vec() } else { vec![] };
+        let now = SvidPem { chain: chain.to_vec(), key, roots: roots.to_vec() };
         // Fails without a receiver, which is what is wanted then.
         let _ = self.pem.send(Some(Arc::new(now.clone())));
         self.now = Some(now);

@@ -203,13 +203,12 @@ async fn serve(
         client_cert: Default::default(),
         chain,
     });
-    if !authorized(&conn).await {
+    let session = tls && matches!(conn.chain.terminal, Terminal::Tcp(_)) && negotiated_tunnels(&io);
+    if !(if session { admitted(&conn).await } else { authorized(&conn).await }) {
         return None;
     }
     match &conn.chain.terminal {
-        Terminal::Tcp(_) if tls && negotiated_tunnels(&io) => {
-            Some(Box::pin(tunnel::server::session(io, conn)))
-        }
+        Terminal::Tcp(_) if session => Some(Box::pin(tunnel::server::session(io, conn))),
         Terminal::Tcp(_) => Some(Box::pin(tcp::serve(io, Rc::clone(&conn)))),
         Terminal::Http(manager) => http_serving(io, Rc::clone(&conn), Arc::clone(manager)).await,
         // Refused where chains are compiled.
@@ -219,19 +218,38 @@ async fn serve(
 
 /// Asks the chain's network filters; HTTP filters see requests, these only the connection.
 pub(crate) async fn authorized(conn: &Rc<Connection>) -> bool {
-    let refuse = |flags, details| {
-        let mut record = TcpRecord::new(conn);
-        record.flags = flags;
-        record.details = details;
-        record.log(conn.chain.terminal.logs());
-        false
-    };
-    if !conn.chain.limits.iter().all(|l| l.take()) {
+    within_rate(conn) && guarded(conn, |_| true).await
+}
+
+/// The same about a session whose streams are connections: what is so for all of them. An authoriser is asked about each.
+async fn admitted(conn: &Rc<Connection>) -> bool {
+    within_rate(conn) && guarded(conn, |g| matches!(g, Guard::Rbac(_))).await
+}
+
+/// The rest, about a stream of such a session: an authoriser may think of the next connection otherwise.
+pub(crate) async fn connected(conn: &Rc<Connection>) -> bool {
+    !conn.chain.guards.iter().any(|g| matches!(g, Guard::Authz(_))) || guarded(conn, |_| true).await
+}
+
+fn refused(conn: &Rc<Connection>, flags: &'static str, details: String) {
+    let mut record = TcpRecord::new(conn);
+    record.flags = flags;
+    record.details = details;
+    record.log(conn.chain.terminal.logs());
+}
+
+fn within_rate(conn: &Rc<Connection>) -> bool {
+    let within = conn.chain.limits.iter().all(|l| l.take());
+    if !within {
         tracing::debug!(peer = %conn.peer, "connection beyond the rate");
-        return refuse("RL", "local_rate_limited".to_owned());
+        refused(conn, "RL", "local_rate_limited".to_owned());
     }
+    within
+}
+
+async fn guarded(conn: &Rc<Connection>, asked: impl Fn(&Guard) -> bool) -> bool {
     let mut found = Metadata::default();
-    for guard in &conn.chain.guards {
+    for guard in conn.chain.guards.iter().filter(|g| asked(g)) {
         let decided = match guard {
             Guard::Rbac(rbac) => {
                 let facts = conn.facts(conn.peer.ip(), None);
@@ -245,7 +263,8 @@ pub(crate) async fn authorized(conn: &Rc<Connection>) -> bool {
         };
         if let Err(why) = decided {
             tracing::debug!(%why, peer = %conn.peer, "connection denied");
-            return refuse("UAEX", why);
+            refused(conn, "UAEX", why);
+            return false;
         }
     }
     true

@@ -169,7 +169,11 @@ pub(crate) async fn session(io: Io, conn: Rc<Connection>) {
                 tokio::task::spawn_local(async move {
                     let connect = request.method() == Method::CONNECT;
                     let offer = Offer { recv: request.into_body(), respond };
-                    if connect { inner(&conn, offer).await } else { offer.refuse(405) }
+                    match connect {
+                        true if accept::connected(&conn).await => inner(&conn, offer).await,
+                        true => offer.refuse(403),
+                        false => offer.refuse(405),
+                    }
                     active.set(active.get() - 1);
                     last.set(Instant::now());
                 });

@@ -285,3 +285,48 @@ async fn a_session_is_shared_if_both_sides_know_how() {
     let (_s, c) = agreeing(&ca, &[TUNNEL_ALPN], counting().await, vec![NetworkFilter::Rbac(deny)]);
     assert_eq!(c.raw_half("x".into()).await, "");
 }
+
+/// An authoriser that changes its mind is heard at the next connection, whatever carries that.
+#[tokio::test]
+async fn each_connection_of_a_session_is_asked_about() {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    let ca = Ca::new();
+    let asked = std::sync::Arc::new(AtomicUsize::new(0));
+    let count = asked.clone();
+    let authz = crate::ext_authz::server(move |_| {
+        let yes = count.fetch_add(1, Ordering::SeqCst) < 2;
+        crate::ext_authz::grpc(&crate::ext_authz::field(1, if yes { &[] } else { &[8, 7] }))
+    })
+    .await;
+    let ask = NetworkFilter::Authz(ConnectionAuthz {
+        stat_prefix: "a".into(),
+        service: GrpcService {
+            cluster: "authz".into(),
+            timeout: Some(std::time::Duration::from_secs(2)),
+            ..GrpcService::default()
+        },
+        failure_mode_allow: false,
+        include_tls_session: false,
+        enabled_metadata: None,
+    });
+    let mut c = chain(vec![ask, tcp_filter("db")]);
+    c.tls =
+        Some(DownstreamTls { alpn: vec![TUNNEL_ALPN.to_owned(), "istio".to_owned()], ..downstream_mtls() });
+    let s = Proxy::new()
+        .cluster(cluster("db", &[counting().await]))
+        .cluster(Cluster { http: UpstreamHttp::Http2, ..cluster("authz", &[authz]) })
+        .listener(listener(Direction::Inbound, vec![c]));
+    ca.enroll(&s.secrets, "west", SERVER);
+    let s = s.run();
+    let mut c = cluster(DB, &[s.address("l")]);
+    c.tls = Some(Box::new(upstream_mtls("", SERVER, &[TUNNEL_ALPN, "istio"])));
+    let p =
+        Proxy::new().cluster(c).listener(listener(Direction::Outbound, vec![chain(vec![tcp_filter(DB)])]));
+    ca.enroll(&p.secrets, "west", CLIENT);
+    let p = p.run();
+    for answer in ["got 1", "got 1", "", ""] {
+        assert_eq!(p.raw_half("x".into()).await, answer);
+    }
+    assert!(asked.load(Ordering::SeqCst) >= 4);
+    s.metric(&["istio_tcp_connections_closed_total", "source_workload=\"reviews\"", "} 2"]).await;
+}
