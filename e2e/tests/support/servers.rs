@@ -1,7 +1,7 @@
 //! Servers that tests put behind the mesh.
 
 use std::{
-    io::{BufRead as _, BufReader, Write as _},
+    io::{BufRead, BufReader, Read as _, Write as _},
     net::{SocketAddr, TcpListener, TcpStream},
     process::{Child, Command, Stdio},
     sync::{
@@ -11,7 +11,9 @@ use std::{
     thread::JoinHandle,
 };
 
-/// An HTTP server that answers every request with its own name and the request's head.
+/// An HTTP/1.1 server that answers every request with its own name and the request's head, after it
+/// has read the whole of it: an answer that overtakes its request ends the stream at a proxy, and
+/// what is wrong with the rest of the request is then nobody's business any more.
 pub(crate) struct HttpServer {
     pub(crate) address: SocketAddr,
     stop: Arc<AtomicBool>,
@@ -59,10 +61,37 @@ fn answer(stream: &TcpStream, name: &str) -> Option<()> {
                 return None;
             }
         }
+        discard_body(&mut reader, &head)?;
         let body = format!("served-by: {name}\n{}", head.trim_end());
         let mut writer = stream;
         write!(writer, "HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len()).ok()?;
     }
+}
+
+/// Reads the body that `head` announces, by its length or in chunks without trailers.
+fn discard_body(reader: &mut impl BufRead, head: &str) -> Option<()> {
+    let value = |name: &str| {
+        let mut lines = head.lines().filter_map(|line| line.split_once(':'));
+        lines.find(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, v)| v.trim())
+    };
+    let mut discard =
+        |length: u64| std::io::copy(&mut reader.by_ref().take(length), &mut std::io::sink()).ok();
+    if let Some(length) = value("content-length") {
+        return discard(length.parse().ok()?).map(drop);
+    }
+    if value("transfer-encoding").is_some_and(|v| v.eq_ignore_ascii_case("chunked")) {
+        loop {
+            let mut size = String::new();
+            reader.read_line(&mut size).ok()?;
+            let size = u64::from_str_radix(size.trim(), 16).ok()?;
+            // A chunk and the line break after it; the last one has no bytes.
+            std::io::copy(&mut reader.by_ref().take(size.checked_add(2)?), &mut std::io::sink()).ok()?;
+            if size == 0 {
+                break;
+            }
+        }
+    }
+    Some(())
 }
 
 /// `openssl s_server`: a TLS server that is not ours. It answers GET with a status page.
