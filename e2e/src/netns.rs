@@ -41,6 +41,8 @@ pub struct Options {
     pub echo: PathBuf,
     /// Whether gateways speak QUIC to each other, with TCP behind it.
     pub quic: bool,
+    /// What carries new sessions then: `--trunk-transport` of the gateways.
+    pub trunk_transport: &'static str,
     /// East-west gateways of each cluster, 1 to 9.
     pub gateways: usize,
     /// Per cluster: its name and its workloads as `(service, version)`.

@@ -11,6 +11,8 @@ mod certs;
 mod borders;
 #[path = "netns/capture.rs"]
 mod capture;
+#[path = "netns/choice.rs"]
+mod choice;
 #[path = "netns/cuts.rs"]
 mod cuts;
 #[path = "netns/edges.rs"]

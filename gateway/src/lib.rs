@@ -14,7 +14,7 @@ use anyhow::{Context, ensure};
 use mesh_agent::{Agent, AgentOptions, ProxyArgs, Restart};
 use mesh_identity::SecretStore;
 use mesh_proxy::Hooks;
-use mesh_trunk::{DeliverTo, TrunkOptions, congestion::Congestion};
+use mesh_trunk::{DeliverTo, PerPeer, Transport, TrunkOptions, congestion::Congestion};
 use mesh_xds::NodeKind;
 use prometheus_client::registry::Registry;
 use tokio::sync::mpsc;
@@ -47,9 +47,14 @@ pub struct GatewayArgs {
     /// unless set. With 0 trunks run beside certificates, configuration and admin pages
     #[arg(long)]
     trunk_workers: Option<usize>,
-    /// Congestion control of the trunk: `bbr` measures what the path delivers, `cubic` shrinks at every loss
-    #[arg(long, default_value_t)]
-    trunk_congestion: Congestion,
+    /// What carries new sessions to peers' gateways: `auto` takes TCP while the path is measured to be short and to lose
+    /// nothing, and QUIC else; `quic`; `tcp`, which leaves QUIC to UDP services. `auto,east=quic` sets it apart for a peer
+    #[arg(long, default_value_t, value_name = "CHOICE[,PEER=CHOICE]...")]
+    trunk_transport: PerPeer<Transport>,
+    /// Congestion control of the trunk: `bbr` measures what the path delivers, `cubic` shrinks at every loss.
+    /// `bbr,east=cubic` sets it apart for a peer
+    #[arg(long, default_value_t, value_name = "CONTROL[,PEER=CONTROL]...")]
+    trunk_congestion: PerPeer<Congestion>,
     /// Directory of server credentials: `<name>/tls.crt`, `<name>/tls.key` and optionally
     /// `<name>/ca.crt` serve `credentialName: <name>`; `ca.crt` alone is roots; changes are picked up
     #[arg(long)]
@@ -77,6 +82,7 @@ pub async fn run(args: GatewayArgs) -> anyhow::Result<()> {
             deliver_to: DeliverTo::Channel(delivered),
             deliver_flows: Some(carried),
             congestion: args.trunk_congestion,
+            transport: args.trunk_transport,
             workers: args
                 .trunk_workers
                 .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from)),

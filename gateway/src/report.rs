@@ -99,13 +99,23 @@ fn peer(
         .filter(|l| l.transport == Carrier::Quic && l.cluster.as_ref() == Some(&cluster))
         .collect();
     // The trunk knows only addresses of what TCP carries; a peer that is reached through another has that one's.
-    let stands_in = links.iter().find(|l| l.transport == Carrier::Tcp && dialled.contains(&l.address));
-    let transport = match (quic.is_empty(), stands_in.is_some() || plain) {
-        (false, _) => "quic",
-        (true, true) => "tcp",
+    let tcp = |chosen: bool| {
+        let theirs = |l: &&LinkStatus| l.transport == Carrier::Tcp && dialled.contains(&l.address);
+        links.iter().filter(theirs).find(move |l| l.chosen == chosen)
+    };
+    let stands_in = tcp(false);
+    let preferred = quic.iter().find(|l| l.new_sessions == Some(Carrier::Tcp));
+    let transport = match (quic.is_empty(), stands_in.is_some() || tcp(true).is_some() || plain) {
+        (false, _) if preferred.is_none() => "quic",
+        (false, _) | (true, true) => "tcp",
         // Nothing has been sent there yet.
         (true, false) => "",
     };
+    let choice = match preferred.or(quic.first()) {
+        Some(l) => l.choice.clone(),
+        None => tcp(true).and_then(|l| l.why_tcp.clone()),
+    };
+    let congestion = quic.iter().find_map(|l| l.congestion.clone());
     let why_tcp = stands_in.filter(|_| transport == "tcp").and_then(|l| l.why_tcp.clone());
     let slowest = quic.iter().filter_map(|l| l.rtt_ms).reduce(f64::max);
     let ((sent, lost), (sent_before, lost_before)) =
@@ -127,6 +137,8 @@ fn peer(
         packets_sent: counted.then_some(sent),
         packets_lost: counted.then_some(lost),
         why_tcp: why_tcp.unwrap_or_default(),
+        choice: choice.unwrap_or_default(),
+        congestion: congestion.unwrap_or_default(),
     }
 }
 
@@ -174,7 +186,11 @@ mod tests {
             congestion_window: None,
             bytes_sent: 0,
             bytes_received: 0,
+            congestion: (transport == Carrier::Quic).then(|| "bbr".to_owned()),
             why_tcp: (transport == Carrier::Tcp).then(|| "UDP is blocked".to_owned()),
+            new_sessions: (transport == Carrier::Quic).then_some(Carrier::Quic),
+            choice: (transport == Carrier::Quic).then(|| "40.0 ms away".to_owned()),
+            chosen: false,
         }
     }
 
@@ -186,9 +202,21 @@ mod tests {
             ("peer|idle".to_owned(), assignment(&["trunk:idle@203.0.113.9"])),
             ("peer|natted".to_owned(), assignment(&["trunk:natted@"])),
             ("peer|plain".to_owned(), assignment(&["203.0.113.4"])),
+            ("peer|set".to_owned(), assignment(&["trunk:set@203.0.113.6"])),
+            ("peer|short".to_owned(), assignment(&["trunk:short@203.0.113.5"])),
             ("outbound|80||a.b".to_owned(), assignment(&["10.0.0.1"])),
         ]);
+        let chosen = |why: &str, l| LinkStatus { chosen: true, why_tcp: Some(why.into()), ..l };
         let links = [
+            LinkStatus {
+                new_sessions: Some(Carrier::Tcp),
+                choice: Some("short and clean".into()),
+                ..link(Some("short"), "203.0.113.5:15443", Carrier::Quic, Some(0.5))
+            },
+            chosen("short and clean", link(None, "203.0.113.5:15443", Carrier::Tcp, None)),
+            chosen("set by --trunk-transport", link(None, "203.0.113.6:15443", Carrier::Tcp, None)),
+            // Sessions that began when TCP was chosen.
+            chosen("begun before", link(None, "203.0.113.2:15443", Carrier::Tcp, None)),
             link(Some("east"), "203.0.113.2:15443", Carrier::Quic, Some(12.5)),
             link(Some("east"), "203.0.113.7:9999", Carrier::Quic, Some(40.0)),
             link(Some("natted"), "198.51.100.1:4000", Carrier::Quic, Some(80.0)),
@@ -217,9 +245,15 @@ mod tests {
                 // Nothing was sent during the window, so nothing is known of loss.
                 row("natted", "quic", 1, Some(80_000), None),
                 row("plain", "tcp", 0, None, None),
+                row("set", "tcp", 0, None, None),
+                row("short", "tcp", 1, Some(500), None),
             ]
         );
-        assert_eq!(told[0].why_tcp, "UDP is blocked");
-        assert_eq!(told[4].why_tcp, "");
+        let why = |n: usize| [&told[n].why_tcp, &told[n].choice, &told[n].congestion].map(String::as_str);
+        assert_eq!(why(0), ["UDP is blocked", "", ""]);
+        assert_eq!(why(1), ["", "40.0 ms away", "bbr"]);
+        assert_eq!(why(4), ["", "", ""]);
+        assert_eq!(why(5), ["", "set by --trunk-transport", ""]);
+        assert_eq!(why(6), ["", "short and clean", "bbr"]);
     }
 }

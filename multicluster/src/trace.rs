@@ -190,13 +190,17 @@ async fn transport(shared: &Shared, cluster: &ClusterId, datagrams: bool) -> Opt
         }
         return Some(Step::warning("transport", says, fix));
     }
-    if datagrams && !links.is_empty() && links.iter().all(|(_, p)| p.transport == "tcp") {
+    if datagrams && !links.is_empty() && links.iter().all(|(_, p)| p.transport == "tcp" && p.connections == 0)
+    {
         let says = "UDP needs the QUIC trunk, and the gateways talk over TCP".to_owned();
         let fix = "start both control planes with --transport quic,tcp, and all gateways with --trunk";
         return Some(Step::broken("transport", says, fix));
     }
     let (_, worst) = links.iter().max_by_key(|(_, p)| p.rtt_us)?;
     let mut says = worst.transport.to_uppercase();
+    if worst.transport == "quic" && !worst.congestion.is_empty() {
+        let _ = write!(says, " ({})", worst.congestion);
+    }
     if let Some(us) = worst.rtt_us {
         let _ = write!(says, ", round trip {:.1} ms", us as f64 / 1e3);
     }
@@ -205,6 +209,9 @@ async fn transport(shared: &Shared, cluster: &ClusterId, datagrams: bool) -> Opt
     if sent > 0 {
         let _ =
             write!(says, ", {:.1} % of {sent} packets lost in a minute", lost as f64 * 100.0 / sent as f64);
+    }
+    if !worst.choice.is_empty() {
+        let _ = write!(says, "; chosen: {}", worst.choice);
     }
     Some(Step::ok("transport", says))
 }

@@ -175,6 +175,8 @@ impl Cluster {
                 ("labels", "istio=eastwestgateway".into()),
                 ("trunk", format!("{ip}:{EAST_WEST}")),
                 ("trunk-deliver", format!("{ip}:{EAST_WEST}")),
+                // The two are compared.
+                ("trunk-transport", "quic".into()),
             ],
         );
         list.extend(args.trunk_workers.map(|n| format!("--trunk-workers={n}")));

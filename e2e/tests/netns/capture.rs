@@ -75,6 +75,7 @@ fn every_backend_and_mode_in_both_families() {
         let options = Options {
             echo: env!("CARGO_BIN_EXE_flotilla-echo").into(),
             quic: false,
+            trunk_transport: "quic",
             gateways: 1,
             namespace: |_| NAMESPACE,
             locality: |_| "",

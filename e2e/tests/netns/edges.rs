@@ -53,6 +53,7 @@ fn world(workloads: Vec<(&'static str, &'static str)>) -> Options {
     Options {
         echo: env!("CARGO_BIN_EXE_flotilla-echo").into(),
         quic: false,
+        trunk_transport: "quic",
         gateways: 1,
         namespace: |_| NAMESPACE,
         locality: |_| "",

@@ -26,6 +26,7 @@ fn security_tasks_show_what_they_promise() {
         let world = World::start(&Options {
             echo: env!("CARGO_BIN_EXE_flotilla-echo").into(),
             quic: false,
+            trunk_transport: "quic",
             gateways: 1,
             namespace: |s| match s {
                 "caller" | "store" => "bar",

@@ -43,6 +43,7 @@ fn soak() {
         let world = World::start(&Options {
             echo: env!("CARGO_BIN_EXE_flotilla-echo").into(),
             quic: false,
+            trunk_transport: "quic",
             gateways: 1,
             namespace: |_| NAMESPACE,
             locality: |_| "",

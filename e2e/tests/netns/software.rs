@@ -123,6 +123,7 @@ fn real_software_through_a_pair_of_sidecars() {
         let options = Options {
             echo: env!("CARGO_BIN_EXE_flotilla-echo").into(),
             quic: false,
+            trunk_transport: "quic",
             gateways: 1,
             namespace: |_| NAMESPACE,
             locality: |_| "",

@@ -22,6 +22,7 @@ fn options() -> Options {
     Options {
         echo: env!("CARGO_BIN_EXE_flotilla-echo").into(),
         quic: false,
+        trunk_transport: "quic",
         gateways: 1,
         clusters: vec![
             ("west", vec![("client", "v1")]),

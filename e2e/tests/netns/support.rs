@@ -22,6 +22,7 @@ pub(crate) fn options(quic: bool) -> Options {
     Options {
         echo: env!("CARGO_BIN_EXE_flotilla-echo").into(),
         quic,
+        trunk_transport: "quic",
         gateways: 1,
         namespace: |_| NAMESPACE,
         locality: |_| "",

@@ -59,6 +59,7 @@ fn traffic_samples_do_what_they_say() {
         let world = World::start(&Options {
             echo: env!("CARGO_BIN_EXE_flotilla-echo").into(),
             quic: false,
+            trunk_transport: "quic",
             gateways: 1,
             namespace: |_| NAMESPACE,
             locality: |_| "",

@@ -77,7 +77,7 @@ fn quic_carries_everything_and_tcp_takes_over_within_two_seconds() {
         println!("   {}", explained(&world, "UDP to port 15443 of east's gateways").await?);
         world.wan.set_all(Rule::CLEAN);
         served_from(client, "beta", &["east"]).await?;
-        println!("   {}", explained(&world, "QUIC, round trip").await?);
+        println!("   {}", explained(&world, "QUIC (bbr), round trip").await?);
         Ok(())
     });
 }

@@ -63,6 +63,7 @@ fn datagrams_to_services_are_captured() {
         let options = Options {
             echo: env!("CARGO_BIN_EXE_flotilla-echo").into(),
             quic: false,
+            trunk_transport: "quic",
             gateways: 1,
             namespace: |_| NAMESPACE,
             locality: |_| "",

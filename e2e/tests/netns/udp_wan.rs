@@ -190,6 +190,7 @@ fn options(quic: bool, clusters: &[&'static str]) -> Options {
     Options {
         echo: env!("CARGO_BIN_EXE_flotilla-echo").into(),
         quic,
+        trunk_transport: "quic",
         gateways: 1,
         namespace: |_| NAMESPACE,
         locality: |_| "",

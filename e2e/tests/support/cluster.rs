@@ -314,7 +314,7 @@ impl Cluster {
             (format!("--trunk={ip}:{EAST_WEST}"), format!("--trunk-deliver={ip}:{EAST_WEST}"));
         let mut extra = vec!["--meta=ROUTER_MODE=sni-dnat"];
         if self.transport == Transport::Quic {
-            extra.extend([trunk.as_str(), &deliver]);
+            extra.extend([trunk.as_str(), &deliver, "--trunk-transport=quic"]);
         }
         let label = "--labels=istio=eastwestgateway";
         extra.push(label);

@@ -7,6 +7,7 @@
 mod bbr;
 mod loss;
 mod rate;
+mod switch;
 
 use std::{fmt, str::FromStr, sync::Arc, time::Duration};
 
@@ -15,6 +16,7 @@ use quinn::{
     AckFrequencyConfig, VarInt,
     congestion::{ControllerFactory, CubicConfig},
 };
+pub(crate) use switch::Chosen;
 
 /// Packets that the peer may receive without acknowledging at once (draft-ietf-quic-ack-frequency, section 4). Every
 /// acknowledgement is a system call and a packet to open on either side; QUIC's own rule is every second packet. With

@@ -7,7 +7,8 @@ use rand::RngExt as _;
 use tokio::net::TcpStream;
 
 use crate::{
-    Trunk, TrunkStream,
+    Carrier, Trunk, TrunkStream,
+    choice::{self, Transport},
     endpoint::{Inner, TCP_HOLD, TCP_TIMEOUT},
     links::Link,
 };
@@ -29,7 +30,7 @@ pub(crate) const NAME: &str = "trunk.flotilla.internal";
 pub enum Path {
     /// QUIC.
     Quic,
-    /// TCP, since QUIC failed recently.
+    /// TCP, since QUIC failed recently or the path is short and clean.
     Tcp,
     /// Nothing was dialled yet.
     Unused,
@@ -39,8 +40,8 @@ impl Trunk {
     /// What carries sessions to `address` now.
     #[must_use]
     pub fn path(&self, address: SocketAddr) -> Path {
-        if self.inner.links.dialled(address).is_some() {
-            Path::Quic
+        if let Some(link) = self.inner.links.dialled(address) {
+            if link.prefers_tcp() { Path::Tcp } else { Path::Quic }
         } else if self.inner.links.on_hold(address) {
             Path::Tcp
         } else {
@@ -55,9 +56,13 @@ impl Trunk {
     /// If neither QUIC nor TCP gets through, or the gateway is of another cluster.
     pub async fn dial(&self, address: SocketAddr, expect: Option<&ClusterId>) -> io::Result<TrunkStream> {
         let inner = &self.inner;
-        let link = inner.link(address, expect).await;
+        let tcp_alone = inner.options.transport.of(expect) == Transport::Tcp;
+        let link = if tcp_alone { None } else { inner.link(address, expect).await };
         if let Some(link) = link {
             check_cluster(&link, expect)?;
+            if let Some(s) = inner.preferred_tcp(&link).await {
+                return Ok(s);
+            }
             if let Ok(s) = inner.session(&link).await {
                 return Ok(s);
             }
@@ -68,9 +73,13 @@ impl Trunk {
                 return Ok(s);
             }
         }
+        if tcp_alone {
+            inner.links.choose_tcp(address, choice::SET);
+        }
         let mut result = inner.tcp(address).await;
         if let (Err(_), Some(cluster)) = (&result, expect) {
-            if let Some(link) = inner.other(address, cluster).await
+            if !tcp_alone
+                && let Some(link) = inner.other(address, cluster).await
                 && let Ok(s) = inner.session(&link).await
             {
                 return Ok(s);
@@ -154,6 +163,19 @@ impl Inner {
         }
     }
 
+    /// A session over TCP to the gateway of a link that prefers it.
+    async fn preferred_tcp(&self, link: &Arc<Link>) -> Option<TrunkStream> {
+        let address = link.dialled.filter(|_| link.prefers_tcp())?;
+        match tokio::time::timeout(choice::PATIENCE, self.tcp(address)).await {
+            Ok(Ok(s)) => Some(s),
+            Ok(Err(_)) | Err(_) => {
+                link.choose(Carrier::Quic, "TCP does not get through".to_owned());
+                self.links.leave_tcp(address);
+                None
+            }
+        }
+    }
+
     /// The inner session authenticates the workload; plain TCP to a gateway is what Istio has too.
     async fn tcp(&self, address: SocketAddr) -> io::Result<TrunkStream> {
         let tcp = tokio::time::timeout(TCP_TIMEOUT, TcpStream::connect(address))
@@ -212,8 +234,9 @@ impl Inner {
     }
 
     async fn quic(self: &Arc<Self>, address: SocketAddr) -> Option<Arc<Link>> {
+        let congestion = self.congestion();
         let dial = async {
-            let (connecting, runtime) = self.dial(address).map_err(|e| e.to_string())?;
+            let (connecting, runtime) = self.dial(address, congestion.clone()).map_err(|e| e.to_string())?;
             let connection = connecting.await.map_err(|e| e.to_string())?;
             Ok((connection, runtime))
         };
@@ -223,7 +246,8 @@ impl Inner {
             Err(_) => (Err(format!("no answer by QUIC within {} ms", QUIC_PATIENCE.as_millis())), TCP_HOLD),
         };
         let result = result.and_then(|(c, on)| {
-            self.admit(c, Some(address), &on).ok_or("its certificate names no cluster".into())
+            self.admit(c, Some(address), congestion.clone(), &on)
+                .ok_or("its certificate names no cluster".into())
         });
         match result {
             Ok(link) => {

@@ -30,6 +30,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     ALPN, ALPN_BOTH_WAYS, ALPN_DATAGRAMS, LinkStatus, SocketStatus, TrunkError, TrunkMetrics, TrunkOptions,
+    congestion::Chosen,
     dial,
     ends::{self, Ends},
     links::{Link, Links},
@@ -242,12 +243,21 @@ impl Inner {
     }
 
     /// Dials a connection, on the runtime whose turn it is.
-    pub(crate) fn dial(&self, address: SocketAddr) -> Result<(Connecting, Handle), ConnectError> {
+    pub(crate) fn dial(
+        &self,
+        address: SocketAddr,
+        congestion: Arc<Chosen>,
+    ) -> Result<(Connecting, Handle), ConnectError> {
         let turn = self.turn.fetch_add(1, Relaxed) % self.endpoints.len().max(1);
         let ends = self.endpoints.get(turn).ok_or(ConnectError::EndpointStopping)?;
         let mut config = ClientConfig::new(self.client.clone());
-        config.transport_config(transport::transport(self.options.congestion, address));
+        config.transport_config(transport::transport(congestion, address));
         Ok((ends.dials.connect_with(config, address, dial::NAME)?, ends.runtime.clone()))
+    }
+
+    /// The controller of a connection whose peer is not known yet.
+    pub(crate) fn congestion(&self) -> Arc<Chosen> {
+        Chosen::new(self.options.congestion.of(None))
     }
 
     /// Takes a connection in whose handshake is over; `None` if its certificate names no cluster.
@@ -255,6 +265,7 @@ impl Inner {
         self: &Arc<Self>,
         connection: Connection,
         dialled: Option<SocketAddr>,
+        congestion: Arc<Chosen>,
         runtime: &Handle,
     ) -> Option<Arc<Link>> {
         let Some(cluster) = cluster_of(&connection) else {
@@ -268,7 +279,8 @@ impl Inner {
         let is = |alpn: &str| protocol.as_deref() == Some(alpn.as_bytes());
         let datagrams = is(ALPN_DATAGRAMS);
         let both_ways = datagrams || is(ALPN_BOTH_WAYS);
-        let link = Arc::new(Link::new(connection, cluster, dialled, both_ways, datagrams));
+        congestion.set(self.options.congestion.of(Some(&cluster)));
+        let link = Arc::new(Link::new(connection, cluster, dialled, both_ways, datagrams, congestion));
         serve::start(self, link.clone(), runtime);
         Some(link)
     }
@@ -283,7 +295,8 @@ impl Inner {
     async fn handshake(self: Arc<Self>, incoming: Incoming, runtime: Handle) {
         let from = incoming.remote_address();
         let mut config = ServerConfig::with_crypto(self.server.clone());
-        config.transport_config(transport::transport(self.options.congestion, from));
+        let congestion = self.congestion();
+        config.transport_config(transport::transport(congestion.clone(), from));
         let shaken = async { incoming.accept_with(Arc::new(config))?.await };
         let connection = match shaken.await {
             Ok(c) => c,
@@ -304,7 +317,7 @@ impl Inner {
             connection.close(VarInt::from_u32(4), b"too many connections");
             return;
         }
-        if let Some(link) = self.admit(connection, None, &runtime) {
+        if let Some(link) = self.admit(connection, None, congestion, &runtime) {
             // Its membership may have ended after it was asked for and before the connection was in the list.
             if self.peers.borrow().as_ref().is_some_and(|p| !p.0.contains_key(&link.cluster)) {
                 link.connection.close(VarInt::from_u32(3), b"not a member");

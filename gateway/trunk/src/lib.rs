@@ -16,6 +16,7 @@
 //!
 //! Datagrams of UDP services are DATAGRAM frames on the same connections ([`TrunkFlow`]); over TCP there are none.
 
+mod choice;
 pub mod congestion;
 mod dial;
 mod endpoint;
@@ -32,12 +33,13 @@ mod transport;
 mod watch;
 mod workers;
 
+pub use choice::Transport;
 pub use dial::{Path, QUIC_PATIENCE};
 pub use endpoint::{PeerGateway, Peers, Trunk};
 pub use flows::{FlowError, FlowSender, TrunkFlow};
 pub use links::{Carrier, LinkStatus, Opener};
 pub use metrics::TrunkMetrics;
-pub use options::{DeliverTo, TrunkError, TrunkOptions};
+pub use options::{DeliverTo, PerPeer, TrunkError, TrunkOptions};
 pub use socket::SocketStatus;
 pub use stream::TrunkStream;
 

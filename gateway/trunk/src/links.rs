@@ -15,7 +15,7 @@ use quinn::Connection;
 use serde::Serialize;
 use tokio::sync::Notify;
 
-use crate::flows::Flows;
+use crate::{congestion::Chosen, flows::Flows};
 
 /// Addresses whose TCP figures are kept; more than a federation has, less than a mistake could make.
 const ADDRESSES: usize = 65_536;
@@ -84,9 +84,21 @@ pub struct LinkStatus {
     pub bytes_sent: u64,
     /// Bytes received.
     pub bytes_received: u64,
+    /// Congestion control in the direction from this gateway.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub congestion: Option<String>,
     /// Why TCP carries it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub why_tcp: Option<String>,
+    /// What carries new sessions, of a connection of QUIC: TCP may be cheaper, see [`crate::Transport`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub new_sessions: Option<Carrier>,
+    /// And why.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub choice: Option<String>,
+    /// TCP was chosen here, and does not stand in.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub chosen: bool,
 }
 
 /// Counters of sessions that share a link.
@@ -146,6 +158,10 @@ pub(crate) struct Link {
     pub(crate) datagrams: bool,
     pub(crate) flows: Flows,
     pub(crate) sessions: Arc<Sessions>,
+    congestion: Arc<Chosen>,
+    /// TCP carries new sessions to the address that was dialled.
+    tcp: AtomicBool,
+    choice: Mutex<String>,
     since: SystemTime,
 }
 
@@ -156,6 +172,7 @@ impl Link {
         dialled: Option<SocketAddr>,
         both_ways: bool,
         datagrams: bool,
+        congestion: Arc<Chosen>,
     ) -> Self {
         Self {
             connection,
@@ -169,8 +186,22 @@ impl Link {
             datagrams,
             flows: Flows::default(),
             sessions: Arc::default(),
+            congestion,
+            tcp: AtomicBool::new(false),
+            choice: Mutex::default(),
             since: SystemTime::now(),
         }
+    }
+
+    /// Chooses what carries new sessions.
+    pub(crate) fn choose(&self, carrier: Carrier, why: String) {
+        *self.choice.lock().unwrap_or_else(PoisonError::into_inner) = why;
+        self.tcp.store(carrier == Carrier::Tcp, Relaxed);
+    }
+
+    /// Whether TCP carries new sessions.
+    pub(crate) fn prefers_tcp(&self) -> bool {
+        self.tcp.load(Relaxed)
     }
 
     /// How long it has been there.
@@ -242,7 +273,11 @@ impl Link {
             congestion_window: Some(s.path.cwnd),
             bytes_sent: s.udp_tx.bytes,
             bytes_received: s.udp_rx.bytes,
+            congestion: Some(self.congestion.get().to_string()),
             why_tcp: None,
+            new_sessions: Some(if self.prefers_tcp() { Carrier::Tcp } else { Carrier::Quic }),
+            choice: Some(self.choice.lock().unwrap_or_else(PoisonError::into_inner).clone()),
+            chosen: false,
         }
     }
 }
@@ -251,9 +286,21 @@ fn unix(t: SystemTime) -> u64 {
     t.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
+/// Why TCP is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Role {
+    /// QUIC does not get through.
+    StandsIn,
+    /// It is cheaper, or set so.
+    Chosen,
+    /// It was chosen; what is open stays.
+    Left,
+}
+
 /// TCP in place of QUIC towards an address.
 #[derive(Debug)]
 struct Tcp {
+    role: Role,
     /// QUIC is not tried before.
     until: Instant,
     since: SystemTime,
@@ -285,6 +332,16 @@ struct State {
     links: Vec<Arc<Link>>,
     tcp: HashMap<SocketAddr, Tcp>,
     closed: BTreeMap<ClusterId, Totals>,
+}
+
+impl State {
+    fn insert_tcp(&mut self, address: SocketAddr, role: Role, until: Instant, why: String) {
+        if self.tcp.len() >= ADDRESSES {
+            self.tcp.retain(|_, t| t.until > Instant::now() || t.sessions.open.load(Relaxed) > 0);
+        }
+        let new = Tcp { role, until, since: SystemTime::now(), why, sessions: Arc::default() };
+        self.tcp.insert(address, new);
+    }
 }
 
 /// All links of a gateway.
@@ -355,14 +412,27 @@ impl Links {
         let mut s = self.lock();
         let until = Instant::now() + hold;
         if let Some(t) = s.tcp.get_mut(&address) {
-            (t.until, t.why) = (until, why);
+            (t.role, t.until, t.why) = (Role::StandsIn, until, why);
             return;
         }
-        if s.tcp.len() >= ADDRESSES {
-            s.tcp.retain(|_, t| t.until > Instant::now() || t.sessions.open.load(Relaxed) > 0);
+        s.insert_tcp(address, Role::StandsIn, until, why);
+    }
+
+    /// TCP is chosen, though QUIC gets through or was not asked.
+    pub(crate) fn choose_tcp(&self, address: SocketAddr, why: &str) {
+        let mut s = self.lock();
+        match s.tcp.get_mut(&address) {
+            Some(t) if t.role == Role::Chosen && t.why == why => {}
+            Some(t) => (t.role, t.why) = (Role::Chosen, why.to_owned()),
+            None => s.insert_tcp(address, Role::Chosen, Instant::now(), why.to_owned()),
         }
-        let new = Tcp { until, since: SystemTime::now(), why, sessions: Arc::default() };
-        s.tcp.insert(address, new);
+    }
+
+    /// It is not chosen any more.
+    pub(crate) fn leave_tcp(&self, address: SocketAddr) {
+        if let Some(t) = self.lock().tcp.get_mut(&address).filter(|t| t.role == Role::Chosen) {
+            (t.role, t.why) = (Role::Left, "begun when TCP was chosen".to_owned());
+        }
     }
 
     /// Counts of TCP sessions to `address`.
@@ -373,7 +443,8 @@ impl Links {
     pub(crate) fn status(&self) -> Vec<LinkStatus> {
         let s = self.lock();
         let quic = s.links.iter().filter(|l| l.is_open()).map(|l| l.status());
-        let tcp = s.tcp.iter().map(|(address, t)| LinkStatus {
+        let shown = s.tcp.iter().filter(|(_, t)| t.role != Role::Left || t.sessions.open.load(Relaxed) > 0);
+        let tcp = shown.map(|(address, t)| LinkStatus {
             cluster: None,
             address: *address,
             transport: Carrier::Tcp,
@@ -391,7 +462,11 @@ impl Links {
             congestion_window: None,
             bytes_sent: t.sessions.sent.load(Relaxed),
             bytes_received: t.sessions.received.load(Relaxed),
+            congestion: None,
             why_tcp: Some(t.why.clone()),
+            new_sessions: None,
+            choice: None,
+            chosen: t.role != Role::StandsIn,
         });
         let mut all: Vec<_> = quic.chain(tcp).collect();
         all.sort_by(|a, b| (&a.cluster, a.address).cmp(&(&b.cluster, b.address)));

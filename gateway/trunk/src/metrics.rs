@@ -139,7 +139,7 @@ impl Collector for Scrape {
             family(&mut e, name, help, MetricType::Counter, values)?;
         }
         let tcp = i64::try_from(tcp).unwrap_or(i64::MAX);
-        let mut own = vec![("tcp_open_sessions", "Sessions open over TCP for want of QUIC", tcp)];
+        let mut own = vec![("tcp_open_sessions", "Sessions open over TCP", tcp)];
         if let Some(s) = self.socket.get() {
             let n = |v: usize| i64::try_from(v).unwrap_or(i64::MAX);
             own.extend([

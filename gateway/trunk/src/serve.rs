@@ -7,7 +7,7 @@ use quinn::VarInt;
 use tokio::{net::TcpStream, runtime::Handle, sync::OwnedSemaphorePermit};
 
 use crate::{
-    DeliverTo, TrunkStream,
+    DeliverTo, TrunkStream, choice,
     endpoint::{Inner, TCP_HOLD, TCP_TIMEOUT},
     flows,
     links::Link,
@@ -30,6 +30,7 @@ pub(crate) fn start(inner: &Arc<Inner>, link: Arc<Link>, runtime: &Handle) {
             () = notices(&link) => {}
             () = flows::take(&inner, &link) => {}
             () = silence(&inner, &link) => {}
+            () = choice::measure(&inner, &link) => {}
             _ = link.connection.closed() => {}
         }
         link.flows.close();

@@ -9,7 +9,7 @@ use std::{
 use quinn::{MtuDiscoveryConfig, TransportConfig, VarInt};
 
 use crate::{
-    congestion::{self, Congestion},
+    congestion::{self, Chosen},
     watch::KEEP_ALIVE,
 };
 
@@ -28,7 +28,7 @@ const USUAL_MTU: u32 = 1500;
 const UDP_HEADER: u32 = 8;
 
 /// Settings of the connections to one address.
-pub(crate) fn transport(congestion: Congestion, peer: SocketAddr) -> Arc<TransportConfig> {
+pub(crate) fn transport(congestion: Arc<Chosen>, peer: SocketAddr) -> Arc<TransportConfig> {
     let mut mtu = MtuDiscoveryConfig::default();
     mtu.upper_bound(largest_payload(peer));
     let mut t = TransportConfig::default();
@@ -45,7 +45,7 @@ pub(crate) fn transport(congestion: Congestion, peer: SocketAddr) -> Arc<Transpo
         .datagram_send_buffer_size(DATAGRAMS)
         .ack_frequency_config(Some(congestion::acks()))
         .mtu_discovery_config(Some(mtu))
-        .congestion_controller_factory(congestion.factory());
+        .congestion_controller_factory(congestion);
     Arc::new(t)
 }
 

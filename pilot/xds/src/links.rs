@@ -54,6 +54,12 @@ pub struct PeerLink {
     /// Why TCP carries what QUIC should.
     #[prost(string, tag = "7")]
     pub why_tcp: String,
+    /// Why the transport was chosen, where there was a choice.
+    #[prost(string, tag = "8")]
+    pub choice: String,
+    /// Congestion control of QUIC, `bbr` or `cubic`.
+    #[prost(string, tag = "9")]
+    pub congestion: String,
 }
 
 /// One report.
@@ -141,7 +147,9 @@ impl<S: LinkSink> UnaryService<Report> for LinkService<S> {
                 )));
             }
             for p in &mut peers {
-                [&mut p.cluster, &mut p.transport, &mut p.why_tcp].into_iter().for_each(cut);
+                [&mut p.cluster, &mut p.transport, &mut p.why_tcp, &mut p.choice, &mut p.congestion]
+                    .into_iter()
+                    .for_each(cut);
             }
             sink.report(&peer, node, peers)?;
             Ok(Response::new(Heard {}))

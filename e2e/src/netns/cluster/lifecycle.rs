@@ -109,6 +109,7 @@ impl Cluster {
         flags.extend(["--labels=istio=eastwestgateway".into(), "--meta=ROUTER_MODE=sni-dnat".into()]);
         if self.quic {
             flags.extend(["--trunk=0.0.0.0:15443".into(), "--trunk-deliver=127.0.0.1:15443".into()]);
+            flags.push(format!("--trunk-transport={}", self.trunk_transport));
         }
         self.start_proxy(&name, "gateway", &self.gateway_netns(n), flags)
     }

@@ -84,6 +84,8 @@ struct Packet {
 
 struct World {
     link: Link,
+    /// What the link becomes, and when.
+    then: Option<(Instant, Link)>,
     ends: Vec<End>,
     flying: BinaryHeap<Reverse<(Instant, u64)>>,
     packets: std::collections::HashMap<u64, Packet>,
@@ -130,6 +132,14 @@ pub(crate) fn run(link: Link, controllers: &[Factory], warm: u64, until: u64) ->
     build(link, controllers, t0).drive(t0, Duration::from_secs(warm), Duration::from_secs(until))
 }
 
+/// One transfer over a link that becomes another one after `at` seconds; counted as in [`run`].
+pub(crate) fn change(link: Link, at: u64, then: Link, controller: Factory, warm: u64, until: u64) -> Seen {
+    let t0 = Instant::now();
+    let mut w = build(link, &[controller], t0);
+    w.then = Some((t0 + Duration::from_secs(at), then));
+    w.drive(t0, Duration::from_secs(warm), Duration::from_secs(until))
+}
+
 /// Requests of 1 KiB on 64 streams, each every 40 ms for four seconds, and loss in both directions: milliseconds from
 /// when each was due to its answer, sorted.
 pub(crate) fn requests(link: Link, controller: Factory) -> Vec<f64> {
@@ -153,6 +163,7 @@ pub(crate) fn requests(link: Link, controller: Factory) -> Vec<f64> {
 fn build(link: Link, controllers: &[Factory], t0: Instant) -> World {
     let mut w = World {
         link,
+        then: None,
         ends: Vec::new(),
         flying: BinaryHeap::new(),
         packets: Default::default(),
@@ -230,6 +241,9 @@ impl World {
                 before = Some(self.ends.iter().map(|e| e.read).collect());
                 self.flows.fill(Flow::default());
                 self.waits = (0.0, 0);
+            }
+            if let Some((_, link)) = self.then.take_if(|(at, _)| *at <= now) {
+                self.link = link;
             }
             let end = if packet == Some(now) {
                 let Reverse((_, sequence)) = self.flying.pop().unwrap();

@@ -5,7 +5,7 @@ mod paced;
 
 use std::sync::Arc;
 
-use link::{Factory, Link, Seen, requests, run};
+use link::{Factory, Link, Seen, change, requests, run};
 use mesh_trunk::congestion::BbrConfig;
 use quinn::congestion::CubicConfig;
 
@@ -114,6 +114,25 @@ fn a_shallow_buffer() {
 }
 
 /// Share of the first of two flows on one bottleneck.
+/// The path changes under a transfer: what was believed of the old one is measured anew.
+#[test]
+fn a_path_that_changes() {
+    let far = Link::new(20.0, 100, 1.0);
+    let near = Link { queue: far.queue, ..Link::new(20.0, 10, 1.0) };
+    let slow = Link { rate: far.rate / 5.0, ..far };
+    for (name, from, to) in [
+        ("becomes longer", near, far),
+        ("becomes shorter", far, near),
+        ("slower", far, slow),
+        ("faster", slow, far),
+    ] {
+        let s = change(from, 8, to, bbr(), 14, 24);
+        show(name, "bbr", &s);
+        // A queue of what the longer path holds could stand before the slower link for half a second.
+        assert!(s.used > 0.85 && s.wait < 0.25, "{name}: {s:?}");
+    }
+}
+
 fn share(name: &str, queue: f64, flows: [Factory; 2]) -> f64 {
     let seen = run(Link::new(20.0, 40, queue), &flows, 10, 40);
     let share = seen.flows[0].goodput / (seen.flows[0].goodput + seen.flows[1].goodput);

@@ -1,5 +1,6 @@
 //! Two gateways' trunks over real UDP.
 
+mod choice;
 mod flows;
 mod moving;
 mod support;

@@ -9,7 +9,8 @@ use std::{
 use mesh_identity::{SecretStore, TRUST_BUNDLE, WORKLOAD_SVID};
 use mesh_model::ClusterId;
 use mesh_trunk::{
-    DeliverTo, PeerGateway, Peers, Trunk, TrunkMetrics, TrunkOptions, TrunkStream, congestion::Congestion,
+    DeliverTo, PeerGateway, Peers, PerPeer, Transport, Trunk, TrunkMetrics, TrunkOptions, TrunkStream,
+    congestion::Congestion,
 };
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair, SanType,
@@ -65,7 +66,8 @@ pub(crate) fn options(listen: SocketAddr, deliver_to: SocketAddr) -> TrunkOption
         listen,
         deliver_to: DeliverTo::Address(deliver_to),
         deliver_flows: None,
-        congestion: Congestion::Bbr,
+        congestion: PerPeer::all(Congestion::Bbr),
+        transport: PerPeer::all(Transport::Quic),
         workers: 0,
     }
 }

@@ -34,6 +34,10 @@ pub(super) struct Row {
     /// `quic`, `tcp`, or `mixed` where gateways differ.
     pub(super) transport: Option<String>,
     why_tcp: Vec<String>,
+    /// Why the transport was chosen, by gateway.
+    transport_choice: Vec<String>,
+    /// Congestion control of QUIC, by gateway.
+    congestion: Vec<String>,
     pub(super) trunk_rtt_ms: Option<f64>,
     pub(super) trunk_loss_percent: Option<f64>,
     trunk_packets_sent_last_minute: Option<u64>,
@@ -111,9 +115,17 @@ impl Row {
         let why = |(g, p): &(&GatewayLinks, &mesh_xds::links::PeerLink)| {
             (!p.why_tcp.is_empty()).then(|| format!("gateway {}: {}", g.gateway, p.why_tcp))
         };
+        let said = |of: fn(&mesh_xds::links::PeerLink) -> &String| {
+            move |(g, p): &(&GatewayLinks, &mesh_xds::links::PeerLink)| {
+                let text = of(p);
+                (!text.is_empty()).then(|| format!("gateway {}: {text}", g.gateway))
+            }
+        };
         Self {
             transport,
             why_tcp: links.iter().filter_map(why).collect(),
+            transport_choice: links.iter().filter_map(said(|p| &p.choice)).collect(),
+            congestion: links.iter().filter_map(said(|p| &p.congestion)).collect(),
             trunk_rtt_ms: links.iter().filter_map(|(_, p)| p.rtt_us).max().map(ms),
             trunk_loss_percent: loss.map(|(sent, lost)| lost as f64 * 100.0 / sent as f64),
             trunk_packets_sent_last_minute: sent,
@@ -320,6 +332,8 @@ mod tests {
             packets_sent: sent,
             packets_lost: lost,
             why_tcp: String::new(),
+            choice: String::new(),
+            congestion: String::new(),
         };
         let a = gateway("a.sys", link("quic", Some(12_300), Some(900), Some(9)));
         let b = gateway("b.sys", link("quic", Some(80_000), Some(100), Some(11)));
