@@ -66,7 +66,7 @@ pub struct GatewayArgs {
 /// # Errors
 /// Flags that are not valid, files that cannot be read, addresses that cannot be bound.
 pub async fn run(args: GatewayArgs) -> anyhow::Result<()> {
-    mesh_runtime::harden();
+    mesh_runtime::confine(args.proxy.run_as, &args.proxy.rights())?;
     let tracing = mesh_telemetry::trace::init_tracing("flotilla-gateway", args.proxy.otlp.as_deref(), false)?;
     let stop = mesh_runtime::shutdown::on_signal()?;
     let store = SecretStore::new();

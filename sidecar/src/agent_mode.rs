@@ -70,8 +70,8 @@ pub enum Kind {
 /// # Errors
 /// Flags that are not valid, files that cannot be read or written, addresses that cannot be bound.
 pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
-    mesh_runtime::harden();
     let proxy = args.proxy;
+    mesh_runtime::confine(proxy.run_as, &[])?;
     let _tracing = mesh_telemetry::trace::init_tracing("flotilla-agent", None, false)?;
     if proxy.otlp.is_some() {
         tracing::warn!("--otlp has no effect: spans of a proxy that is not Flotilla's are not exported");

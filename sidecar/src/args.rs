@@ -41,6 +41,7 @@ pub(crate) struct BootstrapArgs {
     pub(crate) max_on_demand: usize,
     pub(crate) otlp: Option<String>,
     pub(crate) restart: RestartArgs,
+    pub(crate) run_as: Option<mesh_runtime::RunAs>,
 }
 
 impl BootstrapArgs {
@@ -60,6 +61,7 @@ const BESIDE: &[&str] = &[
     "concurrency",
     "drain_seconds",
     "state_dir",
+    "run_as",
     "max_on_demand",
     "otlp",
     "base_id",
@@ -77,7 +79,7 @@ impl Args for SidecarArgs {
             .value_parser(clap::value_parser!(PathBuf))
             .help(
                 "Execute Envoy's bootstrap file, YAML or JSON, instead of joining the mesh: no control plane but what \
-                 the file names is contacted; only --concurrency, --drain-seconds, --state-dir, --max-on-demand, --otlp and the flags of hot restarts go with it",
+                 the file names is contacted; only --concurrency, --drain-seconds, --state-dir, --max-on-demand, --otlp, --run-as and the flags of hot restarts go with it",
             );
         let cmd = MeshArgs::augment_args(cmd).arg(file);
         // What the mesh must know of its members, and a file need not say.
@@ -119,6 +121,7 @@ impl FromArgMatches for SidecarArgs {
                 max_on_demand: m.try_get_one("max_on_demand").ok().flatten().copied().unwrap_or_default(),
                 otlp: m.try_get_one::<String>("otlp").ok().flatten().cloned(),
                 restart: RestartArgs::from_arg_matches(m)?,
+                run_as: m.try_get_one("run_as").ok().flatten().copied(),
             }),
         })
     }

@@ -21,7 +21,10 @@ use prometheus_client::registry::Registry;
 /// # Errors
 /// Flags that are not valid, files that cannot be read, addresses that cannot be bound.
 pub async fn run(args: SidecarArgs) -> anyhow::Result<()> {
-    mesh_runtime::harden();
+    match &args.mode {
+        Mode::Mesh(args) => mesh_runtime::confine(args.proxy.run_as, &args.proxy.rights())?,
+        Mode::Bootstrap(args) => mesh_runtime::confine(args.run_as, &[mesh_runtime::Right::LowPorts])?,
+    }
     match args.mode {
         Mode::Mesh(args) => member(*args).await,
         Mode::Bootstrap(args) => standalone(args).await,

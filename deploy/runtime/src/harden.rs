@@ -6,7 +6,7 @@ use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior,
 /// written, and only root may read its memory or trace it.
 ///
 /// Goes on where the kernel refuses; a process is no less useful for that.
-pub fn harden() {
+pub(crate) fn harden() {
     let none = Rlimit { current: Some(0), maximum: Some(0) };
     if let Err(error) = setrlimit(Resource::Core, none) {
         tracing::debug!(%error, "core files are not limited");

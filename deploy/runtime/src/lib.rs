@@ -1,4 +1,4 @@
-//! What every deployed process shares: well-known ports, readiness, shutdown, hot restart, private files and memory,
+//! What every deployed process shares: well-known ports, readiness, shutdown, hot restart, private files and memory, privileges,
 //! admin pages and exit codes.
 
 pub mod admin;
@@ -6,10 +6,24 @@ pub mod files;
 pub mod handover;
 mod harden;
 pub mod ports;
+mod privileges;
 pub mod ready;
 pub mod shutdown;
 
-pub use harden::harden;
+pub use privileges::{Right, RunAs, RunAsError};
+
+/// What a role does first: goes on as another user, if it is asked to, keeping the rights in `keep`, and keeps its secrets
+/// to itself.
+///
+/// # Errors
+/// [`RunAsError`].
+pub fn confine(run_as: Option<RunAs>, keep: &[Right]) -> Result<(), RunAsError> {
+    if privileges::run_as(run_as, keep)? {
+        eprintln!("note: running as root; --run-as UID gives that up");
+    }
+    harden::harden();
+    Ok(())
+}
 
 /// Exit codes of every binary, the same everywhere so that scripts can rely on them.
 pub mod exit {

@@ -67,6 +67,27 @@ fn readable(path: &Path) -> anyhow::Result<String> {
     Ok(path.display().to_string())
 }
 
+/// The process was started as root, and has given that up for good, but for ports below 1024 (capability 10).
+fn no_root(status: &str) -> anyhow::Result<()> {
+    let value = |name: &str| {
+        let mut lines = status.lines().filter_map(|l| l.split_once(':'));
+        lines.find(|(n, _)| *n == name).map(|(_, v)| v.split_whitespace().collect::<Vec<_>>().join(" "))
+    };
+    let own = format!("{:016x}", 1 << 10);
+    for (name, expected) in [
+        ("Uid", "1337 1337 1337 1337"),
+        ("Gid", "1337 1337 1337 1337"),
+        ("Groups", ""),
+        ("NoNewPrivs", "1"),
+        ("CapPrm", &own),
+        ("CapEff", &own),
+        ("CapBnd", &own),
+    ] {
+        ensure!(value(name).as_deref() == Some(expected), "{name} is not {expected:?}:\n{status}");
+    }
+    Ok(())
+}
+
 #[test]
 #[ignore = "needs root and network namespaces"]
 fn tls_is_made_for_callers() {
@@ -185,6 +206,7 @@ fn the_ingress_serves_https() {
         let (dir, west) = (world.dir.clone(), &mut world.clusters[0]);
         served_from(west.workload("client"), "httpbin", &["west"]).await?;
         let ip = west.start_edge("ingress", 41).await?;
+        no_root(&west.kernel_status("ingress")?)?;
         let (first, second, clients) =
             (Authority::new("first"), Authority::new("second"), Authority::new("clients"));
         credential(west, &first, "httpbin", None)?;

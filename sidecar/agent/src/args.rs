@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context, bail, ensure};
 use mesh_model::{ClusterId, Locality, SpiffeId, TrustDomain};
-use mesh_runtime::ports;
+use mesh_runtime::{Right, RunAs, ports};
 use mesh_xds::{NodeInfo, NodeKind};
 use serde_json::{Map, Value, json};
 
@@ -18,6 +18,10 @@ use crate::{limits::LimitArgs, restart::RestartArgs};
 /// Flags of a data-plane process.
 #[derive(Debug, Clone, clap::Args)]
 pub struct ProxyArgs {
+    /// Go on as this user, when started as root: `UID` or `UID:GID`, by number. Its files must be the user's; of root's
+    /// rights only ports below 1024 stay, and interception by TPROXY where the metadata says so.
+    #[arg(long, env = "FLOTILLA_RUN_AS", value_name = "UID[:GID]")]
+    pub run_as: Option<RunAs>,
     /// Control plane, host:port of its xDS and certificate service.
     #[arg(long, env = "FLOTILLA_DISCOVERY", default_value = "127.0.0.1:15012")]
     pub discovery: String,
@@ -94,6 +98,13 @@ impl ProxyArgs {
     pub fn identity(&self) -> anyhow::Result<SpiffeId> {
         SpiffeId::workload(&self.trust_domain, &self.namespace, &self.service_account)
             .context("--namespace and --service-account")
+    }
+
+    /// Rights that it keeps if it gives up root.
+    #[must_use]
+    pub fn rights(&self) -> Vec<Right> {
+        let transparent = self.metadata.iter().any(|m| m == "INTERCEPTION_MODE=TPROXY");
+        [Right::LowPorts].into_iter().chain(transparent.then_some(Right::Transparent)).collect()
     }
 
     /// Labels as a map.

@@ -121,20 +121,23 @@ impl Cluster {
     }
 
     /// Starts a gateway with the label `istio: <name>gateway` in a namespace of its own, at an address of its own that
-    /// ends in `number`, where it may bind every port; waits until it is ready.
+    /// ends in `number`; waits until it is ready. It starts as root, and gives that up but for ports below 1024.
     ///
     /// # Errors
     /// It cannot be started, or is not ready within half a minute.
     pub async fn start_edge(&mut self, name: &str, number: u8) -> anyhow::Result<String> {
         let (netns, ip) = (self.netns(name), format!("10.10.0.{number}"));
         self.pod(&netns, &ip, usize::from(number))?;
-        must(&format!("ip netns exec {netns} sysctl -qw net.ipv4.ip_unprivileged_port_start=0"))?;
         let mut flags = self.proxy(name, SYSTEM, name, &ip)?;
         let credentials = self.edge_credentials(name);
         directory(&credentials, PROXY_UID)?;
         flags.push(format!("--labels=istio={name}gateway"));
         flags.push(format!("--credentials={}", credentials.display()));
-        self.start_proxy(name, "gateway", &netns, flags)?;
+        flags.push(format!("--run-as={PROXY_UID}"));
+        let command = ["ip", "netns", "exec", &netns].map(str::to_owned).into_iter();
+        let command = command.chain([self.flotilla.display().to_string(), "gateway".into()]).chain(flags);
+        let command: Vec<String> = command.collect();
+        self.data_plane.push(Process::start(&format!("{name}-proxy"), &self.dir.join("logs"), &command)?);
         until(&netns, Duration::from_secs(30), async || {
             for p in &mut self.data_plane {
                 p.check()?;
@@ -143,6 +146,16 @@ impl Cluster {
         })
         .await?;
         Ok(ip)
+    }
+
+    /// What the kernel says of a proxy (`/proc/PID/status`).
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn kernel_status(&self, name: &str) -> anyhow::Result<String> {
+        let name = format!("{name}-proxy");
+        let process = self.data_plane.iter().find(|p| p.name == name).context("no such proxy runs")?;
+        Ok(std::fs::read_to_string(format!("/proc/{}/status", process.id()))?)
     }
 
     /// Stops a gateway with SIGTERM and waits for its end; answers how long that took.

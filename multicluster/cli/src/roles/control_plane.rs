@@ -16,6 +16,7 @@ use mesh_model::{
     proxy::{ClientCertificate, DownstreamTls, SecretRef, StringMatch, TlsVersion, Validation},
 };
 use mesh_runtime::{
+    Right, RunAs,
     admin::{metrics_router, ready_router, serve},
     ports,
     ready::Readiness,
@@ -101,6 +102,9 @@ pub(crate) struct ControlPlaneArgs {
     ca_probe_interval: u64,
     #[command(flatten)]
     consul: ConsulArgs,
+    /// Go on as this user, when started as root: `UID` or `UID:GID`, by number. Its files must be the user's
+    #[arg(long, env = "FLOTILLA_RUN_AS", value_name = "UID[:GID]")]
+    run_as: Option<RunAs>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -118,7 +122,7 @@ fn loopback(s: &str) -> Result<SocketAddr, String> {
 
 /// Runs until SIGTERM or SIGINT.
 pub(crate) async fn run(args: ControlPlaneArgs) -> anyhow::Result<()> {
-    mesh_runtime::harden();
+    mesh_runtime::confine(args.run_as, &[Right::LowPorts])?;
     let _tracing = mesh_telemetry::trace::init_tracing("flotilla-control-plane", None, false)?;
     let stop = mesh_runtime::shutdown::on_signal()?;
     mesh_runtime::files::private_dir(&args.state_dir)

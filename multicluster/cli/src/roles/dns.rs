@@ -36,7 +36,7 @@ const LAST_ANSWERS: Duration = Duration::from_secs(4);
 /// Runs until SIGTERM or SIGINT, then goes on answering for the drain time while it is not ready.
 pub(crate) async fn run(args: DnsArgs) -> anyhow::Result<()> {
     let DnsArgs { proxy, listen, upstream } = args;
-    mesh_runtime::harden();
+    mesh_runtime::confine(proxy.run_as, &proxy.rights())?;
     let _tracing = mesh_telemetry::trace::init_tracing("flotilla-dns", None, false)?;
     let stop = mesh_runtime::shutdown::on_signal()?;
     // Checked before anything waits.
