@@ -63,8 +63,11 @@ fn figures(transport: Transport) {
         assert!(p["leaseAgeMs"].as_u64().unwrap() < 2700, "{p:#}");
         assert!(p["controlRttMs"].as_f64().unwrap() < 1000.0, "{p:#}");
         assert_eq!(p["trunkRttMs"].is_number(), via == "quic", "{p:#}");
-        // Loopback loses nothing, TCP does not tell.
-        assert_eq!(p["trunkLossPercent"].as_f64(), (via == "quic").then_some(0.0), "{p:#}");
+        // TCP does not tell. Loopback loses nothing, but on a busy machine an answer may be so late that QUIC takes the packet
+        // for lost.
+        let loss = p["trunkLossPercent"].as_f64();
+        assert_eq!(loss.is_some(), via == "quic", "{p:#}");
+        assert!(loss.is_none_or(|l| l < 20.0), "{p:#}");
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
         for ends in [&p["certificateExpiresUnixSeconds"], &v["certificateExpiresUnixSeconds"]] {
             assert!(ends.as_u64().unwrap() > now, "{v:#}");

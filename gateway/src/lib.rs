@@ -111,8 +111,8 @@ pub async fn run(args: GatewayArgs) -> anyhow::Result<()> {
         pages,
     })
     .await?;
-    let (endpoint, node) = agent.control_plane();
-    let reporting = tokio::spawn(report::run(endpoint, node, agent.state(), trunks.clone()));
+    let (connection, node) = agent.control_plane();
+    let reporting = tokio::spawn(report::run(connection, node, agent.state(), trunks.clone()));
     let following = trunks.clone().map(|t| tokio::spawn(trunk::follow(t, agent.state())));
     let delivering = tokio::spawn(trunk::deliver(sessions, args.trunk_deliver, agent.deliveries()));
     let carrying = tokio::spawn(trunk::deliver_flows(flows, agent.deliveries()));

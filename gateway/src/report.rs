@@ -10,8 +10,8 @@ use std::{
 use mesh_model::{ClusterId, proxy::LoadAssignment};
 use mesh_trunk::{Carrier, LinkStatus, Trunk};
 use mesh_xds::{
-    Endpoint, NodeInfo,
-    client::{lazy_channel, proxy::ProxyState},
+    NodeInfo,
+    client::{Connection, proxy::ProxyState},
     links::{self, MAX_PEERS, PeerLink},
 };
 use tokio::sync::watch;
@@ -32,7 +32,7 @@ type Packets = BTreeMap<ClusterId, (u64, u64)>;
 
 /// Reports for as long as it is polled. Nothing waits for it, and a control plane that is away only misses figures.
 pub(crate) async fn run(
-    control_plane: Endpoint,
+    mut control_plane: Connection,
     node: NodeInfo,
     states: watch::Receiver<Arc<ProxyState>>,
     trunk: Option<Arc<Trunk>>,
@@ -40,10 +40,6 @@ pub(crate) async fn run(
     if !node.is_east_west() {
         return;
     }
-    let channel = match lazy_channel(&control_plane) {
-        Ok(c) => c,
-        Err(error) => return tracing::warn!(%error, "links are not reported"),
-    };
     let mut samples: VecDeque<Packets> = VecDeque::new();
     loop {
         let now = trunk.as_ref().map(|t| t.packets()).unwrap_or_default();
@@ -54,7 +50,12 @@ pub(crate) async fn run(
         if samples.len() > WINDOW {
             samples.pop_front();
         }
-        let told = tokio::time::timeout(PATIENCE, links::report(channel.clone(), &node, peers)).await;
+        let Some(channel) = control_plane.borrow_and_update().clone() else {
+            // Counting goes on meanwhile.
+            let _ = tokio::time::timeout(INTERVAL, control_plane.changed()).await;
+            continue;
+        };
+        let told = tokio::time::timeout(PATIENCE, links::report(channel, &node, peers)).await;
         let pause = match told {
             Ok(Ok(false)) => UNKNOWN,
             Ok(Err(status)) => {

@@ -144,7 +144,7 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
         () = stop.cancelled() => return Ok(()),
     }
     // With the certificate that is there now; before, the control plane would send it away.
-    let (_bundles, told) = bundles::follow(endpoint.clone(), node.clone(), proxy.state_dir.as_deref());
+    let (following, told) = bundles::follow(endpoint, node.clone(), proxy.state_dir.as_deref());
     let trusting = tokio::spawn(roots.clone().follow(told.clone()));
     let (source, follow) = SecretSource::follow(proxy.trust_domain.clone(), pem, told);
     let service = AdsService::new(source).until(stop.clone());
@@ -154,7 +154,7 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
         let clients = board.clients();
         !clients.is_empty() && clients.iter().all(|c| c.types.values().all(|t| t.state() == "SYNCED"))
     };
-    let reporting = tokio::spawn(roots.report(endpoint, node, SETTLE, taken));
+    let reporting = tokio::spawn(roots.report(following.connection(), node, SETTLE, taken));
     let server = tonic::transport::Server::builder()
         .add_service(service.secrets())
         .serve_with_incoming_shutdown(conn::unix(socket), stop.clone().cancelled_owned());

@@ -18,8 +18,9 @@ use std::{
 
 pub use connect::{ConnectError, Endpoint, channel, lazy_channel};
 use rand::RngExt as _;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
+use tonic::transport::Channel;
 
 pub use crate::server::state::Mode;
 use crate::{node::NodeInfo, pb, type_url};
@@ -40,6 +41,10 @@ pub struct ClientOptions {
     /// Variant of the protocol; delta unless the server has none.
     pub mode: Mode,
 }
+
+/// The connection that carries a client's stream, while there is one: for other calls to the same server, which need no
+/// connection of their own then.
+pub type Connection = watch::Receiver<Option<Channel>>;
 
 /// Which resources of a type are wanted.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -95,6 +100,7 @@ struct Shared {
     again: Mutex<BTreeMap<String, BTreeSet<String>>>,
     node: Mutex<Arc<NodeInfo>>,
     changed: Notify,
+    connection: watch::Sender<Option<Channel>>,
 }
 
 impl Shared {
@@ -192,6 +198,7 @@ impl AdsClient {
             again: Mutex::default(),
             node: Mutex::new(Arc::new(options.node.clone())),
             changed: Notify::new(),
+            connection: watch::Sender::new(None),
         });
         let handler = handler(Subscriptions(shared.clone()));
         let token = CancellationToken::new();
@@ -212,6 +219,12 @@ impl AdsClient {
         Subscriptions(self.shared.clone())
     }
 
+    /// Its connection.
+    #[must_use]
+    pub fn connection(&self) -> Connection {
+        self.shared.connection.subscribe()
+    }
+
     /// Replaces the subscription of a type.
     pub fn subscribe(&self, type_url: &str, names: Names) {
         self.subscriptions().subscribe(type_url, names);
@@ -227,28 +240,33 @@ async fn run<H: Handler>(options: ClientOptions, shared: Arc<Shared>, mut handle
     loop {
         let connecting = connect::channel(&options.endpoint);
         let served = match expiry.during(connecting, &mut handler, &mut known).await {
-            Ok(channel) => loop {
-                let node = shared.node();
-                let running = stream::run(
-                    &options,
-                    &node,
-                    channel.clone(),
-                    &shared,
-                    &mut handler,
-                    &mut known,
-                    &mut expiry,
-                );
-                let outcome = running.await;
-                if outcome.answered {
-                    handler.on_connection(false);
-                }
-                tracing::info!(
-                    server = %options.endpoint, node = %node.id, reason = %outcome.reason, "xDS stream ended"
-                );
-                if !outcome.renamed {
-                    break outcome.answered;
-                }
-            },
+            Ok(channel) => {
+                shared.connection.send_replace(Some(channel.clone()));
+                let answered = loop {
+                    let node = shared.node();
+                    let running = stream::run(
+                        &options,
+                        &node,
+                        channel.clone(),
+                        &shared,
+                        &mut handler,
+                        &mut known,
+                        &mut expiry,
+                    );
+                    let outcome = running.await;
+                    if outcome.answered {
+                        handler.on_connection(false);
+                    }
+                    tracing::info!(
+                        server = %options.endpoint, node = %node.id, reason = %outcome.reason, "xDS stream ended"
+                    );
+                    if !outcome.renamed {
+                        break outcome.answered;
+                    }
+                };
+                shared.connection.send_replace(None);
+                answered
+            }
             Err(e) => {
                 tracing::debug!(server = %options.endpoint, error = %e, "xDS server not reachable");
                 false

@@ -23,7 +23,7 @@ use mesh_runtime::{
 use mesh_xds::{
     ClientOptions, Endpoint, NodeInfo, NodeKind,
     client::{
-        Mode,
+        Connection, Mode,
         proxy::{ProxyClient, ProxyClientOptions, ProxyState, on_demand::OnDemandNames},
     },
     nds::NameTable,
@@ -69,7 +69,6 @@ pub struct Agent {
     engine: Arc<Engine>,
     client: Arc<ProxyClient>,
     node: NodeInfo,
-    control_plane: Endpoint,
     drain: Duration,
     left: oneshot::Receiver<(Leave, Duration)>,
     replaced: Arc<AtomicBool>,
@@ -226,7 +225,7 @@ impl Agent {
             on_demand: on_demand.clone(),
         });
         tasks.push(tokio::spawn(roots.clone().follow(client.bundles())));
-        tasks.push(tokio::spawn(roots.report(endpoint.clone(), node.clone(), Duration::ZERO, || true)));
+        tasks.push(tokio::spawn(roots.report(client.connection(), node.clone(), Duration::ZERO, || true)));
         let mut bundles = client.bundles();
         // Those that were kept are there before the first session to another trust domain.
         foreign_trust(&store, &bundles.borrow_and_update());
@@ -268,7 +267,6 @@ impl Agent {
             engine,
             client: Arc::new(client),
             node,
-            control_plane: endpoint,
             drain: args.drain(),
             left,
             replaced: Arc::default(),
@@ -288,10 +286,10 @@ impl Agent {
         self.client.state()
     }
 
-    /// Where the control plane is, approached as this proxy, and as whom.
+    /// The connection to the control plane, and as whom it is approached.
     #[must_use]
-    pub fn control_plane(&self) -> (Endpoint, NodeInfo) {
-        (self.control_plane.clone(), self.node.clone())
+    pub fn control_plane(&self) -> (Connection, NodeInfo) {
+        (self.client.connection(), self.node.clone())
     }
 
     /// The way to the engine's listeners for connections that came by other ways than their sockets.

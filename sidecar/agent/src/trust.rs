@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use mesh_model::federation::ForeignBundle;
 use mesh_xds::{
-    Endpoint, NodeInfo,
-    client::lazy_channel,
+    NodeInfo,
+    client::Connection,
     trust::{self, Trusting},
 };
 use tokio::sync::watch;
@@ -57,22 +57,22 @@ impl Roots {
     /// after a change and then for `taken`, for a proxy that is told by this process and verifies by itself.
     pub async fn report(
         self,
-        control_plane: Endpoint,
+        mut control_plane: Connection,
         node: NodeInfo,
         settle: Duration,
         taken: impl Fn() -> bool,
     ) {
-        let channel = match lazy_channel(&control_plane) {
-            Ok(c) => c,
-            Err(error) => return tracing::warn!(%error, "trusted roots are not reported"),
-        };
         let mut trusting = self.trusting.subscribe();
         loop {
             let now = trusting.borrow_and_update().clone();
             tokio::time::sleep(settle).await;
             let mut pause = INTERVAL;
-            if taken() {
-                let told = trust::report(channel.clone(), &node, now);
+            // Over the connection that is there anyhow: one for each proxy is what a control plane has memory for.
+            let Ok(channel) = control_plane.wait_for(Option::is_some).await.map(|c| c.clone()) else {
+                return;
+            };
+            if let Some(channel) = channel.filter(|_| taken()) {
+                let told = trust::report(channel, &node, now);
                 match tokio::time::timeout(PATIENCE, told).await {
                     Ok(Ok(false)) => pause = UNKNOWN,
                     Ok(Err(status)) => {

@@ -96,7 +96,7 @@ pub(crate) async fn run(args: DnsArgs) -> anyhow::Result<()> {
             have.changed().await.context("the secret store is gone")?;
         }
         let client = ProxyClient::start(ProxyClientOptions {
-            client: ClientOptions { endpoint: endpoint.clone(), node: node.clone(), mode: Mode::Delta },
+            client: ClientOptions { endpoint, node: node.clone(), mode: Mode::Delta },
             cache,
             name_table: true,
             // Names alone.
@@ -110,7 +110,7 @@ pub(crate) async fn run(args: DnsArgs) -> anyhow::Result<()> {
             on_demand: Default::default(),
         });
         tasks.spawn(roots.clone().follow(client.bundles()));
-        tasks.spawn(roots.report(endpoint, node, Duration::ZERO, || true));
+        tasks.spawn(roots.report(client.connection(), node, Duration::ZERO, || true));
         tasks.spawn(pass_on(client.names(), tables));
         tasks.spawn(show(client.health(), connected));
         anyhow::Ok(client)

@@ -31,7 +31,7 @@ use self::{
     on_demand::{Kind, OnDemandNames},
     state::{Inner, type_of},
 };
-use super::{AdsClient, ClientOptions, Handler, Mode, Names, Rejection, Subscriptions, Update};
+use super::{AdsClient, ClientOptions, Connection, Handler, Mode, Names, Rejection, Subscriptions, Update};
 use crate::{
     codec::Secret,
     nds::NameTable,
@@ -268,6 +268,12 @@ impl ProxyClient {
     #[must_use]
     pub fn names(&self) -> watch::Receiver<Arc<NameTable>> {
         self.names.clone()
+    }
+
+    /// The connection to the control plane.
+    #[must_use]
+    pub fn connection(&self) -> Connection {
+        self.client.connection()
     }
 
     /// Roots of other trust domains as they change; those that were kept are there from the start.

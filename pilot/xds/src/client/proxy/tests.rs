@@ -279,3 +279,52 @@ async fn who_is_not_authorised_gets_nothing() {
     assert!(!client.health().borrow().synced);
     assert_eq!(service.status().connected(), 0);
 }
+
+/// Takes reports of gateways and passes them on.
+struct Heard(tokio::sync::mpsc::UnboundedSender<usize>);
+
+impl crate::links::LinkSink for Heard {
+    fn report(
+        &self,
+        _: &crate::server::PeerInfo,
+        _: NodeInfo,
+        peers: Vec<crate::links::PeerLink>,
+    ) -> Result<(), tonic::Status> {
+        self.0.send(peers.len()).map_err(|e| tonic::Status::internal(e.to_string()))
+    }
+}
+
+/// A control plane has memory for one connection of each proxy: whatever else a proxy says goes over that.
+#[tokio::test]
+async fn reports_go_over_the_connection_of_the_stream() {
+    use futures::StreamExt as _;
+    let source = Arc::new(Fixed { types: RwLock::default(), changes: watch::Sender::new(0) });
+    let tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = tcp.local_addr().unwrap();
+    let stop = CancellationToken::new();
+    let (to, mut heard) = tokio::sync::mpsc::unbounded_channel();
+    let accepted = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let counting = accepted.clone();
+    let incoming = conn::tcp(tcp).inspect(move |_| {
+        counting.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+    });
+    tokio::spawn(
+        tonic::transport::Server::builder()
+            .add_service(AdsService::new(source).until(stop.clone()))
+            .add_service(crate::links::LinkService::new(Arc::new(Heard(to))))
+            .serve_with_incoming_shutdown(Box::pin(incoming), stop.clone().cancelled_owned()),
+    );
+    let client = ProxyClient::start(options(addr, Mode::Delta, None));
+    let mut connection = client.connection();
+    for n in 0..3 {
+        let channel = connection.wait_for(Option::is_some).await.unwrap().clone().unwrap();
+        let peers = vec![crate::links::PeerLink::default(); n];
+        let node = NodeInfo::component("gateway");
+        assert!(crate::links::report(channel, &node, peers).await.unwrap());
+        assert_eq!(heard.recv().await, Some(n));
+    }
+    assert_eq!(accepted.load(std::sync::atomic::Ordering::SeqCst), 1);
+    stop.cancel();
+    let gone = tokio::time::timeout(Duration::from_secs(10), connection.wait_for(Option::is_none)).await;
+    assert!(gone.unwrap().is_ok(), "no call is made on a connection that has ended");
+}

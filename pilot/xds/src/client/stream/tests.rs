@@ -159,6 +159,7 @@ async fn names_stand_beside_all_and_are_asked_for_again() {
         again: Mutex::default(),
         node: Mutex::new(Arc::new(NodeInfo::component("proxy"))),
         changed: Notify::new(),
+        connection: tokio::sync::watch::Sender::new(None),
     };
     let shared = Arc::new(shared);
     let subscriptions = Subscriptions(shared.clone());
