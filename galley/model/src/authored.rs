@@ -32,6 +32,7 @@ macro_rules! choice {
     )* };
 }
 
+mod claims;
 mod core;
 mod destination_rule;
 mod envoy_filter;
@@ -64,6 +65,7 @@ pub use self::{
     types::*,
     virtual_service::*,
 };
+pub use claims::HeaderKey;
 
 macro_rules! kinds {
     ($($(#[$m:meta])* $v:ident($t:ty) = $group:literal [$canon:literal $(, $alias:literal)*] $name:literal, $scope:ident;)*) => {

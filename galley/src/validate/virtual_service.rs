@@ -4,7 +4,7 @@ mod actions;
 mod unreachable;
 
 use mesh_model::authored::{
-    Destination, HttpMatchRequest, HttpRoute, L4MatchAttributes, RouteDestination, StringMatch,
+    Destination, HeaderKey, HttpMatchRequest, HttpRoute, L4MatchAttributes, RouteDestination, StringMatch,
     TlsMatchAttributes, VirtualService,
 };
 
@@ -212,13 +212,19 @@ fn http_match(m: &HttpMatchRequest, p: &Path<'_>, out: &mut Findings) {
         for (name, x) in map {
             let at = p.key(field);
             let at = at.key(name);
-            if name.starts_with("@request.auth.claims") {
+            match HeaderKey::of(name) {
+                HeaderKey::Header => common::header_name(name, &at, out),
+                HeaderKey::Claim(_) => {}
                 // As a header it would never match, and as a missing header always.
-                out.error(&at, "routing by a token's claims is not supported yet");
-                continue;
+                HeaderKey::Malformed => out.error(
+                    &at,
+                    format!(
+                        "{name:?} names no claim: write @request.auth.claims.NAME, or @request.auth.claims[NAME] where the \
+                         name has dots, and [NAME] again for what is inside of it"
+                    ),
+                ),
             }
-            common::header_name(name, &at, out);
-            if name.bytes().any(|c| c.is_ascii_uppercase()) {
+            if HeaderKey::of(name) == HeaderKey::Header && name.bytes().any(|c| c.is_ascii_uppercase()) {
                 out.warning(&at, "header names are compared in lower case");
             }
             // `*` is no regular expression; Istio takes it here for "has any value".

@@ -167,3 +167,57 @@ fn questions_that_make_no_sense() {
         assert!(mesh.try_ask(from, request, &[]).is_err(), "{from} {request}");
     }
 }
+
+/// Routes by claims of a token at a gateway that verifies it; without a verified token there are none, whatever headers say.
+#[test]
+fn claims_of_tokens() {
+    use base64::Engine as _;
+    let route = |keys: serde_json::Value, host: &str| json!({"match": [keys], "route": [{"destination": {"host": host, "port": {"number": 9080}}}]});
+    let service = |gateways: serde_json::Value| {
+        json!({
+            "apiVersion": "networking.istio.io/v1", "kind": "VirtualService",
+            "metadata": {"name": "shop", "namespace": "default"},
+            "spec": {"hosts": ["shop.example"], "gateways": gateways, "http": [
+                route(json!({"headers": {"@request.auth.claims[groups]": {"exact": "admin"}}}), "reviews"),
+                route(json!({"headers": {"@request.auth.claims.deep.level": {}}}), "details"),
+                route(json!({"withoutHeaders": {"@request.auth.claims.sub": {"prefix": "a"}}}), "productpage"),
+                route(json!({}), "ratings"),
+            ]}
+        })
+    };
+    let mesh = bookinfo()
+        .with(json!({
+            "apiVersion": "networking.istio.io/v1", "kind": "Gateway",
+            "metadata": {"name": "shop", "namespace": "default"},
+            "spec": {"selector": {"istio": "ingressgateway"}, "servers": [
+                {"port": {"number": 80, "name": "http", "protocol": "HTTP"}, "hosts": ["shop.example"]}]}
+        }))
+        .with(json!({
+            "apiVersion": "security.istio.io/v1", "kind": "RequestAuthentication",
+            "metadata": {"name": "users", "namespace": "istio-system"},
+            "spec": {"selector": {"matchLabels": {"istio": "ingressgateway"}}, "jwtRules": [{"issuer": "a", "jwks": r#"{"keys":[{"kty":"oct","k":"AA"}]}"#}]}
+        }))
+        .with(service(json!(["shop"])));
+    let b64 = |v: serde_json::Value| base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(v.to_string());
+    let bearer = |claims: serde_json::Value| {
+        format!("authorization: Bearer {}.{}.AA", b64(json!({"alg": "ES256"})), b64(claims))
+    };
+    let from = "istio-system/istio-ingressgateway";
+    for (headers, host) in [
+        (vec![bearer(json!({"iss": "a", "sub": "al", "groups": ["users", "admin"]}))], "reviews"),
+        (vec![bearer(json!({"iss": "a", "sub": "al", "groups": "admin"}))], "reviews"),
+        (vec![bearer(json!({"iss": "a", "sub": "al", "deep": {"level": "1"}}))], "details"),
+        (vec![bearer(json!({"iss": "a", "sub": "bob"}))], "productpage"),
+        (vec![bearer(json!({"iss": "a", "sub": "al"}))], "ratings"),
+        (vec!["groups: admin".to_owned()], "productpage"),
+    ] {
+        let headers: Vec<&str> = headers.iter().map(String::as_str).collect();
+        let cluster = format!("outbound|9080||{host}.default.svc.cluster.local");
+        mesh.asks(
+            from,
+            "GET http://shop.example/",
+            &headers,
+            &json!({"action": "forward", "cluster": cluster}),
+        );
+    }
+}

@@ -6,7 +6,7 @@ use base64::Engine as _;
 use mesh_model::{
     Rare,
     authored::{
-        CorsPolicy, Destination, HeaderOperations, Headers, HttpFaultInjection, HttpMatchRequest,
+        CorsPolicy, Destination, HeaderKey, HeaderOperations, Headers, HttpFaultInjection, HttpMatchRequest,
         HttpRedirect, HttpRetry, HttpRoute, HttpRouteDestination, Percent, RedirectPortSelection,
         StringMatch as Authored, VirtualService,
     },
@@ -17,7 +17,7 @@ use mesh_model::{
     },
 };
 
-use super::{Ctx, common::cluster_name};
+use super::{Ctx, common::cluster_name, jwt};
 use crate::{
     config::{Doc, selects},
     gateway_api::SEMANTICS,
@@ -335,14 +335,19 @@ fn route_match(m: &HttpMatchRequest, segments: bool) -> RouteMatch {
     }
     // These keys have fields of their own and are ignored as headers.
     let own = ["uri", "scheme", "method", "authority"];
-    headers.extend(
-        m.headers.iter().filter(|(k, _)| !own.contains(&k.as_str())).map(|(k, v)| header(k, v, false)),
-    );
-    headers.extend(m.without_headers.iter().map(|(k, v)| header(k, v, true)));
+    let mut metadata = Vec::new();
+    let named = m.headers.iter().filter(|(k, _)| !own.contains(&k.as_str())).map(|kv| (kv, false));
+    for ((name, value), invert) in named.chain(m.without_headers.iter().map(|kv| (kv, true))) {
+        match HeaderKey::of(name) {
+            // Where nothing verifies tokens, as at sidecars for what their workloads send, there are no claims.
+            HeaderKey::Claim(path) => metadata.push(jwt::route_claim(path, string_match(value), invert)),
+            HeaderKey::Header | HeaderKey::Malformed => headers.push(header(name, value, invert)),
+        }
+    }
     let query =
         m.query_params.iter().map(|(k, v)| QueryMatch { name: k.clone(), value: string_match(v) }).collect();
     let regex = matches!(m.uri, Some(Authored::Regex(_)));
-    RouteMatch { path, case_sensitive: regex || !m.ignore_uri_case, headers, query }
+    RouteMatch { path, case_sensitive: regex || !m.ignore_uri_case, headers, query, metadata }
 }
 
 fn build(ctx: &Ctx<'_>, namespace: &str, r: &HttpRoute, matches: RouteMatch, port: u16) -> Option<Route> {

@@ -11,7 +11,7 @@ use mesh_model::{
     proxy::{
         Cluster, Discovery, EndpointHealth, HttpFilter, JwksSource, JwtAuthn, JwtClaimToHeader, JwtHeader,
         JwtProvider, JwtRequirement, JwtRequires, JwtRule, LbEndpoint, LoadAssignment, LocalityEndpoints,
-        RemoteJwks, RouteMatch, SecretRef, StringMatch, UpstreamTls, Validation,
+        MetadataMatch, RemoteJwks, RouteMatch, SecretRef, StringMatch, UpstreamTls, Validation, ValueMatch,
     },
 };
 
@@ -20,11 +20,26 @@ use crate::config::selects;
 
 /// Claims that are lists by custom.
 const SPACE_DELIMITED: [&str; 2] = ["permission", "scope"];
+/// Where the filter keeps what it knows.
+const FILTER: &str = "envoy.filters.http.jwt_authn";
 /// Key of the payload in the filter's metadata; Istio's.
 pub(super) const PAYLOAD: &str = "payload";
 const FETCH: Duration = Duration::from_secs(5);
 /// How often istiod looks for new keys.
 const CACHE: Duration = Duration::from_secs(20 * 60);
+
+/// A route's condition on a claim, which is a text or a list of texts, or only has to be there.
+pub(super) fn route_claim(path: Vec<String>, value: Option<StringMatch>, invert: bool) -> MetadataMatch {
+    let value = match value {
+        Some(m) => {
+            let text = ValueMatch::String(m);
+            ValueMatch::Or(vec![text.clone(), ValueMatch::OneOf(Box::new(text))])
+        }
+        None => ValueMatch::Present(true),
+    };
+    let path = std::iter::once(PAYLOAD.to_owned()).chain(path).collect();
+    MetadataMatch { filter: FILTER.to_owned(), path, value, invert }
+}
 
 /// The filter of a workload, if anything selects it.
 pub(super) fn filter(ctx: &Ctx<'_>) -> Option<HttpFilter> {
@@ -101,6 +116,8 @@ fn provider(ctx: &Ctx<'_>, r: &authored::JwtRule) -> JwtProvider {
         from_cookies: r.from_cookies.clone(),
         forward_payload_header: r.output_payload_to_header.clone(),
         payload_in_metadata: PAYLOAD.to_owned(),
+        // Routes of gateways may be by claims; elsewhere looking twice would be for nothing.
+        clear_route_cache: ctx.proxy.router,
         space_delimited_claims,
         claim_to_headers: r
             .output_claim_to_headers

@@ -51,6 +51,8 @@ pub struct JwtProvider {
     pub payload_in_metadata: String,
     /// Claims that are split at spaces in that metadata.
     pub space_delimited_claims: Vec<String>,
+    /// A valid token lets the route be looked for again, by what is known of it now.
+    pub clear_route_cache: bool,
     /// Tolerance of `exp` and `nbf`; Envoy's default is 60 s.
     pub clock_skew: Duration,
     /// Headers that get claims.
@@ -74,6 +76,7 @@ impl Default for JwtProvider {
             pad_forward_payload_header: false,
             payload_in_metadata: String::new(),
             space_delimited_claims: vec![],
+            clear_route_cache: false,
             clock_skew: Duration::from_secs(60),
             claim_to_headers: vec![],
         }

@@ -5,8 +5,8 @@ use std::{sync::LazyLock, time::Duration};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    AuthzOverride, BufferOverride, HostRateLimits, JwtOverride, LocalRateLimit, OnDemandCluster,
-    OnDemandHosts, ProcOverride, RateLimit, SessionOverride,
+    AuthzOverride, BufferOverride, HostRateLimits, JwtOverride, LocalRateLimit, MetadataMatch,
+    OnDemandCluster, OnDemandHosts, ProcOverride, RateLimit, SessionOverride,
 };
 use crate::rare::{Nothing, Rare};
 
@@ -111,13 +111,21 @@ pub struct RouteMatch {
     pub headers: Vec<HeaderMatch>,
     /// Query parameter conditions.
     pub query: Vec<QueryMatch>,
+    /// Conditions on what filters found out, such as a verified token's claims. Before they have run there is nothing.
+    pub metadata: Vec<MetadataMatch>,
 }
 
 impl RouteMatch {
     /// Matches every request.
     #[must_use]
     pub fn any() -> Self {
-        Self { path: PathMatch::Prefix("/".into()), case_sensitive: true, headers: vec![], query: vec![] }
+        Self {
+            path: PathMatch::Prefix("/".into()),
+            case_sensitive: true,
+            headers: vec![],
+            query: vec![],
+            metadata: vec![],
+        }
     }
 }
 

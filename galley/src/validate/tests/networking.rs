@@ -99,8 +99,8 @@ fn virtual_services_are_refused() {
         ("match: [{headers: {x: {prefix: ''}}}]", "match[0].headers.x.prefix"),
         ("match: [{method: {regex: ''}}]", "match[0].method.regex"),
         (
-            "match: [{headers: {'@request.auth.claims.sub': {exact: a}}}]",
-            r#"match[0].headers["@request.auth.claims.sub"]"#,
+            "match: [{headers: {'@request.auth.claims[sub': {exact: a}}}]",
+            r#"match[0].headers["@request.auth.claims[sub"]"#,
         ),
         ("match: [{sourceNamespace: 'a.b'}]", "match[0].sourceNamespace"),
         ("match: [{port: 70000}]", "match[0].port"),

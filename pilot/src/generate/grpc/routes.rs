@@ -37,6 +37,10 @@ fn one(mut r: Route, left: &mut Left) -> Option<Route> {
     if !r.matches.query.is_empty() {
         return None;
     }
+    if !r.matches.metadata.is_empty() {
+        left.insert("routes by claims of tokens");
+        return None;
+    }
     r.matches.path = path(r.matches.path)?;
     let mut headers = Vec::new();
     for h in std::mem::take(&mut r.matches.headers) {

@@ -102,6 +102,7 @@ fn provider(p: &JwtProvider) -> jwt::JwtProvider {
         payload_in_metadata: p.payload_in_metadata.clone(),
         normalize_payload_in_metadata: (!p.space_delimited_claims.is_empty())
             .then(|| provider::NormalizePayload { space_delimited_claims: p.space_delimited_claims.clone() }),
+        clear_route_cache: p.clear_route_cache,
         clock_skew_seconds: u32::try_from(p.clock_skew.as_secs()).unwrap_or(u32::MAX),
         claim_to_headers: p
             .claim_to_headers
@@ -121,7 +122,7 @@ fn to_provider(p: jwt::JwtProvider) -> Res<JwtProvider> {
     use core::data_source::Specifier as D;
     use provider::JwksSourceSpecifier as S;
     // The size of the cache of verified tokens is the engine's own business.
-    refuse!(p; header_in_metadata, failed_status_in_metadata, clear_route_cache);
+    refuse!(p; header_in_metadata, failed_status_in_metadata);
     let jwks = match p.jwks_source_specifier {
         Some(S::LocalJwks(d)) => match d.specifier {
             Some(D::InlineString(s)) => JwksSource::Inline(s),
@@ -157,6 +158,7 @@ fn to_provider(p: jwt::JwtProvider) -> Res<JwtProvider> {
             .normalize_payload_in_metadata
             .map(|n| n.space_delimited_claims)
             .unwrap_or_default(),
+        clear_route_cache: p.clear_route_cache,
         clock_skew: Duration::from_secs(match p.clock_skew_seconds {
             0 => 60,
             n => u64::from(n),

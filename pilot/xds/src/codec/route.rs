@@ -298,6 +298,7 @@ pub(super) fn route_match(m: &RouteMatch) -> r::RouteMatch {
         case_sensitive: boolv(m.case_sensitive),
         headers: m.headers.iter().map(header_match).collect(),
         query_parameters: m.query.iter().map(query_match).collect(),
+        dynamic_metadata: m.metadata.iter().map(metadata_match).collect(),
         path_specifier: Some(path),
         ..Default::default()
     }
@@ -305,7 +306,7 @@ pub(super) fn route_match(m: &RouteMatch) -> r::RouteMatch {
 
 pub(super) fn to_route_match(m: r::RouteMatch) -> Res<RouteMatch> {
     use r::route_match::PathSpecifier as P;
-    refuse!(m; runtime_fraction, cookies, grpc, tls_context, dynamic_metadata, filter_state);
+    refuse!(m; runtime_fraction, cookies, grpc, tls_context, filter_state);
     let path = match m.path_specifier {
         Some(P::Prefix(p)) => PathMatch::Prefix(p),
         Some(P::PathSeparatedPrefix(p)) => PathMatch::SegmentPrefix(p),
@@ -322,6 +323,7 @@ pub(super) fn to_route_match(m: r::RouteMatch) -> Res<RouteMatch> {
         case_sensitive: bool_or(m.case_sensitive, true),
         headers: each("headers", m.headers, to_header_match)?,
         query: each("query_parameters", m.query_parameters, to_query_match)?,
+        metadata: each("dynamic_metadata", m.dynamic_metadata, to_metadata_match)?,
     })
 }
 

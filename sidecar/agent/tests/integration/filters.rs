@@ -180,6 +180,94 @@ async fn tokens_and_claims() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs Envoy (ENVOY_BIN)"]
+async fn routes_by_claims() {
+    let (up, a) = (echo().await, Issuer::new("https://a.example"));
+    let claim = |path: &[&str], value, invert| MetadataMatch {
+        filter: "envoy.filters.http.jwt_authn".into(),
+        path: std::iter::once(&"payload").chain(path).map(|p| (*p).to_owned()).collect(),
+        value,
+        invert,
+    };
+    let text = |s: &str| ValueMatch::String(StringMatch::exact(s));
+    let to = |path: &str, body: &str, metadata: Vec<MetadataMatch>| {
+        let mut r = route(to_up(), RouteFilters::default());
+        r.matches = RouteMatch { path: PathMatch::Prefix(path.into()), metadata, ..RouteMatch::any() };
+        r.action = RouteAction::Direct(DirectResponse { status: 200, body: body.as_bytes().to_vec() });
+        r
+    };
+    let mut faulty = to("/", "bob", vec![claim(&["sub"], text("bob"), false)]);
+    faulty.fault = Some(Box::new(Fault { delay: None, abort: Some((AbortKind::Http(418), 1_000_000)) }));
+    let routes = vec![
+        to("/", "admin", vec![claim(&["groups"], ValueMatch::OneOf(Box::new(text("admin"))), false)]),
+        faulty,
+        to("/not", "not alice", vec![claim(&["sub"], text("alice"), true)]),
+        to("/deep", "deep", vec![claim(&["deep", "n"], ValueMatch::Present(true), false)]),
+        to(
+            "/both",
+            "both",
+            vec![
+                claim(&["sub"], text("alice"), false),
+                claim(&["scope"], ValueMatch::OneOf(Box::new(text("write"))), false),
+            ],
+        ),
+        route(to_up(), RouteFilters::default()),
+    ];
+    for clear_route_cache in [true, false] {
+        let provider = JwtProvider {
+            issuer: a.0.into(),
+            jwks: JwksSource::Inline(a.2.to_string()),
+            payload_in_metadata: "payload".into(),
+            space_delimited_claims: vec!["scope".into()],
+            clear_route_cache,
+            ..JwtProvider::default()
+        };
+        let rule = |path: &str, requires| JwtRule {
+            matches: RouteMatch { path: PathMatch::Prefix(path.into()), ..RouteMatch::any() },
+            requires: JwtRequires::Inline(requires),
+        };
+        let maybe =
+            JwtRequirement::Any(vec![JwtRequirement::Provider("a".into()), JwtRequirement::AllowMissing]);
+        let jwt = JwtAuthn {
+            providers: [("a".to_owned(), provider)].into(),
+            rules: vec![rule("/not/failed", JwtRequirement::AllowMissingOrFailed), rule("/", maybe)],
+            requirements: Default::default(),
+            bypass_cors_preflight: true,
+        };
+        let m = manager(vec![HttpFilter::Jwt(Arc::new(jwt)), HttpFilter::Fault], routes.clone());
+        let p = Pair::new(m, vec![cluster("up", up, UpstreamHttp::Http1)]).await;
+        let forged = Issuer(a.0, Issuer::new("x").1, json!({}));
+        for claims in [
+            None,
+            Some(json!({})),
+            Some(json!({"sub": "bob"})),
+            Some(json!({"groups": ["users", "admin"]})),
+            Some(json!({"groups": "admin"})),
+            Some(json!({"deep": {"n": [1]}})),
+            Some(json!({"deep": 7})),
+            Some(json!({"scope": "read write"})),
+        ] {
+            for path in ["/", "/not", "/not/failed", "/deep", "/both"] {
+                let bearer = |t: &str| format!("authorization: Bearer {t}\r\n");
+                let h = claims.clone().map_or_else(String::new, |c| bearer(&a.token("k", c)));
+                p.alike(&get(path, &h), &[]).await;
+                // What nobody has verified is no claim, under whatever name it comes.
+                let h = claims.clone().map_or_else(String::new, |c| bearer(&forged.token("k", c)));
+                p.alike(&get(path, &format!("{h}sub: bob\r\n")), &[]).await;
+            }
+        }
+        let seen = p
+            .ask(&get("/", &format!("authorization: Bearer {}\r\n", a.token("k", json!({"sub": "bob"})))))
+            .await;
+        assert_eq!(
+            seen.0.status,
+            if clear_route_cache { 418 } else { 200 },
+            "the fault of the route by claims"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs Envoy (ENVOY_BIN)"]
 async fn authorisers_and_limits() {
     let up = echo().await;
     let authz = server(|r| {

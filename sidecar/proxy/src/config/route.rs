@@ -13,6 +13,7 @@ use regex::bytes::Regex;
 use self::index::{DomainIndex, Key, PathIndex};
 use super::CompileError;
 use crate::{
+    http::metadata::{Metadata, MetadataMatcher},
     http::{
         filters::{
             ext_proc::ProcOverride,
@@ -66,6 +67,7 @@ pub(crate) struct Route {
     case_sensitive: bool,
     headers: Vec<HeaderMatcher>,
     query: Vec<QueryMatcher>,
+    metadata: Vec<MetadataMatcher>,
     pub(crate) action: Action,
     pub(crate) request_headers: HeaderEdits,
     pub(crate) response_headers: HeaderEdits,
@@ -336,12 +338,12 @@ impl RouteTable {
     }
 
     /// The virtual host and route of a request.
-    pub(crate) fn find(&self, req: &RequestHead) -> Found<'_> {
+    pub(crate) fn find(&self, req: &RequestHead, metadata: Option<&Metadata>) -> Found<'_> {
         let Some(host) = self.host(&req.authority) else { return Found::NoHost };
         if host.require_tls && !req.https {
             return Found::NeedsTls(host);
         }
-        match host.route(req) {
+        match host.route(req, metadata) {
             Some(r) => Found::Route(host, r),
             None => Found::NoRoute(host),
         }
@@ -386,8 +388,9 @@ impl VirtualHost {
     }
 
     /// The first route that takes a request.
-    fn route(&self, req: &RequestHead) -> Option<&Arc<Route>> {
-        let at = self.index.find(path_of(req), |at| self.routes.get(at).is_some_and(|r| r.matches(req)))?;
+    fn route(&self, req: &RequestHead, metadata: Option<&Metadata>) -> Option<&Arc<Route>> {
+        let takes = |at| self.routes.get(at).is_some_and(|r: &Arc<Route>| r.matches(req, metadata));
+        let at = self.index.find(path_of(req), takes)?;
         self.routes.get(at)
     }
 }
@@ -462,6 +465,7 @@ impl Route {
             case_sensitive: m.case_sensitive,
             headers: m.headers.iter().map(HeaderMatcher::new).collect::<Result<_, _>>()?,
             query: m.query.iter().map(QueryMatcher::new).collect::<Result<_, _>>()?,
+            metadata: m.metadata.iter().map(MetadataMatcher::new).collect::<Result<_, _>>()?,
             action,
             request_headers: HeaderEdits::new(&r.request_headers)?,
             response_headers: HeaderEdits::new(&r.response_headers)?,
@@ -473,7 +477,7 @@ impl Route {
     }
 
     /// Whether a request is one of this route's.
-    pub(crate) fn matches(&self, req: &RequestHead) -> bool {
+    pub(crate) fn matches(&self, req: &RequestHead, metadata: Option<&Metadata>) -> bool {
         let raw = path_of(req);
         let lower;
         let path = if self.case_sensitive {
@@ -491,7 +495,10 @@ impl Route {
             PathMatcher::Regex(r) => r.is_match(raw.as_bytes()),
             PathMatcher::Connect => req.method == Method::CONNECT && req.path.is_empty(),
         };
-        path_ok && self.headers.iter().all(|h| h.matches(req)) && self.query.iter().all(|q| q.matches(req))
+        path_ok
+            && self.headers.iter().all(|h| h.matches(req))
+            && self.query.iter().all(|q| q.matches(req))
+            && self.metadata.iter().all(|m| m.matches(metadata))
     }
 
     /// The path with the matched part replaced.
@@ -741,7 +748,7 @@ mod tests {
             ("/r/12/3", None),
             ("/fOLD/x", Some("fold")),
         ] {
-            let got = match t.find(&req("h", path)) {
+            let got = match t.find(&req("h", path), None) {
                 Found::Route(_, r) => Some(r.name.to_string()),
                 _ => None,
             };

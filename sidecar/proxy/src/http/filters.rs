@@ -105,8 +105,9 @@ pub(crate) async fn run<D: Downstream>(
     down: &D,
     passed: &mut Passed,
     rec: &mut Record,
-) -> Result<(), LocalReply> {
-    for f in &manager.filters {
+    from: usize,
+) -> Result<Option<usize>, LocalReply> {
+    for (at, f) in manager.filters.iter().enumerate().skip(from) {
         match f {
             HttpFilter::Rbac(rbac) => {
                 let mut facts = conn.facts(rec.remote, Some(head));
@@ -124,7 +125,8 @@ pub(crate) async fn run<D: Downstream>(
             }
             HttpFilter::Jwt(j) => {
                 // Boxed, so that requests without it do not carry its state.
-                Box::pin(j.run(conn, head, route.and_then(|r| r.filters.jwt.as_ref()), rec)).await?;
+                let on_route = route.and_then(|r| r.filters.jwt.as_ref());
+                passed.reroute |= Box::pin(j.run(conn, head, on_route, rec)).await?;
             }
             HttpFilter::ExtAuthz(e) => {
                 let on_route = route.and_then(|r| r.filters.ext_authz.as_ref());
@@ -171,7 +173,7 @@ pub(crate) async fn run<D: Downstream>(
                     Box::pin(on_demand::host(conn, manager, &routes, &head.authority, down, rec)).await?;
                     if manager.routes().is_some_and(|t| t.host(&head.authority).is_some()) {
                         passed.restart = true;
-                        return Ok(());
+                        return Ok(None);
                     }
                 }
                 passed.on_demand = route.and_then(|r| r.filters.on_demand).unwrap_or(*o);
@@ -215,8 +217,11 @@ pub(crate) async fn run<D: Downstream>(
             }
             HttpFilter::GrpcStats => {}
         }
+        if std::mem::take(&mut passed.reroute) {
+            return Ok(Some(at + 1));
+        }
     }
-    Ok(())
+    Ok(None)
 }
 
 /// Waits for all of a body, which gets a length if it had none.

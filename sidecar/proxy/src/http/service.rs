@@ -141,21 +141,24 @@ async fn serve<D: Downstream>(
     let mut table = manager.routes();
     let (mut vhost, mut route, mut needs_tls) = find(conn, table.as_deref(), head, rec);
     let mut passed = filters::Passed::default();
-    let untouched =
+    let mut untouched =
         if manager.on_demand { may_ask(table.as_deref(), vhost.as_deref(), head, &mut passed) } else { None };
-    filters::run(conn, manager, head, route.as_deref(), down, &mut passed, rec)
-        .await
-        .map_err(|r| passed.finish(r))?;
-    if let (Some(untouched), true) = (untouched, passed.restart) {
-        *head = *untouched;
-        passed = filters::Passed::default();
-        table = manager.routes();
-        (vhost, route, needs_tls) = find(conn, table.as_deref(), head, rec);
-        Box::pin(filters::run(conn, manager, head, route.as_deref(), down, &mut passed, rec))
+    let mut at = 0;
+    loop {
+        let next = filters::run(conn, manager, head, route.as_deref(), down, &mut passed, rec, at)
             .await
             .map_err(|r| passed.finish(r))?;
-    }
-    if passed.reroute {
+        if let (true, Some(before)) = (passed.restart, untouched.take()) {
+            *head = *before;
+            passed = filters::Passed::default();
+            table = manager.routes();
+            at = 0;
+        } else if let Some(next) = next {
+            // Filters behind the one that asked have the settings of the new route.
+            at = next;
+        } else {
+            break;
+        }
         (vhost, route, needs_tls) = find(conn, table.as_deref(), head, rec);
     }
     let (Some(vhost), Some(route)) = (vhost, route) else {
@@ -222,7 +225,7 @@ fn find(
     head: &mut RequestHead,
     rec: &mut Record,
 ) -> (Option<Arc<VirtualHost>>, Option<Arc<Route>>, bool) {
-    let found = table.map_or(Found::NoHost, |t| t.find(head));
+    let found = table.map_or(Found::NoHost, |t| t.find(head, rec.metadata.as_deref()));
     let needs_tls = matches!(found, Found::NeedsTls(_));
     let (vhost, route) = match found {
         Found::Route(v, r) => (Some(Arc::clone(v)), Some(Arc::clone(r))),

@@ -38,6 +38,15 @@ pub struct Retries {
     pub status_codes: Vec<u16>,
 }
 
+/// What filters said so far.
+#[derive(Default)]
+struct Said {
+    metadata: Metadata,
+    response: Headers,
+    /// The filter that is asked next.
+    next: usize,
+}
+
 /// A shadow.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mirrored {
@@ -110,38 +119,49 @@ impl Simulation<'_> {
             return Ok(());
         };
         let table = compile_routes(&source)?;
-        let found = table.find(&head);
         let at = table.position(&head.authority);
         let vhost_model = at.and_then(|i| source.virtual_hosts.get(i));
         self.reasons.virtual_hosts(&source, vhost_model, &head.authority);
         self.out.virtual_host = vhost_model.map(|v| v.name.clone());
-        let (vhost, route) = match found {
-            Found::Route(v, r) => (Some(v), Some(r)),
-            Found::NeedsTls(v) | Found::NoRoute(v) => (Some(v), None),
-            Found::NoHost => (None, None),
-        };
-        let mut route_model = None;
-        if let Some(v) = vhost_model {
-            let at = if route.is_some() { first(v, &head)? } else { None };
-            route_model = at.and_then(|i| v.routes.get(i));
+        let mut said = Said::default();
+        let (found, vhost, route, route_model) = loop {
+            let found = table.find(&head, Some(&said.metadata));
+            let (vhost, route) = match found {
+                Found::Route(v, r) => (Some(v), Some(r)),
+                Found::NeedsTls(v) | Found::NoRoute(v) => (Some(v), None),
+                Found::NoHost => (None, None),
+            };
+            let at = match (vhost_model, route) {
+                (Some(v), Some(_)) => first(v, &head, Some(&said.metadata))?,
+                _ => None,
+            };
+            let route_model = vhost_model.zip(at).and_then(|(v, i)| v.routes.get(i));
             self.out.route_index = at;
             self.out.route = route_model.map(|r| r.name.clone());
-            self.reasons.routes(v, at, &head);
-        }
-        if let Some(r) = route
-            && !r.operation.is_empty()
-            && self.arrival.direction == model::Direction::Outbound
-        {
-            head.headers.set_id(HeaderId::XEnvoyDecoratorOperation, r.operation.as_bytes());
-        }
-        let mut response = Headers::default();
-        if let Err(a) =
-            self.filters(chain, manager, &mut head, route.map(|r| &**r), route_model, &mut response)
-        {
-            self.answer(a.action, a.status, &a.detail);
-            self.edits(&response);
-            return Ok(());
-        }
+            if let Some(r) = route
+                && !r.operation.is_empty()
+                && self.arrival.direction == model::Direction::Outbound
+            {
+                head.headers.set_id(HeaderId::XEnvoyDecoratorOperation, r.operation.as_bytes());
+            }
+            let asked = self.filters(chain, manager, &mut head, route.map(|r| &**r), route_model, &mut said);
+            if !matches!(asked, Ok(true))
+                && let Some(v) = vhost_model
+            {
+                self.reasons.routes(v, at, &head, &said.metadata);
+            }
+            match asked {
+                // The route is looked for again, by what is known now.
+                Ok(true) => {}
+                Ok(false) => break (found, vhost, route, route_model),
+                Err(a) => {
+                    self.answer(a.action, a.status, &a.detail);
+                    self.edits(&said.response);
+                    return Ok(());
+                }
+            }
+        };
+        let response = said.response;
         let (Some(vhost), Some(route), Some(m)) = (vhost, route, route_model) else {
             if let Found::NeedsTls(_) = found {
                 let reply = redirect_to_tls(&head);
@@ -193,7 +213,8 @@ impl Simulation<'_> {
         }
     }
 
-    /// Asks the filters in order; `Err` answers the request.
+    /// Asks the filters in order, from where they were; `Err` answers the request. Whether one wants the route looked for
+    /// again, and is not the last word.
     fn filters(
         &mut self,
         chain: &Chain,
@@ -201,20 +222,21 @@ impl Simulation<'_> {
         head: &mut RequestHead,
         route: Option<&Route>,
         route_model: Option<&model::Route>,
-        response: &mut Headers,
-    ) -> Result<(), Answer> {
+        said: &mut Said,
+    ) -> Result<bool, Answer> {
+        let Said { metadata, response, next } = said;
         let principals: Vec<String> = self.arrival.peer.iter().map(|p| p.principal.clone()).collect();
-        let mut metadata = Metadata::default();
-        for (compiled, f) in manager.filters.iter().zip(&manager.config.filters) {
+        for (compiled, f) in manager.filters.iter().zip(&manager.config.filters).skip(*next) {
+            *next += 1;
             match (compiled, f) {
                 (HttpFilter::Rbac(rbac), _) => {
                     let mut facts = self.facts(chain, &principals);
                     facts.request = Some(head);
-                    facts.metadata = Some(&metadata);
+                    facts.metadata = Some(metadata);
                     let seen = policy::ask(rbac, &facts);
                     let said = rbac.shadow(&facts);
                     if let Some(said) = said {
-                        rbac.note(said, RBAC, &mut metadata);
+                        rbac.note(said, RBAC, metadata);
                     }
                     let denied = policy::denied(std::slice::from_ref(&seen));
                     self.out.policies.extend(seen);
@@ -222,7 +244,12 @@ impl Simulation<'_> {
                         return Err(Answer { action: Action::Deny, status: 403, detail });
                     }
                 }
-                (_, model::HttpFilter::Jwt(j)) => self.token(j, head, &mut metadata)?,
+                (_, model::HttpFilter::Jwt(j)) => {
+                    let for_routes = self.token(j, head, metadata)?;
+                    if for_routes {
+                        return Ok(true);
+                    }
+                }
                 (HttpFilter::Cors, _) => {
                     if let Some(cors) = route.and_then(|r| r.cors.as_ref()) {
                         match cross_origin(cors, head) {
@@ -245,7 +272,7 @@ impl Simulation<'_> {
                         self.fault(fault)?;
                     }
                 }
-                (HttpFilter::ExtAuthz(e), _) if !e.asks(Some(&metadata)) => {}
+                (HttpFilter::ExtAuthz(e), _) if !e.asks(Some(metadata)) => {}
                 (HttpFilter::ExtAuthz(_), _) => self.out.asks.push("external authorization".into()),
                 (HttpFilter::ExtProc(_), _) => self.out.asks.push("an external processor".into()),
                 (HttpFilter::LocalRateLimit(_), _) => self.out.asks.push("a local rate limit".into()),
@@ -253,7 +280,7 @@ impl Simulation<'_> {
                 _ => {}
             }
         }
-        Ok(())
+        Ok(false)
     }
 
     fn fault(&mut self, fault: &model::Fault) -> Result<(), Answer> {
@@ -272,19 +299,19 @@ impl Simulation<'_> {
         }
     }
 
-    /// A token is read and believed; its issuer must be one of the providers'.
+    /// Whether routes are to see it. A token is read and believed; its issuer must be one of the providers'.
     fn token(
         &mut self,
         jwt: &model::JwtAuthn,
         head: &RequestHead,
         metadata: &mut Metadata,
-    ) -> Result<(), Answer> {
+    ) -> Result<bool, Answer> {
         let refuse =
             |detail: &str| Err(Answer { action: Action::Refuse, status: 401, detail: detail.to_owned() });
-        let Some(given) = head.headers.str_id(HeaderId::Authorization) else { return Ok(()) };
-        let Some((scheme, token)) = given.split_once(' ') else { return Ok(()) };
+        let Some(given) = head.headers.str_id(HeaderId::Authorization) else { return Ok(false) };
+        let Some((scheme, token)) = given.split_once(' ') else { return Ok(false) };
         if !scheme.eq_ignore_ascii_case("bearer") {
-            return Ok(());
+            return Ok(false);
         }
         let part = token.trim().split('.').nth(1).unwrap_or_default();
         let bytes = base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(part.trim_end_matches('=')).ok();
@@ -312,8 +339,9 @@ impl Simulation<'_> {
         self.out.asks.push("keys of the token's issuer: here its signature and times are not checked".into());
         if !p.payload_in_metadata.is_empty() {
             metadata.set(JWT, p.payload_in_metadata.clone(), std::sync::Arc::new(claims));
+            return Ok(p.clear_route_cache);
         }
-        Ok(())
+        Ok(false)
     }
 
     fn act(
@@ -399,14 +427,18 @@ impl Simulation<'_> {
 }
 
 /// Which route of a virtual host takes a request: a scan, where the proxy has an index.
-fn first(v: &model::VirtualHost, head: &RequestHead) -> Result<Option<usize>, Unusable> {
+fn first(
+    v: &model::VirtualHost,
+    head: &RequestHead,
+    metadata: Option<&Metadata>,
+) -> Result<Option<usize>, Unusable> {
     for (i, r) in v.routes.iter().enumerate() {
         let condition = Route::condition(&r.matches).map_err(|e| Unusable {
             kind: "route",
             name: format!("{}[{i}]", v.name),
             reason: e.to_string(),
         })?;
-        if condition.matches(head) {
+        if condition.matches(head, metadata) {
             return Ok(Some(i));
         }
     }

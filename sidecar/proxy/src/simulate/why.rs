@@ -7,7 +7,10 @@ use mesh_model::proxy as model;
 
 use crate::{
     config::listener::ConnectionFacts,
-    http::message::RequestHead,
+    http::{
+        message::RequestHead,
+        metadata::{Metadata, MetadataMatcher},
+    },
     matcher::{HeaderMatcher, QueryMatcher, StringMatcher, header_value, query_value},
 };
 
@@ -76,10 +79,16 @@ impl Reasons {
         }
     }
 
-    pub(super) fn routes(&mut self, v: &model::VirtualHost, chosen: Option<usize>, head: &RequestHead) {
+    pub(super) fn routes(
+        &mut self,
+        v: &model::VirtualHost,
+        chosen: Option<usize>,
+        head: &RequestHead,
+        metadata: &Metadata,
+    ) {
         for (i, r) in v.routes.iter().enumerate().filter(|(i, _)| Some(*i) != chosen) {
             let name = if r.name.is_empty() { format!("[{i}]") } else { format!("[{i}] {}", r.name) };
-            let why = route(&r.matches, head).unwrap_or_else(|| match chosen {
+            let why = route(&r.matches, head, metadata).unwrap_or_else(|| match chosen {
                 Some(c) if c < i => format!("route [{c}] comes first"),
                 _ => "TLS is required".to_owned(),
             });
@@ -142,7 +151,7 @@ fn chain(m: &model::FilterChainMatch, by_port: bool, f: &ConnectionFacts<'_>) ->
 }
 
 /// Why a route does not take a request; `None` if it would.
-fn route(m: &model::RouteMatch, head: &RequestHead) -> Option<String> {
+fn route(m: &model::RouteMatch, head: &RequestHead, metadata: &Metadata) -> Option<String> {
     let path = head.path_only();
     let (given, fold): (String, fn(&str) -> String) = if m.case_sensitive {
         (path.to_owned(), str::to_owned)
@@ -197,6 +206,19 @@ fn route(m: &model::RouteMatch, head: &RequestHead) -> Option<String> {
         };
         let wanted = q.value.as_ref().map_or("be there".to_owned(), condition);
         return Some(format!("query parameter {} {given}, and must {wanted}", q.name));
+    }
+    for c in &m.metadata {
+        if MetadataMatcher::new(c).is_ok_and(|m| m.matches(Some(metadata))) {
+            continue;
+        }
+        let given = match metadata.get(&c.filter, &c.path) {
+            Some(v) => format!("is {v}"),
+            None => "is not known of this request".to_owned(),
+        };
+        // The first key is where the filter keeps the whole of it.
+        let name = c.path.iter().skip(1).map(|k| format!("[{k}]")).collect::<String>();
+        let not = if c.invert { "is what the route is not for" } else { "is not what the route is for" };
+        return Some(format!("claim {name} {given}, which {not}"));
     }
     None
 }

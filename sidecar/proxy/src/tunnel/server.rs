@@ -79,7 +79,7 @@ pub(crate) async fn stream(
     };
     drop(parts);
     let table = manager.routes();
-    let found = table.as_ref().map_or(Found::NoHost, |t| t.find(&head));
+    let found = table.as_ref().map_or(Found::NoHost, |t| t.find(&head, None));
     let route = match found {
         Found::Route(_, r) if terminates(r).is_some() => Arc::clone(r),
         _ => {
@@ -217,13 +217,17 @@ async fn admit(
     let mut rec = Record::new(conn, Some(head));
     edge::prepare(conn, manager, head, &mut rec);
     let mut passed = filters::Passed::default();
-    let refused = match filters::run(conn, manager, head, Some(route), &HeadOnly, &mut passed, &mut rec).await
-    {
-        Err(reply) => reply,
-        Ok(_) => match service::policy(conn, head, &mut rec, route).await {
-            Ok(()) => return Ok(()),
-            Err(reply) => reply,
-        },
+    let mut at = 0;
+    let refused = loop {
+        // The route ends the tunnel here, whatever is known of the request by now.
+        match filters::run(conn, manager, head, Some(route), &HeadOnly, &mut passed, &mut rec, at).await {
+            Err(reply) => break reply,
+            Ok(Some(next)) => at = next,
+            Ok(None) => match service::policy(conn, head, &mut rec, route).await {
+                Ok(()) => return Ok(()),
+                Err(reply) => break reply,
+            },
+        }
     };
     Err((refused.status, rec.details.into_owned()))
 }

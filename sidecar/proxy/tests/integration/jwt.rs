@@ -247,6 +247,52 @@ async fn rules_routes_and_preflights() {
     assert_eq!((r.status, r.body.as_str()), (401, "Jwks doesn't have any valid public key"));
 }
 
+/// A valid token lets the route be looked for again; filters behind have the new route's settings. Nothing else does.
+#[tokio::test]
+async fn routes_by_claims() {
+    let (up, a, b) = (Upstream::new("up").await, Issuer::new("a"), Issuer::new("b"));
+    let by = |claim: &str, value: ValueMatch, invert, answer: &str| {
+        let mut r = route(forward("up"));
+        let path = vec!["payload".to_owned(), claim.to_owned()];
+        let m = MetadataMatch { filter: "envoy.filters.http.jwt_authn".into(), path, value, invert };
+        r.matches.metadata = vec![m];
+        r.action = RouteAction::Direct(DirectResponse { status: 200, body: answer.as_bytes().to_vec() });
+        r
+    };
+    let text = |s: &str| ValueMatch::String(StringMatch::exact(s));
+    let mut faulty = by("sub", text("bob"), false, "bob");
+    faulty.fault = Some(Box::new(Fault { delay: None, abort: Some((AbortKind::Http(418), 1_000_000)) }));
+    let routes = vec![
+        by("groups", ValueMatch::OneOf(Box::new(text("admin"))), false, "admin"),
+        faulty,
+        by("sub", ValueMatch::Present(true), false, "anybody"),
+        by("sub", ValueMatch::Present(true), true, "nobody"),
+    ];
+    let run = |clear_route_cache| {
+        let provider =
+            JwtProvider { payload_in_metadata: "payload".into(), clear_route_cache, ..a.provider() };
+        let requires =
+            JwtRequirement::Any(vec![JwtRequirement::Provider("a".into()), JwtRequirement::AllowMissing]);
+        let rules = vec![JwtRule { matches: RouteMatch::any(), requires: JwtRequires::Inline(requires) }];
+        let jwt = HttpFilter::Jwt(Arc::new(authn(&[("a", provider)], rules)));
+        proxy(&up, vec![jwt, HttpFilter::Fault], routes.clone()).run()
+    };
+    let (on, off) = (run(true), run(false));
+    for (claims, status, body) in [
+        (json!({"sub": "alice"}), 200, "anybody"),
+        (json!({"sub": "bob"}), 418, "fault filter abort"),
+        (json!({"sub": "bob", "groups": ["x", "admin"]}), 200, "admin"),
+    ] {
+        let r = on.send("h", "/", &bearer(&a.token(claims.clone()))).await;
+        assert_eq!((r.status, r.body.as_str()), (status, body), "{claims}");
+        let r = off.send("h", "/", &bearer(&a.token(claims.clone()))).await;
+        assert_eq!((r.status, r.body.as_str()), (200, "nobody"), "{claims}");
+        // Signed by somebody else.
+        assert_eq!(on.send("h", "/", &bearer(&b.token(claims))).await.status, 401);
+    }
+    assert_eq!(on.send("h", "/", "sub: bob\r\n").await.body, "nobody");
+}
+
 /// Publishes a key set that changes; counts fetches.
 async fn publisher(sets: Vec<String>, status: u16) -> (std::net::SocketAddr, Arc<AtomicUsize>) {
     let count = Arc::new(AtomicUsize::new(0));

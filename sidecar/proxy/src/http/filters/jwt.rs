@@ -159,7 +159,7 @@ impl JwtAuthn {
         match on_route {
             Some(model::JwtOverride::Disabled) => Ok(None),
             Some(model::JwtOverride::Named(n)) => self.named.get(n).map(Some).ok_or(Status::NoRequirement),
-            None => Ok(self.rules.iter().find(|(m, _)| m.matches(head)).and_then(|(_, r)| r.as_ref())),
+            None => Ok(self.rules.iter().find(|(m, _)| m.matches(head, None)).and_then(|(_, r)| r.as_ref())),
         }
     }
 
@@ -277,14 +277,14 @@ impl JwtAuthn {
         Ok(status)
     }
 
-    /// Lets a request pass, with what its tokens say, or answers it.
+    /// Lets a request pass, with what its tokens say, or answers it; whether the route is to be looked for again.
     pub(crate) async fn run(
         &self,
         conn: &Rc<Connection>,
         head: &mut RequestHead,
         on_route: Option<&model::JwtOverride>,
         rec: &mut Record,
-    ) -> Result<(), LocalReply> {
+    ) -> Result<bool, LocalReply> {
         // Whatever the rules say about this request, nobody behind must take these for claims.
         for p in &self.providers {
             for h in std::iter::once(&p.config.forward_payload_header)
@@ -299,10 +299,10 @@ impl JwtAuthn {
             && head.headers.get_id(HeaderId::Origin).is_some_and(|v| !v.is_empty())
             && head.headers.get_id(HeaderId::AccessControlRequestMethod).is_some_and(|v| !v.is_empty())
         {
-            return Ok(());
+            return Ok(false);
         }
         let requirement = match self.requirement(head, on_route) {
-            Ok(None) => return Ok(()),
+            Ok(None) => return Ok(false),
             Ok(Some(r)) => r,
             Err(s) => return Err(denied(head, s, rec)),
         };
@@ -334,15 +334,16 @@ impl JwtAuthn {
         if status != Status::Ok {
             return Err(denied(head, status, rec));
         }
+        let mut reroute = false;
         for g in &good {
-            self.pass_on(g, head, rec);
+            reroute |= self.pass_on(g, head, rec);
         }
-        Ok(())
+        Ok(reroute)
     }
 
-    /// Writes what a token says into the request and its metadata.
-    fn pass_on(&self, g: &Good, head: &mut RequestHead, rec: &mut Record) {
-        let Some(p) = self.providers.get(g.provider).map(|p| &p.config) else { return };
+    /// Writes what a token says into the request and its metadata; whether routes are to see that.
+    fn pass_on(&self, g: &Good, head: &mut RequestHead, rec: &mut Record) -> bool {
+        let Some(p) = self.providers.get(g.provider).map(|p| &p.config) else { return false };
         if !p.forward_payload_header.is_empty() {
             let mut payload = g.token.payload_base64.to_string();
             if p.pad_forward_payload_header {
@@ -369,6 +370,7 @@ impl JwtAuthn {
                 Arc::clone(&g.token.metadata),
             );
         }
+        p.clear_route_cache && !(p.payload_in_metadata.is_empty() && p.claim_to_headers.is_empty())
     }
 }
 
