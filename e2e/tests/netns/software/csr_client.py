@@ -11,7 +11,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 def message(name, *fields):
     m = descriptor_pb2.DescriptorProto(name=name)
     for number, field, kind, of in fields:
-        m.field.add(name=field, number=number, type=kind, type_name=of, label=1)
+        m.field.add(name=field, number=number, type=kind, type_name=of or None, label=1)
     return m
 
 
