@@ -11,6 +11,7 @@
 mod announcement;
 pub mod authority;
 mod csr;
+mod legacy;
 pub mod probe;
 pub mod rotation;
 mod service;
@@ -46,7 +47,10 @@ pub use authority::{Authority, AuthorityError, Issued};
 
 use pb::{
     authority::authority_server::AuthorityServer,
-    istio::istio_certificate_service_server::IstioCertificateServiceServer,
+    istio::{
+        istio_ca_service_server::IstioCaServiceServer,
+        istio_certificate_service_server::IstioCertificateServiceServer,
+    },
 };
 
 /// Namespace of control planes in their own identities.
@@ -141,6 +145,15 @@ impl Citadel {
         impl pb::istio::istio_certificate_service_server::IstioCertificateService,
     > {
         IstioCertificateServiceServer::new(service::CertificateService(self.authority.clone()))
+            .max_decoding_message_size(64 * 1024)
+    }
+
+    /// `istio.v1.auth.IstioCAService` of release 1.0, to be served beside it.
+    #[must_use]
+    pub fn legacy_certificate_service(
+        &self,
+    ) -> IstioCaServiceServer<impl pb::istio::istio_ca_service_server::IstioCaService> {
+        IstioCaServiceServer::new(service::CertificateService(self.authority.clone()))
             .max_decoding_message_size(64 * 1024)
     }
 

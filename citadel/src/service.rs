@@ -53,7 +53,7 @@ impl From<AuthorityError> for Status {
 pub(crate) struct CertificateService(pub(crate) Arc<Authority>);
 
 impl CertificateService {
-    fn proven<T>(&self, request: &Request<T>) -> Result<(SpiffeId, &'static str), AuthorityError> {
+    pub(crate) fn proven<T>(&self, request: &Request<T>) -> Result<(SpiffeId, &'static str), AuthorityError> {
         let status = self.0.status().ok_or(AuthorityError::Empty)?;
         if let Some(certs) = request.extensions().get::<PeerInfo>().map(|p| &p.certificates)
             && !certs.is_empty()

@@ -31,6 +31,8 @@ mod repeated;
 mod rolling;
 #[path = "netns/security.rs"]
 mod security;
+#[path = "netns/security_1_0.rs"]
+mod security_1_0;
 #[path = "netns/soak.rs"]
 mod soak;
 #[path = "netns/software.rs"]

@@ -353,10 +353,6 @@ fn unsupported(api_version: &str, kind: &str) -> String {
         return format!("unsupported kind {kind:?} of {api_version}, did you mean {}?", k.api_version());
     }
     let instead = match group {
-        "rbac.istio.io" => ": the group is gone; write an AuthorizationPolicy of security.istio.io",
-        "authentication.istio.io" => {
-            ": the group is gone; write a PeerAuthentication or RequestAuthentication of security.istio.io"
-        }
         "networking.k8s.io" | "extensions" if kind == "Ingress" => {
             "; write a Gateway and a VirtualService of networking.istio.io"
         }

@@ -12,6 +12,7 @@
 //! Weights (`http`, `tls` and `tcp` routes with more than one destination) are proportions: never negative, and
 //! not all zero. Another sum than 100 is a warning, since it is more often a mistake than a choice.
 
+mod authentication;
 mod common;
 mod core;
 mod destination_rule;
@@ -20,6 +21,7 @@ mod federation;
 mod gateway;
 mod gateway_api;
 mod mixer;
+mod role;
 mod security;
 mod service_entry;
 mod sidecar;
@@ -66,6 +68,11 @@ pub(crate) fn document(d: &Document, out: &mut Findings) {
         Spec::PeerAuthentication(s) => security::check_peer(s, p, out),
         Spec::RequestAuthentication(s) => security::check_request(s, p, out),
         Spec::AuthorizationPolicy(s) => security::check_authorization(s, &d.metadata, p, out),
+        Spec::AuthnPolicy(s) => authentication::check_policy(s, &d.metadata, p, out),
+        Spec::MeshPolicy(s) => authentication::check_mesh(s, &d.metadata, p, out),
+        Spec::RbacConfig(s) | Spec::ClusterRbacConfig(s) => role::check_config(s, &d.metadata, kind, p, out),
+        Spec::ServiceRole(s) => role::check_role(s, p, out),
+        Spec::ServiceRoleBinding(s) => role::check_binding(s, p, out),
         Spec::Service(s) => {
             federation::check_on_lapse(&d.metadata, out);
             core::check_service(s, p, out);

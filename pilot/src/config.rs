@@ -24,6 +24,7 @@ use crate::{
     envoy_filter::Filter,
     gateway_api::{self, SERVED_IN},
     kubernetes::Pods,
+    v1alpha1,
 };
 
 /// Kinds that pilot reads from galley.
@@ -41,6 +42,12 @@ pub const GALLEY_KINDS: &[Kind] = &[
     Kind::PeerAuthentication,
     Kind::RequestAuthentication,
     Kind::AuthorizationPolicy,
+    Kind::AuthnPolicy,
+    Kind::MeshPolicy,
+    Kind::RbacConfig,
+    Kind::ClusterRbacConfig,
+    Kind::ServiceRole,
+    Kind::ServiceRoleBinding,
     Kind::ServiceExport,
     Kind::MeshConfig,
     Kind::ExportPolicy,
@@ -127,6 +134,8 @@ pub struct Config {
     pub request_authentications: Vec<Doc<RequestAuthentication>>,
     /// Inbound authorisation.
     pub authorization_policies: Vec<Doc<AuthorizationPolicy>>,
+    /// Authentication and roles as release 1.0 writes them.
+    pub v1alpha1: v1alpha1::Documents,
     /// Services of Consul.
     pub registered: Vec<Arc<Registered>>,
     /// What is exported.
@@ -367,6 +376,7 @@ impl Config {
             Spec::ExportPolicy(s) => into!(export_policies, s),
             Spec::ImportPolicy(s) => into!(import_policies, s),
             Spec::EndpointSlice(s) => into!(endpoint_slices, s),
+            other if self.v1alpha1.add(&doc.document, other) => {}
             // Pods and nodes are read together; others are not subscribed to.
             other => self.gateway_api.add(&doc.document, other),
         }
@@ -387,6 +397,7 @@ impl Config {
         by_age(&mut self.service_exports);
         by_age(&mut self.export_policies);
         by_age(&mut self.import_policies);
+        self.v1alpha1.sort();
         self.gateway_api.sort();
     }
 

@@ -226,6 +226,16 @@ async fn configz(State(p): State<Pages>) -> Json<Value> {
         "EnvoyFilter": c.envoy_filters.iter().map(|d| json!({"name": d.name, "namespace": d.namespace, "spec": d.spec.authored()})).collect::<Vec<_>>(),
         "PeerAuthentication": list(&c.peer_authentications),
         "AuthorizationPolicy": list(&c.authorization_policies),
+        "authentication.istio.io": json!({
+            "Policy": list(&c.v1alpha1.policies),
+            "MeshPolicy": list(&c.v1alpha1.mesh_policies),
+        }),
+        "rbac.istio.io": json!({
+            "RbacConfig": list(&c.v1alpha1.rbac_configs),
+            "ClusterRbacConfig": list(&c.v1alpha1.cluster_rbac_configs),
+            "ServiceRole": list(&c.v1alpha1.roles),
+            "ServiceRoleBinding": list(&c.v1alpha1.bindings),
+        }),
         "ServiceExport": list(&c.service_exports),
         "gateway.networking.k8s.io": json!({
             "GatewayClass": list(&c.gateway_api.classes),

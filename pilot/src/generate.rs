@@ -24,6 +24,7 @@ mod sni;
 mod tcp;
 mod udp;
 
+pub(crate) use self::rbac::{by_role, is_dry_run};
 pub use self::{grpc::problems as grpc_problems, rbac::AuthzRule};
 
 use std::{cell::OnceCell, collections::BTreeMap, sync::Arc};

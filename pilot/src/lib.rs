@@ -8,6 +8,7 @@
 //!
 //! What is deliberately absent: pods of other clusters. Remote services are weights behind gateways.
 
+mod attachment;
 pub mod config;
 pub mod conflicts;
 pub mod consul;
@@ -29,6 +30,7 @@ pub mod simulate;
 mod slots;
 pub mod source;
 pub mod trust;
+pub mod v1alpha1;
 pub mod world;
 
 pub use run::{Pilot, PilotHandle, PilotOptions};

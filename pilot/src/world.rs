@@ -9,11 +9,11 @@ use std::{
 use mesh_model::{
     ClusterId, NetworkId, TrustDomain,
     authored::{
-        DestinationRule, LocalityLbSetting, MutualTlsMode, OutboundTrafficMode, Sidecar, Subset,
-        TrafficPolicy, VirtualService,
+        AuthenticationPolicy, DestinationRule, LocalityLbSetting, MutualTlsMode, OutboundTrafficMode,
+        Sidecar, Subset, TrafficPolicy, VirtualService,
     },
     federation::Transport,
-    registry::Labels,
+    registry::{Endpoint, Labels},
 };
 
 pub(crate) use self::lineage::{Lineage, Rerouted};
@@ -25,6 +25,7 @@ use crate::{
     index::{self, Entry, Index, Local},
     providers,
     proxy::ProxyNode,
+    v1alpha1,
 };
 
 mod lineage;
@@ -66,6 +67,7 @@ pub struct World {
     virtual_services: VirtualServices,
     /// By namespace, positions in the configuration.
     peer_auth: HashMap<String, Vec<usize>>,
+    authentication: v1alpha1::Authentication,
     /// Keys of labels by which some configuration tells callers apart.
     telling: Arc<BTreeSet<String>>,
     lineage: Lineage,
@@ -116,6 +118,8 @@ impl World {
         let mut problems = config.problems.clone();
         problems.extend(found);
         problems.extend(providers::problems(&config, &index));
+        problems.extend(v1alpha1::problems(&config, &index));
+        let authentication = v1alpha1::Authentication::new(&config, &index);
         let mut peer_auth: HashMap<String, Vec<usize>> = HashMap::new();
         for (i, p) in config.peer_authentications.iter().enumerate() {
             peer_auth.entry(p.namespace.clone()).or_default().push(i);
@@ -137,6 +141,7 @@ impl World {
             lineage: Lineage::new(),
             rerouted: None,
             peer_auth,
+            authentication,
         }
     }
 
@@ -280,11 +285,48 @@ impl World {
 
     // ------------------------------------------------------------------ inbound
 
-    /// mTLS mode of a workload port (PeerAuthentication): mesh, namespace, workload and port level,
-    /// each overriding the one before unless `UNSET`. Permissive without any.
+    /// mTLS mode of a proxy's port (PeerAuthentication): mesh, namespace, workload and port level, each overriding the
+    /// one before unless `UNSET`. If none of them says anything, that of a Policy of 1.0; permissive without any.
     #[must_use]
-    pub fn mtls_mode(&self, namespace: &str, labels: &Labels, port: u16) -> MutualTlsMode {
-        let mut mode = MutualTlsMode::Permissive;
+    pub fn mtls_mode(&self, proxy: &ProxyNode, port: u16) -> MutualTlsMode {
+        match self.peer_mode(&proxy.namespace, &proxy.labels, port) {
+            MutualTlsMode::Unset => self
+                .authn_policy(&proxy.namespace, &proxy.addresses, Some(port))
+                .map_or(MutualTlsMode::Permissive, |p| v1alpha1::mode(&p.spec)),
+            mode => mode,
+        }
+    }
+
+    /// The same of an endpoint of a service of this namespace.
+    #[must_use]
+    pub fn mtls_mode_of(&self, namespace: &str, e: &Endpoint) -> MutualTlsMode {
+        match self.peer_mode(namespace, &e.labels, e.port) {
+            MutualTlsMode::Unset => self
+                .authentication
+                .at(&self.config, namespace, std::iter::once(e.address.as_str()), Some(e.port))
+                .map_or(MutualTlsMode::Permissive, |p| v1alpha1::mode(&p.spec)),
+            mode => mode,
+        }
+    }
+
+    /// The Policy of 1.0 that counts for a port of a workload, or for the whole of it.
+    #[must_use]
+    pub fn authn_policy(
+        &self,
+        namespace: &str,
+        addresses: &[IpAddr],
+        port: Option<u16>,
+    ) -> Option<&Doc<AuthenticationPolicy>> {
+        if self.authentication.is_empty() {
+            return None;
+        }
+        let texts: Vec<String> = addresses.iter().map(ToString::to_string).collect();
+        self.authentication.at(&self.config, namespace, texts.iter().map(String::as_str), port)
+    }
+
+    /// What PeerAuthentications say of a port; `UNSET` if nothing.
+    fn peer_mode(&self, namespace: &str, labels: &Labels, port: u16) -> MutualTlsMode {
+        let mut mode = MutualTlsMode::Unset;
         let mut set = |m: MutualTlsMode| {
             if m != MutualTlsMode::Unset {
                 mode = m;

@@ -14,32 +14,16 @@ use flotilla_e2e::{
 
 use crate::support::scenario;
 
-const CONVERGE: Duration = Duration::from_secs(15);
-const HTTPBIN: &str = "httpbin.foo.svc.cluster.local:8080";
-const STORE: &str = "store.bar.svc.cluster.local:8080";
+pub(crate) const CONVERGE: Duration = Duration::from_secs(15);
+pub(crate) const HTTPBIN: &str = "httpbin.foo.svc.cluster.local:8080";
+pub(crate) const STORE: &str = "store.bar.svc.cluster.local:8080";
 const LEGACY: &str = "legacy.old.svc.cluster.local:8080";
 
 #[test]
 #[ignore = "needs root, network namespaces and the programs that cargo verify installs"]
 fn security_tasks_show_what_they_promise() {
     scenario("tasks of security", async || {
-        let world = World::start(&Options {
-            echo: env!("CARGO_BIN_EXE_flotilla-echo").into(),
-            quic: false,
-            trunk_transport: "quic",
-            gateways: 1,
-            namespace: |s| match s {
-                "caller" | "store" => "bar",
-                "sleep" | "httpbin" | "authz" => "foo",
-                _ => NAMESPACE,
-            },
-            locality: |_| "",
-            clusters: vec![(
-                "west",
-                vec![("sleep", "v1"), ("httpbin", "v1"), ("caller", "v1"), ("store", "v1"), ("authz", "v1")],
-            )],
-        })
-        .await?;
+        let world = world().await?;
         let lab = Lab::new(&world)?;
         lab.authentication_policy().await?;
         lab.migration().await?;
@@ -53,17 +37,38 @@ fn security_tasks_show_what_they_promise() {
     });
 }
 
+/// A cluster with these workloads.
+pub(crate) async fn world() -> anyhow::Result<World> {
+    World::start(&Options {
+        echo: env!("CARGO_BIN_EXE_flotilla-echo").into(),
+        quic: false,
+        trunk_transport: "quic",
+        gateways: 1,
+        namespace: |s| match s {
+            "caller" | "store" => "bar",
+            "sleep" | "httpbin" | "authz" => "foo",
+            _ => NAMESPACE,
+        },
+        locality: |_| "",
+        clusters: vec![(
+            "west",
+            vec![("sleep", "v1"), ("httpbin", "v1"), ("caller", "v1"), ("store", "v1"), ("authz", "v1")],
+        )],
+    })
+    .await
+}
+
 /// Status and exit code of curl: `200/0`, or `000/56` of a connection that is closed.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Seen(String, String);
+pub(crate) struct Seen(pub(crate) String, pub(crate) String);
 
 impl Seen {
-    fn code(&self) -> &str {
+    pub(crate) fn code(&self) -> &str {
         &self.0
     }
 
     /// The connection was refused by whoever is asked for a certificate.
-    fn closed(&self) -> bool {
+    pub(crate) fn closed(&self) -> bool {
         let exit = self.0.rsplit('/').next().unwrap_or_default();
         // Empty reply, a failed handshake, a reset while sending or receiving.
         self.0.starts_with("000/") && ["52", "35", "55", "56"].contains(&exit)
@@ -72,20 +77,20 @@ impl Seen {
 
 /// Who calls.
 #[derive(Debug, Clone, Copy)]
-enum From {
+pub(crate) enum From {
     Pod(&'static str),
     /// Without a sidecar.
     Legacy,
 }
 
-struct Lab<'w> {
-    world: &'w World,
-    west: &'w Cluster,
+pub(crate) struct Lab<'w> {
+    pub(crate) world: &'w World,
+    pub(crate) west: &'w Cluster,
     _legacy: Process,
 }
 
 impl<'w> Lab<'w> {
-    fn new(world: &'w World) -> anyhow::Result<Self> {
+    pub(crate) fn new(world: &'w World) -> anyhow::Result<Self> {
         let west = &world.clusters[0];
         let echo = env!("CARGO_BIN_EXE_flotilla-echo");
         let control = world.dir.join("legacy.sock");
@@ -106,7 +111,7 @@ impl<'w> Lab<'w> {
     }
 
     /// One request with curl.
-    fn curl(&self, from: From, url: &str, more: &[&str]) -> anyhow::Result<Seen> {
+    pub(crate) fn curl(&self, from: From, url: &str, more: &[&str]) -> anyhow::Result<Seen> {
         let mut args = vec!["curl", "-s", "-m", "10", "-o", "-", "-w", "\n%{http_code}/%{exitcode}", url];
         args.extend(more);
         let said = match from {
@@ -117,7 +122,7 @@ impl<'w> Lab<'w> {
         Ok(Seen(code.to_owned(), body.to_owned()))
     }
 
-    fn get(&self, from: From, host: &str) -> anyhow::Result<Seen> {
+    pub(crate) fn get(&self, from: From, host: &str) -> anyhow::Result<Seen> {
         match from {
             From::Legacy => {
                 // No resolver of the mesh: by address.
@@ -131,7 +136,7 @@ impl<'w> Lab<'w> {
     }
 
     /// Waits until all of these are so.
-    async fn becomes(&self, what: &str, wanted: &[(From, &str, &str)]) -> anyhow::Result<()> {
+    pub(crate) async fn becomes(&self, what: &str, wanted: &[(From, &str, &str)]) -> anyhow::Result<()> {
         until(what, CONVERGE, async || {
             for (from, host, want) in wanted {
                 let seen = self.get(*from, host)?;
@@ -147,7 +152,7 @@ impl<'w> Lab<'w> {
         Ok(())
     }
 
-    fn peers(&self, file: &str, namespace: &str, spec: &str) -> anyhow::Result<()> {
+    pub(crate) fn peers(&self, file: &str, namespace: &str, spec: &str) -> anyhow::Result<()> {
         self.west.write(
             file,
             &format!(
@@ -158,7 +163,7 @@ impl<'w> Lab<'w> {
         )
     }
 
-    fn rule(&self, mode: &str) -> anyhow::Result<()> {
+    pub(crate) fn rule(&self, mode: &str) -> anyhow::Result<()> {
         self.west.write(
             "rule.yaml",
             &format!(
@@ -437,7 +442,7 @@ impl<'w> Lab<'w> {
     }
 
     /// A key, its JWKS, and tokens signed by it.
-    fn keys(&self) -> anyhow::Result<Keys> {
+    pub(crate) fn keys(&self) -> anyhow::Result<Keys> {
         let key = self.world.dir.join("jwt-key.pem").display().to_string();
         programs::run(
             "openssl",
@@ -517,7 +522,7 @@ impl<'w> Lab<'w> {
         Ok(())
     }
 
-    fn policy(&self, file: &str, spec: &str) -> anyhow::Result<()> {
+    pub(crate) fn policy(&self, file: &str, spec: &str) -> anyhow::Result<()> {
         self.west.write(
             file,
             &format!(
@@ -565,7 +570,7 @@ impl<'w> Lab<'w> {
     }
 
     /// Whether the server that speaks first does.
-    fn banner(&self, from: &str) -> anyhow::Result<bool> {
+    pub(crate) fn banner(&self, from: &str) -> anyhow::Result<bool> {
         // Of bash: sh has no /dev/tcp.
         let line = "exec 3<>/dev/tcp/httpbin.foo.svc.cluster.local/9001; head -c 1 <&3";
         let said = self.west.as_app(from, &["timeout", "3", "bash", "-c", line])?;
@@ -720,13 +725,13 @@ impl Lab<'_> {
     }
 }
 
-struct Keys {
+pub(crate) struct Keys {
     key: String,
-    jwks: String,
+    pub(crate) jwks: String,
 }
 
 impl Keys {
-    fn sign(&self, claims: &str) -> anyhow::Result<String> {
+    pub(crate) fn sign(&self, claims: &str) -> anyhow::Result<String> {
         let script = "b() { base64 -w0 | tr '+/' '-_' | tr -d '='; }; \
              h=$(printf '{\"alg\":\"RS256\",\"kid\":\"k\",\"typ\":\"JWT\"}' | b); p=$(printf '%s' \"$1\" | b); \
              s=$(printf '%s.%s' \"$h\" \"$p\" | openssl dgst -sha256 -sign \"$2\" | b); echo \"$h.$p.$s\"";

@@ -32,6 +32,7 @@ macro_rules! choice {
     )* };
 }
 
+mod authentication;
 mod claims;
 mod core;
 mod destination_rule;
@@ -42,6 +43,7 @@ pub mod gateway_api;
 pub mod kubernetes;
 mod mesh;
 mod mixer;
+mod role;
 mod security;
 mod service_entry;
 mod sidecar;
@@ -50,6 +52,7 @@ mod types;
 mod virtual_service;
 
 pub use self::{
+    authentication::*,
     core::*,
     destination_rule::*,
     envoy_filter::*,
@@ -58,6 +61,7 @@ pub use self::{
     kubernetes::{ClusterNode, EndpointSlice, Pod},
     mesh::*,
     mixer::*,
+    role::*,
     security::*,
     service_entry::*,
     sidecar::*,
@@ -212,6 +216,18 @@ kinds! {
     RequestAuthentication(RequestAuthentication) = "security.istio.io" ["v1", "v1beta1"] "RequestAuthentication", namespaced;
     /// Who may do what.
     AuthorizationPolicy(AuthorizationPolicy) = "security.istio.io" ["v1", "v1beta1"] "AuthorizationPolicy", namespaced;
+    /// 1.0: how callers of services prove who they are.
+    AuthnPolicy(AuthenticationPolicy) = "authentication.istio.io" ["v1alpha1"] "Policy", namespaced;
+    /// 1.0: the same for the mesh.
+    MeshPolicy(AuthenticationPolicy) = "authentication.istio.io" ["v1alpha1"] "MeshPolicy", cluster;
+    /// 1.0: for which services access is by role.
+    RbacConfig(RbacConfig) = "rbac.istio.io" ["v1alpha1"] "RbacConfig", namespaced;
+    /// 1.1: the same for the cluster.
+    ClusterRbacConfig(RbacConfig) = "rbac.istio.io" ["v1alpha1"] "ClusterRbacConfig", cluster;
+    /// 1.0: what may be done at services.
+    ServiceRole(ServiceRole) = "rbac.istio.io" ["v1alpha1"] "ServiceRole", namespaced;
+    /// 1.0: who has a role.
+    ServiceRoleBinding(ServiceRoleBinding) = "rbac.istio.io" ["v1alpha1"] "ServiceRoleBinding", namespaced;
     /// A Kubernetes service.
     Service(Service) = "core" ["v1"] "Service", namespaced;
     /// A Kubernetes namespace.

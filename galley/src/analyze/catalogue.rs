@@ -134,15 +134,17 @@ static CODES: &[Code] = &[
         "JwtFailureDueToInvalidServicePortPrefix",
         "was about policies of authentication.istio.io, a group that is gone",
     ),
-    retired(
+    told(
         "IST0120",
         "PolicyResourceIsDeprecated",
-        "was about policies of authentication.istio.io, a group that is gone",
+        Info,
+        "there is a Policy of authentication.istio.io, which newer kinds have taken the place of",
     ),
-    retired(
+    told(
         "IST0121",
         "MeshPolicyResourceIsDeprecated",
-        "was about policies of authentication.istio.io, a group that is gone",
+        Info,
+        "there is a MeshPolicy of authentication.istio.io, which newer kinds have taken the place of",
     ),
     retired("IST0122", "InvalidRegexp", "a regular expression that is none is refused, which is IST0106"),
     told(

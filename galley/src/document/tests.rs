@@ -114,8 +114,7 @@ fn the_envelope() {
     );
     rejected("apiVersion: v1\nkind: Servce\nmetadata: {name: a}\n", "kind", 0, "unsupported kind");
     for (api, kind, instead) in [
-        ("rbac.istio.io/v1alpha1", "ServiceRole", "AuthorizationPolicy"),
-        ("authentication.istio.io/v1alpha1", "Policy", "PeerAuthentication"),
+        ("rbac.istio.io/v1", "ServiceRole", "supported are v1alpha1"),
         ("networking.k8s.io/v1", "Ingress", "Gateway"),
     ] {
         rejected(&format!("apiVersion: {api}\nkind: {kind}\nmetadata: {{name: a}}\n"), "kind", 2, instead);
@@ -546,9 +545,9 @@ fn security() {
     rejected(&ap("rules: [{when: [{key: source.ip}]}]"), "spec.rules[0].when[0]", 5, "values");
     rejected(
         &ap("targetRefs: [{kind: Gateway, name: a}]\nrules: [{}]"),
-        "spec.targetRefs",
+        "spec.targetRefs[0].kind",
         5,
-        "not supported",
+        "is none of",
     );
     let ra = |s: &str| sec("RequestAuthentication", s);
     accepted(&ra("jwtRules: [{issuer: a, jwksUri: 'https://a/keys'}]"));

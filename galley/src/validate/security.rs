@@ -80,9 +80,19 @@ fn target_refs(
     out: &mut Findings,
 ) {
     targets(target_ref, target_refs, selector, p, out);
-    if target_ref.is_some() || !target_refs.is_empty() {
-        // Ignoring it would widen the policy to the whole namespace.
-        out.error(&p.key("targetRefs"), "targetRefs are not supported yet; use a selector");
+    let list = p.key("targetRefs");
+    let all = target_refs.iter().enumerate().map(|(i, r)| (list.index(i), r));
+    for (at, r) in all.chain(target_ref.map(|r| (p.key("targetRef"), r))) {
+        if matches!(r.kind.as_str(), "GatewayClass" | "Service" | "ServiceEntry") {
+            // Neglecting it would leave open what its author believes closed.
+            out.error(
+                &at.key("kind"),
+                format!(
+                    "a {} is served by waypoints, of which there are none: name a Gateway, or use a selector",
+                    r.kind
+                ),
+            );
+        }
     }
 }
 
@@ -161,7 +171,7 @@ fn private_keys(jwks: &str) -> Vec<usize> {
     keys.iter().enumerate().filter(|(_, k)| private(k)).map(|(i, _)| i).collect()
 }
 
-fn is_key_set(text: &str) -> bool {
+pub(super) fn is_key_set(text: &str) -> bool {
     serde_json::from_str::<serde_json::Value>(text)
         .is_ok_and(|v| v.get("keys").and_then(|k| k.as_array()).is_some_and(|k| !k.is_empty()))
 }
@@ -182,13 +192,7 @@ pub(super) fn check_authorization(
                 out.error(&p.key("provider"), "action CUSTOM needs the name of a provider");
             }
         }
-        AuthorizationAction::Audit => {
-            out.warning(
-                &p.key("action"),
-                "action AUDIT never changes an outcome, and nothing collects its marks yet",
-            );
-        }
-        AuthorizationAction::Allow | AuthorizationAction::Deny => {}
+        AuthorizationAction::Audit | AuthorizationAction::Allow | AuthorizationAction::Deny => {}
     }
     if a.action != AuthorizationAction::Custom && a.provider.is_some() {
         out.error(&p.key("provider"), "a provider is only for action CUSTOM");
@@ -333,7 +337,7 @@ fn each(
 }
 
 /// `a`, `a*`, `*a` or `*`: nothing else.
-fn pattern(s: &str, p: &Path<'_>, out: &mut Findings) {
+pub(super) fn pattern(s: &str, p: &Path<'_>, out: &mut Findings) {
     let stars = s.matches('*').count();
     if stars > 1 || stars == 1 && !s.starts_with('*') && !s.ends_with('*') {
         out.error(p, format!("{s:?}: a '*' may only be the first or the last character"));

@@ -7,6 +7,7 @@ mod edge;
 mod gateway_api;
 mod networking;
 mod policy;
+mod v1alpha1;
 
 use crate::document::{Parsed, parse_file};
 

@@ -74,6 +74,10 @@ pub trait LogRecord {
     fn response_header(&self, name: &str, out: &mut String) -> bool;
     /// Appends a response trailer by lower-case name; false if there is none.
     fn response_trailer(&self, name: &str, out: &mut String) -> bool;
+    /// Appends what filters found out, by namespace and keys from the outside in; false if there is nothing.
+    fn metadata(&self, _namespace: &str, _keys: &[String], _out: &mut String) -> bool {
+        false
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -83,6 +87,8 @@ enum Source {
     Request(String, Option<String>),
     Response(String, Option<String>),
     Trailer(String, Option<String>),
+    /// Namespace and keys.
+    Metadata(Vec<String>),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -347,6 +353,13 @@ fn operator(s: &str) -> Result<Segment, FormatError> {
             let (a, b) = header()?;
             Source::Request(a, b)
         }
+        "DYNAMIC_METADATA" => {
+            let path: Vec<String> = arg.unwrap_or_default().split(':').map(str::to_owned).collect();
+            if path.iter().any(String::is_empty) {
+                return Err(malformed());
+            }
+            Source::Metadata(path)
+        }
         "RESP" => {
             let (a, b) = header()?;
             Source::Response(a, b)
@@ -392,8 +405,7 @@ fn field(name: &str) -> Option<Field> {
         "TRACE_ID" => Field::TraceId,
         "VIRTUAL_CLUSTER_NAME" => Field::VirtualClusterName,
         "FILTER_CHAIN_NAME" => Field::FilterChainName,
-        "DYNAMIC_METADATA"
-        | "FILTER_STATE"
+        "FILTER_STATE"
         | "ENVIRONMENT"
         | "CEL"
         | "METADATA"
@@ -426,6 +438,7 @@ fn append(s: &Source, r: &dyn LogRecord, out: &mut String) -> bool {
         Source::Request(a, b) => either(&|n, o| r.request_header(n, o), a, b, out),
         Source::Response(a, b) => either(&|n, o| r.response_header(n, o), a, b, out),
         Source::Trailer(a, b) => either(&|n, o| r.response_trailer(n, o), a, b, out),
+        Source::Metadata(path) => path.split_first().is_some_and(|(ns, keys)| r.metadata(ns, keys, out)),
     }
 }
 
@@ -535,6 +548,11 @@ mod tests {
         fn response_trailer(&self, _: &str, _: &mut String) -> bool {
             false
         }
+        fn metadata(&self, namespace: &str, keys: &[String], out: &mut String) -> bool {
+            let known = namespace == "envoy.common" && keys == ["access_log_hint"];
+            out.push_str(if known { "true" } else { "" });
+            known
+        }
     }
 
     fn text(f: &str) -> String {
@@ -547,7 +565,19 @@ mod tests {
         assert_eq!(text("%UPSTREAM_HOST:4% %BYTES_SENT%"), "10.0 -\n");
         assert_eq!(text("%START_TIME%"), "2024-02-29T12:34:56.789Z\n");
         assert_eq!(text("%START_TIME(%s.%6f)%"), "1709210096.789000\n");
-        for bad in ["%REQ(X", "%NOPE%", "%REQ%", "%RESPONSE_CODE:x%", "%REQ()%"] {
+        assert_eq!(
+            text("%DYNAMIC_METADATA(envoy.common:access_log_hint)% %DYNAMIC_METADATA(a)%"),
+            "true -\n"
+        );
+        for bad in [
+            "%DYNAMIC_METADATA%",
+            "%DYNAMIC_METADATA(a:)%",
+            "%REQ(X",
+            "%NOPE%",
+            "%REQ%",
+            "%RESPONSE_CODE:x%",
+            "%REQ()%",
+        ] {
             assert!(Template::new(bad).is_err(), "{bad}");
         }
         let line = text("");

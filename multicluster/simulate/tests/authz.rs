@@ -212,3 +212,93 @@ fn requests_that_make_no_sense() {
         Mesh::default().with(policy("default", "p", json!({"rules": [{}]}))).load().authorize(&bad).is_err()
     );
 }
+
+fn of_role(kind: &str, name: &str, spec: Value) -> Value {
+    json!({"apiVersion": "rbac.istio.io/v1alpha1", "kind": kind,
+           "metadata": {"name": name, "namespace": "shop"}, "spec": spec})
+}
+
+/// Access to `cart` is by role; `cart` and `files` share their workloads.
+fn by_role() -> Mesh {
+    let service = |name: &str, port: u32| {
+        json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": name, "namespace": "shop"},
+               "spec": {"selector": {"app": "cart"}, "ports": [{"name": "http", "port": 80, "targetPort": port}]}})
+    };
+    Mesh::default()
+        .with(service("cart", 8080))
+        .with(service("files", 8081))
+        .with(of_role(
+            "RbacConfig",
+            "default",
+            json!({"mode": "ON_WITH_INCLUSION", "inclusion": {"services": ["cart.shop.svc.cluster.local"]}}),
+        ))
+        .with(of_role(
+            "ServiceRole",
+            "viewer",
+            json!({"rules": [{"services": ["cart.shop.svc.cluster.local"], "methods": ["GET"], "paths": ["/items*"]}]}),
+        ))
+        .with(of_role(
+            "ServiceRoleBinding",
+            "web",
+            json!({"subjects": [{"user": "mesh.local/ns/a/sa/web"}], "roleRef": {"kind": "ServiceRole", "name": "viewer"}}),
+        ))
+}
+
+#[test]
+fn roles_decide_where_they_are_on_and_nothing_newer_does() {
+    let (web, other) = ("mesh.local/ns/a/sa/web", "mesh.local/ns/a/sa/other");
+    let mesh = by_role();
+    check(
+        &mesh,
+        &get("/items/1", web),
+        &json!({"decision": "allow", "policy": "shop/viewer (web)", "rule": 0}),
+    );
+    check(&mesh, &get("/other", web), &json!({"decision": "deny", "policy": null}));
+    check(&mesh, &get("/items/1", other), &json!({"decision": "deny", "policy": null}));
+    let at = |mut request: Value, port: u16| {
+        request["destination.port"] = port.into();
+        request
+    };
+    // A port of the same workload that is of a service whose access is not by role.
+    check(&mesh, &at(get("/", other), 8081), &json!({"decision": "allow"}));
+    // Bytes match no rule about requests.
+    let bytes = json!({"workload.namespace": "shop", "workload.labels[app]": "cart", "source.principal": web,
+                       "destination.port": 8080});
+    check(&mesh, &bytes, &json!({"decision": "deny"}));
+
+    // What decides nothing leaves them; what does makes them void.
+    let rules = json!({"rules": [{}]});
+    let audit = mesh.clone().with(policy("shop", "audit", json!({"action": "AUDIT", "rules": [{}]})));
+    check(&audit, &get("/other", web), &json!({"decision": "deny", "audit": ["shop/audit"]}));
+    let mut dry = policy("shop", "dry", rules.clone());
+    dry["metadata"]["annotations"] = json!({"istio.io/dry-run": "true"});
+    check(&mesh.clone().with(dry), &get("/other", web), &json!({"decision": "deny", "dryRun": ["shop/dry"]}));
+    let newer = mesh.clone().with(policy("shop", "newer", rules));
+    check(&newer, &get("/other", other), &json!({"decision": "allow", "policy": "shop/newer"}));
+    let elsewhere =
+        policy("shop", "elsewhere", json!({"selector": {"matchLabels": {"app": "x"}}, "rules": [{}]}));
+    check(&mesh.with(elsewhere), &get("/other", web), &json!({"decision": "deny"}));
+}
+
+#[test]
+fn roles_of_other_namespaces_and_missing_ones_open_nothing() {
+    let web = "mesh.local/ns/a/sa/web";
+    for (kind, field, value) in [
+        ("ServiceRole", "/metadata/namespace", "other"),
+        ("ServiceRoleBinding", "/metadata/namespace", "other"),
+        ("ServiceRoleBinding", "/spec/roleRef/name", "absent"),
+    ] {
+        let mut mesh = by_role();
+        let doc = mesh.0.iter_mut().find(|d| d["kind"] == kind).unwrap();
+        *doc.pointer_mut(field).unwrap() = value.into();
+        check(&mesh, &get("/items/1", web), &json!({"decision": "deny", "policy": null}));
+    }
+    // The whole cluster's configuration is instead of those of namespaces.
+    let off = json!({"apiVersion": "rbac.istio.io/v1alpha1", "kind": "ClusterRbacConfig",
+                     "metadata": {"name": "default"}, "spec": {"mode": "OFF"}});
+    check(&by_role().with(off), &get("/other", web), &json!({"decision": "allow"}));
+    // Several of namespaces count together.
+    let mut second = of_role("RbacConfig", "default", json!({"mode": "OFF"}));
+    second["metadata"]["namespace"] = "aaa".into();
+    check(&by_role().with(second), &get("/other", web), &json!({"decision": "deny"}));
+}

@@ -154,11 +154,22 @@ impl Ctx<'_> {
 
     /// A connection manager with the mesh's settings for one side.
     pub(super) fn hcm(&self, stat_prefix: &str, routes: RouteSource, side: Side) -> HttpConnectionManager {
+        self.hcm_at(stat_prefix, routes, side, None)
+    }
+
+    /// The same in front of a port of the workload.
+    pub(super) fn hcm_at(
+        &self,
+        stat_prefix: &str,
+        routes: RouteSource,
+        side: Side,
+        port: Option<u16>,
+    ) -> HttpConnectionManager {
         let mut filters = Vec::new();
         // Who comes in is asked first; who leaves has been.
         if side != Side::Outbound {
             filters.extend(rbac::custom(self));
-            filters.extend(jwt::filter(self));
+            filters.extend(jwt::filter(self, port));
             filters.extend(rbac::http(self).into_iter().map(HttpFilter::Rbac));
         }
         filters.push(HttpFilter::GrpcStats);

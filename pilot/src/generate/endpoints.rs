@@ -94,7 +94,7 @@ fn groups(
             continue;
         }
         let mtls = e.tls == TlsMode::Mutual
-            && ctx.world.mtls_mode(&entry.service.namespace, &e.labels, e.port) != MutualTlsMode::Disable;
+            && ctx.world.mtls_mode_of(&entry.service.namespace, e) != MutualTlsMode::Disable;
         let mut transport_labels =
             if mtls { BTreeMap::from([(TLS_LABEL.to_owned(), "istio".to_owned())]) } else { BTreeMap::new() };
         if hbone::is_reached(&e.labels) {

@@ -427,9 +427,8 @@ fn destination(ctx: &Ctx<'_>, to: &WeightedCluster, request: &Request, way: &mut
     way.local = true;
     let off = policy.tls.as_ref().is_some_and(|t| t.mode == ClientTlsMode::Disable);
     if off
-        && let Some(e) = own.iter().find(|e| {
-            ctx.world.mtls_mode(&entry.service.namespace, &e.labels, e.port) == MutualTlsMode::Strict
-        })
+        && let Some(e) =
+            own.iter().find(|e| ctx.world.mtls_mode_of(&entry.service.namespace, e) == MutualTlsMode::Strict)
     {
         let says = format!(
             "a DestinationRule turns mTLS off towards {host}, and PeerAuthentication of {} is STRICT",

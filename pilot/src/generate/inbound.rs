@@ -229,7 +229,7 @@ fn mutual_tls(ctx: &Ctx<'_>, http: bool) -> DownstreamTls {
 }
 
 fn port_chains(ctx: &Ctx<'_>, p: &Port<'_>, at: FilterChainMatch) -> Vec<FilterChain> {
-    let mode = ctx.world.mtls_mode(&ctx.proxy.namespace, &ctx.proxy.labels, p.number);
+    let mode = ctx.world.mtls_mode(ctx.proxy, p.number);
     let http = p.protocol.is_http();
     let name = format!("{VIRTUAL_INBOUND}-{}", p.number);
     let filters =
@@ -286,7 +286,7 @@ fn http_filters(ctx: &Ctx<'_>, p: &Port<'_>) -> Vec<NetworkFilter> {
         on_demand: None,
     };
     let source = RouteSource::Inline(Arc::new(config));
-    let hcm = ctx.hcm(&format!("inbound_0.0.0.0_{}", p.number), source, Side::Inbound);
+    let hcm = ctx.hcm_at(&format!("inbound_0.0.0.0_{}", p.number), source, Side::Inbound, Some(p.number));
     vec![NetworkFilter::Http(Box::new(hcm))]
 }
 
@@ -298,7 +298,7 @@ fn tcp_filters(ctx: &Ctx<'_>, cluster: &str) -> Vec<NetworkFilter> {
 
 /// Chains of ports that no service declares: to the same port of the workload, under the same rules.
 fn passthrough_chains(ctx: &Ctx<'_>) -> Vec<FilterChain> {
-    let mode = ctx.world.mtls_mode(&ctx.proxy.namespace, &ctx.proxy.labels, 0);
+    let mode = ctx.world.mtls_mode(ctx.proxy, 0);
     let filters = || tcp_filters(ctx, INBOUND_PASSTHROUGH);
     let tls =
         FilterChainMatch { transport_protocol: Some(TransportProtocol::Tls), ..FilterChainMatch::default() };

@@ -3,6 +3,10 @@
 //! All documents that select the workload are one list of issuers. A request without a token passes, without
 //! principal; one whose token is of none of them, or is not valid, is answered with 401. Keys of a `jwksUri`
 //! are fetched by the proxy: from the service if the host is one, else over a cluster made for it.
+//!
+//! Where no such document has a rule, `origins` of a Policy of 1.0 count (`origins.rs`).
+
+mod origins;
 
 use std::{sync::Arc, time::Duration};
 
@@ -16,7 +20,7 @@ use mesh_model::{
 };
 
 use super::{Ctx, Generated, clusters::SYSTEM_ROOTS, common::cluster_name};
-use crate::config::selects;
+use crate::{attachment::Attachment, config::Doc};
 
 /// Claims that are lists by custom.
 const SPACE_DELIMITED: [&str; 2] = ["permission", "scope"];
@@ -41,13 +45,21 @@ pub(super) fn route_claim(path: Vec<String>, value: Option<StringMatch>, invert:
     MetadataMatch { filter: FILTER.to_owned(), path, value, invert }
 }
 
-/// The filter of a workload, if anything selects it.
-pub(super) fn filter(ctx: &Ctx<'_>) -> Option<HttpFilter> {
+fn named(i: usize) -> String {
+    format!("origins-{i}")
+}
+
+/// Whether requests to a port need a token.
+pub(super) fn required(ctx: &Ctx<'_>, port: u16) -> bool {
+    rules(ctx).is_empty() && origins::required(ctx, port)
+}
+
+/// The filter of a port of a workload, or of a gateway, if anything is for it.
+pub(super) fn filter(ctx: &Ctx<'_>, port: Option<u16>) -> Option<HttpFilter> {
     let rules = rules(ctx);
     if rules.is_empty() {
-        return None;
+        return origins::filter(ctx, port).map(|f| HttpFilter::Jwt(Arc::new(f)));
     }
-    let named = |i: usize| format!("origins-{i}");
     let mut any: Vec<JwtRequirement> = (0..rules.len()).map(|i| JwtRequirement::Provider(named(i))).collect();
     any.push(JwtRequirement::AllowMissing);
     Some(HttpFilter::Jwt(Arc::new(JwtAuthn {
@@ -63,7 +75,9 @@ pub(super) fn filter(ctx: &Ctx<'_>) -> Option<HttpFilter> {
 
 /// Clusters of key servers that are not services.
 pub(super) fn clusters(ctx: &Ctx<'_>, out: &mut Generated) {
-    for r in rules(ctx) {
+    let rules = rules(ctx);
+    let older = if rules.is_empty() { origins::all(ctx) } else { vec![] };
+    for r in rules.into_iter().chain(&older) {
         let Some(from) = KeyServer::of(&r.jwks_uri) else { continue };
         if from.service(ctx).is_none() {
             out.cluster(from.cluster(ctx));
@@ -74,15 +88,17 @@ pub(super) fn clusters(ctx: &Ctx<'_>, out: &mut Generated) {
 /// Rules in the order of their issuers, so that the age of documents does not matter.
 fn rules<'a>(ctx: &Ctx<'a>) -> Vec<&'a authored::JwtRule> {
     let config = &ctx.world.config;
-    let root = config.root_namespace();
-    let mut out: Vec<&authored::JwtRule> = config
-        .request_authentications
-        .iter()
-        .filter(|d| d.namespace == ctx.proxy.namespace || d.namespace == root)
-        .filter(|d| d.spec.target_ref.is_none() && d.spec.target_refs.is_empty())
-        .filter(|d| d.spec.selector.as_ref().is_none_or(|s| selects(&s.match_labels, &ctx.proxy.labels)))
-        .flat_map(|d| &d.spec.jwt_rules)
-        .collect();
+    let attached = |d: &&Doc<authored::RequestAuthentication>| {
+        let to = Attachment {
+            namespace: &d.namespace,
+            selector: d.spec.selector.as_ref(),
+            target_ref: d.spec.target_ref.as_ref(),
+            target_refs: &d.spec.target_refs,
+        };
+        to.includes(config, ctx.proxy)
+    };
+    let mut out: Vec<&authored::JwtRule> =
+        config.request_authentications.iter().filter(attached).flat_map(|d| &d.spec.jwt_rules).collect();
     out.sort_by_key(|r| &r.issuer);
     out
 }

@@ -2,6 +2,8 @@
 //!
 //! Behind them all stands what no policy can open: what other clusters may reach (`peers.rs`).
 //!
+//! Where no AuthorizationPolicy decides anything, roles of 1.0 do (`roles.rs`).
+//!
 //! Order: AUDIT (never changes the outcome), DENY, ALLOW. Inside a source or operation fields are
 //! ANDed and their values ORed; entries of `from` and `to` are ORed; `from`, `to` and every `when`
 //! are ANDed.
@@ -16,10 +18,13 @@
 mod claims;
 mod custom;
 mod peers;
+mod roles;
 
+pub(crate) use self::roles::covered as by_role;
 pub(super) use self::{
     custom::{applies_to as has_custom, http as custom},
     peers::in_words as of_clusters,
+    roles::in_words as of_roles,
 };
 
 use std::collections::BTreeMap;
@@ -34,7 +39,7 @@ use mesh_model::{
 };
 
 use super::Ctx;
-use crate::config::{Doc, selects};
+use crate::{attachment::Attachment, config::Doc};
 
 /// Annotation of policies that are only evaluated and logged.
 const DRY_RUN: &str = "istio.io/dry-run";
@@ -49,6 +54,12 @@ pub(super) fn tcp(ctx: &Ctx<'_>) -> Vec<Rbac> {
     filters(ctx, Traffic::Bytes)
 }
 
+/// Rules that let nobody in.
+pub(super) fn nobody() -> Rbac {
+    let rules = RbacRules { action: RbacAction::Allow, policies: BTreeMap::new() };
+    Rbac { rules: Some(rules), ..Rbac::default() }
+}
+
 /// All that stands before bytes.
 pub(super) fn guards(ctx: &Ctx<'_>) -> Vec<NetworkFilter> {
     let mut out = custom::tcp(ctx);
@@ -61,6 +72,11 @@ pub(super) fn udp(ctx: &Ctx<'_>) -> Vec<Rbac> {
     filters(ctx, Traffic::Datagrams)
 }
 
+/// Whether a policy is only evaluated and logged.
+pub(crate) fn is_dry_run(p: &Doc<AuthorizationPolicy>) -> bool {
+    p.annotations.get(DRY_RUN).is_some_and(|v| v == "true")
+}
+
 /// What a filter looks at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Traffic {
@@ -70,15 +86,13 @@ enum Traffic {
 }
 
 fn applies(ctx: &Ctx<'_>, p: &Doc<AuthorizationPolicy>) -> bool {
-    let root = ctx.world.config.root_namespace();
-    if p.namespace != ctx.proxy.namespace && p.namespace != root {
-        return false;
-    }
-    // Attached by a reference, which galley refuses: never to more than it says.
-    if p.spec.target_ref.is_some() || !p.spec.target_refs.is_empty() {
-        return false;
-    }
-    p.spec.selector.as_ref().is_none_or(|s| selects(&s.match_labels, &ctx.proxy.labels))
+    let to = Attachment {
+        namespace: &p.namespace,
+        selector: p.spec.selector.as_ref(),
+        target_ref: p.spec.target_ref.as_ref(),
+        target_refs: &p.spec.target_refs,
+    };
+    to.includes(&ctx.world.config, ctx.proxy)
 }
 
 /// A rule of a policy that applies to a workload.
@@ -118,7 +132,7 @@ pub(super) fn each(ctx: &Ctx<'_>, http: bool) -> Vec<AuthzRule> {
             action: doc.spec.action,
             can_ask: doc.spec.action == AuthorizationAction::Custom && !custom::denies(ctx, doc),
             provider: doc.spec.provider.as_ref().map(|p| p.name.clone()),
-            dry_run: doc.annotations.get(DRY_RUN).is_some_and(|v| v == "true"),
+            dry_run: is_dry_run(doc),
             policy,
         };
         if doc.spec.rules.is_empty() {
@@ -127,6 +141,7 @@ pub(super) fn each(ctx: &Ctx<'_>, http: bool) -> Vec<AuthzRule> {
         let maker = Maker { ctx, namespace: &doc.namespace, http, action };
         out.extend(doc.spec.rules.iter().enumerate().map(|(i, r)| rule(Some(i), maker.rule(r))));
     }
+    out.extend(roles::access(ctx).into_iter().flat_map(|a| a.each(ctx, http)));
     out
 }
 
@@ -144,7 +159,7 @@ fn filters(ctx: &Ctx<'_>, traffic: Traffic) -> Vec<Rbac> {
             AuthorizationAction::Deny | AuthorizationAction::Custom => (1, RbacAction::Deny),
             AuthorizationAction::Allow => (2, RbacAction::Allow),
         };
-        let dry = doc.annotations.get(DRY_RUN).is_some_and(|v| v == "true");
+        let dry = is_dry_run(doc);
         // An ALLOW policy without rules matches nothing and yet is there, so everything is denied.
         let rules = if dry { &mut shadow } else { &mut enforced }.entry(slot).or_default();
         for (i, rule) in doc.spec.rules.iter().enumerate() {
@@ -152,6 +167,11 @@ fn filters(ctx: &Ctx<'_>, traffic: Traffic) -> Vec<Rbac> {
             if let Some(p) = maker.rule(rule) {
                 rules.insert(format!("ns[{}]-policy[{}]-rule[{i}]", doc.namespace, doc.name), p);
             }
+        }
+    }
+    if let Some(access) = roles::access(ctx) {
+        for (dry, rules) in access.filters(ctx, http) {
+            if dry { &mut shadow } else { &mut enforced }.entry(2).or_default().extend(rules);
         }
     }
     for (name, policy) in peers::rules(ctx) {

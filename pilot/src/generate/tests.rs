@@ -6,6 +6,7 @@ mod grpc;
 mod patches;
 mod policy;
 mod udp;
+mod v1alpha1;
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -49,6 +50,10 @@ impl Docs {
             }
             "PeerAuthentication" | "RequestAuthentication" | "AuthorizationPolicy" => {
                 format!("security.istio.io/v1/{kind}")
+            }
+            "Policy" | "MeshPolicy" => format!("authentication.istio.io/v1alpha1/{kind}"),
+            "RbacConfig" | "ClusterRbacConfig" | "ServiceRole" | "ServiceRoleBinding" => {
+                format!("rbac.istio.io/v1alpha1/{kind}")
             }
             "EnvoyFilter" => "networking.istio.io/v1alpha3/EnvoyFilter".to_owned(),
             _ => format!("networking.istio.io/v1/{kind}"),
@@ -752,10 +757,14 @@ fn peer_authentication_levels() {
     let w = docs.world();
     use mesh_model::authored::MutualTlsMode as M;
     let labels = |app: &str| [("app".to_owned(), app.to_owned())].into();
-    assert_eq!(w.mtls_mode("books", &labels("reviews"), 9080), M::Strict);
-    assert_eq!(w.mtls_mode("books", &labels("productpage"), 9080), M::Disable);
-    assert_eq!(w.mtls_mode("books", &labels("productpage"), 80), M::Permissive);
-    assert_eq!(w.mtls_mode("other", &labels("x"), 80), M::Strict);
+    let some = ProxyNode::new(&productpage()).unwrap();
+    let mode = |namespace: &str, labels: mesh_model::registry::Labels, port| {
+        w.mtls_mode(&ProxyNode { namespace: namespace.to_owned(), labels, ..some.clone() }, port)
+    };
+    assert_eq!(mode("books", labels("reviews"), 9080), M::Strict);
+    assert_eq!(mode("books", labels("productpage"), 9080), M::Disable);
+    assert_eq!(mode("books", labels("productpage"), 80), M::Permissive);
+    assert_eq!(mode("other", labels("x"), 80), M::Strict);
 }
 
 fn vs(spec: Value) -> Vec<Route> {

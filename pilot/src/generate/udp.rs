@@ -212,7 +212,7 @@ pub(super) fn inbound(ctx: &Ctx<'_>, out: &mut Generated) {
     for (e, endpoint) in found {
         let Some(p) = e.udp_ports.iter().find(|p| p.name == endpoint.service_port) else { continue };
         let number = endpoint.port;
-        if ctx.world.mtls_mode(&ctx.proxy.namespace, &ctx.proxy.labels, number) == MutualTlsMode::Disable {
+        if ctx.world.mtls_mode(ctx.proxy, number) == MutualTlsMode::Disable {
             continue;
         }
         // Two services may not have one name, and do not; a name in two chains would be refused with all of them.

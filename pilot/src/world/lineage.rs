@@ -142,6 +142,13 @@ fn same_environment(now: &World, before: &World) -> bool {
         && same(&a.peer_authentications, &b.peer_authentications)
         && same(&a.request_authentications, &b.request_authentications)
         && same(&a.authorization_policies, &b.authorization_policies)
+        && same(&a.v1alpha1.policies, &b.v1alpha1.policies)
+        && same(&a.v1alpha1.mesh_policies, &b.v1alpha1.mesh_policies)
+        && same(&a.v1alpha1.rbac_configs, &b.v1alpha1.rbac_configs)
+        && same(&a.v1alpha1.cluster_rbac_configs, &b.v1alpha1.cluster_rbac_configs)
+        && same(&a.v1alpha1.roles, &b.v1alpha1.roles)
+        && same(&a.v1alpha1.bindings, &b.v1alpha1.bindings)
+        && now.authentication == before.authentication
         && same(&a.service_exports, &b.service_exports)
         && same(&a.export_policies, &b.export_policies)
         && same(&a.import_policies, &b.import_policies)

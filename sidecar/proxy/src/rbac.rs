@@ -350,6 +350,12 @@ impl Rbac {
         Some(Shadow { policy, allows })
     }
 
+    /// Whether a rule of action LOG matches, if there are any: what a logger is told.
+    pub(crate) fn audits(&self, f: &Facts<'_>) -> Option<bool> {
+        let rules = self.rules.as_ref().filter(|r| r.action == model::RbacAction::Log)?;
+        Some(rules.matched(f).is_some())
+    }
+
     /// Notes what shadow rules said for filters behind this one, as Envoy does.
     pub(crate) fn note(&self, said: Shadow, namespace: &'static str, to: &mut Metadata) {
         let result = if said.allows { "allowed" } else { "denied" };

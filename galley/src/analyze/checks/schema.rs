@@ -76,7 +76,7 @@ fn deprecated<'w, 'a>(r: &'w super::Resource<'a>, out: &mut Findings<'w, 'a>) {
                     "IST0002",
                     r,
                     named(),
-                    format!("kind {kind} of rbac.istio.io is gone: use AuthorizationPolicy"),
+                    format!("kind {kind} of rbac.istio.io is deprecated: use AuthorizationPolicy"),
                 );
             }
         }

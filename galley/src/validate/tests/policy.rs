@@ -31,6 +31,7 @@ fn authentication() {
         SEC,
         "RequestAuthentication",
         &[
+            "targetRefs: [{group: gateway.networking.k8s.io, kind: Gateway, name: a}]",
             &rule("audiences: [a], fromHeaders: [{name: x}], fromCookies: [c], timeout: 5s"),
             "selector: {matchLabels: {a: b}}",
         ],
@@ -55,6 +56,13 @@ fn authentication() {
             (&rule("presence: REQUIRED"), "jwtRules[0].presence"),
             ("targetRefs: [{kind: Gateway, name: a}]", "targetRefs[0].kind"),
             ("targetRef: {group: gateway.networking.k8s.io, kind: Gateway}", "targetRef.name"),
+            // Of waypoints.
+            (
+                "targetRefs: [{group: gateway.networking.k8s.io, kind: GatewayClass, name: a}]",
+                "targetRefs[0].kind",
+            ),
+            ("targetRefs: [{kind: Service, name: a}]", "targetRefs[0].kind"),
+            ("targetRef: {group: networking.istio.io, kind: ServiceEntry, name: a}", "targetRef.kind"),
         ],
     );
     let private =

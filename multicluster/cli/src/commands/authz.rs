@@ -68,10 +68,21 @@ pub(crate) fn run(command: &AuthzCommand) -> anyhow::Result<u8> {
     Ok(u8::from(decision.decision != "allow"))
 }
 
+/// A policy with its kind. A role's has its binding behind it, which no name of a policy can have.
+fn named(policy: &str) -> String {
+    match policy.strip_suffix(')').and_then(|p| p.split_once(" (")) {
+        Some((role, binding)) => format!("ServiceRole {role}, by ServiceRoleBinding {binding}"),
+        None if policy.ends_with("/not-by-role") => {
+            format!("{policy}: of no service whose access is by role")
+        }
+        None => format!("AuthorizationPolicy {policy}"),
+    }
+}
+
 fn words(d: &Decision) -> String {
     let rule = |r: Option<usize>| r.map_or(String::new(), |r| format!(", rule {r}"));
     let by = match &d.policy {
-        Some(p) => format!("AuthorizationPolicy {p}{}", rule(d.rule)),
+        Some(p) => format!("{}{}", named(p), rule(d.rule)),
         None if d.decision == "deny" => "no ALLOW policy lets it in".to_owned(),
         None => "nothing forbids it".to_owned(),
     };
@@ -80,7 +91,7 @@ fn words(d: &Decision) -> String {
         d.custom.iter().map(|p| format!("asks {p} first (CUSTOM); what follows holds if it says yes")),
     );
     out.extend(d.audit.iter().map(|p| format!("audit: AuthorizationPolicy {p}")));
-    out.extend(d.dry_run.iter().map(|p| format!("dry run: AuthorizationPolicy {p} matches")));
+    out.extend(d.dry_run.iter().map(|p| format!("dry run: {} matches", named(p))));
     for m in &d.missed {
         out.push(format!("{} {}{} does not match:", m.action, m.policy, rule(m.rule)));
         out.extend(m.conditions.iter().map(|c| format!("  {c}")));

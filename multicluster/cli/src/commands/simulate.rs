@@ -164,7 +164,9 @@ fn text(a: &Answer) -> String {
         row("answer header", format!("{n}: {v}"));
     }
     // What only other clusters meet is of interest if it decides.
-    for p in a.policies.iter().filter(|p| p.decides || p.policy.starts_with("AuthorizationPolicy ")) {
+    for p in a.policies.iter().filter(|p| {
+        p.decides || ["AuthorizationPolicy ", "ServiceRole "].iter().any(|k| p.policy.starts_with(k))
+    }) {
         let decides = if p.decides { ", decides" } else { "" };
         let dry = if p.dry_run { ", dry run" } else { "" };
         row("policy", format!("{} {} {} at {}{dry}{decides}", p.action, p.policy, p.verdict, p.at));

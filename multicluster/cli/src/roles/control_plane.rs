@@ -242,6 +242,7 @@ pub(crate) async fn run(args: ControlPlaneArgs) -> anyhow::Result<()> {
         .add_service(pilot.link_service())
         .add_service(pilot.trust_service())
         .add_service(citadel.certificate_service())
+        .add_service(citadel.legacy_certificate_service())
         .serve_with_incoming(conn::tls(listener, tls.clone()));
     tasks.spawn(async move { report("xDS", server.await) });
     if let Some(address) = args.xds_plaintext {

@@ -66,6 +66,11 @@ fn simple() -> Value {
     route("HTTPRoute", &json!({"backendRefs": backends("reviews")}))
 }
 
+/// A Gateway with a route to reviews.
+pub(crate) fn shop() -> Mesh {
+    bookinfo().with(simple()).with(gateway(plain()))
+}
+
 /// A Gateway whose route is simple.
 fn listening(listener: Value) -> Base {
     Base::new(bookinfo().with(simple()).with(gateway(listener)))

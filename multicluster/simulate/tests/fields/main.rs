@@ -17,6 +17,7 @@ mod schema;
 mod security;
 mod service_entry;
 mod sidecar;
+mod v1alpha1;
 mod virtual_service;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -26,7 +27,7 @@ use serde_json::{Value, json};
 use support::{Mesh, contains};
 
 /// Kinds with their fields; a message that several have is listed at the first.
-const KINDS: [&str; 13] = [
+const KINDS: [&str; 17] = [
     "VirtualService",
     "DestinationRule",
     "Gateway",
@@ -38,6 +39,10 @@ const KINDS: [&str; 13] = [
     "PeerAuthentication",
     "RequestAuthentication",
     "AuthorizationPolicy",
+    "AuthenticationPolicy",
+    "RbacConfig",
+    "ServiceRole",
+    "ServiceRoleBinding",
     "MeshConfig",
     "EnvoyFilter",
 ];
@@ -254,6 +259,7 @@ fn every_field_does_something() {
     rows.extend(service_entry::rows());
     rows.extend(sidecar::rows());
     rows.extend(security::rows());
+    rows.extend(v1alpha1::rows());
     rows.extend(mesh_config::rows());
     rows.extend(gateway_api::rows());
     rows.extend(envoy_filter::rows());

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::{Base, Row, View, get, refused, row, support::bookinfo, with_headers};
+use crate::{Base, Row, View, from, get, refused, row, support::bookinfo, with_headers};
 
 const X: &str = "GET http://ratings:9080/x";
 
@@ -205,29 +205,50 @@ fn authorization() -> Vec<Row> {
             get(X),
             denied(),
         ),
-        refused(
+        row(
+            "AuthorizationPolicy.targetRef",
+            &at_edge("AuthorizationPolicy", json!({"action": "DENY", "rules": [{}]})),
+            "/spec/targetRef",
+            target("shop"),
+            from(EDGE, EDGE_REQUEST),
+            denied(),
+        )
+        .instead_of(target("other")),
+        row(
+            "AuthorizationPolicy.targetRefs[]",
+            &at_edge("AuthorizationPolicy", json!({"action": "DENY", "rules": [{}]})),
+            "/spec/targetRefs",
+            json!([target("other"), target("shop")]),
+            from(EDGE, EDGE_REQUEST),
+            denied(),
+        )
+        .instead_of(json!([target("other")])),
+        // And no sidecar is meant.
+        row(
             "AuthorizationPolicy.targetRef",
             &operation,
             "/spec/targetRef",
-            target("Gateway"),
-            "targetRef",
-        ),
-        refused(
-            "AuthorizationPolicy.targetRefs[]",
-            &operation,
-            "/spec/targetRefs",
-            json!([target("Gateway")]),
-            "targetRef",
+            target("shop"),
+            get(X),
+            allowed(),
         ),
     ]
 }
 
-fn target(kind: &str) -> Value {
-    json!({"group": "gateway.networking.k8s.io", "kind": kind, "name": "g"})
+fn target(name: &str) -> Value {
+    json!({"group": "gateway.networking.k8s.io", "kind": "Gateway", "name": name})
+}
+
+const EDGE: &str = "default/shop";
+const EDGE_REQUEST: &str = "GET http://shop.example.com/x";
+
+/// A policy, and a Gateway of the Gateway API.
+fn at_edge(kind: &str, spec: Value) -> Base {
+    Base::new(super::gateway_api::shop().with(document(kind, spec)))
 }
 
 /// `{"alg":"none"}` and `{"iss":"i","sub":"s","aud":"a","scope":"read write"}`.
-const TOKEN: &[&str] = &[
+pub(crate) const TOKEN: &[&str] = &[
     "authorization: Bearer eyJhbGciOiJub25lIn0.eyJpc3MiOiJpIiwic3ViIjoicyIsImF1ZCI6ImEiLCJzY29wZSI6InJlYWQgd3JpdGUifQ.x",
 ];
 
@@ -240,7 +261,11 @@ fn tokens() -> Vec<Row> {
     let provider =
         |p: Value| json!({"filters": {"virtualInbound-9080": {"Jwt": {"providers": {"origins-0": p}}}}});
     let at = |field, pointer, value, want| row(field, &b, pointer, value, config(), provider(want));
-    let refused_token = json!({"action": "refuse", "status": 401});
+    let refused_token = || json!({"action": "refuse", "status": 401});
+    let edge = at_edge(
+        "RequestAuthentication",
+        json!({"jwtRules": [{"issuer": "i", "jwksUri": "https://i.example/keys"}]}),
+    );
     vec![
         row(
             "RequestAuthentication.selector",
@@ -256,7 +281,7 @@ fn tokens() -> Vec<Row> {
             "/spec/jwtRules/0/issuer",
             json!("j"),
             with_headers(X, TOKEN),
-            refused_token,
+            refused_token(),
         )
         .instead_of(json!("i")),
         row(
@@ -350,44 +375,48 @@ fn tokens() -> Vec<Row> {
             json!("REQUIRED"),
             "presence REQUIRED is not supported yet",
         ),
+        row(
+            "RequestAuthentication.targetRef.name",
+            &edge,
+            "/spec/targetRef",
+            target("shop"),
+            View::Answer { from: EDGE, request: EDGE_REQUEST, headers: BAD_TOKEN },
+            refused_token(),
+        )
+        .instead_of(target("other")),
+        row(
+            "RequestAuthentication.targetRefs[]",
+            &edge,
+            "/spec/targetRefs",
+            json!([target("shop")]),
+            View::Answer { from: EDGE, request: EDGE_REQUEST, headers: BAD_TOKEN },
+            refused_token(),
+        )
+        .instead_of(json!([target("other")])),
         refused(
             "RequestAuthentication.targetRef.group",
-            &b,
-            "/spec/targetRef",
-            target("Gateway"),
-            "targetRef",
+            &edge,
+            "/spec/targetRef/group",
+            json!("x"),
+            "is none of",
         ),
         refused(
             "RequestAuthentication.targetRef.kind",
-            &b,
+            &edge,
             "/spec/targetRef",
-            target("Gateway"),
-            "targetRef",
-        ),
-        refused(
-            "RequestAuthentication.targetRef.name",
-            &b,
-            "/spec/targetRef",
-            target("Gateway"),
-            "targetRef",
+            json!({"group": "", "kind": "Service", "name": "ratings"}),
+            "served by waypoints",
         ),
         refused(
             "RequestAuthentication.targetRef.namespace",
-            &b,
-            "/spec/targetRef",
-            target("Gateway"),
-            "targetRef",
-        ),
-        refused(
-            "RequestAuthentication.targetRefs[]",
-            &b,
-            "/spec/targetRefs",
-            json!([target("Gateway")]),
-            "targetRef",
+            &edge,
+            "/spec/targetRef/namespace",
+            json!("other"),
+            "resources of its own namespace",
         ),
     ]
 }
 
 /// The public key of RFC 7517, appendix A.1.
-const KEYS: &str = "{\"keys\":[{\"kty\":\"EC\",\"crv\":\"P-256\",\"x\":\"MKBCTNIcKUSDii11ySs3526iDZ8AiTo7Tu6KPAqv7D4\",\"y\":\"4Etl6SRW2YiLUrN5vfvVHuhp7x8PxltmWWlbbM4IFyM\"}]}";
+pub(crate) const KEYS: &str = "{\"keys\":[{\"kty\":\"EC\",\"crv\":\"P-256\",\"x\":\"MKBCTNIcKUSDii11ySs3526iDZ8AiTo7Tu6KPAqv7D4\",\"y\":\"4Etl6SRW2YiLUrN5vfvVHuhp7x8PxltmWWlbbM4IFyM\"}]}";
 const BAD_TOKEN: &[&str] = &["authorization: Bearer nonsense"];

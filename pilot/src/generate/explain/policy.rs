@@ -149,6 +149,9 @@ pub fn readable(name: &str) -> String {
         let rest = name.split_once(&format!("{key}["))?.1;
         rest.split_once(']').map(|(v, _)| v)
     };
+    if let Some(words) = rbac::of_roles(name) {
+        return words;
+    }
     match (part("ns"), part("policy"), part("rule")) {
         (Some(ns), Some(policy), Some(rule)) => format!("AuthorizationPolicy {ns}/{policy}, rule {rule}"),
         _ => name.to_owned(),

@@ -119,8 +119,7 @@ fn transport(
             let labels = subset.map_or(&none, |s| &s.labels);
             let namespace = &entry.service.namespace;
             let strict = |e: &mesh_model::registry::Endpoint| {
-                e.tls == TlsMode::Mutual
-                    && ctx.world.mtls_mode(namespace, &e.labels, e.port) == MutualTlsMode::Strict
+                e.tls == TlsMode::Mutual && ctx.world.mtls_mode_of(namespace, e) == MutualTlsMode::Strict
             };
             let all: Vec<bool> = entry.endpoints_of(port, labels).map(strict).collect();
             if all.contains(&true) && all.contains(&false) {

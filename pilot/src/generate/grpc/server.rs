@@ -45,8 +45,10 @@ pub(super) fn listeners(ctx: &Ctx<'_>, out: &mut Generated) {
 
 /// What of policies a server does not do.
 pub(super) fn left(ctx: &Ctx<'_>, left: &mut Left) {
-    if !inbound::served(ctx).is_empty() && jwt::filter(ctx).is_some() {
-        left.insert("RequestAuthentication: tokens are not looked at, and nobody has their claims");
+    if !inbound::served(ctx).is_empty()
+        && inbound::served(ctx).iter().any(|p| jwt::filter(ctx, Some(*p)).is_some())
+    {
+        left.insert("RequestAuthentication: tokens are not looked at, and nobody has their claims; ports whose Policy requires one are closed");
     }
     if !inbound::served(ctx).is_empty() && rbac::has_custom(ctx) {
         left.insert(
@@ -57,7 +59,7 @@ pub(super) fn left(ctx: &Ctx<'_>, left: &mut Left) {
 
 fn mode(ctx: &Ctx<'_>, number: u16) -> MutualTlsMode {
     let in_mesh = ctx.proxy.labels.get(TLS_MODE).is_some_and(|m| m == "istio");
-    match ctx.world.mtls_mode(&ctx.proxy.namespace, &ctx.proxy.labels, number) {
+    match ctx.world.mtls_mode(ctx.proxy, number) {
         MutualTlsMode::Permissive if in_mesh => MutualTlsMode::Strict,
         mode => mode,
     }
@@ -68,6 +70,10 @@ fn chain_of(ctx: &Ctx<'_>, number: u16) -> FilterChain {
     let none = RouteConfiguration { name: "inbound".to_owned(), virtual_hosts: vec![], on_demand: None };
     let mut manager = ctx.hcm("inbound", RouteSource::Inline(none.into()), Side::Inbound);
     manager.filters = rbac::http(ctx).into_iter().map(HttpFilter::Rbac).collect();
+    if jwt::required(ctx, number) {
+        // It cannot look for the token without which nobody is to get in.
+        manager.filters.insert(0, HttpFilter::Rbac(rbac::nobody()));
+    }
     manager.access_log = vec![];
     let filters = vec![NetworkFilter::Http(Box::new(manager))];
     let trusted = Validation { trusted: Some(ctx.mesh_roots()), sans: vec![] };

@@ -19,7 +19,10 @@ use crate::{
     mcp,
     node::NodeInfo,
     pb,
-    server::{content_version, state::Mode},
+    server::{
+        content_version,
+        state::{MAX_TYPES, Mode},
+    },
     type_url,
 };
 
@@ -27,8 +30,9 @@ use crate::{
 const MAX_RESPONSE: usize = 64 * 1024 * 1024;
 /// Opening a stream on a connection that is up.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
-/// Requests waiting to be written; acknowledgements and subscriptions, one per type at a time.
-const QUEUE: usize = 32;
+/// Requests waiting to be written; acknowledgements and subscriptions, one per type at a time. All subscriptions are queued
+/// before the stream is open and anybody takes them, so there is room for as many types as a server takes.
+const QUEUE: usize = MAX_TYPES;
 /// A server that does not read our requests for this long is left.
 const SEND_TIMEOUT: Duration = Duration::from_secs(20);
 /// Rejections quoted in a NACK; the rest is counted.

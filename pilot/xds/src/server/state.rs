@@ -48,7 +48,7 @@ pub enum ProtocolError {
 }
 
 /// Types per stream: a proxy uses six, a configuration reader about twenty.
-const MAX_TYPES: usize = 64;
+pub(crate) const MAX_TYPES: usize = 64;
 /// Names per type. A sidecar of a mesh with 20,000 services and four ports each stays below.
 const MAX_NAMES: usize = 200_000;
 

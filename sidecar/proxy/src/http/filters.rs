@@ -8,7 +8,7 @@ pub(crate) mod jwt;
 pub(crate) mod rate_limit;
 pub(crate) mod session;
 
-use std::{future::poll_fn, rc::Rc};
+use std::{future::poll_fn, rc::Rc, sync::Arc};
 
 use http::Method;
 use mesh_model::proxy::{AbortKind, BufferOverride, OnDemandCluster, SessionOverride};
@@ -21,7 +21,7 @@ use super::{
     headers::{HeaderId, Headers},
     local_reply::LocalReply,
     message::{BodyKind, RequestHead, StreamError},
-    metadata::RBAC,
+    metadata::{AUDIT, RBAC},
     record::{Flag, Record},
 };
 use crate::{
@@ -113,9 +113,14 @@ pub(crate) async fn run<D: Downstream>(
                 let mut facts = conn.facts(rec.remote, Some(head));
                 facts.metadata = rec.metadata.as_deref();
                 let said = rbac.shadow(&facts);
+                let audited = rbac.audits(&facts);
                 let decided = rbac.check(&facts);
                 if let Some(said) = said {
                     rbac.note(said, RBAC, rec.metadata.get_or_insert_default());
+                }
+                if let Some(matched) = audited {
+                    let (namespace, key) = AUDIT;
+                    rec.metadata.get_or_insert_default().set(namespace, key, Arc::new(matched.into()));
                 }
                 if let Err(details) = decided {
                     rec.flag(Flag::Uaex);

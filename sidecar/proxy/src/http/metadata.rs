@@ -12,6 +12,8 @@ pub(crate) const JWT: &str = "envoy.filters.http.jwt_authn";
 
 /// Namespace of what access rules found out about a request.
 pub(crate) const RBAC: &str = "envoy.filters.http.rbac";
+/// Namespace and key of whether a rule of action LOG (an AuthorizationPolicy's `AUDIT`) matched a request, as Envoy has it.
+pub(crate) const AUDIT: (&str, &str) = ("envoy.common", "access_log_hint");
 /// Namespace of what access rules found out about a connection.
 pub(crate) const CONNECTION_RBAC: &str = "envoy.filters.network.rbac";
 

@@ -526,6 +526,24 @@ impl LogRecord for RequestLine<'_> {
     fn response_trailer(&self, name: &str, out: &mut String) -> bool {
         bytes(self.record.trailers.as_ref().and_then(|t| t.get(name.as_bytes())), out)
     }
+
+    fn metadata(&self, namespace: &str, keys: &[String], out: &mut String) -> bool {
+        let found = self.record.metadata.as_ref().and_then(|m| match keys {
+            // A namespace as a whole is an object.
+            [] => Some(serde_json::Value::Object(
+                m.iter()
+                    .filter(|(n, ..)| *n == namespace)
+                    .map(|(_, k, v)| (k.to_owned(), v.clone()))
+                    .collect(),
+            )),
+            keys => m.get(namespace, keys).cloned(),
+        });
+        match found {
+            Some(serde_json::Value::String(s)) => text(&s, out),
+            Some(v) if v.as_object().is_none_or(|o| !o.is_empty()) => text(&v.to_string(), out),
+            _ => false,
+        }
+    }
 }
 
 /// A TCP connection.

@@ -227,3 +227,14 @@ fn a_thousand_policies_are_not_searched() {
     let Cond::Or(l) = Cond::principal(&Pr::Or(all), 0).unwrap() else { panic!() };
     assert!(matches!(l.as_slice(), [Cond::Principals(s)] if s.len() == 1000));
 }
+
+#[test]
+fn a_rule_that_only_logs_marks_and_decides_nothing() {
+    let log = |port| rbac(RbacAction::Log, vec![Pm::DestinationPort(port)], vec![Pr::Any]);
+    let f = facts(&[], None);
+    assert_eq!((log(9080).audits(&f), log(9081).audits(&f)), (Some(true), Some(false)));
+    assert!(log(9080).check(&f).is_ok() && log(9081).check(&f).is_ok());
+    // Of others there is nothing to be told.
+    assert_eq!(rbac(RbacAction::Deny, vec![Pm::Any], vec![Pr::Any]).audits(&f), None);
+    assert_eq!(rbac(RbacAction::Allow, vec![Pm::Any], vec![Pr::Any]).audits(&f), None);
+}

@@ -244,10 +244,13 @@ impl Simulation<'_> {
                         return Err(Answer { action: Action::Deny, status: 403, detail });
                     }
                 }
-                (_, model::HttpFilter::Jwt(j)) => {
-                    let for_routes = self.token(j, head, metadata)?;
-                    if for_routes {
-                        return Ok(true);
+                (HttpFilter::Jwt(compiled), model::HttpFilter::Jwt(j)) => {
+                    let rule = compiled.rule(head).and_then(|i| j.rules.get(i));
+                    if let Some(wanted) = rule.and_then(|r| Wanted::of(j, &r.requires)) {
+                        let for_routes = self.token(j, &wanted, head, metadata)?;
+                        if for_routes {
+                            return Ok(true);
+                        }
                     }
                 }
                 (HttpFilter::Cors, _) => {
@@ -299,20 +302,23 @@ impl Simulation<'_> {
         }
     }
 
-    /// Whether routes are to see it. A token is read and believed; its issuer must be one of the providers'.
+    /// Whether routes are to see it. A token is read and believed; its issuer must be one of those that will do.
     fn token(
         &mut self,
         jwt: &model::JwtAuthn,
+        wanted: &Wanted<'_>,
         head: &RequestHead,
         metadata: &mut Metadata,
     ) -> Result<bool, Answer> {
-        let refuse =
-            |detail: &str| Err(Answer { action: Action::Refuse, status: 401, detail: detail.to_owned() });
-        let Some(given) = head.headers.str_id(HeaderId::Authorization) else { return Ok(false) };
-        let Some((scheme, token)) = given.split_once(' ') else { return Ok(false) };
-        if !scheme.eq_ignore_ascii_case("bearer") {
-            return Ok(false);
-        }
+        let answer = |optional: bool, detail: &str| match optional {
+            true => Ok(false),
+            false => Err(Answer { action: Action::Refuse, status: 401, detail: detail.to_owned() }),
+        };
+        let refuse = |detail: &str| answer(wanted.bad_passes, detail);
+        let given = head.headers.str_id(HeaderId::Authorization).and_then(|v| v.split_once(' '));
+        let Some((_, token)) = given.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer")) else {
+            return answer(wanted.none_passes, "the request has no token, and one is required");
+        };
         let part = token.trim().split('.').nth(1).unwrap_or_default();
         let bytes = base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(part.trim_end_matches('=')).ok();
         let Some(claims) =
@@ -321,8 +327,9 @@ impl Simulation<'_> {
             return refuse("the token of the request is not a JWT");
         };
         let issuer = claims.get("iss").and_then(Value::as_str).unwrap_or_default();
-        let Some(p) = jwt.providers.values().find(|p| p.issuer.is_empty() || p.issuer == issuer) else {
-            return refuse("no RequestAuthentication knows the issuer of the token");
+        let mut known = jwt.providers.iter().filter(|(n, _)| wanted.providers.contains(&n.as_str()));
+        let Some((_, p)) = known.find(|(_, p)| p.issuer.is_empty() || p.issuer == issuer) else {
+            return refuse("no RequestAuthentication or Policy knows the issuer of the token");
         };
         let audiences: Vec<&str> = match claims.get("aud") {
             Some(Value::String(s)) => vec![s],
@@ -330,6 +337,9 @@ impl Simulation<'_> {
             _ => vec![],
         };
         if !p.audiences.is_empty() && !p.audiences.iter().any(|a| audiences.contains(&a.as_str())) {
+            if wanted.bad_passes {
+                return Ok(false);
+            }
             return Err(Answer {
                 action: Action::Refuse,
                 status: 403,
@@ -473,4 +483,44 @@ pub(super) fn head(r: &Request) -> Option<RequestHead> {
         upgrade: None,
         expect_continue: false,
     })
+}
+
+/// What a rule of token authentication asks of a request.
+#[derive(Default)]
+struct Wanted<'a> {
+    /// Whose tokens will do.
+    providers: Vec<&'a str>,
+    /// A request without a token passes.
+    none_passes: bool,
+    /// One with a bad token passes, without its claims.
+    bad_passes: bool,
+}
+
+impl<'a> Wanted<'a> {
+    /// `None` if it asks for nothing.
+    fn of(jwt: &'a model::JwtAuthn, requires: &'a model::JwtRequires) -> Option<Self> {
+        let mut out = Self::default();
+        match requires {
+            model::JwtRequires::Nothing => return None,
+            model::JwtRequires::Inline(r) => out.add(r),
+            model::JwtRequires::Named(n) => jwt.requirements.get(n).into_iter().for_each(|r| out.add(r)),
+        }
+        Some(out)
+    }
+
+    fn add(&mut self, r: &'a model::JwtRequirement) {
+        match r {
+            model::JwtRequirement::Provider(n) | model::JwtRequirement::ProviderWithAudiences(n, _) => {
+                self.providers.push(n);
+            }
+            model::JwtRequirement::Any(l) | model::JwtRequirement::All(l) => {
+                l.iter().for_each(|r| self.add(r))
+            }
+            model::JwtRequirement::AllowMissing => self.none_passes = true,
+            model::JwtRequirement::AllowMissingOrFailed | model::JwtRequirement::Always => {
+                self.none_passes = true;
+                self.bad_passes = true;
+            }
+        }
+    }
 }

@@ -15,6 +15,12 @@ pub(super) const CASES: &[Case] = &[
             ),
             net!("Sidecar", "s", "{outboundTrafficPolicy: {egressProxy: {host: a.b, port: {number: 1}}}}"),
             "apiVersion: apiextensions.k8s.io/v1\nkind: CustomResourceDefinition\nmetadata: {name: a}\nspec: {group: rbac.istio.io, names: {kind: ServiceRole}}\n",
+            doc!(
+                "rbac.istio.io/v1alpha1",
+                "ServiceRole",
+                "r",
+                "{rules: [{services: ['*'], methods: [GET]}]}"
+            ),
         ],
         &[net!(
             "VirtualService",
@@ -28,6 +34,25 @@ pub(super) const CASES: &[Case] = &[
         5,
         &[namespace!("{}")],
         &[namespace!("{istio-injection: disabled}"), namespace!("{istio.io/rev: a}")],
+    ),
+    case(
+        "IST0120",
+        "Policy n/p",
+        8,
+        &[doc!(
+            "authentication.istio.io/v1alpha1",
+            "Policy",
+            "p",
+            "{targets: [{name: a}], peers: [{mtls: {}}]}"
+        )],
+        &[doc!("security.istio.io/v1", "PeerAuthentication", "p", "{mtls: {mode: STRICT}}")],
+    ),
+    case(
+        "IST0121",
+        "MeshPolicy default",
+        8,
+        &[doc!("authentication.istio.io/v1alpha1", "MeshPolicy", "default", "{peers: [{mtls: {}}]}")],
+        &[doc!("security.istio.io/v1", "PeerAuthentication", "default", "{mtls: {mode: STRICT}}")],
     ),
     case(
         "IST0103",

@@ -150,6 +150,11 @@ impl JwtAuthn {
         Ok(Self { providers, rules, named, bypass_cors_preflight: c.bypass_cors_preflight })
     }
 
+    /// Position of the rule that decides about a request.
+    pub(crate) fn rule(&self, head: &RequestHead) -> Option<usize> {
+        self.rules.iter().position(|(m, _)| m.matches(head, None))
+    }
+
     /// What a request must show; `Err` is a name on the route that nobody defined.
     fn requirement(
         &self,
