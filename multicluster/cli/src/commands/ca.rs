@@ -1,5 +1,7 @@
 //! `flotilla ca`: the roots of the mesh, and replacing them.
 
+mod bundle;
+
 use std::{
     path::PathBuf,
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -43,6 +45,8 @@ ROOT    the one above its intermediate")]
         after_help = "Exit codes: 0 it signs, 1 it does not (or the cluster is in no mesh), 2 nobody answers."
     )]
     Probe(AskArgs),
+    /// Show or export the bundle of this trust domain, or that of an endpoint or file
+    Bundle(bundle::BundleArgs),
     /// Replace the root, where its key is: prepare, activate, finish
     Rotate(RotateArgs),
 }
@@ -95,6 +99,7 @@ pub(crate) async fn run(args: CaArgs) -> anyhow::Result<u8> {
         CaCommand::Show(a) => show(a).await,
         CaCommand::Status(a) => status(a).await,
         CaCommand::Probe(a) => probe(a).await,
+        CaCommand::Bundle(a) => bundle::run(a).await,
         CaCommand::Rotate(RotateArgs { step }) => match step {
             RotateStep::Prepare { ask, root_cert, root_key } => {
                 let read = |p: Option<PathBuf>, flag: &str| match p {
