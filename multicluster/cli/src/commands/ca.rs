@@ -1,5 +1,6 @@
 //! `flotilla ca`: the roots of the mesh, and replacing them.
 
+mod audit;
 mod bundle;
 
 use std::{
@@ -47,6 +48,8 @@ ROOT    the one above its intermediate")]
     Probe(AskArgs),
     /// Show or export the bundle of this trust domain, or that of an endpoint or file
     Bundle(bundle::BundleArgs),
+    /// Show what was signed and refused, and verify that the log of it is as it was written
+    Audit(audit::AuditArgs),
     /// Replace the root, where its key is: prepare, activate, finish
     Rotate(RotateArgs),
 }
@@ -100,6 +103,7 @@ pub(crate) async fn run(args: CaArgs) -> anyhow::Result<u8> {
         CaCommand::Status(a) => status(a).await,
         CaCommand::Probe(a) => probe(a).await,
         CaCommand::Bundle(a) => bundle::run(a).await,
+        CaCommand::Audit(a) => audit::run(&a),
         CaCommand::Rotate(RotateArgs { step }) => match step {
             RotateStep::Prepare { ask, root_cert, root_key } => {
                 let read = |p: Option<PathBuf>, flag: &str| match p {
