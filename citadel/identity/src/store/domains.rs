@@ -201,7 +201,7 @@ fn a_domain_known_by_its_bundle_has_no_clusters() {
     let shows = |issuer: &Ca, more: &[&str]| {
         let (l, k) = leaf(issuer, &[BEE]);
         let chain: Vec<&str> = std::iter::once(l.as_str()).chain(more.iter().copied()).collect();
-        dial(&a, &two.b(&chain, &k), &[BEE])
+        dial(&a, &two.b(&chain, &k), &[A])
     };
     // Its root, an intermediate without a name, one with a name of the domain.
     shows(&two.b_root, &[]).unwrap();
