@@ -10,7 +10,7 @@ use mesh_identity::{IdentityError, TrustBundle, pem_certificates, root_pin};
 use mesh_model::{ClusterId, SpiffeId, TrustDomain};
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
-    KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SanType, SerialNumber,
+    KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData as _, SanType, SerialNumber,
 };
 use rustls_pki_types::CertificateDer;
 use tokio::sync::watch;
@@ -18,6 +18,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::{
     announcement::Announcement,
+    audit::{self, AuditLog, Event, Proof, Signer},
     csr,
     rotation::Phase,
     store::{CaDir, CaFiles, JOIN},
@@ -126,6 +127,7 @@ pub struct Authority {
     dir: CaDir,
     workload_ttl: Duration,
     tokens: TokenIssuer,
+    audit: AuditLog,
     active: Mutex<Option<Arc<Active>>>,
     /// Held while the stored CA is replaced: one change after the other.
     changing: Mutex<()>,
@@ -183,6 +185,7 @@ impl Authority {
             dir,
             workload_ttl,
             tokens,
+            audit: AuditLog::open(&state_dir)?,
             active: Mutex::new(active),
             changing: Mutex::default(),
             changes: watch::Sender::new(0),
@@ -255,6 +258,7 @@ impl Authority {
             ca_key: key,
             ..CaFiles::default()
         })?;
+        self.installed(&status, "found");
         tracing::info!(%trust_domain, cluster = %self.cluster, pin = %status.root_pin, "founded a mesh");
         Ok(status)
     }
@@ -333,6 +337,19 @@ impl Authority {
         csr_pem: &str,
         cluster: &ClusterId,
     ) -> Result<(String, AuthorityStatus), AuthorityError> {
+        self.sign_intermediate_for(csr_pem, cluster, &Proof::default())
+    }
+
+    /// The same, and says in the audit log on what proof.
+    ///
+    /// # Errors
+    /// As [`Self::sign_intermediate`], and if it cannot be written there.
+    pub fn sign_intermediate_for(
+        &self,
+        csr_pem: &str,
+        cluster: &ClusterId,
+        proof: &Proof,
+    ) -> Result<(String, AuthorityStatus), AuthorityError> {
         let active = self.active()?;
         let root = active.root.as_ref().ok_or(AuthorityError::NoRootKey)?;
         if cluster == &self.cluster {
@@ -342,7 +359,15 @@ impl Authority {
         }
         let mut request = csr::parse(csr_pem)?;
         request.params = intermediate_params(&active.status.trust_domain, cluster, root.not_after)?;
+        let event = Event::Intermediate {
+            serial: request.params.serial_number.as_ref().map(hex_serial).unwrap_or_default(),
+            cluster: cluster.to_string(),
+            proof: proof.clone(),
+            key: audit::sha256(request.public_key.der_bytes()),
+            not_after: u64::try_from(request.params.not_after.unix_timestamp()).unwrap_or_default(),
+        };
         let cert = request.signed_by(&root.issuer)?.pem();
+        self.audited(&active, event)?;
         tracing::info!(target: "audit", %cluster, root = %active.status.root_pin, "signed an intermediate");
         Ok((cert, active.status.clone()))
     }
@@ -361,7 +386,97 @@ impl Authority {
         ttl: Duration,
         proof: &str,
     ) -> Result<Issued, AuthorityError> {
+        self.issue_for(csr_pem, identity, ttl, &Proof::of(proof))
+    }
+
+    /// The same, with more to say of the proof in the audit log.
+    ///
+    /// # Errors
+    /// As [`Self::issue`], and if it cannot be written there: what is not written is not issued.
+    pub fn issue_for(
+        &self,
+        csr_pem: &str,
+        identity: &SpiffeId,
+        ttl: Duration,
+        proof: &Proof,
+    ) -> Result<Issued, AuthorityError> {
         self.sign_leaf(csr_pem, identity, ttl, &[], proof)
+    }
+
+    /// Writes to the audit log that somebody was refused, if there were not too many of late.
+    pub fn refused(&self, identity: &str, proof: Proof, reason: &str) {
+        // Without a CA there is nobody to sign it, and nothing to be refused.
+        let Ok(active) = self.active() else { return };
+        match self.vouch(&active) {
+            Ok(()) => self.audit.refused(identity, proof, reason),
+            Err(error) => tracing::error!(%error, "a refusal was not written to the audit log"),
+        }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn audit(&self) -> &AuditLog {
+        &self.audit
+    }
+
+    /// Writes what is about to be handed out.
+    fn audited(&self, active: &Active, event: Event) -> Result<(), AuthorityError> {
+        self.vouch(active)?;
+        Ok(self.audit.append(event)?)
+    }
+
+    /// Certifies a key for the audit log, if the one that it has is not of this intermediate or will not do much longer.
+    fn vouch(&self, active: &Active) -> Result<(), AuthorityError> {
+        let issuer = &active.status.intermediate;
+        if !self.audit.needs_signer(issuer) {
+            return Ok(());
+        }
+        let td = &active.status.trust_domain;
+        let id = SpiffeId::workload(td, crate::SYSTEM_NAMESPACE, crate::AUDIT_ACCOUNT)
+            .map_err(|e| AuthorityError::Refused(e.to_string()))?;
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
+        let now = SystemTime::now();
+        let not_after = (now + self.workload_ttl).min(active.status.not_after);
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        params.not_before = (now - BACKDATE).into();
+        params.not_after = not_after.into();
+        params.serial_number = Some(serial());
+        params.subject_alt_names = vec![SanType::URI(id.as_str().try_into()?)];
+        // It is nobody's at the other end of a connection.
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.use_authority_key_identifier_extension = true;
+        let leaf = params.signed_by(&key, &active.issuer)?.pem();
+        let mut chain = vec![leaf];
+        chain.extend(split_pem(&active.status.chain_pem));
+        let above = active.roots.iter().position(|r| root_pin(r) == active.status.issuer_pin).unwrap_or(0);
+        chain.extend(split_pem(&active.status.bundle_pem).into_iter().nth(above));
+        let until = audit::until(not_after.duration_since(now).unwrap_or_default());
+        Ok(self.audit.set_signer(Signer { key, chain, issuer: issuer.clone(), until })?)
+    }
+
+    /// Writes that this cluster has another intermediate, which it signed itself: it is there already.
+    fn installed(&self, status: &AuthorityStatus, why: &str) {
+        let written = || {
+            let active = self.active()?;
+            let info = mesh_identity::certificate_info(status.chain_pem.as_bytes())?;
+            let der = pem_certificates("the intermediate", status.chain_pem.as_bytes())?;
+            let first = der.first().ok_or(AuthorityError::Empty)?;
+            let (_, cert) =
+                X509Certificate::from_der(first).map_err(|e| AuthorityError::Stored(e.to_string()))?;
+            self.audited(
+                &active,
+                Event::Intermediate {
+                    serial: info.serial,
+                    cluster: self.cluster.to_string(),
+                    proof: Proof::of(why),
+                    key: audit::sha256(cert.public_key().subject_public_key.data.as_ref()),
+                    not_after: audit::seconds(status.not_after),
+                },
+            )
+        };
+        if let Err(error) = written() {
+            tracing::error!(%error, "this cluster's new intermediate is not in the audit log");
+        }
     }
 
     /// Signs the control plane's own certificate, which also carries DNS names for foreign proxies.
@@ -371,7 +486,7 @@ impl Authority {
         id: &SpiffeId,
         dns: &[String],
     ) -> Result<Issued, AuthorityError> {
-        self.sign_leaf(csr_pem, id, Duration::ZERO, dns, "control plane")
+        self.sign_leaf(csr_pem, id, Duration::ZERO, dns, &Proof::of("control plane"))
     }
 
     fn sign_leaf(
@@ -380,7 +495,7 @@ impl Authority {
         identity: &SpiffeId,
         ttl: Duration,
         dns: &[String],
-        proof: &str,
+        proof: &Proof,
     ) -> Result<Issued, AuthorityError> {
         let active = self.active()?;
         if identity.trust_domain() != active.status.trust_domain.as_str() {
@@ -419,7 +534,18 @@ impl Authority {
         params.use_authority_key_identifier_extension = true;
         let hex = params.serial_number.as_ref().map(hex_serial).unwrap_or_default();
         request.params = params;
+        let key = audit::sha256(request.public_key.der_bytes());
         let leaf = request.signed_by(&active.issuer)?.pem();
+        let event = Event::Issued {
+            serial: hex.clone(),
+            identity: identity.to_string(),
+            proof: proof.clone(),
+            key,
+            not_before: audit::seconds(now - BACKDATE),
+            not_after: audit::seconds(not_after),
+        };
+        self.audited(&active, event)?;
+        let proof = &proof.kind;
         tracing::info!(target: "audit", %identity, serial = %hex, proof, cluster = %self.cluster, "issued");
         let mut chain = vec![leaf];
         chain.extend(split_pem(&active.status.chain_pem));

@@ -9,6 +9,7 @@
 //! intermediate has path length 0 and names its cluster.
 
 mod announcement;
+pub mod audit;
 pub mod authority;
 mod csr;
 mod legacy;
@@ -55,6 +56,8 @@ use pb::{
 
 /// Namespace of control planes in their own identities.
 pub const SYSTEM_NAMESPACE: &str = "flotilla-system";
+/// Account that the audit log is signed as.
+pub const AUDIT_ACCOUNT: &str = "ca-audit";
 /// Account that a control plane runs as.
 pub const CONTROL_PLANE_ACCOUNT: &str = "control-plane";
 

@@ -84,6 +84,7 @@ impl Cluster {
         tokio::spawn(async move { server.serve_unix(&socket, token).await.unwrap() });
         let listen = free_port().await;
         let options = FederationOptions {
+            endpoints: multicluster::bundle::BundleEndpoints::default(),
             cluster,
             network: NetworkId::new(id).unwrap(),
             // The gateway only passes bytes through; here peers dial the component itself.

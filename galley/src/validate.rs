@@ -26,6 +26,7 @@ mod security;
 mod service_entry;
 mod sidecar;
 mod telemetry;
+mod trust_domains;
 mod virtual_service;
 
 use mesh_model::authored::{Document, Spec};
@@ -85,6 +86,7 @@ pub(crate) fn document(d: &Document, out: &mut Findings) {
         Spec::ExportPolicy(s) => federation::check_exports(s, p, out),
         Spec::MeshMembership(s) => federation::check_membership(s, &d.metadata, p, out),
         Spec::ClusterEviction(s) => federation::check_eviction(s, &d.metadata, p, out),
+        Spec::FederatedTrustDomain(s) => trust_domains::check(s, p, out),
         Spec::ImportPolicy(s) => federation::check_imports(s, p, out),
         Spec::MeshConfig(s) => core::check_mesh(s, &d.metadata, p, out),
         Spec::Namespace(_) | Spec::Node(_) => {}

@@ -18,6 +18,7 @@ use tonic::{Status, transport::Channel};
 use crate::{
     admin_pb::{BundleStatus, CompleteJoinResponse, LeaveMeshResponse, PeerLeft, PrepareJoinResponse},
     authority_pb::{AuthorityStatus, StatusRequest, authority_client::AuthorityClient},
+    bundle::follow,
     dial,
     membership::{Bundle, MAX_DOMAINS},
     pb::{self, BundleRequest, JoinRequest, JoinResponse, LeaveRequest, federation_client::FederationClient},
@@ -31,9 +32,10 @@ const LEAVE_TIMEOUT: Duration = Duration::from_secs(15);
 /// Members that a newcomer may bring.
 const MAX_BROUGHT: usize = 1024;
 /// How often a bundle is asked for whose owner does not say; SPIRE's default.
-const REFRESH: Duration = Duration::from_secs(300);
+pub(crate) const REFRESH: Duration = Duration::from_secs(300);
 /// A hint is not followed below this or above that: it is another's word.
-const REFRESH_LIMITS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(24 * 3600));
+pub(crate) const REFRESH_LIMITS: (Duration, Duration) =
+    (Duration::from_secs(1), Duration::from_secs(24 * 3600));
 /// After a failure.
 const RETRY: Duration = Duration::from_secs(5);
 const ASK_TIMEOUT: Duration = Duration::from_secs(5);
@@ -113,9 +115,10 @@ impl Shared {
                 not_after: b.bundle.ends(),
                 confirmed_age: link.confirmed.map(|t| t.elapsed().as_secs()),
                 error: link.error,
+                ..BundleStatus::default()
             }
         });
-        all.collect()
+        all.chain(follow::status(&t)).collect()
     }
 }
 

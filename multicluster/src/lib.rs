@@ -9,6 +9,7 @@
 //! per peer, and none of them can hold up another.
 
 mod admin;
+pub mod bundle;
 mod declared;
 mod dial;
 pub mod exchange;
@@ -96,6 +97,8 @@ pub struct FederationOptions {
     pub debug_socket: Option<PathBuf>,
     /// Where galley serves what the configuration declares of membership; `None` leaves it to operators.
     pub declarations: Option<Endpoint>,
+    /// Where the bundle of this trust domain is served, and how the endpoints of others are verified.
+    pub endpoints: bundle::BundleEndpoints,
     /// How often other trust domains are to ask for the roots of this one.
     pub refresh_hint: Duration,
     /// Over how long proxies spread their renewal when the cluster's intermediate is another one.
@@ -185,12 +188,14 @@ impl Federation {
                 .await
         }));
 
+        tasks.extend(bundle::serve(&options.endpoints, &shared).await?);
         tasks.push(tokio::spawn(follow_authority(shared.clone())));
         tasks.push(tokio::spawn(follow_exports(shared.clone())));
         tasks.push(tokio::spawn(follow_conflicts(shared.clone())));
         tasks.push(tokio::spawn(follow_members(shared.clone())));
         if let Some(galley) = options.declarations {
-            tasks.push(tokio::spawn(declared::follow(shared.clone(), galley)));
+            tasks.push(tokio::spawn(declared::follow(shared.clone(), galley.clone())));
+            tasks.push(tokio::spawn(bundle::follow::follow(shared.clone(), galley)));
         }
         tasks.push(tokio::spawn(save_imports(shared.clone())));
         tasks.push(tokio::spawn(async move {

@@ -104,7 +104,11 @@ pub(crate) async fn renew(
     r: RenewRequest,
 ) -> Result<RenewResponse, Status> {
     may_have(peer, &r.cluster)?;
-    let request = SignIntermediateRequest { csr: r.csr, cluster: peer.to_string() };
+    let request = SignIntermediateRequest {
+        csr: r.csr,
+        cluster: peer.to_string(),
+        proof: "its certificate, to renew".into(),
+    };
     let signed = AuthorityClient::new(shared.authority().await?).sign_intermediate(request).await?;
     tracing::info!(target: "audit", cluster = %peer, "renewed a member's intermediate");
     Ok(RenewResponse { chain: signed.into_inner().chain })

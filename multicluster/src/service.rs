@@ -206,7 +206,11 @@ impl FederationService {
         }
         let mut authority = AuthorityClient::new(self.0.authority().await?);
         let signed = authority
-            .sign_intermediate(SignIntermediateRequest { csr: r.csr, cluster: newcomer.cluster.to_string() })
+            .sign_intermediate(SignIntermediateRequest {
+                csr: r.csr,
+                cluster: newcomer.cluster.to_string(),
+                proof: format!("join token {}", r.token_id),
+            })
             .await
             .map_err(|s| Status::new(s.code(), format!("the CA did not sign: {}", s.message())))?
             .into_inner();

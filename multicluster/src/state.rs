@@ -24,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     FederationOptions,
     authority_pb::AuthorityStatus,
+    bundle::follow::ByBundle,
     declared::Declared,
     exchange::{Dirty, Import, Node, ServiceKey},
     federate::BundleLink,
@@ -86,6 +87,9 @@ pub(crate) struct Tables {
     /// How the bundles of other trust domains stand.
     pub(crate) bundles: BTreeMap<TrustDomain, BundleLink>,
     trust: Option<BTreeMap<String, ForeignBundle>>,
+    /// Trust domains that are declared by their bundles, and those of them that proxies are told.
+    pub(crate) by_bundle: BTreeMap<TrustDomain, ByBundle>,
+    pub(crate) abroad: Vec<ForeignBundle>,
     /// The own CA as this control plane uses it, while it is in a mesh.
     pub(crate) authority: Option<AuthorityStatus>,
     /// How members stand with its roots, and what those of other domains were told.
@@ -120,6 +124,8 @@ pub(crate) struct Shared {
     pub(crate) members_changed: watch::Sender<u64>,
     /// Counts changes of the own CA.
     pub(crate) roots_changed: watch::Sender<u64>,
+    /// A bundle endpoint was asked.
+    pub(crate) bundle_told: Notify,
     /// A peer has shown that it is there: whoever waits to dial it looks again.
     pub(crate) nudge: Notify,
     /// Ends the streams of peers, which are tasks of their own.
@@ -151,6 +157,8 @@ impl Shared {
             declared: Declared::default(),
             bundles: BTreeMap::new(),
             trust: None,
+            by_bundle: store.by_bundle(),
+            abroad: vec![],
             authority: None,
             roots: Roots::default(),
             clashes: BTreeSet::new(),
@@ -169,6 +177,7 @@ impl Shared {
             exports_changed: watch::Sender::new(0),
             members_changed: watch::Sender::new(0),
             roots_changed: watch::Sender::new(0),
+            bundle_told: Notify::new(),
             nudge: Notify::new(),
             stop: CancellationToken::new(),
             trust_domain: Mutex::new(None),
@@ -371,6 +380,7 @@ impl Shared {
             trust_domain: b.bundle.trust_domain.clone(),
             roots: b.bundle.pem(),
             clusters: members.of_domain(&b.bundle.trust_domain).map(|m| m.cluster.clone()).collect(),
+            by_bundle: false,
             own: None,
         };
         let mut now: BTreeMap<_, _> =
@@ -378,11 +388,14 @@ impl Shared {
         if let Some(own) = t.authority.as_ref().and_then(|a| self.own_roots(a)) {
             now.insert(own.trust_domain.to_string(), own);
         }
+        for b in &t.abroad {
+            now.entry(b.trust_domain.to_string()).or_insert_with(|| b.clone());
+        }
         if t.trust.as_ref() == Some(&now) {
             return;
         }
-        // The own roots come from citadel in this process.
-        let trust = now.values().filter(|b| b.own.is_none()).map(|b| ForeignTrust {
+        // The own roots come from citadel in this process, and nobody of a domain without clusters is a peer of it.
+        let trust = now.values().filter(|b| b.own.is_none() && !b.by_bundle).map(|b| ForeignTrust {
             trust_domain: b.trust_domain.clone(),
             roots: b.roots.clone(),
             clusters: Some(b.clusters.iter().cloned().collect()),
@@ -402,6 +415,7 @@ impl Shared {
             trust_domain: TrustDomain::new(&a.trust_domain).ok()?,
             roots: a.bundle.clone(),
             clusters: vec![],
+            by_bundle: false,
             own: Some(OwnRoots {
                 sequence: a.bundle_sequence,
                 intermediate: a.intermediate_sha256.clone(),

@@ -12,7 +12,7 @@ use mesh_model::{ClusterId, TrustDomain};
 use mesh_runtime::files::write_private;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::{exchange::Persisted, membership::Bundle, wire::Member};
+use crate::{bundle::follow::ByBundle, exchange::Persisted, membership::Bundle, wire::Member};
 
 /// Files below `<state>/federation`.
 #[derive(Debug, Clone)]
@@ -47,6 +47,16 @@ struct KeptBundle {
     trust_domain: TrustDomain,
     generation: u64,
     /// As SPIFFE writes it.
+    document: String,
+}
+
+/// A bundle of a declared trust domain, as its endpoint told it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct KeptByBundle {
+    trust_domain: TrustDomain,
+    /// Of what was declared.
+    fingerprint: String,
     document: String,
 }
 
@@ -106,6 +116,29 @@ impl Store {
             document: b.bundle.document(),
         });
         self.write("bundles.json", &kept.collect::<Vec<_>>())
+    }
+
+    /// What endpoints told before a restart. It is asked for again, so that what is damaged is left out.
+    pub(crate) fn by_bundle(&self) -> BTreeMap<TrustDomain, ByBundle> {
+        let kept: Vec<KeptByBundle> = self.read("declared-bundles.json").unwrap_or_else(|error| {
+            tracing::warn!(%error, "kept bundles of declared trust domains are unreadable; they are asked for again");
+            vec![]
+        });
+        let read = |k: KeptByBundle| {
+            let bundle = TrustBundle::parse(k.trust_domain.clone(), &k.document);
+            let bundle =
+                bundle.inspect_err(|error| tracing::warn!(%error, "a kept bundle is left out")).ok()?;
+            Some((k.trust_domain, ByBundle::kept(bundle, k.fingerprint)))
+        };
+        kept.into_iter().filter_map(read).collect()
+    }
+
+    pub(crate) fn save_by_bundle(&self, all: &BTreeMap<TrustDomain, ByBundle>) -> io::Result<()> {
+        let kept = all.iter().filter(|(_, b)| b.fetched).filter_map(|(domain, b)| {
+            let document = b.bundle.as_ref()?.document();
+            Some(KeptByBundle { trust_domain: domain.clone(), fingerprint: b.fingerprint.clone(), document })
+        });
+        self.write("declared-bundles.json", &kept.collect::<Vec<_>>())
     }
 
     pub(crate) fn tokens(&self) -> io::Result<Tokens> {

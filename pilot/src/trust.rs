@@ -175,6 +175,7 @@ mod tests {
             trust_domain: TrustDomain::default(),
             roots: "PEM".into(),
             clusters: vec![],
+            by_bundle: false,
             own: Some(own),
         };
         let config = Config { roots: Some(roots), ..Config::default() };

@@ -327,4 +327,34 @@ mod tests {
         assert!(made("one").shares_root(&made("two")));
         assert!(!made("one").shares_root(&bundle(&root(None, true)).unwrap()));
     }
+
+    /// What is read is another's: no change of it does more than be refused, or be read as what it says.
+    #[test]
+    fn any_bytes_are_handled() {
+        let good = bundle(&root(Some("spiffe://b.example"), true)).unwrap();
+        let document = good.document();
+        let holds = |text: &str| {
+            if let Ok(b) = TrustBundle::parse(domain("b.example"), text) {
+                assert_eq!(TrustBundle::parse(domain("b.example"), &b.document()).unwrap(), b, "{text}");
+                let _ = (b.pem(), b.ends(), b.shares_root(&good));
+            }
+        };
+        for at in 0..document.len() {
+            holds(&document[..at]);
+            for with in ["\"", "}", "9", "\u{0}", "\u{20ac}"] {
+                holds(&format!("{}{with}{}", &document[..at], &document[at + 1..]));
+            }
+        }
+        // And of the certificate itself, which is base64 in it.
+        let der = good.roots[0].to_vec();
+        let before = STANDARD.encode(&der);
+        for at in 0..der.len() {
+            for with in [0, 0x7f, 0x80, 0xff, der[at] ^ 1] {
+                let mut other = der.clone();
+                other[at] = with;
+                holds(&document.replace(&before, &STANDARD.encode(&other)));
+            }
+            holds(&document.replace(&before, &STANDARD.encode(&der[..at])));
+        }
+    }
 }

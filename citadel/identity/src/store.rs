@@ -49,8 +49,8 @@ pub struct ForeignTrust {
     pub trust_domain: TrustDomain,
     /// PEM.
     pub roots: String,
-    /// Clusters that may speak for it; one that its root alone vouches for may not. `None` believes it of all, for whoever
-    /// cannot tell clusters apart.
+    /// Clusters that may speak for it; one that its root alone vouches for may not. `None` is a domain that is known by its
+    /// bundle alone and has no clusters: certificates of it are accepted that name none.
     pub clusters: Option<BTreeSet<ClusterId>>,
 }
 
@@ -141,7 +141,7 @@ impl SecretStore {
     pub fn set_mesh_trust(&self, own: &TrustDomain, roots_pem: &[u8]) -> Result<(), IdentityError> {
         let (anchors, ends) = anchors(TRUST_BUNDLE, roots_pem)?;
         let mut mesh = self.mesh.lock().unwrap_or_else(PoisonError::into_inner);
-        mesh.own = Some((own.clone(), DomainTrust { anchors, ends, clusters: None }));
+        mesh.own = Some((own.clone(), DomainTrust { anchors, ends, clusters: None, foreign: false }));
         self.set_domains(&mesh);
         Ok(())
     }
@@ -163,7 +163,7 @@ impl SecretStore {
         for d in &domains {
             match anchors(d.trust_domain.as_str(), d.roots.as_bytes()) {
                 Ok((anchors, ends)) => {
-                    let trust = DomainTrust { anchors, ends, clusters: d.clusters.clone() };
+                    let trust = DomainTrust { anchors, ends, clusters: d.clusters.clone(), foreign: true };
                     mesh.foreign.insert(d.trust_domain.to_string(), trust);
                 }
                 Err(e) if failed.is_ok() => failed = Err(e),

@@ -13,6 +13,8 @@
 //!    for it. A domain without a bundle is refused before any chain is built.
 //! 5. A domain that one is federated with speaks for its clusters alone: the intermediate must be there and name one
 //!    that is known to be of that domain, and the own domain's may not name such a one.
+//! 6. A domain that is known by its bundle alone has no clusters: its intermediates need no name, as those of other makes
+//!    have none, and may not name a cluster, which others would take for one of the mesh.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -49,8 +51,18 @@ pub(crate) struct DomainTrust {
     pub(crate) anchors: Vec<TrustAnchor<'static>>,
     /// When the roots end, seconds since the epoch: webpki does not look.
     pub(crate) ends: Vec<u64>,
-    /// The domain's clusters; `None` for the own domain, which is free to have others.
+    /// The domain's clusters; `None` for the own domain, which is free to have others, and for one that is known by its
+    /// bundle alone.
     pub(crate) clusters: Option<BTreeSet<ClusterId>>,
+    /// It is another domain than the own one.
+    pub(crate) foreign: bool,
+}
+
+impl DomainTrust {
+    /// Rule 6.
+    fn by_bundle(&self) -> bool {
+        self.foreign && self.clusters.is_none()
+    }
 }
 
 /// Why a certificate of another trust domain is refused, where rustls has no word for it.
@@ -197,17 +209,18 @@ impl Verifier {
                 if intermediates.first().map(AsRef::as_ref) != Some(issuer.as_slice()) {
                     return Err(refused());
                 }
-                let bound = issuer_spiffe(&CertificateDer::from(issuer)).ok_or_else(refused)?;
-                if bound.trust_domain() != id.trust_domain() {
-                    return Err(refused());
+                match issuer_spiffe(&CertificateDer::from(issuer)) {
+                    None if domains.is_some_and(|(_, d)| d.by_bundle()) => None,
+                    Some(bound) if bound.trust_domain() == id.trust_domain() => bound.cluster_id(),
+                    _ => return Err(refused()),
                 }
-                bound.cluster_id()
             }
         };
         let Some((domains, domain)) = domains else { return Ok(()) };
         let known = match (&domain.clusters, &cluster) {
             (Some(clusters), Some(c)) => clusters.contains(c),
             (Some(_), None) => false,
+            (None, Some(_)) if domain.foreign => false,
             (None, Some(c)) => !domains.values().filter_map(|d| d.clusters.as_ref()).any(|of| of.contains(c)),
             (None, None) => true,
         };

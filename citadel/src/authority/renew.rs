@@ -82,7 +82,9 @@ impl Authority {
             return Ok(false);
         }
         let (cert, ca_key) = new_intermediate(&active.status.trust_domain, &self.cluster, root)?;
-        self.install(&CaFiles { ca_cert: cert.clone(), cert_chain: cert, ca_key, ..active.files.clone() })?;
+        let files = CaFiles { ca_cert: cert.clone(), cert_chain: cert, ca_key, ..active.files.clone() };
+        let status = self.install(&files)?;
+        self.installed(&status, why);
         tracing::info!(target: "audit", why, "renewed this cluster's intermediate");
         Ok(true)
     }

@@ -75,6 +75,9 @@ impl Authority {
             Step::Abort => active.without(active.roots.len().saturating_sub(1))?,
         };
         let status = self.install(&files)?;
+        if status.intermediate != s.intermediate {
+            self.installed(&status, "rotation of the root");
+        }
         tracing::info!(
             target: "audit", ?step, sequence = status.bundle_sequence, phase = %status.phase, signing = %status.root_pin,
             "the root is being rotated"

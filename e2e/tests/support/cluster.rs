@@ -93,7 +93,17 @@ impl Cluster {
     /// Starts a program first, and the control plane with flags that `start` answers with.
     #[allow(dead_code, reason = "not every target that includes this uses it")]
     pub(crate) fn start_after(name: &'static str, start: impl FnOnce(&mut Self) -> Vec<String>) -> Self {
-        let mut c = Self::prepared(name, "mesh.local", Transport::Tcp);
+        Self::start_after_in(name, "mesh.local", start)
+    }
+
+    /// The same in a trust domain.
+    #[allow(dead_code, reason = "not every target that includes this uses it")]
+    pub(crate) fn start_after_in(
+        name: &'static str,
+        domain: &'static str,
+        start: impl FnOnce(&mut Self) -> Vec<String>,
+    ) -> Self {
+        let mut c = Self::prepared(name, domain, Transport::Tcp);
         c.control = start(&mut c);
         c.control_plane();
         c

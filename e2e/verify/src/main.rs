@@ -152,7 +152,16 @@ impl Verify {
             ["test", "--workspace", "--test", "members", "many_seeds", "--", "--ignored", "--nocapture"];
         self.cargo("many simulated worlds", &worlds);
         self.step("foreign data plane", |v| {
-            v.ignored(&["envoy", "grpc_xds", "hbone", "on_demand", "integration", "domains"])
+            v.ignored(&[
+                "envoy",
+                "grpc_xds",
+                "hbone",
+                "on_demand",
+                "integration",
+                "domains",
+                "bundles",
+                "audit",
+            ])
         });
         let why = "needs root for network namespaces";
         self.when(root, why, "network namespaces", |v| v.ignored(&["netns"]));

@@ -250,6 +250,8 @@ kinds! {
     MeshMembership(MeshMembership) = "flotilla.dev" ["v1alpha1"] "MeshMembership", cluster;
     /// A cluster that is declared gone.
     ClusterEviction(ClusterEviction) = "flotilla.dev" ["v1alpha1"] "ClusterEviction", cluster;
+    /// Another trust domain, by its bundle.
+    FederatedTrustDomain(FederatedTrustDomain) = "flotilla.dev" ["v1alpha1"] "FederatedTrustDomain", cluster;
     /// Which peers are believed.
     ImportPolicy(ImportPolicy) = "flotilla.dev" ["v1alpha1"] "ImportPolicy", cluster;
     /// Mixer: when which handler gets which instances.

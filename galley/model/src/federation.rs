@@ -305,6 +305,10 @@ pub struct ForeignBundle {
     pub roots: String,
     /// Members of it.
     pub clusters: Vec<ClusterId>,
+    /// The domain is known by its bundle alone: it has no clusters here, and every certificate of it is accepted that names
+    /// none.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub by_bundle: bool,
     /// Only with the roots of the own trust domain, which are told in the same way.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub own: Option<OwnRoots>,

@@ -760,3 +760,61 @@ fn huge_files_are_refused_at_once() {
     // A debug build takes a second or two, a busy machine several times that.
     assert!(start.elapsed() < std::time::Duration::from_secs(60), "{:?}", start.elapsed());
 }
+
+#[test]
+fn trust_domains() {
+    let text = |spec: &str| {
+        format!(
+            "apiVersion: flotilla.dev/v1alpha1\nkind: FederatedTrustDomain\nmetadata:\n  name: b\nspec:\n  trustDomain: b.example\n{spec}"
+        )
+    };
+    const URL: &str = "  bundleEndpointURL: https://b.example/bundle\n";
+    const SPIFFE: &str = "  bundleEndpointProfile:\n    type: https_spiffe\n    endpointSPIFFEID: ";
+    let with = |more: &str| text(&format!("{URL}{more}"));
+    accepted(&with(""));
+    accepted(&with("  bundleEndpointProfile:\n    type: https_web\n"));
+    accepted(&with(&format!("{SPIFFE}spiffe://b.example/bundle\n  trustDomainBundle: PEM\n")));
+    accepted(&with(&format!("{SPIFFE}spiffe://c.example/bundle\n")));
+    accepted(&text("  trustDomainBundle: PEM\n"));
+    rejected(&text(""), "spec.bundleEndpointURL", 0, "nothing says which roots");
+    rejected(
+        &text("  bundleEndpointURL: http://b.example\n"),
+        "spec.bundleEndpointURL",
+        7,
+        "begin with https",
+    );
+    let user = text("  bundleEndpointURL: https://me:secret@b.example\n");
+    rejected(&user, "spec.bundleEndpointURL", 7, "names a user");
+    assert!(!format!("{:?}", only(&user).report.errors).contains("secret"));
+    rejected(&text("  bundleEndpointURL: https:///x\n"), "spec.bundleEndpointURL", 7, "is no URL");
+    let profile = "spec.bundleEndpointProfile";
+    let id = "spec.bundleEndpointProfile.endpointSPIFFEID";
+    let kept = text("  trustDomainBundle: PEM\n  bundleEndpointProfile:\n    type: https_web\n");
+    rejected(&kept, profile, 8, "set bundleEndpointURL");
+    rejected(&with(&format!("{SPIFFE}b.example\n")), id, 10, "is required");
+    rejected(
+        &with(&format!("{SPIFFE}spiffe://b.example/bundle\n")),
+        "spec.trustDomainBundle",
+        0,
+        "first answer",
+    );
+    let web = "  bundleEndpointProfile:\n    endpointSPIFFEID: spiffe://b.example/x\n";
+    rejected(&with(web), id, 9, "set type: https_spiffe");
+    let key = text("  trustDomainBundle: '-----BEGIN PRIVATE KEY-----'\n");
+    rejected(&key, "spec.trustDomainBundle", 7, "private key");
+
+    let mesh = |data: &str| {
+        format!(
+            "apiVersion: flotilla.dev/v1alpha1\nkind: MeshConfig\nmetadata:\n  name: mesh\nspec:\n  caCertificates:\n  - {data}\n"
+        )
+    };
+    accepted(&mesh("{pem: PEM, trustDomains: [b.example]}"));
+    accepted(&mesh("{spiffeBundleUrl: 'https://b.example', trustDomains: [b.example, c.example]}"));
+    let at = "spec.caCertificates[0]";
+    rejected(&mesh("{trustDomains: [b.example]}"), at, 7, "set pem or spiffeBundleUrl");
+    rejected(&mesh("{pem: PEM}"), &format!("{at}.trustDomains"), 0, "name the trust domains");
+    let both = mesh("{pem: PEM, spiffeBundleUrl: 'https://b.example', trustDomains: [b.example]}");
+    rejected(&both, &format!("{at}.spiffeBundleUrl"), 7, "only one of");
+    let upper = mesh("{pem: PEM, trustDomains: [B]}");
+    rejected(&upper, &format!("{at}.trustDomains[0]"), 7, "");
+}

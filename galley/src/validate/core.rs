@@ -15,6 +15,7 @@ use mesh_model::{
 use super::{
     common::{self, Findings},
     destination_rule::locality,
+    trust_domains,
 };
 use crate::path::Path;
 
@@ -202,6 +203,7 @@ pub(super) fn check_mesh(m: &MeshConfig, meta: &Metadata, p: &Path<'_>, out: &mu
     {
         out.error(&p.key("traceSampling"), format!("{s} is outside of 0..100 percent"));
     }
+    trust_domains::check_certificates(&m.ca_certificates, &p.key("caCertificates"), out);
     providers::check(&m.extension_providers, &p.key("extensionProviders"), out);
     if let Some(o) = &m.outbound_traffic_policy {
         out.unenforced(o.egress_proxy.is_some(), &p.key("outboundTrafficPolicy"), "egressProxy");

@@ -22,6 +22,9 @@ struct TrustBundle {
     /// Only with the own domain's; an older proxy takes no roots of its own domain from here.
     #[prost(message, optional, tag = "4")]
     own: Option<Own>,
+    /// An older proxy accepts nobody of such a domain.
+    #[prost(bool, tag = "5")]
+    by_bundle: bool,
 }
 
 #[derive(Clone, PartialEq, Eq, prost::Message)]
@@ -41,6 +44,7 @@ pub fn encode(b: &ForeignBundle) -> pb::Any {
         trust_domain: b.trust_domain.to_string(),
         roots: b.roots.clone(),
         clusters: b.clusters.iter().map(ToString::to_string).collect(),
+        by_bundle: b.by_bundle,
         own: b.own.as_ref().map(|o| Own {
             sequence: o.sequence,
             intermediate: o.intermediate.clone(),
@@ -64,6 +68,7 @@ pub fn decode(any: &pb::Any) -> Result<ForeignBundle, String> {
         trust_domain: TrustDomain::new(&m.trust_domain).map_err(|e| e.to_string())?,
         roots: m.roots,
         clusters: clusters.map_err(|e| e.to_string())?,
+        by_bundle: m.by_bundle,
         own: m.own.map(|o| OwnRoots {
             sequence: o.sequence,
             intermediate: o.intermediate,
@@ -82,9 +87,12 @@ mod tests {
             trust_domain: TrustDomain::new("b.example").unwrap(),
             roots: "PEM".into(),
             clusters: vec![ClusterId::new("north").unwrap()],
+            by_bundle: false,
             own: None,
         };
         assert_eq!(decode(&encode(&b)).unwrap(), b);
+        let alone = ForeignBundle { clusters: vec![], by_bundle: true, ..b.clone() };
+        assert_eq!(decode(&encode(&alone)).unwrap(), alone);
         let own = OwnRoots { sequence: 3, intermediate: "ab".into(), renew_within_ms: 5000 };
         let own = ForeignBundle { own: Some(own), ..b.clone() };
         assert_eq!(decode(&encode(&own)).unwrap(), own);

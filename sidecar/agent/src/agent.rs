@@ -338,7 +338,7 @@ pub(crate) fn foreign_trust(store: &SecretStore, bundles: &[ForeignBundle]) {
     let trust = bundles.iter().filter(|b| b.own.is_none()).map(|b| ForeignTrust {
         trust_domain: b.trust_domain.clone(),
         roots: b.roots.clone(),
-        clusters: Some(b.clusters.iter().cloned().collect()),
+        clusters: (!b.by_bundle).then(|| b.clusters.iter().cloned().collect()),
     });
     if let Err(error) = store.set_foreign_trust(trust.collect()) {
         tracing::error!(%error, "a trust bundle cannot be used: nobody of that trust domain is accepted");

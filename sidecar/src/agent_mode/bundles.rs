@@ -95,6 +95,7 @@ mod tests {
             trust_domain: TrustDomain::new("b.example").unwrap(),
             roots: "PEM".into(),
             clusters: vec![ClusterId::new("north").unwrap()],
+            by_bundle: false,
             own: None,
         };
         let resource = mesh_xds::pb::Resource {

@@ -191,3 +191,40 @@ fn a_bundle_of_expired_roots_is_named() {
     assert!(dial(&a, &b, &[]).is_err());
     dial(&a, &two.good_b(), &[]).unwrap();
 }
+
+#[test]
+fn a_domain_known_by_its_bundle_has_no_clusters() {
+    let two = Two::new();
+    let a = two.a();
+    let alone = |root: &Ca| ForeignTrust { clusters: None, ..foreign("b.example", root, &[]) };
+    a.set_foreign_trust(vec![alone(&two.b_root)]).unwrap();
+    let shows = |issuer: &Ca, more: &[&str]| {
+        let (l, k) = leaf(issuer, &[BEE]);
+        let chain: Vec<&str> = std::iter::once(l.as_str()).chain(more.iter().copied()).collect();
+        dial(&a, &two.b(&chain, &k), &[A])
+    };
+    // Its root, an intermediate without a name, one with a name of the domain.
+    shows(&two.b_root, &[]).unwrap();
+    let key = KeyPair::generate().unwrap();
+    let unnamed = CertifiedIssuer::signed_by(ca_params(None), key, &two.b_root).unwrap();
+    shows(&unnamed, &[&unnamed.pem()]).unwrap();
+    let server = intermediate(&two.b_root, "spiffe://b.example/spire/server");
+    shows(&server, &[&server.pem()]).unwrap();
+    // One of another domain, and one that names a cluster, be it of this mesh.
+    for name in ["spiffe://mesh.local/cluster/west", "spiffe://mesh.local/ns/a/sa/b"] {
+        let of_a = intermediate(&two.b_root, name);
+        assert!(shows(&of_a, &[&of_a.pem()]).is_err(), "{name}");
+    }
+    for cluster in ["west", "north"] {
+        let named = intermediate(&two.b_root, &format!("spiffe://b.example/cluster/{cluster}"));
+        let e = shows(&named, &[&named.pem()]).unwrap_err();
+        let refusal = TrustRefusal::Cluster { domain: "b.example".into(), cluster: cluster.into() };
+        assert_eq!(trust_refusal(&e), Some(&refusal));
+    }
+    // Other roots vouch for nobody of it, and it for nobody else; the own domain's intermediates need their names.
+    assert!(shows(&two.a_root, &[]).is_err());
+    let key = KeyPair::generate().unwrap();
+    let unnamed = CertifiedIssuer::signed_by(ca_params(None), key, &two.a_root).unwrap();
+    let (l, k) = leaf(&unnamed, &[A]);
+    assert!(dial(&a, &two.b(&[&l, &unnamed.pem()], &k), &[]).is_err());
+}

@@ -46,6 +46,20 @@ message! {
         pub path_normalization: Option<ProxyPathNormalization>,
         /// Who may be asked about requests (`AuthorizationPolicy` with action `CUSTOM`), by name.
         pub extension_providers: Vec<ProviderDefinition>,
+        /// Roots of other trust domains.
+        pub ca_certificates: Vec<CertificateData>,
+    }
+
+    /// `MeshConfig.CertificateData`: roots of the trust domains that it names, as they are or from where they are served.
+    pub struct CertificateData {
+        /// The roots, PEM.
+        pub pem: String,
+        /// SPIFFE bundle endpoint of profile `https_web`.
+        pub spiffe_bundle_url: String,
+        /// Signers of Kubernetes that these roots are of.
+        pub cert_signers: Vec<String>,
+        /// Whose roots these are.
+        pub trust_domains: Vec<String>,
     }
 
     /// `MeshConfig.ProxyPathNormalization`.
@@ -176,11 +190,46 @@ message! {
         pub force: bool,
     }
 
+    /// A trust domain that is no Flotilla mesh, whose certificates are accepted by its bundle (SPIFFE Federation). The fields
+    /// are those of SPIRE's `ClusterFederatedTrustDomain`.
+    pub struct FederatedTrustDomain {
+        /// The domain, without `spiffe://`.
+        pub trust_domain: String,
+        /// `https` URL of its bundle endpoint; without one `trustDomainBundle` is all there is.
+        #[serde(rename = "bundleEndpointURL")]
+        pub bundle_endpoint_url: String,
+        /// How the endpoint proves itself; `https_web` unless set.
+        pub bundle_endpoint_profile: Option<BundleEndpointProfile>,
+        /// Its bundle as a SPIFFE document, or its roots in PEM; with `https_spiffe` what the first answer is verified by.
+        pub trust_domain_bundle: String,
+    }
+
+    /// `ClusterFederatedTrustDomain.BundleEndpointProfile`.
+    pub struct BundleEndpointProfile {
+        /// Which.
+        #[serde(rename = "type")]
+        pub kind: EndpointProfile,
+        /// Whom the certificate of a `https_spiffe` endpoint names.
+        #[serde(rename = "endpointSPIFFEID")]
+        pub endpoint_spiffe_id: String,
+    }
+
     /// A cluster that is declared gone; the document has its name.
     pub struct ClusterEviction {
         /// Why, for people.
         pub reason: String,
     }
+}
+
+/// How a SPIFFE bundle endpoint proves itself (SPIFFE Federation, section 5.2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EndpointProfile {
+    /// With a certificate of a public authority for the host in its URL.
+    #[default]
+    HttpsWeb,
+    /// With an X509-SVID of a given SPIFFE ID.
+    HttpsSpiffe,
 }
 
 /// What a [`MeshMembership`] wants.

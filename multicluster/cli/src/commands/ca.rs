@@ -1,5 +1,8 @@
 //! `flotilla ca`: the roots of the mesh, and replacing them.
 
+mod audit;
+mod bundle;
+
 use std::{
     path::PathBuf,
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -43,6 +46,10 @@ ROOT    the one above its intermediate")]
         after_help = "Exit codes: 0 it signs, 1 it does not (or the cluster is in no mesh), 2 nobody answers."
     )]
     Probe(AskArgs),
+    /// Show or export the bundle of this trust domain, or that of an endpoint or file
+    Bundle(bundle::BundleArgs),
+    /// Show what was signed and refused, and verify that the log of it is as it was written
+    Audit(audit::AuditArgs),
     /// Replace the root, where its key is: prepare, activate, finish
     Rotate(RotateArgs),
 }
@@ -95,6 +102,8 @@ pub(crate) async fn run(args: CaArgs) -> anyhow::Result<u8> {
         CaCommand::Show(a) => show(a).await,
         CaCommand::Status(a) => status(a).await,
         CaCommand::Probe(a) => probe(a).await,
+        CaCommand::Bundle(a) => bundle::run(a).await,
+        CaCommand::Audit(a) => audit::run(&a),
         CaCommand::Rotate(RotateArgs { step }) => match step {
             RotateStep::Prepare { ask, root_cert, root_key } => {
                 let read = |p: Option<PathBuf>, flag: &str| match p {

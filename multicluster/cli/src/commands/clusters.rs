@@ -169,6 +169,7 @@ fn json(
                 "trustDomain": b.trust_domain, "sequence": b.sequence, "roots": b.roots,
                 "refreshHintSeconds": Some(b.refresh_hint).filter(|h| *h > 0),
                 "expiresUnixSeconds": b.not_after, "confirmedAgeSeconds": b.confirmed_age, "error": b.error,
+                "byBundle": b.by_bundle, "endpoint": Some(&b.endpoint).filter(|e| !e.is_empty()),
             })
         })
         .collect();

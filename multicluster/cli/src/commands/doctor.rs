@@ -9,7 +9,7 @@ use mesh_identity::{CertificateInfo, certificate_info, pem_certificates};
 use mesh_model::explain::{State, Step};
 use mesh_runtime::exit;
 use multicluster::{
-    admin_pb::{ClustersRequest, ClustersResponse, TraceRequest},
+    admin_pb::{BundleStatus, ClustersRequest, ClustersResponse, TraceRequest},
     authority_pb::StatusRequest,
 };
 use serde_json::Value;
@@ -292,7 +292,7 @@ fn bundles(c: &ClustersResponse, out: &mut Vec<Step>) {
     findings(out, "members", State::Warning, c.clashes.iter().map(|c| (c.clone(), String::new())).collect());
     let foreign = c.clusters.iter().filter_map(|c| c.member.as_ref()).map(|m| m.trust_domain.as_str());
     for domain in foreign.filter(|d| !d.is_empty()).collect::<BTreeSet<_>>() {
-        let Some(b) = c.bundles.iter().find(|b| b.trust_domain == domain) else {
+        let Some(b) = c.bundles.iter().find(|b| b.trust_domain == domain && !b.by_bundle) else {
             out.push(Step::broken(
                 "bundle",
                 format!("there is no trust bundle of {domain}: nobody of it is accepted"),
@@ -300,26 +300,43 @@ fn bundles(c: &ClustersResponse, out: &mut Vec<Step>) {
             ));
             continue;
         };
-        let until = UNIX_EPOCH + Duration::from_secs(b.not_after);
-        let what = format!("the trust bundle of {domain} (sequence {})", b.sequence);
-        let fix = "its founder has to add a root; its control planes tell it by themselves";
-        let ends = validity(&what, until, SOON, fix);
-        // What is asked for in vain for three rounds is not asked for in passing.
-        let late = b.confirmed_age.is_some_and(|a| a > 3 * b.refresh_hint.max(10));
-        out.push(match (ends.state, b.error.as_str()) {
-            (State::Broken, _) => Step { step: "bundle".into(), ..ends },
-            (_, e) if !e.is_empty() => Step::warning(
+        out.push(bundle(b));
+    }
+    for b in c.bundles.iter().filter(|b| b.by_bundle) {
+        if b.roots > 0 {
+            out.push(bundle(b));
+        } else {
+            let why = if b.error.is_empty() { "nothing was told yet" } else { &b.error };
+            let says = format!("there is no trust bundle of {}, which is declared: {why}", b.trust_domain);
+            out.push(Step::broken(
                 "bundle",
-                format!("{what} was not renewed: {e}"),
-                "what is there stays in use; if that mesh has new roots, its workloads are not accepted until it is taken",
-            ),
-            _ if late => Step::warning(
-                "bundle",
-                format!("{what} was last confirmed {} s ago", b.confirmed_age.unwrap_or(0)),
-                "is a control plane of that domain reachable?",
-            ),
-            _ => Step { step: "bundle".into(), ..ends },
-        });
+                says,
+                "is its endpoint reachable, and does it prove who was declared?",
+            ));
+        }
+    }
+}
+
+fn bundle(b: &BundleStatus) -> Step {
+    let until = UNIX_EPOCH + Duration::from_secs(b.not_after);
+    let what = format!("the trust bundle of {} (sequence {})", b.trust_domain, b.sequence);
+    let fix = "its founder has to add a root; its control planes tell it by themselves";
+    let ends = validity(&what, until, SOON, fix);
+    // What is asked for in vain for three rounds is not asked for in passing.
+    let late = b.confirmed_age.is_some_and(|a| a > 3 * b.refresh_hint.max(10));
+    match (ends.state, b.error.as_str()) {
+        (State::Broken, _) => Step { step: "bundle".into(), ..ends },
+        (_, e) if !e.is_empty() => Step::warning(
+            "bundle",
+            format!("{what} was not renewed: {e}"),
+            "what is there stays in use; if that mesh has new roots, its workloads are not accepted until it is taken",
+        ),
+        _ if late => Step::warning(
+            "bundle",
+            format!("{what} was last confirmed {} s ago", b.confirmed_age.unwrap_or(0)),
+            "is a control plane of that domain reachable?",
+        ),
+        _ => Step { step: "bundle".into(), ..ends },
     }
 }
 

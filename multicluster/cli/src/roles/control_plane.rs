@@ -22,7 +22,10 @@ use mesh_runtime::{
     ready::Readiness,
 };
 use mesh_xds::{Endpoint, NodeInfo, mcp::ConfigClient, server::conn};
-use multicluster::{Federation, FederationOptions};
+use multicluster::{
+    Federation, FederationOptions,
+    bundle::{BundleEndpoints, SYSTEM_ROOTS},
+};
 use pilot::{Pilot, PilotOptions, Settings, consul::Services};
 use prometheus_client::{
     collector::Collector,
@@ -101,10 +104,44 @@ pub(crate) struct ControlPlaneArgs {
     #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=3600))]
     ca_probe_interval: u64,
     #[command(flatten)]
+    bundle: BundleArgs,
+    #[command(flatten)]
     consul: ConsulArgs,
     /// Go on as this user, when started as root: `UID` or `UID:GID`, by number. Its files must be the user's
     #[arg(long, env = "FLOTILLA_RUN_AS", value_name = "UID[:GID]")]
     run_as: Option<RunAs>,
+}
+
+/// The bundle endpoint (SPIFFE Federation), and whom those of others are verified by.
+#[derive(Debug, Clone, clap::Args)]
+struct BundleArgs {
+    /// Serve the bundle of this trust domain over HTTPS, to whoever asks; the certificate is the control plane's SVID
+    /// (profile https_spiffe, spiffe://DOMAIN/ns/flotilla-system/sa/control-plane)
+    #[arg(long)]
+    bundle_endpoint: Option<SocketAddr>,
+    /// The same with the certificate in --bundle-endpoint-cert (profile https_web)
+    #[arg(long, requires_all = ["bundle_endpoint_cert", "bundle_endpoint_key"])]
+    bundle_endpoint_web: Option<SocketAddr>,
+    /// Certificate chain of --bundle-endpoint-web, PEM; read again when it changes
+    #[arg(long, requires = "bundle_endpoint_web")]
+    bundle_endpoint_cert: Option<PathBuf>,
+    /// Its key, PEM
+    #[arg(long, requires = "bundle_endpoint_web")]
+    bundle_endpoint_key: Option<PathBuf>,
+    /// Authorities that https_web bundle endpoints of other trust domains are verified by, PEM
+    #[arg(long, default_value = SYSTEM_ROOTS)]
+    web_roots: PathBuf,
+}
+
+impl BundleArgs {
+    fn endpoints(&self) -> BundleEndpoints {
+        let files = self.bundle_endpoint_cert.clone().zip(self.bundle_endpoint_key.clone());
+        BundleEndpoints {
+            spiffe: self.bundle_endpoint,
+            web: self.bundle_endpoint_web.zip(files).map(|(address, (chain, key))| (address, chain, key)),
+            web_roots: self.web_roots.clone(),
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -185,6 +222,7 @@ pub(crate) async fn run(args: ControlPlaneArgs) -> anyhow::Result<()> {
             exports: unix(socket::PILOT),
             debug_socket: Some(at(socket::DEBUG)),
             declarations: Some(unix(socket::GALLEY)),
+            endpoints: args.bundle.endpoints(),
             refresh_hint: Duration::from_secs(args.bundle_refresh_hint),
             renew_within: Duration::from_secs(args.renew_within),
         },

@@ -8,6 +8,15 @@ pub(crate) const TESTS: &[(&str, &str)] = &[
         "MeshConfig.transport",
         "pilot/src/generate/tests/gateways.rs::east_west_forwards_only_what_is_exported",
     ),
+    ("MeshConfig.caCertificates[].pem", "multicluster/src/bundle/declared.rs::certificates_of_mesh_config"),
+    (
+        "MeshConfig.caCertificates[].spiffeBundleUrl",
+        "multicluster/src/bundle/declared.rs::certificates_of_mesh_config",
+    ),
+    (
+        "MeshConfig.caCertificates[].trustDomains",
+        "multicluster/src/bundle/declared.rs::certificates_of_mesh_config",
+    ),
     ("EnvoyFilter.configPatches[].match.listener.name", "pilot/xds/src/patch/tests/listeners.rs::listeners"),
     (
         "EnvoyFilter.configPatches[].match.listener.portNumber",

@@ -54,6 +54,9 @@ pub(crate) fn rows() -> Vec<Row> {
         config(),
         json!({"listeners": {"0.0.0.0_9080": {"filter_chains": [{"filters": [{"Http": {"escaped_slashes": "UnescapeAndForward", "merge_slashes": true}}]}]}}}),
     ));
+    let roots = b.and("/spec/caCertificates", json!([{"pem": "PEM", "trustDomains": ["b.example"]}]));
+    let signers = "MeshConfig.caCertificates[].certSigners";
+    all.push(unenforced(signers, &roots, "/spec/caCertificates/0/certSigners", json!(["a"])));
     all.extend([
         row(
             "MeshConfig.trustDomain",

@@ -111,5 +111,6 @@ fn by_domain(ctx: &Ctx<'_>, open: &BTreeMap<u16, Audience>) -> Vec<(String, Rbac
         };
         (format!("{NOT_EXPORTED}-to[{domain}]"), policy)
     };
-    ctx.world.config.bundles.iter().map(rule).collect()
+    // Nothing is exported to a domain without clusters: AuthorizationPolicies say what it may.
+    ctx.world.config.bundles.iter().filter(|(_, b)| !b.by_bundle).map(rule).collect()
 }

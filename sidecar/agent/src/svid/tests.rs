@@ -33,6 +33,7 @@ impl Ca {
             trust_domain: TrustDomain::default(),
             roots: self.root.clone() + more,
             clusters: vec![],
+            by_bundle: false,
             own: Some(OwnRoots { sequence, intermediate: root_pin(&der[0]), renew_within_ms: 4000 }),
         }
     }

@@ -90,6 +90,7 @@ async fn roots_of_another_domain_are_pushed_and_taken_away() {
     assert!(validation().trusted_ca.is_some() && validation().custom_validator_config.is_none());
     let mut changes = source.changes();
     let of = |domain: &str| ForeignBundle {
+        by_bundle: false,
         own: None,
         trust_domain: TrustDomain::new(domain).unwrap(),
         roots: format!("roots of {domain}"),

@@ -63,23 +63,33 @@ pub(super) fn domains(rows: &[Row], bundles: &[BundleStatus], now: u64) -> Vec<S
             of.entry(d).or_default().push(&r.cluster);
         }
     }
-    let line = |(domain, clusters): (&str, Vec<&str>)| {
-        let bundle = match bundles.iter().find(|b| b.trust_domain == domain) {
-            None => "its bundle is missing: nobody of it is accepted".to_owned(),
-            Some(b) => {
-                let age = b.confirmed_age.map_or_else(|| "not yet".to_owned(), |a| format!("{a} s ago"));
-                let error = if b.error.is_empty() { String::new() } else { format!("; {}", b.error) };
-                format!(
-                    "bundle {} (roots: {}, end in {}), confirmed {age}{error}",
-                    b.sequence,
-                    b.roots,
-                    left(Some(b.not_after), now)
-                )
-            }
+    const MISSING: &str = "its bundle is missing: nobody of it is accepted";
+    let bundle = |b: &BundleStatus| {
+        let error = if b.error.is_empty() { String::new() } else { format!("; {}", b.error) };
+        if b.roots == 0 {
+            return format!("{MISSING}{error}");
+        }
+        let age = match b.confirmed_age {
+            Some(a) => format!(", confirmed {a} s ago"),
+            None if b.by_bundle && b.endpoint.is_empty() => String::new(),
+            None => ", confirmed not yet".to_owned(),
         };
-        format!("Trust domain {domain}: {}; {bundle}", clusters.join(", "))
+        format!(
+            "bundle {} (roots: {}, end in {}){age}{error}",
+            b.sequence,
+            b.roots,
+            left(Some(b.not_after), now)
+        )
     };
-    of.into_iter().map(line).collect()
+    let line = |(domain, clusters): (&str, Vec<&str>)| {
+        let held = bundles.iter().find(|b| b.trust_domain == domain && !b.by_bundle);
+        format!("Trust domain {domain}: {}; {}", clusters.join(", "), held.map_or(MISSING.to_owned(), bundle))
+    };
+    let alone = |b: &BundleStatus| {
+        let from = if b.endpoint.is_empty() { "its declaration" } else { &b.endpoint };
+        format!("Trust domain {}, known by its bundle alone, from {from}: {}", b.trust_domain, bundle(b))
+    };
+    of.into_iter().map(line).chain(bundles.iter().filter(|b| b.by_bundle).map(alone)).collect()
 }
 
 pub(super) fn now() -> u64 {
