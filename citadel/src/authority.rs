@@ -21,7 +21,7 @@ use crate::{
     audit::{self, AuditLog, Event, Proof, Signer},
     csr,
     rotation::Phase,
-    store::{CaDir, CaFiles, JOIN},
+    store::{CaDir, CaFiles, JOIN, Secret},
     token::{self, TokenIssuer},
 };
 
@@ -170,7 +170,7 @@ impl Authority {
         let key = match dir.token_key()? {
             Some(k) => k,
             None => {
-                let k = token::generate_key()?;
+                let k = Secret::from(token::generate_key()?);
                 dir.save_token_key(&k)?;
                 k
             }
@@ -285,7 +285,7 @@ impl Authority {
         params.distinguished_name = DistinguishedName::new();
         params.distinguished_name.push(DnType::CommonName, self.cluster.as_str());
         let csr = params.serialize_request(&key)?.pem()?;
-        self.dir.save_pending(what, &key.serialize_pem(), &csr)?;
+        self.dir.save_pending(what, &Secret::from(key.serialize_pem()), &csr)?;
         Ok(csr)
     }
 
@@ -700,7 +700,7 @@ impl RootKey {
 }
 
 /// A new root: certificate and key.
-fn new_root(trust_domain: &TrustDomain) -> Result<(String, String), AuthorityError> {
+fn new_root(trust_domain: &TrustDomain) -> Result<(String, Secret), AuthorityError> {
     let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
     let mut params = base_params(SystemTime::now() + ROOT_TTL)?;
     params.distinguished_name.push(DnType::OrganizationName, trust_domain.as_str());
@@ -710,7 +710,7 @@ fn new_root(trust_domain: &TrustDomain) -> Result<(String, String), AuthorityErr
     params.distinguished_name.push(DnType::CommonName, name);
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(1));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    Ok((params.self_signed(&key)?.pem(), key.serialize_pem()))
+    Ok((params.self_signed(&key)?.pem(), key.serialize_pem().into()))
 }
 
 /// An intermediate with a new key: certificate and key.
@@ -718,10 +718,10 @@ fn new_intermediate(
     td: &TrustDomain,
     cluster: &ClusterId,
     root: &RootKey,
-) -> Result<(String, String), AuthorityError> {
+) -> Result<(String, Secret), AuthorityError> {
     let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
     let cert = intermediate_params(td, cluster, root.not_after)?.signed_by(&key, &root.issuer)?.pem();
-    Ok((cert, key.serialize_pem()))
+    Ok((cert, key.serialize_pem().into()))
 }
 
 /// Each certificate is signed by the next, the last one by a root. Answers with the place of that root.

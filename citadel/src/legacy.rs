@@ -29,7 +29,7 @@ impl istio_ca_service_server::IstioCaService for CertificateService {
                 request.metadata_mut().insert("authorization", value);
             }
         }
-        let (id, proof) = self.proven(&request)?;
+        let (id, proof) = self.proven_or_noted(&request)?;
         let r = request.into_inner();
         let pem = String::from_utf8(r.csr_pem).map_err(|_| Status::invalid_argument("csr_pem is not PEM"))?;
         let asked = csr::parse(&pem)?;
@@ -40,14 +40,15 @@ impl istio_ca_service_server::IstioCaService for CertificateService {
         }
         let own = |san: &SanType| matches!(san, SanType::URI(u) if u.as_str() == id.as_str());
         if !asked.params.subject_alt_names.iter().all(own) {
-            return Err(AuthorityError::Refused(format!(
-                "the signing request asks for another name than the caller's own, which is {id}"
-            ))
-            .into());
+            let why =
+                format!("the signing request asks for another name than the caller's own, which is {id}");
+            self.0.refused(id.as_str(), proof, &why);
+            return Err(AuthorityError::Refused(why).into());
         }
         let minutes = u64::try_from(r.requested_ttl_minutes)
             .map_err(|_| Status::invalid_argument("requested_ttl_minutes is negative"))?;
-        let issued = self.0.issue(&pem, &id, Duration::from_secs(minutes.saturating_mul(60)), proof)?;
+        let ttl = Duration::from_secs(minutes.saturating_mul(60));
+        let issued = self.issue(pem, id, ttl, proof).await?;
         let (leaf, rest) =
             issued.chain.split_first().ok_or_else(|| Status::internal("nothing was signed"))?;
         // The last one is the bundle of roots, which callers have.

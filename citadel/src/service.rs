@@ -13,7 +13,7 @@ use tonic::{Request, Response, Status};
 use crate::{
     Authority, AuthorityError,
     audit::{self, Proof},
-    authority::AuthorityStatus as Facts,
+    authority::{AuthorityStatus as Facts, Issued},
     pb::{
         authority::{
             self as pb, AuthorityStatus, FoundRequest, InstallIntermediateRequest, InstallRenewalRequest,
@@ -54,7 +54,42 @@ impl From<AuthorityError> for Status {
 pub(crate) struct CertificateService(pub(crate) Arc<Authority>);
 
 impl CertificateService {
-    pub(crate) fn proven<T>(&self, request: &Request<T>) -> Result<(SpiffeId, &'static str), AuthorityError> {
+    /// Who calls, and what the audit log says of how that was proved. It says as well who could not prove it.
+    pub(crate) fn proven_or_noted<T>(
+        &self,
+        request: &Request<T>,
+    ) -> Result<(SpiffeId, Proof), AuthorityError> {
+        let mut shown = shown(request);
+        match self.proven(request) {
+            Ok((id, kind)) => {
+                kind.clone_into(&mut shown.kind);
+                Ok((id, shown))
+            }
+            Err(e) => {
+                self.0.refused("", shown, &e.to_string());
+                Err(e)
+            }
+        }
+    }
+
+    /// Gives a caller its certificate, or notes why not.
+    pub(crate) async fn issue(
+        &self,
+        csr: String,
+        id: SpiffeId,
+        ttl: Duration,
+        proof: Proof,
+    ) -> Result<Issued, Status> {
+        let (ca, who, on) = (self.0.clone(), id.clone(), proof.clone());
+        // The audit log waits for the disk: not on the threads that serve.
+        let issued = tokio::task::spawn_blocking(move || ca.issue_for(&csr, &who, ttl, &on)).await;
+        issued.map_err(|e| Status::internal(e.to_string()))?.map_err(|e| {
+            self.0.refused(id.as_str(), proof, &e.to_string());
+            e.into()
+        })
+    }
+
+    fn proven<T>(&self, request: &Request<T>) -> Result<(SpiffeId, &'static str), AuthorityError> {
         let status = self.0.status().ok_or(AuthorityError::Empty)?;
         if let Some(certs) = request.extensions().get::<PeerInfo>().map(|p| &p.certificates)
             && !certs.is_empty()
@@ -98,27 +133,17 @@ impl istio_certificate_service_server::IstioCertificateService for CertificateSe
         &self,
         request: Request<IstioCertificateRequest>,
     ) -> Result<Response<IstioCertificateResponse>, Status> {
-        let mut shown = shown(&request);
-        let refused = |id: &str, shown: Proof, e: AuthorityError| {
-            self.0.refused(id, shown, &e.to_string());
-            Status::from(e)
-        };
-        let (id, proof) = self.proven(&request).map_err(|e| refused("", shown.clone(), e))?;
-        proof.clone_into(&mut shown.kind);
+        let (id, proof) = self.proven_or_noted(&request)?;
         let r = request.into_inner();
         let ttl = u64::try_from(r.validity_duration)
             .map_err(|_| Status::invalid_argument("validity_duration is negative"))?;
-        let (ca, who, proof) = (self.0.clone(), id.clone(), shown.clone());
-        let issue = move || ca.issue_for(&r.csr, &who, Duration::from_secs(ttl), &proof);
-        // The audit log waits for the disk: not on the threads that serve.
-        let issued = tokio::task::spawn_blocking(issue).await.map_err(|e| Status::internal(e.to_string()))?;
-        let issued = issued.map_err(|e| refused(id.as_str(), shown, e))?;
+        let issued = self.issue(r.csr, id, Duration::from_secs(ttl), proof).await?;
         Ok(Response::new(IstioCertificateResponse { cert_chain: issued.chain }))
     }
 }
 
 /// What a caller shows, for the audit log: named, and never repeated.
-pub(crate) fn shown<T>(request: &Request<T>) -> Proof {
+fn shown<T>(request: &Request<T>) -> Proof {
     let peer = request.extensions().get::<PeerInfo>();
     let caller = peer.and_then(|p| p.address).map(|a| a.to_string()).unwrap_or_default();
     let name = |bytes: &[u8]| audit::sha256(bytes)[..16].to_owned();

@@ -9,6 +9,7 @@ use mesh_identity::root_pin;
 use mesh_runtime::files::write_private;
 use rustls_pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
 
 /// Everything as it is about to be.
 const JOURNAL: &str = "next.json";
@@ -16,6 +17,9 @@ const JOURNAL: &str = "next.json";
 pub(crate) const JOIN: &str = "pending";
 /// Pending since a renewal.
 pub(crate) const RENEWAL: &str = "renewal";
+
+/// A key, which is overwritten in memory when it is dropped.
+pub(crate) type Secret = Zeroizing<String>;
 
 /// The directory that holds a CA.
 #[derive(Debug, Clone)]
@@ -27,15 +31,15 @@ pub(crate) struct CaFiles {
     /// `root-cert.pem`: the trust bundle.
     pub(crate) root_cert: String,
     /// `root-key.pem`: only where the mesh was founded.
-    pub(crate) root_key: Option<String>,
+    pub(crate) root_key: Option<Secret>,
     /// `other-root-key.pem`: while the root is replaced, the key of the one that does not sign (yet, or any more).
-    pub(crate) other_key: Option<String>,
+    pub(crate) other_key: Option<Secret>,
     /// `roots.json`: the bundle as the holder of the root key announced it.
     pub(crate) announcement: Option<String>,
     /// `ca-cert.pem`: this cluster's intermediate.
     pub(crate) ca_cert: String,
     /// `ca-key.pem`.
-    pub(crate) ca_key: String,
+    pub(crate) ca_key: Secret,
     /// `cert-chain.pem`: the intermediate and what lies between it and the root.
     pub(crate) cert_chain: String,
 }
@@ -53,10 +57,14 @@ impl CaDir {
         }
     }
 
+    fn read_secret(&self, name: &str) -> io::Result<Option<Secret>> {
+        Ok(self.read(name)?.map(Zeroizing::new))
+    }
+
     /// `None` if the cluster is in no mesh; an error if some files are missing, so that half a CA is
     /// never silently replaced. A change that was interrupted is completed first.
     pub(crate) fn load(&self) -> io::Result<Option<CaFiles>> {
-        if let Some(text) = self.read(JOURNAL)? {
+        if let Some(text) = self.read_secret(JOURNAL)? {
             // It was written whole or not at all.
             let next: CaFiles = serde_json::from_str(&text).map_err(|e| {
                 let path = self.0.join(JOURNAL);
@@ -65,13 +73,13 @@ impl CaDir {
             self.write_all(&next)?;
             self.remove(JOURNAL)?;
         }
-        let parts = [self.read("root-cert.pem")?, self.read("ca-cert.pem")?, self.read("ca-key.pem")?];
+        let parts = (self.read("root-cert.pem")?, self.read("ca-cert.pem")?, self.read_secret("ca-key.pem")?);
         match parts {
-            [None, None, None] => Ok(None),
-            [Some(root_cert), Some(ca_cert), Some(ca_key)] => Ok(Some(CaFiles {
+            (None, None, None) => Ok(None),
+            (Some(root_cert), Some(ca_cert), Some(ca_key)) => Ok(Some(CaFiles {
                 cert_chain: self.read("cert-chain.pem")?.unwrap_or_else(|| ca_cert.clone()),
-                root_key: self.read("root-key.pem")?,
-                other_key: self.read("other-root-key.pem")?,
+                root_key: self.read_secret("root-key.pem")?,
+                other_key: self.read_secret("other-root-key.pem")?,
                 announcement: self.read("roots.json")?,
                 root_cert,
                 ca_cert,
@@ -91,16 +99,16 @@ impl CaDir {
     /// Replaces everything at once: the whole of it is written to a journal first, from which [`Self::load`] completes
     /// what a crash interrupts.
     pub(crate) fn save(&self, f: &CaFiles) -> io::Result<()> {
-        write_private(&self.0.join(JOURNAL), &serde_json::to_vec(f)?)?;
+        write_private(&self.0.join(JOURNAL), &Zeroizing::new(serde_json::to_vec(f)?))?;
         self.write_all(f)?;
         self.remove(JOURNAL)
     }
 
     fn write_all(&self, f: &CaFiles) -> io::Result<()> {
         for (name, content) in [
-            ("root-key.pem", f.root_key.as_ref()),
-            ("other-root-key.pem", f.other_key.as_ref()),
-            ("ca-key.pem", Some(&f.ca_key)),
+            ("root-key.pem", f.root_key.as_deref()),
+            ("other-root-key.pem", f.other_key.as_deref()),
+            ("ca-key.pem", Some(&*f.ca_key)),
             ("cert-chain.pem", Some(&f.cert_chain)),
             ("ca-cert.pem", Some(&f.ca_cert)),
             ("root-cert.pem", Some(&f.root_cert)),
@@ -141,8 +149,8 @@ impl CaDir {
     }
 
     /// Key and request of an intermediate that is still to be signed: of a [`JOIN`] or a [`RENEWAL`].
-    pub(crate) fn pending(&self, what: &str) -> io::Result<Option<(String, String)>> {
-        Ok(self.read(&format!("{what}-key.pem"))?.zip(self.read(&format!("{what}-csr.pem"))?))
+    pub(crate) fn pending(&self, what: &str) -> io::Result<Option<(Secret, String)>> {
+        Ok(self.read_secret(&format!("{what}-key.pem"))?.zip(self.read(&format!("{what}-csr.pem"))?))
     }
 
     pub(crate) fn save_pending(&self, what: &str, key: &str, csr: &str) -> io::Result<()> {
@@ -183,8 +191,8 @@ impl CaDir {
     }
 
     /// The key that signs workload tokens, made on first use.
-    pub(crate) fn token_key(&self) -> io::Result<Option<String>> {
-        self.read("token-key.pem")
+    pub(crate) fn token_key(&self) -> io::Result<Option<Secret>> {
+        self.read_secret("token-key.pem")
     }
 
     pub(crate) fn save_token_key(&self, pem: &str) -> io::Result<()> {

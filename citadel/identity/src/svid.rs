@@ -6,6 +6,7 @@ use mesh_model::SpiffeId;
 use rcgen::{CertificateParams, DistinguishedName, KeyPair, PKCS_ECDSA_P256_SHA256, SanType};
 use rustls_pki_types::{CertificateDer, pem::PemObject};
 use x509_parser::prelude::{FromDer, X509Certificate};
+use zeroize::Zeroizing;
 
 use crate::{IdentityError, peer::sans};
 
@@ -16,8 +17,8 @@ use crate::{IdentityError, peer::sans};
 pub struct PendingSvid {
     /// PKCS #10 request, PEM.
     pub csr_pem: String,
-    /// PKCS #8 key, PEM. Write it nowhere but to a file of mode 0600.
-    pub key_pem: String,
+    /// PKCS #8 key, PEM, overwritten when it is dropped. Write it nowhere but to a file of mode 0600.
+    pub key_pem: Zeroizing<String>,
 }
 
 impl std::fmt::Debug for PendingSvid {
@@ -38,7 +39,7 @@ impl PendingSvid {
         params.distinguished_name = DistinguishedName::new();
         params.subject_alt_names = vec![SanType::URI(id.as_str().try_into().map_err(fail)?)];
         let csr_pem = params.serialize_request(&key).and_then(|r| r.pem()).map_err(fail)?;
-        Ok(Self { csr_pem, key_pem: key.serialize_pem() })
+        Ok(Self { csr_pem, key_pem: key.serialize_pem().into() })
     }
 }
 

@@ -16,7 +16,7 @@ use super::{Active, Authority, AuthorityError, AuthorityStatus, RootKey, new_int
 use crate::{
     announcement::Announcement,
     rotation::{Blocker, Phase, Report, Step, Verdict, decide},
-    store::CaFiles,
+    store::{CaFiles, Secret},
 };
 
 /// What became of a step.
@@ -161,6 +161,7 @@ impl Active {
     fn prepared(&self, given: Option<(String, String)>) -> Result<CaFiles, AuthorityError> {
         let (cert, key) = match given {
             Some((cert, key)) => {
+                let key = Secret::from(key);
                 self.usable(&cert, &key)?;
                 (cert, key)
             }
@@ -215,13 +216,14 @@ impl Active {
         roots.insert(0, first);
         let (bundle, announcement) = self.announce(&roots, Phase::Activated, &[&new, &old])?;
         let pem = bundle.pem();
-        let root = RootKey::new(&pem, &new.serialize_pem())?;
+        let new_key = Secret::from(new.serialize_pem());
+        let root = RootKey::new(&pem, &new_key)?;
         let cluster = self.status.cluster()?;
         let (cert, key) = new_intermediate(&self.status.trust_domain, &cluster, &root)?;
         Ok(CaFiles {
             root_cert: pem,
-            root_key: Some(new.serialize_pem()),
-            other_key: Some(old.serialize_pem()),
+            root_key: Some(new_key),
+            other_key: Some(old.serialize_pem().into()),
             announcement: Some(announcement),
             ca_cert: cert.clone(),
             cert_chain: cert,

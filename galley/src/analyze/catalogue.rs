@@ -104,7 +104,7 @@ static CODES: &[Code] = &[
     retired(
         "IST0113",
         "MTLSPolicyConflict",
-        "was about policies of authentication.istio.io, a group that is gone",
+        "was about policies of authentication.istio.io beside DestinationRules; Istio gave it up with them",
     ),
     retired(
         "IST0114",

@@ -30,6 +30,10 @@ const MIN_PACKETS: u64 = 4;
 /// Least round trips older than this are measured again.
 const PROBE_RTT_INTERVAL: Duration = Duration::from_secs(5);
 const PROBE_RTT_DURATION: Duration = Duration::from_millis(200);
+/// A round trip of so many least ones cannot be our own queue, which [`Mode::gains`] bound. If none is shorter for as long,
+/// the path is another one by now, and the least round trip is measured at once.
+const FOREIGN: u32 = 3;
+const FOREIGN_FOR: Duration = Duration::from_millis(500);
 /// A round trip within this part of the least one confirms it.
 const CONFIRMS: f64 = 17.0 / 16.0;
 /// Growth of the bandwidth per round below which the pipe is full, and rounds of it.
@@ -128,6 +132,10 @@ pub struct Bbr {
     bandwidth: [f64; 2],
     min_rtt: Option<Duration>,
     min_rtt_at: Instant,
+    /// Since when no round trip was short enough to be of the path that is known.
+    foreign_since: Option<Instant>,
+    /// When the round trip was last measured for that.
+    foreign_probed: Option<Instant>,
     batch_rtt: Option<Duration>,
     smoothed: Duration,
     // Bounds in bytes and bytes per second, infinite if there is none.
@@ -177,6 +185,8 @@ impl Bbr {
             bandwidth: [0.0; 2],
             min_rtt: None,
             min_rtt_at: now,
+            foreign_since: None,
+            foreign_probed: None,
             batch_rtt: None,
             smoothed: Duration::ZERO,
             inflight_long: f64::INFINITY,
@@ -348,24 +358,37 @@ impl Bbr {
 
     fn probe_min_rtt(&mut self, now: Instant, in_flight: u64, bdp: f64) {
         if self.mode != Mode::ProbeRtt {
-            if self.full && now.saturating_duration_since(self.min_rtt_at) > PROBE_RTT_INTERVAL {
+            let older = |t: Instant, than| now.saturating_duration_since(t) > than;
+            let foreign = self.full
+                && self.foreign_since.is_some_and(|t| older(t, FOREIGN_FOR))
+                && self.foreign_probed.is_none_or(|t| older(t, PROBE_RTT_INTERVAL));
+            if foreign {
+                self.foreign_probed = Some(now);
+            }
+            if foreign || (self.full && older(self.min_rtt_at, PROBE_RTT_INTERVAL)) {
                 self.enter(Mode::ProbeRtt, now);
             }
             return;
         }
         match self.probe_done {
-            None if in_flight as f64 <= bdp * 0.5 + self.quantum() || self.mode_rounds > 2 => {
+            None if in_flight as f64 <= self.drained(bdp) * 0.5 + self.quantum() || self.mode_rounds > 2 => {
                 // What is measured from here on saw a drained queue.
                 (self.probe_done, self.probe_rtt) = (Some(now + PROBE_RTT_DURATION), None);
                 self.mode_rounds = 0;
             }
             Some(done) if now >= done && self.mode_rounds > 0 => {
                 self.min_rtt = self.probe_rtt.or(self.min_rtt);
-                self.min_rtt_at = now;
+                (self.min_rtt_at, self.foreign_since) = (now, None);
                 self.enter(Mode::Cruise, now);
             }
             _ => {}
         }
+    }
+
+    /// What the path holds by what it delivered of late: a queue that built since it became slower drains, too.
+    fn drained(&self, bdp: f64) -> f64 {
+        let min_rtt = self.min_rtt.unwrap_or_default().as_secs_f64();
+        bdp.min(self.reference * self.own_loss.scale() * min_rtt)
     }
 
     /// Bytes beyond the model that keep sender and receiver busy: an acknowledgement covers two packets.
@@ -382,7 +405,11 @@ impl Bbr {
         let extra = self.extra[0].1.max(self.extra[1].1) as f64;
         let min_rtt = self.min_rtt.unwrap_or_default().as_secs_f64().max(1e-6);
         let stretch = (self.smoothed.as_secs_f64() / min_rtt).max(1.0);
-        let bounded = (bdp * most).min(bdp * pace * stretch);
+        let bounded = if self.mode == Mode::ProbeRtt {
+            self.drained(bdp) * most
+        } else {
+            (bdp * most).min(bdp * pace * stretch)
+        };
         let mut target = if self.mode == Mode::ProbeRtt { bounded } else { bounded + extra + self.quantum() };
         target = target.min(match self.mode {
             Mode::Refill | Mode::Up | Mode::Startup => self.inflight_long,
@@ -430,6 +457,8 @@ impl Bbr {
         }
         let Some(rtt) = self.batch_rtt.take() else { return };
         self.probe_rtt = Some(self.probe_rtt.map_or(rtt, |p| p.min(rtt)));
+        let foreign = self.min_rtt.is_some_and(|m| rtt > m.saturating_mul(FOREIGN));
+        self.foreign_since = foreign.then(|| self.foreign_since.unwrap_or(now));
         match self.min_rtt {
             Some(m) if rtt >= m => {
                 if rtt.as_secs_f64() <= m.as_secs_f64() * CONFIRMS {

@@ -133,6 +133,16 @@ fn a_path_that_changes() {
     }
 }
 
+/// A path that becomes much longer is found out soon: what is in flight was enough for the old one alone.
+#[test]
+fn a_path_that_becomes_twenty_times_as_long() {
+    let far = Link::new(100.0, 20, 1.0);
+    let near = Link { queue: far.queue, ..Link::new(100.0, 1, 1.0) };
+    let s = change(near, 6, far, bbr(), 8, 10);
+    show("1 to 20 ms, soon", "bbr", &s);
+    assert!(s.used > 0.8, "{s:?}");
+}
+
 fn share(name: &str, queue: f64, flows: [Factory; 2]) -> f64 {
     let seen = run(Link::new(20.0, 40, queue), &flows, 10, 40);
     let share = seen.flows[0].goodput / (seen.flows[0].goodput + seen.flows[1].goodput);

@@ -328,3 +328,31 @@ async fn reports_go_over_the_connection_of_the_stream() {
     let gone = tokio::time::timeout(Duration::from_secs(10), connection.wait_for(Option::is_none)).await;
     assert!(gone.unwrap().is_ok(), "no call is made on a connection that has ended");
 }
+
+struct Whatever;
+
+impl Handler for Whatever {
+    fn on_update(&mut self, _: &str, _: Update) -> Result<(), Vec<Rejection>> {
+        Ok(())
+    }
+}
+
+/// All subscriptions wait for the stream together; one more than there was room for, and it never opened.
+#[tokio::test]
+async fn a_client_subscribes_to_as_many_types_as_a_server_takes() {
+    use crate::server::state::MAX_TYPES;
+    let (addr, _, service, stop) = serve().await;
+    let types: Vec<String> = (0..MAX_TYPES).map(|n| format!("type.googleapis.com/test.T{n}")).collect();
+    let initial: Vec<_> = types.iter().map(|t| (t.as_str(), Names::All)).collect();
+    let endpoint = Endpoint::Plain(addr.to_string());
+    let options = ClientOptions { endpoint, node: NodeInfo::component("test"), mode: Mode::Delta };
+    let _client = AdsClient::start(options, &initial, |_| Whatever);
+    let board = service.status();
+    let all = async {
+        while board.clients().iter().map(|c| c.types.len()).max() != Some(MAX_TYPES) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), all).await.expect("every type is subscribed to");
+    stop.cancel();
+}
