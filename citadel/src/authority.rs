@@ -18,13 +18,14 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::{
     announcement::Announcement,
-    audit::{self, AuditLog, Event, Proof, Signer},
+    audit::{self, AuditLog, Event, Proof},
     csr,
     rotation::Phase,
     store::{CaDir, CaFiles, JOIN, Secret},
     token::{self, TokenIssuer},
 };
 
+mod noted;
 mod renew;
 mod rotate;
 
@@ -401,82 +402,6 @@ impl Authority {
         proof: &Proof,
     ) -> Result<Issued, AuthorityError> {
         self.sign_leaf(csr_pem, identity, ttl, &[], proof)
-    }
-
-    /// Writes to the audit log that somebody was refused, if there were not too many of late.
-    pub fn refused(&self, identity: &str, proof: Proof, reason: &str) {
-        // Without a CA there is nobody to sign it, and nothing to be refused.
-        let Ok(active) = self.active() else { return };
-        match self.vouch(&active) {
-            Ok(()) => self.audit.refused(identity, proof, reason),
-            Err(error) => tracing::error!(%error, "a refusal was not written to the audit log"),
-        }
-    }
-
-    #[cfg(test)]
-    pub(crate) fn audit(&self) -> &AuditLog {
-        &self.audit
-    }
-
-    /// Writes what is about to be handed out.
-    fn audited(&self, active: &Active, event: Event) -> Result<(), AuthorityError> {
-        self.vouch(active)?;
-        Ok(self.audit.append(event)?)
-    }
-
-    /// Certifies a key for the audit log, if the one that it has is not of this intermediate or will not do much longer.
-    fn vouch(&self, active: &Active) -> Result<(), AuthorityError> {
-        let issuer = &active.status.intermediate;
-        if !self.audit.needs_signer(issuer) {
-            return Ok(());
-        }
-        let td = &active.status.trust_domain;
-        let id = SpiffeId::workload(td, crate::SYSTEM_NAMESPACE, crate::AUDIT_ACCOUNT)
-            .map_err(|e| AuthorityError::Refused(e.to_string()))?;
-        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
-        let now = SystemTime::now();
-        let not_after = (now + self.workload_ttl).min(active.status.not_after);
-        let mut params = CertificateParams::default();
-        params.distinguished_name = DistinguishedName::new();
-        params.not_before = (now - BACKDATE).into();
-        params.not_after = not_after.into();
-        params.serial_number = Some(serial());
-        params.subject_alt_names = vec![SanType::URI(id.as_str().try_into()?)];
-        // It is nobody's at the other end of a connection.
-        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.use_authority_key_identifier_extension = true;
-        let leaf = params.signed_by(&key, &active.issuer)?.pem();
-        let mut chain = vec![leaf];
-        chain.extend(split_pem(&active.status.chain_pem));
-        let above = active.roots.iter().position(|r| root_pin(r) == active.status.issuer_pin).unwrap_or(0);
-        chain.extend(split_pem(&active.status.bundle_pem).into_iter().nth(above));
-        let until = audit::until(not_after.duration_since(now).unwrap_or_default());
-        Ok(self.audit.set_signer(Signer { key, chain, issuer: issuer.clone(), until })?)
-    }
-
-    /// Writes that this cluster has another intermediate, which it signed itself: it is there already.
-    fn installed(&self, status: &AuthorityStatus, why: &str) {
-        let written = || {
-            let active = self.active()?;
-            let info = mesh_identity::certificate_info(status.chain_pem.as_bytes())?;
-            let der = pem_certificates("the intermediate", status.chain_pem.as_bytes())?;
-            let first = der.first().ok_or(AuthorityError::Empty)?;
-            let (_, cert) =
-                X509Certificate::from_der(first).map_err(|e| AuthorityError::Stored(e.to_string()))?;
-            self.audited(
-                &active,
-                Event::Intermediate {
-                    serial: info.serial,
-                    cluster: self.cluster.to_string(),
-                    proof: Proof::of(why),
-                    key: audit::sha256(cert.public_key().subject_public_key.data.as_ref()),
-                    not_after: audit::seconds(status.not_after),
-                },
-            )
-        };
-        if let Err(error) = written() {
-            tracing::error!(%error, "this cluster's new intermediate is not in the audit log");
-        }
     }
 
     /// Signs the control plane's own certificate, which also carries DNS names for foreign proxies.

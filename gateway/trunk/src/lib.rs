@@ -6,6 +6,9 @@
 //! receiving gateway hands it to its own east-west listener, so both transports meet the same routes
 //! and the same refusals.
 //!
+//! Where a path is measured to be short and to lose nothing, TCP carries new sessions instead ([`Transport`]); the
+//! connection stays up beside it.
+//!
 //! Invariants: the outer connection is mutual TLS under the mesh's trust bundle and leads to the
 //! cluster that the inner name asks for; the trunk never holds a workload's key; when UDP does not
 //! pass, TCP takes over within [`QUIC_PATIENCE`], when it stops passing within two seconds, and QUIC is
