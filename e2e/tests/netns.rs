@@ -33,6 +33,8 @@ mod rolling;
 mod security;
 #[path = "netns/security_1_0.rs"]
 mod security_1_0;
+#[path = "netns/sidecars.rs"]
+mod sidecars;
 #[path = "netns/soak.rs"]
 mod soak;
 #[path = "netns/software.rs"]

@@ -40,7 +40,7 @@ use crate::{
     envoy_filter::Refused,
     index::Entry,
     proxy::ProxyNode,
-    world::{Rerouted, World},
+    world::{Egress, Rerouted, Undeclared, World},
 };
 
 /// Everything a proxy is served, by name.
@@ -118,29 +118,71 @@ impl Generated {
 struct Ctx<'a> {
     proxy: &'a ProxyNode,
     world: &'a World,
+    egress: OnceCell<Vec<Egress<'a>>>,
     visible: OnceCell<Vec<&'a Arc<Entry>>>,
+    reached: OnceCell<Vec<&'a Arc<Entry>>>,
     /// Only the routes of these are asked for.
     rerouted: Option<&'a Rerouted>,
 }
 
 impl<'a> Ctx<'a> {
     fn new(proxy: &'a ProxyNode, world: &'a World) -> Self {
-        Self { proxy, world, visible: OnceCell::new(), rerouted: None }
+        Self {
+            proxy,
+            world,
+            egress: OnceCell::new(),
+            visible: OnceCell::new(),
+            reached: OnceCell::new(),
+            rerouted: None,
+        }
     }
 
-    /// Services it may call, by host.
+    /// The ways out of the workload.
+    fn egress(&self) -> &[Egress<'a>] {
+        self.egress.get_or_init(|| self.world.egress(self.proxy))
+    }
+
+    /// Services it may call on any of them, by host.
     fn visible(&self) -> &[&'a Arc<Entry>] {
-        self.visible.get_or_init(|| self.world.visible(self.proxy))
+        self.visible.get_or_init(|| {
+            let egress = self.egress();
+            if let [only] = egress {
+                return only.services.clone();
+            }
+            let all = egress.iter().flat_map(|l| &l.services);
+            all.map(|e| (e.service.host.as_str(), *e)).collect::<BTreeMap<_, _>>().into_values().collect()
+        })
     }
 
-    /// The service behind a host or alias, if this proxy may call it.
-    fn service(&self, host: &str) -> Option<&'a Arc<Entry>> {
-        let host = self.world.index.canonical(host);
-        // Sorted by host, since the index is.
-        let visible = self.visible();
-        let at = visible.binary_search_by(|e| e.service.host.as_str().cmp(host)).ok()?;
-        visible.get(at).copied()
+    /// Services that it has clusters of, by host: those, and what only routes lead to.
+    fn reached(&self) -> &[&'a Arc<Entry>] {
+        self.reached.get_or_init(|| self.world.reached(self.proxy, self.egress()))
     }
+
+    /// The service behind a host or alias, if this proxy has clusters of it.
+    fn service(&self, host: &str) -> Option<&'a Arc<Entry>> {
+        find(self.reached(), self.world.index.canonical(host))
+    }
+
+    /// The document with routes of a service.
+    fn routes_of(&self, e: &Entry) -> Option<&'a Doc<VirtualService>> {
+        self.world.routes_of(self.proxy, self.egress(), e)
+    }
+
+    /// The cluster of destinations that nobody declared; `None` if they are refused.
+    fn undeclared(&self) -> Option<String> {
+        match self.world.undeclared(self.proxy) {
+            Undeclared::Refused => None,
+            Undeclared::Passed => Some(common::PASSTHROUGH.to_owned()),
+            Undeclared::Proxied(d, namespace) => Some(http::destination(self, namespace, d, 0).0),
+        }
+    }
+}
+
+/// The service of a host in a list that is sorted by host.
+fn find<'a>(sorted: &[&'a Arc<Entry>], host: &str) -> Option<&'a Arc<Entry>> {
+    let at = sorted.binary_search_by(|e| e.service.host.as_str().cmp(host)).ok()?;
+    sorted.get(at).copied()
 }
 
 /// Generates the configuration of a proxy.
@@ -199,20 +241,20 @@ pub(crate) fn routing(class: &ProxyNode, world: &World, rerouted: Option<&Rerout
     out
 }
 
-/// A service that proxies of a class may call, and the rule by which they do.
+/// A service that proxies of a class reach, and the rule by which they do.
 pub(crate) struct Reached {
     pub(crate) entry: Arc<Entry>,
     pub(crate) rule: Option<Arc<DestinationRule>>,
 }
 
-/// What proxies of a class may call.
+/// What proxies of a class have clusters of.
 #[must_use]
 pub(crate) fn reached(class: &ProxyNode, world: &World) -> Vec<Reached> {
     if class.east_west {
         return vec![];
     }
-    let visible = world.visible(class).into_iter();
-    visible.map(|e| Reached { entry: Arc::clone(e), rule: world.destination_rule(class, e) }).collect()
+    let all = world.reached(class, &world.egress(class)).into_iter();
+    all.map(|e| Reached { entry: Arc::clone(e), rule: world.destination_rule(class, e) }).collect()
 }
 
 /// The clusters and endpoints of one service. They depend on the service and its rule, on the world's

@@ -199,6 +199,9 @@ pub fn target(world: &World, address: IpAddr) -> Option<Target> {
 /// The VirtualService that a sidecar applies to a host.
 #[must_use]
 pub fn virtual_service(world: &World, proxy: &ProxyNode, host: &str) -> Option<String> {
-    let mesh = |d: &Doc<_>| crate::generate::bound_to_mesh(d);
-    world.virtual_service(proxy, host, mesh).map(|d| format!("{}/{}", d.namespace, d.name))
+    let found = match world.index.get(host) {
+        Some(e) => world.mesh_routes(proxy, e),
+        None => world.virtual_service(proxy, host, crate::generate::bound_to_mesh),
+    };
+    found.map(|d| format!("{}/{}", d.namespace, d.name))
 }

@@ -9,14 +9,17 @@ use std::{
 use mesh_model::{
     ClusterId, NetworkId, TrustDomain,
     authored::{
-        AuthenticationPolicy, DestinationRule, LocalityLbSetting, MutualTlsMode, OutboundTrafficMode,
-        Sidecar, Subset, TrafficPolicy, VirtualService,
+        AuthenticationPolicy, DestinationRule, LocalityLbSetting, MutualTlsMode, Subset, TrafficPolicy,
+        VirtualService,
     },
     federation::Transport,
     registry::{Endpoint, Labels},
 };
 
-pub(crate) use self::lineage::{Lineage, Rerouted};
+pub(crate) use self::{
+    egress::{Carries, Declared, Egress, Undeclared},
+    lineage::{Lineage, Rerouted},
+};
 use crate::{
     config::{Config, Doc, Problem, selects},
     envoy_filter::Selected,
@@ -28,6 +31,7 @@ use crate::{
     v1alpha1,
 };
 
+mod egress;
 mod lineage;
 
 /// Settings of a control plane that are not documents.
@@ -363,73 +367,6 @@ impl World {
             }
         }
         mode
-    }
-
-    // ------------------------------------------------------------------ scoping
-
-    /// The `Sidecar` that applies to a workload: one that selects it, its namespace's, the root
-    /// namespace's.
-    #[must_use]
-    pub fn sidecar(&self, proxy: &ProxyNode) -> Option<&Doc<Sidecar>> {
-        if proxy.router {
-            return None;
-        }
-        let in_ns =
-            |ns: &str| self.config.sidecars.iter().filter(move |s| s.namespace == ns).collect::<Vec<_>>();
-        let own = in_ns(&proxy.namespace);
-        own.iter()
-            .find(|s| s.spec.workload_selector.as_ref().is_some_and(|w| selects(&w.labels, &proxy.labels)))
-            .or_else(|| own.iter().find(|s| s.spec.workload_selector.is_none()))
-            .copied()
-            .or_else(|| {
-                in_ns(self.config.root_namespace()).into_iter().find(|s| s.spec.workload_selector.is_none())
-            })
-    }
-
-    /// Services that a proxy may call, by host.
-    #[must_use]
-    pub fn visible<'a>(&'a self, proxy: &ProxyNode) -> Vec<&'a Arc<Entry>> {
-        let scope: Option<Vec<(String, String)>> = self.sidecar(proxy).map(|s| {
-            s.spec
-                .egress
-                .iter()
-                .flat_map(|e| &e.hosts)
-                .map(|h| {
-                    let (ns, host) = h.split_once('/').unwrap_or(("*", h));
-                    (ns.to_owned(), host.to_owned())
-                })
-                .collect()
-        });
-        // A Sidecar without egress is about ingress only.
-        let scope = scope.filter(|s| !s.is_empty());
-        self.index
-            .services
-            .values()
-            .filter(|e| proxy.sees(&e.service.namespace, &e.service.export_to))
-            .filter(|e| {
-                scope.as_ref().is_none_or(|s| {
-                    s.iter().any(|(ns, host)| {
-                        let ns_ok = match ns.as_str() {
-                            "*" => true,
-                            "." => e.service.namespace == proxy.namespace,
-                            "~" => false,
-                            other => e.service.namespace == other,
-                        };
-                        ns_ok
-                            && (hosts::covers(host, &e.service.host)
-                                || e.aliases.iter().any(|a| hosts::covers(host, a)))
-                    })
-                })
-            })
-            .collect()
-    }
-
-    /// Whether destinations that nobody declared may be called.
-    #[must_use]
-    pub fn allow_any(&self, proxy: &ProxyNode) -> bool {
-        let own = self.sidecar(proxy).and_then(|s| s.spec.outbound_traffic_policy.as_ref());
-        own.or(self.config.mesh.outbound_traffic_policy.as_ref())
-            .is_none_or(|p| p.mode == OutboundTrafficMode::AllowAny)
     }
 }
 

@@ -32,20 +32,20 @@ http.server.ThreadingHTTPServer(('10.10.0.1', 80), H).serve_forever()
 
 /// What curl got: its exit code, the status, and the body.
 #[derive(Debug, PartialEq)]
-struct Got {
+pub(crate) struct Got {
     code: i32,
-    status: u16,
-    body: String,
+    pub(crate) status: u16,
+    pub(crate) body: String,
 }
 
 impl Got {
-    fn of(said: Said) -> Self {
+    pub(crate) fn of(said: Said) -> Self {
         let (body, status) = said.out.rsplit_once('\n').unwrap_or(("", &said.out));
         Self { code: said.code, status: status.trim().parse().unwrap_or(0), body: body.to_owned() }
     }
 }
 
-fn curl<'a>(args: &[&'a str]) -> Vec<&'a str> {
+pub(crate) fn curl<'a>(args: &[&'a str]) -> Vec<&'a str> {
     [&["curl", "-s", "-m", "5", "-w", "\n%{http_code}"], args].concat()
 }
 
@@ -62,7 +62,7 @@ fn world(workloads: Vec<(&'static str, &'static str)>) -> Options {
 }
 
 /// A file that proxies, which are another user, may read.
-fn readable(path: &Path) -> anyhow::Result<String> {
+pub(crate) fn readable(path: &Path) -> anyhow::Result<String> {
     fs::set_permissions(path, fs::Permissions::from_mode(0o644))?;
     Ok(path.display().to_string())
 }

@@ -13,8 +13,10 @@ use crate::support::{all_ok, by_cluster, calls, load, scenario, served_from};
 
 /// Workloads of `delta`: three, seven and one in three zones of east, and one in north.
 const EAST: [&str; 11] = ["a1", "a2", "a3", "b1", "b2", "b3", "b4", "b5", "b6", "b7", "c1"];
-/// Enough that chance alone stays within 10 % of a twelfth.
+/// Enough that chance alone stays within 10 % of a twelfth (four standard deviations).
 const REQUESTS: u32 = 20_000;
+/// The same for 16 %, where what is new is only that there are several connections.
+const FEWER: u32 = 8_000;
 
 fn options() -> Options {
     let mut east: Vec<_> = EAST.iter().map(|v| ("delta", *v)).collect();
@@ -71,16 +73,19 @@ fn each_remote_workload_gets_its_share_and_a_service_fails_alone() {
         })
         .await?;
         let one_connection = Calls { keep: true, ..calls(Protocol::Http2, "delta", REQUESTS) };
-        let many = Calls { concurrency: 8, ..calls(Protocol::Http1, "delta", REQUESTS) };
-        for (what, calls) in [("one HTTP/2 connection", one_connection), ("HTTP/1 connections", many)] {
+        let many = Calls { concurrency: 8, ..calls(Protocol::Http1, "delta", FEWER) };
+        for (what, limit, calls) in
+            [("one HTTP/2 connection", 10.0, one_connection), ("HTTP/1 connections", 16.0, many)]
+        {
             let o = client.call(&calls).await?;
             all_ok(what, &o)?;
             let (by, worst) = spread(&o);
             println!(
-                "   {what}: {REQUESTS} requests over {} workloads, at most {worst:.1} % off an even share",
+                "   {what}: {} requests over {} workloads, at most {worst:.1} % off an even share",
+                o.len(),
                 by.len()
             );
-            ensure!(by.len() == EAST.len() + 1 && worst < 10.0, "{by:?}");
+            ensure!(by.len() == EAST.len() + 1 && worst < limit, "{by:?}");
         }
 
         // Every workload of one service in one cluster dies; its cluster goes on announcing them.

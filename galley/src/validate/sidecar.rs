@@ -54,22 +54,21 @@ pub(super) fn check(s: &Sidecar, namespace: &str, p: &Path<'_>, out: &mut Findin
     if let Some(c) = &s.inbound_connection_pool {
         connection_pool(c, &p.key("inboundConnectionPool"), out);
     }
-    if let Some(o) = &s.outbound_traffic_policy {
-        if let Some(proxy) = &o.egress_proxy {
-            let at = p.key("outboundTrafficPolicy");
-            let at = at.key("egressProxy");
-            if o.mode != OutboundTrafficMode::AllowAny {
-                out.error(&at, "an egressProxy is for mode ALLOW_ANY");
-            }
-            if !common::is_fqdn(&proxy.host) {
-                out.error(&at.key("host"), format!("{:?} is not a DNS name", proxy.host));
-            }
-            match &proxy.port {
-                None => out.error(&at.key("port"), "a port is required"),
-                Some(port) => common::port(port.number, &at.key("port").key("number"), out),
-            }
+    if let Some(o) = &s.outbound_traffic_policy
+        && let Some(proxy) = &o.egress_proxy
+    {
+        let at = p.key("outboundTrafficPolicy");
+        let at = at.key("egressProxy");
+        if o.mode != OutboundTrafficMode::AllowAny {
+            out.error(&at, "an egressProxy is for mode ALLOW_ANY");
         }
-        out.unenforced(o.egress_proxy.is_some(), &p.key("outboundTrafficPolicy"), "egressProxy");
+        if !common::is_fqdn(&proxy.host) {
+            out.error(&at.key("host"), format!("{:?} is not a DNS name", proxy.host));
+        }
+        match &proxy.port {
+            None => out.error(&at.key("port"), "a port is required"),
+            Some(port) => common::port(port.number, &at.key("port").key("number"), out),
+        }
     }
 }
 
@@ -78,7 +77,7 @@ fn ingress_listener(l: &IstioIngressListener, p: &Path<'_>, out: &mut Findings) 
     match &l.port {
         None => out.error(&at, "a port is required"),
         Some(port) => {
-            listener_port(port, false, &at, out);
+            listener_port(port, false, false, &at, out);
         }
     }
     if !l.bind.is_empty() && l.bind.parse::<std::net::IpAddr>().is_err() {
@@ -122,9 +121,6 @@ fn ingress_listener(l: &IstioIngressListener, p: &Path<'_>, out: &mut Findings) 
         }
         gateway::tls(t, &at, out);
     }
-    out.unenforced(!l.bind.is_empty(), p, "bind");
-    out.unenforced(l.capture_mode != CaptureMode::Default, p, "captureMode");
-    out.unenforced(l.tls.is_some(), p, "tls");
     out.unenforced(socket, p, "defaultEndpoint");
     if let Some(c) = &l.connection_pool {
         let protocol = l.port.as_ref().and_then(|p| Protocol::parse(&p.protocol));
@@ -141,7 +137,7 @@ fn ingress_listener(l: &IstioIngressListener, p: &Path<'_>, out: &mut Findings) 
 fn egress_listener(l: &IstioEgressListener, namespace: &str, p: &Path<'_>, out: &mut Findings) {
     let unix = l.bind.starts_with("unix://");
     if let Some(port) = &l.port {
-        listener_port(port, unix, &p.key("port"), out);
+        listener_port(port, true, unix, &p.key("port"), out);
     }
     if unix && !l.bind.strip_prefix("unix://").is_some_and(is_socket_path) {
         out.error(&p.key("bind"), format!("{:?} is not unix:///path or unix://@name", l.bind));
@@ -151,9 +147,7 @@ fn egress_listener(l: &IstioEgressListener, namespace: &str, p: &Path<'_>, out: 
     } else if !unix && !l.bind.is_empty() && l.bind.parse::<std::net::IpAddr>().is_err() {
         out.error(&p.key("bind"), format!("{:?} is neither an IP address nor unix://", l.bind));
     }
-    out.unenforced(l.port.is_some(), p, "port");
-    out.unenforced(!l.bind.is_empty(), p, "bind");
-    out.unenforced(l.capture_mode != CaptureMode::Default, p, "captureMode");
+    out.unenforced(unix, p, "bind");
     let hosts = p.key("hosts");
     if l.hosts.is_empty() {
         out.error(&hosts, "at least one host is required");
@@ -177,11 +171,13 @@ fn egress_listener(l: &IstioEgressListener, namespace: &str, p: &Path<'_>, out: 
     duplicates(&l.hosts, namespace, &hosts, out);
 }
 
-fn listener_port(port: &Port, unix: bool, p: &Path<'_>, out: &mut Findings) {
+fn listener_port(port: &Port, egress: bool, unix: bool, p: &Path<'_>, out: &mut Findings) {
     if !(unix && port.number == 0) {
         common::port(port.number, &p.key("number"), out);
     }
-    if !port.protocol.is_empty() {
+    // An egress listener may be a proxy for requests to every service of its hosts.
+    let proxy = egress && port.protocol.eq_ignore_ascii_case("HTTP_PROXY");
+    if !port.protocol.is_empty() && !proxy {
         common::protocol(&port.protocol, &p.key("protocol"), out);
     }
     if !port.name.is_empty() && !common::is_dns_label(&port.name) {

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 use mesh_model::{
     ClusterId,
-    authored::{ClientTlsMode, MutualTlsMode, OutboundTrafficMode},
+    authored::{ClientTlsMode, MutualTlsMode},
     explain::{Step, Target, Way},
     federation::{LeaseState, OnLapse},
     proxy::{
@@ -21,9 +21,9 @@ use mesh_model::{
 pub use self::policy::{Request, readable};
 use super::{
     Ctx,
-    common::{cluster_name, member_sni},
+    common::{PASSTHROUGH, cluster_name, member_sni},
     endpoints::{self, CLUSTER_LABEL},
-    routes, udp,
+    find, routes, udp,
 };
 use crate::{
     config::selects,
@@ -104,7 +104,7 @@ fn name<'a>(ctx: &Ctx<'a>, host: &str, way: &mut Way) -> Result<&'a Entry, Ended
         return Err(unknown(ctx, &host, &tries[0], way));
     };
     way.host.clone_from(&entry.service.host);
-    if ctx.service(&entry.service.host).is_none() {
+    if find(ctx.visible(), &entry.service.host).is_none() {
         let says = format!("{} is not visible to namespace {}", entry.service.host, ctx.proxy.namespace);
         let fix = if ctx.proxy.sees(&entry.service.namespace, &entry.service.export_to) {
             let sidecar = world.sidecar(ctx.proxy).map(|s| format!("{}/{}", s.namespace, s.name));
@@ -169,13 +169,12 @@ fn unknown(ctx: &Ctx<'_>, given: &str, host: &str, way: &mut Way) -> Ended {
         );
         return stop(way, "name", says, fix);
     }
-    let mode = if world.allow_any(ctx.proxy) {
-        OutboundTrafficMode::AllowAny
-    } else {
-        OutboundTrafficMode::RegistryOnly
-    };
-    if mode == OutboundTrafficMode::AllowAny {
-        let says = format!("{host} is not known to the mesh: traffic passes through without policy");
+    if let Some(to) = ctx.undeclared() {
+        let says = if to == PASSTHROUGH {
+            format!("{host} is not known to the mesh: traffic passes through without policy")
+        } else {
+            format!("{host} is not known to the mesh: traffic goes to the egressProxy, {to}")
+        };
         way.steps.push(Step::warning("name", says, "a ServiceEntry makes it known"));
         return Ended;
     }
@@ -270,9 +269,7 @@ fn route(
     let conditional = routes.iter().take_while(|r| takes(&r.matches, request) != Some(true));
     let conditional = conditional.filter(|r| takes(&r.matches, request).is_none()).count();
     let taken = routes.iter().find(|r| takes(&r.matches, request) == Some(true));
-    let doc = ctx.world.virtual_service(ctx.proxy, &entry.service.host, |d| {
-        d.spec.gateways.is_empty() || d.spec.gateways.iter().any(|g| g == "mesh")
-    });
+    let doc = ctx.routes_of(entry);
     let by =
         doc.map_or("no VirtualService".to_owned(), |d| format!("VirtualService {}/{}", d.namespace, d.name));
     let Some(r) = taken else {

@@ -294,7 +294,7 @@ fn passthrough_chains(ctx: &Ctx<'_>, s: &Served<'_>) -> Vec<FilterChain> {
     out
 }
 
-fn termination(ctx: &Ctx<'_>, t: &ServerTlsSettings, http: bool) -> Option<DownstreamTls> {
+pub(super) fn termination(ctx: &Ctx<'_>, t: &ServerTlsSettings, http: bool) -> Option<DownstreamTls> {
     let sds = |name: &str, suffix: &str| SecretRef::Sds(format!("kubernetes://{name}{suffix}"));
     let credential = [&t.credential_name].into_iter().chain(&t.credential_names).find(|c| !c.is_empty());
     let (certificate, roots) = if t.mode == ServerTlsMode::IstioMutual {

@@ -26,7 +26,6 @@ use mesh_model::{
 use super::{
     Ctx, Generated,
     common::{Side, chain, listener},
-    http::Scope,
     routes as outbound,
 };
 use crate::{
@@ -98,7 +97,7 @@ pub fn problems(proxy: &ProxyNode, world: &World) -> Vec<Problem> {
     let mut found: BTreeMap<String, Left> = BTreeMap::new();
     for e in ctx.visible() {
         let host = &e.service.host;
-        let document = world.virtual_service(proxy, host, |d| Scope::Mesh.bound(d));
+        let document = ctx.routes_of(e);
         if let Some(d) = document {
             let left = found.entry(format!("VirtualService {}/{}", d.namespace, d.name)).or_default();
             for p in ports(e) {

@@ -15,7 +15,7 @@ use std::{
 };
 
 use mesh_model::{
-    authored::{ConnectionPoolSettings, MutualTlsMode},
+    authored::{CaptureMode, ConnectionPoolSettings, IstioIngressListener, MutualTlsMode, ServerTlsSettings},
     proxy::{
         ClientCertificate, Cluster, Direction, Discovery, DownstreamTls, EndpointHealth, FilterChain,
         FilterChainMatch, Forward, LbEndpoint, LoadAssignment, LocalityEndpoints, NetworkFilter, RouteAction,
@@ -28,6 +28,7 @@ use mesh_model::{
 use super::{
     Ctx, Generated, clusters,
     common::{INBOUND_PASSTHROUGH, Side, chain, http_protocols, listener},
+    gateway,
     hbone::{self, Target},
     http, rbac, routes,
 };
@@ -51,6 +52,22 @@ struct Port<'a> {
     to: SocketAddr,
     /// Limits that a `Sidecar` sets, instead of those of the service's rule.
     pool: Option<&'a ConnectionPoolSettings>,
+    /// As a `Sidecar` declares it.
+    listener: Option<&'a IstioIngressListener>,
+}
+
+impl Port<'_> {
+    /// The address of a listener of its own, where connections are not captured or a `Sidecar` says that those of this
+    /// port are not.
+    fn own_address(&self, ctx: &Ctx<'_>) -> Option<SocketAddr> {
+        let apart = self.listener.is_some_and(|l| l.capture_mode == CaptureMode::None);
+        if ctx.proxy.interception != Interception::None && !apart {
+            return None;
+        }
+        let bind = self.listener.and_then(|l| l.bind.parse().ok());
+        let ip = bind.or(ctx.proxy.addresses.first().copied()).unwrap_or(ctx.proxy.bind());
+        Some(SocketAddr::new(ip, self.number))
+    }
 }
 
 pub(super) fn generate(ctx: &Ctx<'_>, out: &mut Generated) {
@@ -58,20 +75,19 @@ pub(super) fn generate(ctx: &Ctx<'_>, out: &mut Generated) {
     for p in ports.values() {
         out.cluster(cluster(ctx, p));
     }
-    if ctx.proxy.interception == Interception::None {
-        let mut targets = Vec::new();
-        for p in ports.values() {
-            let ip = ctx.proxy.bind();
-            let mut l =
-                listener(format!("{ip}_{}", p.number), SocketAddr::new(ip, p.number), Direction::Inbound);
-            l.filter_chains = port_chains(ctx, p, FilterChainMatch::default());
-            inspect(&mut l);
-            // In clear there is no other way in, so nothing may share the HTTP proxy's address.
-            if !out.listeners.contains_key(&l.name) {
-                targets.push(Target::one(l.address, &l.name));
-                out.listener(l);
-            }
+    let mut targets = Vec::new();
+    for p in ports.values() {
+        let Some(at) = p.own_address(ctx) else { continue };
+        let mut l = listener(format!("{}_{}", at.ip(), at.port()), at, Direction::Inbound);
+        l.filter_chains = port_chains(ctx, p, FilterChainMatch::default());
+        inspect(&mut l);
+        // In clear there is no other way in, so nothing may share the HTTP proxy's address.
+        if !out.listeners.contains_key(&l.name) {
+            targets.push(Target::one(l.address, &l.name));
+            out.listener(l);
         }
+    }
+    if ctx.proxy.interception == Interception::None {
         hbone::inbound(ctx, &targets, out);
         return;
     }
@@ -133,6 +149,7 @@ fn ports<'a>(ctx: &Ctx<'a>) -> BTreeMap<u16, Port<'a>> {
             service_port: p.port,
             to,
             pool,
+            listener: None,
         });
     }
     let Some(sidecar) = sidecar.filter(|s| !s.ingress.is_empty()) else { return out };
@@ -150,6 +167,7 @@ fn ports<'a>(ctx: &Ctx<'a>) -> BTreeMap<u16, Port<'a>> {
             service_port: known.as_ref().map_or(number, |k| k.service_port),
             to: to.or(known.map(|k| k.to)).unwrap_or(SocketAddr::from(([127, 0, 0, 1], number))),
             pool: l.connection_pool.as_ref().or(pool),
+            listener: Some(l),
         });
     }
     out
@@ -234,7 +252,7 @@ fn port_chains(ctx: &Ctx<'_>, p: &Port<'_>, at: FilterChainMatch) -> Vec<FilterC
     let name = format!("{VIRTUAL_INBOUND}-{}", p.number);
     let filters =
         |http: bool| if http { http_filters(ctx, p) } else { tcp_filters(ctx, &cluster_name(p.number)) };
-    let tls = FilterChainMatch { transport_protocol: Some(TransportProtocol::Tls), ..at.clone() };
+    let tls = tls_of(at.clone());
     let mut out = Vec::new();
     if mode != MutualTlsMode::Disable {
         let mut m = tls.clone();
@@ -245,9 +263,11 @@ fn port_chains(ctx: &Ctx<'_>, p: &Port<'_>, at: FilterChainMatch) -> Vec<FilterC
     }
     match mode {
         MutualTlsMode::Strict => return out,
-        MutualTlsMode::Disable => {
-            plain(&mut out, ctx, p, &name, at);
-        }
+        MutualTlsMode::Disable => match p.listener.and_then(|l| l.tls.as_ref()) {
+            // A Sidecar's own TLS is for those who come from outside of the mesh; it takes the place of the mesh's.
+            Some(settings) => out.extend(terminating(ctx, p, settings, at)),
+            None => plain(&mut out, ctx, p, &name, at),
+        },
         _ => {
             // The application's own TLS, for it alone to read.
             out.push(chain(format!("{name}-tls"), tls, filters(false)));
@@ -256,6 +276,25 @@ fn port_chains(ctx: &Ctx<'_>, p: &Port<'_>, at: FilterChainMatch) -> Vec<FilterC
         }
     }
     out
+}
+
+fn tls_of(at: FilterChainMatch) -> FilterChainMatch {
+    FilterChainMatch { transport_protocol: Some(TransportProtocol::Tls), ..at }
+}
+
+/// The chain of a port that ends TLS with certificates of its own, with HTTP in it if the port's protocol is HTTPS. With
+/// settings that cannot be used there is none, and nobody gets in.
+fn terminating(
+    ctx: &Ctx<'_>,
+    p: &Port<'_>,
+    settings: &ServerTlsSettings,
+    at: FilterChainMatch,
+) -> Option<FilterChain> {
+    let http = p.protocol == Protocol::Https;
+    let tls = gateway::termination(ctx, settings, http)?;
+    let filters = if http { http_filters(ctx, p) } else { tcp_filters(ctx, &cluster_name(p.number)) };
+    let name = format!("{VIRTUAL_INBOUND}-{}-tls", p.number);
+    Some(FilterChain { tls: Some(tls), ..chain(name, tls_of(at), filters) })
 }
 
 /// Plaintext chains of a port.

@@ -2,11 +2,12 @@
 //!
 //! With interception: one listener takes every redirected connection and hands it to the unbound
 //! listener of its original destination: `<vip>_<port>` for a service with an address, else
-//! `0.0.0.0_<port>`. Without interception only the HTTP proxy listener is bound.
+//! `0.0.0.0_<port>`. A `Sidecar` may declare listeners of its own, for captured connections or for the workload to
+//! connect to. Without interception only these and the HTTP proxy listener are bound.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
 };
 
 use mesh_model::{
@@ -24,6 +25,7 @@ use super::{
 use crate::{
     index::{Entry, Origin},
     proxy::Interception,
+    world::{Carries, Declared, Egress},
 };
 
 const VIRTUAL_OUTBOUND: &str = "virtualOutbound";
@@ -53,28 +55,123 @@ pub(super) fn own(ctx: &Ctx<'_>, out: &mut Generated) {
 
 /// Listeners of what the workload calls, and all outbound routes.
 pub(super) fn shared(ctx: &Ctx<'_>, out: &mut Generated) {
-    if ctx.proxy.http_proxy_port.is_some() {
-        routes::http_proxy(ctx, out);
+    let egress = ctx.egress();
+    // The one that has all ports of its services comes last.
+    let rest = egress.last().filter(|w| w.declared().is_none());
+    if ctx.proxy.http_proxy_port.is_some()
+        && let Some(way) = rest.or(egress.last())
+    {
+        routes::http_proxy(ctx, way, routes::HTTP_PROXY.to_owned(), out);
     }
-    if ctx.proxy.interception == Interception::None {
+    let captures = ctx.proxy.interception != Interception::None;
+    // Ports whose wildcard listener, and whose routes, a document has declared.
+    let mut taken = BTreeSet::new();
+    for way in egress {
+        if let Some(d) = way.declared().filter(|d| d.port != 0)
+            && (captures || d.connected || d.bind.is_some())
+            && taken.insert(d.port)
+        {
+            declared(ctx, out, way, d);
+        }
+    }
+    if !captures {
         return;
     }
-    let mut plans: BTreeMap<u16, Plan> = BTreeMap::new();
-    for e in ctx.visible() {
-        let mut seen = BTreeSet::new();
-        for p in &e.service.ports {
-            if seen.insert(p.port) {
-                service_port(ctx, out, &mut plans, e, p.port, p.protocol);
+    if let Some(way) = rest {
+        let mut plans: BTreeMap<u16, Plan> = BTreeMap::new();
+        for e in &way.services {
+            let mut seen = BTreeSet::new();
+            for p in &e.service.ports {
+                if seen.insert(p.port) {
+                    service_port(ctx, out, &mut plans, e, p.port, p.protocol);
+                }
+            }
+        }
+        plans.retain(|port, _| !taken.contains(port));
+        wildcards(ctx, out, way, plans);
+    }
+    out.listener(catch_all(ctx));
+}
+
+fn wildcards(ctx: &Ctx<'_>, out: &mut Generated, way: &Egress<'_>, plans: BTreeMap<u16, Plan>) {
+    for (port, plan) in plans {
+        if plan.http {
+            routes::port(ctx, way, port, out);
+        }
+        out.listener(wildcard(ctx, ctx.proxy.any(), port, plan));
+    }
+}
+
+/// A listener that a `Sidecar` declares. Without an address, captured connections come to the addresses of the services,
+/// and the workload connects to the loopback interface.
+fn declared(ctx: &Ctx<'_>, out: &mut Generated, way: &Egress<'_>, d: Declared) {
+    let connected = d.connected || ctx.proxy.interception == Interception::None;
+    let at = d.bind.or(connected.then_some(IpAddr::V4(Ipv4Addr::LOCALHOST)));
+    let mut plans = BTreeMap::from([(d.port, Plan::default())]);
+    let Carries::Protocol(protocol) = d.carries else {
+        let ip = at.unwrap_or(ctx.proxy.any());
+        routes::http_proxy(ctx, way, d.port.to_string(), out);
+        out.listener(at_own(wildcard(ctx, ip, d.port, Plan { http: true, ..Plan::default() }), connected));
+        return;
+    };
+    for e in &way.services {
+        // Of an undeclared protocol the service knows more.
+        let of_service = e.port(d.port).map_or(Protocol::Auto, |p| p.protocol);
+        let protocol = if protocol == Protocol::Auto { of_service } else { protocol };
+        if at.is_none() {
+            service_port(ctx, out, &mut plans, e, d.port, protocol);
+        } else if let Some(plan) = plans.get_mut(&d.port) {
+            at_address(ctx, plan, e, d.port, protocol);
+        }
+    }
+    // Documents alone may have routes of requests.
+    if let Some(plan) = plans.get_mut(&d.port) {
+        plan.http |= protocol.is_http();
+    }
+    plans.retain(|_, p| p.http || p.tcp.is_some() || !p.sni.is_empty());
+    match at {
+        None => wildcards(ctx, out, way, plans),
+        Some(ip) => {
+            for (port, plan) in plans {
+                if plan.http {
+                    routes::port(ctx, way, port, out);
+                }
+                out.listener(at_own(wildcard(ctx, ip, port, plan), connected));
             }
         }
     }
-    for (port, plan) in plans {
-        if plan.http {
-            routes::port(ctx, port, out);
-        }
-        out.listener(wildcard(ctx, port, plan));
+}
+
+/// A listener that the workload connects to itself. What comes to it was meant for no other address, so nothing can be
+/// passed through to one: it would come back.
+fn at_own(mut l: Listener, connected: bool) -> Listener {
+    l.bind_to_port = connected;
+    if connected {
+        let passes = |f: &NetworkFilter| match f {
+            NetworkFilter::Tcp(t) => t.clusters.iter().any(|c| c.cluster == PASSTHROUGH),
+            _ => false,
+        };
+        l.default_filter_chain = l.default_filter_chain.filter(|c| !c.filters.iter().any(passes));
     }
-    out.listener(catch_all(ctx));
+    l
+}
+
+/// Adds what an address that is no service's has of a service.
+fn at_address(ctx: &Ctx<'_>, plan: &mut Plan, e: &Entry, port: u16, protocol: Protocol) {
+    match protocol {
+        Protocol::Udp => {}
+        p if p.is_http() => plan.http = true,
+        p if p.is_tls() => {
+            for c in tcp::tls_chains(ctx, e, port) {
+                tcp::push(&mut plan.sni, c);
+            }
+        }
+        // Nothing tells bytes of one service from those of another: the first has them.
+        p => {
+            plan.http |= p == Protocol::Auto;
+            plan.tcp.get_or_insert_with(|| tcp::tcp_chains(ctx, e, port));
+        }
+    }
 }
 
 fn unbound(ip: IpAddr, port: u16) -> Listener {
@@ -183,16 +280,15 @@ fn service_port(
 }
 
 /// The listener of everything on one port that has no address of its own.
-fn wildcard(ctx: &Ctx<'_>, port: u16, plan: Plan) -> Listener {
-    let any = ctx.proxy.any();
-    let mut l = unbound(any, port);
+fn wildcard(ctx: &Ctx<'_>, ip: IpAddr, port: u16, plan: Plan) -> Listener {
+    let mut l = unbound(ip, port);
     let name = port.to_string();
     let http = |matches| {
         chain(
             name.clone(),
             matches,
             vec![ctx.http_filter(
-                &format!("outbound_{any}_{name}"),
+                &format!("outbound_{ip}_{name}"),
                 RouteSource::Rds(name.clone()),
                 Side::Outbound,
             )],
@@ -232,8 +328,8 @@ fn wildcard(ctx: &Ctx<'_>, port: u16, plan: Plan) -> Listener {
 
 /// Connections to destinations that nobody declared.
 fn undeclared(ctx: &Ctx<'_>) -> FilterChain {
-    let to = if ctx.world.allow_any(ctx.proxy) { PASSTHROUGH } else { BLACK_HOLE };
-    chain(format!("{VIRTUAL_OUTBOUND}-{to}"), FilterChainMatch::default(), vec![ctx.tcp_to(to)])
+    let to = ctx.undeclared().unwrap_or_else(|| BLACK_HOLE.to_owned());
+    chain(format!("{VIRTUAL_OUTBOUND}-{to}"), FilterChainMatch::default(), vec![ctx.tcp_to(&to)])
 }
 
 fn catch_all(ctx: &Ctx<'_>) -> Listener {

@@ -17,9 +17,14 @@ use mesh_model::{
 use super::{
     Ctx, Generated,
     common::PASSTHROUGH,
+    find,
     http::{self, Scope},
 };
-use crate::index::{Entry, Origin};
+use crate::{
+    index::{Entry, Origin},
+    proxy::Interception,
+    world::Egress,
+};
 
 /// RDS name of the HTTP proxy listener.
 pub(super) const HTTP_PROXY: &str = "http_proxy";
@@ -81,8 +86,7 @@ fn domains(names: &[String], port: u16, bare: bool) -> Vec<String> {
 /// Routes of a service: its document's, or the default.
 fn service_routes(ctx: &Ctx<'_>, entry: &Entry, port: u16) -> Vec<Route> {
     let routes = ctx
-        .world
-        .virtual_service(ctx.proxy, &entry.service.host, |d| Scope::Mesh.bound(d))
+        .routes_of(entry)
         .filter(|d| !d.spec.http.is_empty())
         .map(|d| http::routes(ctx, d, port, Scope::Mesh))
         .unwrap_or_default();
@@ -110,25 +114,27 @@ enum Host {
     Kept(String),
 }
 
-/// Hosts of documents that no service has; reachable on port 80.
-fn other_hosts(ctx: &Ctx<'_>, taken: &mut Domains, out: &mut Vec<Host>) {
-    const PORT: u16 = 80;
+/// Hosts of documents that no service of a listener has; reachable on port 80, or on the port that a `Sidecar` gives the
+/// listener.
+fn other_hosts(ctx: &Ctx<'_>, way: &Egress<'_>, port: u16, taken: &mut Domains, out: &mut Vec<Host>) {
     for (doc, hosts) in ctx.world.virtual_services() {
         if doc.spec.http.is_empty()
+            || hosts.is_empty()
             || !Scope::Mesh.bound(doc)
             || !ctx.proxy.sees(&doc.namespace, &doc.spec.export_to)
+            || !way.imports_routes(ctx.proxy, &doc.namespace, hosts)
         {
             continue;
         }
         for host in hosts {
             // `*` for the whole mesh is refused by validation.
-            if host == "*" || host.parse::<IpAddr>().is_ok() || ctx.service(host).is_some() {
+            if host == "*" || host.parse::<IpAddr>().is_ok() || find(&way.services, host).is_some() {
                 continue;
             }
-            let routes = http::routes(ctx, doc, PORT, Scope::Mesh);
-            let domains = taken.claim(domains(std::slice::from_ref(host), PORT, true));
+            let routes = http::routes(ctx, doc, port, Scope::Mesh);
+            let domains = taken.claim(domains(std::slice::from_ref(host), port, true));
             if !routes.is_empty() && !domains.is_empty() {
-                out.push(Host::Made(virtual_host(format!("{host}:{PORT}"), domains, routes)));
+                out.push(Host::Made(virtual_host(format!("{host}:{port}"), domains, routes)));
             }
         }
     }
@@ -136,8 +142,9 @@ fn other_hosts(ctx: &Ctx<'_>, taken: &mut Domains, out: &mut Vec<Host>) {
 
 /// Where requests go whose host nobody declared.
 fn catch_all(ctx: &Ctx<'_>, passthrough: bool) -> VirtualHost {
-    if passthrough && ctx.world.allow_any(ctx.proxy) {
-        let forward = Forward { clusters: vec![WeightedCluster::only(PASSTHROUGH)], ..Forward::default() };
+    // A proxied request has no original destination to pass through to, but another proxy may take it.
+    if let Some(to) = ctx.undeclared().filter(|to| passthrough || to != PASSTHROUGH) {
+        let forward = Forward { clusters: vec![WeightedCluster::only(to)], ..Forward::default() };
         let mut r = http::route(RouteMatch::any(), RouteAction::Forward(Box::new(forward)));
         r.name = "allow_any".to_owned();
         return virtual_host("allow_any".to_owned(), vec!["*".to_owned()], vec![r]);
@@ -171,20 +178,23 @@ fn whole(ctx: &Ctx<'_>, out: &mut Generated, name: String, hosts: Vec<Host>, res
     out.route(config);
 }
 
-/// Routes of the listener of one port.
-pub(super) fn port(ctx: &Ctx<'_>, number: u16, out: &mut Generated) {
+/// Routes of the listener of one port. A `Sidecar` may give the port a listener of its own, with hosts of documents.
+pub(super) fn port(ctx: &Ctx<'_>, way: &Egress<'_>, number: u16, out: &mut Generated) {
     let mut taken = Domains::default();
     let mut hosts = Vec::new();
-    for e in ctx.visible() {
+    for e in &way.services {
         let http = e.port(number).is_some_and(|p| p.protocol.is_http() || p.protocol == Protocol::Auto);
         if http {
             hosts.extend(service_host(ctx, e, number, true, &mut taken));
         }
     }
-    if number == 80 {
-        other_hosts(ctx, &mut taken, &mut hosts);
+    if number == 80 || way.declared().is_some() {
+        other_hosts(ctx, way, number, &mut taken, &mut hosts);
     }
-    whole(ctx, out, number.to_string(), hosts, catch_all(ctx, true));
+    // What the workload connects to itself was meant for no other address.
+    let captured =
+        ctx.proxy.interception != Interception::None && way.declared().is_none_or(|d| !d.connected);
+    whole(ctx, out, number.to_string(), hosts, catch_all(ctx, captured));
 }
 
 /// Routes of one service's own listener: whatever the host header says, it is this service.
@@ -199,12 +209,11 @@ pub(super) fn single_name(entry: &Entry, port: u16) -> String {
     format!("{}:{port}", entry.service.host)
 }
 
-/// Routes of the HTTP proxy listener: every HTTP port of every service. A host without a port means
-/// port 80.
-pub(super) fn http_proxy(ctx: &Ctx<'_>, out: &mut Generated) {
+/// Routes of a listener that is an HTTP proxy: every HTTP port of every service. A host without a port means port 80.
+pub(super) fn http_proxy(ctx: &Ctx<'_>, way: &Egress<'_>, name: String, out: &mut Generated) {
     let mut taken = Domains::default();
     let mut hosts = Vec::new();
-    for e in ctx.visible() {
+    for e in &way.services {
         let mut seen = BTreeSet::new();
         for p in &e.service.ports {
             let http = p.protocol.is_http() || p.protocol == Protocol::Auto;
@@ -213,7 +222,6 @@ pub(super) fn http_proxy(ctx: &Ctx<'_>, out: &mut Generated) {
             }
         }
     }
-    other_hosts(ctx, &mut taken, &mut hosts);
-    // A proxied request has no original destination to pass through to.
-    whole(ctx, out, HTTP_PROXY.to_owned(), hosts, catch_all(ctx, false));
+    other_hosts(ctx, way, 80, &mut taken, &mut hosts);
+    whole(ctx, out, name, hosts, catch_all(ctx, false));
 }

@@ -53,7 +53,7 @@ pub(super) fn prefixes(list: &[String]) -> Vec<IpNet> {
 }
 
 fn document<'a>(ctx: &Ctx<'a>, entry: &Entry) -> Option<&'a Doc<VirtualService>> {
-    ctx.world.virtual_service(ctx.proxy, &entry.service.host, |d| Scope::Mesh.bound(d))
+    ctx.routes_of(entry)
 }
 
 /// Gives connections the idle timeout of the service's rule.

@@ -1,6 +1,7 @@
 //! Configuration in, what a proxy would execute out.
 
 mod domains;
+mod egress;
 mod gateways;
 mod grpc;
 mod patches;

@@ -37,7 +37,7 @@ use crate::{
     hosts,
     index::{Entry, Origin},
     proxy::Interception,
-    world::effective_policy,
+    world::{Undeclared, effective_policy},
 };
 
 const VIRTUAL_OUTBOUND: &str = "virtualOutboundUdp";
@@ -84,7 +84,9 @@ pub(super) fn shared(ctx: &Ctx<'_>, out: &mut Generated) {
         }
     }
     let any = ctx.proxy.any();
-    let to = if ctx.world.allow_any(ctx.proxy) { PASSTHROUGH } else { BLACK_HOLE };
+    // A proxy for streams is none for datagrams.
+    let passed = ctx.world.undeclared(ctx.proxy) != Undeclared::Refused;
+    let to = if passed { PASSTHROUGH } else { BLACK_HOLE };
     let mut l = listener(
         VIRTUAL_OUTBOUND.to_owned(),
         SocketAddr::new(any, mesh_runtime::ports::OUTBOUND),

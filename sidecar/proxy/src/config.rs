@@ -98,7 +98,7 @@ pub(crate) struct RouteSlot {
 /// Everything that workers look up by name or address.
 #[derive(Debug, Default)]
 pub(crate) struct Compiled {
-    /// Listeners that take redirected connections, by address.
+    /// Listeners that redirected connections are handed to, by address.
     pub(crate) by_address: HashMap<SocketAddr, Arc<ListenerSlot>>,
     /// The same for datagrams.
     pub(crate) udp_by_address: HashMap<SocketAddr, Arc<ListenerSlot>>,

@@ -258,17 +258,16 @@ impl Simulation<'_> {
                 && l.address.port() == d.port()
                 && (l.address.is_ipv6() || l.address.is_ipv4() == d.is_ipv4())
         };
-        let at = |bound: bool| {
-            let of = move |l: &&Arc<model::Listener>| l.bind_to_port == bound;
-            tcp().filter(of).find(|l| l.address == d).or_else(|| tcp().filter(of).find(|l| wildcard(l)))
-        };
+        let exact = || tcp().find(|l| l.address == d);
+        let any = |bound: bool| tcp().find(|l| l.bind_to_port == bound && wildcard(l));
+        let bound = || tcp().find(|l| l.bind_to_port && l.address == d).or_else(|| any(true));
         let captures =
             tcp().find(|l| l.use_original_dst && l.bind_to_port && l.direction == self.arrival.direction);
         match self.arrival.direction {
             // An inbound listener keeps what it captures.
-            model::Direction::Inbound => captures.or_else(|| at(true)),
-            model::Direction::Outbound => at(false).or_else(|| at(true)).or(captures),
-            model::Direction::Unspecified => at(true),
+            model::Direction::Inbound => captures.or_else(bound),
+            model::Direction::Outbound => exact().or_else(|| any(false)).or_else(|| any(true)).or(captures),
+            model::Direction::Unspecified => bound(),
         }
         .cloned()
     }

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use crate::{
     Base, Row, View, get, row,
     support::{Mesh, bookinfo},
-    unenforced, warned,
+    warned,
 };
 
 const X: &str = "GET http://ratings:9080/x";
@@ -27,7 +27,16 @@ pub(crate) fn rows() -> Vec<Row> {
         "workloadSelector": {"labels": {"app": "ratings"}},
         "ingress": [{"port": {"number": 9080, "name": "http", "protocol": "HTTP"}, "defaultEndpoint": "127.0.0.1:8000"}]
     }))));
+    // The same port with TLS of its own, where the mesh's is off.
+    let off = json!({"apiVersion": "security.istio.io/v1", "kind": "PeerAuthentication",
+        "metadata": {"name": "off", "namespace": "default"}, "spec": {"mtls": {"mode": "DISABLE"}}});
+    let plain = Base::new(bookinfo().with(off).with(document(json!({
+        "workloadSelector": {"labels": {"app": "ratings"}},
+        "ingress": [{"port": {"number": 9080, "name": "https", "protocol": "HTTPS"}, "defaultEndpoint": "127.0.0.1:8000"}]
+    }))));
     let config = || View::Config { from: "default/ratings-v1" };
+    let caller = || View::Config { from: "default/productpage-v1" };
+    let http = json!({"number": 9080, "name": "http", "protocol": "HTTP"});
     let cluster = |c: Value| json!({"clusters": {"inbound|9080||": c}});
     let endpoint = |address: &str, port: u16| {
         cluster(
@@ -59,19 +68,30 @@ pub(crate) fn rows() -> Vec<Row> {
             json!({"cluster": "PassthroughCluster"}),
         )
         .instead_of(json!(["./*"])),
-        unenforced(
+        row(
             "Sidecar.egress[].port",
             &b,
             "/spec/egress/0/port",
-            json!({"number": 9080, "name": "http", "protocol": "HTTP"}),
+            json!({"number": 9999, "name": "http", "protocol": "HTTP"}),
+            get(X),
+            json!({"cluster": "PassthroughCluster"}),
         ),
-        unenforced(
+        row(
             "Sidecar.egress[].bind",
-            &b.and("/spec/egress/0/port", json!({"number": 9080, "name": "http", "protocol": "HTTP"})),
+            &b.and("/spec/egress/0/port", http.clone()),
             "/spec/egress/0/bind",
-            json!("127.0.0.1"),
+            json!("127.0.0.9"),
+            caller(),
+            json!({"listeners": {"127.0.0.9_9080": {"bind_to_port": false}}}),
         ),
-        unenforced("Sidecar.egress[].captureMode", &b, "/spec/egress/0/captureMode", json!("IPTABLES")),
+        row(
+            "Sidecar.egress[].captureMode",
+            &b.and("/spec/egress/0/port", http.clone()),
+            "/spec/egress/0/captureMode",
+            json!("NONE"),
+            caller(),
+            json!({"listeners": {"127.0.0.1_9080": {"bind_to_port": true}}}),
+        ),
         row(
             "Sidecar.outboundTrafficPolicy.mode",
             &policy,
@@ -81,11 +101,13 @@ pub(crate) fn rows() -> Vec<Row> {
             json!({"action": "refuse", "status": 502}),
         )
         .instead_of(json!("ALLOW_ANY")),
-        unenforced(
+        row(
             "Sidecar.outboundTrafficPolicy.egressProxy",
             &policy,
             "/spec/outboundTrafficPolicy/egressProxy",
-            json!({"host": "e.example.com", "port": {"number": 80}}),
+            json!({"host": "details.default.svc.cluster.local", "port": {"number": 9080}}),
+            get("GET http://nobody.example:9080/"),
+            json!({"cluster": "outbound|9080||details.default.svc.cluster.local"}),
         ),
         row(
             "Sidecar.ingress[].port",
@@ -121,13 +143,31 @@ pub(crate) fn rows() -> Vec<Row> {
             config(),
             cluster(json!({"limits": {"max_pending": 4}})),
         ),
-        unenforced("Sidecar.ingress[].bind", &serving, "/spec/ingress/0/bind", json!("10.1.0.21")),
-        unenforced("Sidecar.ingress[].captureMode", &serving, "/spec/ingress/0/captureMode", json!("NONE")),
-        unenforced(
+        row(
+            "Sidecar.ingress[].bind",
+            &serving.and("/spec/ingress/0/captureMode", json!("NONE")),
+            "/spec/ingress/0/bind",
+            json!("10.1.0.99"),
+            config(),
+            json!({"listeners": {"10.1.0.99_9080": {"bind_to_port": true}}}),
+        ),
+        row(
+            "Sidecar.ingress[].captureMode",
+            &serving,
+            "/spec/ingress/0/captureMode",
+            json!("NONE"),
+            config(),
+            json!({"listeners": {"10.1.0.21_9080": {"bind_to_port": true}}}),
+        ),
+        row(
             "Sidecar.ingress[].tls",
-            &serving.and("/spec/ingress/0/port/protocol", json!("HTTPS")),
+            &plain,
             "/spec/ingress/0/tls",
             json!({"mode": "SIMPLE", "serverCertificate": "/c", "privateKey": "/k"}),
+            config(),
+            json!({"listeners": {"virtualInbound": {"filter_chains": [
+                {"name": "virtualInbound-9080-tls", "tls": {"certificate": {"Files": {"chain": "/c", "key": "/k"}}}}, {}
+            ]}}}),
         ),
         warned("ProxyConfig.concurrency", &proxy, "/spec/concurrency", json!(2), "not enforced yet"),
         warned(

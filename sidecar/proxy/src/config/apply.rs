@@ -110,17 +110,20 @@ impl Applier {
     }
 
     fn compiled(&self) -> Compiled {
-        let unbound = |udp: bool| {
+        // What was captured on its way to an address is handed to the listener of that address. One that is bound as well
+        // takes it, as in Envoy, but not for all addresses of its port: those it has are the capturing listener's.
+        let handed = |udp: bool| {
             self.listeners
                 .values()
                 .filter(|l| {
-                    let l = l.current.load();
-                    !l.model.bind_to_port && l.model.udp.is_some() == udp
+                    let l = &l.current.load().model;
+                    let own = !udp && !l.use_original_dst && !l.address.ip().is_unspecified();
+                    (!l.bind_to_port || own) && l.udp.is_some() == udp
                 })
                 .map(|l| (l.current.load().model.address, Arc::clone(l)))
                 .collect()
         };
-        let (by_address, udp_by_address) = (unbound(false), unbound(true));
+        let (by_address, udp_by_address) = (handed(false), handed(true));
         Compiled {
             by_address,
             udp_by_address,

@@ -1,0 +1,111 @@
+//! Listeners that a `Sidecar` declares: what the application connects to itself, what it may call where, TLS of a port's
+//! own, and a proxy for what nobody declared. Once with our proxy and once with Envoy in its place.
+
+use std::path::Path;
+
+use anyhow::ensure;
+use flotilla_e2e::netns::{Cluster, NAMESPACE, Options, World, exec, until};
+
+use crate::{
+    certs::Authority,
+    edges::{Got, curl, readable},
+    security::CONVERGE,
+    support::{host, scenario},
+};
+
+/// `client` may call `alpha` on a listener of its own and `beta` through a proxy; `gamma` takes what nobody declared.
+fn egress() -> String {
+    format!(
+        "apiVersion: networking.istio.io/v1\nkind: Sidecar\nmetadata: {{name: client, namespace: {NAMESPACE}}}\nspec:\n  \
+         workloadSelector: {{labels: {{app: client}}}}\n  egress:\n  - port: {{number: 7000, protocol: HTTP, name: own}}\n    \
+         bind: 127.0.0.9\n    captureMode: NONE\n    hosts: [\"./own.example\"]\n  - port: {{number: 3128, protocol: HTTP_PROXY, \
+         name: proxy}}\n    captureMode: NONE\n    hosts: [\"./{}\"]\n  outboundTrafficPolicy:\n    mode: ALLOW_ANY\n    \
+         egressProxy: {{host: {}, port: {{number: 8080}}}}\n---\napiVersion: networking.istio.io/v1\nkind: VirtualService\n\
+         metadata: {{name: own, namespace: {NAMESPACE}}}\nspec: {{hosts: [own.example], http: [{{route: [{{destination: {{host: \
+         {}, port: {{number: 8080}}}}}}]}}]}}\n",
+        host("beta"),
+        host("gamma"),
+        host("alpha"),
+    )
+}
+
+/// `alpha` ends TLS of its own for strangers, on a port that nothing captures.
+fn ingress(chain: &str, key: &str) -> String {
+    format!(
+        "apiVersion: networking.istio.io/v1\nkind: Sidecar\nmetadata: {{name: alpha, namespace: {NAMESPACE}}}\nspec:\n  \
+         workloadSelector: {{labels: {{app: alpha}}}}\n  ingress:\n  - port: {{number: 8080, protocol: HTTP, name: http}}\n    \
+         defaultEndpoint: 127.0.0.1:8080\n  - port: {{number: 9443, protocol: HTTPS, name: https}}\n    captureMode: NONE\n    \
+         defaultEndpoint: 127.0.0.1:8080\n    tls: {{mode: SIMPLE, serverCertificate: {chain}, privateKey: {key}}}\n---\n\
+         apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {{name: alpha, namespace: {NAMESPACE}}}\nspec:\n  \
+         selector: {{matchLabels: {{app: alpha}}}}\n  mtls: {{mode: STRICT}}\n  portLevelMtls: {{9443: {{mode: DISABLE}}}}\n"
+    )
+}
+
+#[test]
+#[ignore = "needs root, network namespaces and an Envoy"]
+fn listeners_of_a_sidecar() {
+    scenario("listeners that a Sidecar declares", async || {
+        let envoy = std::env::var("ENVOY_BIN")?;
+        let mut world = World::start(&Options {
+            clusters: vec![(
+                "west",
+                vec![("client", "v1"), ("alpha", "v1"), ("beta", "v1"), ("gamma", "v1")],
+            )],
+            ..crate::support::options(false)
+        })
+        .await?;
+        let authority = Authority::new("strangers");
+        let dir = world.dir.join("own-tls");
+        let (chain, key) = authority.issue(&dir, "alpha.example");
+        std::os::unix::fs::chown(&dir, Some(1337), Some(1337))?;
+        let root = authority.write_root(&world.dir.join("strangers.pem"));
+        for f in [&chain, &key] {
+            readable(Path::new(f))?;
+        }
+        let west = &mut world.clusters[0];
+        west.write("ingress.yaml", &ingress(&chain, &key))?;
+        west.write("egress.yaml", &egress())?;
+        observe(west, "Flotilla", &root).await?;
+        for service in ["client", "alpha"] {
+            west.replace_by_envoy(service, Path::new(&envoy), &[host("beta")]).await?;
+        }
+        observe(west, "Envoy", &root).await?;
+        for part in ["client-v1", "alpha-v1"] {
+            let dump = west.admin(part, "/config_dump")?;
+            ensure!(!dump.contains("\"error_state\""), "{part} refused something: {dump}");
+        }
+        Ok(())
+    });
+}
+
+async fn observe(west: &Cluster, whose: &str, root: &str) -> anyhow::Result<()> {
+    let app = |args: &[&str]| west.as_app("client", &curl(args)).map(Got::of);
+    let from = |g: &Got, who: &str| g.status == 200 && g.body.contains(&format!("\"workload\":\"{who}\""));
+    until("the listener of the application's own", CONVERGE, async || {
+        let got = app(&["-H", "host: own.example:7000", "http://127.0.0.9:7000/"])?;
+        ensure!(from(&got, "alpha") && got.body.contains("/sa/client"), "{got:?}");
+        Ok(())
+    })
+    .await?;
+    println!("   {whose}: 127.0.0.9:7000 is alpha, over mutual TLS");
+    let other = app(&["http://127.0.0.9:7000/"])?;
+    ensure!(from(&other, "gamma"), "a host that is not of this listener: {other:?}");
+    let proxied = app(&["-x", "http://127.0.0.1:3128", &format!("http://{}:8080/", host("beta"))])?;
+    ensure!(from(&proxied, "beta"), "through the HTTP proxy: {proxied:?}");
+    let unknown = app(&["http://192.0.2.1:8080/"])?;
+    ensure!(from(&unknown, "gamma"), "what nobody declared: {unknown:?}");
+    println!("   {whose}: beta by the HTTP proxy, gamma for what nobody declared");
+    let ip = &west.workload("alpha").ip;
+    let (node, at) = (west.netns("node"), format!("alpha.example:9443:{ip}"));
+    let tls = ["--cacert", root, "--resolve", &at, "https://alpha.example:9443/"];
+    until("TLS of the port's own", CONVERGE, async || {
+        let got = exec(&node, &curl(&tls)).map(Got::of)?;
+        ensure!(from(&got, "alpha"), "{got:?}");
+        Ok(())
+    })
+    .await?;
+    let clear = exec(&node, &curl(&[&format!("http://{ip}:9443/")])).map(Got::of)?;
+    ensure!(clear.status == 0, "in clear: {clear:?}");
+    println!("   {whose}: strangers get 200 over TLS at 9443, and nothing in clear");
+    Ok(())
+}
