@@ -19,6 +19,8 @@ mod cuts;
 mod edges;
 #[path = "netns/failure.rs"]
 mod failure;
+#[path = "netns/machine.rs"]
+mod machine;
 #[path = "netns/matrix.rs"]
 mod matrix;
 #[path = "netns/nat.rs"]

@@ -3,6 +3,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
+    net::IpAddr,
     sync::Arc,
 };
 
@@ -11,7 +12,7 @@ use mesh_model::{
     authored::{
         AuthorizationPolicy, DestinationRule, EndpointSlice, ExportPolicy, Gateway, ImportPolicy, Kind,
         MeshConfig, PeerAction, PeerAuthentication, RequestAuthentication, Service, ServiceEntry,
-        ServiceExport, Sidecar, Spec, VirtualService, WorkloadEntry,
+        ServiceExport, Sidecar, Spec, VirtualService, WorkloadEntry, WorkloadGroup,
     },
     federation::{ForeignBundle, FormerCluster, ImportedService, ON_LAPSE, OnLapse, PeerCluster, type_url},
     registry::Labels,
@@ -31,6 +32,7 @@ use crate::{
 pub const GALLEY_KINDS: &[Kind] = &[
     Kind::Service,
     Kind::WorkloadEntry,
+    Kind::WorkloadGroup,
     Kind::Node,
     Kind::Pod,
     Kind::EndpointSlice,
@@ -116,6 +118,10 @@ pub struct Config {
     pub services: Vec<Doc<Service>>,
     /// Workloads, pods among them.
     pub workload_entries: Vec<Doc<WorkloadEntry>>,
+    /// What workloads may register themselves in.
+    pub workload_groups: Vec<Doc<WorkloadGroup>>,
+    /// Accounts and labels of those that did, by namespace and address.
+    pub(crate) joined: HashMap<(String, IpAddr), (String, Labels)>,
     /// Endpoints of services, from whoever controls them.
     pub endpoint_slices: Vec<Doc<EndpointSlice>>,
     /// Services from configuration.
@@ -363,6 +369,7 @@ impl Config {
         match spec {
             Spec::Service(s) => into!(services, s),
             Spec::WorkloadEntry(s) => into!(workload_entries, s),
+            Spec::WorkloadGroup(s) => into!(workload_groups, s),
             Spec::ServiceEntry(s) => into!(service_entries, s),
             Spec::VirtualService(s) => into!(virtual_services, s),
             Spec::DestinationRule(s) => into!(destination_rules, s),
@@ -382,9 +389,10 @@ impl Config {
         }
     }
 
-    fn sort(&mut self) {
+    pub(crate) fn sort(&mut self) {
         by_age(&mut self.services);
         by_age(&mut self.workload_entries);
+        by_age(&mut self.workload_groups);
         by_age(&mut self.endpoint_slices);
         by_age(&mut self.service_entries);
         by_age(&mut self.virtual_services);

@@ -47,6 +47,7 @@ use crate::{
     run::Shared,
     source::PilotSource,
     trust::{Trust, TrustStatus},
+    workloads::{WorkloadStatus, Workloads},
 };
 
 #[derive(Clone)]
@@ -56,6 +57,7 @@ struct Pages {
     shared: Arc<Shared>,
     links: Arc<Links>,
     trust: Arc<Trust>,
+    workloads: Arc<Workloads>,
 }
 
 pub(crate) fn router(
@@ -64,6 +66,7 @@ pub(crate) fn router(
     shared: Arc<Shared>,
     links: Arc<Links>,
     trust: Arc<Trust>,
+    workloads: Arc<Workloads>,
 ) -> Router {
     Router::new()
         .route("/ready", get(is_ready))
@@ -75,11 +78,12 @@ pub(crate) fn router(
         .route("/debug/gatewayz", get(gatewayz))
         .route("/debug/links", get(links_page))
         .route("/debug/trust", get(trusting))
+        .route("/debug/workloadz", get(registered))
         .route("/debug/consulz", get(consulz))
         .route("/debug/problems", get(problems))
         .route("/debug/explain", post(explain_way))
         .route("/debug/inspect", post(inspect))
-        .with_state(Pages { service, ready, shared, links, trust })
+        .with_state(Pages { service, ready, shared, links, trust, workloads })
 }
 
 async fn is_ready(State(p): State<Pages>) -> Response {
@@ -271,6 +275,10 @@ async fn gatewayz(State(p): State<Pages>) -> Json<Status> {
 
 async fn trusting(State(p): State<Pages>) -> Json<TrustStatus> {
     Json(p.trust.status(p.service.status().clients()))
+}
+
+async fn registered(State(p): State<Pages>) -> Json<Vec<WorkloadStatus>> {
+    Json(p.workloads.all())
 }
 
 async fn links_page(State(p): State<Pages>) -> Json<Vec<GatewayLinks>> {

@@ -31,6 +31,7 @@ mod slots;
 pub mod source;
 pub mod trust;
 pub mod v1alpha1;
+pub mod workloads;
 pub mod world;
 
 pub use run::{Pilot, PilotHandle, PilotOptions};

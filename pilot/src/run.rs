@@ -17,6 +17,7 @@ use mesh_xds::{
     AdsService, Endpoint, NodeInfo,
     links::LinkService,
     mcp::{ConfigClient, ConfigServer, ConfigState},
+    registration::RegistrationService,
     server::StatusBoard,
     trust::TrustService,
 };
@@ -32,6 +33,7 @@ use crate::{
     metrics,
     source::PilotSource,
     trust::Trust,
+    workloads::{Joined, Workloads},
     world::{Settings, World},
 };
 
@@ -60,6 +62,9 @@ pub struct PilotOptions {
     pub consul: Option<Arc<Consul>>,
     /// Unix socket on which exports are published for the federation component.
     pub export_socket: Option<PathBuf>,
+    /// Directory in which workloads that registered themselves are kept; without one a restart knows nobody until they
+    /// report again.
+    pub state_dir: Option<PathBuf>,
 }
 
 /// The service discovery and configuration component.
@@ -73,6 +78,7 @@ pub struct PilotHandle {
     shared: Arc<Shared>,
     links: Arc<Links>,
     trust: Arc<Trust>,
+    workloads: Arc<Workloads>,
     tasks: Mutex<Vec<JoinHandle<()>>>,
     stop: CancellationToken,
     _guard: DropGuard,
@@ -100,6 +106,7 @@ impl Pilot {
         let shared = Arc::new(Shared { consul: options.consul, ..Shared::default() });
         let links = Arc::new(Links::new(source.clone()));
         let trust = Arc::new(Trust::new(source.clone()));
+        let workloads = Arc::new(Workloads::new(source.clone(), options.state_dir));
         let mut tasks = Vec::new();
         if let Some(path) = &options.export_socket {
             let listener = mesh_xds::server::conn::bind_unix(path)?;
@@ -116,14 +123,16 @@ impl Pilot {
             federation: options.federation.map(|e| follow_federation(e, &options.settings)),
             settings: options.settings,
             source,
+            workloads: workloads.clone(),
             exports: exports.clone(),
             shared: shared.clone(),
             ready: ready_tx,
         };
-        let token = stop.clone();
+        let (token, kept) = (stop.clone(), workloads.clone());
         tasks.push(tokio::spawn(async move {
             tokio::select! {
                 () = token.cancelled() => {}
+                () = kept.keep() => {}
                 () = follow.run() => tracing::error!("configuration is no longer followed"),
             }
         }));
@@ -135,6 +144,7 @@ impl Pilot {
             shared,
             links,
             trust,
+            workloads,
             tasks: Mutex::new(tasks),
             stop,
             _guard: guard,
@@ -160,6 +170,12 @@ impl PilotHandle {
     #[must_use]
     pub fn trust_service(&self) -> TrustService<Trust> {
         TrustService::new(self.trust.clone())
+    }
+
+    /// The service in which workloads register themselves, for the same server.
+    #[must_use]
+    pub fn registration_service(&self) -> RegistrationService<Workloads> {
+        RegistrationService::new(self.workloads.clone())
     }
 
     /// The server of exports, for a process that reads them without a socket.
@@ -188,6 +204,7 @@ impl PilotHandle {
             self.shared.clone(),
             self.links.clone(),
             self.trust.clone(),
+            self.workloads.clone(),
         )
     }
 
@@ -233,6 +250,7 @@ struct Follow {
     federation: Option<ConfigClient>,
     settings: Settings,
     source: Arc<PilotSource>,
+    workloads: Arc<Workloads>,
     exports: ConfigServer,
     shared: Arc<Shared>,
     ready: watch::Sender<bool>,
@@ -266,6 +284,7 @@ impl Follow {
         }
         let mut reader = Reader::default();
         let mut draining = self.source.draining().watch();
+        let mut workloads = self.workloads.watch();
         loop {
             draining.mark_unchanged();
             let (g, f) = (galley.borrow_and_update().clone(), federation.borrow_and_update().clone());
@@ -273,12 +292,19 @@ impl Follow {
             if self.shared.consul.is_some() {
                 config.register(&consul.borrow_and_update());
             }
+            let joined = workloads.borrow_and_update().clone();
+            if !joined.is_empty() {
+                config.join(&joined);
+            }
             self.rebuild(config);
             if !*self.ready.borrow() {
                 tracing::info!("configuration has been read");
                 self.ready.send_replace(true);
             }
-            if settle(&mut galley, &mut federation, &mut consul, &mut draining, &g, &f).await.is_err() {
+            if settle(&mut galley, &mut federation, &mut consul, &mut draining, &mut workloads, &g, &f)
+                .await
+                .is_err()
+            {
                 return;
             }
         }
@@ -311,6 +337,7 @@ async fn settle(
     federation: &mut watch::Receiver<Arc<ConfigState>>,
     consul: &mut watch::Receiver<Arc<Services>>,
     draining: &mut watch::Receiver<BTreeMap<IpAddr, u64>>,
+    workloads: &mut watch::Receiver<Arc<Joined>>,
     old_galley: &ConfigState,
     old_federation: &ConfigState,
 ) -> Result<(), watch::error::RecvError> {
@@ -328,6 +355,10 @@ async fn settle(
                 others = true;
             }
             r = consul.changed() => {
+                r?;
+                others = true;
+            }
+            r = workloads.changed() => {
                 r?;
                 others = true;
             }

@@ -108,6 +108,9 @@ impl Slot {
             }
         }
         let Some(proxy) = &mut self.proxy else { return };
+        if world.completed(proxy) {
+            (self.class, self.basis) = (None, None);
+        }
         proxy.filters = Selected::of(&world.config, proxy);
         let telling = world.telling_labels();
         let class = match &self.class {
@@ -229,8 +232,10 @@ impl PilotSource {
     /// # Errors
     /// [`ProxyError`] if the node is not a proxy.
     pub fn configuration(&self, node: &NodeInfo) -> Result<Generated, ProxyError> {
-        let proxy = ProxyNode { takes_hosts: false, ..ProxyNode::new(node)? };
-        Ok(self.world().map(|w| generate::generate(&proxy, &w)).unwrap_or_default())
+        let mut proxy = ProxyNode { takes_hosts: false, ..ProxyNode::new(node)? };
+        let Some(w) = self.world() else { return Ok(Generated::default()) };
+        w.completed(&mut proxy);
+        Ok(generate::generate(&proxy, &w))
     }
 }
 

@@ -149,6 +149,22 @@ impl World {
         }
     }
 
+    /// Gives a proxy whose workload registered itself the labels that it has as one of its group, by which policies select
+    /// it. Answers whether it has others now.
+    pub(crate) fn completed(&self, proxy: &mut ProxyNode) -> bool {
+        if self.config.joined.is_empty() {
+            return false;
+        }
+        let Some(address) = proxy.addresses.first() else { return false };
+        match self.config.joined.get(&(proxy.namespace.clone(), *address)) {
+            Some((account, labels)) if *account == proxy.service_account && *labels != proxy.labels => {
+                proxy.labels.clone_from(labels);
+                true
+            }
+            _ => false,
+        }
+    }
+
     /// A proxy with the patches that are for it.
     #[must_use]
     pub fn patched(&self, proxy: &ProxyNode) -> ProxyNode {

@@ -29,6 +29,13 @@ pub(crate) struct MeshArgs {
     /// Resolver for names outside the mesh; the system's by default
     #[arg(long)]
     pub(crate) dns_upstream: Option<SocketAddr>,
+    /// Register the workload in this WorkloadGroup of its namespace, and probe it as the group says: for machines, whose
+    /// address no platform tells. The control plane must see the proxy come from --ip
+    #[arg(long, value_name = "GROUP")]
+    pub(crate) register: Option<String>,
+    /// Run the commands of the group's probe; whoever may write WorkloadGroups runs commands here then, as this user
+    #[arg(long, requires = "register")]
+    pub(crate) exec_probes: bool,
 }
 
 /// What may stand beside `--bootstrap`.

@@ -4,6 +4,7 @@ pub mod agent_mode;
 mod args;
 pub mod iptables;
 pub mod names;
+mod registration;
 
 use std::sync::Arc;
 
@@ -86,7 +87,16 @@ async fn member(args: MeshArgs) -> anyhow::Result<()> {
             Some((server, follow))
         }
     };
+    let registration = args.register.map(|group| {
+        let (control_plane, node) = agent.control_plane();
+        let commands =
+            if args.exec_probes { registration::Commands::Run } else { registration::Commands::Refused };
+        tokio::spawn(registration::run(group, control_plane, node, commands, stop.clone()))
+    });
     agent.run(stop).await;
+    if let Some(r) = registration {
+        r.abort();
+    }
     tracing.shutdown();
     Ok(())
 }

@@ -225,7 +225,6 @@ pub(super) fn check_group(g: &WorkloadGroup, p: &Path<'_>, out: &mut Findings) {
     if let Some(probe) = &g.probe {
         readiness(probe, &p.key("probe"), out);
     }
-    out.warning(p, "WorkloadGroup is accepted but not enforced yet: workloads do not register themselves");
 }
 
 fn readiness(r: &ReadinessProbe, p: &Path<'_>, out: &mut Findings) {
@@ -266,7 +265,12 @@ fn readiness(r: &ReadinessProbe, p: &Path<'_>, out: &mut Findings) {
     if let Some(g) = &r.grpc {
         common::port(g.port, &p.key("grpc").key("port"), out);
     }
-    if r.exec.as_ref().is_some_and(|e| e.command.is_empty()) {
-        out.error(&p.key("exec").key("command"), "a command is required");
+    if let Some(e) = &r.exec {
+        let at = p.key("exec");
+        if e.command.is_empty() {
+            out.error(&at.key("command"), "a command is required");
+        } else {
+            out.warning(&at, "run only by a sidecar that was started with --exec-probes");
+        }
     }
 }

@@ -169,6 +169,7 @@ async fn nobody_is_served_before_configuration_is_read() {
         federation: None,
         consul: None,
         export_socket: None,
+        state_dir: None,
     })
     .unwrap();
     assert!(!*pilot.ready().borrow());

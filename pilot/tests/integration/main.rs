@@ -92,6 +92,7 @@ async fn plane() -> Plane {
         federation: Some(Endpoint::Unix(dir.path().join("federation.sock"))),
         consul: None,
         export_socket: Some(dir.path().join("pilot.sock")),
+        state_dir: None,
     })
     .unwrap();
     let tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();

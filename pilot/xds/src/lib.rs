@@ -5,13 +5,15 @@
 //! - [`client`]: a generic ADS client that survives its server, and [`client::proxy`], which keeps
 //!   what a proxy executes complete and consistent.
 //! - [`mcp`]: configuration documents between components, on the same server and client.
-//! - [`links`]: what gateways tell of the ways to other clusters.
+//! - [`beside`]: calls of our own: [`links`], what gateways tell of the ways to other clusters; [`trust`], whom proxies
+//!   trust; [`registration`], workloads that register themselves.
 //! - [`bootstrap`]: Envoy's bootstrap file.
 //! - [`codec`]: `mesh_model::proxy` to Envoy v3 protobuf and back.
 //! - [`patch`]: what `EnvoyFilter` documents change of that.
 //!
 //! Protobuf stops here: nothing above this crate sees a wire type, except the opaque [`pb::Any`].
 
+pub mod beside;
 pub mod bootstrap;
 pub mod bundles;
 pub mod client;
@@ -22,6 +24,7 @@ pub mod nds;
 pub mod node;
 pub mod patch;
 pub mod pb;
+pub mod registration;
 pub mod server;
 pub mod trust;
 pub mod type_url;

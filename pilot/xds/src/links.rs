@@ -4,21 +4,16 @@
 //! and cannot be told anew in it. A control plane that does not know the call answers `Unimplemented`, and nothing
 //! depends on an answer.
 
-use std::{convert::Infallible, sync::Arc};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use tonic::{
-    Code, Request, Response, Status,
-    client::Grpc as Client,
-    codegen::{Body, BoxFuture, Context, Poll, StdError, http},
-    server::{Grpc, NamedService, UnaryService},
-    transport::Channel,
-};
+use tonic::{Status, transport::Channel};
 
 use crate::{
+    beside::{self, Beside, Call, Heard},
     node::NodeInfo,
     pb,
-    server::{PeerInfo, Transport},
+    server::PeerInfo,
 };
 
 /// Clusters in a report; a federation has fewer.
@@ -27,7 +22,6 @@ pub const MAX_PEERS: usize = 4096;
 const MAX_TEXT: usize = 256;
 /// Largest report, bytes.
 const MAX_REPORT: usize = 2 * 1024 * 1024;
-const PATH: &str = "/flotilla.gateway.v1.Links/Report";
 
 /// The ways from a gateway to one cluster.
 #[derive(Clone, PartialEq, prost::Message, Serialize, Deserialize)]
@@ -64,31 +58,20 @@ pub struct PeerLink {
 
 /// One report.
 #[derive(Clone, PartialEq, prost::Message)]
-struct Report {
+pub struct Report {
     #[prost(message, optional, tag = "1")]
     node: Option<pb::Node>,
     #[prost(message, repeated, tag = "2")]
     peers: Vec<PeerLink>,
 }
 
-/// The answer; nothing is in it.
-#[derive(Clone, PartialEq, prost::Message)]
-struct Heard {}
-
 /// Tells a control plane; answers whether it knows what to do with it.
 ///
 /// # Errors
 /// What it answers.
 pub async fn report(channel: Channel, node: &NodeInfo, peers: Vec<PeerLink>) -> Result<bool, Status> {
-    let mut client = Client::new(channel);
-    client.ready().await.map_err(|e| Status::unavailable(e.to_string()))?;
-    let request = Request::new(Report { node: Some(node.to_pb()), peers });
-    let codec = tonic_prost::ProstCodec::<Report, Heard>::default();
-    match client.unary(request, http::uri::PathAndQuery::from_static(PATH), codec).await {
-        Ok(_) => Ok(true),
-        Err(s) if s.code() == Code::Unimplemented => Ok(false),
-        Err(s) => Err(s),
-    }
+    let said = Report { node: Some(node.to_pb()), peers };
+    Ok(beside::tell::<LinkCall<Nobody>>(channel, said).await?.is_some())
 }
 
 /// Takes reports.
@@ -100,24 +83,17 @@ pub trait LinkSink: Send + Sync + 'static {
     fn report(&self, peer: &PeerInfo, node: NodeInfo, peers: Vec<PeerLink>) -> Result<(), Status>;
 }
 
-/// The call over a [`LinkSink`]: register it with a tonic server.
-pub struct LinkService<S>(Arc<S>);
+/// The call over a [`LinkSink`].
+pub struct LinkCall<S>(Arc<S>);
+
+/// The same for a tonic server.
+pub type LinkService<S> = Beside<LinkCall<S>>;
 
 impl<S> LinkService<S> {
     /// A service that passes reports on.
     pub fn new(sink: Arc<S>) -> Self {
-        Self(sink)
+        Self(Arc::new(LinkCall(sink)))
     }
-}
-
-impl<S> Clone for LinkService<S> {
-    fn clone(&self) -> Self {
-        Self(self.0.clone())
-    }
-}
-
-impl<S> NamedService for LinkService<S> {
-    const NAME: &'static str = "flotilla.gateway.v1.Links";
 }
 
 fn cut(text: &mut String) {
@@ -125,61 +101,35 @@ fn cut(text: &mut String) {
     text.truncate(end);
 }
 
-impl<S: LinkSink> UnaryService<Report> for LinkService<S> {
-    type Response = Heard;
-    type Future = BoxFuture<Response<Heard>, Status>;
+impl<S: LinkSink> Call for LinkCall<S> {
+    type Said = Report;
+    type Answer = Heard;
+    const NAME: &'static str = "flotilla.gateway.v1.Links";
+    const PATH: &'static str = "/flotilla.gateway.v1.Links/Report";
+    const MAX: usize = MAX_REPORT;
 
-    fn call(&mut self, request: Request<Report>) -> Self::Future {
-        let sink = self.0.clone();
-        Box::pin(async move {
-            let peer = request
-                .extensions()
-                .get::<PeerInfo>()
-                .cloned()
-                .unwrap_or_else(|| PeerInfo::plain(Transport::Plaintext, request.remote_addr()));
-            let Report { node, mut peers } = request.into_inner();
-            let node =
-                NodeInfo::from_pb(node.as_ref()).map_err(|e| Status::invalid_argument(e.to_string()))?;
-            if peers.len() > MAX_PEERS {
-                return Err(Status::invalid_argument(format!(
-                    "peers: {} (at most {MAX_PEERS})",
-                    peers.len()
-                )));
-            }
-            for p in &mut peers {
-                [&mut p.cluster, &mut p.transport, &mut p.why_tcp, &mut p.choice, &mut p.congestion]
-                    .into_iter()
-                    .for_each(cut);
-            }
-            sink.report(&peer, node, peers)?;
-            Ok(Response::new(Heard {}))
-        })
+    fn answer(&self, peer: &PeerInfo, said: Report) -> Result<Heard, Status> {
+        let Report { node, mut peers } = said;
+        let node = beside::node(node.as_ref())?;
+        if peers.len() > MAX_PEERS {
+            return Err(Status::invalid_argument(format!("peers: {} (at most {MAX_PEERS})", peers.len())));
+        }
+        for p in &mut peers {
+            [&mut p.cluster, &mut p.transport, &mut p.why_tcp, &mut p.choice, &mut p.congestion]
+                .into_iter()
+                .for_each(cut);
+        }
+        self.0.report(peer, node, peers)?;
+        Ok(Heard {})
     }
 }
 
-impl<S: LinkSink, B> tower::Service<http::Request<B>> for LinkService<S>
-where
-    B: Body + Send + 'static,
-    B::Error: Into<StdError> + Send + 'static,
-{
-    type Response = http::Response<tonic::body::Body>;
-    type Error = Infallible;
-    type Future = BoxFuture<Self::Response, Self::Error>;
+/// Whoever only tells.
+struct Nobody;
 
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, req: http::Request<B>) -> Self::Future {
-        let service = self.clone();
-        Box::pin(async move {
-            if req.uri().path() != PATH {
-                return Ok(Status::unimplemented("only Report is served").into_http());
-            }
-            let codec = tonic_prost::ProstCodec::<Heard, Report>::default();
-            let mut grpc = Grpc::new(codec).apply_max_message_size_config(Some(MAX_REPORT), None);
-            Ok(grpc.unary(service, req).await)
-        })
+impl LinkSink for Nobody {
+    fn report(&self, _: &PeerInfo, _: NodeInfo, _: Vec<PeerLink>) -> Result<(), Status> {
+        Ok(())
     }
 }
 

@@ -247,6 +247,28 @@ impl Cluster {
         Ok(())
     }
 
+    /// Starts a workload's proxy again, as one that registers its workload in a group and says no labels of its own.
+    ///
+    /// # Errors
+    /// The proxy does not come up.
+    pub async fn register(&mut self, service: &str, group: &str) -> anyhow::Result<()> {
+        let w = self.workload(service).clone();
+        let name = w.name();
+        self.data_plane.retain(|p| p.name != format!("{name}-proxy"));
+        let mut flags = self.proxy(&name, w.namespace, w.service, &w.ip)?;
+        flags.push("--dns=127.0.0.1:15053".into());
+        flags.push(format!("--register={group}"));
+        self.start_proxy(&name, "sidecar", &w.netns, flags)?;
+        until(&name, Duration::from_secs(30), async || {
+            for p in &mut self.data_plane {
+                p.check()?;
+            }
+            ready(&w.netns, "http://127.0.0.1:15021/healthz/ready")
+        })
+        .await?;
+        Ok(())
+    }
+
     /// Gives the cluster's network IPv6.
     ///
     /// # Errors

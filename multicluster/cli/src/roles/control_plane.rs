@@ -266,6 +266,7 @@ pub(crate) async fn run(args: ControlPlaneArgs) -> anyhow::Result<()> {
         federation: Some(unix(socket::FEDERATION)),
         consul,
         export_socket: Some(at(socket::PILOT)),
+        state_dir: Some(args.state_dir.clone()),
     })
     .with_context(|| at(socket::PILOT).display().to_string())?;
     pilot.register_metrics(&mut registry);
@@ -279,6 +280,7 @@ pub(crate) async fn run(args: ControlPlaneArgs) -> anyhow::Result<()> {
         .add_service(pilot.ads_service())
         .add_service(pilot.link_service())
         .add_service(pilot.trust_service())
+        .add_service(pilot.registration_service())
         .add_service(citadel.certificate_service())
         .add_service(citadel.legacy_certificate_service())
         .serve_with_incoming(conn::tls(listener, tls.clone()));

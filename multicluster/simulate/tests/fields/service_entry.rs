@@ -5,7 +5,6 @@ use serde_json::{Value, json};
 use crate::{
     Base, Row, from, get, row,
     support::{Mesh, bookinfo},
-    warned,
 };
 
 fn document(spec: Value) -> Value {
@@ -33,7 +32,6 @@ fn entry() -> Base {
 pub(crate) fn rows() -> Vec<Row> {
     let mut all = entries();
     all.extend(workloads());
-    all.extend(groups());
     all
 }
 
@@ -283,71 +281,6 @@ fn workloads() -> Vec<Row> {
             json!("robot"),
             from("default/vm", "GET http://vm/"),
             json!({"caller": {"principal": "spiffe://mesh.local/ns/default/sa/robot"}}),
-        ),
-    ]
-}
-
-/// Nothing registers workloads by a group yet.
-fn groups() -> Vec<Row> {
-    let b = Base::new(
-        Mesh::default().with(json!({"apiVersion": "networking.istio.io/v1", "kind": "WorkloadGroup",
-        "metadata": {"name": "g", "namespace": "default"}, "spec": {"template": {"serviceAccount": "x"}}})),
-    );
-    let none = |field, pointer, value| warned(field, &b, pointer, value, "not enforced yet");
-    let probe = |p: Value| {
-        json!({"httpGet": {"port": 80}, "periodSeconds": 5})
-            .as_object()
-            .map(|m| {
-                let mut m = m.clone();
-                m.extend(p.as_object().cloned().unwrap_or_default());
-                Value::Object(m)
-            })
-            .unwrap_or_default()
-    };
-    let get = |g: Value| json!({"httpGet": g});
-    vec![
-        none("WorkloadGroup.metadata.labels", "/spec/metadata/labels", json!({"a": "b"})),
-        none("WorkloadGroup.metadata.annotations", "/spec/metadata/annotations", json!({"a": "b"})),
-        none("WorkloadGroup.template", "/spec/template", json!({"serviceAccount": "y"})),
-        none(
-            "WorkloadGroup.probe.initialDelaySeconds",
-            "/spec/probe",
-            probe(json!({"initialDelaySeconds": 1})),
-        ),
-        none("WorkloadGroup.probe.timeoutSeconds", "/spec/probe", probe(json!({"timeoutSeconds": 1}))),
-        none("WorkloadGroup.probe.periodSeconds", "/spec/probe", probe(json!({"periodSeconds": 1}))),
-        none("WorkloadGroup.probe.successThreshold", "/spec/probe", probe(json!({"successThreshold": 1}))),
-        none("WorkloadGroup.probe.failureThreshold", "/spec/probe", probe(json!({"failureThreshold": 1}))),
-        none("WorkloadGroup.probe.httpGet.path", "/spec/probe", get(json!({"port": 80, "path": "/x"}))),
-        none("WorkloadGroup.probe.httpGet.port", "/spec/probe", get(json!({"port": 80}))),
-        none(
-            "WorkloadGroup.probe.httpGet.host",
-            "/spec/probe",
-            get(json!({"port": 80, "host": "127.0.0.1"})),
-        ),
-        none("WorkloadGroup.probe.httpGet.scheme", "/spec/probe", get(json!({"port": 80, "scheme": "HTTP"}))),
-        none(
-            "WorkloadGroup.probe.httpGet.httpHeaders[].name",
-            "/spec/probe",
-            get(json!({"port": 80, "httpHeaders": [{"name": "a", "value": "b"}]})),
-        ),
-        none(
-            "WorkloadGroup.probe.httpGet.httpHeaders[].value",
-            "/spec/probe",
-            get(json!({"port": 80, "httpHeaders": [{"name": "a", "value": "c"}]})),
-        ),
-        none(
-            "WorkloadGroup.probe.tcpSocket.host",
-            "/spec/probe",
-            json!({"tcpSocket": {"port": 80, "host": "127.0.0.1"}}),
-        ),
-        none("WorkloadGroup.probe.tcpSocket.port", "/spec/probe", json!({"tcpSocket": {"port": 80}})),
-        none("WorkloadGroup.probe.exec.command", "/spec/probe", json!({"exec": {"command": ["true"]}})),
-        none("WorkloadGroup.probe.grpc.port", "/spec/probe", json!({"grpc": {"port": 80}})),
-        none(
-            "WorkloadGroup.probe.grpc.service",
-            "/spec/probe",
-            json!({"grpc": {"port": 80, "service": "s"}}),
         ),
     ]
 }
