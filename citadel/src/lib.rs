@@ -14,6 +14,7 @@ pub mod authority;
 mod csr;
 mod legacy;
 pub mod probe;
+pub mod revocation;
 pub mod rotation;
 mod service;
 mod store;
@@ -74,6 +75,8 @@ pub struct CitadelOptions {
     pub socket: PathBuf,
     /// Lifetime of workload certificates, also the longest one that may be asked for.
     pub workload_ttl: Duration,
+    /// Files of the audit log that stay when they are full.
+    pub audit_keep: usize,
 }
 
 /// A running citadel.
@@ -116,6 +119,7 @@ impl Citadel {
     /// [`StartError`]; a damaged or foreign CA in the state directory is fatal, never replaced.
     pub fn start(options: CitadelOptions) -> Result<Self, StartError> {
         let authority = Arc::new(Authority::load(options.cluster, options.state_dir, options.workload_ttl)?);
+        authority.keep_audit(options.audit_keep);
         let incoming =
             conn::unix(conn::bind_unix(&options.socket).map_err(|source| StartError::Socket {
                 path: options.socket.display().to_string(),
@@ -203,7 +207,8 @@ impl Citadel {
     }
 }
 
-/// Keeps the intermediate of the cluster with the root key fresh; those of others are asked for over the federation.
+/// Keeps the intermediate of the cluster with the root key fresh, and the revocation lists; the intermediates of others are asked for
+/// over the federation.
 async fn renew_intermediate(authority: Arc<Authority>) {
     let mut changes = authority.subscribe();
     loop {
@@ -215,6 +220,11 @@ async fn renew_intermediate(authority: Arc<Authority>) {
                 Duration::from_secs(60)
             }
         };
+        if let Err(error) = authority.refresh_lists()
+            && !matches!(error, AuthorityError::Empty)
+        {
+            tracing::error!(%error, "the revocation lists were not signed anew");
+        }
         tokio::select! {
             () = tokio::time::sleep(wait) => {}
             changed = changes.changed() => if changed.is_err() { return },

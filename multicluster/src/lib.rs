@@ -17,6 +17,7 @@ mod federate;
 pub mod join;
 mod link;
 pub mod membership;
+mod revocation;
 mod roots;
 mod service;
 mod state;
@@ -166,13 +167,14 @@ impl Federation {
         let federation =
             pb::federation_server::FederationServer::new(service::FederationService(shared.clone()))
                 .max_decoding_message_size(256 * 1024);
+        let ends = shared.secrets.revocations().ends();
         tasks.push(spawn("federation", async move {
             tonic::transport::Server::builder()
                 .http2_keepalive_interval(Some(Duration::from_secs(5)))
                 .http2_keepalive_timeout(Some(Duration::from_secs(5)))
                 .max_concurrent_streams(64)
                 .add_service(federation)
-                .serve_with_incoming(conn::tls(listener, tls))
+                .serve_with_incoming(conn::tls(listener, tls, Some(ends)))
                 .await
         }));
 

@@ -132,7 +132,7 @@ impl TrustBundle {
     /// The roots in PEM.
     #[must_use]
     pub fn pem(&self) -> String {
-        self.roots.iter().map(|r| pem(r)).collect()
+        self.roots.iter().map(|r| certificate_pem(r)).collect()
     }
 
     /// Whether a root has this SHA-256.
@@ -207,7 +207,9 @@ fn jwk(root: &CertificateDer<'_>) -> Value {
     key
 }
 
-fn pem(der: &CertificateDer<'_>) -> String {
+/// A certificate as PEM.
+#[must_use]
+pub fn certificate_pem(der: &CertificateDer<'_>) -> String {
     let text = STANDARD.encode(der);
     let mut out = String::from("-----BEGIN CERTIFICATE-----\n");
     for line in text.as_bytes().chunks(64) {

@@ -42,6 +42,7 @@ impl PinnedPeer {
                 trust: None,
                 sans: vec![StringMatch::exact(san)],
                 svid: true,
+                revocations: Arc::default(),
                 optional: false,
             },
             reason: reason.clone(),
@@ -107,6 +108,7 @@ impl ServerCertVerifier for PinnedVerifier {
             trust: Some(Arc::new(ArcSwapOption::from_pointee(Trust::Roots(vec![anchor])))),
             sans: self.inner.sans.clone(),
             svid: true,
+            revocations: Arc::default(),
             optional: false,
         };
         verifier

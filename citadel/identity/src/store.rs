@@ -11,6 +11,7 @@ use std::{
 use arc_swap::ArcSwapOption;
 use mesh_model::{
     ClusterId, TrustDomain,
+    federation::RevocationList,
     proxy::{
         ClientCertificate, DownstreamTls, SecretRef, StringMatchKind, TlsVersion, UpstreamTls, Validation,
     },
@@ -26,7 +27,7 @@ use rustls_pki_types::{PrivateKeyDer, TrustAnchor, pem::PemObject};
 use tokio::sync::watch;
 
 use crate::{
-    IdentityError, bundle, crypto_provider, pem_certificates,
+    IdentityError, Revocations, bundle, crypto_provider, pem_certificates,
     session::{ClientSessions, ServerSessions},
     verify::{DomainTrust, Trust, TrustCell, Verifier},
 };
@@ -71,6 +72,7 @@ pub struct SecretStore {
     provider: Arc<CryptoProvider>,
     cells: Mutex<Cells>,
     mesh: Mutex<MeshTrust>,
+    revocations: Arc<Revocations>,
     trust_generation: Arc<AtomicU64>,
     /// Moves with every change: a client must not resume a session that it opened as somebody else,
     /// or as nobody.
@@ -98,6 +100,7 @@ impl SecretStore {
             provider: crypto_provider(),
             cells: Mutex::default(),
             mesh: Mutex::default(),
+            revocations: Arc::default(),
             trust_generation: Arc::default(),
             client_generation: Arc::default(),
             changes: watch::Sender::new(0),
@@ -173,6 +176,30 @@ impl SecretStore {
         mesh.told = domains;
         self.set_domains(&mesh);
         failed
+    }
+
+    /// Replaces the revocation lists of a trust domain with these roots (PEM), for [`TRUST_BUNDLE`]. Sessions from before
+    /// can no longer be resumed.
+    ///
+    /// # Errors
+    /// The first list that cannot be used; the others count.
+    pub fn set_revoked(
+        &self,
+        domain: &TrustDomain,
+        roots_pem: &str,
+        lists: &[RevocationList],
+    ) -> Result<(), IdentityError> {
+        let (changed, result) = self.revocations.set(domain, roots_pem, lists);
+        if changed {
+            self.trust_changed();
+        }
+        result
+    }
+
+    /// What is revoked, for whoever serves connections.
+    #[must_use]
+    pub fn revocations(&self) -> Arc<Revocations> {
+        self.revocations.clone()
     }
 
     /// Trust domains whose certificates are accepted as [`TRUST_BUNDLE`], the own one included.
@@ -303,6 +330,7 @@ impl SecretStore {
             trust,
             sans: v.sans.clone(),
             svid: is_mesh(v),
+            revocations: self.revocations.clone(),
             optional,
         })
     }

@@ -15,6 +15,7 @@
 //!    that is known to be of that domain, and the own domain's may not name such a one.
 //! 6. A domain that is known by its bundle alone has no clusters: its intermediates need no name, as those of other makes
 //!    have none, and may not name a cluster, which others would take for one of the mesh.
+//! 7. Under the mesh's trust bundle nothing is accepted that its issuer has revoked (`revocation.rs`).
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -35,7 +36,7 @@ use rustls::{
 use rustls_pki_types::{CertificateDer, ServerName, TrustAnchor, UnixTime};
 use webpki::{EndEntityCert, KeyUsage};
 
-use crate::peer::issuer_spiffe;
+use crate::{CertificateIds, Revocations, peer::issuer_spiffe};
 
 /// Roots of one trust entry.
 pub(crate) enum Trust {
@@ -109,6 +110,7 @@ pub(crate) struct Verifier {
     pub(crate) sans: Vec<StringMatch>,
     /// Apply the SVID rules.
     pub(crate) svid: bool,
+    pub(crate) revocations: Arc<Revocations>,
     /// A server that asks without insisting.
     pub(crate) optional: bool,
 }
@@ -149,6 +151,12 @@ impl Verifier {
             // An entry that was not delivered yet trusts nobody.
             let trust = trust.as_ref().ok_or(Error::InvalidCertificate(CertificateError::UnknownIssuer))?;
             self.chain(&cert, trust, intermediates, now, usage)?;
+            if self.svid && !self.revocations.is_empty() {
+                let shown = CertificateIds::of(std::iter::once(leaf).chain(intermediates));
+                if self.revocations.revoked(&shown) {
+                    return Err(Error::InvalidCertificate(CertificateError::Revoked));
+                }
+            }
         }
         let allowed = self.sans.is_empty()
             || cert.valid_uri_names().any(|n| self.sans.iter().any(|m| san_matches(m, n)))

@@ -25,6 +25,7 @@ pub mod pb;
 pub mod server;
 pub mod trust;
 pub mod type_url;
+pub mod until;
 
 pub use client::{AdsClient, ClientOptions, Endpoint};
 pub use node::{NodeInfo, NodeKind};

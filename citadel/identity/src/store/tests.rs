@@ -14,7 +14,7 @@ type Ca = CertifiedIssuer<'static, KeyPair>;
 fn ca_params(uri: Option<&str>) -> CertificateParams {
     let mut p = CertificateParams::default();
     p.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    p.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+    p.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     p.distinguished_name.push(rcgen::DnType::CommonName, uri.unwrap_or("root"));
     p.subject_alt_names = uri.into_iter().map(|u| SanType::URI(u.try_into().unwrap())).collect();
     p
@@ -269,3 +269,5 @@ fn a_session_without_identity_is_not_resumed_with_one() {
 
 #[path = "domains.rs"]
 mod domains;
+#[path = "revoked.rs"]
+mod revoked;

@@ -103,6 +103,10 @@ pub(crate) struct ControlPlaneArgs {
     /// answers 503 while that fails
     #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=3600))]
     ca_probe_interval: u64,
+    /// Files of the CA's audit log, of 16 MiB each, that stay when they are full; the oldest goes then, unless a certificate in it
+    /// may be valid still
+    #[arg(long, value_name = "FILES", default_value_t = citadel::audit::KEEP, value_parser = files)]
+    audit_keep: usize,
     #[command(flatten)]
     bundle: BundleArgs,
     #[command(flatten)]
@@ -152,6 +156,11 @@ enum TransportFlag {
     Quic,
 }
 
+fn files(s: &str) -> Result<usize, String> {
+    let n: usize = s.parse().map_err(|e| format!("{e}"))?;
+    if (1..=10_000).contains(&n) { Ok(n) } else { Err("is not between 1 and 10000".into()) }
+}
+
 fn loopback(s: &str) -> Result<SocketAddr, String> {
     let a: SocketAddr = s.parse().map_err(|e| format!("{e}"))?;
     if a.ip().is_loopback() { Ok(a) } else { Err("clear text is served on loopback addresses only".into()) }
@@ -191,6 +200,7 @@ pub(crate) async fn run(args: ControlPlaneArgs) -> anyhow::Result<()> {
         state_dir: args.state_dir.clone(),
         socket: at(socket::CITADEL),
         workload_ttl: Duration::from_secs(args.workload_ttl_hours * 3600),
+        audit_keep: args.audit_keep,
     })?;
     let mut dns = vec![
         "control-plane.flotilla-system.svc".to_owned(),
@@ -274,6 +284,7 @@ pub(crate) async fn run(args: ControlPlaneArgs) -> anyhow::Result<()> {
 
     // Proxies.
     let tls = server_tls(&secrets, &args.trust_domain)?;
+    let ends = secrets.revocations().ends();
     let listener = TcpListener::bind(args.xds).await.with_context(|| format!("--xds {}", args.xds))?;
     let server = grpc()
         .add_service(pilot.ads_service())
@@ -281,7 +292,7 @@ pub(crate) async fn run(args: ControlPlaneArgs) -> anyhow::Result<()> {
         .add_service(pilot.trust_service())
         .add_service(citadel.certificate_service())
         .add_service(citadel.legacy_certificate_service())
-        .serve_with_incoming(conn::tls(listener, tls.clone()));
+        .serve_with_incoming(conn::tls(listener, tls.clone(), Some(ends.clone())));
     tasks.spawn(async move { report("xDS", server.await) });
     if let Some(address) = args.xds_plaintext {
         let listener =
@@ -290,7 +301,8 @@ pub(crate) async fn run(args: ControlPlaneArgs) -> anyhow::Result<()> {
         tasks.spawn(async move { report("plaintext xDS", server.await) });
     }
     let listener = TcpListener::bind(args.mixer).await.with_context(|| format!("--mixer {}", args.mixer))?;
-    let server = grpc().add_service(mixer.service()).serve_with_incoming(conn::tls(listener, tls));
+    let server =
+        grpc().add_service(mixer.service()).serve_with_incoming(conn::tls(listener, tls, Some(ends)));
     tasks.spawn(async move { report("mixer", server.await) });
 
     // Operators: debug pages on a private socket, readiness and metrics on a port.

@@ -92,6 +92,7 @@ async fn roots_of_another_domain_are_pushed_and_taken_away() {
     let of = |domain: &str| ForeignBundle {
         by_bundle: false,
         own: None,
+        revoked: vec![],
         trust_domain: TrustDomain::new(domain).unwrap(),
         roots: format!("roots of {domain}"),
         clusters: vec![],
