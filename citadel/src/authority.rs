@@ -222,6 +222,11 @@ impl Authority {
         &self.cluster
     }
 
+    /// For how long certificates of workloads are valid.
+    pub(crate) fn workload_ttl(&self) -> Duration {
+        self.workload_ttl
+    }
+
     /// Workload tokens of this cluster.
     #[must_use]
     pub fn tokens(&self) -> &TokenIssuer {

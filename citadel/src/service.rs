@@ -16,6 +16,7 @@ use crate::{
     Authority, AuthorityError,
     audit::{self, Proof},
     authority::{AuthorityStatus as Facts, Issued},
+    kubernetes::{self, Kubernetes},
     pb::{
         authority::{
             self as pb, AuthorityStatus, FoundRequest, InstallIntermediateRequest, InstallRenewalRequest,
@@ -55,16 +56,16 @@ impl From<AuthorityError> for Status {
 }
 
 /// `IstioCertificateService`: who is proved by a client certificate of this cluster or a token.
-pub(crate) struct CertificateService(pub(crate) Arc<Authority>);
+pub(crate) struct CertificateService(pub(crate) Arc<Authority>, pub(crate) Option<Arc<Kubernetes>>);
 
 impl CertificateService {
     /// Who calls, and what the audit log says of how that was proved. It says as well who could not prove it.
-    pub(crate) fn proven_or_noted<T>(
+    pub(crate) async fn proven_or_noted<T: Sync>(
         &self,
         request: &Request<T>,
     ) -> Result<(SpiffeId, Proof), AuthorityError> {
         let mut shown = shown(request);
-        match self.proven(request) {
+        match self.proven(request).await {
             Ok((id, kind)) => {
                 kind.clone_into(&mut shown.kind);
                 Ok((id, shown))
@@ -93,7 +94,10 @@ impl CertificateService {
         })
     }
 
-    fn proven<T>(&self, request: &Request<T>) -> Result<(SpiffeId, &'static str), AuthorityError> {
+    async fn proven<T: Sync>(
+        &self,
+        request: &Request<T>,
+    ) -> Result<(SpiffeId, &'static str), AuthorityError> {
         let status = self.0.status().ok_or(AuthorityError::Empty)?;
         if let Some(certs) = request.extensions().get::<PeerInfo>().map(|p| &p.certificates)
             && !certs.is_empty()
@@ -128,7 +132,18 @@ impl CertificateService {
                     "no proof of identity: send a client certificate or a bearer token".into(),
                 )
             })?;
-        let (ns, sa, issued_at) = self.0.tokens().verify_dated(bearer.trim())?;
+        let bearer = bearer.trim();
+        let claims = kubernetes::claimed_issuer(bearer);
+        let (ns, sa, issued_at, by) = match &self.1 {
+            Some(k) if claims != self.0.tokens().name() && k.takes(&claims) => {
+                let a = k.prove(bearer).await?;
+                (a.namespace, a.name, a.issued_at, a.by)
+            }
+            _ => {
+                let (ns, sa, at) = self.0.tokens().verify_dated(bearer)?;
+                (ns, sa, at, "token")
+            }
+        };
         if !self.0.takes_token(&ns, &sa, issued_at) {
             return Err(AuthorityError::Refused(format!(
                 "{ns}/{sa} was revoked after this token was issued: give it a new one (`flotilla token workload`)"
@@ -136,7 +151,7 @@ impl CertificateService {
         }
         let id = SpiffeId::workload(&status.trust_domain, &ns, &sa)
             .map_err(|e| AuthorityError::Refused(e.to_string()))?;
-        Ok((id, "token"))
+        Ok((id, by))
     }
 }
 
@@ -146,7 +161,7 @@ impl istio_certificate_service_server::IstioCertificateService for CertificateSe
         &self,
         request: Request<IstioCertificateRequest>,
     ) -> Result<Response<IstioCertificateResponse>, Status> {
-        let (id, proof) = self.proven_or_noted(&request)?;
+        let (id, proof) = self.proven_or_noted(&request).await?;
         let r = request.into_inner();
         let ttl = u64::try_from(r.validity_duration)
             .map_err(|_| Status::invalid_argument("validity_duration is negative"))?;

@@ -60,6 +60,11 @@ impl TokenIssuer {
         })
     }
 
+    /// What tokens of this cluster name as their issuer.
+    pub(crate) fn name(&self) -> &str {
+        &self.issuer
+    }
+
     /// A token for one service account.
     ///
     /// # Errors

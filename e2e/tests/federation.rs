@@ -60,6 +60,8 @@ fn citadel(dir: &Path, cluster: &ClusterId, domain: &str) -> Citadel {
         socket: dir.join("citadel.sock"),
         workload_ttl: Duration::from_secs(86_400),
         audit_keep: 1,
+        kubernetes: Default::default(),
+        secrets: None,
     })
     .unwrap()
 }

@@ -124,6 +124,7 @@ pub(crate) async fn member(
             validation: Validation {
                 trusted: Some(SecretRef::Sds(TRUST_BUNDLE.into())),
                 sans: vec![StringMatch::exact(control_plane_san(trust_domain))],
+                crl: None,
             },
             sni: sni.clone(),
             alpn: vec!["h2".into()],

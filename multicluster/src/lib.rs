@@ -160,6 +160,7 @@ impl Federation {
             client_certificate: ClientCertificate::Optional(Validation {
                 trusted: Some(SecretRef::Sds(TRUST_BUNDLE.into())),
                 sans: vec![],
+                crl: None,
             }),
             alpn: vec!["h2".into()],
             min_version: TlsVersion::V1_3,

@@ -105,7 +105,7 @@ impl ServerCertVerifier for PinnedVerifier {
             .to_owned();
         let verifier = Verifier {
             provider: self.inner.provider.clone(),
-            trust: Some(Arc::new(ArcSwapOption::from_pointee(Trust::Roots(vec![anchor])))),
+            trust: Some(Arc::new(ArcSwapOption::from_pointee(Trust::Roots(vec![anchor], vec![])))),
             sans: self.inner.sans.clone(),
             svid: true,
             revocations: Arc::default(),

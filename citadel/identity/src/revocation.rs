@@ -75,6 +75,24 @@ fn serial(bytes: &[u8]) -> Box<[u8]> {
     bytes[from..].into()
 }
 
+/// Whether an error came of the alert that a certificate was revoked (RFC 8446 section 6.2).
+#[must_use]
+pub fn told_revoked(e: &(dyn std::error::Error + 'static)) -> bool {
+    let alert = rustls::Error::AlertReceived(rustls::AlertDescription::CertificateRevoked);
+    let mut next = Some(e);
+    while let Some(e) = next {
+        if e.downcast_ref::<rustls::Error>().is_some_and(|e| *e == alert) {
+            return true;
+        }
+        // What an I/O error was made of is not its source.
+        next = match e.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref) {
+            Some(inner) => Some(inner),
+            None => e.source(),
+        };
+    }
+    false
+}
+
 /// What one issuer has revoked.
 struct Issuer {
     name: Hash,

@@ -23,8 +23,9 @@ use rustls::{
     server::{ClientHello, ResolvesServerCert},
     sign::CertifiedKey,
 };
-use rustls_pki_types::{PrivateKeyDer, TrustAnchor, pem::PemObject};
+use rustls_pki_types::{CertificateRevocationListDer, PrivateKeyDer, TrustAnchor, pem::PemObject};
 use tokio::sync::watch;
+use webpki::{CertRevocationList, OwnedCertRevocationList};
 
 use crate::{
     IdentityError, Revocations, bundle, crypto_provider, pem_certificates,
@@ -131,8 +132,23 @@ impl SecretStore {
     /// # Errors
     /// If the PEM is damaged or holds no usable root; the old entry then stays.
     pub fn set_trust(&self, name: &str, roots_pem: &[u8]) -> Result<(), IdentityError> {
+        self.set_trust_and_lists(name, roots_pem, None)
+    }
+
+    /// The same with revocation lists, PEM: one of each issuer in a peer's chain, that is not too old, or the peer is refused;
+    /// so does Envoy.
+    ///
+    /// # Errors
+    /// As [`Self::set_trust`], and for lists that cannot be read.
+    pub fn set_trust_and_lists(
+        &self,
+        name: &str,
+        roots_pem: &[u8],
+        lists_pem: Option<&[u8]>,
+    ) -> Result<(), IdentityError> {
         let (anchors, _) = anchors(name, roots_pem)?;
-        self.trust_cell(name).store(Some(Arc::new(Trust::Roots(anchors))));
+        let lists = lists_pem.map(|pem| lists(name, pem)).transpose()?.unwrap_or_default();
+        self.trust_cell(name).store(Some(Arc::new(Trust::Roots(anchors, lists))));
         self.trust_changed();
         Ok(())
     }
@@ -320,8 +336,11 @@ impl SecretStore {
             None => None,
             Some(SecretRef::Sds(name)) => Some(self.trust_cell(name)),
             Some(SecretRef::Files { chain, .. }) => {
-                let name = format!("file:{chain}");
-                self.set_trust(&name, &read(chain)?)?;
+                let (name, lists) = match &v.crl {
+                    None => (format!("file:{chain}"), None),
+                    Some(crl) => (format!("file:{chain}:{crl}"), Some(read(crl)?)),
+                };
+                self.set_trust_and_lists(&name, &read(chain)?, lists.as_deref())?;
                 Some(self.trust_cell(&name))
             }
         };
@@ -375,6 +394,19 @@ fn anchors(what: &str, pem: &[u8]) -> Result<(Vec<TrustAnchor<'static>>, Vec<u64
     }
     let ends = roots.iter().map(|r| bundle::ends(r).unwrap_or(0)).collect();
     Ok((anchors, ends))
+}
+
+/// Revocation lists of a PEM text, of which there must be one.
+fn lists(what: &str, pem: &[u8]) -> Result<Vec<CertRevocationList<'static>>, IdentityError> {
+    let bad = |reason: String| IdentityError::Pem { what: format!("{what}: revocation lists"), reason };
+    let read = |der: Result<CertificateRevocationListDer<'static>, _>| {
+        let der = der.map_err(|_| bad("is no PEM".into()))?;
+        let list =
+            OwnedCertRevocationList::from_der(&der).map_err(|e| bad(format!("one cannot be read: {e}")))?;
+        Ok::<_, IdentityError>(CertRevocationList::from(list))
+    };
+    let all = CertificateRevocationListDer::pem_slice_iter(pem).map(read).collect::<Result<Vec<_>, _>>()?;
+    if all.is_empty() { Err(bad("holds none".into())) } else { Ok(all) }
 }
 
 fn read(path: &str) -> Result<Vec<u8>, IdentityError> {

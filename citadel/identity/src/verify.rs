@@ -34,14 +34,19 @@ use rustls::{
     server::danger::{ClientCertVerified, ClientCertVerifier},
 };
 use rustls_pki_types::{CertificateDer, ServerName, TrustAnchor, UnixTime};
-use webpki::{EndEntityCert, KeyUsage};
+use webpki::{
+    CertRevocationList, EndEntityCert, ExpirationPolicy, KeyUsage, RevocationCheckDepth,
+    RevocationOptionsBuilder, UnknownStatusPolicy,
+};
 
 use crate::{CertificateIds, Revocations, peer::issuer_spiffe};
 
 /// Roots of one trust entry.
 pub(crate) enum Trust {
     /// For whoever they vouch for.
-    Roots(Vec<TrustAnchor<'static>>),
+    ///
+    /// If there are revocation lists, one of each issuer in the chain is wanted.
+    Roots(Vec<TrustAnchor<'static>>, Vec<CertRevocationList<'static>>),
     /// By trust domain.
     Domains(BTreeMap<String, DomainTrust>),
 }
@@ -131,6 +136,9 @@ fn webpki_error(e: webpki::Error) -> Error {
         W::CertExpired { .. } => CertificateError::Expired,
         W::CertNotValidYet { .. } => CertificateError::NotValidYet,
         W::UnknownIssuer => CertificateError::UnknownIssuer,
+        W::CertRevoked => CertificateError::Revoked,
+        W::UnknownRevocationStatus => CertificateError::UnknownRevocationStatus,
+        W::CrlExpired { .. } => CertificateError::ExpiredRevocationList,
         W::InvalidSignatureForPublicKey => CertificateError::BadSignature,
         W::CertNotValidForName(_) => CertificateError::NotValidForName,
         _ => CertificateError::BadEncoding,
@@ -172,17 +180,25 @@ impl Verifier {
         now: UnixTime,
         usage: KeyUsage,
     ) -> Result<(), Error> {
-        let build = |anchors: &[TrustAnchor<'static>]| {
+        let build = |anchors: &[TrustAnchor<'static>], lists: &[CertRevocationList<'static>]| {
+            let lists: Vec<_> = lists.iter().collect();
+            // Without any there is nothing to look at.
+            let revocation = RevocationOptionsBuilder::new(&lists).ok().map(|b| {
+                b.with_depth(RevocationCheckDepth::Chain)
+                    .with_status_policy(UnknownStatusPolicy::Deny)
+                    .with_expiration_policy(ExpirationPolicy::Enforce)
+                    .build()
+            });
             let algorithms = self.provider.signature_verification_algorithms.all;
             let path = cert
-                .verify_for_usage(algorithms, anchors, intermediates, now, usage, None, None)
+                .verify_for_usage(algorithms, anchors, intermediates, now, usage, revocation, None)
                 .map_err(webpki_error)?;
             let issuer = path.intermediate_certificates().next().map(|i| i.der().to_vec());
             Ok::<_, Error>(issuer)
         };
         if !self.svid {
             return match trust {
-                Trust::Roots(anchors) => build(anchors).map(drop),
+                Trust::Roots(anchors, lists) => build(anchors, lists).map(drop),
                 // Such an entry is for names of the mesh alone.
                 Trust::Domains(_) => Err(refused()),
             };
@@ -193,12 +209,12 @@ impl Verifier {
             _ => return Err(refused()),
         };
         let (issuer, domains) = match trust {
-            Trust::Roots(anchors) => (build(anchors)?, None),
+            Trust::Roots(anchors, lists) => (build(anchors, lists)?, None),
             Trust::Domains(domains) => {
                 let name = || id.trust_domain().to_owned();
                 let domain = domains.get(id.trust_domain()).ok_or_else(|| TrustRefusal::NoBundle(name()))?;
                 let issuer = if domain.ends.iter().all(|end| *end > now.as_secs()) {
-                    build(&domain.anchors)?
+                    build(&domain.anchors, &[])?
                 } else {
                     let live =
                         domain.anchors.iter().zip(&domain.ends).filter(|(_, end)| **end > now.as_secs());
@@ -206,7 +222,7 @@ impl Verifier {
                     if live.is_empty() {
                         return Err(TrustRefusal::Expired(name()).into());
                     }
-                    build(&live)?
+                    build(&live, &[])?
                 };
                 (issuer, Some((domains, domain)))
             }

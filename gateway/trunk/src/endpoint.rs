@@ -115,7 +115,8 @@ impl Trunk {
         secrets: &SecretStore,
         metrics: TrunkMetrics,
     ) -> Result<Self, TrunkError> {
-        let trust = || Validation { trusted: Some(SecretRef::Sds(TRUST_BUNDLE.into())), sans: vec![] };
+        let trust =
+            || Validation { trusted: Some(SecretRef::Sds(TRUST_BUNDLE.into())), sans: vec![], crl: None };
         let alpn = || vec![ALPN_DATAGRAMS.into(), ALPN_BOTH_WAYS.into(), ALPN.into()];
         let server = secrets.server_config(&DownstreamTls {
             certificate: SecretRef::Sds(WORKLOAD_SVID.into()),

@@ -127,6 +127,7 @@ pub fn control_plane(args: &ProxyArgs, address: &str, store: &SecretStore) -> an
         validation: Validation {
             trusted: Some(SecretRef::Sds(TRUST_BUNDLE.into())),
             sans: vec![StringMatch::exact(san)],
+            crl: None,
         },
         sni: server_name.into(),
         alpn: vec!["h2".into()],

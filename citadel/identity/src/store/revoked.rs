@@ -100,6 +100,64 @@ fn what_its_issuer_has_revoked_is_refused() {
     dial(&m).unwrap();
 }
 
+/// Who is refused learns why, through whatever an error is wrapped in.
+#[test]
+fn the_alert_is_known() {
+    #[derive(Debug, thiserror::Error)]
+    #[error("outer")]
+    struct Outer(#[source] std::io::Error);
+    let of = |d| Outer(std::io::Error::other(rustls::Error::AlertReceived(d)));
+    assert!(crate::told_revoked(&of(rustls::AlertDescription::CertificateRevoked)));
+    assert!(!crate::told_revoked(&of(rustls::AlertDescription::CertificateExpired)));
+    assert!(!crate::told_revoked(&std::io::Error::other("revoked")));
+}
+
+/// `caCrl`, for peers outside the mesh.
+#[test]
+fn lists_of_files_want_one_of_each_issuer() {
+    let m = mesh();
+    let dir = std::env::temp_dir().join(format!("flotilla-crl-{}", std::process::id()));
+    std::fs::create_dir_all(&dir).unwrap();
+    let write = |name: &str, content: String| {
+        let path = dir.join(name);
+        std::fs::write(&path, content).unwrap();
+        path.display().to_string()
+    };
+    let roots = write("roots.pem", m.root.pem());
+    let says = |lists: Option<String>| {
+        let crl = lists.map(|l| write("ca.crl", l));
+        let v = Validation {
+            trusted: Some(SecretRef::Files { chain: roots.clone(), key: String::new() }),
+            sans: vec![],
+            crl,
+        };
+        let tls = DownstreamTls { client_certificate: ClientCertificate::Required(v), ..server_tls() };
+        let server = m.server.server_config(&tls).unwrap();
+        let client = m.client.client_config(&client_tls(&[B])).unwrap();
+        match handshake(&server, &client, &sni()) {
+            Ok(_) => "accepted".to_owned(),
+            Err(rustls::Error::InvalidCertificate(e)) => format!("{e:?}"),
+            Err(e) => panic!("{e}"),
+        }
+    };
+    let all = |revoked: &[&str]| list(&m.west, revoked).list + &list(&m.root, &[]).list;
+    assert_eq!(says(None), "accepted");
+    assert_eq!(says(Some(all(&[]))), "accepted");
+    assert_eq!(says(Some(all(&[&m.a.0]))), "Revoked");
+    assert_eq!(says(Some(list(&m.west, &[]).list + &list(&m.root, &[&m.west.pem()]).list)), "Revoked");
+    assert_eq!(says(Some(list(&m.west, &[]).list)), "UnknownRevocationStatus", "none of the root");
+    let mut old = params(1, &[]);
+    old.this_update = (SystemTime::now() - Duration::from_secs(7200)).into();
+    old.next_update = (SystemTime::now() - Duration::from_secs(3600)).into();
+    let old = old.signed_by(&m.west).unwrap().pem().unwrap();
+    assert!(says(Some(old + &list(&m.root, &[]).list)).starts_with("ExpiredRevocationList"));
+    // A file that holds none is an error, and not as if nothing were revoked.
+    for bad in ["", "nothing"] {
+        assert!(m.server.set_trust_and_lists("x", m.root.pem().as_bytes(), Some(bad.as_bytes())).is_err());
+    }
+    std::fs::remove_dir_all(&dir).unwrap();
+}
+
 #[test]
 fn the_server_is_looked_at_as_well() {
     let m = mesh();
@@ -169,6 +227,34 @@ fn lists_of_strangers_and_damaged_ones_are_refused_and_the_others_count() {
     p.key_usages = vec![KeyUsagePurpose::KeyCertSign];
     let plain = CertifiedIssuer::signed_by(p, KeyPair::generate().unwrap(), &m.root).unwrap();
     assert!(params(1, &[]).signed_by(&plain).is_err());
+}
+
+/// A list is another's: no change of it is more than refused.
+#[test]
+fn any_bytes_are_handled() {
+    use base64::{Engine as _, engine::general_purpose::STANDARD};
+    let m = mesh();
+    let roots = crate::pem_certificates("root", m.root.pem().as_bytes()).unwrap();
+    let good = list(&m.west, &[&m.a.0]);
+    let text: String = good.list.lines().filter(|l| !l.starts_with('-')).collect();
+    let der = STANDARD.decode(text).unwrap();
+    let pem =
+        |der: &[u8]| format!("-----BEGIN X509 CRL-----\n{}\n-----END X509 CRL-----\n", STANDARD.encode(der));
+    let read = |list: String| {
+        let told = RevocationList { issuer: good.issuer.clone(), list };
+        crate::SignedList::read(&told, &roots, &domain())
+    };
+    let said = read(pem(&der)).unwrap();
+    for at in 0..der.len() {
+        assert!(read(pem(&der[..at])).is_err(), "cut at {at}");
+        for with in [0, 0x7f, 0x80, 0xff, der[at] ^ 1] {
+            let mut other = der.clone();
+            other[at] = with;
+            if let Ok(other) = read(pem(&other)) {
+                assert_eq!(other, said, "{at}");
+            }
+        }
+    }
 }
 
 #[tokio::test]

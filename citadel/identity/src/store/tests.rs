@@ -46,6 +46,7 @@ fn validation(sans: &[&str]) -> Validation {
     Validation {
         trusted: Some(SecretRef::Sds(TRUST_BUNDLE.into())),
         sans: sans.iter().map(|s| StringMatch::exact(*s)).collect(),
+        crl: None,
     }
 }
 
