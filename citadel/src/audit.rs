@@ -10,9 +10,15 @@
 //!    and there is time, since workloads renew at half of their certificates' life. The probe of the CA fails meanwhile.
 //! 4. Refusals are written as they can be: a few a second, and how many were left out. They stop nothing.
 //! 5. No line has a key, a token or a request; a token is named by a part of its hash.
-//! 6. A file that is large enough is put aside, under the number of its last line. Nothing here removes one. The end of the
-//!    log can be cut off without a trace in it; who needs to see that keeps the head that verifying shows elsewhere.
+//! 6. A file that is large enough is put aside, under the number of its last line, and the next one begins with the signer, so
+//!    that each can be verified without those before it. Of those that were put aside the oldest is removed when there are
+//!    more than are to be kept, and nothing in it is newer than a workload's certificate lives; intermediates that are
+//!    valid still are written again, since they can be revoked. A line says how far the log was removed. The end of the log
+//!    can be cut off without a trace in it; who needs to see that keeps the head that verifying shows elsewhere.
+//! 7. The probe's certificates are handed to nobody. It is written that it works when that is news, and once a day.
 
+mod find;
+mod prune;
 pub mod verify;
 
 use std::{
@@ -33,8 +39,12 @@ use serde::{Deserialize, Serialize};
 /// The file that is written to, and how those that were put aside begin.
 const CURRENT: &str = "issuance.jsonl";
 const ASIDE: &str = "issuance-";
+/// Written and removed to see whether anything can be.
+const TRIAL: &str = "trial";
 /// A file of this size is put aside, bytes.
 const LARGE: u64 = 16 * 1024 * 1024;
+/// So many of those stay, unless said otherwise: a gibibyte.
+pub const KEEP: usize = 64;
 /// No line is longer, bytes: a chain of certificates is the largest.
 const MAX_LINE: u64 = 64 * 1024;
 /// Refusals that are written: at once, and each second.
@@ -101,6 +111,22 @@ pub enum Event {
         /// The end of its validity, seconds since the epoch.
         not_after: u64,
     },
+    /// A certificate that was revoked.
+    Revoked {
+        /// Hexadecimal; empty if there was none left, and only tokens from before are refused.
+        serial: String,
+        /// SPIFFE ID of a workload or of a cluster.
+        of: String,
+        /// As RFC 5280 section 5.3.1 has it.
+        reason: String,
+    },
+    /// Lines were removed, as the log is to be no larger.
+    Removed {
+        /// Number of the last of them.
+        through: u64,
+        /// SHA-256 of that line, hexadecimal.
+        head: String,
+    },
     /// Somebody who asked and was given nothing.
     Refused {
         /// Who it proved to be, if anybody.
@@ -146,6 +172,8 @@ impl Entry {
 /// What is between an entry and its signature.
 const SIGNATURE: &str = ",\"signature\":\"";
 
+pub(crate) use find::Certificate;
+
 /// The log of one CA.
 pub(crate) struct AuditLog {
     dir: PathBuf,
@@ -156,6 +184,10 @@ struct State {
     file: Option<File>,
     size: u64,
     large: u64,
+    /// Files that were put aside and stay.
+    keep: usize,
+    /// A file that was written to within this time stays in any case.
+    young: Duration,
     number: u64,
     previous: String,
     signer: Option<Signer>,
@@ -220,6 +252,8 @@ impl AuditLog {
             file: None,
             size: 0,
             large: LARGE,
+            keep: KEEP,
+            young: Duration::MAX,
             number: 0,
             previous: String::new(),
             signer: None,
@@ -277,6 +311,27 @@ impl AuditLog {
         written
     }
 
+    /// How many files that were put aside stay, and how old what is in the others has to be.
+    pub(crate) fn keep(&self, files: usize, young: Duration) {
+        let mut s = self.lock();
+        (s.keep, s.young) = (files.max(1), young);
+    }
+
+    /// Whether a line could be written now.
+    pub(crate) fn writable(&self) -> io::Result<()> {
+        let s = self.lock();
+        let path = self.dir.join(TRIAL);
+        let tried = || {
+            let mut f = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&path)?;
+            f.write_all(&[0; 4096])?;
+            f.sync_data()?;
+            fs::remove_file(&path)
+        };
+        let done = tried().map_err(at(&path));
+        drop(s);
+        done
+    }
+
     /// Adds a line; it is on the disk when this returns.
     pub(crate) fn append(&self, event: Event) -> io::Result<()> {
         let mut s = self.lock();
@@ -312,6 +367,22 @@ impl AuditLog {
     }
 
     fn write(&self, s: &mut State, event: Event) -> io::Result<()> {
+        if s.size >= s.large && s.signer.is_some() {
+            self.put_aside(s).map_err(at(&self.dir))?;
+            // The one that is about to be named needs no other before it.
+            if !matches!(event, Event::Signer { .. })
+                && let Some(chain) = s.signer.as_ref().map(|s| s.chain.clone())
+            {
+                self.line(s, Event::Signer { chain })?;
+            }
+            for event in prune::prune(&self.dir, s.keep, s.young) {
+                self.line(s, event)?;
+            }
+        }
+        self.line(s, event)
+    }
+
+    fn line(&self, s: &mut State, event: Event) -> io::Result<()> {
         let path = self.dir.join(CURRENT);
         let signer = s.signer.as_ref().ok_or_else(|| io::Error::other("audit log: nobody signs it yet"))?;
         let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
@@ -327,9 +398,6 @@ impl AuditLog {
         let signature =
             signer.key.sign(line.as_bytes()).map_err(|e| io::Error::other(format!("audit log: {e}")))?;
         line = format!("{line}{SIGNATURE}{}\"}}", STANDARD.encode(signature));
-        if s.size >= s.large {
-            self.put_aside(s).map_err(at(&path))?;
-        }
         if s.file.is_none() {
             let mut file = open(&path).map_err(at(&path))?;
             s.size = whole(&mut file).map_err(at(&path))?;
@@ -359,7 +427,7 @@ impl AuditLog {
     }
 
     #[cfg(test)]
-    fn put_aside_at(&self, large: u64) {
+    pub(crate) fn put_aside_at(&self, large: u64) {
         self.lock().large = large;
     }
 }

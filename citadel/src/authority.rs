@@ -3,11 +3,11 @@
 use std::{
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use mesh_identity::{IdentityError, TrustBundle, pem_certificates, root_pin};
-use mesh_model::{ClusterId, SpiffeId, TrustDomain};
+use mesh_model::{ClusterId, SpiffeId, TrustDomain, federation::RevocationList};
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
     KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData as _, SanType, SerialNumber,
@@ -20,6 +20,7 @@ use crate::{
     announcement::Announcement,
     audit::{self, AuditLog, Event, Proof},
     csr,
+    revocation::{Records, Revoked},
     rotation::Phase,
     store::{CaDir, CaFiles, JOIN, Secret},
     token::{self, TokenIssuer},
@@ -27,8 +28,10 @@ use crate::{
 
 mod noted;
 mod renew;
+mod revoke;
 mod rotate;
 
+use revoke::Revocation;
 pub use rotate::Rotated;
 
 /// Certificates are valid from this long ago, so that clocks need not agree to the second.
@@ -120,6 +123,10 @@ pub struct AuthorityStatus {
     pub intermediate: String,
     /// Start of the intermediate's validity.
     pub not_before: SystemTime,
+    /// Revocation lists of each authority whose key is or was here.
+    pub lists: Vec<RevocationList>,
+    /// What is on them.
+    pub revoked: Vec<Revoked>,
 }
 
 /// The CA of one cluster.
@@ -130,6 +137,9 @@ pub struct Authority {
     tokens: TokenIssuer,
     audit: AuditLog,
     active: Mutex<Option<Arc<Active>>>,
+    revocation: Mutex<Revocation>,
+    /// When it was last written that a probe went well.
+    probed: Mutex<Option<Instant>>,
     /// Held while the stored CA is replaced: one change after the other.
     changing: Mutex<()>,
     changes: watch::Sender<u64>,
@@ -181,16 +191,23 @@ impl Authority {
             None => None,
             Some(files) => Some(Arc::new(Active::check(&files, &cluster)?.numbered(&dir)?)),
         };
-        Ok(Self {
+        let records = dir.revoked()?;
+        let ca = Self {
             cluster,
             dir,
             workload_ttl,
             tokens,
             audit: AuditLog::open(&state_dir)?,
+            revocation: Mutex::new(Revocation::new(records)),
+            probed: Mutex::default(),
             active: Mutex::new(active),
             changing: Mutex::default(),
             changes: watch::Sender::new(0),
-        })
+        };
+        match ca.refresh_lists() {
+            Ok(_) | Err(AuthorityError::Empty) => Ok(ca),
+            Err(e) => Err(e),
+        }
     }
 
     /// Wakes when the CA becomes active, is replaced or reset.
@@ -205,6 +222,11 @@ impl Authority {
         &self.cluster
     }
 
+    /// For how long certificates of workloads are valid.
+    pub(crate) fn workload_ttl(&self) -> Duration {
+        self.workload_ttl
+    }
+
     /// Workload tokens of this cluster.
     #[must_use]
     pub fn tokens(&self) -> &TokenIssuer {
@@ -214,7 +236,11 @@ impl Authority {
     /// Public facts, if the cluster is in a mesh.
     #[must_use]
     pub fn status(&self) -> Option<AuthorityStatus> {
-        self.lock().as_ref().map(|a| a.status.clone())
+        let mut status = self.lock().as_ref().map(|a| a.status.clone())?;
+        let revocation = self.revocation();
+        status.lists.clone_from(&revocation.lists);
+        status.revoked.clone_from(&revocation.records.revoked);
+        Some(status)
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Option<Arc<Active>>> {
@@ -229,12 +255,25 @@ impl Authority {
         self.changing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn install(&self, files: &CaFiles) -> Result<AuthorityStatus, AuthorityError> {
+    /// `own` says why, if this cluster has signed its own intermediate, which has to be in the audit log first.
+    fn install(&self, files: &CaFiles, own: Option<&str>) -> Result<AuthorityStatus, AuthorityError> {
         let active = Active::check(files, &self.cluster)?;
+        if let Some(why) = own {
+            self.own_intermediate(&active, why)?;
+        }
+        let before = self.lock().clone();
+        let records = match before.filter(|b| b.status.intermediate != active.status.intermediate) {
+            Some(old) => self.succeed(&old)?,
+            None => self.revocation().records.clone(),
+        };
         self.dir.save(files)?;
         let active = Arc::new(active.numbered(&self.dir)?);
         let status = active.status.clone();
-        *self.lock() = Some(active);
+        *self.lock() = Some(active.clone());
+        if let Err(error) = self.sign_lists(&active, &mut self.revocation(), records) {
+            // What it has is in use; the lists are tried again.
+            tracing::error!(%error, "no revocation lists under the new intermediate yet");
+        }
         self.changes.send_modify(|n| *n += 1);
         Ok(status)
     }
@@ -251,15 +290,15 @@ impl Authority {
         let (root_cert, root_key) = new_root(trust_domain)?;
         let root = RootKey::new(&root_cert, &root_key)?;
         let (cert, key) = new_intermediate(trust_domain, &self.cluster, &root)?;
-        let status = self.install(&CaFiles {
+        let files = CaFiles {
             root_cert,
             root_key: Some(root_key),
             cert_chain: cert.clone(),
             ca_cert: cert,
             ca_key: key,
             ..CaFiles::default()
-        })?;
-        self.installed(&status, "found");
+        };
+        let status = self.install(&files, Some("found"))?;
         tracing::info!(%trust_domain, cluster = %self.cluster, pin = %status.root_pin, "founded a mesh");
         Ok(status)
     }
@@ -310,13 +349,14 @@ impl Authority {
             .pending(JOIN)?
             .ok_or_else(|| AuthorityError::BadRequest("no intermediate was requested".into()))?;
         let first = first_pem(chain)?;
-        let status = self.install(&CaFiles {
+        let files = CaFiles {
             root_cert: bundle.to_owned(),
             ca_cert: first,
             ca_key: key,
             cert_chain: chain.to_owned(),
             ..CaFiles::default()
-        })?;
+        };
+        let status = self.install(&files, None)?;
         if &status.trust_domain != trust_domain {
             self.forget()?;
             return Err(AuthorityError::BadRequest(format!(
@@ -401,7 +441,17 @@ impl Authority {
         ttl: Duration,
         proof: &Proof,
     ) -> Result<Issued, AuthorityError> {
-        self.sign_leaf(csr_pem, identity, ttl, &[], proof)
+        self.sign_leaf(csr_pem, identity, ttl, &[], proof, Self::audited)
+    }
+
+    /// The same for the probe, whose certificates are handed to nobody.
+    pub(crate) fn issue_probe(
+        &self,
+        csr_pem: &str,
+        identity: &SpiffeId,
+        ttl: Duration,
+    ) -> Result<Issued, AuthorityError> {
+        self.sign_leaf(csr_pem, identity, ttl, &[], &Proof::of("probe"), Self::probed)
     }
 
     /// Signs the control plane's own certificate, which also carries DNS names for foreign proxies.
@@ -411,7 +461,7 @@ impl Authority {
         id: &SpiffeId,
         dns: &[String],
     ) -> Result<Issued, AuthorityError> {
-        self.sign_leaf(csr_pem, id, Duration::ZERO, dns, &Proof::of("control plane"))
+        self.sign_leaf(csr_pem, id, Duration::ZERO, dns, &Proof::of("control plane"), Self::audited)
     }
 
     fn sign_leaf(
@@ -421,6 +471,7 @@ impl Authority {
         ttl: Duration,
         dns: &[String],
         proof: &Proof,
+        note: fn(&Self, &Active, Event) -> Result<(), AuthorityError>,
     ) -> Result<Issued, AuthorityError> {
         let active = self.active()?;
         if identity.trust_domain() != active.status.trust_domain.as_str() {
@@ -469,7 +520,7 @@ impl Authority {
             not_before: audit::seconds(now - BACKDATE),
             not_after: audit::seconds(not_after),
         };
-        self.audited(&active, event)?;
+        note(self, &active, event)?;
         let proof = &proof.kind;
         tracing::info!(target: "audit", %identity, serial = %hex, proof, cluster = %self.cluster, "issued");
         let mut chain = vec![leaf];
@@ -490,6 +541,7 @@ impl Authority {
     fn forget(&self) -> Result<(), AuthorityError> {
         self.dir.clear()?;
         *self.lock() = None;
+        *self.revocation() = Revocation::new(Records::default());
         self.changes.send_modify(|n| *n += 1);
         Ok(())
     }
@@ -607,6 +659,8 @@ impl Active {
                 issuer_pin: root_pin(&roots[above]),
                 intermediate: root_pin(ca_der),
                 not_before,
+                lists: vec![],
+                revoked: vec![],
             },
             files: files.clone(),
             roots,

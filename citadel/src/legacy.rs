@@ -29,7 +29,7 @@ impl istio_ca_service_server::IstioCaService for CertificateService {
                 request.metadata_mut().insert("authorization", value);
             }
         }
-        let (id, proof) = self.proven_or_noted(&request)?;
+        let (id, proof) = self.proven_or_noted(&request).await?;
         let r = request.into_inner();
         let pem = String::from_utf8(r.csr_pem).map_err(|_| Status::invalid_argument("csr_pem is not PEM"))?;
         let asked = csr::parse(&pem)?;
@@ -90,7 +90,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let day = Duration::from_secs(86_400);
         let a = Authority::load(ClusterId::new("west").unwrap(), dir.path().into(), day).unwrap();
-        let service = CertificateService(Arc::new(a));
+        let service = CertificateService(Arc::new(a), None);
         let ask = async |csr_pem: Vec<u8>, credential: &str, requested_ttl_minutes| {
             service
                 .handle_csr(Request::new(CsrRequest {

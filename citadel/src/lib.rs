@@ -12,9 +12,12 @@ mod announcement;
 pub mod audit;
 pub mod authority;
 mod csr;
+pub mod kubernetes;
 mod legacy;
 pub mod probe;
+pub mod revocation;
 pub mod rotation;
+pub mod secrets;
 mod service;
 mod store;
 pub mod token;
@@ -45,6 +48,8 @@ use mesh_xds::server::conn;
 use tokio::{sync::watch, task::JoinHandle};
 
 pub use authority::{Authority, AuthorityError, Issued};
+use kubernetes::{Kubernetes, KubernetesOptions};
+use secrets::SecretsOptions;
 
 use pb::{
     authority::authority_server::AuthorityServer,
@@ -74,11 +79,18 @@ pub struct CitadelOptions {
     pub socket: PathBuf,
     /// Lifetime of workload certificates, also the longest one that may be asked for.
     pub workload_ttl: Duration,
+    /// Whose service-account tokens prove an identity besides the own ones.
+    pub kubernetes: KubernetesOptions,
+    /// Certificates that are kept in files.
+    pub secrets: Option<SecretsOptions>,
+    /// Files of the audit log that stay when they are full.
+    pub audit_keep: usize,
 }
 
 /// A running citadel.
 pub struct Citadel {
     authority: Arc<Authority>,
+    kubernetes: Option<Arc<Kubernetes>>,
     _tasks: Tasks,
 }
 
@@ -116,6 +128,8 @@ impl Citadel {
     /// [`StartError`]; a damaged or foreign CA in the state directory is fatal, never replaced.
     pub fn start(options: CitadelOptions) -> Result<Self, StartError> {
         let authority = Arc::new(Authority::load(options.cluster, options.state_dir, options.workload_ttl)?);
+        authority.keep_audit(options.audit_keep);
+        let kubernetes = Kubernetes::new(options.kubernetes)?.map(Arc::new);
         let incoming =
             conn::unix(conn::bind_unix(&options.socket).map_err(|source| StartError::Socket {
                 path: options.socket.display().to_string(),
@@ -130,7 +144,9 @@ impl Citadel {
             }
         });
         let renewing = tokio::spawn(renew_intermediate(authority.clone()));
-        Ok(Self { authority, _tasks: Tasks(vec![task, renewing]) })
+        let mut tasks = vec![task, renewing];
+        tasks.extend(options.secrets.map(|o| tokio::spawn(secrets::keep(authority.clone(), o))));
+        Ok(Self { authority, kubernetes, _tasks: Tasks(tasks) })
     }
 
     /// The CA itself, for roles that run in the same process.
@@ -147,8 +163,11 @@ impl Citadel {
     ) -> IstioCertificateServiceServer<
         impl pb::istio::istio_certificate_service_server::IstioCertificateService,
     > {
-        IstioCertificateServiceServer::new(service::CertificateService(self.authority.clone()))
-            .max_decoding_message_size(64 * 1024)
+        IstioCertificateServiceServer::new(service::CertificateService(
+            self.authority.clone(),
+            self.kubernetes.clone(),
+        ))
+        .max_decoding_message_size(64 * 1024)
     }
 
     /// `istio.v1.auth.IstioCAService` of release 1.0, to be served beside it.
@@ -156,8 +175,11 @@ impl Citadel {
     pub fn legacy_certificate_service(
         &self,
     ) -> IstioCaServiceServer<impl pb::istio::istio_ca_service_server::IstioCaService> {
-        IstioCaServiceServer::new(service::CertificateService(self.authority.clone()))
-            .max_decoding_message_size(64 * 1024)
+        IstioCaServiceServer::new(service::CertificateService(
+            self.authority.clone(),
+            self.kubernetes.clone(),
+        ))
+        .max_decoding_message_size(64 * 1024)
     }
 
     /// Secrets of the control plane itself, kept fresh: its SVID as `default`, the bundle as
@@ -203,7 +225,8 @@ impl Citadel {
     }
 }
 
-/// Keeps the intermediate of the cluster with the root key fresh; those of others are asked for over the federation.
+/// Keeps the intermediate of the cluster with the root key fresh, and the revocation lists; the intermediates of others are asked for
+/// over the federation.
 async fn renew_intermediate(authority: Arc<Authority>) {
     let mut changes = authority.subscribe();
     loop {
@@ -215,6 +238,11 @@ async fn renew_intermediate(authority: Arc<Authority>) {
                 Duration::from_secs(60)
             }
         };
+        if let Err(error) = authority.refresh_lists()
+            && !matches!(error, AuthorityError::Empty)
+        {
+            tracing::error!(%error, "the revocation lists were not signed anew");
+        }
         tokio::select! {
             () = tokio::time::sleep(wait) => {}
             changed = changes.changed() => if changed.is_err() { return },

@@ -50,12 +50,20 @@ impl Authority {
     /// # Errors
     /// [`AuthorityError::Empty`] if the cluster is in no mesh; else what the CA cannot do.
     pub fn probe(&self) -> Result<Probed, AuthorityError> {
+        let done = self.ask();
+        if done.is_err() {
+            self.probe_failed();
+        }
+        done
+    }
+
+    fn ask(&self) -> Result<Probed, AuthorityError> {
         let began = Instant::now();
         let status = self.status().ok_or(AuthorityError::Empty)?;
         let identity = SpiffeId::workload(&status.trust_domain, SYSTEM_NAMESPACE, ACCOUNT)
             .map_err(|e| AuthorityError::Refused(e.to_string()))?;
         let pending = PendingSvid::generate(&identity)?;
-        let issued = self.issue(&pending.csr_pem, &identity, TTL, "probe")?;
+        let issued = self.issue_probe(&pending.csr_pem, &identity, TTL)?;
         let chain = issued.chain_without_root();
         // Key and certificate belong together.
         SecretStore::new().set_identity(WORKLOAD_SVID, chain.as_bytes(), pending.key_pem.as_bytes())?;

@@ -8,22 +8,27 @@ use std::{
 use mesh_identity::peer_identity;
 use mesh_model::{ClusterId, SpiffeId, TrustDomain};
 use mesh_xds::PeerInfo;
+use rustls_pki_types::CertificateDer;
 use tonic::{Request, Response, Status};
+use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::{
     Authority, AuthorityError,
     audit::{self, Proof},
     authority::{AuthorityStatus as Facts, Issued},
+    kubernetes::{self, Kubernetes},
     pb::{
         authority::{
             self as pb, AuthorityStatus, FoundRequest, InstallIntermediateRequest, InstallRenewalRequest,
             IntermediateRequest, IssueTokenRequest, ProbeRequest, ProbeResponse, RequestIntermediateRequest,
-            RequestRenewalRequest, ResetRequest, RotateRequest, RotateResponse, SignIntermediateRequest,
-            SignedIntermediate, StatusRequest, TakeAnnouncementRequest, TakeAnnouncementResponse,
-            WorkloadToken, authority_server,
+            RequestRenewalRequest, ResetRequest, RevokeRequest, RevokeResponse, RotateRequest,
+            RotateResponse, SignIntermediateRequest, SignedIntermediate, StatusRequest,
+            TakeAnnouncementRequest, TakeAnnouncementResponse, WorkloadToken, authority_server,
+            revoke_request,
         },
         istio::{IstioCertificateRequest, IstioCertificateResponse, istio_certificate_service_server},
     },
+    revocation::{self, Revoked, Target},
     rotation::{Report, Step},
     token,
 };
@@ -51,16 +56,16 @@ impl From<AuthorityError> for Status {
 }
 
 /// `IstioCertificateService`: who is proved by a client certificate of this cluster or a token.
-pub(crate) struct CertificateService(pub(crate) Arc<Authority>);
+pub(crate) struct CertificateService(pub(crate) Arc<Authority>, pub(crate) Option<Arc<Kubernetes>>);
 
 impl CertificateService {
     /// Who calls, and what the audit log says of how that was proved. It says as well who could not prove it.
-    pub(crate) fn proven_or_noted<T>(
+    pub(crate) async fn proven_or_noted<T: Sync>(
         &self,
         request: &Request<T>,
     ) -> Result<(SpiffeId, Proof), AuthorityError> {
         let mut shown = shown(request);
-        match self.proven(request) {
+        match self.proven(request).await {
             Ok((id, kind)) => {
                 kind.clone_into(&mut shown.kind);
                 Ok((id, shown))
@@ -89,7 +94,10 @@ impl CertificateService {
         })
     }
 
-    fn proven<T>(&self, request: &Request<T>) -> Result<(SpiffeId, &'static str), AuthorityError> {
+    async fn proven<T: Sync>(
+        &self,
+        request: &Request<T>,
+    ) -> Result<(SpiffeId, &'static str), AuthorityError> {
         let status = self.0.status().ok_or(AuthorityError::Empty)?;
         if let Some(certs) = request.extensions().get::<PeerInfo>().map(|p| &p.certificates)
             && !certs.is_empty()
@@ -104,6 +112,10 @@ impl CertificateService {
                 return Err(AuthorityError::Refused(format!(
                     "{id} was certified by another cluster; it renews there"
                 )));
+            }
+            // The session may be from before.
+            if certificate_serial(certs).is_some_and(|s| self.0.has_revoked(&s)) {
+                return Err(AuthorityError::Refused(format!("the certificate of {id} was revoked")));
             }
             if id.namespace_and_account().is_none() {
                 return Err(AuthorityError::Refused(format!("{id} is not a workload")));
@@ -120,10 +132,26 @@ impl CertificateService {
                     "no proof of identity: send a client certificate or a bearer token".into(),
                 )
             })?;
-        let (ns, sa) = self.0.tokens().verify(bearer.trim())?;
+        let bearer = bearer.trim();
+        let claims = kubernetes::claimed_issuer(bearer);
+        let (ns, sa, issued_at, by) = match &self.1 {
+            Some(k) if claims != self.0.tokens().name() && k.takes(&claims) => {
+                let a = k.prove(bearer).await?;
+                (a.namespace, a.name, a.issued_at, a.by)
+            }
+            _ => {
+                let (ns, sa, at) = self.0.tokens().verify_dated(bearer)?;
+                (ns, sa, at, "token")
+            }
+        };
+        if !self.0.takes_token(&ns, &sa, issued_at) {
+            return Err(AuthorityError::Refused(format!(
+                "{ns}/{sa} was revoked after this token was issued: give it a new one (`flotilla token workload`)"
+            )));
+        }
         let id = SpiffeId::workload(&status.trust_domain, &ns, &sa)
             .map_err(|e| AuthorityError::Refused(e.to_string()))?;
-        Ok((id, "token"))
+        Ok((id, by))
     }
 }
 
@@ -133,13 +161,18 @@ impl istio_certificate_service_server::IstioCertificateService for CertificateSe
         &self,
         request: Request<IstioCertificateRequest>,
     ) -> Result<Response<IstioCertificateResponse>, Status> {
-        let (id, proof) = self.proven_or_noted(&request)?;
+        let (id, proof) = self.proven_or_noted(&request).await?;
         let r = request.into_inner();
         let ttl = u64::try_from(r.validity_duration)
             .map_err(|_| Status::invalid_argument("validity_duration is negative"))?;
         let issued = self.issue(r.csr, id, Duration::from_secs(ttl), proof).await?;
         Ok(Response::new(IstioCertificateResponse { cert_chain: issued.chain }))
     }
+}
+
+fn certificate_serial(chain: &[CertificateDer<'_>]) -> Option<String> {
+    let (_, leaf) = X509Certificate::from_der(chain.first()?).ok()?;
+    Some(leaf.raw_serial_as_string())
 }
 
 /// What a caller shows, for the audit log: named, and never repeated.
@@ -186,6 +219,12 @@ impl AuthorityService {
                 announcement: f.announcement,
                 issuer_pin: f.issuer_pin,
                 intermediate_sha256: f.intermediate,
+                lists: f
+                    .lists
+                    .into_iter()
+                    .map(|l| pb::RevocationList { issuer: l.issuer, list: l.list })
+                    .collect(),
+                revoked: f.revoked.into_iter().map(Into::into).collect(),
             },
         })
     }
@@ -197,6 +236,12 @@ fn brought(e: AuthorityError) -> Status {
         AuthorityError::Stored(s) => Status::invalid_argument(s),
         AuthorityError::Identity(e) => Status::invalid_argument(e.to_string()),
         other => other.into(),
+    }
+}
+
+impl From<Revoked> for pb::RevokedCertificate {
+    fn from(r: Revoked) -> Self {
+        Self { serial: r.serial, of: r.of, reason: r.reason.to_string(), at: r.at, until: r.until }
     }
 }
 
@@ -341,6 +386,34 @@ impl authority_server::Authority for AuthorityService {
         };
         let token = self.0.tokens().issue(&r.namespace, &r.service_account, ttl)?;
         Ok(Response::new(WorkloadToken { token }))
+    }
+
+    async fn revoke(&self, r: Request<RevokeRequest>) -> Result<Response<RevokeResponse>, Status> {
+        let r = r.into_inner();
+        let bad = |e: String| Status::invalid_argument(e);
+        let target = match r.target {
+            Some(revoke_request::Target::Serial(s)) if !revocation::serial(&s).is_empty() => {
+                Target::Serial(s)
+            }
+            Some(revoke_request::Target::Identity(s)) => {
+                Target::Identity(SpiffeId::parse(&s).map_err(|e| bad(e.to_string()))?)
+            }
+            Some(revoke_request::Target::Cluster(s)) => {
+                Target::Cluster(ClusterId::new(&s).map_err(|e| bad(e.to_string()))?)
+            }
+            _ => return Err(bad("say what to revoke: a serial number, an identity or a cluster".into())),
+        };
+        let reason = r.reason.parse().map_err(bad)?;
+        let ca = self.0.clone();
+        // It reads the audit log.
+        let done = tokio::task::spawn_blocking(move || ca.revoke(&target, reason)).await;
+        let done = done.map_err(|e| Status::internal(e.to_string()))?.map_err(brought)?;
+        Ok(Response::new(RevokeResponse {
+            revoked: done.revoked.into_iter().map(Into::into).collect(),
+            already: u32::try_from(done.already).unwrap_or(u32::MAX),
+            beyond: done.beyond,
+            tokens: done.tokens,
+        }))
     }
 
     async fn probe(&self, _: Request<ProbeRequest>) -> Result<Response<ProbeResponse>, Status> {

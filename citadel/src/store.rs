@@ -11,8 +11,12 @@ use rustls_pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
+use crate::revocation::Records;
+
 /// Everything as it is about to be.
 const JOURNAL: &str = "next.json";
+/// What was revoked.
+const REVOKED: &str = "revoked.json";
 /// Pending since a join.
 pub(crate) const JOIN: &str = "pending";
 /// Pending since a renewal.
@@ -140,6 +144,7 @@ impl CaDir {
             "root-key.pem",
             "other-root-key.pem",
             "roots.json",
+            REVOKED,
         ] {
             self.remove(name)?;
         }
@@ -188,6 +193,19 @@ impl CaDir {
 
     pub(crate) fn save_announcement(&self, text: &str) -> io::Result<()> {
         write_private(&self.0.join("roots.json"), text.as_bytes())
+    }
+
+    pub(crate) fn revoked(&self) -> io::Result<Records> {
+        let Some(text) = self.read(REVOKED)? else { return Ok(Records::default()) };
+        serde_json::from_str(&text).map_err(|e| {
+            let path = self.0.join(REVOKED);
+            let why = format!("{}: {e}; without it nothing would be revoked any more", path.display());
+            io::Error::new(io::ErrorKind::InvalidData, why)
+        })
+    }
+
+    pub(crate) fn save_revoked(&self, records: &Records) -> io::Result<()> {
+        write_private(&self.0.join(REVOKED), &serde_json::to_vec(records)?)
     }
 
     /// The key that signs workload tokens, made on first use.

@@ -60,6 +60,11 @@ impl TokenIssuer {
         })
     }
 
+    /// What tokens of this cluster name as their issuer.
+    pub(crate) fn name(&self) -> &str {
+        &self.issuer
+    }
+
     /// A token for one service account.
     ///
     /// # Errors
@@ -96,6 +101,11 @@ impl TokenIssuer {
     /// # Errors
     /// [`AuthorityError::Unauthenticated`] saying what is wrong with it.
     pub fn verify(&self, token: &str) -> Result<(String, String), AuthorityError> {
+        self.verify_dated(token).map(|(ns, sa, _)| (ns, sa))
+    }
+
+    /// The same, and when it was issued, seconds since the epoch.
+    pub(crate) fn verify_dated(&self, token: &str) -> Result<(String, String, u64), AuthorityError> {
         let mut v = Validation::new(Algorithm::ES256);
         v.set_audience(&[AUDIENCE]);
         v.set_issuer(&[&self.issuer]);
@@ -106,7 +116,9 @@ impl TokenIssuer {
             jsonwebtoken::decode::<Claims>(token, &self.decoding, &v).map_err(|e| refused(e.to_string()))?;
         let mut it = data.claims.sub.splitn(4, ':');
         match (it.next(), it.next(), it.next(), it.next()) {
-            (Some("system"), Some("serviceaccount"), Some(ns), Some(sa)) => Ok((ns.into(), sa.into())),
+            (Some("system"), Some("serviceaccount"), Some(ns), Some(sa)) => {
+                Ok((ns.into(), sa.into(), data.claims.iat))
+            }
             _ => Err(refused("its subject is not a service account".into())),
         }
     }

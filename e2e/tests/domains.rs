@@ -148,7 +148,7 @@ impl Caller {
         let config = store
             .client_config(&UpstreamTls {
                 certificate: Some(SecretRef::Sds(WORKLOAD_SVID.into())),
-                validation: Validation { trusted: None, sans: vec![] },
+                validation: Validation { trusted: None, sans: vec![], crl: None },
                 sni: sni.into(),
                 alpn: vec![alpn.into()],
             })

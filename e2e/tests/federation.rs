@@ -59,6 +59,9 @@ fn citadel(dir: &Path, cluster: &ClusterId, domain: &str) -> Citadel {
         state_dir: dir.into(),
         socket: dir.join("citadel.sock"),
         workload_ttl: Duration::from_secs(86_400),
+        audit_keep: 1,
+        kubernetes: Default::default(),
+        secrets: None,
     })
     .unwrap()
 }

@@ -23,8 +23,9 @@ impl Drop for Follow {
     }
 }
 
-/// Loads `<dir>/<name>/{tls.crt,tls.key,ca.crt}` as `kubernetes://<name>` (and
-/// `kubernetes://<name>-cacert`), now and whenever they change. One with `ca.crt` alone is what others are verified by.
+/// Loads `<dir>/<name>/{tls.crt,tls.key,ca.crt,ca.crl}` as `kubernetes://<name>` (and
+/// `kubernetes://<name>-cacert`), now and whenever they change. One with `ca.crt` alone is what others are verified by;
+/// `ca.crl` are revocation lists of `ca.crt` and whatever issuers are below it.
 pub(crate) fn follow(dir: PathBuf, store: Arc<SecretStore>) -> Follow {
     Follow(tokio::spawn(async move {
         let mut seen = BTreeMap::new();
@@ -39,11 +40,11 @@ fn modified(path: &Path) -> Option<SystemTime> {
     std::fs::metadata(path).and_then(|m| m.modified()).ok()
 }
 
-fn scan(dir: &Path, store: &SecretStore, seen: &mut BTreeMap<String, [Option<SystemTime>; 3]>) {
+fn scan(dir: &Path, store: &SecretStore, seen: &mut BTreeMap<String, [Option<SystemTime>; 4]>) {
     let entries = match std::fs::read_dir(dir) {
         Ok(e) => e,
         Err(error) => {
-            if seen.insert(String::new(), [None; 3]).is_none() {
+            if seen.insert(String::new(), [None; 4]).is_none() {
                 tracing::warn!(dir = %dir.display(), %error, "no credentials");
             }
             return;
@@ -52,9 +53,8 @@ fn scan(dir: &Path, store: &SecretStore, seen: &mut BTreeMap<String, [Option<Sys
     let mut present = Vec::new();
     for entry in entries.flatten() {
         let Ok(name) = entry.file_name().into_string() else { continue };
-        let (crt, key, ca) =
-            (entry.path().join("tls.crt"), entry.path().join("tls.key"), entry.path().join("ca.crt"));
-        let stamp = [modified(&crt), modified(&key), modified(&ca)];
+        let [crt, key, ca, crl] = ["tls.crt", "tls.key", "ca.crt", "ca.crl"].map(|f| entry.path().join(f));
+        let stamp = [modified(&crt), modified(&key), modified(&ca), modified(&crl)];
         let is_identity = stamp[0].is_some() && stamp[1].is_some();
         if !is_identity && stamp[2].is_none() {
             continue;
@@ -71,7 +71,12 @@ fn scan(dir: &Path, store: &SecretStore, seen: &mut BTreeMap<String, [Option<Sys
                 store.remove_identity(&sds);
             }
             if stamp[2].is_some() {
-                store.set_trust(&format!("{sds}-cacert"), &std::fs::read(&ca)?)?;
+                let lists = stamp[3].map(|_| std::fs::read(&crl)).transpose()?;
+                store.set_trust_and_lists(
+                    &format!("{sds}-cacert"),
+                    &std::fs::read(&ca)?,
+                    lists.as_deref(),
+                )?;
             }
             Ok(())
         })();

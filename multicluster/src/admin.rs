@@ -264,6 +264,7 @@ impl admin_server::Admin for AdminService {
             ),
             members: roots::members(&self.0).await,
             told: self.0.told_bundles(),
+            lists: self.0.known_lists(),
         }))
     }
 

@@ -13,9 +13,13 @@ use mesh_model::{
     ClusterId,
     proxy::{SecretRef, StringMatch, UpstreamTls, Validation},
 };
+use mesh_xds::until::Until;
 use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
-use tokio::net::TcpStream;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use tonic::transport::{Channel, Endpoint, Uri};
 
@@ -78,7 +82,10 @@ pub(crate) async fn over(
 }
 
 /// A gRPC channel over one session; it does not reconnect, so that every connection is checked.
-pub(crate) async fn channel(stream: TlsStream<TcpStream>) -> io::Result<Channel> {
+pub(crate) async fn channel<S>(stream: S) -> io::Result<Channel>
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
     let mut once = Some(stream);
     Endpoint::from_static("http://federation.flotilla.local")
         .http2_keep_alive_interval(KEEPALIVE)
@@ -117,6 +124,7 @@ pub(crate) async fn member(
             validation: Validation {
                 trusted: Some(SecretRef::Sds(TRUST_BUNDLE.into())),
                 sans: vec![StringMatch::exact(control_plane_san(trust_domain))],
+                crl: None,
             },
             sni: sni.clone(),
             alpn: vec!["h2".into()],
@@ -132,5 +140,7 @@ pub(crate) async fn member(
             format!("the gateway leads to {peer:?}, not to cluster {cluster}"),
         ));
     }
-    Ok((channel(stream).await?, ends))
+    // What was accepted may be revoked while it is open.
+    let end = stream.get_ref().1.peer_certificates().map(|c| secrets.revocations().ends()(c));
+    Ok((channel(Until::new(stream, end)).await?, ends))
 }

@@ -22,6 +22,7 @@ use crate::{
     dial,
     membership::{Bundle, MAX_DOMAINS},
     pb::{self, BundleRequest, JoinRequest, JoinResponse, LeaveRequest, federation_client::FederationClient},
+    revocation,
     state::Shared,
     token::unix_now,
     wire::{self, Member},
@@ -298,6 +299,7 @@ fn told(
     }
     let new = Bundle::from_pb(told).map_err(|e| e.to_string())?.bundle;
     shared.stranger(&new, own)?;
+    let (roots, revoked) = (new.pem(), revocation::from_pb(told.revoked.clone()));
     let hint = new.refresh_hint.unwrap_or(REFRESH).clamp(REFRESH_LIMITS.0, REFRESH_LIMITS.1);
     let changed = {
         let mut t = shared.lock();
@@ -318,6 +320,9 @@ fn told(
     if changed {
         tracing::info!(target: "audit", %domain, "a trust domain has a new bundle");
         shared.bundles_changed().map_err(|e| e.to_string())?;
+    }
+    if shared.take_revoked(domain, &roots, revoked, domain.as_str()) {
+        shared.publish();
     }
     Ok(hint)
 }

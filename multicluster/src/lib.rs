@@ -17,6 +17,7 @@ mod federate;
 pub mod join;
 mod link;
 pub mod membership;
+mod revocation;
 mod roots;
 mod service;
 mod state;
@@ -159,6 +160,7 @@ impl Federation {
             client_certificate: ClientCertificate::Optional(Validation {
                 trusted: Some(SecretRef::Sds(TRUST_BUNDLE.into())),
                 sans: vec![],
+                crl: None,
             }),
             alpn: vec!["h2".into()],
             min_version: TlsVersion::V1_3,
@@ -166,13 +168,14 @@ impl Federation {
         let federation =
             pb::federation_server::FederationServer::new(service::FederationService(shared.clone()))
                 .max_decoding_message_size(256 * 1024);
+        let ends = shared.secrets.revocations().ends();
         tasks.push(spawn("federation", async move {
             tonic::transport::Server::builder()
                 .http2_keepalive_interval(Some(Duration::from_secs(5)))
                 .http2_keepalive_timeout(Some(Duration::from_secs(5)))
                 .max_concurrent_streams(64)
                 .add_service(federation)
-                .serve_with_incoming(conn::tls(listener, tls))
+                .serve_with_incoming(conn::tls(listener, tls, Some(ends)))
                 .await
         }));
 

@@ -4,7 +4,8 @@
 //! the root key announced it. It believes the signature on that, and not the teller (citadel checks it), so that a bundle
 //! may come from any member and none can make one. The holder collects what it is told; it is the reports of members
 //! about themselves, each proven by its certificate. A member whose intermediate is due asks the holder for the next one
-//! on the same connection, and is given one for the cluster that its certificate names.
+//! on the same connection, and is given one for the cluster that its certificate names. Revocation lists go the same way
+//! (`revocation.rs`).
 
 use std::{
     collections::BTreeMap,
@@ -12,18 +13,19 @@ use std::{
     time::{Duration, Instant},
 };
 
-use mesh_model::ClusterId;
+use mesh_model::{ClusterId, TrustDomain};
 use serde::Deserialize;
 use tonic::{Code, Status, transport::Channel};
 
 use crate::{
-    admin_pb::ToldBundle,
+    admin_pb::{KnownList, ToldBundle},
     authority_pb::{
         InstallRenewalRequest, MemberRoots, RequestRenewalRequest, SignIntermediateRequest,
         TakeAnnouncementRequest, authority_client::AuthorityClient,
     },
-    pb::{RenewRequest, RenewResponse, RootsAnswer, RootsReport, federation_client::FederationClient},
-    state::Shared,
+    pb::{self, RenewRequest, RenewResponse, RootsAnswer, RootsReport, federation_client::FederationClient},
+    revocation::{self, Lists},
+    state::{Shared, Tables},
     trace,
 };
 
@@ -90,11 +92,46 @@ fn cut(text: &str) -> String {
 pub(crate) fn heard(shared: &Shared, peer: ClusterId, mut r: RootsReport) -> Result<RootsAnswer, Status> {
     r.late.truncate(MAX_LATE);
     r.late.iter_mut().chain([&mut r.error, &mut r.root]).for_each(|t| *t = cut(t));
+    let (told, digest) = (std::mem::take(&mut r.lists), r.lists_digest);
+    take_lists(shared, told, peer.as_str());
     let mut t = shared.lock();
     let a = t.authority.as_ref().ok_or_else(|| Status::unavailable("this cluster is in no mesh"))?;
-    let answer = RootsAnswer { announcement: a.announcement.clone(), holder: a.holds_root_key };
+    let mut answer = RootsAnswer {
+        announcement: a.announcement.clone(),
+        holder: a.holds_root_key,
+        ..RootsAnswer::default()
+    };
+    if let Some(lists) = own_lists(&t) {
+        answer.lists_digest = lists.digest();
+        // An older version says 0, and would not take them.
+        if digest != 0 && digest != answer.lists_digest {
+            answer.lists = lists.to_pb();
+        }
+    }
     t.roots.reports.insert(peer, (Instant::now(), r));
     Ok(answer)
+}
+
+/// What is revoked in the own trust domain.
+fn own_lists(t: &Tables) -> Option<&Lists> {
+    let domain = TrustDomain::new(&t.authority.as_ref()?.trust_domain).ok()?;
+    t.revoked.get(&domain)
+}
+
+/// Takes what a member tells of the own domain's lists, and tells proxies what is news.
+fn take_lists(shared: &Shared, told: Vec<pb::RevocationList>, peer: &str) {
+    if told.is_empty() {
+        return;
+    }
+    let known = {
+        let t = shared.lock();
+        t.authority.as_ref().map(|a| (TrustDomain::new(&a.trust_domain), a.bundle.clone()))
+    };
+    if let Some((Ok(domain), roots)) = known
+        && shared.take_revoked(&domain, &roots, revocation::from_pb(told), peer)
+    {
+        shared.publish();
+    }
 }
 
 /// Signs the next intermediate of a member.
@@ -156,6 +193,23 @@ pub(crate) async fn members(shared: &Shared) -> Vec<MemberRoots> {
 }
 
 impl Shared {
+    /// Every revocation list, for operators.
+    pub(crate) fn known_lists(&self) -> Vec<KnownList> {
+        let t = self.lock();
+        let of = |(domain, lists): (&TrustDomain, &Lists)| -> Vec<KnownList> {
+            let list = |l: &mesh_identity::SignedList| KnownList {
+                trust_domain: domain.to_string(),
+                cluster: l.cluster.as_ref().map(ToString::to_string).unwrap_or_default(),
+                issuer: l.issuer.clone(),
+                number: l.number,
+                revoked: u32::try_from(l.revoked()).unwrap_or(u32::MAX),
+                next_update: l.next_update.duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs()),
+            };
+            lists.describe().map(list).collect()
+        };
+        t.revoked.iter().flat_map(of).collect()
+    }
+
     /// Who of other trust domains was told which bundle.
     pub(crate) fn told_bundles(&self) -> Vec<ToldBundle> {
         let t = self.lock();
@@ -178,18 +232,37 @@ pub(crate) async fn follow(shared: Arc<Shared>, peer: ClusterId, channel: Channe
     // What went wrong last, so that it is said once.
     let mut failed = String::new();
     let mut answered = false;
+    // Digests of lists: the peer's when it last answered, and both when it was last told ours.
+    let (mut theirs, mut told) = (0, (0, 0));
     loop {
         changed.mark_unchanged();
         let mut pause = RETRY;
         if let Some(mut report) = own(&shared).await {
+            if let Some(lists) = own_lists(&shared.lock()) {
+                report.lists_digest = lists.digest();
+                let both = (report.lists_digest, theirs);
+                if theirs != 0 && both.0 != both.1 && both != told {
+                    report.lists = lists.to_pb();
+                    told = both;
+                }
+            }
             if report.error.is_empty() && answered {
                 report.error.clone_from(&failed);
             }
             match tokio::time::timeout(ASK_TIMEOUT, client.roots(report)).await {
                 Ok(Ok(answer)) => {
-                    let RootsAnswer { announcement, holder } = answer.into_inner();
+                    let RootsAnswer { announcement, holder, lists_digest, lists } = answer.into_inner();
                     answered = true;
-                    pause = if holder { INTERVAL } else { OTHERS };
+                    theirs = lists_digest;
+                    take_lists(&shared, lists, peer.as_str());
+                    let mine = own_lists(&shared.lock()).map_or(0, Lists::digest);
+                    let behind = theirs != 0 && mine != theirs && (mine, theirs) != told;
+                    pause = match (behind, holder) {
+                        // It is told at once what it lacks.
+                        (true, _) => Duration::ZERO,
+                        (false, true) => INTERVAL,
+                        (false, false) => OTHERS,
+                    };
                     match take(&shared, &announcement, holder, &mut client).await {
                         Ok(()) => failed.clear(),
                         Err(why) => {

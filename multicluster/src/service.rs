@@ -25,6 +25,7 @@ use crate::{
         JoinResponse, LeaveRequest, LeaveResponse, RenewRequest, RenewResponse, RootsAnswer, RootsReport,
         TrustBundle, exporter_frame, federation_server, importer_frame,
     },
+    revocation::Lists,
     roots,
     state::Shared,
     token::{hex, secret_hash, unix_now},
@@ -296,7 +297,8 @@ impl federation_server::Federation for FederationService {
         }
         let (_, bundle) = self.0.own_bundle().await?;
         self.0.lock().roots.told(&peer, bundle.sequence);
-        Ok(Response::new(Bundle { generation: 0, bundle }.to_pb()))
+        let revoked = self.0.lock().revoked.get(&bundle.trust_domain).map(Lists::to_pb).unwrap_or_default();
+        Ok(Response::new(TrustBundle { revoked, ..Bundle { generation: 0, bundle }.to_pb() }))
     }
 
     async fn roots(&self, request: Request<RootsReport>) -> Result<Response<RootsAnswer>, Status> {

@@ -14,7 +14,8 @@ use mesh_identity::{ForeignTrust, SecretStore};
 use mesh_model::{
     ClusterId, TrustDomain,
     federation::{
-        ForeignBundle, FormerCluster, ImportedService, LeaseState, OnLapse, OwnRoots, PeerCluster, type_url,
+        ForeignBundle, FormerCluster, ImportedService, LeaseState, OnLapse, OwnRoots, PeerCluster,
+        RevocationList, type_url,
     },
 };
 use mesh_xds::mcp::{ConfigServer, Document};
@@ -29,6 +30,7 @@ use crate::{
     exchange::{Dirty, Import, Node, ServiceKey},
     federate::BundleLink,
     membership::{Bundle, Clash, Merged},
+    revocation::{self, Lists},
     roots::Roots,
     store::{Store, Tokens},
     wire::Member,
@@ -94,6 +96,10 @@ pub(crate) struct Tables {
     pub(crate) authority: Option<AuthorityStatus>,
     /// How members stand with its roots, and what those of other domains were told.
     pub(crate) roots: Roots,
+    /// What is revoked, by trust domain.
+    pub(crate) revoked: BTreeMap<TrustDomain, Lists>,
+    /// As it was kept, until the roots are known.
+    kept_revoked: revocation::Kept,
     /// Names that other trust domains tell and that somebody else has.
     pub(crate) clashes: BTreeSet<Clash>,
     /// Imports that differ from what is on disk.
@@ -161,6 +167,8 @@ impl Shared {
             abroad: vec![],
             authority: None,
             roots: Roots::default(),
+            revoked: BTreeMap::new(),
+            kept_revoked: store.revoked()?,
             clashes: BTreeSet::new(),
             unsaved: BTreeSet::new(),
             peers: None,
@@ -376,16 +384,26 @@ impl Shared {
     /// proxies.
     fn trust(&self, t: &mut Tables) {
         let members = &t.node.members;
+        let published = |d: &TrustDomain| t.revoked.get(d).map(Lists::published).unwrap_or_default();
         let of = |b: &Bundle| ForeignBundle {
             trust_domain: b.bundle.trust_domain.clone(),
             roots: b.bundle.pem(),
             clusters: members.of_domain(&b.bundle.trust_domain).map(|m| m.cluster.clone()).collect(),
             by_bundle: false,
             own: None,
+            revoked: published(&b.bundle.trust_domain),
         };
         let mut now: BTreeMap<_, _> =
             members.bundles().map(|b| (b.bundle.trust_domain.to_string(), of(b))).collect();
-        if let Some(own) = t.authority.as_ref().and_then(|a| self.own_roots(a)) {
+        if let Some(mut own) = t.authority.as_ref().and_then(|a| self.own_roots(a)) {
+            own.revoked = published(&own.trust_domain);
+            let lists = t.revoked.get(&own.trust_domain);
+            let listed =
+                |c: &ClusterId| lists.is_some_and(|l| l.describe().any(|l| l.cluster.as_ref() == Some(c)));
+            let mut all = members.peers().filter(|m| m.trust_domain.is_none()).map(|m| &m.cluster);
+            if let Some(o) = &mut own.own {
+                o.unlisted = !own.revoked.is_empty() && !all.all(listed);
+            }
             now.insert(own.trust_domain.to_string(), own);
         }
         for b in &t.abroad {
@@ -402,6 +420,11 @@ impl Shared {
         });
         if let Err(error) = self.secrets.set_foreign_trust(trust.collect()) {
             tracing::error!(%error, "a trust bundle cannot be used: nobody of that trust domain is accepted");
+        }
+        for b in now.values() {
+            if let Err(error) = self.secrets.set_revoked(&b.trust_domain, &b.roots, &b.revoked) {
+                tracing::error!(%error, "a revocation list cannot be used");
+            }
         }
         let docs = now.iter().filter_map(|(n, b)| Some((n.clone(), document(n, b)?))).collect();
         self.publisher.publish_type(type_url::FOREIGN_BUNDLE, docs);
@@ -420,7 +443,9 @@ impl Shared {
                 sequence: a.bundle_sequence,
                 intermediate: a.intermediate_sha256.clone(),
                 renew_within_ms: u32::try_from(within).unwrap_or(u32::MAX),
+                unlisted: false,
             }),
+            revoked: vec![],
         })
     }
 
@@ -430,11 +455,60 @@ impl Shared {
             let mut t = self.lock();
             if authority.is_none() {
                 t.roots = Roots::default();
+                t.revoked.clear();
             }
             t.authority = authority;
         }
+        self.own_lists();
         self.roots_changed.send_modify(|n| *n += 1);
         self.publish();
+    }
+
+    /// The own CA has signed lists, or has other roots.
+    fn own_lists(&self) {
+        let (domain, roots, lists, kept) = {
+            let mut t = self.lock();
+            let Some(a) = &t.authority else { return };
+            let Ok(domain) = TrustDomain::new(&a.trust_domain) else { return };
+            let lists: Vec<_> = a
+                .lists
+                .iter()
+                .map(|l| RevocationList { issuer: l.issuer.clone(), list: l.list.clone() })
+                .collect();
+            let roots = a.bundle.clone();
+            let kept = t.kept_revoked.0.remove(domain.as_str()).unwrap_or_default();
+            t.revoked.entry(domain.clone()).or_default().prune(&domain, &roots, unix_now());
+            (domain, roots, lists, kept)
+        };
+        self.take_revoked(&domain, &roots, lists.into_iter().chain(kept), "this cluster");
+    }
+
+    /// Takes revocation lists of a trust domain; answers whether any was news.
+    pub(crate) fn take_revoked(
+        &self,
+        domain: &TrustDomain,
+        roots: &str,
+        lists: impl IntoIterator<Item = RevocationList>,
+        teller: &str,
+    ) -> bool {
+        let kept = {
+            let mut t = self.lock();
+            let (changed, wrong) =
+                t.revoked.entry(domain.clone()).or_default().take(domain, roots, lists, unix_now());
+            if let Some(why) = wrong {
+                tracing::warn!(target: "audit", %domain, %teller, %why, "a revocation list was not taken");
+            }
+            if !changed {
+                return false;
+            }
+            let mut kept = t.kept_revoked.clone();
+            kept.0.extend(t.revoked.iter().map(|(d, l)| (d.to_string(), l.keep())));
+            kept
+        };
+        if let Err(error) = self.store.save_revoked(&kept) {
+            tracing::warn!(%error, "what is revoked was not saved; a restart asks others for it");
+        }
+        true
     }
 
     /// Keeps imports that changed since the last call.
@@ -470,6 +544,11 @@ impl Shared {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
+}
+
+/// Seconds since the epoch.
+fn unix_now() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
 /// This cluster as it presents itself.

@@ -12,7 +12,7 @@ use mesh_model::{ClusterId, TrustDomain};
 use mesh_runtime::files::write_private;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::{bundle::follow::ByBundle, exchange::Persisted, membership::Bundle, wire::Member};
+use crate::{bundle::follow::ByBundle, exchange::Persisted, membership::Bundle, revocation, wire::Member};
 
 /// Files below `<state>/federation`.
 #[derive(Debug, Clone)]
@@ -139,6 +139,15 @@ impl Store {
             Some(KeptByBundle { trust_domain: domain.clone(), fingerprint: b.fingerprint.clone(), document })
         });
         self.write("declared-bundles.json", &kept.collect::<Vec<_>>())
+    }
+
+    /// What others told that was revoked. It is told again, but maybe not before it is needed.
+    pub(crate) fn revoked(&self) -> io::Result<revocation::Kept> {
+        self.read("revoked.json")
+    }
+
+    pub(crate) fn save_revoked(&self, all: &revocation::Kept) -> io::Result<()> {
+        self.write("revoked.json", all)
     }
 
     pub(crate) fn tokens(&self) -> io::Result<Tokens> {

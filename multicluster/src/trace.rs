@@ -287,6 +287,7 @@ async fn session(
         validation: Validation {
             trusted: Some(SecretRef::Sds(TRUST_BUNDLE.into())),
             sans: r.identities.iter().map(StringMatch::exact).collect(),
+            crl: None,
         },
         sni: r.sni.clone(),
         alpn: vec![alpn.into()],

@@ -164,6 +164,8 @@ pub struct Config {
     pub envoy_filters: Vec<Doc<Filter>>,
     /// Those of the own trust domain.
     pub roots: Option<ForeignBundle>,
+    /// Tells what is revoked in the own trust domain apart; `None` if that is nothing.
+    pub revoked: Option<String>,
     /// Documents of the Gateway API as written; what they mean is among the others.
     pub gateway_api: gateway_api::Documents,
     /// Documents that could not be read.
@@ -278,7 +280,10 @@ impl Reader {
         }
         for (name, doc) in federation.of(type_url::FOREIGN_BUNDLE) {
             match doc.spec::<ForeignBundle>() {
-                Ok(b) if b.own.is_some() => config.roots = Some(b),
+                Ok(b) if b.own.is_some() => {
+                    config.revoked = mesh_identity::revoked_digest(&b.trust_domain, &b.roots, &b.revoked);
+                    config.roots = Some(b);
+                }
                 Ok(b) => drop(config.bundles.insert(b.trust_domain.to_string(), b)),
                 Err(e) => config.problems.push(Problem {
                     object: format!("ForeignBundle {name}"),

@@ -170,13 +170,14 @@ mod tests {
             ]
         };
         assert_eq!(trust.status(clients()), TrustStatus { proxies: 4, ..TrustStatus::default() });
-        let own = OwnRoots { sequence: 2, intermediate: "new".into(), renew_within_ms: 0 };
+        let own = OwnRoots { sequence: 2, intermediate: "new".into(), renew_within_ms: 0, unlisted: false };
         let roots = ForeignBundle {
             trust_domain: TrustDomain::default(),
             roots: "PEM".into(),
             clusters: vec![],
             by_bundle: false,
             own: Some(own),
+            revoked: vec![],
         };
         let config = Config { roots: Some(roots), ..Config::default() };
         source.update(Arc::new(World::new(settings(), config)));

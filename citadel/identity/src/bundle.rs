@@ -132,7 +132,7 @@ impl TrustBundle {
     /// The roots in PEM.
     #[must_use]
     pub fn pem(&self) -> String {
-        self.roots.iter().map(|r| pem(r)).collect()
+        self.roots.iter().map(|r| certificate_pem(r)).collect()
     }
 
     /// Whether a root has this SHA-256.
@@ -207,7 +207,9 @@ fn jwk(root: &CertificateDer<'_>) -> Value {
     key
 }
 
-fn pem(der: &CertificateDer<'_>) -> String {
+/// A certificate as PEM.
+#[must_use]
+pub fn certificate_pem(der: &CertificateDer<'_>) -> String {
     let text = STANDARD.encode(der);
     let mut out = String::from("-----BEGIN CERTIFICATE-----\n");
     for line in text.as_bytes().chunks(64) {
@@ -326,6 +328,34 @@ mod tests {
         };
         assert!(made("one").shares_root(&made("two")));
         assert!(!made("one").shares_root(&bundle(&root(None, true)).unwrap()));
+    }
+
+    /// The corpus of the fuzz target; the name says whether it is a bundle.
+    #[test]
+    fn the_corpus_is_what_it_is_called() {
+        let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz/corpus/bundle");
+        let (mut good, mut bad) = (0, 0);
+        for file in std::fs::read_dir(dir).unwrap() {
+            let file = file.unwrap();
+            let name = file.file_name().into_string().unwrap();
+            let text = std::fs::read(file.path()).unwrap();
+            let read = match std::str::from_utf8(&text) {
+                Ok(text) => TrustBundle::parse(domain("b.example"), text).ok(),
+                Err(_) => None,
+            };
+            if name.starts_with("ok-") {
+                let b = read.unwrap_or_else(|| panic!("{name} is refused"));
+                assert_eq!(TrustBundle::parse(domain("b.example"), &b.document()).unwrap(), b, "{name}");
+                good += 1;
+            } else if name.starts_with("bad-") {
+                assert!(read.is_none(), "{name} is read");
+                bad += 1;
+            } else if let Some(b) = read {
+                // What the fuzzer found.
+                assert_eq!(TrustBundle::parse(domain("b.example"), &b.document()).unwrap(), b, "{name}");
+            }
+        }
+        assert!(good >= 6 && bad >= 20, "{good} and {bad}");
     }
 
     /// What is read is another's: no change of it does more than be refused, or be read as what it says.

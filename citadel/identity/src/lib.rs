@@ -12,15 +12,17 @@ mod bundle;
 mod error;
 mod peer;
 mod pinned;
+mod revocation;
 mod session;
 mod store;
 mod svid;
 mod verify;
 
-pub use bundle::{MAX_DOCUMENT, TrustBundle};
+pub use bundle::{MAX_DOCUMENT, TrustBundle, certificate_pem};
 pub use error::IdentityError;
 pub use peer::{PeerIdentity, peer_identity};
 pub use pinned::PinnedPeer;
+pub use revocation::{CertificateIds, Ends, MAX_LIST, Revocations, SignedList, revoked_digest, told_revoked};
 pub use store::{FEDERATION_SVID, ForeignTrust, SecretStore, TRUST_BUNDLE, WORKLOAD_SVID};
 pub use svid::{CertificateInfo, PendingSvid, certificate_info, not_after, pem_certificates, root_pin};
 pub use verify::{TrustRefusal, trust_refusal};

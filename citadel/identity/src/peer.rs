@@ -4,6 +4,8 @@ use mesh_model::{ClusterId, SpiffeId};
 use rustls_pki_types::CertificateDer;
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
+use crate::CertificateIds;
+
 /// Identity of a TLS peer, read from a chain that the handshake has verified.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PeerIdentity {
@@ -19,6 +21,8 @@ pub struct PeerIdentity {
     pub subject: String,
     /// SHA-256 of the leaf's DER.
     pub leaf_sha256: [u8; 32],
+    /// By what revocation lists tell its certificates.
+    pub ids: CertificateIds,
 }
 
 /// Reads the identity from a verified chain, leaf first.
@@ -46,6 +50,7 @@ pub fn peer_identity(certs: &[CertificateDer<'_>]) -> Option<PeerIdentity> {
         dns_sans,
         subject: leaf.subject().to_string(),
         leaf_sha256,
+        ids: CertificateIds::of(certs),
     })
 }
 

@@ -42,6 +42,7 @@ impl PinnedPeer {
                 trust: None,
                 sans: vec![StringMatch::exact(san)],
                 svid: true,
+                revocations: Arc::default(),
                 optional: false,
             },
             reason: reason.clone(),
@@ -104,9 +105,10 @@ impl ServerCertVerifier for PinnedVerifier {
             .to_owned();
         let verifier = Verifier {
             provider: self.inner.provider.clone(),
-            trust: Some(Arc::new(ArcSwapOption::from_pointee(Trust::Roots(vec![anchor])))),
+            trust: Some(Arc::new(ArcSwapOption::from_pointee(Trust::Roots(vec![anchor], vec![])))),
             sans: self.inner.sans.clone(),
             svid: true,
+            revocations: Arc::default(),
             optional: false,
         };
         verifier

@@ -11,6 +11,7 @@ use std::{
 use arc_swap::ArcSwapOption;
 use mesh_model::{
     ClusterId, TrustDomain,
+    federation::RevocationList,
     proxy::{
         ClientCertificate, DownstreamTls, SecretRef, StringMatchKind, TlsVersion, UpstreamTls, Validation,
     },
@@ -22,11 +23,12 @@ use rustls::{
     server::{ClientHello, ResolvesServerCert},
     sign::CertifiedKey,
 };
-use rustls_pki_types::{PrivateKeyDer, TrustAnchor, pem::PemObject};
+use rustls_pki_types::{CertificateRevocationListDer, PrivateKeyDer, TrustAnchor, pem::PemObject};
 use tokio::sync::watch;
+use webpki::{CertRevocationList, OwnedCertRevocationList};
 
 use crate::{
-    IdentityError, bundle, crypto_provider, pem_certificates,
+    IdentityError, Revocations, bundle, crypto_provider, pem_certificates,
     session::{ClientSessions, ServerSessions},
     verify::{DomainTrust, Trust, TrustCell, Verifier},
 };
@@ -71,6 +73,7 @@ pub struct SecretStore {
     provider: Arc<CryptoProvider>,
     cells: Mutex<Cells>,
     mesh: Mutex<MeshTrust>,
+    revocations: Arc<Revocations>,
     trust_generation: Arc<AtomicU64>,
     /// Moves with every change: a client must not resume a session that it opened as somebody else,
     /// or as nobody.
@@ -98,6 +101,7 @@ impl SecretStore {
             provider: crypto_provider(),
             cells: Mutex::default(),
             mesh: Mutex::default(),
+            revocations: Arc::default(),
             trust_generation: Arc::default(),
             client_generation: Arc::default(),
             changes: watch::Sender::new(0),
@@ -128,8 +132,23 @@ impl SecretStore {
     /// # Errors
     /// If the PEM is damaged or holds no usable root; the old entry then stays.
     pub fn set_trust(&self, name: &str, roots_pem: &[u8]) -> Result<(), IdentityError> {
+        self.set_trust_and_lists(name, roots_pem, None)
+    }
+
+    /// The same with revocation lists, PEM: one of each issuer in a peer's chain, that is not too old, or the peer is refused;
+    /// so does Envoy.
+    ///
+    /// # Errors
+    /// As [`Self::set_trust`], and for lists that cannot be read.
+    pub fn set_trust_and_lists(
+        &self,
+        name: &str,
+        roots_pem: &[u8],
+        lists_pem: Option<&[u8]>,
+    ) -> Result<(), IdentityError> {
         let (anchors, _) = anchors(name, roots_pem)?;
-        self.trust_cell(name).store(Some(Arc::new(Trust::Roots(anchors))));
+        let lists = lists_pem.map(|pem| lists(name, pem)).transpose()?.unwrap_or_default();
+        self.trust_cell(name).store(Some(Arc::new(Trust::Roots(anchors, lists))));
         self.trust_changed();
         Ok(())
     }
@@ -173,6 +192,30 @@ impl SecretStore {
         mesh.told = domains;
         self.set_domains(&mesh);
         failed
+    }
+
+    /// Replaces the revocation lists of a trust domain with these roots (PEM), for [`TRUST_BUNDLE`]. Sessions from before
+    /// can no longer be resumed.
+    ///
+    /// # Errors
+    /// The first list that cannot be used; the others count.
+    pub fn set_revoked(
+        &self,
+        domain: &TrustDomain,
+        roots_pem: &str,
+        lists: &[RevocationList],
+    ) -> Result<(), IdentityError> {
+        let (changed, result) = self.revocations.set(domain, roots_pem, lists);
+        if changed {
+            self.trust_changed();
+        }
+        result
+    }
+
+    /// What is revoked, for whoever serves connections.
+    #[must_use]
+    pub fn revocations(&self) -> Arc<Revocations> {
+        self.revocations.clone()
     }
 
     /// Trust domains whose certificates are accepted as [`TRUST_BUNDLE`], the own one included.
@@ -293,8 +336,11 @@ impl SecretStore {
             None => None,
             Some(SecretRef::Sds(name)) => Some(self.trust_cell(name)),
             Some(SecretRef::Files { chain, .. }) => {
-                let name = format!("file:{chain}");
-                self.set_trust(&name, &read(chain)?)?;
+                let (name, lists) = match &v.crl {
+                    None => (format!("file:{chain}"), None),
+                    Some(crl) => (format!("file:{chain}:{crl}"), Some(read(crl)?)),
+                };
+                self.set_trust_and_lists(&name, &read(chain)?, lists.as_deref())?;
                 Some(self.trust_cell(&name))
             }
         };
@@ -303,6 +349,7 @@ impl SecretStore {
             trust,
             sans: v.sans.clone(),
             svid: is_mesh(v),
+            revocations: self.revocations.clone(),
             optional,
         })
     }
@@ -347,6 +394,19 @@ fn anchors(what: &str, pem: &[u8]) -> Result<(Vec<TrustAnchor<'static>>, Vec<u64
     }
     let ends = roots.iter().map(|r| bundle::ends(r).unwrap_or(0)).collect();
     Ok((anchors, ends))
+}
+
+/// Revocation lists of a PEM text, of which there must be one.
+fn lists(what: &str, pem: &[u8]) -> Result<Vec<CertRevocationList<'static>>, IdentityError> {
+    let bad = |reason: String| IdentityError::Pem { what: format!("{what}: revocation lists"), reason };
+    let read = |der: Result<CertificateRevocationListDer<'static>, _>| {
+        let der = der.map_err(|_| bad("is no PEM".into()))?;
+        let list =
+            OwnedCertRevocationList::from_der(&der).map_err(|e| bad(format!("one cannot be read: {e}")))?;
+        Ok::<_, IdentityError>(CertRevocationList::from(list))
+    };
+    let all = CertificateRevocationListDer::pem_slice_iter(pem).map(read).collect::<Result<Vec<_>, _>>()?;
+    if all.is_empty() { Err(bad("holds none".into())) } else { Ok(all) }
 }
 
 fn read(path: &str) -> Result<Vec<u8>, IdentityError> {

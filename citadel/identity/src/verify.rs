@@ -15,6 +15,7 @@
 //!    that is known to be of that domain, and the own domain's may not name such a one.
 //! 6. A domain that is known by its bundle alone has no clusters: its intermediates need no name, as those of other makes
 //!    have none, and may not name a cluster, which others would take for one of the mesh.
+//! 7. Under the mesh's trust bundle nothing is accepted that its issuer has revoked (`revocation.rs`).
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -33,14 +34,19 @@ use rustls::{
     server::danger::{ClientCertVerified, ClientCertVerifier},
 };
 use rustls_pki_types::{CertificateDer, ServerName, TrustAnchor, UnixTime};
-use webpki::{EndEntityCert, KeyUsage};
+use webpki::{
+    CertRevocationList, EndEntityCert, ExpirationPolicy, KeyUsage, RevocationCheckDepth,
+    RevocationOptionsBuilder, UnknownStatusPolicy,
+};
 
-use crate::peer::issuer_spiffe;
+use crate::{CertificateIds, Revocations, peer::issuer_spiffe};
 
 /// Roots of one trust entry.
 pub(crate) enum Trust {
     /// For whoever they vouch for.
-    Roots(Vec<TrustAnchor<'static>>),
+    ///
+    /// If there are revocation lists, one of each issuer in the chain is wanted.
+    Roots(Vec<TrustAnchor<'static>>, Vec<CertRevocationList<'static>>),
     /// By trust domain.
     Domains(BTreeMap<String, DomainTrust>),
 }
@@ -109,6 +115,7 @@ pub(crate) struct Verifier {
     pub(crate) sans: Vec<StringMatch>,
     /// Apply the SVID rules.
     pub(crate) svid: bool,
+    pub(crate) revocations: Arc<Revocations>,
     /// A server that asks without insisting.
     pub(crate) optional: bool,
 }
@@ -129,6 +136,9 @@ fn webpki_error(e: webpki::Error) -> Error {
         W::CertExpired { .. } => CertificateError::Expired,
         W::CertNotValidYet { .. } => CertificateError::NotValidYet,
         W::UnknownIssuer => CertificateError::UnknownIssuer,
+        W::CertRevoked => CertificateError::Revoked,
+        W::UnknownRevocationStatus => CertificateError::UnknownRevocationStatus,
+        W::CrlExpired { .. } => CertificateError::ExpiredRevocationList,
         W::InvalidSignatureForPublicKey => CertificateError::BadSignature,
         W::CertNotValidForName(_) => CertificateError::NotValidForName,
         _ => CertificateError::BadEncoding,
@@ -149,6 +159,12 @@ impl Verifier {
             // An entry that was not delivered yet trusts nobody.
             let trust = trust.as_ref().ok_or(Error::InvalidCertificate(CertificateError::UnknownIssuer))?;
             self.chain(&cert, trust, intermediates, now, usage)?;
+            if self.svid && !self.revocations.is_empty() {
+                let shown = CertificateIds::of(std::iter::once(leaf).chain(intermediates));
+                if self.revocations.revoked(&shown) {
+                    return Err(Error::InvalidCertificate(CertificateError::Revoked));
+                }
+            }
         }
         let allowed = self.sans.is_empty()
             || cert.valid_uri_names().any(|n| self.sans.iter().any(|m| san_matches(m, n)))
@@ -164,17 +180,25 @@ impl Verifier {
         now: UnixTime,
         usage: KeyUsage,
     ) -> Result<(), Error> {
-        let build = |anchors: &[TrustAnchor<'static>]| {
+        let build = |anchors: &[TrustAnchor<'static>], lists: &[CertRevocationList<'static>]| {
+            let lists: Vec<_> = lists.iter().collect();
+            // Without any there is nothing to look at.
+            let revocation = RevocationOptionsBuilder::new(&lists).ok().map(|b| {
+                b.with_depth(RevocationCheckDepth::Chain)
+                    .with_status_policy(UnknownStatusPolicy::Deny)
+                    .with_expiration_policy(ExpirationPolicy::Enforce)
+                    .build()
+            });
             let algorithms = self.provider.signature_verification_algorithms.all;
             let path = cert
-                .verify_for_usage(algorithms, anchors, intermediates, now, usage, None, None)
+                .verify_for_usage(algorithms, anchors, intermediates, now, usage, revocation, None)
                 .map_err(webpki_error)?;
             let issuer = path.intermediate_certificates().next().map(|i| i.der().to_vec());
             Ok::<_, Error>(issuer)
         };
         if !self.svid {
             return match trust {
-                Trust::Roots(anchors) => build(anchors).map(drop),
+                Trust::Roots(anchors, lists) => build(anchors, lists).map(drop),
                 // Such an entry is for names of the mesh alone.
                 Trust::Domains(_) => Err(refused()),
             };
@@ -185,12 +209,12 @@ impl Verifier {
             _ => return Err(refused()),
         };
         let (issuer, domains) = match trust {
-            Trust::Roots(anchors) => (build(anchors)?, None),
+            Trust::Roots(anchors, lists) => (build(anchors, lists)?, None),
             Trust::Domains(domains) => {
                 let name = || id.trust_domain().to_owned();
                 let domain = domains.get(id.trust_domain()).ok_or_else(|| TrustRefusal::NoBundle(name()))?;
                 let issuer = if domain.ends.iter().all(|end| *end > now.as_secs()) {
-                    build(&domain.anchors)?
+                    build(&domain.anchors, &[])?
                 } else {
                     let live =
                         domain.anchors.iter().zip(&domain.ends).filter(|(_, end)| **end > now.as_secs());
@@ -198,7 +222,7 @@ impl Verifier {
                     if live.is_empty() {
                         return Err(TrustRefusal::Expired(name()).into());
                     }
-                    build(&live)?
+                    build(&live, &[])?
                 };
                 (issuer, Some((domains, domain)))
             }

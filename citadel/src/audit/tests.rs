@@ -263,3 +263,105 @@ fn refusals_are_bounded() {
     let told: u64 = all.iter().map(|(n, _)| n).sum();
     assert_eq!(told as usize + all.len(), 1001, "those that were left out are counted");
 }
+
+#[test]
+fn probes_are_written_when_they_are_news() {
+    let c = Ca::new();
+    let probes = |c: &Ca| {
+        let (_, all) = c.verified().unwrap();
+        all.iter()
+            .filter(|e| matches!(&e.event, Event::Issued { proof, .. } if proof.kind == "probe"))
+            .count()
+    };
+    for _ in 0..50 {
+        c.ca.probe().unwrap();
+    }
+    assert_eq!(probes(&c), 1);
+    assert!(!directory(c.dir.path()).join(TRIAL).exists());
+    // A disk on which nothing can be written is noticed all the same.
+    let dir = directory(c.dir.path());
+    let aside = c.dir.path().join("aside");
+    fs::rename(&dir, &aside).unwrap();
+    fs::write(&dir, "").unwrap();
+    assert!(c.ca.probe().is_err());
+    fs::remove_file(&dir).unwrap();
+    fs::rename(&aside, &dir).unwrap();
+    c.ca.probe().unwrap();
+    c.ca.probe().unwrap();
+    assert_eq!(probes(&c), 2, "that it works again");
+}
+
+#[test]
+fn the_oldest_files_go_and_what_is_left_verifies() {
+    let c = Ca::new();
+    let east = ClusterId::new("east").unwrap();
+    let csr =
+        PendingSvid::generate(&SpiffeId::parse("spiffe://mesh.local/ns/a/sa/b").unwrap()).unwrap().csr_pem;
+    c.ca.sign_intermediate_for(&csr, &east, &Proof::of("join token 1")).unwrap();
+    c.ca.audit().put_aside_at(1);
+    c.ca.keep_audit(2);
+    for n in 0..6 {
+        c.issue(&format!("young{n}")).unwrap();
+    }
+    // What may be valid still can be revoked: it stays.
+    assert!(log_of(c.dir.path()).unwrap().len() > 3);
+    c.ca.audit().keep(2, Duration::ZERO);
+    for n in 0..6 {
+        c.issue(&format!("old{n}")).unwrap();
+    }
+    let files = log_of(c.dir.path()).unwrap();
+    assert_eq!(files.len(), 3, "{files:?}");
+    let (v, all) = c.verified().unwrap();
+    assert!(v.first > 1);
+    assert!(matches!(all[0].event, Event::Signer { .. }), "each file says who signs it");
+    let removed: Vec<_> = all
+        .iter()
+        .filter_map(|e| match &e.event {
+            Event::Removed { through, .. } => Some(*through),
+            _ => None,
+        })
+        .collect();
+    assert!(removed.contains(&(v.first - 1)), "{removed:?} and {}", v.first);
+    // A cluster's intermediate lives for a year, and can be revoked for as long.
+    let known = c.ca.audit().certificates().unwrap();
+    for cluster in ["east", "west"] {
+        assert!(known.iter().any(|k| k.intermediate && k.of == cluster), "{cluster}: {known:?}");
+    }
+    // Lines that nobody signed do not verify, also at the beginning of what is left.
+    let text = fs::read_to_string(&files[0]).unwrap();
+    fs::write(&files[0], text.replacen("sa/old", "sa/odd", 1)).unwrap();
+    assert!(matches!(c.verified(), Err(Broken::Entry { .. })));
+    fs::write(&files[0], text).unwrap();
+    let c = c.again();
+    c.issue("after").unwrap();
+    c.verified().unwrap();
+}
+
+#[test]
+fn an_intermediate_of_its_own_that_is_not_written_is_not_used() {
+    let c = Ca::new();
+    use crate::rotation::Step;
+    c.ca.rotate(Step::Prepare, None, &[]).unwrap();
+    let before = c.ca.status().unwrap();
+    let dir = directory(c.dir.path());
+    let aside = c.dir.path().join("aside");
+    fs::rename(&dir, &aside).unwrap();
+    fs::write(&dir, "").unwrap();
+    c.ca.audit().put_aside_at(0);
+    assert!(c.ca.rotate(Step::Activate, None, &[]).is_err());
+    let after = c.ca.status().unwrap();
+    assert_eq!((&after.intermediate, &after.root_pin), (&before.intermediate, &before.root_pin));
+    fs::remove_file(&dir).unwrap();
+    fs::rename(&aside, &dir).unwrap();
+    c.ca.rotate(Step::Activate, None, &[]).unwrap();
+    assert_ne!(c.ca.status().unwrap().intermediate, before.intermediate);
+    c.verified().unwrap();
+    // Nor is a mesh founded.
+    let empty = tempfile::tempdir().unwrap();
+    let ca = load(empty.path());
+    fs::remove_dir_all(directory(empty.path())).unwrap();
+    fs::write(directory(empty.path()), "").unwrap();
+    ca.audit().put_aside_at(0);
+    assert!(ca.found(&TrustDomain::default()).is_err());
+    assert!(ca.status().is_none() && !empty.path().join("ca/ca-key.pem").exists());
+}

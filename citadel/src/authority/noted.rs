@@ -1,6 +1,9 @@
 //! What the CA writes to its audit log, and whose key signs that.
 
-use std::time::SystemTime;
+use std::{
+    sync::PoisonError,
+    time::{Duration, Instant, SystemTime},
+};
 
 use mesh_identity::{pem_certificates, root_pin};
 use mesh_model::SpiffeId;
@@ -9,8 +12,11 @@ use rcgen::{
 };
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use super::{Active, Authority, AuthorityError, AuthorityStatus, BACKDATE, serial, split_pem};
+use super::{Active, Authority, AuthorityError, BACKDATE, serial, split_pem};
 use crate::audit::{self, Event, Proof, Signer};
+
+/// A probe that works is written this often.
+const PROBED_EVERY: Duration = Duration::from_secs(86_400);
 
 impl Authority {
     /// Writes to the audit log that somebody was refused, if there were not too many of late.
@@ -21,6 +27,28 @@ impl Authority {
             Ok(()) => self.audit.refused(identity, proof, reason),
             Err(error) => tracing::error!(%error, "a refusal was not written to the audit log"),
         }
+    }
+
+    /// How many full files of the audit log stay.
+    pub fn keep_audit(&self, files: usize) {
+        self.audit.keep(files, self.workload_ttl);
+    }
+
+    /// Writes that the CA signs, if it did not before, or a day ago; sees else whether anything can be written.
+    pub(super) fn probed(&self, active: &Active, event: Event) -> Result<(), AuthorityError> {
+        let now = Instant::now();
+        let mut last = self.probed.lock().unwrap_or_else(PoisonError::into_inner);
+        if last.is_some_and(|at| now.duration_since(at) < PROBED_EVERY) {
+            return Ok(self.audit.writable()?);
+        }
+        self.audited(active, event)?;
+        *last = Some(now);
+        Ok(())
+    }
+
+    /// The next probe that does not fail is news.
+    pub(crate) fn probe_failed(&self) {
+        *self.probed.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     #[cfg(test)]
@@ -64,28 +92,19 @@ impl Authority {
         Ok(self.audit.set_signer(Signer { key, chain, issuer: issuer.clone(), until })?)
     }
 
-    /// Writes that this cluster has another intermediate, which it signed itself: it is there already.
-    pub(super) fn installed(&self, status: &AuthorityStatus, why: &str) {
-        let written = || {
-            let active = self.active()?;
-            let info = mesh_identity::certificate_info(status.chain_pem.as_bytes())?;
-            let der = pem_certificates("the intermediate", status.chain_pem.as_bytes())?;
-            let first = der.first().ok_or(AuthorityError::Empty)?;
-            let (_, cert) =
-                X509Certificate::from_der(first).map_err(|e| AuthorityError::Stored(e.to_string()))?;
-            self.audited(
-                &active,
-                Event::Intermediate {
-                    serial: info.serial,
-                    cluster: self.cluster.to_string(),
-                    proof: Proof::of(why),
-                    key: audit::sha256(cert.public_key().subject_public_key.data.as_ref()),
-                    not_after: audit::seconds(status.not_after),
-                },
-            )
+    /// Writes that this cluster is about to have another intermediate, which it signed itself.
+    pub(super) fn own_intermediate(&self, next: &Active, why: &str) -> Result<(), AuthorityError> {
+        let chain = pem_certificates("the intermediate", next.status.chain_pem.as_bytes())?;
+        let first = chain.first().ok_or(AuthorityError::Empty)?;
+        let (_, cert) =
+            X509Certificate::from_der(first).map_err(|e| AuthorityError::Stored(e.to_string()))?;
+        let event = Event::Intermediate {
+            serial: mesh_identity::certificate_info(next.status.chain_pem.as_bytes())?.serial,
+            cluster: self.cluster.to_string(),
+            proof: Proof::of(why),
+            key: audit::sha256(cert.public_key().subject_public_key.data.as_ref()),
+            not_after: audit::seconds(next.status.not_after),
         };
-        if let Err(error) = written() {
-            tracing::error!(%error, "this cluster's new intermediate is not in the audit log");
-        }
+        self.audited(next, event)
     }
 }

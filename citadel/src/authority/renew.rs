@@ -62,7 +62,7 @@ impl Authority {
                 "the intermediate is not under the root that signs now".into(),
             ));
         }
-        let status = self.install(&files)?;
+        let status = self.install(&files, None)?;
         self.dir.drop_pending(RENEWAL);
         tracing::info!(target: "audit", root = %status.root_pin, "this cluster has a new intermediate");
         Ok(status)
@@ -83,8 +83,7 @@ impl Authority {
         }
         let (cert, ca_key) = new_intermediate(&active.status.trust_domain, &self.cluster, root)?;
         let files = CaFiles { ca_cert: cert.clone(), cert_chain: cert, ca_key, ..active.files.clone() };
-        let status = self.install(&files)?;
-        self.installed(&status, why);
+        self.install(&files, Some(why))?;
         tracing::info!(target: "audit", why, "renewed this cluster's intermediate");
         Ok(true)
     }

@@ -74,10 +74,8 @@ impl Authority {
             Step::Finish => active.without(1)?,
             Step::Abort => active.without(active.roots.len().saturating_sub(1))?,
         };
-        let status = self.install(&files)?;
-        if status.intermediate != s.intermediate {
-            self.installed(&status, "rotation of the root");
-        }
+        let own = (files.ca_cert != active.files.ca_cert).then_some("rotation of the root");
+        let status = self.install(&files, own)?;
         tracing::info!(
             target: "audit", ?step, sequence = status.bundle_sequence, phase = %status.phase, signing = %status.root_pin,
             "the root is being rotated"
@@ -119,11 +117,9 @@ impl Authority {
         if older || other || (told == held && !counted) {
             return Err(refused(format!("sequence {told} is not above {held}, which is here")));
         }
-        self.install(&CaFiles {
-            root_cert: new.bundle.pem(),
-            announcement: Some(new.text()),
-            ..active.files.clone()
-        })?;
+        let files =
+            CaFiles { root_cert: new.bundle.pem(), announcement: Some(new.text()), ..active.files.clone() };
+        self.install(&files, None)?;
         tracing::info!(
             target: "audit", sequence = told, phase = %new.phase, roots = new.bundle.roots.len(), "took new roots"
         );

@@ -171,6 +171,7 @@ async fn a_token_lets_in_what_it_says() {
         let bundle =
             TrustBundle::from_pem(TrustDomain::new(domain).unwrap(), pem.as_bytes(), 9, None).unwrap();
         let bundle = multicluster::pb::TrustBundle {
+            revoked: vec![],
             trust_domain: domain.into(),
             document: bundle.document(),
             generation: 1 << 40,

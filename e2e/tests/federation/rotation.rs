@@ -46,6 +46,7 @@ impl Cluster {
                 validation: Validation {
                     trusted: Some(SecretRef::Sds(TRUST_BUNDLE.into())),
                     sans: vec![StringMatch::exact(san)],
+                    crl: None,
                 },
                 sni: "x".into(),
                 alpn: vec!["h2".into()],

@@ -312,6 +312,20 @@ pub struct ForeignBundle {
     /// Only with the roots of the own trust domain, which are told in the same way.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub own: Option<OwnRoots>,
+    /// What the domain's authorities have revoked: empty if that is nothing, else a list of each of them, since some who
+    /// verify want one of every issuer.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub revoked: Vec<RevocationList>,
+}
+
+/// Certificates that their issuer has revoked (RFC 5280 section 5).
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RevocationList {
+    /// PEM: the certificate of who signed the list, and what lies between it and the root.
+    pub issuer: String,
+    /// PEM.
+    pub list: String,
 }
 
 /// What is told of the roots of the own trust domain besides.
@@ -324,6 +338,9 @@ pub struct OwnRoots {
     pub intermediate: String,
     /// Over how long the proxies of the cluster spread that, milliseconds.
     pub renew_within_ms: u32,
+    /// There is a member of whose CA no revocation list is known: some who verify would refuse everybody of it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unlisted: bool,
 }
 
 /// Type names of these records on the configuration protocol (MCP over xDS).

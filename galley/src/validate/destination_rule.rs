@@ -337,5 +337,4 @@ fn client_tls(t: &ClientTlsSettings, p: &Path<'_>, out: &mut Findings) {
             );
         }
     }
-    out.unenforced(!t.ca_crl.is_empty(), p, "caCrl");
 }

@@ -200,7 +200,6 @@ pub(super) fn tls(t: &ServerTlsSettings, p: &Path<'_>, out: &mut Findings) {
     }
     out.unenforced(!t.cipher_suites.is_empty(), p, "cipherSuites");
     out.unenforced(!t.ecdh_curves.is_empty(), p, "ecdhCurves");
-    out.unenforced(!t.ca_crl.is_empty(), p, "caCrl");
     for (n, field) in
         [(t.credential_names.len(), "credentialNames"), (t.tls_certificates.len(), "tlsCertificates")]
     {

@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use mesh_identity::{SecretStore, TRUST_BUNDLE, WORKLOAD_SVID, peer_identity};
+use mesh_identity::{Revocations, SecretStore, TRUST_BUNDLE, WORKLOAD_SVID, peer_identity};
 use mesh_model::{
     ClusterId,
     proxy::{ClientCertificate, DownstreamTls, SecretRef, TlsVersion, UpstreamTls, Validation},
@@ -85,6 +85,7 @@ pub(crate) struct Inner {
     turn: AtomicUsize,
     client: Arc<QuicClientConfig>,
     server: Arc<QuicServerConfig>,
+    revocations: Arc<Revocations>,
     pub(crate) options: TrunkOptions,
     pub(crate) metrics: TrunkMetrics,
     pub(crate) links: Arc<Links>,
@@ -114,7 +115,8 @@ impl Trunk {
         secrets: &SecretStore,
         metrics: TrunkMetrics,
     ) -> Result<Self, TrunkError> {
-        let trust = || Validation { trusted: Some(SecretRef::Sds(TRUST_BUNDLE.into())), sans: vec![] };
+        let trust =
+            || Validation { trusted: Some(SecretRef::Sds(TRUST_BUNDLE.into())), sans: vec![], crl: None };
         let alpn = || vec![ALPN_DATAGRAMS.into(), ALPN_BOTH_WAYS.into(), ALPN.into()];
         let server = secrets.server_config(&DownstreamTls {
             certificate: SecretRef::Sds(WORKLOAD_SVID.into()),
@@ -141,6 +143,7 @@ impl Trunk {
             turn: AtomicUsize::new(0),
             client,
             server,
+            revocations: secrets.revocations(),
             links: metrics.links.clone(),
             metrics,
             options,
@@ -280,6 +283,15 @@ impl Inner {
         let datagrams = is(ALPN_DATAGRAMS);
         let both_ways = datagrams || is(ALPN_BOTH_WAYS);
         congestion.set(self.options.congestion.of(Some(&cluster)));
+        if let Some(certs) = certificates(&connection) {
+            let (revocations, connection) = (self.revocations.clone(), connection.clone());
+            runtime.spawn(async move {
+                tokio::select! {
+                    _ = connection.closed() => {}
+                    () = revocations.ends()(&certs) => connection.close(VarInt::from_u32(5), b"revoked"),
+                }
+            });
+        }
         let link = Arc::new(Link::new(connection, cluster, dialled, both_ways, datagrams, congestion));
         serve::start(self, link.clone(), runtime);
         Some(link)
@@ -329,8 +341,11 @@ impl Inner {
 }
 
 pub(crate) fn cluster_of(connection: &Connection) -> Option<ClusterId> {
-    let certs = connection.peer_identity()?.downcast::<Vec<CertificateDer<'static>>>().ok()?;
-    peer_identity(&certs)?.cluster
+    peer_identity(&certificates(connection)?)?.cluster
+}
+
+fn certificates(connection: &Connection) -> Option<Vec<CertificateDer<'static>>> {
+    Some(*connection.peer_identity()?.downcast::<Vec<CertificateDer<'static>>>().ok()?)
 }
 
 async fn accept(inner: Arc<Inner>, endpoint: Endpoint, runtime: Handle) {

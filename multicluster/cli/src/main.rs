@@ -70,7 +70,7 @@ enum Command {
     Demo(demo::DemoArgs),
     // --- roles
     /// Run a whole control plane: galley, pilot, citadel, mixer and federation
-    ControlPlane(roles::control_plane::ControlPlaneArgs),
+    ControlPlane(Box<roles::control_plane::ControlPlaneArgs>),
     /// Run a workload's proxy
     Sidecar(sidecar::SidecarArgs),
     /// Run what a proxy that is not Flotilla's needs beside it: certificates and a bootstrap
@@ -144,7 +144,7 @@ async fn run(command: Command) -> anyhow::Result<u8> {
         Command::ProxyConfig(a) => commands::proxy::config(a).await,
         Command::Iptables(a) => sidecar::iptables::run(&a).map(done),
         Command::Demo(a) => demo::run(a).await,
-        Command::ControlPlane(a) => roles::control_plane::run(a).await.map(done),
+        Command::ControlPlane(a) => roles::control_plane::run(*a).await.map(done),
         Command::Sidecar(a) => sidecar::run(a).await.map(done),
         Command::Agent(a) => sidecar::agent_mode::run(a).await.map(done),
         Command::Dns(a) => roles::dns::run(a).await.map(done),

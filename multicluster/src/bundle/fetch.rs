@@ -136,6 +136,7 @@ pub fn spiffe_tls(bundle: &TrustBundle, id: &SpiffeId) -> Result<Arc<ClientConfi
         validation: Validation {
             trusted: Some(SecretRef::Sds(TRUST_BUNDLE.into())),
             sans: vec![StringMatch::exact(id.as_str())],
+            crl: None,
         },
         sni: "by-connection".into(),
         alpn: vec!["http/1.1".into()],

@@ -168,6 +168,7 @@ fn reckon(shared: &Shared) {
                 clusters: vec![],
                 by_bundle: true,
                 own: None,
+                revoked: vec![],
             })
             .collect();
     }

@@ -95,7 +95,7 @@ impl Files {
 }
 
 async fn listen(listener: TcpListener, tls: Arc<rustls::ServerConfig>, shared: Arc<Shared>) {
-    let mut connections = std::pin::pin!(conn::tls(listener, tls));
+    let mut connections = std::pin::pin!(conn::tls(listener, tls, None));
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
 
     loop {

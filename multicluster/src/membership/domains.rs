@@ -64,6 +64,7 @@ impl Bundle {
             trust_domain: self.bundle.trust_domain.to_string(),
             document: self.bundle.document(),
             generation: self.generation,
+            revoked: vec![],
         }
     }
 }

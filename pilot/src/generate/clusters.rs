@@ -364,6 +364,8 @@ fn foreign_tls(entry: &Entry, t: &ClientTlsSettings, http2: bool) -> UpstreamTls
     } else {
         Some(file(SYSTEM_ROOTS))
     };
+    let files = trusted.is_some() && t.credential_name.is_empty();
+    let crl = (files && !t.ca_crl.is_empty()).then(|| t.ca_crl.clone());
     let host = &entry.service.host;
     let sni = match t.sni.as_str() {
         "" if host.starts_with('*') => String::new(),
@@ -378,7 +380,7 @@ fn foreign_tls(entry: &Entry, t: &ClientTlsSettings, http2: bool) -> UpstreamTls
     }
     UpstreamTls {
         certificate,
-        validation: Validation { trusted, sans },
+        validation: Validation { trusted, sans, crl },
         sni,
         alpn: if http2 { vec!["h2".to_owned()] } else { vec![] },
     }

@@ -131,6 +131,7 @@ impl Ctx<'_> {
             validation: Validation {
                 trusted: Some(self.mesh_roots()),
                 sans: identities.into_iter().map(StringMatch::exact).collect(),
+                crl: None,
             },
             sni,
             alpn,

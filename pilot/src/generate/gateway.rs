@@ -319,9 +319,11 @@ pub(super) fn termination(ctx: &Ctx<'_>, t: &ServerTlsSettings, http: bool) -> O
             .then(|| SecretRef::Files { chain: t.ca_certificates.clone(), key: String::new() });
         (SecretRef::Files { chain: chain.clone(), key: key.clone() }, ca)
     };
+    let files = matches!(&roots, Some(SecretRef::Files { .. }));
     let validation = || Validation {
         trusted: roots.clone(),
         sans: t.subject_alt_names.iter().map(StringMatch::exact).collect(),
+        crl: (files && !t.ca_crl.is_empty()).then(|| t.ca_crl.clone()),
     };
     let client_certificate = match t.mode {
         ServerTlsMode::Mutual | ServerTlsMode::IstioMutual => {

@@ -99,6 +99,7 @@ pub(super) fn inbound(ctx: &Ctx<'_>, targets: &[Target], out: &mut Generated) {
         client_certificate: ClientCertificate::Required(Validation {
             trusted: Some(ctx.mesh_roots()),
             sans: vec![],
+            crl: None,
         }),
         alpn: vec!["h2".to_owned()],
         min_version: TlsVersion::V1_3,

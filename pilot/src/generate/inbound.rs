@@ -239,6 +239,7 @@ fn mutual_tls(ctx: &Ctx<'_>, http: bool) -> DownstreamTls {
         client_certificate: ClientCertificate::Required(Validation {
             trusted: Some(ctx.mesh_roots()),
             sans: vec![],
+            crl: None,
         }),
         alpn: alpn.iter().map(|s| (*s).to_owned()).collect(),
         // Whoever has a certificate of the mesh speaks it; older versions would show certificates and names in clear.

@@ -201,6 +201,7 @@ impl<'a> KeyServer<'a> {
                 validation: Validation {
                     trusted: Some(SecretRef::Files { chain: SYSTEM_ROOTS.to_owned(), key: String::new() }),
                     sans: vec![StringMatch::exact(self.host)],
+                    crl: None,
                 },
                 sni: self.host.to_owned(),
                 alpn: vec![],

@@ -261,6 +261,7 @@ fn inbound_chain(ctx: &Ctx<'_>, out: &mut Generated, number: u16) -> FilterChain
             client_certificate: ClientCertificate::Required(Validation {
                 trusted: Some(ctx.mesh_roots()),
                 sans: vec![],
+                crl: None,
             }),
             alpn: vec![UDP_ALPN.to_owned()],
             min_version: TlsVersion::V1_3,

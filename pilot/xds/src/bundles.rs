@@ -3,7 +3,7 @@
 
 use mesh_model::{
     ClusterId, TrustDomain,
-    federation::{ForeignBundle, OwnRoots},
+    federation::{ForeignBundle, OwnRoots, RevocationList},
 };
 use prost::Message as _;
 
@@ -25,6 +25,19 @@ struct TrustBundle {
     /// An older proxy accepts nobody of such a domain.
     #[prost(bool, tag = "5")]
     by_bundle: bool,
+    /// An older proxy takes what is revoked until it expires.
+    #[prost(message, repeated, tag = "6")]
+    revoked: Vec<Revoked>,
+}
+
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+struct Revoked {
+    /// PEM.
+    #[prost(string, tag = "1")]
+    issuer: String,
+    /// PEM.
+    #[prost(string, tag = "2")]
+    list: String,
 }
 
 #[derive(Clone, PartialEq, Eq, prost::Message)]
@@ -35,6 +48,8 @@ struct Own {
     intermediate: String,
     #[prost(uint32, tag = "3")]
     renew_within_ms: u32,
+    #[prost(bool, tag = "4")]
+    unlisted: bool,
 }
 
 /// Encodes a bundle.
@@ -45,10 +60,16 @@ pub fn encode(b: &ForeignBundle) -> pb::Any {
         roots: b.roots.clone(),
         clusters: b.clusters.iter().map(ToString::to_string).collect(),
         by_bundle: b.by_bundle,
+        revoked: b
+            .revoked
+            .iter()
+            .map(|r| Revoked { issuer: r.issuer.clone(), list: r.list.clone() })
+            .collect(),
         own: b.own.as_ref().map(|o| Own {
             sequence: o.sequence,
             intermediate: o.intermediate.clone(),
             renew_within_ms: o.renew_within_ms,
+            unlisted: o.unlisted,
         }),
     };
     pb::Any { type_url: type_url::BUNDLES.to_owned(), value: message.encode_to_vec().into() }
@@ -73,7 +94,9 @@ pub fn decode(any: &pb::Any) -> Result<ForeignBundle, String> {
             sequence: o.sequence,
             intermediate: o.intermediate,
             renew_within_ms: o.renew_within_ms,
+            unlisted: o.unlisted,
         }),
+        revoked: m.revoked.into_iter().map(|r| RevocationList { issuer: r.issuer, list: r.list }).collect(),
     })
 }
 
@@ -89,13 +112,17 @@ mod tests {
             clusters: vec![ClusterId::new("north").unwrap()],
             by_bundle: false,
             own: None,
+            revoked: vec![],
         };
         assert_eq!(decode(&encode(&b)).unwrap(), b);
         let alone = ForeignBundle { clusters: vec![], by_bundle: true, ..b.clone() };
         assert_eq!(decode(&encode(&alone)).unwrap(), alone);
-        let own = OwnRoots { sequence: 3, intermediate: "ab".into(), renew_within_ms: 5000 };
+        let own = OwnRoots { sequence: 3, intermediate: "ab".into(), renew_within_ms: 5000, unlisted: true };
         let own = ForeignBundle { own: Some(own), ..b.clone() };
         assert_eq!(decode(&encode(&own)).unwrap(), own);
+        let list = RevocationList { issuer: "CERT".into(), list: "CRL".into() };
+        let revoking = ForeignBundle { revoked: vec![list], ..b.clone() };
+        assert_eq!(decode(&encode(&revoking)).unwrap(), revoking);
         let bad = ForeignBundle { clusters: vec![], ..b };
         let mut any = encode(&bad);
         any.value = [0x0a, 1, b'/'].to_vec().into();

@@ -28,6 +28,7 @@ pub mod registration;
 pub mod server;
 pub mod trust;
 pub mod type_url;
+pub mod until;
 
 pub use client::{AdsClient, ClientOptions, Endpoint};
 pub use node::{NodeInfo, NodeKind};

@@ -127,6 +127,7 @@ pub fn control_plane(args: &ProxyArgs, address: &str, store: &SecretStore) -> an
         validation: Validation {
             trusted: Some(SecretRef::Sds(TRUST_BUNDLE.into())),
             sans: vec![StringMatch::exact(san)],
+            crl: None,
         },
         sni: server_name.into(),
         alpn: vec!["h2".into()],
@@ -333,7 +334,7 @@ impl Farewell {
     }
 }
 
-/// Takes the roots of other trust domains as the control plane tells them.
+/// Takes the roots of other trust domains, and what is revoked in all, as the control plane tells them.
 pub(crate) fn foreign_trust(store: &SecretStore, bundles: &[ForeignBundle]) {
     let trust = bundles.iter().filter(|b| b.own.is_none()).map(|b| ForeignTrust {
         trust_domain: b.trust_domain.clone(),
@@ -342,6 +343,11 @@ pub(crate) fn foreign_trust(store: &SecretStore, bundles: &[ForeignBundle]) {
     });
     if let Err(error) = store.set_foreign_trust(trust.collect()) {
         tracing::error!(%error, "a trust bundle cannot be used: nobody of that trust domain is accepted");
+    }
+    for b in bundles {
+        if let Err(error) = store.set_revoked(&b.trust_domain, &b.roots, &b.revoked) {
+            tracing::error!(%error, domain = %b.trust_domain, "a revocation list cannot be used");
+        }
     }
 }
 

@@ -5,6 +5,9 @@
 //! the proxies of a cluster do not come back together, and soon when the cluster's intermediate is another one than the
 //! certificate's; connections are not touched.
 //!
+//! A certificate that was revoked is shown no more: the next one is asked for at once, with the token alone, which the CA may
+//! refuse as well.
+//!
 //! Roots come with each certificate, and from the xDS stream as soon as that tells any: it is the one that is told of
 //! changes, so what it told last stays.
 
@@ -16,7 +19,8 @@ use std::{
 };
 
 use mesh_identity::{
-    IdentityError, PendingSvid, SecretStore, WORKLOAD_SVID, certificate_info, pem_certificates, root_pin,
+    CertificateIds, IdentityError, PendingSvid, SecretStore, WORKLOAD_SVID, certificate_info,
+    pem_certificates, root_pin, told_revoked,
 };
 use mesh_model::{SpiffeId, federation::ForeignBundle};
 use mesh_runtime::files::write_private;
@@ -53,6 +57,9 @@ pub enum SvidError {
     /// The control plane is not reachable.
     #[error("cannot reach the certificate service: {0}")]
     Connect(String),
+    /// It does not accept the certificate that was shown.
+    #[error("the certificate service says that the certificate was revoked")]
+    Revoked,
     /// It refused.
     #[error("the certificate service refused: {0}")]
     Refused(String),
@@ -179,6 +186,9 @@ impl Renewal {
     fn trust(&mut self) {
         let told = self.roots.told.borrow().clone();
         let (Some(told), Some(now)) = (told, self.now.clone()) else { return };
+        if let Err(error) = self.store.set_revoked(&told.trust_domain, &told.roots, &told.revoked) {
+            tracing::error!(%error, "a revocation list cannot be used");
+        }
         if told.roots.as_bytes() == now.roots {
             return self.say();
         }
@@ -223,6 +233,9 @@ impl Renewal {
         loop {
             told.mark_unchanged();
             self.trust();
+            if self.is_revoked() {
+                return self.revoked();
+            }
             self.look(&mut due);
             let at = due.other.as_ref().map_or(due.at, |(_, soon)| due.at.min(*soon));
             tokio::select! {
@@ -231,6 +244,20 @@ impl Renewal {
                 _ = told.changed() => {}
             }
         }
+    }
+
+    /// Whether what is shown was revoked.
+    fn is_revoked(&self) -> bool {
+        let Some(now) = &self.now else { return false };
+        let chain = pem_certificates("chain", &now.chain).unwrap_or_default();
+        self.store.revocations().revoked(&CertificateIds::of(&chain))
+    }
+
+    /// Nobody accepts it any more.
+    fn revoked(&self) {
+        tracing::error!(identity = %self.options.identity, "the certificate was revoked; asking for another with the token");
+        self.status.send_replace("the certificate was revoked".into());
+        self.store.remove_identity(WORKLOAD_SVID);
     }
 
     /// Runs until dropped.
@@ -254,6 +281,9 @@ impl Renewal {
                 }
                 Err(error) => {
                     tracing::warn!(%error, "no new certificate");
+                    if self.store.has_identity(WORKLOAD_SVID) && matches!(error, SvidError::Revoked) {
+                        self.revoked();
+                    }
                     self.status.send_replace(error.to_string());
                     expiry = None;
                     let jitter = rand::rng().random_range(0.5..1.0);
@@ -297,7 +327,7 @@ impl Renewal {
                 return Err(SvidError::File { path: self.options.token_file.display().to_string(), source });
             }
         };
-        let channel = channel(&self.options.endpoint).await.map_err(|e| SvidError::Connect(chain_of(&e)))?;
+        let channel = channel(&self.options.endpoint).await.map_err(unreachable)?;
         let mut request =
             Request::new(IstioCertificateRequest { csr: pending.csr_pem.clone(), ..Default::default() });
         request.set_timeout(SIGN_TIMEOUT);
@@ -310,7 +340,10 @@ impl Renewal {
         let chain = tokio::time::timeout(SIGN_TIMEOUT, client.create_certificate(request))
             .await
             .map_err(|_| SvidError::Connect("no answer".into()))?
-            .map_err(|s| SvidError::Refused(s.message().to_owned()))?
+            .map_err(|s| match told_revoked(&s) {
+                true => SvidError::Revoked,
+                false => SvidError::Refused(s.message().to_owned()),
+            })?
             .into_inner()
             .cert_chain;
         let [leaf_and_intermediates @ .., root] = chain.as_slice() else {
@@ -338,6 +371,10 @@ impl Renewal {
         ]);
         Ok(info.not_after)
     }
+}
+
+fn unreachable(e: impl std::error::Error + 'static) -> SvidError {
+    if told_revoked(&e) { SvidError::Revoked } else { SvidError::Connect(chain_of(&e)) }
 }
 
 /// An error with its causes in one line.

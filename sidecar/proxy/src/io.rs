@@ -10,6 +10,7 @@ use std::{
 };
 
 use bytes::{Buf, Bytes, BytesMut};
+use mesh_identity::CertificateIds;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
@@ -250,6 +251,12 @@ impl Io {
             Io::Client(s) => s.get_ref().1.alpn_protocol(),
             Io::Prefixed(p) => p.inner.alpn(),
         }
+    }
+
+    /// By what revocation lists tell the certificates of the server at the other end.
+    pub(crate) fn shown(&self) -> Option<CertificateIds> {
+        let Io::Client(s) = self else { return None };
+        Some(CertificateIds::of(s.get_ref().1.peer_certificates()?))
     }
 
     /// SPIFFE ID of the server at the other end.

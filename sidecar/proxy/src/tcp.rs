@@ -34,7 +34,10 @@ use crate::{
         connect::{ConnectError, Want},
         host::{ActiveGuard, Host},
     },
-    worker::{Worker, connection::Connection},
+    worker::{
+        Worker,
+        connection::{Connection, revoked},
+    },
 };
 
 /// Bytes moved at once in one direction: eight TLS records.
@@ -232,6 +235,7 @@ pub(crate) async fn carry(
     let (received, sent) = (Moved::new(received), Moved::new(sent));
     let signals = conn.signals.subscribe();
     let tunnel = matches!(down, Io::Tunnel(_)) || matches!(up, Io::Tunnel(_));
+    let shown = up.shown();
     let moving = async {
         if tunnel {
             relay(&conn.worker, down, up, &received, &sent, idle).await
@@ -245,6 +249,7 @@ pub(crate) async fn carry(
         () = signals.drained(), if resumes => Err(("DC", "drained".into())),
         () = signals.killed() => Err(("DC", "drained".into())),
         () = holds.failed() => Err(("UC", "upstream_host_unhealthy".into())),
+        () = revoked(&conn.worker, shown.as_ref()) => Err(("UC", "upstream_certificate_revoked".into())),
     };
     record.received = received.bytes.get();
     record.sent = sent.bytes.get();

@@ -97,6 +97,7 @@ mod tests {
             clusters: vec![ClusterId::new("north").unwrap()],
             by_bundle: false,
             own: None,
+            revoked: vec![],
         };
         let resource = mesh_xds::pb::Resource {
             name: "b.example".into(),

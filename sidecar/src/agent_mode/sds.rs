@@ -1,10 +1,13 @@
 //! The workload's two secrets as an SDS source.
 
-use std::sync::Arc;
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use arc_swap::ArcSwap;
 use mesh_agent::SvidPem;
-use mesh_identity::{TRUST_BUNDLE, WORKLOAD_SVID};
+use mesh_identity::{SignedList, TRUST_BUNDLE, WORKLOAD_SVID, pem_certificates};
 use mesh_model::{TrustDomain, federation::ForeignBundle};
 use mesh_xds::{
     NodeInfo, PeerInfo, ResourceSource, TypeSnapshot,
@@ -13,6 +16,9 @@ use mesh_xds::{
     type_url::SDS,
 };
 use tokio::{sync::watch, task::JoinHandle};
+
+/// How often lists are looked at whether they are too old; that is told days before.
+const LOOK: Duration = Duration::from_secs(600);
 
 /// `default` and `ROOTCA` as they are now.
 pub(super) struct SecretSource {
@@ -44,6 +50,8 @@ impl SecretSource {
                 let changed = tokio::select! {
                     c = pem.changed() => c,
                     c = foreign.changed() => c,
+                    // A list may have become too old for the proxy meanwhile.
+                    () = tokio::time::sleep(LOOK) => Ok(()),
                 };
                 if changed.is_err() {
                     return;
@@ -61,7 +69,13 @@ impl SecretSource {
 /// A proxy that is told of other trust domains verifies by domain; otherwise by the roots, as ever.
 fn snapshot(own: &TrustDomain, pem: &SvidPem, foreign: &[ForeignBundle]) -> TypeSnapshot {
     let roots = if foreign.iter().all(|b| b.trust_domain == *own) {
-        SecretKind::Roots(pem.roots.clone())
+        let told = foreign.iter().find(|b| b.own.is_some() && b.roots.as_bytes() == pem.roots);
+        match told.and_then(|b| lists(b, SystemTime::now())) {
+            Some((lists, leaf_only)) => {
+                SecretKind::RootsAndLists { roots: pem.roots.clone(), lists, leaf_only }
+            }
+            None => SecretKind::Roots(pem.roots.clone()),
+        }
     } else {
         let others = foreign
             .iter()
@@ -77,6 +91,30 @@ fn snapshot(own: &TrustDomain, pem: &SvidPem, foreign: &[ForeignBundle]) -> Type
         Secret { name: TRUST_BUNDLE.into(), kind: roots },
     ];
     TypeSnapshot::build(secrets.iter().map(|s| (s.name.clone(), encode_secret(s))))
+}
+
+/// Revocation lists as Envoy can use them, and whether it may look for the workload's certificate alone. With any list it
+/// refuses everybody whose issuer has none, or one that is too old. So it gets none if that would cut off a member; one that is
+/// too old is left out, as all has expired that its issuer signed; and without one of each issuer above the clusters it does
+/// not look at those.
+fn lists(own: &ForeignBundle, now: SystemTime) -> Option<(Vec<u8>, bool)> {
+    if own.own.as_ref().is_none_or(|o| o.unlisted) {
+        return None;
+    }
+    let roots = pem_certificates("roots", own.roots.as_bytes()).ok()?;
+    let (mut text, mut listed, mut leaf_only) = (String::new(), 0, false);
+    for told in &own.revoked {
+        let Ok(said) = SignedList::read(told, &roots, &own.trust_domain) else { continue };
+        if said.next_update <= now {
+            continue;
+        }
+        text.push_str(&told.list);
+        listed += usize::from(said.cluster.is_none());
+        // Between a cluster's CA and the root there may be others, of which nobody here has a list.
+        leaf_only |= pem_certificates("issuer", told.issuer.as_bytes()).is_ok_and(|c| c.len() > 1);
+    }
+    leaf_only |= listed < roots.len();
+    (!text.is_empty()).then(|| (text.into_bytes(), leaf_only))
 }
 
 impl ResourceSource for SecretSource {

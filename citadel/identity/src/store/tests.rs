@@ -14,7 +14,7 @@ type Ca = CertifiedIssuer<'static, KeyPair>;
 fn ca_params(uri: Option<&str>) -> CertificateParams {
     let mut p = CertificateParams::default();
     p.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    p.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+    p.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     p.distinguished_name.push(rcgen::DnType::CommonName, uri.unwrap_or("root"));
     p.subject_alt_names = uri.into_iter().map(|u| SanType::URI(u.try_into().unwrap())).collect();
     p
@@ -46,6 +46,7 @@ fn validation(sans: &[&str]) -> Validation {
     Validation {
         trusted: Some(SecretRef::Sds(TRUST_BUNDLE.into())),
         sans: sans.iter().map(|s| StringMatch::exact(*s)).collect(),
+        crl: None,
     }
 }
 
@@ -269,3 +270,5 @@ fn a_session_without_identity_is_not_resumed_with_one() {
 
 #[path = "domains.rs"]
 mod domains;
+#[path = "revoked.rs"]
+mod revoked;

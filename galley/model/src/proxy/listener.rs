@@ -216,6 +216,10 @@ pub struct Validation {
     pub trusted: Option<SecretRef>,
     /// Any of these must match a URI or DNS SAN; empty accepts any.
     pub sans: Vec<StringMatch>,
+    /// Revocation lists, a PEM file: one of each issuer in the peer's chain, or it is refused. Of a named secret they are
+    /// part.
+    #[serde(default)]
+    pub crl: Option<String>,
 }
 
 /// `envoy.config.listener.v3.Filter`, those the engine has.

@@ -1,7 +1,8 @@
-//! `flotilla ca`: the roots of the mesh, and replacing them.
+//! `flotilla ca`: the roots of the mesh and replacing them, what was signed, and revoking it.
 
 mod audit;
 mod bundle;
+mod revoke;
 
 use std::{
     path::PathBuf,
@@ -50,6 +51,8 @@ ROOT    the one above its intermediate")]
     Bundle(bundle::BundleArgs),
     /// Show what was signed and refused, and verify that the log of it is as it was written
     Audit(audit::AuditArgs),
+    /// Revoke a certificate, all of a workload, or a cluster's intermediates
+    Revoke(revoke::RevokeArgs),
     /// Replace the root, where its key is: prepare, activate, finish
     Rotate(RotateArgs),
 }
@@ -104,6 +107,7 @@ pub(crate) async fn run(args: CaArgs) -> anyhow::Result<u8> {
         CaCommand::Probe(a) => probe(a).await,
         CaCommand::Bundle(a) => bundle::run(a).await,
         CaCommand::Audit(a) => audit::run(&a),
+        CaCommand::Revoke(a) => revoke::run(a).await,
         CaCommand::Rotate(RotateArgs { step }) => match step {
             RotateStep::Prepare { ask, root_cert, root_key } => {
                 let read = |p: Option<PathBuf>, flag: &str| match p {
@@ -210,6 +214,10 @@ async fn show(args: AskArgs) -> anyhow::Result<u8> {
                 "sha256": a.intermediate_sha256, "serial": own.serial, "root": a.issuer_pin,
                 "expiresUnixSeconds": ends, "renewalDue": Some(&a.renewal_due).filter(|d| !d.is_empty()),
             },
+            "revoked": a.revoked.iter().map(|r| json!({
+                "serial": r.serial, "of": r.of, "reason": r.reason, "atUnixSeconds": r.at,
+                "expiresUnixSeconds": r.until,
+            })).collect::<Vec<_>>(),
         }))?;
         return Ok(exit::OK);
     }
@@ -225,6 +233,9 @@ async fn show(args: AskArgs) -> anyhow::Result<u8> {
     let due =
         if a.renewal_due.is_empty() { String::new() } else { format!(", to be renewed: {}", a.renewal_due) };
     println!("intermediate of {}: {}, under root {}{due}", a.cluster, left(ends), short(&a.issuer_pin));
+    for r in &a.revoked {
+        println!("revoked {} of {} ({}): {}", r.serial, r.of, r.reason, left(r.until));
+    }
     Ok(exit::OK)
 }
 
@@ -281,6 +292,10 @@ async fn status(args: AskArgs) -> anyhow::Result<u8> {
         output::json(&json!({
             "trustDomain": a.trust_domain, "sequence": sequence, "phase": a.phase, "root": a.root_pin,
             "holdsRootKey": a.holds_root_key, "members": members, "otherDomains": told,
+            "revocationLists": r.lists.iter().map(|l| json!({
+                "trustDomain": l.trust_domain, "cluster": Some(&l.cluster).filter(|c| !c.is_empty()), "issuer": l.issuer,
+                "number": l.number, "revoked": l.revoked, "nextUpdateUnixSeconds": l.next_update,
+            })).collect::<Vec<_>>(),
         }))?;
         return Ok(exit::OK);
     }
@@ -311,6 +326,10 @@ async fn status(args: AskArgs) -> anyhow::Result<u8> {
         ]
     });
     println!("{}", output::table(["CLUSTER", "SEQ", "PROXIES", "RENEWED", "ROOT", "HEARD", "STATE"], rows));
+    for l in r.lists.iter().filter(|l| l.revoked > 0) {
+        let by = if l.cluster.is_empty() { "the root" } else { &l.cluster };
+        println!("{by} of {} has revoked {} (list {})", l.trust_domain, l.revoked, l.number);
+    }
     for t in &r.told {
         println!("{} of {} was told bundle {}", t.cluster, t.trust_domain, t.sequence);
     }

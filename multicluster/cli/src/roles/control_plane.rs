@@ -7,9 +7,14 @@ use std::{collections::BTreeSet, net::SocketAddr, path::PathBuf, sync::Arc, time
 
 use anyhow::Context;
 use axum::http::StatusCode;
-use citadel::{Citadel, CitadelOptions, probe::Health};
+use citadel::{
+    Citadel, CitadelOptions,
+    kubernetes::{KubernetesOptions, Url},
+    probe::Health,
+    secrets::{SecretsOptions, ServiceAccount},
+};
 use galley::{Galley, GalleyOptions, Listen};
-use mesh_identity::{SecretStore, TRUST_BUNDLE, WORKLOAD_SVID};
+use mesh_identity::{Ends, SecretStore, TRUST_BUNDLE, WORKLOAD_SVID};
 use mesh_model::{
     ClusterId, NetworkId, TrustDomain,
     federation::{GatewayAddress, ImportedService, Transport, type_url},
@@ -103,8 +108,21 @@ pub(crate) struct ControlPlaneArgs {
     /// answers 503 while that fails
     #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=3600))]
     ca_probe_interval: u64,
+    /// Files of the CA's audit log, of 16 MiB each, that stay when they are full; the oldest goes then, unless a certificate in it
+    /// may be valid still
+    #[arg(long, value_name = "FILES", default_value_t = citadel::audit::KEEP, value_parser = files)]
+    audit_keep: usize,
     #[command(flatten)]
     bundle: BundleArgs,
+    /// Keep certificates of service accounts in files, for programs that cannot ask for them:
+    /// `DIR/NAMESPACE/istio.ACCOUNT/{cert-chain.pem,key.pem,root-cert.pem}`, replaced together before they expire
+    #[arg(long, value_name = "DIR", requires = "account_secret")]
+    account_secrets: Option<PathBuf>,
+    /// Whose; repeated
+    #[arg(long, value_name = "NAMESPACE/ACCOUNT", requires = "account_secrets")]
+    account_secret: Vec<ServiceAccount>,
+    #[command(flatten)]
+    kubernetes: KubernetesArgs,
     #[command(flatten)]
     consul: ConsulArgs,
     /// Go on as this user, when started as root: `UID` or `UID:GID`, by number. Its files must be the user's
@@ -144,12 +162,60 @@ impl BundleArgs {
     }
 }
 
+/// Service-account tokens of Kubernetes as proof of identity, besides `flotilla token workload`.
+#[derive(Debug, Clone, clap::Args)]
+struct KubernetesArgs {
+    /// Ask this API server about service-account tokens (TokenReview; audience istio-ca)
+    #[arg(long, value_name = "URL", value_parser = Url::parse)]
+    token_review: Option<Url>,
+    /// Verify tokens of this issuer by its keys, which its /.well-known/openid-configuration names; repeated
+    #[arg(long, value_name = "URL", value_parser = Url::parse)]
+    token_issuer: Vec<Url>,
+    /// Authorities of both, PEM; a pod has /var/run/secrets/kubernetes.io/serviceaccount/ca.crt
+    #[arg(long, value_name = "FILE")]
+    token_ca: Option<PathBuf>,
+    /// Bearer token that is shown to both, read before each question; a pod has
+    /// /var/run/secrets/kubernetes.io/serviceaccount/token
+    #[arg(long, value_name = "FILE")]
+    token_credential: Option<PathBuf>,
+}
+
+impl KubernetesArgs {
+    fn options(&self) -> KubernetesOptions {
+        KubernetesOptions {
+            review: self.token_review.clone(),
+            issuers: self.token_issuer.clone(),
+            ca: self.token_ca.clone(),
+            credential: self.token_credential.clone(),
+        }
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum TransportFlag {
     /// TCP by SNI
     Tcp,
     /// QUIC trunk
     Quic,
+}
+
+/// A push takes a fraction of it.
+const TELLING: Duration = Duration::from_secs(1);
+
+/// Whoever is revoked is told before its session ends, and may ask for another certificate with a token.
+fn later(ends: Ends) -> Ends {
+    Arc::new(move |shown| {
+        let end = ends(shown);
+        Box::pin(async move {
+            end.await;
+            tokio::time::sleep(TELLING).await;
+        })
+    })
+}
+
+fn files(s: &str) -> Result<usize, String> {
+    let n: usize = s.parse().map_err(|e| format!("{e}"))?;
+    if (1..=10_000).contains(&n) { Ok(n) } else { Err("is not between 1 and 10000".into()) }
 }
 
 fn loopback(s: &str) -> Result<SocketAddr, String> {
@@ -191,6 +257,12 @@ pub(crate) async fn run(args: ControlPlaneArgs) -> anyhow::Result<()> {
         state_dir: args.state_dir.clone(),
         socket: at(socket::CITADEL),
         workload_ttl: Duration::from_secs(args.workload_ttl_hours * 3600),
+        audit_keep: args.audit_keep,
+        kubernetes: args.kubernetes.options(),
+        secrets: args
+            .account_secrets
+            .clone()
+            .map(|dir| SecretsOptions { dir, accounts: args.account_secret.clone() }),
     })?;
     let mut dns = vec![
         "control-plane.flotilla-system.svc".to_owned(),
@@ -275,6 +347,7 @@ pub(crate) async fn run(args: ControlPlaneArgs) -> anyhow::Result<()> {
 
     // Proxies.
     let tls = server_tls(&secrets, &args.trust_domain)?;
+    let ends = later(secrets.revocations().ends());
     let listener = TcpListener::bind(args.xds).await.with_context(|| format!("--xds {}", args.xds))?;
     let server = grpc()
         .add_service(pilot.ads_service())
@@ -283,7 +356,7 @@ pub(crate) async fn run(args: ControlPlaneArgs) -> anyhow::Result<()> {
         .add_service(pilot.registration_service())
         .add_service(citadel.certificate_service())
         .add_service(citadel.legacy_certificate_service())
-        .serve_with_incoming(conn::tls(listener, tls.clone()));
+        .serve_with_incoming(conn::tls(listener, tls.clone(), Some(ends.clone())));
     tasks.spawn(async move { report("xDS", server.await) });
     if let Some(address) = args.xds_plaintext {
         let listener =
@@ -292,7 +365,8 @@ pub(crate) async fn run(args: ControlPlaneArgs) -> anyhow::Result<()> {
         tasks.spawn(async move { report("plaintext xDS", server.await) });
     }
     let listener = TcpListener::bind(args.mixer).await.with_context(|| format!("--mixer {}", args.mixer))?;
-    let server = grpc().add_service(mixer.service()).serve_with_incoming(conn::tls(listener, tls));
+    let server =
+        grpc().add_service(mixer.service()).serve_with_incoming(conn::tls(listener, tls, Some(ends)));
     tasks.spawn(async move { report("mixer", server.await) });
 
     // Operators: debug pages on a private socket, readiness and metrics on a port.
@@ -374,6 +448,7 @@ fn server_tls(secrets: &SecretStore, own: &TrustDomain) -> anyhow::Result<Arc<ru
         client_certificate: ClientCertificate::Optional(Validation {
             trusted: Some(SecretRef::Sds(TRUST_BUNDLE.into())),
             sans: vec![StringMatch::prefix(format!("spiffe://{own}/"))],
+            crl: None,
         }),
         alpn: vec!["h2".into()],
         min_version: TlsVersion::V1_3,

@@ -706,6 +706,12 @@ fn tls() -> Vec<Row> {
             json!(true),
             json!({"validation": {"trusted": null}}),
         ),
-        unenforced(tp!("tls.caCrl"), &b, "/spec/trafficPolicy/tls/caCrl", json!("/crl")),
+        at(
+            tp!("tls.caCrl"),
+            &b,
+            "/spec/trafficPolicy/tls/caCrl",
+            json!("/crl"),
+            json!({"validation": {"crl": "/crl"}}),
+        ),
     ]
 }

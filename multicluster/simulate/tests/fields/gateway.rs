@@ -212,7 +212,13 @@ pub(crate) fn rows() -> Vec<Row> {
             "/spec/servers/0/tls/cipherSuites",
             json!(["ECDHE-RSA-AES256-GCM-SHA384"]),
         ),
-        unenforced("Gateway.servers[].tls.caCrl", &files, "/spec/servers/0/tls/caCrl", json!("/crl")),
+        chain(
+            "Gateway.servers[].tls.caCrl",
+            &files,
+            "/spec/servers/0/tls/caCrl",
+            json!("/crl"),
+            json!({"client_certificate": {"Required": {"crl": "/crl"}}}),
+        ),
         chain(
             "Gateway.servers[].tls.tlsCertificates[].serverCertificate",
             &list,

@@ -76,7 +76,7 @@ fn chain_of(ctx: &Ctx<'_>, number: u16) -> FilterChain {
     }
     manager.access_log = vec![];
     let filters = vec![NetworkFilter::Http(Box::new(manager))];
-    let trusted = Validation { trusted: Some(ctx.mesh_roots()), sans: vec![] };
+    let trusted = Validation { trusted: Some(ctx.mesh_roots()), sans: vec![], crl: None };
     let tls = (mode(ctx, number) == MutualTlsMode::Strict).then(|| DownstreamTls {
         certificate: ctx.own_certificate(),
         client_certificate: ClientCertificate::Required(trusted),

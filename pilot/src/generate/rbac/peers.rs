@@ -21,6 +21,7 @@ use crate::{exports, generate::Ctx};
 /// Names of these rules, in logs, metrics and `flotilla explain`.
 const NOT_EXPORTED: &str = "flotilla-not-exported";
 const FORMER: &str = "flotilla-former-member";
+const REVOKED: &str = "flotilla-revoked";
 
 fn is(c: &ClusterId) -> Principal {
     Principal::SourceCluster(StringMatch::exact(c.as_str()))
@@ -68,7 +69,16 @@ pub(super) fn rules(ctx: &Ctx<'_>) -> Vec<(String, RbacPolicy)> {
     }
     // A foreign proxy does not know of clusters, but it does of trust domains.
     if !ctx.proxy.flotilla {
-        return by_domain(ctx, &open);
+        let mut out = by_domain(ctx, &open);
+        if let Some(revoked) = &ctx.world.config.revoked {
+            // It denies nobody: revocation lists decide in handshakes alone, and a chain of filters that is another one than
+            // before lets connections from before it end.
+            let nobody = Principal::Not(Box::new(Principal::Authenticated(None)));
+            let nobody = Principal::And(vec![nobody, Principal::Authenticated(None)]);
+            let policy = RbacPolicy { permissions: vec![Permission::Any], principals: vec![nobody] };
+            out.push((format!("{REVOKED}[{revoked}]"), policy));
+        }
+        return out;
     }
     let mut out = Vec::new();
     let mut rule = |name: String, permission, principals| {

@@ -209,7 +209,7 @@ mod tests {
             ..tests::hcm_model(RouteSource::Rds("r".into()))
         };
         let own = SecretRef::Sds("default".into());
-        let trusted = Validation { trusted: Some(SecretRef::Sds("ROOTCA".into())), sans: vec![] };
+        let trusted = Validation { trusted: Some(SecretRef::Sds("ROOTCA".into())), sans: vec![], crl: None };
         let chain = FilterChain {
             name: "c".into(),
             matches: Default::default(),
@@ -281,6 +281,7 @@ mod tests {
             validation: Validation {
                 trusted: Some(SecretRef::Sds("ROOTCA".into())),
                 sans: vec![StringMatch::exact(ID)],
+                crl: None,
             },
             sni: "x".into(),
             alpn: vec!["istio".into()],

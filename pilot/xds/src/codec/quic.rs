@@ -242,7 +242,7 @@ mod tests {
         assert_eq!(decode_listener(&encode_listener(&l)).as_ref(), Ok(&l));
         let tls = UpstreamTls {
             certificate: None,
-            validation: Validation { trusted: None, sans: vec![] },
+            validation: Validation { trusted: None, sans: vec![], crl: None },
             sni: "outbound_.53_._.dns.books.svc.cluster.local".into(),
             alpn: vec![UDP_ALPN.into()],
         };

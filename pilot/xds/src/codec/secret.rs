@@ -34,6 +34,15 @@ pub enum SecretKind {
     },
     /// Trusted roots, PEM.
     Roots(Vec<u8>),
+    /// The same with revocation lists, PEM. For proxies that are not ours; it is encoded only.
+    RootsAndLists {
+        /// PEM.
+        roots: Vec<u8>,
+        /// PEM: one of each issuer of a workload's certificate, and unless `leaf_only` of each above it.
+        lists: Vec<u8>,
+        /// Only the workload's own certificate is looked for on them.
+        leaf_only: bool,
+    },
     /// Trusted roots of each trust domain, PEM: Envoy's SPIFFE certificate validator. For proxies that are not ours; it is
     /// encoded only.
     Domains(Vec<(String, Vec<u8>)>),
@@ -45,6 +54,7 @@ impl fmt::Debug for Secret {
         let kind = match self.kind {
             SecretKind::Certificate { .. } => "certificate",
             SecretKind::Roots(_) => "roots",
+            SecretKind::RootsAndLists { .. } => "roots and revocation lists",
             SecretKind::Domains(_) => "roots by trust domain",
         };
         f.debug_struct("Secret").field("name", &self.name).field("kind", &kind).finish_non_exhaustive()
@@ -97,6 +107,14 @@ pub(super) fn encode(s: &Secret) -> pb::Secret {
             trusted_ca: inline(pem),
             ..Default::default()
         }),
+        SecretKind::RootsAndLists { roots, lists, leaf_only } => {
+            pb::secret::Type::ValidationContext(CertificateValidationContext {
+                trusted_ca: inline(roots),
+                crl: inline(lists),
+                only_verify_leaf_cert_crl: *leaf_only,
+                ..Default::default()
+            })
+        }
         SecretKind::Domains(domains) => pb::secret::Type::ValidationContext(CertificateValidationContext {
             custom_validator_config: Some(spiffe(domains)),
             ..Default::default()

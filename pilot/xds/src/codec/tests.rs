@@ -13,6 +13,7 @@ fn roots() -> Validation {
     Validation {
         trusted: Some(SecretRef::Sds("ROOTCA".into())),
         sans: vec![StringMatch::exact("spiffe://mesh.local/ns/a/sa/b"), StringMatch::suffix(".example.com")],
+        crl: None,
     }
 }
 
@@ -578,6 +579,7 @@ pub(crate) fn listener() -> Listener {
                     client_certificate: ClientCertificate::Optional(Validation {
                         trusted: Some(SecretRef::Files { chain: "/r".into(), key: String::new() }),
                         sans: vec![],
+                        crl: None,
                     }),
                     alpn: vec![],
                     min_version: TlsVersion::V1_2,

@@ -156,8 +156,11 @@ fn to_sans(list: Vec<SubjectAltNameMatcher>) -> Res<Vec<StringMatch>> {
 }
 
 fn validation(v: &Validation) -> Option<V> {
-    let context =
-        CertificateValidationContext { match_typed_subject_alt_names: sans(&v.sans), ..Default::default() };
+    let context = CertificateValidationContext {
+        match_typed_subject_alt_names: sans(&v.sans),
+        crl: v.crl.as_deref().and_then(file),
+        ..Default::default()
+    };
     Some(match &v.trusted {
         None if v.sans.is_empty() => return None,
         None => V::ValidationContext(context),
@@ -176,14 +179,18 @@ fn validation(v: &Validation) -> Option<V> {
 fn to_context(c: CertificateValidationContext) -> Res<Validation> {
     refuse!(c;
         ca_certificate_provider_instance, system_root_certs, verify_certificate_spki, verify_certificate_hash,
-        match_subject_alt_names, require_signed_certificate_timestamp, crl, allow_expired_certificate,
+        match_subject_alt_names, require_signed_certificate_timestamp, allow_expired_certificate,
         trust_chain_verification, custom_validator_config, only_verify_leaf_cert_crl, max_verify_depth
     );
     let trusted = match c.trusted_ca {
         None => None,
         ca => Some(SecretRef::Files { chain: to_file(ca, "trusted_ca")?, key: String::new() }),
     };
-    Ok(Validation { trusted, sans: to_sans(c.match_typed_subject_alt_names)? })
+    let crl = match c.crl {
+        None => None,
+        crl => Some(to_file(crl, "crl")?),
+    };
+    Ok(Validation { trusted, sans: to_sans(c.match_typed_subject_alt_names)?, crl })
 }
 
 fn to_validation(v: Option<V>) -> Res<Option<Validation>> {
@@ -192,7 +199,7 @@ fn to_validation(v: Option<V>) -> Res<Option<Validation>> {
         Some(V::ValidationContext(c)) => Some(to_context(c).at("validation_context")?),
         Some(V::ValidationContextSdsSecretConfig(s)) => {
             let trusted = to_sds(s).at("validation_context_sds_secret_config")?;
-            Some(Validation { trusted: Some(trusted), sans: vec![] })
+            Some(Validation { trusted: Some(trusted), sans: vec![], crl: None })
         }
         Some(V::CombinedValidationContext(c)) => {
             let mut v = to_context(c.default_validation_context.unwrap_or_default())
@@ -329,7 +336,9 @@ pub(super) fn to_downstream(s: core::TransportSocket, over_quic: bool) -> Res<Op
         to_certificate(&mut common)?.ok_or_else(|| Bad::new("tls_certificates", "is missing"))?;
     let v = to_validation(common.validation_context_type.take())?;
     let client_certificate = match (bool_or(m.require_client_certificate, false), v) {
-        (true, v) => ClientCertificate::Required(v.unwrap_or(Validation { trusted: None, sans: vec![] })),
+        (true, v) => {
+            ClientCertificate::Required(v.unwrap_or(Validation { trusted: None, sans: vec![], crl: None }))
+        }
         (false, Some(v)) => ClientCertificate::Optional(v),
         (false, None) => ClientCertificate::None,
     };
@@ -373,7 +382,7 @@ pub(super) fn to_upstream(s: core::TransportSocket) -> Res<Option<UpstreamTls>> 
     let v = to_validation(common.validation_context_type.take())?;
     let tls = UpstreamTls {
         certificate,
-        validation: v.unwrap_or(Validation { trusted: None, sans: vec![] }),
+        validation: v.unwrap_or(Validation { trusted: None, sans: vec![], crl: None }),
         sni: m.sni,
         alpn: common.alpn_protocols,
     };

@@ -19,6 +19,8 @@ use tokio::{
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tonic::transport::server::Connected;
 
+use crate::until::{Ends, Until};
+
 /// A TLS handshake that takes longer is abandoned.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Handshakes in progress; beyond it new connections wait in the kernel's queue.
@@ -60,7 +62,7 @@ pub enum Conn {
     /// Plaintext TCP.
     Tcp(TcpStream),
     /// TLS.
-    Tls(Box<TlsStream<TcpStream>>),
+    Tls(Box<Until<TlsStream<TcpStream>>>),
     /// Unix socket.
     Unix(UnixStream),
 }
@@ -73,7 +75,7 @@ impl Connected for Conn {
             Self::Tcp(s) => PeerInfo::plain(Transport::Plaintext, s.peer_addr().ok()),
             Self::Unix(_) => PeerInfo::plain(Transport::Unix, None),
             Self::Tls(s) => {
-                let (tcp, session) = s.get_ref();
+                let (tcp, session) = s.get_ref().get_ref();
                 let certificates =
                     session.peer_certificates().map(|c| c.iter().cloned().collect()).unwrap_or_default();
                 PeerInfo { transport: Transport::Tls, address: tcp.peer_addr().ok(), certificates }
@@ -132,10 +134,11 @@ pub fn tcp(listener: TcpListener) -> impl Stream<Item = io::Result<Conn>> + Send
 }
 
 /// Connections of a TLS listener after their handshake. Failed and slow handshakes are dropped;
-/// none of them holds up another.
+/// none of them holds up another. A session ends when `ends` says so of the certificates that its peer has shown.
 pub fn tls(
     listener: TcpListener,
     config: Arc<rustls::ServerConfig>,
+    ends: Option<Ends>,
 ) -> impl Stream<Item = io::Result<Conn>> + Send {
     let acceptor = TlsAcceptor::from(config);
     let raw = futures::stream::unfold(listener, |l| async move {
@@ -150,10 +153,14 @@ pub fn tls(
         }
     });
     raw.map(move |(s, peer)| {
-        let acceptor = acceptor.clone();
+        let (acceptor, ends) = (acceptor.clone(), ends.clone());
         async move {
             match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(s)).await {
-                Ok(Ok(s)) => Some(Ok(Conn::Tls(Box::new(s)))),
+                Ok(Ok(s)) => {
+                    let shown = s.get_ref().1.peer_certificates();
+                    let end = ends.as_ref().zip(shown).map(|(ends, shown)| ends(shown));
+                    Some(Ok(Conn::Tls(Box::new(Until::new(s, end)))))
+                }
                 Ok(Err(e)) => {
                     tracing::info!(%peer, error = %e, "TLS handshake failed");
                     None

@@ -58,6 +58,9 @@ impl SecretSink for Secrets {
         let taken = match &secret.kind {
             SecretKind::Certificate { chain, key } => self.0.set_identity(&secret.name, chain, key),
             SecretKind::Roots(pem) => self.0.set_trust(&secret.name, pem),
+            SecretKind::RootsAndLists { .. } => {
+                return Err("revocation lists are unsupported here".to_owned());
+            }
             // Decoding has refused it.
             SecretKind::Domains(_) => return Err("roots by trust domain are unsupported here".to_owned()),
         };

@@ -34,7 +34,13 @@ impl Ca {
             roots: self.root.clone() + more,
             clusters: vec![],
             by_bundle: false,
-            own: Some(OwnRoots { sequence, intermediate: root_pin(&der[0]), renew_within_ms: 4000 }),
+            own: Some(OwnRoots {
+                sequence,
+                intermediate: root_pin(&der[0]),
+                renew_within_ms: 4000,
+                unlisted: false,
+            }),
+            revoked: vec![],
         }
     }
 }

@@ -205,6 +205,7 @@ mod tests {
             dns_sans: vec![],
             subject: "CN=a\",URI=spiffe://evil\\\r\nx: y\u{e4}".into(),
             leaf_sha256: [0; 32],
+            ids: Default::default(),
         };
         let v = super::cert_element("", &identity);
         let hash = "0".repeat(64);

@@ -207,13 +207,24 @@ async fn serve(
     if !(if session { admitted(&conn).await } else { authorized(&conn).await }) {
         return None;
     }
-    match &conn.chain.terminal {
-        Terminal::Tcp(_) if session => Some(Box::pin(tunnel::server::session(io, conn))),
-        Terminal::Tcp(_) => Some(Box::pin(tcp::serve(io, Rc::clone(&conn)))),
-        Terminal::Http(manager) => http_serving(io, Rc::clone(&conn), Arc::clone(manager)).await,
+    let serving: Serving = match &conn.chain.terminal {
+        Terminal::Tcp(_) if session => Box::pin(tunnel::server::session(io, Rc::clone(&conn))),
+        Terminal::Tcp(_) => Box::pin(tcp::serve(io, Rc::clone(&conn))),
+        Terminal::Http(manager) => http_serving(io, Rc::clone(&conn), Arc::clone(manager)).await?,
         // Refused where chains are compiled.
-        Terminal::Udp(_) => None,
+        Terminal::Udp(_) => return None,
+    };
+    if conn.identity.is_none() {
+        return Some(serving);
     }
+    Some(Box::pin(async move {
+        tokio::select! {
+            () = serving => {}
+            () = conn.revoked() => {
+                tracing::warn!(peer = %conn.peer, principal = conn.principal(), "closed: the certificate was revoked");
+            }
+        }
+    }))
 }
 
 /// Asks the chain's network filters; HTTP filters see requests, these only the connection.

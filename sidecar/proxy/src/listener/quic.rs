@@ -214,13 +214,20 @@ async fn accepted(
         chain,
     });
     let allowed = authorized(&conn).await;
-    match &conn.chain.terminal {
-        Terminal::Http(manager) if allowed => {
-            h3::server::serve(quic, Rc::clone(&conn), Arc::clone(manager)).await;
+    let session = quic.clone();
+    let serving = async {
+        match &conn.chain.terminal {
+            Terminal::Http(manager) if allowed => {
+                h3::server::serve(quic, Rc::clone(&conn), Arc::clone(manager)).await;
+            }
+            Terminal::Udp(_) if !allowed => inner::server::deny(&quic),
+            Terminal::Udp(proxy) => inner::server::serve(quic, Rc::clone(&conn), Arc::clone(proxy)).await,
+            _ => {}
         }
-        Terminal::Udp(_) if !allowed => inner::server::deny(&quic),
-        Terminal::Udp(proxy) => inner::server::serve(quic, Rc::clone(&conn), Arc::clone(proxy)).await,
-        _ => {}
+    };
+    tokio::select! {
+        () = serving => {}
+        () = conn.revoked() => session.close(0u32.into(), b"revoked"),
     }
     drop(admission);
 }

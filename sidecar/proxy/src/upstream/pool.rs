@@ -25,7 +25,7 @@ use crate::{
     http::{h1::client::H1Conn, h2::server::MAX_WINDOW},
     io::Io,
     tunnel::MAX_FRAME,
-    worker::Worker,
+    worker::{Worker, connection::revoked},
 };
 
 /// Idle time of upstream connections without a configured one; Envoy's default is an hour, which outlives every
@@ -134,11 +134,11 @@ impl Pool {
         c
     }
 
-    fn idle_h1(&self) -> Option<Box<H1Conn>> {
+    fn idle_h1(&self, worker: &Worker) -> Option<Box<H1Conn>> {
         loop {
             // The most recent first: it is the least likely to have been closed by the peer.
             let mut c = self.h1.borrow_mut().pop()?;
-            if c.is_open() {
+            if c.is_open() && !c.is_revoked(worker) {
                 return Some(c);
             }
         }
@@ -157,13 +157,13 @@ impl Pool {
     }
 
     /// A connection that can take a request now.
-    fn ready(&self, want: Want) -> Option<Acquired> {
+    fn ready(&self, worker: &Worker, want: Want) -> Option<Acquired> {
         if want != Want::Http1
             && let Some(c) = self.shared_h2()
         {
             return Some(Acquired::H2(c));
         }
-        if want == Want::Http2 { None } else { self.idle_h1().map(Acquired::H1) }
+        if want == Want::Http2 { None } else { self.idle_h1(worker).map(Acquired::H1) }
     }
 
     /// Takes a connection back.
@@ -250,7 +250,7 @@ pub(crate) async fn acquire(
     pool: &Rc<Pool>,
     want: Want,
 ) -> Result<Acquired, ConnectError> {
-    match pool.ready(want) {
+    match pool.ready(worker, want) {
         Some(c) => Ok(c),
         // Boxed: what a dial needs would make every request that large.
         None => Box::pin(acquire_slowly(worker, cluster, host, pool, want)).await,
@@ -267,7 +267,7 @@ async fn acquire_slowly(
     let mut pending: Option<Permit> = None;
     // Each round either returns, fails, or waited for someone else's progress.
     for _ in 0..64 {
-        if let Some(c) = pool.ready(want) {
+        if let Some(c) = pool.ready(worker, want) {
             return Ok(c);
         }
         if pending.is_none() {
@@ -460,7 +460,7 @@ async fn share(
     io: Io,
     permit: Permit,
 ) -> Result<(), ConnectError> {
-    let (mut conn, pings) = start_h2(io, permit, worker.options.buffer_limit).await?;
+    let (mut conn, pings) = start_h2(worker, io, permit).await?;
     let far = pings.filter(|_| silence::is_far(host)).map(|pings| (pings, Rc::<Link>::default()));
     conn.link = far.as_ref().map(|(_, link)| Rc::clone(link));
     let conn = Rc::new(conn);
@@ -473,12 +473,12 @@ async fn share(
 
 /// Makes a connection of many requests; the second of the answer asks its peer whether it is there.
 pub(super) async fn start_h2(
+    worker: &Rc<Worker>,
     io: crate::io::Io,
     permit: Permit,
-    limit: u32,
 ) -> Result<(H2Conn, Option<h2::PingPong>), ConnectError> {
-    let limit = limit.min(MAX_WINDOW);
-    let peer = io.peer_principal();
+    let limit = worker.options.buffer_limit.min(MAX_WINDOW);
+    let (peer, shown) = (io.peer_principal(), io.shown());
     let handshake = h2::client::Builder::new()
         .initial_window_size(limit)
         // Sixteen streams may stall without stopping the others.
@@ -494,9 +494,15 @@ pub(super) async fn start_h2(
     };
     let pings = connection.ping_pong();
     // The driver ends when the peer closes or the last handle goes; requests then find the handle unusable.
+    let worker = Rc::clone(worker);
     tokio::task::spawn_local(async move {
-        if let Err(error) = connection.await {
-            tracing::debug!(%error, "upstream HTTP/2 connection ended");
+        tokio::select! {
+            ended = connection => if let Err(error) = ended {
+                tracing::debug!(%error, "upstream HTTP/2 connection ended");
+            },
+            () = revoked(&worker, shown.as_ref()) => {
+                tracing::warn!("upstream HTTP/2 connection closed: the server's certificate was revoked");
+            }
         }
     });
     let conn = H2Conn {

@@ -246,7 +246,7 @@ async fn answers(worker: &Rc<Worker>, cluster: &Arc<Cluster>, host: &Arc<Host>, 
     }
     // Not what limits are for.
     let Some(permit) = Permit::take(&cluster.usage, |u| &u.sessions, u32::MAX) else { return false };
-    let Ok((_conn, Some(mut pings))) = start_h2(io, permit, worker.options.buffer_limit).await else {
+    let Ok((_conn, Some(mut pings))) = start_h2(worker, io, permit).await else {
         return false;
     };
     pings.ping(Ping::opaque()).await.is_ok()

@@ -8,7 +8,7 @@ use std::{
     time::{Instant, SystemTime},
 };
 
-use mesh_identity::PeerIdentity;
+use mesh_identity::{CertificateIds, PeerIdentity};
 use mesh_model::proxy::Direction;
 use mesh_telemetry::metrics::RequestSeries;
 
@@ -77,6 +77,14 @@ impl SourceLabels {
     }
 }
 
+/// Ready when one of the certificates that somebody has shown is revoked.
+pub(crate) async fn revoked(worker: &Worker, shown: Option<&CertificateIds>) {
+    match shown {
+        Some(ids) => worker.secrets.revocations().until_revoked(ids).await,
+        None => std::future::pending().await,
+    }
+}
+
 impl Connection {
     /// The peer's IP address as text.
     pub(crate) fn peer_text(&self) -> &str {
@@ -93,6 +101,11 @@ impl Connection {
 
     pub(crate) fn mtls(&self) -> bool {
         self.tls && self.identity.is_some()
+    }
+
+    /// Ready when the peer's certificate is revoked; never for one without.
+    pub(crate) async fn revoked(&self) {
+        revoked(&self.worker, self.identity.as_deref().map(|i| &i.ids)).await;
     }
 
     /// SPIFFE ID of the peer, or empty.

@@ -513,6 +513,37 @@ impl Ca {
         (format!("{}{}", leaf.pem(), intermediate.as_ref().pem()), key.serialize_pem())
     }
 
+    /// The root's list, on which the intermediate of a chain is.
+    pub(crate) fn revoking(&self, chain: &str) -> mesh_model::federation::RevocationList {
+        let second = chain.split_inclusive("-----END CERTIFICATE-----\n").nth(1).unwrap();
+        let serial = mesh_identity::certificate_info(second.as_bytes()).unwrap().serial.replace(':', "");
+        let serial: Vec<u8> = (0..serial.len())
+            .step_by(2)
+            .map(|i| u8::from_str_radix(&serial[i..i + 2], 16).unwrap())
+            .collect();
+        let now = std::time::SystemTime::now();
+        let list = rcgen::CertificateRevocationListParams {
+            this_update: now.into(),
+            next_update: (now + Duration::from_secs(3600)).into(),
+            crl_number: 1u64.into(),
+            issuing_distribution_point: None,
+            revoked_certs: vec![rcgen::RevokedCertParams {
+                serial_number: rcgen::SerialNumber::from_slice(&serial),
+                revocation_time: now.into(),
+                reason_code: None,
+                invalidity_date: None,
+            }],
+            key_identifier_method: rcgen::KeyIdMethod::Sha256,
+        };
+        let list = list.signed_by(&self.root).unwrap().pem().unwrap();
+        mesh_model::federation::RevocationList { issuer: self.root_pem(), list }
+    }
+
+    /// Lets a process know of what the root revoked.
+    pub(crate) fn tell(&self, store: &SecretStore, list: mesh_model::federation::RevocationList) {
+        store.set_revoked(&mesh_model::TrustDomain::default(), &self.root_pem(), &[list]).unwrap();
+    }
+
     pub(crate) fn enroll(&self, store: &SecretStore, cluster: &str, spiffe: &str) {
         let (chain, key) = self.workload(cluster, spiffe);
         store.set_identity("default", chain.as_bytes(), key.as_bytes()).unwrap();
@@ -524,6 +555,7 @@ pub(crate) fn validation(sans: &[&str]) -> Validation {
     Validation {
         trusted: Some(SecretRef::Sds("ROOTCA".into())),
         sans: sans.iter().map(|s| StringMatch::exact(*s)).collect(),
+        crl: None,
     }
 }
 

@@ -183,6 +183,88 @@ async fn permissive_takes_both_and_policy_tells_them_apart() {
     assert_eq!(app.requests(), 1);
 }
 
+/// Connections are shared and kept; who is revoked on either side loses them at once, over HTTP/1 as over HTTP/2.
+#[tokio::test]
+async fn who_is_revoked_loses_its_connections() {
+    for (http, alpn) in [(UpstreamHttp::Auto, "h2"), (UpstreamHttp::Http1, "http/1.1")] {
+        for server_is_revoked in [false, true] {
+            let app = Upstream::new("app").await;
+            let ca = Ca::new();
+            let (server, ours) = (server_side(&ca, app.address, vec![], false), ca.workload("east", REVIEWS));
+            server.secrets.set_identity("default", ours.0.as_bytes(), ours.1.as_bytes()).unwrap();
+            let at_server = server.secrets.clone();
+            let server = server.run();
+            let (client, theirs) =
+                (client_side(&ca, server.address("l"), http, &[alpn], REVIEWS), ca.workload("west", PRODUCT));
+            client.secrets.set_identity("default", theirs.0.as_bytes(), theirs.1.as_bytes()).unwrap();
+            let at_client = client.secrets.clone();
+            let client = client.run();
+            // A workload of the same cluster under another intermediate is somebody else.
+            ca.tell(&at_server, ca.revoking(&ca.workload("west", PRODUCT).0));
+            for _ in 0..3 {
+                assert_eq!(client.get("reviews", "/a").await.status, 200);
+            }
+            if server_is_revoked {
+                ca.tell(&at_client, ca.revoking(&ours.0));
+            } else {
+                ca.tell(&at_server, ca.revoking(&theirs.0));
+            }
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            let r = client.get("reviews", "/a").await;
+            assert_eq!(r.status, 503, "{alpn}, server revoked: {server_is_revoked}: {r:?}");
+        }
+    }
+}
+
+/// A connection that carries bytes ends as well, whichever end is revoked.
+#[tokio::test]
+async fn bytes_of_who_is_revoked_end() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    for server_is_revoked in [false, true] {
+        let listener_of_app = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let app = listener_of_app.local_addr().unwrap();
+        tokio::spawn(async move {
+            while let Ok((mut s, _)) = listener_of_app.accept().await {
+                tokio::spawn(async move {
+                    let (mut r, mut w) = s.split();
+                    let _ = tokio::io::copy(&mut r, &mut w).await;
+                });
+            }
+        });
+        let ca = Ca::new();
+        let mut c = chain(vec![tcp_filter("inbound|9080||")]);
+        c.tls = Some(downstream_mtls());
+        let server = Proxy::new()
+            .cluster(cluster("inbound|9080||", &[app]))
+            .listener(listener(Direction::Inbound, vec![c]));
+        ca.enroll(&server.secrets, "east", REVIEWS);
+        let ours = ca.workload("east", REVIEWS);
+        server.secrets.set_identity("default", ours.0.as_bytes(), ours.1.as_bytes()).unwrap();
+        let at_server = server.secrets.clone();
+        let server = server.run();
+        let mut to = cluster("out", &[server.address("l")]);
+        to.tls = Some(Box::new(upstream_mtls(SNI, REVIEWS, &["istio"])));
+        let client = Proxy::new()
+            .cluster(to)
+            .listener(listener(Direction::Outbound, vec![chain(vec![tcp_filter("out")])]));
+        ca.enroll(&client.secrets, "west", PRODUCT);
+        let theirs = ca.workload("west", PRODUCT);
+        client.secrets.set_identity("default", theirs.0.as_bytes(), theirs.1.as_bytes()).unwrap();
+        let at_client = client.secrets.clone();
+        let client = client.run();
+        let mut s = tokio::net::TcpStream::connect(client.address("l")).await.unwrap();
+        s.write_all(b"a").await.unwrap();
+        assert_eq!(s.read_u8().await.unwrap(), b'a');
+        if server_is_revoked {
+            ca.tell(&at_client, ca.revoking(&ours.0));
+        } else {
+            ca.tell(&at_server, ca.revoking(&theirs.0));
+        }
+        let ended = tokio::time::timeout(Duration::from_secs(5), s.read(&mut [0; 8])).await;
+        assert!(matches!(ended, Ok(Ok(0) | Err(_))), "server revoked: {server_is_revoked}: {ended:?}");
+    }
+}
+
 #[tokio::test]
 async fn a_gateway_passes_sessions_through_by_sni() {
     let app = Upstream::new("app").await;

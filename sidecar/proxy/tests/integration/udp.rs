@@ -368,7 +368,7 @@ async fn a_host_that_is_reached_with_tls_gets_nothing_in_clear() {
     let mut c = cluster(C, &[host.local_addr().unwrap()]);
     c.tls = Some(Box::new(UpstreamTls {
         certificate: None,
-        validation: Validation { trusted: None, sans: vec![] },
+        validation: Validation { trusted: None, sans: vec![], crl: None },
         sni: String::new(),
         alpn: vec![],
     }));

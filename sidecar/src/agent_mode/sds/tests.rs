@@ -92,6 +92,7 @@ async fn roots_of_another_domain_are_pushed_and_taken_away() {
     let of = |domain: &str| ForeignBundle {
         by_bundle: false,
         own: None,
+        revoked: vec![],
         trust_domain: TrustDomain::new(domain).unwrap(),
         roots: format!("roots of {domain}"),
         clusters: vec![],
@@ -111,4 +112,90 @@ async fn roots_of_another_domain_are_pushed_and_taken_away() {
     foreign.send_replace(vec![]);
     changes.changed().await.unwrap();
     assert!(validation().trusted_ca.is_some());
+}
+
+/// Revocation lists, as far as they cut nobody off.
+#[tokio::test]
+async fn lists_are_pushed_while_anything_is_revoked() {
+    use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3 as tls;
+    use mesh_model::federation::{OwnRoots, RevocationList};
+    use prost::Message as _;
+    use rcgen::{
+        BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, KeyUsagePurpose, SanType,
+    };
+
+    type Ca = CertifiedIssuer<'static, KeyPair>;
+    let params = |name: &str| {
+        let mut p = CertificateParams::default();
+        p.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        p.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        p.distinguished_name.push(rcgen::DnType::CommonName, name);
+        p
+    };
+    let root: Ca = CertifiedIssuer::self_signed(params("root"), KeyPair::generate().unwrap()).unwrap();
+    let mut p = params("west");
+    p.subject_alt_names = vec![SanType::URI("spiffe://mesh.local/cluster/west".try_into().unwrap())];
+    let west: Ca = CertifiedIssuer::signed_by(p, KeyPair::generate().unwrap(), &root).unwrap();
+    let list = |by: &Ca, ends: Duration| {
+        let now = SystemTime::now();
+        let p = rcgen::CertificateRevocationListParams {
+            this_update: (now - Duration::from_secs(600)).into(),
+            next_update: (now - Duration::from_secs(300) + ends).into(),
+            crl_number: 1u64.into(),
+            issuing_distribution_point: None,
+            revoked_certs: vec![],
+            key_identifier_method: rcgen::KeyIdMethod::Sha256,
+        };
+        RevocationList { issuer: by.pem(), list: p.signed_by(by).unwrap().pem().unwrap() }
+    };
+    let hour = Duration::from_secs(3600);
+    let roots = root.pem();
+    let (_pem, rx) = watch::channel(Some(Arc::new(SvidPem {
+        chain: b"chain".to_vec(),
+        key: b"key".to_vec(),
+        roots: roots.clone().into_bytes(),
+    })));
+    let told = |revoked: Vec<RevocationList>, unlisted| ForeignBundle {
+        trust_domain: TrustDomain::default(),
+        roots: roots.clone(),
+        clusters: vec![],
+        by_bundle: false,
+        own: Some(OwnRoots { sequence: 1, intermediate: String::new(), renew_within_ms: 0, unlisted }),
+        revoked,
+    };
+    let (foreign, bundles) = watch::channel(vec![told(vec![], false)]);
+    let (source, _task) = SecretSource::follow(TrustDomain::default(), rx, bundles);
+    let node = NodeInfo::component("x");
+    let mut changes = source.changes();
+    let (of_root, of_west) = (list(&root, hour), list(&west, hour));
+    let both = format!("{}{}", of_root.list, of_west.list);
+    // Without any, as ever; with all, the whole chain; without the root's, or with one that is too old, the leaf; not at all if
+    // that would cut off a member.
+    for (what, revoked, unlisted, want) in [
+        ("all", vec![of_root.clone(), of_west.clone()], false, Some((both.clone(), false))),
+        ("no root's", vec![of_west.clone()], false, Some((of_west.list.clone(), true))),
+        (
+            "old root's",
+            vec![list(&root, Duration::ZERO), of_west.clone()],
+            false,
+            Some((of_west.list.clone(), true)),
+        ),
+        ("a member has none", vec![of_root.clone(), of_west.clone()], true, None),
+        ("nothing is revoked", vec![], false, None),
+    ] {
+        foreign.send_replace(vec![told(revoked, unlisted)]);
+        changes.changed().await.unwrap();
+        let any = source.snapshot(&node, SDS).get("ROOTCA").unwrap().resource.clone().unwrap();
+        let v = match tls::Secret::decode(any.value.as_ref()).unwrap().r#type {
+            Some(tls::secret::Type::ValidationContext(v)) => v,
+            other => panic!("{other:?}"),
+        };
+        assert!(v.trusted_ca.is_some(), "{what}");
+        use envoy_types::pb::envoy::config::core::v3::data_source::Specifier;
+        let text = v.crl.and_then(|c| c.specifier).map(|s| match s {
+            Specifier::InlineBytes(b) => String::from_utf8(b).unwrap(),
+            other => panic!("{other:?}"),
+        });
+        assert_eq!(text.map(|t| (t, v.only_verify_leaf_cert_crl)), want, "{what}");
+    }
 }

@@ -107,6 +107,13 @@ fn show(e: &Entry, format: Format) -> anyhow::Result<()> {
         Event::Intermediate { serial, cluster, proof, .. } => {
             format!("signed the intermediate of {cluster} serial {serial} on {}", proof.kind)
         }
+        Event::Revoked { serial, of, reason } if serial.is_empty() => {
+            format!("refuses tokens of {of} from before ({reason})")
+        }
+        Event::Revoked { serial, of, reason } => format!("revoked serial {serial} of {of} ({reason})"),
+        Event::Removed { through, head } => {
+            format!("removed the entries up to {through} (SHA-256 {head}), as the log is to be no larger")
+        }
         Event::Refused { identity, proof, reason, left_out } => {
             let more =
                 if *left_out > 0 { format!(" ({left_out} before it are not here)") } else { String::new() };

@@ -20,6 +20,7 @@ use crate::{
     },
     io::{Io, ReadBuffer, WriteBuf},
     upstream::{cluster::Permit, silence::Link},
+    worker::Worker,
 };
 
 /// Interim answers to one request; a server that sends more is not going to answer.
@@ -39,6 +40,7 @@ pub(crate) struct H1Conn {
     pub(crate) link: Option<Rc<Link>>,
     /// SPIFFE ID of the server.
     peer: Option<std::sync::Arc<str>>,
+    shown: Option<mesh_identity::CertificateIds>,
     _permit: Permit,
 }
 
@@ -47,6 +49,7 @@ impl H1Conn {
     pub(crate) fn new(io: Io, permit: Permit) -> Box<Self> {
         Box::new(Self {
             peer: io.peer_principal(),
+            shown: io.shown(),
             io,
             read: ReadBuffer::default(),
             write: WriteBuf::default(),
@@ -56,6 +59,11 @@ impl H1Conn {
             link: None,
             _permit: permit,
         })
+    }
+
+    /// Whether the server's certificate was revoked.
+    pub(crate) fn is_revoked(&self, worker: &Worker) -> bool {
+        self.shown.as_ref().is_some_and(|ids| worker.secrets.revocations().revoked(ids))
     }
 
     /// Whether an idle connection can still be used: open, and silent.

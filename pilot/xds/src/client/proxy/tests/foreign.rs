@@ -220,6 +220,7 @@ async fn secrets_are_fetched_by_name_before_who_needs_them_serves() {
         client_certificate: model::ClientCertificate::Optional(model::Validation {
             trusted: Some(model::SecretRef::Sds("here".into())),
             sans: vec![],
+            crl: None,
         }),
         alpn: vec![],
         min_version: model::TlsVersion::V1_3,
