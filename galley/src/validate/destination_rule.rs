@@ -234,10 +234,7 @@ pub(super) fn connection_pool(c: &ConnectionPoolSettings, p: &Path<'_>, out: &mu
             let at = at.key("tcpKeepalive");
             common::duration(k.time, &at.key("time"), out);
             common::duration(k.interval, &at.key("interval"), out);
-            out.unenforced(k.probes > 0, &at, "probes");
-            out.unenforced(k.interval.is_some(), &at, "interval");
         }
-        out.unenforced(t.max_connection_duration.is_some(), &at, "maxConnectionDuration");
     }
     if let Some(h) = &c.http {
         let at = p.key("http");
@@ -263,8 +260,6 @@ pub(super) fn connection_pool(c: &ConnectionPoolSettings, p: &Path<'_>, out: &mu
         if h.use_client_protocol && h.h2_upgrade_policy == H2UpgradePolicy::Upgrade {
             out.error(&at, "useClientProtocol cannot be combined with h2UpgradePolicy UPGRADE");
         }
-        out.unenforced(h.max_concurrent_streams != 0, &at, "maxConcurrentStreams");
-        out.unenforced(h.http2_keepalive.is_some(), &at, "http2KeepAlive");
     }
 }
 

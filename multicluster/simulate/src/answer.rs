@@ -200,6 +200,10 @@ pub struct TrafficPolicy {
     pub max_retries: Option<u32>,
     /// Null is no limit.
     pub max_requests_per_connection: Option<u32>,
+    /// Null is no limit.
+    pub max_concurrent_streams: Option<u32>,
+    /// Age at which a connection takes no more requests.
+    pub max_connection_duration: Option<String>,
     /// Idle connections.
     pub idle_timeout: Option<String>,
     /// Passive health.

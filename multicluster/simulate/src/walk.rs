@@ -462,6 +462,8 @@ fn traffic_policy(c: &Cluster) -> TrafficPolicy {
         http2_max_requests: limited(c.limits.max_requests),
         max_retries: limited(c.limits.max_retries),
         max_requests_per_connection: Some(c.max_requests_per_connection).filter(|n| *n > 0),
+        max_concurrent_streams: Some(c.http2.max_concurrent_streams).filter(|n| *n > 0),
+        max_connection_duration: c.max_connection_duration.map(seconds),
         idle_timeout: c.idle_timeout.map(seconds),
         outlier_detection: c.outlier.as_ref().map(|o| Outlier {
             consecutive_5xx_errors: o.consecutive_5xx,

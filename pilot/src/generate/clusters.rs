@@ -11,9 +11,9 @@ use mesh_model::{
     },
     federation::ImportedService,
     proxy::{
-        Cluster, Discovery, LbPolicy, LeastRequest, LocalOrigin, OutlierDetection, ProxyProtocolVersion,
-        RetryBudget, SecretRef, SlowStart, StringMatch, TUNNEL_ALPN, TransportSocketMatch, UpstreamHttp,
-        UpstreamTls, Validation,
+        Cluster, Discovery, Http2Keepalive, LbPolicy, LeastRequest, LocalOrigin, OutlierDetection,
+        ProxyProtocolVersion, RetryBudget, SecretRef, SlowStart, StringMatch, TUNNEL_ALPN, TcpKeepalive,
+        TransportSocketMatch, UpstreamHttp, UpstreamTls, Validation,
     },
     registry::{Labels, Protocol, Resolution, ServicePort},
 };
@@ -195,8 +195,13 @@ pub(super) fn pool(c: &mut Cluster, pool: Option<&ConnectionPoolSettings>, proto
             c.connect_timeout = d.into();
         }
         if let Some(k) = &t.tcp_keepalive {
-            c.keepalive = Some(k.time.map_or(Duration::from_secs(7200), Duration::from));
+            c.keepalive = Some(TcpKeepalive {
+                time: k.time.map_or(Duration::from_secs(7200), Duration::from),
+                interval: k.interval.map(Duration::from),
+                probes: Some(k.probes).filter(|n| *n > 0),
+            });
         }
+        c.max_connection_duration = t.max_connection_duration.map(Duration::from);
     }
     if let Some(h) = &pool.http {
         if let Some(n) = count(h.http1_max_pending_requests) {
@@ -210,6 +215,11 @@ pub(super) fn pool(c: &mut Cluster, pool: Option<&ConnectionPoolSettings>, proto
         }
         c.max_requests_per_connection = count(h.max_requests_per_connection).unwrap_or(0);
         c.idle_timeout = h.idle_timeout.map(Duration::from);
+        c.http2.max_concurrent_streams = count(h.max_concurrent_streams).unwrap_or(0);
+        c.http2.keepalive = h
+            .http2_keepalive
+            .as_ref()
+            .and_then(|k| Some(Http2Keepalive { interval: k.interval?.into(), timeout: k.timeout?.into() }));
         if h.use_client_protocol {
             c.http = UpstreamHttp::Downstream;
         } else if h.h2_upgrade_policy == H2UpgradePolicy::Upgrade && protocol.is_http() {

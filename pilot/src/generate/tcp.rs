@@ -1,5 +1,7 @@
 //! TCP and TLS routes of a service: filter chains from a `VirtualService`, else one to the service.
 
+use std::time::Duration;
+
 use ipnet::IpNet;
 use mesh_model::{
     authored::{RouteDestination, VirtualService},
@@ -23,6 +25,7 @@ pub(super) fn filter(
 ) -> Option<NetworkFilter> {
     let single = routes.len() == 1;
     let all_zero = routes.iter().all(|r| r.weight <= 0);
+    let first = routes.iter().find_map(|r| r.destination.as_ref());
     let clusters: Vec<WeightedCluster> = routes
         .iter()
         .filter_map(|r| {
@@ -40,7 +43,32 @@ pub(super) fn filter(
         [one] => vec![WeightedCluster::only(one.cluster.clone())],
         _ => clusters,
     };
-    Some(ctx.tcp_filter(stat_prefix, clusters))
+    let mut f = ctx.tcp_filter(stat_prefix, clusters);
+    // Of several destinations the first one's rule is theirs, as in Istio.
+    if let Some((_, Some(entry), port)) = first.map(|d| http::destination(ctx, namespace, d, port)) {
+        limit(ctx, entry, port, &mut f);
+    }
+    Some(f)
+}
+
+/// A filter to the service itself.
+fn to_service(ctx: &Ctx<'_>, entry: &Entry, port: u16, cluster: &str) -> NetworkFilter {
+    let mut f = ctx.tcp_to(cluster);
+    limit(ctx, entry, port, &mut f);
+    f
+}
+
+/// Gives connections the times of the service's rule.
+fn limit(ctx: &Ctx<'_>, entry: &Entry, port: u16, filter: &mut NetworkFilter) {
+    let NetworkFilter::Tcp(t) = filter else { return };
+    let rule = ctx.world.destination_rule(ctx.proxy, entry);
+    let policy = effective_policy(rule.as_deref(), None, port);
+    let Some(tcp) = policy.connection_pool.as_ref().and_then(|p| p.tcp.as_ref()) else { return };
+    if let Some(idle) = tcp.idle_timeout {
+        // Zero is no limit.
+        t.idle_timeout = Some(Duration::from(idle)).filter(|d| !d.is_zero());
+    }
+    t.max_duration = tcp.max_connection_duration.map(Duration::from);
 }
 
 /// Address prefixes of a match; what cannot be parsed never matches and is left out.
@@ -56,29 +84,8 @@ fn document<'a>(ctx: &Ctx<'a>, entry: &Entry) -> Option<&'a Doc<VirtualService>>
     ctx.world.virtual_service(ctx.proxy, &entry.service.host, |d| Scope::Mesh.bound(d))
 }
 
-/// Gives connections the idle timeout of the service's rule.
-fn limited(ctx: &Ctx<'_>, entry: &Entry, port: u16, mut chains: Vec<FilterChain>) -> Vec<FilterChain> {
-    let rule = ctx.world.destination_rule(ctx.proxy, entry);
-    let policy = effective_policy(rule.as_deref(), None, port);
-    let pool = policy.connection_pool.as_ref().and_then(|p| p.tcp.as_ref());
-    if let Some(idle) = pool.and_then(|t| t.idle_timeout) {
-        // Zero is no limit.
-        let idle = Some(std::time::Duration::from(idle)).filter(|d| !d.is_zero());
-        for f in chains.iter_mut().flat_map(|c| &mut c.filters) {
-            if let NetworkFilter::Tcp(t) = f {
-                t.idle_timeout = idle;
-            }
-        }
-    }
-    chains
-}
-
 /// Chains of a TCP port, most specific first; the last one matches everything.
 pub(super) fn tcp_chains(ctx: &Ctx<'_>, entry: &Entry, port: u16) -> Vec<FilterChain> {
-    limited(ctx, entry, port, routed_chains(ctx, entry, port))
-}
-
-fn routed_chains(ctx: &Ctx<'_>, entry: &Entry, port: u16) -> Vec<FilterChain> {
     let cluster = cluster_name(port, "", &entry.service.host);
     let mut chains: Vec<FilterChain> = Vec::new();
     if let Some(doc) = document(ctx, entry) {
@@ -112,7 +119,8 @@ fn routed_chains(ctx: &Ctx<'_>, entry: &Entry, port: u16) -> Vec<FilterChain> {
             }
         }
     }
-    push(&mut chains, chain(cluster.clone(), FilterChainMatch::default(), vec![ctx.tcp_to(&cluster)]));
+    let own = to_service(ctx, entry, port, &cluster);
+    push(&mut chains, chain(cluster, FilterChainMatch::default(), vec![own]));
     chains
 }
 
@@ -147,8 +155,9 @@ pub(super) fn tls_chains(ctx: &Ctx<'_>, entry: &Entry, port: u16) -> Vec<FilterC
     }
     let mut names = vec![entry.service.host.clone()];
     names.extend(entry.aliases.iter().cloned());
-    push(&mut chains, chain(cluster.clone(), sni(&names), vec![ctx.tcp_to(&cluster)]));
-    limited(ctx, entry, port, chains)
+    let own = to_service(ctx, entry, port, &cluster);
+    push(&mut chains, chain(cluster, sni(&names), vec![own]));
+    chains
 }
 
 /// Adds a chain unless its match, or all of its server names, are taken: a proxy refuses a listener

@@ -135,6 +135,7 @@ async fn run(
     cluster: &Arc<Cluster>,
     record: &mut TcpRecord,
 ) -> Result<(), Failure> {
+    let times = Times::of(proxy);
     // Boxed: what a dial needs would otherwise be kept for as long as the connection is.
     let connected = Box::pin(self::connect(conn, cluster, proxy.tunnel.as_ref(), record)).await;
     let (mut up, holds) = match connected {
@@ -146,7 +147,7 @@ async fn run(
             return Err(e);
         }
     };
-    carry(conn, down, &mut up, proxy.config.idle_timeout, &holds, record).await
+    carry(conn, down, &mut up, times, &holds, record).await
 }
 
 /// Whether this is a session that somebody else ends, of which nothing was answered yet.
@@ -218,16 +219,42 @@ pub(crate) async fn connect(
     Ok((up, Holds { _permit: permit, _active: active, host: watched }))
 }
 
+/// How long a connection may last.
+#[derive(Clone, Copy)]
+pub(crate) struct Times {
+    /// Without a byte.
+    pub(crate) idle: Option<Duration>,
+    /// Whatever passes.
+    pub(crate) end: Option<Instant>,
+}
+
+impl Times {
+    /// Of a connection that begins now.
+    pub(crate) fn of(proxy: &TcpProxy) -> Self {
+        let end = proxy.config.max_duration.map(|d| Instant::now() + d);
+        Self { idle: proxy.config.idle_timeout, end }
+    }
+
+    /// Waits until the connection has lasted for long enough.
+    async fn over(self) {
+        match self.end {
+            // Boxed, so that connections without an end do not carry a timer.
+            Some(at) => Box::pin(tokio::time::sleep_until(at)).await,
+            None => std::future::pending().await,
+        }
+    }
+}
+
 /// Moves bytes both ways until both directions have ended.
 pub(crate) async fn carry(
     conn: &Connection,
     down: &mut Io,
     up: &mut Io,
-    idle: Option<Duration>,
+    times: Times,
     holds: &Holds,
     record: &mut TcpRecord,
 ) -> Result<(), Failure> {
-    let idle = idle.filter(|t| !t.is_zero());
+    let idle = times.idle.filter(|t| !t.is_zero());
     let (received, sent) = record.counters();
     let (received, sent) = (Moved::new(received), Moved::new(sent));
     let signals = conn.signals.subscribe();
@@ -244,6 +271,7 @@ pub(crate) async fn carry(
         r = moving => r,
         () = signals.drained(), if resumes => Err(("DC", "drained".into())),
         () = signals.killed() => Err(("DC", "drained".into())),
+        () = times.over() => Err(("DT", "max_connection_duration_reached".into())),
         () = holds.failed() => Err(("UC", "upstream_host_unhealthy".into())),
     };
     record.received = received.bytes.get();

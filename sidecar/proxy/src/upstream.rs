@@ -5,6 +5,7 @@ pub(crate) mod connect;
 pub(crate) mod dns;
 pub(crate) mod health;
 pub(crate) mod host;
+mod keepalive;
 pub(crate) mod lb;
 mod outlier;
 pub(crate) mod pool;

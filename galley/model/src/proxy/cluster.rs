@@ -42,13 +42,46 @@ pub struct Cluster {
     pub panic_threshold: u32,
     /// Whether locality weights are used.
     pub locality_weighted: bool,
+    /// Age at which an upstream connection takes no more requests, and ends with those that it has.
+    pub max_connection_duration: Option<Duration>,
+    /// Of upstream connections that speak HTTP/2.
+    pub http2: UpstreamHttp2,
     /// TCP keep-alive of upstream connections.
-    pub keepalive: Option<Duration>,
+    pub keepalive: Option<TcpKeepalive>,
     /// Source addresses of upstream connections, the first of the endpoint's family; without one the kernel chooses.
     pub source: Vec<IpAddr>,
     /// Upstream connections begin with the client's addresses (`envoy.transport_sockets.upstream_proxy_protocol`),
     /// so each carries what one downstream connection sends.
     pub proxy_protocol: Option<ProxyProtocolVersion>,
+}
+
+/// `envoy.config.core.v3.Http2ProtocolOptions` of a cluster.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UpstreamHttp2 {
+    /// Streams of a connection at a time, if its server allows as many; 0 is no limit of ours.
+    pub max_concurrent_streams: u32,
+    /// `connection_keepalive`: whether the server is there is asked from time to time.
+    pub keepalive: Option<Http2Keepalive>,
+}
+
+/// `envoy.config.core.v3.KeepaliveSettings`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Http2Keepalive {
+    /// Between PING frames.
+    pub interval: Duration,
+    /// A connection on which nothing comes for so long after a PING ends.
+    pub timeout: Duration,
+}
+
+/// `envoy.config.core.v3.TcpKeepalive`. What is absent is as the kernel has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TcpKeepalive {
+    /// Idle time before the first probe.
+    pub time: Duration,
+    /// Time between probes.
+    pub interval: Option<Duration>,
+    /// Unanswered probes after which the connection is dead.
+    pub probes: Option<u32>,
 }
 
 /// Version of the PROXY protocol.
@@ -121,9 +154,10 @@ pub struct SlowStart {
 }
 
 /// HTTP version spoken upstream.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum UpstreamHttp {
     /// HTTP/1.1.
+    #[default]
     Http1,
     /// HTTP/2.
     Http2,

@@ -247,6 +247,8 @@ pub struct TcpProxy {
     pub clusters: Vec<WeightedCluster>,
     /// Closes when no byte passed for this long; `None` never.
     pub idle_timeout: Option<Duration>,
+    /// Closes at this age, whatever passes.
+    pub max_duration: Option<Duration>,
     /// Log of connections.
     pub access_log: Vec<AccessLog>,
     /// Each connection is a CONNECT stream on a shared HTTP/2 connection to its destination; `None` gives it a

@@ -179,25 +179,36 @@ fn pools() -> Vec<Row> {
             &b,
             "/spec/trafficPolicy/connectionPool/tcp/tcpKeepalive/time",
             json!("75s"),
-            json!({"keepalive": secs(75)}),
+            json!({"keepalive": {"time": secs(75)}}),
         ),
-        unenforced(
+        cluster(
             tp!("connectionPool.tcp.tcpKeepalive.probes"),
             &b,
             "/spec/trafficPolicy/connectionPool/tcp/tcpKeepalive/probes",
             json!(3),
+            json!({"keepalive": {"time": secs(7200), "probes": 3}}),
         ),
-        unenforced(
+        cluster(
             tp!("connectionPool.tcp.tcpKeepalive.interval"),
             &b,
             "/spec/trafficPolicy/connectionPool/tcp/tcpKeepalive/interval",
             json!("5s"),
+            json!({"keepalive": {"interval": secs(5)}}),
         ),
-        unenforced(
+        policy(
             tp!("connectionPool.tcp.maxConnectionDuration"),
             &b,
             "/spec/trafficPolicy/connectionPool/tcp/maxConnectionDuration",
             json!("5s"),
+            json!({"maxConnectionDuration": "5s"}),
+        ),
+        row(
+            tp!("connectionPool.tcp.maxConnectionDuration"),
+            &tcp,
+            "/spec/trafficPolicy/connectionPool/tcp/maxConnectionDuration",
+            json!("9s"),
+            View::Config { from: "default/productpage-v1" },
+            json!({"listeners": {"10.96.0.20_5432": {"filter_chains": [{"filters": [{"Tcp": {"max_duration": secs(9)}}]}]}}}),
         ),
         row(
             tp!("connectionPool.tcp.idleTimeout"),
@@ -257,24 +268,29 @@ fn pools() -> Vec<Row> {
             json!(true),
             json!({"protocol": "downstream"}),
         ),
-        unenforced(
+        policy(
             tp!("connectionPool.http.maxConcurrentStreams"),
             &b,
             "/spec/trafficPolicy/connectionPool/http/maxConcurrentStreams",
             json!(3),
+            json!({"maxConcurrentStreams": 3}),
         ),
-        unenforced(
+        cluster(
             tp!("connectionPool.http.http2KeepAlive.interval"),
             &b,
             "/spec/trafficPolicy/connectionPool/http/http2KeepAlive",
             json!({"interval": "5s", "timeout": "1s"}),
-        ),
-        unenforced(
+            json!({"http2": {"keepalive": {"interval": secs(5)}}}),
+        )
+        .instead_of(json!({"interval": "6s", "timeout": "1s"})),
+        cluster(
             tp!("connectionPool.http.http2KeepAlive.timeout"),
             &b,
             "/spec/trafficPolicy/connectionPool/http/http2KeepAlive",
             json!({"interval": "5s", "timeout": "1s"}),
-        ),
+            json!({"http2": {"keepalive": {"timeout": secs(1)}}}),
+        )
+        .instead_of(json!({"interval": "5s", "timeout": "2s"})),
         cluster(
             tp!("retryBudget.percent"),
             &b,

@@ -13,7 +13,7 @@ use mesh_model::{
     authored::{ClientTlsMode, DestinationRule, MutualTlsMode, SimpleLb, Subset, TrafficPolicy},
     proxy::{
         CircuitBreakers, Cluster, Discovery, FailurePercentage, LbPolicy, LoadAssignment, OutlierDetection,
-        UpstreamTls,
+        UpstreamHttp2, UpstreamTls,
     },
     registry::{Labels, ServicePort, TlsMode},
 };
@@ -190,7 +190,14 @@ fn balance(c: &mut Cluster, policy: &TrafficPolicy, left: &mut Left) {
 fn limits(c: &mut Cluster, policy: &TrafficPolicy, left: &mut Left) {
     let max_requests = c.limits.max_requests;
     let other = CircuitBreakers { max_requests, ..CircuitBreakers::default() };
-    if c.limits != other || c.max_requests_per_connection != 0 || c.idle_timeout.is_some() {
+    let http2 = std::mem::take(&mut c.http2);
+    let lifetime = c.max_connection_duration.take();
+    if c.limits != other
+        || c.max_requests_per_connection != 0
+        || c.idle_timeout.is_some()
+        || lifetime.is_some()
+        || http2 != UpstreamHttp2::default()
+    {
         left.insert("limits other than http2MaxRequests");
     }
     c.limits = other;

@@ -12,8 +12,8 @@ use envoy_types::pb::{
     google::protobuf as gp,
 };
 use mesh_model::proxy::{
-    CircuitBreakers, Cluster, Discovery, LbPolicy, LeastRequest, ProxyProtocolVersion, RetryBudget,
-    SlowStart, TransportSocketMatch, UpstreamHttp,
+    CircuitBreakers, Cluster, Discovery, Http2Keepalive, LbPolicy, LeastRequest, ProxyProtocolVersion,
+    RetryBudget, SlowStart, TcpKeepalive, TransportSocketMatch, UpstreamHttp, UpstreamHttp2,
 };
 
 use super::{At, Bad, Res, common::*, each, endpoint, refuse, tls};
@@ -32,6 +32,8 @@ const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptio
 /// Envoy's defaults for absent fields.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const PANIC_THRESHOLD: u32 = 50;
+/// Linux's.
+const KEEPALIVE_TIME: Duration = Duration::from_secs(7200);
 const DEFAULT_LIMITS: CircuitBreakers = CircuitBreakers {
     max_connections: 1024,
     max_pending: 1024,
@@ -136,10 +138,14 @@ pub(super) fn encode(m: &Cluster) -> pb::Cluster {
         ignore_new_hosts_until_first_hc: m.health.as_ref().is_some_and(|h| h.ignore_new_hosts),
         ..Default::default()
     });
-    if let Some(time) = m.keepalive {
-        let secs = u32::try_from(time.as_secs()).unwrap_or(u32::MAX);
+    if let Some(k) = m.keepalive {
+        let secs = |d: Duration| u32v(u32::try_from(d.as_secs()).unwrap_or(u32::MAX));
         out.upstream_connection_options = Some(pb::UpstreamConnectionOptions {
-            tcp_keepalive: Some(core::TcpKeepalive { keepalive_time: u32v(secs), ..Default::default() }),
+            tcp_keepalive: Some(core::TcpKeepalive {
+                keepalive_probes: k.probes.and_then(u32v),
+                keepalive_time: secs(k.time),
+                keepalive_interval: k.interval.and_then(secs),
+            }),
             ..Default::default()
         });
     }
@@ -175,7 +181,16 @@ fn http(m: &Cluster) -> up::HttpProtocolOptions {
         o::UpstreamProtocolOptions::ExplicitHttpConfig(o::ExplicitHttpConfig { protocol_config: Some(p) })
     };
     let h1 = core::Http1ProtocolOptions::default;
-    let h2 = || core::Http2ProtocolOptions { allow_connect: true, ..Default::default() };
+    let h2 = || core::Http2ProtocolOptions {
+        allow_connect: true,
+        max_concurrent_streams: Some(m.http2.max_concurrent_streams).filter(|n| *n > 0).and_then(u32v),
+        connection_keepalive: m.http2.keepalive.map(|k| core::KeepaliveSettings {
+            interval: Some(duration(k.interval)),
+            timeout: Some(duration(k.timeout)),
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
     let protocol = match m.http {
         UpstreamHttp::Http1 => explicit(o::explicit_http_config::ProtocolConfig::HttpProtocolOptions(h1())),
         UpstreamHttp::Http2 => explicit(o::explicit_http_config::ProtocolConfig::Http2ProtocolOptions(h2())),
@@ -193,8 +208,10 @@ fn http(m: &Cluster) -> up::HttpProtocolOptions {
         }),
     };
     let max = m.max_requests_per_connection;
-    let common = (m.idle_timeout.is_some() || max != 0).then(|| core::HttpProtocolOptions {
+    let limited = m.idle_timeout.is_some() || m.max_connection_duration.is_some() || max != 0;
+    let common = limited.then(|| core::HttpProtocolOptions {
         idle_timeout: m.idle_timeout.map(duration),
+        max_connection_duration: m.max_connection_duration.map(duration),
         max_requests_per_connection: if max == 0 { None } else { u32v(max) },
         ..Default::default()
     });
@@ -305,7 +322,7 @@ pub(super) fn decode(mut m: pb::Cluster) -> Res<Cluster> {
     );
     let discovery = to_discovery(&mut m)?;
     let (lb, slow_start) = to_lb(&mut m, &discovery)?;
-    let (http, common) = to_http(&mut m).at("typed_extension_protocol_options")?;
+    let Http { version: http, http2, common } = to_http(&mut m).at("typed_extension_protocol_options")?;
     let common_lb = m.common_lb_config.take().unwrap_or_default();
     let checks = std::mem::take(&mut m.health_checks);
     if checks.len() > 1 {
@@ -321,11 +338,7 @@ pub(super) fn decode(mut m: pb::Cluster) -> Res<Cluster> {
     };
     let source = m.upstream_bind_config.take().map_or(Ok(vec![]), to_source).at("upstream_bind_config")?;
     let (proxy_protocol, socket) = to_sockets(&mut m)?;
-    let keepalive = m
-        .upstream_connection_options
-        .take()
-        .and_then(|o| o.tcp_keepalive)
-        .map(|k| Duration::from_secs(u64::from(k.keepalive_time.map_or(7200, |t| t.value))));
+    let keepalive = m.upstream_connection_options.take().and_then(|o| o.tcp_keepalive).map(to_keepalive);
     Ok(Cluster {
         discovery,
         lb,
@@ -340,6 +353,8 @@ pub(super) fn decode(mut m: pb::Cluster) -> Res<Cluster> {
         slow_start,
         max_requests_per_connection: common.max_requests_per_connection.map_or(0, |v| v.value),
         idle_timeout: opt(common.idle_timeout)?,
+        max_connection_duration: opt(common.max_connection_duration)?.filter(|d| !d.is_zero()),
+        http2,
         // A percentage by its type; truncation is what Envoy does.
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
         panic_threshold: common_lb
@@ -469,34 +484,70 @@ fn to_extension(m: pb::LoadBalancingPolicy) -> Res<LbPolicy> {
     Err(Bad::unsupported("policies", format_args!("none of {names:?}")))
 }
 
-fn to_http(m: &mut pb::Cluster) -> Res<(UpstreamHttp, core::HttpProtocolOptions)> {
+fn to_keepalive(k: core::TcpKeepalive) -> TcpKeepalive {
+    let secs = |v: gp::UInt32Value| Duration::from_secs(u64::from(v.value));
+    TcpKeepalive {
+        time: k.keepalive_time.map_or(KEEPALIVE_TIME, secs),
+        interval: k.keepalive_interval.map(secs),
+        probes: k.keepalive_probes.map(|v| v.value),
+    }
+}
+
+/// How HTTP is spoken upstream.
+#[derive(Default)]
+struct Http {
+    version: UpstreamHttp,
+    http2: UpstreamHttp2,
+    common: core::HttpProtocolOptions,
+}
+
+fn to_http2(h: Option<core::Http2ProtocolOptions>) -> Res<UpstreamHttp2> {
+    let h = h.unwrap_or_default();
+    let keepalive = match h.connection_keepalive {
+        None => None,
+        Some(k) => {
+            refuse!(k; connection_idle_interval);
+            let interval = opt(k.interval).at("interval")?.filter(|d| !d.is_zero());
+            let timeout = opt(k.timeout).at("timeout")?.unwrap_or_default();
+            interval.map(|interval| Http2Keepalive { interval, timeout })
+        }
+    };
+    Ok(UpstreamHttp2 { max_concurrent_streams: h.max_concurrent_streams.map_or(0, |v| v.value), keepalive })
+}
+
+fn to_http(m: &mut pb::Cluster) -> Res<Http> {
     use up::http_protocol_options as o;
     let mut options = std::mem::take(&mut m.typed_extension_protocol_options);
     let ours = options.remove(HTTP_OPTIONS);
     if let Some(name) = options.into_keys().next() {
         return Err(Bad::unsupported(name, "this extension"));
     }
-    let Some(a) = ours else { return Ok((UpstreamHttp::Http1, Default::default())) };
+    let Some(a) = ours else { return Ok(Http::default()) };
     let h: up::HttpProtocolOptions = typed(&a)?;
     refuse!(h;
         upstream_http_protocol_options, http_filters, header_validation_config, outlier_detection,
         request_mirror_policies, hash_policy, retry_policy
     );
     let common = h.common_http_protocol_options.unwrap_or_default();
-    refuse!(common; max_connection_duration, max_stream_duration);
-    let http = match h.upstream_protocol_options {
+    refuse!(common; max_stream_duration);
+    let (version, http2) = match h.upstream_protocol_options {
         Some(o::UpstreamProtocolOptions::ExplicitHttpConfig(e)) => match e.protocol_config {
-            Some(o::explicit_http_config::ProtocolConfig::Http2ProtocolOptions(_)) => UpstreamHttp::Http2,
+            Some(o::explicit_http_config::ProtocolConfig::Http2ProtocolOptions(h)) => {
+                (UpstreamHttp::Http2, Some(h))
+            }
             Some(o::explicit_http_config::ProtocolConfig::Http3ProtocolOptions(_)) => {
                 return Err(Bad::unsupported("explicit_http_config", "HTTP/3"));
             }
-            _ => UpstreamHttp::Http1,
+            _ => (UpstreamHttp::Http1, None),
         },
-        Some(o::UpstreamProtocolOptions::UseDownstreamProtocolConfig(_)) => UpstreamHttp::Downstream,
-        Some(o::UpstreamProtocolOptions::AutoConfig(_)) => UpstreamHttp::Auto,
-        None => UpstreamHttp::Http1,
+        Some(o::UpstreamProtocolOptions::UseDownstreamProtocolConfig(c)) => {
+            (UpstreamHttp::Downstream, c.http2_protocol_options)
+        }
+        Some(o::UpstreamProtocolOptions::AutoConfig(c)) => (UpstreamHttp::Auto, c.http2_protocol_options),
+        None => (UpstreamHttp::Http1, None),
     };
-    Ok((http, common))
+    let http2 = to_http2(http2).at("http2_protocol_options")?;
+    Ok(Http { version, http2, common })
 }
 
 /// Takes the PROXY protocol off all sockets of a cluster; it is of the cluster here, so they must agree.

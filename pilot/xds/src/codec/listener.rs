@@ -362,6 +362,7 @@ fn tcp_proxy(t: &TcpProxy) -> tcp::TcpProxy {
     tcp::TcpProxy {
         stat_prefix: if t.stat_prefix.is_empty() { "tcp".to_owned() } else { t.stat_prefix.clone() },
         idle_timeout: zero_off(t.idle_timeout),
+        max_downstream_connection_duration: t.max_duration.map(duration),
         access_log: t.access_log.iter().map(http::access_log).collect(),
         cluster_specifier: Some(clusters),
         tunneling_config: t.tunnel.as_ref().map(tunneling),
@@ -395,7 +396,7 @@ fn to_tunneling(t: tcp::tcp_proxy::TunnelingConfig) -> Res<Tunneling> {
 fn to_tcp_proxy(m: tcp::TcpProxy) -> Res<TcpProxy> {
     use tcp::tcp_proxy as tp;
     refuse!(m;
-        metadata_match, hash_policy, max_downstream_connection_duration, upstream_connect_mode
+        metadata_match, hash_policy, upstream_connect_mode
     );
     let clusters = match m.cluster_specifier {
         Some(tp::ClusterSpecifier::Cluster(c)) => vec![WeightedCluster::only(c)],
@@ -410,6 +411,9 @@ fn to_tcp_proxy(m: tcp::TcpProxy) -> Res<TcpProxy> {
         stat_prefix: m.stat_prefix,
         clusters,
         idle_timeout: or_off(m.idle_timeout, TCP_IDLE).at("idle_timeout")?,
+        max_duration: opt(m.max_downstream_connection_duration)
+            .at("max_downstream_connection_duration")?
+            .filter(|d| !d.is_zero()),
         access_log: each("access_log", m.access_log, http::to_access_log)?,
         tunnel: m.tunneling_config.map(to_tunneling).transpose().at("tunneling_config")?,
         on_demand: m.on_demand.map(on_demand::to_tcp).transpose().at("on_demand")?.flatten(),

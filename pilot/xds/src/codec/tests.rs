@@ -520,6 +520,7 @@ pub(crate) fn listener() -> Listener {
         stat_prefix: "t".into(),
         clusters: vec![WeightedCluster::only("a")],
         idle_timeout: Some(Duration::from_secs(60)),
+        max_duration: Some(Duration::from_secs(90)),
         access_log: vec![],
         tunnel: Some(Tunneling {
             hostname: "db.local:443".into(),
@@ -534,6 +535,7 @@ pub(crate) fn listener() -> Listener {
             WeightedCluster { cluster: "b".into(), weight: 3, ..WeightedCluster::default() },
         ],
         idle_timeout: None,
+        max_duration: None,
         access_log: vec![],
         tunnel: None,
         on_demand: None,
@@ -753,7 +755,19 @@ pub(crate) fn cluster() -> Cluster {
         idle_timeout: Some(Duration::from_secs(11)),
         panic_threshold: 0,
         locality_weighted: true,
-        keepalive: Some(Duration::from_secs(300)),
+        max_connection_duration: Some(Duration::from_secs(70)),
+        http2: UpstreamHttp2 {
+            max_concurrent_streams: 12,
+            keepalive: Some(Http2Keepalive {
+                interval: Duration::from_secs(20),
+                timeout: Duration::from_millis(2500),
+            }),
+        },
+        keepalive: Some(TcpKeepalive {
+            time: Duration::from_secs(300),
+            interval: Some(Duration::from_secs(30)),
+            probes: Some(4),
+        }),
         source: vec!["127.0.0.6".parse().unwrap(), "::6".parse().unwrap()],
         proxy_protocol: None,
     }
@@ -836,6 +850,8 @@ fn clusters_round_trip() {
             tls_matches: vec![],
             tls: base.tls_matches[0].tls.clone().map(Box::new),
             outlier: None,
+            max_connection_duration: None,
+            http2: if http == UpstreamHttp::Http1 { UpstreamHttp2::default() } else { base.http2 },
             keepalive: None,
             source: vec![],
             proxy_protocol: Some(ProxyProtocolVersion::V2),

@@ -225,7 +225,11 @@ impl Cluster {
             hbone: m.hbone.then(|| stable_hash(format!("{:?}", m.tls).as_bytes())),
         }));
         let same_transport = |a: &model::Cluster, b: &model::Cluster| {
-            a.tls == b.tls && a.tls_matches == b.tls_matches && a.http == b.http && a.keepalive == b.keepalive
+            a.tls == b.tls
+                && a.tls_matches == b.tls_matches
+                && a.http == b.http
+                && a.http2 == b.http2
+                && a.keepalive == b.keepalive
         };
         let names =
             matches!(config.discovery, model::Discovery::StrictDns(_) | model::Discovery::LogicalDns(_));
@@ -582,6 +586,8 @@ mod tests {
             idle_timeout: None,
             panic_threshold: 0,
             locality_weighted: false,
+            max_connection_duration: None,
+            http2: model::UpstreamHttp2::default(),
             keepalive: None,
             source: vec![],
             proxy_protocol: None,

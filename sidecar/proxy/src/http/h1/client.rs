@@ -34,6 +34,7 @@ pub(crate) struct H1Conn {
     pub(crate) alone: bool,
     /// Requests served before.
     pub(crate) served: u64,
+    pub(crate) opened: Instant,
     pub(crate) idle_since: Instant,
     /// What was heard from there, where that is watched.
     pub(crate) link: Option<Rc<Link>>,
@@ -45,6 +46,7 @@ pub(crate) struct H1Conn {
 impl H1Conn {
     /// Boxed: it moves between its pool and requests.
     pub(crate) fn new(io: Io, permit: Permit) -> Box<Self> {
+        let now = Instant::now();
         Box::new(Self {
             peer: io.peer_principal(),
             io,
@@ -52,7 +54,8 @@ impl H1Conn {
             write: WriteBuf::default(),
             alone: false,
             served: 0,
-            idle_since: Instant::now(),
+            opened: now,
+            idle_since: now,
             link: None,
             _permit: permit,
         })
