@@ -70,7 +70,7 @@ fn traffic_policy(t: &TrafficPolicy, p: &Path<'_>, out: &mut Findings) {
     }
     out.unenforced(t.tunnel.is_some(), p, "tunnel");
     if let Some(b) = &t.retry_budget {
-        out.unenforced(b.budget_interval.is_some(), &p.key("retryBudget"), "budgetInterval");
+        common::duration_or_zero(b.budget_interval, &p.key("retryBudget").key("budgetInterval"), out);
     }
 }
 
@@ -148,14 +148,18 @@ fn load_balancer(lb: &LoadBalancerSettings, outlier: bool, p: &Path<'_>, out: &m
             let attributes = at.key("attributes");
             for (i, a) in c.attributes.iter().enumerate() {
                 let at = attributes.index(i);
+                if !is_cookie_text(&a.value) {
+                    out.error(&at.key("value"), "control characters and semicolons end an attribute");
+                }
                 let at = at.key("name");
                 if a.name.is_empty() {
                     out.error(&at, "an attribute needs a name");
+                } else if !is_cookie_text(&a.name) {
+                    out.error(&at, "control characters and semicolons end an attribute");
                 } else if c.attributes[..i].iter().any(|o| o.name == a.name) {
                     out.error(&at, format!("attribute {:?} is there twice", a.name));
                 }
             }
-            out.unenforced(!c.attributes.is_empty(), &at, "attributes");
         }
         if h.minimum_ring_size.is_some_and(|n| n != 0) {
             out.warning(
@@ -214,6 +218,11 @@ fn load_balancer(lb: &LoadBalancerSettings, outlier: bool, p: &Path<'_>, out: &m
         }
     }
     common::duration(lb.warmup_duration_secs, &p.key("warmupDurationSecs"), out);
+}
+
+/// Text that is one attribute of a cookie, and stays within its header (RFC 6265 section 4.1.1).
+fn is_cookie_text(s: &str) -> bool {
+    s.bytes().all(|b| (b' '..0x7f).contains(&b) && b != b';')
 }
 
 fn is_prime(n: u64) -> bool {
@@ -281,7 +290,12 @@ fn outlier_detection(o: &OutlierDetection, p: &Path<'_>, out: &mut Findings) {
             "needs splitExternalLocalOriginErrors, without it connect failures count as errors",
         );
     }
-    out.unenforced(!o.outlier_detection_http_error_codes.is_empty(), p, "outlierDetectionHttpErrorCodes");
+    let codes = p.key("outlierDetectionHttpErrorCodes");
+    for (i, c) in o.outlier_detection_http_error_codes.iter().enumerate() {
+        if !(100..=599).contains(c) {
+            out.error(&codes.index(i), format!("{c} is no HTTP status: use 100 to 599"));
+        }
+    }
 }
 
 fn client_tls(t: &ClientTlsSettings, p: &Path<'_>, out: &mut Findings) {

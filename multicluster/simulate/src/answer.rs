@@ -228,6 +228,8 @@ pub struct Outlier {
     pub base_ejection_time: String,
     /// Share of endpoints.
     pub max_ejection_percent: u32,
+    /// Statuses that are errors; empty is 5xx.
+    pub error_codes: Vec<u16>,
 }
 
 /// A policy.

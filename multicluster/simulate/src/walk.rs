@@ -471,6 +471,7 @@ fn traffic_policy(c: &Cluster) -> TrafficPolicy {
             interval: seconds(o.interval),
             base_ejection_time: seconds(o.base_ejection),
             max_ejection_percent: o.max_percent,
+            error_codes: o.error_codes.clone(),
         }),
         warmup: c.slow_start.map(|s| seconds(s.window)),
         tls: tls(c.tls.as_deref()),

@@ -46,6 +46,7 @@ const REMOTE_OUTLIER: OutlierDetection = OutlierDetection {
     base_ejection: Duration::from_secs(10),
     max_ejection: Duration::from_secs(300),
     max_percent: 100,
+    error_codes: Vec::new(),
 };
 
 /// Where undeclared destinations go.
@@ -177,7 +178,11 @@ fn slow_start(lb: &LoadBalancerSettings) -> Option<SlowStart> {
 fn retry_budget(b: &AuthoredBudget) -> RetryBudget {
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
     let share = (b.percent.unwrap_or(20.0).clamp(0.0, 100.0) * 100.0).round() as u32;
-    RetryBudget { share, min_concurrency: b.min_retry_concurrency.unwrap_or(3) }
+    RetryBudget {
+        share,
+        min_concurrency: b.min_retry_concurrency.unwrap_or(3),
+        interval: b.budget_interval.map(Duration::from).unwrap_or_default(),
+    }
 }
 
 /// A count that a user set; 0 and below is "not set".
@@ -245,6 +250,11 @@ pub(super) fn outlier(o: &AuthoredOutlier) -> OutlierDetection {
             success_rate: None,
             failure_percentage: None,
         }),
+        error_codes: o
+            .outlier_detection_http_error_codes
+            .iter()
+            .filter_map(|c| u16::try_from(*c).ok())
+            .collect(),
         ..OutlierDetection::default()
     }
 }

@@ -109,6 +109,7 @@ pub(super) fn tcp_chains(ctx: &Ctx<'_>, entry: &Entry, port: u16) -> Vec<FilterC
                 }
                 let matches = FilterChainMatch {
                     destination_prefixes: prefixes(&m.destination_subnets),
+                    source_prefixes: prefixes(std::slice::from_ref(&m.source_subnet)),
                     ..FilterChainMatch::default()
                 };
                 let all = matches == FilterChainMatch::default();
@@ -148,6 +149,7 @@ pub(super) fn tls_chains(ctx: &Ctx<'_>, entry: &Entry, port: u16) -> Vec<FilterC
                 if here && !m.sni_hosts.is_empty() {
                     let mut matches = sni(&m.sni_hosts);
                     matches.destination_prefixes = prefixes(&m.destination_subnets);
+                    matches.source_prefixes = prefixes(std::slice::from_ref(&m.source_subnet));
                     push(&mut chains, chain(cluster.clone(), matches, vec![f.clone()]));
                 }
             }

@@ -57,6 +57,7 @@ const OUTLIER: OutlierDetection = OutlierDetection {
     base_ejection: Duration::from_secs(5),
     max_ejection: Duration::from_secs(60),
     max_percent: 100,
+    error_codes: Vec::new(),
 };
 
 /// Connections that gateways pass on ping every second.

@@ -9,5 +9,6 @@ mod keepalive;
 pub(crate) mod lb;
 mod outlier;
 pub(crate) mod pool;
+mod recent;
 mod schedule;
 pub(crate) mod silence;

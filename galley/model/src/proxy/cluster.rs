@@ -227,6 +227,8 @@ pub struct RetryBudget {
     pub share: u32,
     /// This many always may.
     pub min_concurrency: u32,
+    /// Requests count for so long from their start, also if they have ended; zero counts those that are there.
+    pub interval: Duration,
 }
 
 impl Default for CircuitBreakers {
@@ -242,7 +244,7 @@ impl Default for CircuitBreakers {
 }
 
 /// `envoy.config.cluster.v3.OutlierDetection`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OutlierDetection {
     /// Consecutive 5xx (and connect failures); 0 is off.
     pub consecutive_5xx: u32,
@@ -267,6 +269,9 @@ pub struct OutlierDetection {
     pub max_ejection: Duration,
     /// Share of hosts that may be ejected, percent; one always may.
     pub max_percent: u32,
+    /// Statuses that are errors, in the place of 5xx; empty leaves it at those. Envoy has a matcher of answers for it, in
+    /// the protocol options.
+    pub error_codes: Vec<u16>,
 }
 
 impl Default for OutlierDetection {
@@ -284,6 +289,7 @@ impl Default for OutlierDetection {
             base_ejection: Duration::from_secs(30),
             max_ejection: Duration::from_secs(300),
             max_percent: 10,
+            error_codes: vec![],
         }
     }
 }

@@ -305,11 +305,12 @@ fn pools() -> Vec<Row> {
             json!(8),
             json!({"limits": {"retry_budget": {"share": 2000, "min_concurrency": 8}}}),
         ),
-        unenforced(
+        cluster(
             tp!("retryBudget.budgetInterval"),
             &b,
             "/spec/trafficPolicy/retryBudget/budgetInterval",
             json!("5s"),
+            json!({"limits": {"retry_budget": {"share": 2000, "interval": secs(5)}}}),
         ),
         cluster(
             tp!("proxyProtocol.version"),
@@ -472,18 +473,23 @@ fn balancing() -> Vec<Row> {
             policy_of(json!({"Cookie": {"ttl": {"secs": 60, "nanos": 0}}})),
         )
         .instead_of(json!("10s")),
-        unenforced(
+        row(
             tp!("loadBalancer.consistentHash.httpCookie.attributes[].name"),
             &cookie,
             "/spec/trafficPolicy/loadBalancer/consistentHash/httpCookie/attributes",
-            json!([{"name": "SameSite"}]),
+            json!([{"name": "Secure"}]),
+            config(),
+            policy_of(json!({"Cookie": {"attributes": [["Secure", ""]]}})),
         ),
-        unenforced(
+        row(
             tp!("loadBalancer.consistentHash.httpCookie.attributes[].value"),
             &cookie,
             "/spec/trafficPolicy/loadBalancer/consistentHash/httpCookie/attributes",
             json!([{"name": "SameSite", "value": "Lax"}]),
-        ),
+            config(),
+            policy_of(json!({"Cookie": {"attributes": [["SameSite", "Lax"]]}})),
+        )
+        .instead_of(json!([{"name": "SameSite", "value": "Strict"}])),
         policy(
             tp!("loadBalancer.consistentHash.minimumRingSize"),
             &by_ip,
@@ -645,11 +651,11 @@ fn health() -> Vec<Row> {
             json!(2),
             json!({"outlier": {"local_origin": {"consecutive": 2}}}),
         ),
-        unenforced(
+        at(
             tp!("outlierDetection.outlierDetectionHttpErrorCodes"),
-            &b,
             "/spec/trafficPolicy/outlierDetection/outlierDetectionHttpErrorCodes",
-            json!([500]),
+            json!([429, 503]),
+            json!({"errorCodes": [429, 503]}),
         ),
     ]
 }

@@ -12,8 +12,9 @@ use envoy_types::pb::{
     google::protobuf as gp,
 };
 use mesh_model::proxy::{
-    CircuitBreakers, Cluster, Discovery, Http2Keepalive, LbPolicy, LeastRequest, ProxyProtocolVersion,
-    RetryBudget, SlowStart, TcpKeepalive, TransportSocketMatch, UpstreamHttp, UpstreamHttp2,
+    CircuitBreakers, Cluster, Discovery, Http2Keepalive, LbPolicy, LeastRequest, OutlierDetection,
+    ProxyProtocolVersion, RetryBudget, SlowStart, TcpKeepalive, TransportSocketMatch, UpstreamHttp,
+    UpstreamHttp2,
 };
 
 use super::{At, Bad, Res, common::*, each, endpoint, refuse, tls};
@@ -218,6 +219,7 @@ fn http(m: &Cluster) -> up::HttpProtocolOptions {
     up::HttpProtocolOptions {
         common_http_protocol_options: common,
         upstream_protocol_options: Some(protocol),
+        outlier_detection: m.outlier.as_deref().and_then(outlier::errors),
         ..Default::default()
     }
 }
@@ -244,7 +246,7 @@ fn limits(l: &CircuitBreakers) -> pb::CircuitBreakers {
             retry_budget: l.retry_budget.map(|b| pb::circuit_breakers::thresholds::RetryBudget {
                 budget_percent: Some(typ::Percent { value: f64::from(b.share) / 100.0 }),
                 min_retry_concurrency: u32v(b.min_concurrency),
-                ..Default::default()
+                budget_interval: (!b.interval.is_zero()).then(|| duration(b.interval)),
             }),
             track_remaining: true,
             ..Default::default()
@@ -266,13 +268,11 @@ fn to_limits(b: Option<pb::CircuitBreakers>) -> Res<CircuitBreakers> {
         |p: Option<typ::Percent>| (p.map_or(20.0, |p| p.value).clamp(0.0, 100.0) * 100.0).round() as u32;
     let retry_budget = match t.retry_budget {
         None => None,
-        Some(b) => {
-            refuse!(b; budget_interval);
-            Some(RetryBudget {
-                share: share(b.budget_percent),
-                min_concurrency: or(b.min_retry_concurrency, 3),
-            })
-        }
+        Some(b) => Some(RetryBudget {
+            share: share(b.budget_percent),
+            min_concurrency: or(b.min_retry_concurrency, 3),
+            interval: opt(b.budget_interval).at("budget_interval")?.unwrap_or_default(),
+        }),
     };
     Ok(CircuitBreakers {
         max_connections: or(t.max_connections, DEFAULT_LIMITS.max_connections),
@@ -322,7 +322,8 @@ pub(super) fn decode(mut m: pb::Cluster) -> Res<Cluster> {
     );
     let discovery = to_discovery(&mut m)?;
     let (lb, slow_start) = to_lb(&mut m, &discovery)?;
-    let Http { version: http, http2, common } = to_http(&mut m).at("typed_extension_protocol_options")?;
+    let Http { version: http, http2, common, error_codes } =
+        to_http(&mut m).at("typed_extension_protocol_options")?;
     let common_lb = m.common_lb_config.take().unwrap_or_default();
     let checks = std::mem::take(&mut m.health_checks);
     if checks.len() > 1 {
@@ -347,7 +348,12 @@ pub(super) fn decode(mut m: pb::Cluster) -> Res<Cluster> {
         tls: socket.map(tls::to_upstream).transpose().at("transport_socket")?.flatten().map(Box::new),
         tls_matches: each("transport_socket_matches", m.transport_socket_matches, to_socket_match)?,
         limits: to_limits(m.circuit_breakers).at("circuit_breakers")?,
-        outlier: m.outlier_detection.map(outlier::decode).transpose().at("outlier_detection")?.map(Box::new),
+        outlier: m
+            .outlier_detection
+            .map(outlier::decode)
+            .transpose()
+            .at("outlier_detection")?
+            .map(|o| Box::new(OutlierDetection { error_codes, ..o })),
         health,
         close_on_health_failure: m.close_connections_on_host_health_failure,
         slow_start,
@@ -499,6 +505,8 @@ struct Http {
     version: UpstreamHttp,
     http2: UpstreamHttp2,
     common: core::HttpProtocolOptions,
+    /// What passive health takes for errors.
+    error_codes: Vec<u16>,
 }
 
 fn to_http2(h: Option<core::Http2ProtocolOptions>) -> Res<UpstreamHttp2> {
@@ -525,7 +533,7 @@ fn to_http(m: &mut pb::Cluster) -> Res<Http> {
     let Some(a) = ours else { return Ok(Http::default()) };
     let h: up::HttpProtocolOptions = typed(&a)?;
     refuse!(h;
-        upstream_http_protocol_options, http_filters, header_validation_config, outlier_detection,
+        upstream_http_protocol_options, http_filters, header_validation_config,
         request_mirror_policies, hash_policy, retry_policy
     );
     let common = h.common_http_protocol_options.unwrap_or_default();
@@ -547,7 +555,11 @@ fn to_http(m: &mut pb::Cluster) -> Res<Http> {
         None => (UpstreamHttp::Http1, None),
     };
     let http2 = to_http2(http2).at("http2_protocol_options")?;
-    Ok(Http { version, http2, common })
+    let error_codes = match h.outlier_detection {
+        Some(o) => outlier::to_errors(o).at("outlier_detection")?,
+        None => vec![],
+    };
+    Ok(Http { version, http2, common, error_codes })
 }
 
 /// Takes the PROXY protocol off all sockets of a cluster; it is of the cluster here, so they must agree.

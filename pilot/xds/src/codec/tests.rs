@@ -337,6 +337,7 @@ pub(crate) fn routes() -> RouteConfiguration {
             expose_headers: "x-b".into(),
             max_age: "60".into(),
             allow_credentials: true,
+            ignore_unmatched: true,
         })),
         operation: "svc:80/*".into(),
         filters: RouteFilters {
@@ -349,6 +350,7 @@ pub(crate) fn routes() -> RouteConfiguration {
             }),
             local_rate_limit: Some(Box::new(local_limit())),
             rate_limits: rate_limits(),
+            stat_prefix: "checkout".into(),
             host_rate_limits: HostRateLimits::Include,
             rate_limit: HostRateLimits::Ignore,
             buffer_limit: Some(1 << 20),
@@ -397,6 +399,7 @@ pub(crate) fn routes() -> RouteConfiguration {
                     }),
                     retriable_headers: vec![retry_header.clone()],
                     retriable_request_headers: vec![retry_header],
+                    leave_priorities: 2,
                 })),
                 hedge: true,
                 max_stream: Some(StreamLimit {
@@ -410,7 +413,12 @@ pub(crate) fn routes() -> RouteConfiguration {
                 mirrors: vec![Mirror { cluster: "m".into(), fraction: 1234 }],
                 hash: vec![
                     HashPolicy::Header("h".into()),
-                    HashPolicy::Cookie { name: "c".into(), path: "/".into(), ttl: Some(Duration::ZERO) },
+                    HashPolicy::Cookie {
+                        name: "c".into(),
+                        path: "/".into(),
+                        ttl: Some(Duration::ZERO),
+                        attributes: vec![("SameSite".into(), "Lax".into()), ("Secure".into(), String::new())],
+                    },
                     HashPolicy::SourceIp,
                     HashPolicy::Query("q".into()),
                 ],
@@ -684,7 +692,11 @@ pub(crate) fn cluster() -> Cluster {
         ],
         limits: CircuitBreakers {
             max_connections: 7,
-            retry_budget: Some(RetryBudget { share: 2550, min_concurrency: 4 }),
+            retry_budget: Some(RetryBudget {
+                share: 2550,
+                min_concurrency: 4,
+                interval: Duration::from_millis(1500),
+            }),
             ..CircuitBreakers::default()
         },
         outlier: Some(Box::new(OutlierDetection {
@@ -694,6 +706,7 @@ pub(crate) fn cluster() -> Cluster {
             base_ejection: Duration::from_secs(2),
             max_ejection: Duration::from_secs(300),
             max_percent: 100,
+            error_codes: vec![429, 503],
             enforcing_gateway: 60,
             success_rate: Some(SuccessRate {
                 minimum_hosts: 3,

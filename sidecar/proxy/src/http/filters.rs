@@ -273,16 +273,18 @@ async fn ahead<D: Downstream>(down: &D, limit: usize, rec: &mut Record) -> Resul
 /// Answers a preflight, or returns the headers for the response.
 pub(crate) fn cross_origin(cors: &Cors, head: &RequestHead) -> Result<Option<Headers>, LocalReply> {
     let Some(origin) = head.headers.get_id(HeaderId::Origin) else { return Ok(None) };
-    if !cors.origins.iter().any(|o| o.matches(origin)) {
-        return Ok(None);
-    }
     let c = &cors.config;
+    let preflight = head.method == Method::OPTIONS && head.headers.has(HeaderId::AccessControlRequestMethod);
+    if !cors.origins.iter().any(|o| o.matches(origin)) {
+        // Without the headers the browser takes it for a no.
+        let ignored = preflight && c.ignore_unmatched;
+        return if ignored { Err(LocalReply { status: 200, ..LocalReply::default() }) } else { Ok(None) };
+    }
     let mut h = Headers::default();
     h.push_id(HeaderId::AccessControlAllowOrigin, origin);
     if c.allow_credentials {
         h.push_id(HeaderId::AccessControlAllowCredentials, b"true");
     }
-    let preflight = head.method == Method::OPTIONS && head.headers.has(HeaderId::AccessControlRequestMethod);
     let mut push = |id, v: &str| {
         if !v.is_empty() {
             h.push_id(id, v.as_bytes());

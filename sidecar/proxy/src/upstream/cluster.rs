@@ -18,6 +18,7 @@ use super::{
     host::{CHECKS, Check, Host, HostStats, now_ms, unique_id},
     lb::{LbConfig, LbTables, stable_hash},
     outlier,
+    recent::Recent,
     silence::is_far,
 };
 use crate::refusal::Refusal;
@@ -124,6 +125,8 @@ pub(crate) struct Usage {
     pub(crate) retries: AtomicU32,
     /// Shared sessions that limits do not see: what they carry is counted.
     pub(crate) sessions: AtomicU32,
+    /// Requests of late, where a retry budget looks at them.
+    pub(crate) recent: Recent,
     /// There was a connection for traffic, and so hosts are checked as often as is configured.
     pub(crate) used: AtomicBool,
 }
