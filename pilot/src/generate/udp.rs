@@ -20,8 +20,8 @@ use mesh_model::{
     proxy::{
         ClientCertificate, Cluster, Direction, Discovery, DownstreamTls, EndpointHealth, FilterChain,
         FilterChainMatch, LbEndpoint, LbPolicy, Listener, LoadAssignment, LocalityEndpoints, NetworkFilter,
-        OutlierDetection, QuicOptions, Slots, TlsVersion, TransportSocketMatch, UDP_ALPN, UdpHash, UdpProxy,
-        UpstreamTls, Validation,
+        OutlierDetection, QuicOptions, Slots, TlsServerOptions, TlsVersion, TransportSocketMatch, UDP_ALPN,
+        UdpHash, UdpProxy, UpstreamTls, Validation,
     },
     registry::{Labels, Resolution, ServicePort},
 };
@@ -263,6 +263,7 @@ fn inbound_chain(ctx: &Ctx<'_>, out: &mut Generated, number: u16) -> FilterChain
             }),
             alpn: vec![UDP_ALPN.to_owned()],
             min_version: TlsVersion::V1_3,
+            options: TlsServerOptions::default(),
         }),
         ..chain(format!("{VIRTUAL_INBOUND}-{number}"), FilterChainMatch::default(), filters)
     }

@@ -61,7 +61,6 @@ pub(super) fn gateway(g: &Gateway, p: &Path<'_>, out: &mut Findings) {
         let Some(t) = &l.tls else { continue };
         let tls = at.key("tls");
         validation(t.frontend_validation.as_ref(), &tls.key("frontendValidation"), out);
-        first_alone(&t.certificate_refs, &tls.key("certificateRefs"), out);
         let options = tls.key("options");
         for key in t.options.keys().filter(|k| *k != TERMINATE_MODE) {
             out.warning(&options.key(key), format!("option {key} is accepted but not enforced yet"));

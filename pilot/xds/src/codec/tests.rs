@@ -22,6 +22,12 @@ fn downstream_tls() -> DownstreamTls {
         client_certificate: ClientCertificate::Required(roots()),
         alpn: vec!["h2".into(), "http/1.1".into()],
         min_version: TlsVersion::V1_3,
+        options: TlsServerOptions {
+            certificates: vec![SecretRef::Sds("kubernetes://second".into())],
+            max_version: None,
+            ciphers: vec!["ECDHE-RSA-AES128-GCM-SHA256".into()],
+            curves: vec!["X25519".into(), "P-256".into()],
+        },
     }
 }
 
@@ -591,6 +597,7 @@ pub(crate) fn listener() -> Listener {
                     }),
                     alpn: vec![],
                     min_version: TlsVersion::V1_2,
+                    options: TlsServerOptions::default(),
                 }),
                 filters: vec![
                     NetworkFilter::Limit(ConnectionLimit { stat_prefix: "l".into(), bucket: bucket() }),

@@ -536,6 +536,7 @@ pub(crate) fn downstream_mtls() -> DownstreamTls {
         client_certificate: ClientCertificate::Required(validation(&[])),
         alpn: vec!["h2".into(), "istio".into(), "http/1.1".into()],
         min_version: TlsVersion::V1_2,
+        options: TlsServerOptions::default(),
     }
 }
 
