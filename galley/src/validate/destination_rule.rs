@@ -68,7 +68,6 @@ fn traffic_policy(t: &TrafficPolicy, p: &Path<'_>, out: &mut Findings) {
     if let Some(x) = &t.tunnel {
         tunnel(x, &p.key("tunnel"), out);
     }
-    out.unenforced(t.tunnel.is_some(), p, "tunnel");
     if let Some(b) = &t.retry_budget {
         common::duration_or_zero(b.budget_interval, &p.key("retryBudget").key("budgetInterval"), out);
     }

@@ -32,6 +32,8 @@ pub struct Answer {
     pub action: String,
     /// Status, where a proxy answers itself.
     pub status: Option<u16>,
+    /// What the proxy that the destination is is asked for, such as `CONNECT a.example:443`, where bytes go through one.
+    pub tunnel: Option<String>,
     /// Why, where a proxy answers itself or does not forward.
     pub detail: String,
     /// Target of a redirect.

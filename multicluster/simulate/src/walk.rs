@@ -230,6 +230,7 @@ fn first(a: &mut Answer, p: &Passage, cluster: Option<&Cluster>) {
         .map(|m| Mirror { cluster: m.cluster.clone(), percentage: percent(m.fraction) })
         .collect();
     a.hash.clone_from(&p.hash);
+    a.tunnel.clone_from(&p.tunnel);
     if let Some(r) = &p.upstream {
         a.upstream =
             Some(Direct { method: r.method.clone(), authority: r.authority.clone(), path: r.path.clone() });

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use mesh_model::{
-    authored::{RouteDestination, VirtualService},
-    proxy::{FilterChain, FilterChainMatch, NetworkFilter, TransportProtocol, WeightedCluster},
+    authored::{DestinationRule, RouteDestination, VirtualService},
+    proxy::{FilterChain, FilterChainMatch, NetworkFilter, TransportProtocol, Tunneling, WeightedCluster},
 };
 
 use super::{
@@ -45,8 +45,11 @@ pub(super) fn filter(
     };
     let mut f = ctx.tcp_filter(stat_prefix, clusters);
     // Of several destinations the first one's rule is theirs, as in Istio.
-    if let Some((_, Some(entry), port)) = first.map(|d| http::destination(ctx, namespace, d, port)) {
-        limit(ctx, entry, port, &mut f);
+    if let Some(d) = first
+        && let (_, Some(entry), port) = http::destination(ctx, namespace, d, port)
+    {
+        // Weights may lead to several subsets; then what is said of all of the service counts.
+        settle(ctx, entry, port, if routes.len() == 1 { &d.subset } else { "" }, &mut f);
     }
     Some(f)
 }
@@ -54,21 +57,36 @@ pub(super) fn filter(
 /// A filter to the service itself.
 fn to_service(ctx: &Ctx<'_>, entry: &Entry, port: u16, cluster: &str) -> NetworkFilter {
     let mut f = ctx.tcp_to(cluster);
-    limit(ctx, entry, port, &mut f);
+    settle(ctx, entry, port, "", &mut f);
     f
 }
 
-/// Gives connections the times of the service's rule.
-fn limit(ctx: &Ctx<'_>, entry: &Entry, port: u16, filter: &mut NetworkFilter) {
+/// Gives connections the times and the tunnel of the service's rule.
+fn settle(ctx: &Ctx<'_>, entry: &Entry, port: u16, subset: &str, filter: &mut NetworkFilter) {
     let NetworkFilter::Tcp(t) = filter else { return };
-    let rule = ctx.world.destination_rule(ctx.proxy, entry);
-    let policy = effective_policy(rule.as_deref(), None, port);
+    let Some(rule) = ctx.world.destination_rule(ctx.proxy, entry) else { return };
+    t.tunnel = tunnel(&rule, subset);
+    let policy = effective_policy(Some(&rule), None, port);
     let Some(tcp) = policy.connection_pool.as_ref().and_then(|p| p.tcp.as_ref()) else { return };
     if let Some(idle) = tcp.idle_timeout {
         // Zero is no limit.
         t.idle_timeout = Some(Duration::from(idle)).filter(|d| !d.is_zero());
     }
     t.max_duration = tcp.max_connection_duration.map(Duration::from);
+}
+
+/// How connections to a proxy are led on, which the rule says of all of it or of a subset; a subset inherits nothing.
+fn tunnel(rule: &DestinationRule, subset: &str) -> Option<Tunneling> {
+    let policy = match subset {
+        "" => rule.traffic_policy.as_ref(),
+        name => rule.subsets.iter().find(|s| s.name == name)?.traffic_policy.as_ref(),
+    };
+    let t = policy?.tunnel.as_ref()?;
+    let hostname = match t.target_host.parse::<std::net::Ipv6Addr>() {
+        Ok(ip) => format!("[{ip}]:{}", t.target_port),
+        Err(_) => format!("{}:{}", t.target_host, t.target_port),
+    };
+    Some(Tunneling { hostname, headers: vec![], post: t.protocol == "POST" })
 }
 
 /// Address prefixes of a match; what cannot be parsed never matches and is left out.

@@ -27,7 +27,7 @@ use crate::{
     io::Io,
     on_demand::{self, Waited},
     refusal::Refusal,
-    tunnel::{client::ConnectRequest, relay::relay},
+    tunnel::{self, client::ConnectRequest, relay::relay},
     upstream::{
         self,
         cluster::{Cluster, ClusterSlot, Outcome, Permit},
@@ -194,8 +194,8 @@ impl Holds {
     }
 }
 
-/// An upstream connection within the cluster's limits; it is counted as opened. With `tunnel` it is a stream of a
-/// shared connection, and limited as requests are.
+/// An upstream connection within the cluster's limits; it is counted as opened. With `tunnel` it may be a stream of a
+/// shared connection, and is then limited as requests are.
 pub(crate) async fn connect(
     conn: &Rc<Connection>,
     cluster: &Arc<Cluster>,
@@ -204,8 +204,10 @@ pub(crate) async fn connect(
 ) -> Result<(Io, Holds), Failure> {
     let limits = &cluster.config.limits;
     let permit = match tunnel {
-        None => Permit::take(&cluster.usage, |u| &u.connections, limits.max_connections),
-        Some(_) => Permit::take(&cluster.usage, |u| &u.requests, limits.max_requests),
+        Some(_) if tunnel::client::are_streams(cluster) => {
+            Permit::take(&cluster.usage, |u| &u.requests, limits.max_requests)
+        }
+        _ => Permit::take(&cluster.usage, |u| &u.connections, limits.max_connections),
     };
     let Some(permit) = permit else { return Err(("UO", "upstream_overflow".into())) };
     let (up, host) = dial(conn, cluster, tunnel).await?;
@@ -258,9 +260,9 @@ pub(crate) async fn carry(
     let (received, sent) = record.counters();
     let (received, sent) = (Moved::new(received), Moved::new(sent));
     let signals = conn.signals.subscribe();
-    let tunnel = matches!(down, Io::Tunnel(_)) || matches!(up, Io::Tunnel(_));
+    let streams = matches!(down, Io::Tunnel(_)) || matches!(up, Io::Tunnel(_));
     let moving = async {
-        if tunnel {
+        if streams {
             relay(&conn.worker, down, up, &received, &sent, idle).await
         } else {
             copy_both(&conn.worker, down, up, &received, &sent, idle).await
@@ -297,15 +299,13 @@ async fn dial(
             break;
         }
         tried.push(host.stats.id);
+        let client = Some((conn.peer, conn.local));
         let connected = match tunnel {
             None if cluster.may_tunnel(&host) => {
-                crate::tunnel::client::negotiate(&conn.worker, cluster, &host).await
+                tunnel::client::negotiate(&conn.worker, cluster, &host).await
             }
-            None => {
-                let client = Some((conn.peer, conn.local));
-                upstream::connect::connect_for(&conn.worker, cluster, &host, Want::Any, client).await
-            }
-            Some(to) => crate::tunnel::client::open(&conn.worker, cluster, &host, to).await,
+            None => upstream::connect::connect_for(&conn.worker, cluster, &host, Want::Any, client).await,
+            Some(to) => tunnel::client::open(&conn.worker, cluster, &host, to, client).await,
         };
         match connected {
             Ok(io) => {

@@ -298,20 +298,22 @@ pub struct TcpProxy {
     pub max_duration: Option<Duration>,
     /// Log of connections.
     pub access_log: Vec<AccessLog>,
-    /// Each connection is a CONNECT stream on a shared HTTP/2 connection to its destination; `None` gives it a
-    /// connection of its own.
+    /// Each connection goes through a proxy, which its destination is; `None` leads to the destination itself.
     pub tunnel: Option<Tunneling>,
     /// A destination that does not exist is asked for.
     pub on_demand: Option<OnDemandCluster>,
 }
 
-/// `TcpProxy.TunnelingConfig`, over HTTP/2.
+/// `TcpProxy.TunnelingConfig`: a stream on a shared connection where the cluster speaks HTTP/2, and a connection of its
+/// own otherwise.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Tunneling {
-    /// `:authority` of the CONNECT request.
+    /// Authority of the request: where the proxy is to connect to.
     pub hostname: String,
-    /// Headers of the CONNECT request.
+    /// Headers of the request.
     pub headers: Vec<(String, String)>,
+    /// It is a POST to `/`, whose body and answer carry the bytes, instead of CONNECT.
+    pub post: bool,
 }
 
 /// `envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager`.

@@ -158,6 +158,10 @@ fn pools() -> Vec<Row> {
             .with(document(json!({"host": "db", "trafficPolicy": {"connectionPool": {"tcp": {"maxConnections": 100}}}}))),
     );
     let secs = |n: u64| json!({"secs": n, "nanos": 0});
+    let tunnel = |field, value, want: Value| {
+        row(field, &tcp, "/spec/trafficPolicy/tunnel", value, get("tcp://db:5432"), json!({"tunnel": want}))
+            .instead_of(json!({"protocol": "CONNECT", "targetHost": "b.example", "targetPort": 443}))
+    };
     vec![
         policy(
             tp!("connectionPool.tcp.maxConnections"),
@@ -319,23 +323,20 @@ fn pools() -> Vec<Row> {
             json!("V2"),
             json!({"proxy_protocol": "V2"}),
         ),
-        unenforced(
+        tunnel(
             tp!("tunnel.protocol"),
-            &b,
-            "/spec/trafficPolicy/tunnel",
-            json!({"protocol": "CONNECT", "targetHost": "a.example", "targetPort": 443}),
+            json!({"protocol": "POST", "targetHost": "a.example", "targetPort": 443}),
+            json!("POST a.example:443"),
         ),
-        unenforced(
+        tunnel(
             tp!("tunnel.targetHost"),
-            &b,
-            "/spec/trafficPolicy/tunnel",
             json!({"targetHost": "a.example", "targetPort": 443}),
+            json!("CONNECT a.example:443"),
         ),
-        unenforced(
+        tunnel(
             tp!("tunnel.targetPort"),
-            &b,
-            "/spec/trafficPolicy/tunnel",
-            json!({"targetHost": "a.example", "targetPort": 8443}),
+            json!({"targetHost": "b.example", "targetPort": 8443}),
+            json!("CONNECT b.example:8443"),
         ),
     ]
 }

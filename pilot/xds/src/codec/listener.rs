@@ -376,20 +376,22 @@ fn tunneling(t: &Tunneling) -> tcp::tcp_proxy::TunnelingConfig {
     tcp::tcp_proxy::TunnelingConfig {
         hostname: t.hostname.clone(),
         headers_to_add: header_ops(&ops).0,
+        use_post: t.post,
         ..Default::default()
     }
 }
 
 fn to_tunneling(t: tcp::tcp_proxy::TunnelingConfig) -> Res<Tunneling> {
     refuse!(t;
-        use_post, propagate_response_headers, post_path, propagate_response_trailers, request_id_extension,
+        propagate_response_headers, post_path, propagate_response_trailers, request_id_extension,
         request_id_header, request_id_metadata_key
     );
     if t.hostname.contains('%') {
         return Err(Bad::unsupported("hostname", "a format string"));
     }
     let HeaderOps { set, add, .. } = to_header_ops(t.headers_to_add, vec![]).at("headers_to_add")?;
-    Ok(Tunneling { hostname: t.hostname, headers: set.into_iter().chain(add).collect() })
+    let headers = set.into_iter().chain(add).collect();
+    Ok(Tunneling { hostname: t.hostname, headers, post: t.use_post })
 }
 
 #[allow(deprecated)]

@@ -539,6 +539,7 @@ pub(crate) fn listener() -> Listener {
         tunnel: Some(Tunneling {
             hostname: "db.local:443".into(),
             headers: vec![("x-a".into(), "b".into())],
+            post: true,
         }),
         on_demand: Some(OnDemandCluster::default()),
     });

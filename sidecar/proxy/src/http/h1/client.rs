@@ -307,6 +307,13 @@ impl H1Exchange {
         }
     }
 
+    /// What follows the answer to CONNECT.
+    pub(crate) fn into_io(self) -> Io {
+        let H1Conn { io, mut read, .. } = *self.inner.into_inner().conn;
+        let rest = read.split().freeze();
+        if rest.is_empty() { io } else { io.with_prefix(rest) }
+    }
+
     /// The connection, if it can serve another request.
     pub(crate) fn into_reusable(self) -> Option<Box<H1Conn>> {
         let i = self.inner.into_inner();
