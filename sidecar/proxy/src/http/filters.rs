@@ -275,13 +275,13 @@ pub(crate) fn cross_origin(cors: &Cors, head: &RequestHead) -> Result<Option<Hea
     let Some(origin) = head.headers.get_id(HeaderId::Origin) else { return Ok(None) };
     let c = &cors.config;
     let preflight = head.method == Method::OPTIONS && head.headers.has(HeaderId::AccessControlRequestMethod);
-    if !cors.origins.iter().any(|o| o.matches(origin)) {
-        // Without the headers the browser takes it for a no.
-        let ignored = preflight && c.ignore_unmatched;
-        return if ignored { Err(LocalReply { status: 200, ..LocalReply::default() }) } else { Ok(None) };
-    }
     let mut h = Headers::default();
-    h.push_id(HeaderId::AccessControlAllowOrigin, origin);
+    if cors.origins.iter().any(|o| o.matches(origin)) {
+        h.push_id(HeaderId::AccessControlAllowOrigin, origin);
+    } else if !(preflight && c.ignore_unmatched) {
+        return Ok(None);
+    }
+    // Without the origin the browser takes what follows for a no.
     if c.allow_credentials {
         h.push_id(HeaderId::AccessControlAllowCredentials, b"true");
     }
