@@ -118,7 +118,12 @@ fn load_balancer(lb: &LoadBalancerSettings, outlier: bool, p: &Path<'_>, out: &m
     if kinds > 1 {
         out.error(p, "only one of simple, consistentHash and backendUtilization is allowed");
     }
-    out.unenforced(lb.backend_utilization.is_some(), p, "backendUtilization");
+    if let Some(u) = &lb.backend_utilization {
+        let at = p.key("backendUtilization");
+        common::duration_or_zero(u.weight_stabilization_period, &at.key("weightStabilizationPeriod"), out);
+        common::duration(u.weight_expiration_period, &at.key("weightExpirationPeriod"), out);
+        common::duration(u.weight_update_period, &at.key("weightUpdatePeriod"), out);
+    }
     if let Some(h) = &lb.consistent_hash {
         let at = p.key("consistentHash");
         let keys = usize::from(h.http_header_name.is_some())
@@ -201,7 +206,6 @@ fn load_balancer(lb: &LoadBalancerSettings, outlier: bool, p: &Path<'_>, out: &m
         if fails_over && !outlier {
             out.warning(&at, "without outlierDetection nothing fails over: set it beside loadBalancer");
         }
-        out.warning(&at, "zoneAwareLbSetting is accepted but not enforced yet");
     }
     if let Some(w) = &lb.warmup {
         let at = p.key("warmup");

@@ -450,6 +450,7 @@ fn traffic_policy(c: &Cluster) -> TrafficPolicy {
             LbPolicy::RingHash(n) => format!("RING_HASH({n})"),
             LbPolicy::Maglev(n) => format!("MAGLEV({n})"),
             LbPolicy::PeakEwma => "PEAK_EWMA".to_owned(),
+            LbPolicy::Utilization => "BACKEND_UTILIZATION".to_owned(),
         },
         connect_timeout: seconds(c.connect_timeout),
         protocol: match c.http {

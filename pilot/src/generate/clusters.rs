@@ -5,15 +5,15 @@ use std::{collections::BTreeMap, time::Duration};
 use mesh_model::{
     SpiffeId,
     authored::{
-        ClientTlsMode, ClientTlsSettings, ConnectionPoolSettings, DestinationRule, H2UpgradePolicy,
-        LoadBalancerSettings, OutlierDetection as AuthoredOutlier, ProxyProtocolVersion as Authored,
-        RetryBudget as AuthoredBudget, SimpleLb, Subset, TrafficPolicy,
+        BackendUtilizationLb, ClientTlsMode, ClientTlsSettings, ConnectionPoolSettings, DestinationRule,
+        H2UpgradePolicy, LoadBalancerSettings, OutlierDetection as AuthoredOutlier,
+        ProxyProtocolVersion as Authored, RetryBudget as AuthoredBudget, SimpleLb, Subset, TrafficPolicy,
     },
     federation::ImportedService,
     proxy::{
         Cluster, Discovery, Http2Keepalive, LbPolicy, LeastRequest, LocalOrigin, OutlierDetection,
         ProxyProtocolVersion, RetryBudget, SecretRef, SlowStart, StringMatch, TUNNEL_ALPN, TcpKeepalive,
-        TransportSocketMatch, UpstreamHttp, UpstreamTls, Validation,
+        TransportSocketMatch, UpstreamHttp, UpstreamTls, UtilizationLb, Validation,
     },
     registry::{Labels, Protocol, Resolution, ServicePort},
 };
@@ -114,7 +114,10 @@ fn add(
             Some(Box::new(REMOTE_OUTLIER))
         }
     };
-    c.locality_weighted = endpoints::locality_setting(ctx, &policy).is_some_and(|s| !s.distribute.is_empty());
+    c.locality_weighted = match endpoints::zones::setting(&policy) {
+        Some((_, zones)) => zones,
+        None => endpoints::locality_setting(ctx, &policy).is_some_and(|s| !s.distribute.is_empty()),
+    };
     if let Some(o) = &policy.outlier_detection
         && let Ok(p) = u32::try_from(o.min_health_percent)
     {
@@ -151,6 +154,11 @@ pub(super) fn balance(c: &mut Cluster, lb: Option<&LoadBalancerSettings>, ours: 
         };
         return;
     }
+    if let Some(u) = &lb.backend_utilization {
+        c.lb = LbPolicy::Utilization;
+        c.utilization = Some(Box::new(utilization(u)));
+        return;
+    }
     c.lb = match lb.simple {
         Some(SimpleLb::RoundRobin | SimpleLb::Passthrough) => LbPolicy::RoundRobin,
         Some(SimpleLb::Random) => LbPolicy::Random,
@@ -158,6 +166,20 @@ pub(super) fn balance(c: &mut Cluster, lb: Option<&LoadBalancerSettings>, ours: 
         Some(SimpleLb::LeastConn | SimpleLb::LeastRequest | SimpleLb::PeakEwma | SimpleLb::Unspecified)
         | None => LbPolicy::LeastRequest(LeastRequest::default()),
     };
+}
+
+fn utilization(u: &BackendUtilizationLb) -> UtilizationLb {
+    let default = UtilizationLb::default();
+    UtilizationLb {
+        // Zero is "not set".
+        error_penalty: Some(u.error_utilization_penalty_percent)
+            .filter(|n| *n > 0)
+            .unwrap_or(default.error_penalty),
+        metrics: u.metric_names_for_computing_utilization.clone(),
+        blackout: u.weight_stabilization_period.map_or(default.blackout, Duration::from),
+        expiration: u.weight_expiration_period.map_or(default.expiration, Duration::from),
+        update: u.weight_update_period.map_or(default.update, Duration::from),
+    }
 }
 
 /// How endpoints that are new get their share.
@@ -344,7 +366,7 @@ fn transport(
                 c.tls = Some(Box::new(tunnelled(tls)));
             }
             ClientTlsMode::Simple | ClientTlsMode::Mutual => {
-                c.tls = Some(Box::new(foreign_tls(entry, t, http2)));
+                c.tls = Some(Box::new(foreign_tls(ctx, entry, t, http2)));
             }
         },
     }
@@ -363,12 +385,18 @@ fn peers_identities(ctx: &Ctx<'_>, entry: &Entry, import: &ImportedService) -> V
     if named.is_empty() { vec![StringMatch::prefix(format!("spiffe://{domain}/"))] } else { named }
 }
 
+/// What a gateway of the Gateway API shows to servers that ask.
+fn of_gateway(ctx: &Ctx<'_>) -> Option<SecretRef> {
+    let name = ctx.proxy.situation.client_certificate.as_ref()?;
+    Some(SecretRef::Sds(format!("kubernetes://{name}")))
+}
+
 /// TLS to a server outside the mesh.
-fn foreign_tls(entry: &Entry, t: &ClientTlsSettings, http2: bool) -> UpstreamTls {
+fn foreign_tls(ctx: &Ctx<'_>, entry: &Entry, t: &ClientTlsSettings, http2: bool) -> UpstreamTls {
     let mutual = t.mode == ClientTlsMode::Mutual;
     let credential = |suffix: &str| SecretRef::Sds(format!("kubernetes://{}{suffix}", t.credential_name));
     let certificate = match (mutual, t.credential_name.is_empty()) {
-        (false, _) => None,
+        (false, _) => of_gateway(ctx),
         (true, false) => Some(credential("")),
         (true, true) => {
             Some(SecretRef::Files { chain: t.client_certificate.clone(), key: t.private_key.clone() })

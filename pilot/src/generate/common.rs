@@ -246,6 +246,7 @@ impl Ctx<'_> {
             outlier: None,
             health: None,
             close_on_health_failure: false,
+            utilization: None,
             slow_start: None,
             max_requests_per_connection: 0,
             idle_timeout: None,

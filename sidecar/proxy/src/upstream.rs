@@ -7,6 +7,7 @@ pub(crate) mod health;
 pub(crate) mod host;
 mod keepalive;
 pub(crate) mod lb;
+pub(crate) mod load;
 mod outlier;
 pub(crate) mod pool;
 mod recent;

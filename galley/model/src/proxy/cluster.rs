@@ -32,6 +32,8 @@ pub struct Cluster {
     pub health: Option<Box<HealthCheck>>,
     /// `close_connections_on_host_health_failure`: TCP connections through a host end when it becomes unhealthy.
     pub close_on_health_failure: bool,
+    /// Of [`LbPolicy::Utilization`].
+    pub utilization: Option<Box<UtilizationLb>>,
     /// Hosts that are new take their share step by step; round robin and least request only.
     pub slow_start: Option<SlowStart>,
     /// Requests per upstream connection; 0 is no limit.
@@ -124,6 +126,38 @@ pub enum LbPolicy {
     /// The cheaper of two random hosts by their response time times what is in flight. Envoy has no such policy: it is
     /// the extension `flotilla.peak_ewma` of `load_balancing_policy`.
     PeakEwma,
+    /// Weighted round robin, by weights that follow from what hosts say of their load ([`Cluster::utilization`]).
+    Utilization,
+}
+
+/// `ClientSideWeightedRoundRobin`: a host's weight is its requests in a second by its utilisation, both as it reports
+/// them (ORCA). One without a weight has the median of the others.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UtilizationLb {
+    /// Share of failed requests times this, in percent, is added to the utilisation.
+    pub error_penalty: u32,
+    /// Metrics of the report of which the largest is the utilisation; without one above zero it is
+    /// `application_utilization`, and then `cpu_utilization`.
+    pub metrics: Vec<String>,
+    /// A host has reported for so long before its weight counts.
+    pub blackout: Duration,
+    /// A weight counts for so long after a report.
+    pub expiration: Duration,
+    /// Between computations.
+    pub update: Duration,
+}
+
+impl Default for UtilizationLb {
+    /// As Envoy's.
+    fn default() -> Self {
+        Self {
+            error_penalty: 100,
+            metrics: vec![],
+            blackout: Duration::from_secs(10),
+            expiration: Duration::from_secs(180),
+            update: Duration::from_secs(1),
+        }
+    }
 }
 
 /// `Cluster.LeastRequestLbConfig`.

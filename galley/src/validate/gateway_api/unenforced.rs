@@ -38,7 +38,6 @@ pub(super) fn gateway(g: &Gateway, p: &Path<'_>, out: &mut Findings) {
     }
     if let Some(t) = &g.tls {
         let tls = p.key("tls");
-        out.unenforced(t.backend.is_some(), &tls, "backend");
         let frontend = tls.key("frontend");
         if let Some(f) = &t.frontend {
             let default = f.default.as_ref().and_then(|d| d.validation.as_ref());

@@ -352,36 +352,42 @@ fn balancing() -> Vec<Row> {
         {"action": {"Forward": {"hash": [want]}}}]}}}}})
     };
     let config = || View::Config { from: "default/productpage-v1" };
+    let utilization = |field, value: Value, want| {
+        let value = json!({"backendUtilization": value});
+        cluster(
+            field,
+            &b,
+            "/spec/trafficPolicy/loadBalancer",
+            value,
+            json!({"utilization": want, "lb": "Utilization"}),
+        )
+        .instead_of(json!({"backendUtilization": {"weightUpdatePeriod": "1s"}}))
+    };
     vec![
-        unenforced(
+        utilization(
             tp!("loadBalancer.backendUtilization.errorUtilizationPenaltyPercent"),
-            &b,
-            "/spec/trafficPolicy/loadBalancer",
-            json!({"backendUtilization": {"errorUtilizationPenaltyPercent": 10}}),
+            json!({"errorUtilizationPenaltyPercent": 10}),
+            json!({"error_penalty": 10}),
         ),
-        unenforced(
+        utilization(
             tp!("loadBalancer.backendUtilization.metricNamesForComputingUtilization"),
-            &b,
-            "/spec/trafficPolicy/loadBalancer",
-            json!({"backendUtilization": {"metricNamesForComputingUtilization": ["m"]}}),
+            json!({"metricNamesForComputingUtilization": ["m"]}),
+            json!({"metrics": ["m"]}),
         ),
-        unenforced(
+        utilization(
             tp!("loadBalancer.backendUtilization.weightExpirationPeriod"),
-            &b,
-            "/spec/trafficPolicy/loadBalancer",
-            json!({"backendUtilization": {"weightExpirationPeriod": "3s"}}),
+            json!({"weightExpirationPeriod": "3s"}),
+            json!({"expiration": {"secs": 3, "nanos": 0}}),
         ),
-        unenforced(
+        utilization(
             tp!("loadBalancer.backendUtilization.weightStabilizationPeriod"),
-            &b,
-            "/spec/trafficPolicy/loadBalancer",
-            json!({"backendUtilization": {"weightStabilizationPeriod": "3s"}}),
+            json!({"weightStabilizationPeriod": "3s"}),
+            json!({"blackout": {"secs": 3, "nanos": 0}}),
         ),
-        unenforced(
+        utilization(
             tp!("loadBalancer.backendUtilization.weightUpdatePeriod"),
-            &b,
-            "/spec/trafficPolicy/loadBalancer",
-            json!({"backendUtilization": {"weightUpdatePeriod": "3s"}}),
+            json!({"weightUpdatePeriod": "3s"}),
+            json!({"update": {"secs": 3, "nanos": 0}}),
         ),
         policy(
             tp!("loadBalancer.simple"),
@@ -539,6 +545,7 @@ fn localities() -> Vec<Row> {
     let ask = || get("GET http://reviews:9080/");
     let at =
         |field, pointer, value, want| row(field, &base, pointer, value, ask(), json!({"endpoints": want}));
+    let lb = "/spec/trafficPolicy/loadBalancer";
     let l = "/spec/trafficPolicy/loadBalancer/localityLbSetting";
     vec![
         at(tp!("loadBalancer.localityLbSetting.enabled"), "/spec/trafficPolicy/loadBalancer/localityLbSetting/enabled", json!(false),
@@ -555,13 +562,22 @@ fn localities() -> Vec<Row> {
             json!([{"from": "r1/*", "to": {"r2/*": 100}}]), json!([{"locality": "r2/z1/a", "priority": 0}])),
         at(tp!("loadBalancer.localityLbSetting.distribute[].from"), "/spec/trafficPolicy/loadBalancer/localityLbSetting/distribute",
             json!([{"from": "r1/z1/*", "to": {"r1/z2/*": 100}}]), json!([{"locality": "r1/z2/a"}])),
-        unenforced(tp!("loadBalancer.zoneAwareLbSetting.enabled"), &base, "/spec/trafficPolicy/loadBalancer", json!({"zoneAwareLbSetting": {"enabled": true}})),
-        unenforced(tp!("loadBalancer.zoneAwareLbSetting.failover[]"), &base, "/spec/trafficPolicy/loadBalancer",
-            json!({"zoneAwareLbSetting": {"failover": [{"from": "r1", "to": "r2"}]}})),
-        unenforced(tp!("loadBalancer.zoneAwareLbSetting.failoverPriority"), &base, "/spec/trafficPolicy/loadBalancer",
-            json!({"zoneAwareLbSetting": {"failoverPriority": ["version"]}})),
-        unenforced(tp!("loadBalancer.zoneAwareLbSetting.minClusterSize"), &base, "/spec/trafficPolicy/loadBalancer",
-            json!({"zoneAwareLbSetting": {"minClusterSize": 3}})),
+        row(tp!("loadBalancer.zoneAwareLbSetting.enabled"), &base, lb, json!({"zoneAwareLbSetting": {"enabled": true}}), ask(),
+            json!({"endpoints": [{"locality": "r1/z1/a", "priority": 0}, {"locality": "r1/z2/a", "priority": 0}, {"priority": 1}]}))
+            .instead_of(json!({"zoneAwareLbSetting": {"enabled": false}})),
+        row(tp!("loadBalancer.zoneAwareLbSetting.failover[]"), &regions(), lb,
+            json!({"zoneAwareLbSetting": {"failover": [{"from": "r1", "to": "r3"}]}}), ask(),
+            json!({"endpoints": [{"locality": "r1/z1/a", "priority": 0}, {"locality": "r3/z1/a", "priority": 1}, {"locality": "r2/z1/a", "priority": 2}]}))
+            .instead_of(json!({"zoneAwareLbSetting": {"failover": [{"from": "r1", "to": "r2"}]}})),
+        row(tp!("loadBalancer.zoneAwareLbSetting.failoverPriority"), &base, lb,
+            json!({"zoneAwareLbSetting": {"failoverPriority": ["version=v3"]}}), ask(),
+            json!({"endpoints": [{"locality": "r2/z1/a", "priority": 0}, {"priority": 1}, {"priority": 1}]}))
+            .instead_of(json!({"zoneAwareLbSetting": {}})),
+        // All callers are in one of two zones that have a server each: half of the traffic stays.
+        row(tp!("loadBalancer.zoneAwareLbSetting.minClusterSize"), &base, lb,
+            json!({"zoneAwareLbSetting": {"minClusterSize": 2}}), View::Config { from: "default/productpage-v1" },
+            json!({"endpoints": {"outbound|9080||reviews.default.svc.cluster.local": {"localities": [{"weight": 500_000}, {"weight": 500_000}, {}]}}}))
+            .instead_of(json!({"zoneAwareLbSetting": {"minClusterSize": 3}})),
     ]
 }
 

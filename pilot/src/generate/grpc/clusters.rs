@@ -181,6 +181,9 @@ fn balance(c: &mut Cluster, policy: &TrafficPolicy, left: &mut Left) {
     if lb.and_then(|l| l.simple).is_some_and(|s| !matches!(s, SimpleLb::RoundRobin | SimpleLb::Unspecified)) {
         left.insert("load balancers other than ROUND_ROBIN and consistent hashing, which it is instead");
     }
+    if c.utilization.take().is_some() {
+        left.insert("load balancers other than ROUND_ROBIN and consistent hashing, which it is instead");
+    }
     if c.slow_start.take().is_some() {
         left.insert("warm-up of new endpoints");
     }

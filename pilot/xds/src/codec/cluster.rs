@@ -6,7 +6,10 @@ pub(super) use envoy_types::pb::envoy::config::cluster::v3 as pb;
 use envoy_types::pb::{
     envoy::{
         config::{cluster::v3::cluster as c, core::v3 as core},
-        extensions::upstreams::http::v3 as up,
+        extensions::{
+            load_balancing_policies::client_side_weighted_round_robin::v3::ClientSideWeightedRoundRobin,
+            upstreams::http::v3 as up,
+        },
         r#type::v3 as typ,
     },
     google::protobuf as gp,
@@ -14,7 +17,7 @@ use envoy_types::pb::{
 use mesh_model::proxy::{
     CircuitBreakers, Cluster, Discovery, Http2Keepalive, LbPolicy, LeastRequest, OutlierDetection,
     ProxyProtocolVersion, RetryBudget, SlowStart, TcpKeepalive, TransportSocketMatch, UpstreamHttp,
-    UpstreamHttp2,
+    UpstreamHttp2, UtilizationLb,
 };
 
 use super::{At, Bad, Res, common::*, each, endpoint, refuse, tls};
@@ -24,6 +27,7 @@ mod outlier;
 
 /// Name of our policy among Envoy's extensions. It has no parameters.
 const PEAK_EWMA: &str = "flotilla.peak_ewma";
+const WEIGHTED: &str = "envoy.load_balancing_policies.client_side_weighted_round_robin";
 const EMPTY: &str = "type.googleapis.com/google.protobuf.Empty";
 
 /// Name of a transport socket whose TLS session carries CONNECT streams. Envoy has no such socket; it goes by the
@@ -103,6 +107,17 @@ pub(super) fn encode(m: &Cluster) -> pb::Cluster {
                 }));
             }
             P::LeastRequest
+        }
+        LbPolicy::Utilization => {
+            let config = core::TypedExtensionConfig {
+                name: WEIGHTED.to_owned(),
+                typed_config: Some(any(&utilization(
+                    m.utilization.as_deref().unwrap_or(&UtilizationLb::default()),
+                ))),
+            };
+            let policy = pb::load_balancing_policy::Policy { typed_extension_config: Some(config) };
+            out.load_balancing_policy = Some(pb::LoadBalancingPolicy { policies: vec![policy] });
+            P::RoundRobin
         }
         LbPolicy::PeakEwma => {
             let config = core::TypedExtensionConfig {
@@ -294,6 +309,42 @@ fn slow_start(s: &SlowStart) -> c::SlowStartConfig {
     }
 }
 
+fn utilization(u: &UtilizationLb) -> ClientSideWeightedRoundRobin {
+    ClientSideWeightedRoundRobin {
+        blackout_period: Some(duration(u.blackout)),
+        weight_expiration_period: Some(duration(u.expiration)),
+        weight_update_period: Some(duration(u.update)),
+        // A multiple of 1/100 that a float of 32 bits gives back as it was.
+        #[allow(clippy::cast_precision_loss)]
+        error_utilization_penalty: Some(gp::FloatValue { value: u.error_penalty as f32 / 100.0 }),
+        metric_names_for_computing_utilization: u.metrics.clone(),
+        ..Default::default()
+    }
+}
+
+fn to_utilization(m: ClientSideWeightedRoundRobin) -> Res<UtilizationLb> {
+    refuse!(m; slow_start_config);
+    if m.enable_oob_load_report.is_some_and(|b| b.value) {
+        return Err(Bad::unsupported("enable_oob_load_report", "reports beside the traffic"));
+    }
+    let default = UtilizationLb::default();
+    let penalty = m.error_utilization_penalty.map_or(1.0, |v| v.value);
+    if !(0.0..=1e6).contains(&penalty) {
+        return Err(Bad::new("error_utilization_penalty", "is not within 0..1000000"));
+    }
+    Ok(UtilizationLb {
+        // Within range by the check.
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+        error_penalty: (penalty * 100.0).round() as u32,
+        metrics: m.metric_names_for_computing_utilization,
+        blackout: opt(m.blackout_period).at("blackout_period")?.unwrap_or(default.blackout),
+        expiration: opt(m.weight_expiration_period)
+            .at("weight_expiration_period")?
+            .unwrap_or(default.expiration),
+        update: opt(m.weight_update_period).at("weight_update_period")?.unwrap_or(default.update),
+    })
+}
+
 /// Absent parts have Envoy's defaults: an aggression of 1 and a tenth of the weight.
 fn to_slow_start(s: c::SlowStartConfig) -> Res<Option<SlowStart>> {
     let aggression = s.aggression.map_or(1.0, |a| a.default_value);
@@ -321,6 +372,7 @@ pub(super) fn decode(mut m: pb::Cluster) -> Res<Cluster> {
         http2_protocol_options, common_http_protocol_options, upstream_http_protocol_options
     );
     let discovery = to_discovery(&mut m)?;
+    let utilization = to_weighted(&mut m).at("load_balancing_policy")?.map(Box::new);
     let (lb, slow_start) = to_lb(&mut m, &discovery)?;
     let Http { version: http, http2, common, error_codes } =
         to_http(&mut m).at("typed_extension_protocol_options")?;
@@ -342,7 +394,6 @@ pub(super) fn decode(mut m: pb::Cluster) -> Res<Cluster> {
     let keepalive = m.upstream_connection_options.take().and_then(|o| o.tcp_keepalive).map(to_keepalive);
     Ok(Cluster {
         discovery,
-        lb,
         connect_timeout: m.connect_timeout.map_or(Ok(CONNECT_TIMEOUT), to_duration).at("connect_timeout")?,
         http,
         tls: socket.map(tls::to_upstream).transpose().at("transport_socket")?.flatten().map(Box::new),
@@ -356,6 +407,8 @@ pub(super) fn decode(mut m: pb::Cluster) -> Res<Cluster> {
             .map(|o| Box::new(OutlierDetection { error_codes, ..o })),
         health,
         close_on_health_failure: m.close_connections_on_host_health_failure,
+        lb: if utilization.is_some() { LbPolicy::Utilization } else { lb },
+        utilization,
         slow_start,
         max_requests_per_connection: common.max_requests_per_connection.map_or(0, |v| v.value),
         idle_timeout: opt(common.idle_timeout)?,
@@ -471,6 +524,23 @@ fn to_least_request(choices: Option<gp::UInt32Value>, bias: Option<core::Runtime
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
     let bias = (bias * 1000.0).round() as u32;
     Ok(LbPolicy::LeastRequest(LeastRequest { choices, bias }))
+}
+
+/// Takes the policy by utilisation, if that is the one.
+fn to_weighted(m: &mut pb::Cluster) -> Res<Option<UtilizationLb>> {
+    let policies = m.load_balancing_policy.as_ref().map_or(&[][..], |l| l.policies.as_slice());
+    let configs = policies.iter().filter_map(|p| p.typed_extension_config.as_ref()?.typed_config.as_ref());
+    // Of those that are known the first counts.
+    let ours = |p: &pb::load_balancing_policy::Policy| {
+        p.typed_extension_config.as_ref().is_some_and(|e| e.name == PEAK_EWMA)
+    };
+    if policies.first().is_some_and(ours) {
+        return Ok(None);
+    }
+    let found = configs.into_iter().find(|a| is::<ClientSideWeightedRoundRobin>(a));
+    let Some(config) = found.map(typed::<ClientSideWeightedRoundRobin>).transpose()? else { return Ok(None) };
+    m.load_balancing_policy = None;
+    to_utilization(config).map(Some)
 }
 
 /// The first policy of the list that is known, which is ours: Envoy's own come as `lb_policy`.

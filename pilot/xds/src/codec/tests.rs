@@ -771,6 +771,7 @@ pub(crate) fn cluster() -> Cluster {
             ignore_new_hosts: true,
         })),
         close_on_health_failure: true,
+        utilization: None,
         slow_start: None,
         max_requests_per_connection: 9,
         idle_timeout: Some(Duration::from_secs(11)),
@@ -851,6 +852,15 @@ fn clusters_round_trip() {
     }
     let lb = LbPolicy::LeastRequest(LeastRequest { choices: 5, bias: 250 });
     let c = Cluster { lb, ..base.clone() };
+    assert_eq!(decode_cluster(&encode_cluster(&c)).unwrap(), c);
+    let utilization = Some(Box::new(UtilizationLb {
+        error_penalty: 150,
+        metrics: vec!["named_metrics.gpu".into()],
+        blackout: Duration::ZERO,
+        expiration: Duration::from_secs(9),
+        update: Duration::from_millis(200),
+    }));
+    let c = Cluster { lb: LbPolicy::Utilization, utilization, ..base.clone() };
     assert_eq!(decode_cluster(&encode_cluster(&c)).unwrap(), c);
     let c = Cluster { lb: LbPolicy::PeakEwma, ..base.clone() };
     assert_eq!(decode_cluster(&encode_cluster(&c)).unwrap(), c);

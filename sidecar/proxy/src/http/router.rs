@@ -207,6 +207,9 @@ pub(crate) async fn forward<D: Downstream>(
                         cookie: cookie.as_deref(),
                     };
                     respond(ctx, destination, &open, &mut timers, head, response, &flow, rec).await;
+                    if let (Some(t), Some(host)) = (&rec.trailers, &rec.host) {
+                        cluster.note_load(host, t);
+                    }
                     give_back(open);
                     break Ok(());
                 }
@@ -599,6 +602,7 @@ pub(super) fn give_back(open: Open) {
 fn observe(cluster: &Cluster, host: &Host, outcome: &Result<ResponseHead, TryError>) {
     let o = match outcome {
         Ok(r) => {
+            cluster.note_load(host, &r.headers);
             if cluster.config.health.is_some()
                 && r.headers.get(crate::upstream::health::IMMEDIATE_FAIL).is_some()
             {

@@ -21,7 +21,7 @@ use super::{
     recent::Recent,
     silence::is_far,
 };
-use crate::refusal::Refusal;
+use crate::{http::headers::Headers, refusal::Refusal};
 
 /// The place of a cluster by name: routes keep it, so an update of the cluster needs no recompiled route.
 #[derive(Debug)]
@@ -397,6 +397,12 @@ impl Cluster {
             locality_weighted: self.config.locality_weighted,
             overprovisioning: m.assignment.overprovisioning,
             slow_start: self.config.slow_start,
+            reports: self
+                .config
+                .utilization
+                .as_ref()
+                .filter(|_| self.config.lb == model::LbPolicy::Utilization)
+                .map(|u| (millis(u.blackout), millis(u.expiration))),
             now: now_ms(),
         };
         m.slow = c.slow_start.is_some() && m.hosts.iter().any(|h| c.is_new(h));
@@ -424,6 +430,13 @@ impl Cluster {
     /// Whether response times are of use.
     pub(crate) fn wants_times(&self) -> bool {
         self.config.lb == model::LbPolicy::PeakEwma
+    }
+
+    /// Takes what an answer's headers, or trailers, say of its host's load, where that decides.
+    pub(crate) fn note_load(&self, host: &Host, headers: &Headers) {
+        if let Some(u) = &self.config.utilization {
+            host.stats.load.note(now_ms(), headers, u);
+        }
     }
 
     /// Notes a response time, or a failure.
@@ -536,7 +549,8 @@ impl Cluster {
     /// Lets ejected hosts return when their time is over, judges rates once an interval, and lets new hosts grow.
     /// Called often.
     pub(crate) fn sweep(&self) {
-        if self.config.outlier.is_none() && self.config.slow_start.is_none() {
+        let c = &self.config;
+        if c.outlier.is_none() && c.slow_start.is_none() && c.utilization.is_none() {
             return;
         }
         let now = now_ms();
@@ -546,6 +560,9 @@ impl Cluster {
             // Forty steps are a smooth ramp; more would only cost.
             let step = millis(s.window / 40).clamp(50, 1000);
             changed |= m.slow && now.saturating_sub(m.last_built) >= step;
+        }
+        if let Some(u) = &self.config.utilization {
+            changed |= now.saturating_sub(m.last_built) >= millis(u.update).max(100);
         }
         if m.refused_until != 0 && now >= m.refused_until {
             m.refused_until = 0;
@@ -584,6 +601,7 @@ mod tests {
             outlier: outlier.map(Box::new),
             health: None,
             close_on_health_failure: false,
+            utilization: None,
             slow_start: None,
             max_requests_per_connection: 0,
             idle_timeout: None,

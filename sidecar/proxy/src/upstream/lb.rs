@@ -98,6 +98,9 @@ const SLOW_SCALE: f64 = 100.0;
 /// Weights of hosts, less where slow start holds back those that are new.
 fn weights(hosts: &[Arc<Host>], c: &LbConfig) -> Vec<u64> {
     let plain = |h: &Arc<Host>| u64::from(h.weight);
+    if let Some((blackout, expiration)) = c.reports {
+        return reported(hosts, c.now, blackout, expiration);
+    }
     let Some(slow) = c.slow_start else { return hosts.iter().map(plain).collect() };
     if !hosts.iter().any(|h| c.is_new(h)) {
         return hosts.iter().map(plain).collect();
@@ -110,6 +113,21 @@ fn weights(hosts: &[Arc<Host>], c: &LbConfig) -> Vec<u64> {
         ((f64::from(h.weight) * SLOW_SCALE * share).round() as u64).max(1)
     };
     hosts.iter().map(weight).collect()
+}
+
+/// Weights of hosts by what they say of their load. Who says nothing has the median of the others, and without any all
+/// have their own.
+fn reported(hosts: &[Arc<Host>], now: u64, blackout: u64, expiration: u64) -> Vec<u64> {
+    let all: Vec<Option<f64>> =
+        hosts.iter().map(|h| h.stats.load.weight(now, blackout, expiration)).collect();
+    let mut known: Vec<f64> = all.iter().flatten().copied().collect();
+    known.sort_by(f64::total_cmp);
+    let Some(median) = known.get(known.len() / 2).copied() else {
+        return hosts.iter().map(|h| u64::from(h.weight)).collect();
+    };
+    // In thousandths, and no more than sums can hold.
+    let scaled = |w: Option<f64>| ((w.unwrap_or(median) * 1000.0).min(1e12) as u64).max(1);
+    all.into_iter().map(scaled).collect()
 }
 
 fn cumulative(weights: &[u64]) -> Vec<u64> {
@@ -235,7 +253,7 @@ impl Table {
     fn new(hosts: Vec<Arc<Host>>, c: &LbConfig, seed: u64) -> Self {
         let policy = match c.policy {
             _ if hosts.is_empty() => Policy::Random(vec![]),
-            model::LbPolicy::RoundRobin => {
+            model::LbPolicy::RoundRobin | model::LbPolicy::Utilization => {
                 let s = sequence(&weights(&hosts, c));
                 let start = (seed % s.len().max(1) as u64) as usize;
                 Policy::Sequence(s, AtomicUsize::new(start))
@@ -391,6 +409,8 @@ pub(crate) struct LbConfig {
     pub(crate) locality_weighted: bool,
     pub(crate) overprovisioning: u32,
     pub(crate) slow_start: Option<model::SlowStart>,
+    /// Weights are what hosts report: for how long before one counts, and for how long it then does, in milliseconds.
+    pub(crate) reports: Option<(u64, u64)>,
     /// Of [`now_ms`].
     pub(crate) now: u64,
 }

@@ -312,6 +312,7 @@ pub(crate) fn cluster(name: &str, hosts: &[SocketAddr]) -> Cluster {
         outlier: None,
         health: None,
         close_on_health_failure: false,
+        utilization: None,
         slow_start: None,
         max_requests_per_connection: 0,
         idle_timeout: None,
