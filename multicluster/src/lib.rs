@@ -58,7 +58,7 @@ use mesh_identity::{FEDERATION_SVID, SecretStore, TRUST_BUNDLE};
 use mesh_model::{
     ClusterId, NetworkId,
     federation::{Conflict, GatewayAddress, Offer, Transport, type_url},
-    proxy::{ClientCertificate, DownstreamTls, SecretRef, TlsVersion, Validation},
+    proxy::{ClientCertificate, DownstreamTls, SecretRef, TlsServerOptions, TlsVersion, Validation},
 };
 use mesh_xds::{
     Endpoint, NodeInfo,
@@ -164,6 +164,7 @@ impl Federation {
             }),
             alpn: vec!["h2".into()],
             min_version: TlsVersion::V1_3,
+            options: TlsServerOptions::default(),
         })?;
         let federation =
             pb::federation_server::FederationServer::new(service::FederationService(shared.clone()))

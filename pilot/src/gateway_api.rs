@@ -61,6 +61,8 @@ const CLASSES: [&str; 2] = ["flotilla", "istio"];
 pub const GATEWAY_NAME: &str = "gateway.networking.k8s.io/gateway-name";
 /// Annotation of made `Gateway` documents: the namespace of the proxies that serve them.
 pub(crate) const SERVED_IN: &str = "flotilla.dev/gateway-namespace";
+/// Annotation of made `Gateway` documents: the credential that their proxies show to backends whose TLS they verify.
+pub(crate) const CLIENT_CERTIFICATE: &str = "flotilla.dev/backend-client-certificate";
 /// Annotation of made `VirtualService` documents: a host without a dot is no service's short name, and prefixes of paths
 /// are whole segments.
 pub(crate) const SEMANTICS: &str = "flotilla.dev/gateway-api-semantics";

@@ -71,6 +71,18 @@ pub struct ProxyNode {
     pub metadata: Arc<BTreeMap<String, String>>,
     /// Patches for it ([`crate::world::World::patched`]).
     pub filters: Selected,
+    /// What the world says of its workload; likewise.
+    pub situation: Situation,
+}
+
+/// What a world says of a proxy's own workload that the clusters of what it calls depend on. Mostly nothing: each
+/// situation is a class of its own.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+pub struct Situation {
+    /// Workloads of its service by zone, in its region; only where some rule prefers zones.
+    pub neighbours: Option<Arc<BTreeMap<String, u64>>>,
+    /// Credential that a gateway of the Gateway API shows to backends whose TLS it verifies.
+    pub client_certificate: Option<String>,
 }
 
 /// Why a node gets no configuration.
@@ -193,6 +205,7 @@ impl ProxyNode {
             federation,
             metadata: Arc::new(metadata),
             filters: Selected::default(),
+            situation: Situation::default(),
         })
     }
 

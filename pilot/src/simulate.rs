@@ -57,6 +57,7 @@ fn proxy(world: &World, namespace: &str, labels: Labels, address: IpAddr) -> Pro
         federation: None,
         metadata: Default::default(),
         filters: Default::default(),
+        situation: Default::default(),
     }
 }
 

@@ -23,7 +23,7 @@ use crate::{
     envoy_filter::{self, Refused, Selected},
     generate::{self, Generated},
     index::Entry,
-    proxy::{ProxyError, ProxyNode},
+    proxy::{ProxyError, ProxyNode, Situation},
     world::World,
 };
 
@@ -50,7 +50,7 @@ struct Slot {
     generation: u64,
     proxy: Option<ProxyNode>,
     /// What it has in common with others, and the labels and patches that this was decided by.
-    class: Option<(Arc<BTreeSet<String>>, Selected, Arc<Mutex<Class>>)>,
+    class: Option<(Arc<BTreeSet<String>>, Selected, Situation, Arc<Mutex<Class>>)>,
     /// Its own part, and what it was made of.
     own: Layers,
     basis: Option<Basis>,
@@ -112,14 +112,20 @@ impl Slot {
             (self.class, self.basis) = (None, None);
         }
         proxy.filters = Selected::of(&world.config, proxy);
+        proxy.situation = world.situation(proxy);
         let telling = world.telling_labels();
         let class = match &self.class {
-            Some((labels, filters, class)) if Arc::ptr_eq(labels, telling) && *filters == proxy.filters => {
+            Some((labels, filters, situation, class))
+                if Arc::ptr_eq(labels, telling)
+                    && *filters == proxy.filters
+                    && *situation == proxy.situation =>
+            {
                 Arc::clone(class)
             }
             _ => {
                 let class = classes.get(proxy.class(telling));
-                self.class = Some((Arc::clone(telling), proxy.filters.clone(), Arc::clone(&class)));
+                let (filters, situation) = (proxy.filters.clone(), proxy.situation.clone());
+                self.class = Some((Arc::clone(telling), filters, situation, Arc::clone(&class)));
                 class
             }
         };

@@ -13,7 +13,7 @@ use mesh_model::{
         VirtualService,
     },
     federation::Transport,
-    registry::{Endpoint, Labels},
+    registry::{Endpoint, Health, Labels},
 };
 
 pub(crate) use self::{
@@ -23,11 +23,11 @@ pub(crate) use self::{
 use crate::{
     config::{Config, Doc, Problem, selects},
     envoy_filter::Selected,
-    gateway_api::SEMANTICS,
+    gateway_api::{CLIENT_CERTIFICATE, SEMANTICS},
     hosts,
     index::{self, Entry, Index, Local},
     providers,
-    proxy::ProxyNode,
+    proxy::{ProxyNode, Situation},
     v1alpha1,
 };
 
@@ -74,6 +74,8 @@ pub struct World {
     authentication: v1alpha1::Authentication,
     /// Keys of labels by which some configuration tells callers apart.
     telling: Arc<BTreeSet<String>>,
+    /// Some rule prefers zones.
+    zoned: bool,
     lineage: Lineage,
     rerouted: Option<Rerouted>,
 }
@@ -131,6 +133,7 @@ impl World {
         let rules = destination_rules(&config, &index);
         let virtual_services = virtual_services(&config, &index);
         let telling = telling_labels(&config);
+        let zoned = config.destination_rules.iter().any(|d| prefers_zones(&d.spec));
         problems.sort();
         problems.dedup();
         Self {
@@ -142,6 +145,7 @@ impl World {
             rules,
             virtual_services,
             telling: Arc::new(telling),
+            zoned,
             lineage: Lineage::new(),
             rerouted: None,
             peer_auth,
@@ -168,7 +172,37 @@ impl World {
     /// A proxy with the patches that are for it.
     #[must_use]
     pub fn patched(&self, proxy: &ProxyNode) -> ProxyNode {
-        ProxyNode { filters: Selected::of(&self.config, proxy), ..proxy.clone() }
+        let filters = Selected::of(&self.config, proxy);
+        ProxyNode { filters, situation: self.situation(proxy), ..proxy.clone() }
+    }
+
+    /// What is known of a proxy's own workload, where something depends on it.
+    #[must_use]
+    pub fn situation(&self, proxy: &ProxyNode) -> Situation {
+        let neighbours = self.zoned.then(|| Arc::new(self.neighbours(proxy)));
+        let mut gateways = self.config.gateways.iter().filter(|_| proxy.router);
+        let client_certificate = gateways.find_map(|g| {
+            let name = g.annotations.get(CLIENT_CERTIFICATE)?;
+            g.is_served_by(&proxy.namespace, &proxy.labels).then(|| name.clone())
+        });
+        Situation { neighbours, client_certificate }
+    }
+
+    /// Healthy workloads of a proxy's service by zone, in its region.
+    fn neighbours(&self, proxy: &ProxyNode) -> BTreeMap<String, u64> {
+        let mut out = BTreeMap::new();
+        let Some((own, instance)) = self.index.instances(&proxy.addresses).into_iter().next() else {
+            return out;
+        };
+        let beside = own.endpoints.iter().filter(|e| {
+            e.service_port == instance.service_port
+                && e.health == Health::Healthy
+                && e.locality.region == proxy.locality.region
+        });
+        for e in beside {
+            *out.entry(e.locality.zone.clone()).or_default() += 1;
+        }
+        out
     }
 
     /// The same while east-west gateways at these addresses are about to stop.
@@ -384,6 +418,16 @@ impl World {
         }
         mode
     }
+}
+
+/// Whether a rule prefers zones somewhere.
+fn prefers_zones(rule: &DestinationRule) -> bool {
+    let subsets = rule.subsets.iter().filter_map(|s| s.traffic_policy.as_ref());
+    let mut all = rule.traffic_policy.iter().chain(subsets).flat_map(|p| {
+        let ports = p.port_level_settings.iter().map(|s| &s.load_balancer);
+        [&p.load_balancer].into_iter().chain(ports).flatten()
+    });
+    all.any(|l| l.zone_aware_lb_setting.is_some())
 }
 
 /// What `sourceLabels`, selectors and `failoverPriority` look at in a caller.

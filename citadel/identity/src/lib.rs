@@ -10,6 +10,7 @@
 
 mod bundle;
 mod error;
+mod offer;
 mod peer;
 mod pinned;
 mod revocation;

@@ -12,9 +12,7 @@ use arc_swap::ArcSwapOption;
 use mesh_model::{
     ClusterId, TrustDomain,
     federation::RevocationList,
-    proxy::{
-        ClientCertificate, DownstreamTls, SecretRef, StringMatchKind, TlsVersion, UpstreamTls, Validation,
-    },
+    proxy::{ClientCertificate, DownstreamTls, SecretRef, StringMatchKind, UpstreamTls, Validation},
 };
 use rustls::{
     ClientConfig, ServerConfig, SignatureScheme, SupportedProtocolVersion,
@@ -28,7 +26,7 @@ use tokio::sync::watch;
 use webpki::{CertRevocationList, OwnedCertRevocationList};
 
 use crate::{
-    IdentityError, Revocations, bundle, crypto_provider, pem_certificates,
+    IdentityError, Revocations, bundle, crypto_provider, offer, pem_certificates,
     session::{ClientSessions, ServerSessions},
     verify::{DomainTrust, Trust, TrustCell, Verifier},
 };
@@ -42,7 +40,7 @@ pub const TRUST_BUNDLE: &str = "ROOTCA";
 /// only know the root's hash need to see.
 pub const FEDERATION_SVID: &str = "federation";
 
-type IdentityCell = Arc<ArcSwapOption<CertifiedKey>>;
+pub(crate) type IdentityCell = Arc<ArcSwapOption<CertifiedKey>>;
 
 /// Roots of a trust domain that this one is federated with.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -277,12 +275,8 @@ impl SecretStore {
     /// [`IdentityError::Settings`] for settings that cannot be honoured,
     /// [`IdentityError::File`] for files that cannot be read.
     pub fn server_config(&self, tls: &DownstreamTls) -> Result<Arc<ServerConfig>, IdentityError> {
-        let versions: &[&SupportedProtocolVersion] = match tls.min_version {
-            TlsVersion::V1_2 => &[&rustls::version::TLS13, &rustls::version::TLS12],
-            TlsVersion::V1_3 => &[&rustls::version::TLS13],
-        };
-        let builder =
-            ServerConfig::builder_with_provider(self.provider.clone()).with_protocol_versions(versions)?;
+        let builder = ServerConfig::builder_with_provider(offer::provider(&self.provider, tls)?)
+            .with_protocol_versions(offer::versions(tls)?)?;
         let builder = match &tls.client_certificate {
             ClientCertificate::None => builder.with_no_client_auth(),
             ClientCertificate::Optional(v) => {
@@ -292,7 +286,17 @@ impl SecretStore {
                 builder.with_client_cert_verifier(Arc::new(self.verifier(v, false)?))
             }
         };
-        let mut config = builder.with_cert_resolver(Arc::new(Resolver(self.identity(&tls.certificate)?)));
+        let certificate = self.identity(&tls.certificate)?;
+        let resolver: Arc<dyn ResolvesServerCert> = match tls.options.certificates.as_slice() {
+            [] => Arc::new(Resolver(certificate)),
+            more => {
+                let more = more.iter().map(|r| self.identity(r)).collect::<Result<Vec<_>, _>>()?;
+                Arc::new(offer::Choice([vec![certificate], more].concat()))
+            }
+        };
+        let mut config = builder.with_cert_resolver(resolver);
+        // Whoever orders suites means the order.
+        config.ignore_client_order = !tls.options.ciphers.is_empty();
         config.alpn_protocols = tls.alpn.iter().map(|p| p.as_bytes().to_vec()).collect();
         config.session_storage = Arc::new(ServerSessions::new(self.trust_generation.clone()));
         // One ticket is what a pooled client uses; more only cost CPU at each handshake.

@@ -245,12 +245,13 @@ fn virtual_services() {
         6,
         "beside others",
     );
-    warned(
+    rejected(
         &vs(&format!(
-            "hosts: [a]\n{to}\ntcp: [{{match: [{{sourceSubnet: 10.0.0.0/8}}], route: [{{destination: {{host: a}}}}]}}]"
+            "hosts: [a]\n{to}\ntcp: [{{match: [{{sourceSubnet: 10.0.0.0/33}}], route: [{{destination: {{host: a}}}}]}}]"
         )),
         "spec.tcp[0].match[0].sourceSubnet",
-        "not enforced yet",
+        0,
+        "CIDR",
     );
     warned(
         &vs("hosts: [a]\nhttp: [{route: [{destination: {host: a}}]}, {route: [{destination: {host: b}}]}]"),
@@ -325,10 +326,20 @@ fn destination_rules() {
         6,
         "101",
     );
-    warned(
-        &dr("host: a\ntrafficPolicy: {retryBudget: {percent: 10, budgetInterval: 5s}}"),
-        "spec.trafficPolicy.retryBudget.budgetInterval",
-        "not enforced yet",
+    accepted(&dr("host: a\ntrafficPolicy: {retryBudget: {percent: 10, budgetInterval: 5s}}"));
+    rejected(
+        &dr("host: a\ntrafficPolicy: {outlierDetection: {outlierDetectionHttpErrorCodes: [99]}}"),
+        "spec.trafficPolicy.outlierDetection.outlierDetectionHttpErrorCodes[0]",
+        0,
+        "100 to 599",
+    );
+    rejected(
+        &dr(
+            "host: a\ntrafficPolicy: {loadBalancer: {consistentHash: {httpCookie: {name: c, attributes: [{name: a, value: 'b; c'}]}}}}",
+        ),
+        "spec.trafficPolicy.loadBalancer.consistentHash.httpCookie.attributes[0].value",
+        0,
+        "semicolons",
     );
 }
 

@@ -68,9 +68,8 @@ fn traffic_policy(t: &TrafficPolicy, p: &Path<'_>, out: &mut Findings) {
     if let Some(x) = &t.tunnel {
         tunnel(x, &p.key("tunnel"), out);
     }
-    out.unenforced(t.tunnel.is_some(), p, "tunnel");
     if let Some(b) = &t.retry_budget {
-        out.unenforced(b.budget_interval.is_some(), &p.key("retryBudget"), "budgetInterval");
+        common::duration_or_zero(b.budget_interval, &p.key("retryBudget").key("budgetInterval"), out);
     }
 }
 
@@ -119,7 +118,12 @@ fn load_balancer(lb: &LoadBalancerSettings, outlier: bool, p: &Path<'_>, out: &m
     if kinds > 1 {
         out.error(p, "only one of simple, consistentHash and backendUtilization is allowed");
     }
-    out.unenforced(lb.backend_utilization.is_some(), p, "backendUtilization");
+    if let Some(u) = &lb.backend_utilization {
+        let at = p.key("backendUtilization");
+        common::duration_or_zero(u.weight_stabilization_period, &at.key("weightStabilizationPeriod"), out);
+        common::duration(u.weight_expiration_period, &at.key("weightExpirationPeriod"), out);
+        common::duration(u.weight_update_period, &at.key("weightUpdatePeriod"), out);
+    }
     if let Some(h) = &lb.consistent_hash {
         let at = p.key("consistentHash");
         let keys = usize::from(h.http_header_name.is_some())
@@ -148,14 +152,18 @@ fn load_balancer(lb: &LoadBalancerSettings, outlier: bool, p: &Path<'_>, out: &m
             let attributes = at.key("attributes");
             for (i, a) in c.attributes.iter().enumerate() {
                 let at = attributes.index(i);
+                if !is_cookie_text(&a.value) {
+                    out.error(&at.key("value"), "control characters and semicolons end an attribute");
+                }
                 let at = at.key("name");
                 if a.name.is_empty() {
                     out.error(&at, "an attribute needs a name");
+                } else if !is_cookie_text(&a.name) {
+                    out.error(&at, "control characters and semicolons end an attribute");
                 } else if c.attributes[..i].iter().any(|o| o.name == a.name) {
                     out.error(&at, format!("attribute {:?} is there twice", a.name));
                 }
             }
-            out.unenforced(!c.attributes.is_empty(), &at, "attributes");
         }
         if h.minimum_ring_size.is_some_and(|n| n != 0) {
             out.warning(
@@ -198,7 +206,6 @@ fn load_balancer(lb: &LoadBalancerSettings, outlier: bool, p: &Path<'_>, out: &m
         if fails_over && !outlier {
             out.warning(&at, "without outlierDetection nothing fails over: set it beside loadBalancer");
         }
-        out.warning(&at, "zoneAwareLbSetting is accepted but not enforced yet");
     }
     if let Some(w) = &lb.warmup {
         let at = p.key("warmup");
@@ -214,6 +221,11 @@ fn load_balancer(lb: &LoadBalancerSettings, outlier: bool, p: &Path<'_>, out: &m
         }
     }
     common::duration(lb.warmup_duration_secs, &p.key("warmupDurationSecs"), out);
+}
+
+/// Text that is one attribute of a cookie, and stays within its header (RFC 6265 section 4.1.1).
+fn is_cookie_text(s: &str) -> bool {
+    s.bytes().all(|b| (b' '..0x7f).contains(&b) && b != b';')
 }
 
 fn is_prime(n: u64) -> bool {
@@ -234,10 +246,7 @@ pub(super) fn connection_pool(c: &ConnectionPoolSettings, p: &Path<'_>, out: &mu
             let at = at.key("tcpKeepalive");
             common::duration(k.time, &at.key("time"), out);
             common::duration(k.interval, &at.key("interval"), out);
-            out.unenforced(k.probes > 0, &at, "probes");
-            out.unenforced(k.interval.is_some(), &at, "interval");
         }
-        out.unenforced(t.max_connection_duration.is_some(), &at, "maxConnectionDuration");
     }
     if let Some(h) = &c.http {
         let at = p.key("http");
@@ -263,8 +272,6 @@ pub(super) fn connection_pool(c: &ConnectionPoolSettings, p: &Path<'_>, out: &mu
         if h.use_client_protocol && h.h2_upgrade_policy == H2UpgradePolicy::Upgrade {
             out.error(&at, "useClientProtocol cannot be combined with h2UpgradePolicy UPGRADE");
         }
-        out.unenforced(h.max_concurrent_streams != 0, &at, "maxConcurrentStreams");
-        out.unenforced(h.http2_keepalive.is_some(), &at, "http2KeepAlive");
     }
 }
 
@@ -286,7 +293,12 @@ fn outlier_detection(o: &OutlierDetection, p: &Path<'_>, out: &mut Findings) {
             "needs splitExternalLocalOriginErrors, without it connect failures count as errors",
         );
     }
-    out.unenforced(!o.outlier_detection_http_error_codes.is_empty(), p, "outlierDetectionHttpErrorCodes");
+    let codes = p.key("outlierDetectionHttpErrorCodes");
+    for (i, c) in o.outlier_detection_http_error_codes.iter().enumerate() {
+        if !(100..=599).contains(c) {
+            out.error(&codes.index(i), format!("{c} is no HTTP status: use 100 to 599"));
+        }
+    }
 }
 
 fn client_tls(t: &ClientTlsSettings, p: &Path<'_>, out: &mut Findings) {

@@ -2,6 +2,7 @@
 
 use mesh_model::{
     authored::{Gateway, Server, ServerTlsMode, ServerTlsSettings, TlsProtocol},
+    proxy::{TLS_CIPHERS, TLS_CURVES, is_cipher_expression},
     registry::Protocol,
 };
 
@@ -93,25 +94,6 @@ fn server(s: &Server, p: &Path<'_>, out: &mut Findings) {
     }
 }
 
-/// Cipher suites that there are.
-const CIPHERS: [&str; 15] = [
-    "ECDHE-ECDSA-AES128-GCM-SHA256",
-    "ECDHE-RSA-AES128-GCM-SHA256",
-    "ECDHE-ECDSA-AES256-GCM-SHA384",
-    "ECDHE-RSA-AES256-GCM-SHA384",
-    "ECDHE-ECDSA-CHACHA20-POLY1305",
-    "ECDHE-RSA-CHACHA20-POLY1305",
-    "ECDHE-ECDSA-AES128-SHA",
-    "ECDHE-RSA-AES128-SHA",
-    "ECDHE-ECDSA-AES256-SHA",
-    "ECDHE-RSA-AES256-SHA",
-    "AES128-GCM-SHA256",
-    "AES256-GCM-SHA384",
-    "AES128-SHA",
-    "AES256-SHA",
-    "DES-CBC3-SHA",
-];
-
 /// Certificates that are given as paths.
 fn certificates(t: &ServerTlsSettings, p: &Path<'_>, out: &mut Findings) {
     let pair = |certificate: &str, key: &str, p: &Path<'_>, out: &mut Findings| {
@@ -129,7 +111,8 @@ fn certificates(t: &ServerTlsSettings, p: &Path<'_>, out: &mut Findings) {
         pair(&c.server_certificate, &c.private_key, &list.index(i), out);
     }
     let verifies = matches!(t.mode, ServerTlsMode::Mutual | ServerTlsMode::OptionalMutual);
-    if verifies && t.ca_certificates.is_empty() && t.ca_cert_credential_name.is_empty() {
+    let roots = t.tls_certificates.iter().map(|c| &c.ca_certificates).chain([&t.ca_certificates]);
+    if verifies && roots.into_iter().all(String::is_empty) && t.ca_cert_credential_name.is_empty() {
         out.error(&p.key("caCertificates"), "the roots that clients are verified with are required");
     }
 }
@@ -182,11 +165,9 @@ pub(super) fn tls(t: &ServerTlsSettings, p: &Path<'_>, out: &mut Findings) {
     if t.min_protocol_version == TlsProtocol::V1_3 && t.max_protocol_version == TlsProtocol::V1_2 {
         out.error(&p.key("maxProtocolVersion"), "is lower than minProtocolVersion");
     }
-    out.unenforced(t.max_protocol_version == TlsProtocol::V1_2, p, "maxProtocolVersion");
     let suites = p.key("cipherSuites");
     for (i, c) in t.cipher_suites.iter().enumerate() {
-        let list = c.is_empty() || c == "ALL" || !c.starts_with(|c: char| c.is_alphanumeric());
-        if !list && !CIPHERS.contains(&c.as_str()) {
+        if !is_cipher_expression(c) {
             out.warning(&suites.index(i), format!("{c:?} is not a cipher suite: ignored"));
         } else if t.cipher_suites[..i].contains(c) {
             out.warning(&suites.index(i), format!("{c:?} is there twice"));
@@ -198,20 +179,38 @@ pub(super) fn tls(t: &ServerTlsSettings, p: &Path<'_>, out: &mut Findings) {
     if !t.ca_crl.is_empty() && t.mode == ServerTlsMode::Simple {
         out.error(&p.key("caCrl"), "mode SIMPLE verifies no clients: a revocation list has no meaning");
     }
-    out.unenforced(!t.cipher_suites.is_empty(), p, "cipherSuites");
-    out.unenforced(!t.ecdh_curves.is_empty(), p, "ecdhCurves");
+    let named = |c: &&String| TLS_CIPHERS.contains(&c.as_str());
+    let had = |c: &String| TLS_CIPHERS[..6].contains(&c.as_str());
+    // What is no name may stand for any.
+    if t.cipher_suites.iter().all(|c| named(&c) || !is_cipher_expression(c))
+        && t.cipher_suites.iter().any(|c| named(&c))
+        && !t.cipher_suites.iter().any(had)
+    {
+        let message = format!("the engine has none of these suites, but {}", TLS_CIPHERS[..6].join(", "));
+        if t.max_protocol_version == TlsProtocol::V1_2 {
+            out.error(&suites, message);
+        } else {
+            out.warning(&suites, message + ": it serves clients of TLS 1.3 alone");
+        }
+    }
+    let curves = p.key("ecdhCurves");
+    for (i, c) in t.ecdh_curves.iter().enumerate() {
+        if !TLS_CURVES.contains(&c.as_str()) {
+            out.warning(&curves.index(i), format!("{c:?} is not a curve: ignored"));
+        } else if t.ecdh_curves[..i].contains(c) {
+            out.warning(&curves.index(i), format!("{c:?} is there twice"));
+        }
+    }
+    if !t.ecdh_curves.is_empty() && !t.ecdh_curves.iter().any(|c| TLS_CURVES[..4].contains(&c.as_str())) {
+        let message = format!("the engine has none of these curves, but {}", TLS_CURVES[..4].join(", "));
+        out.error(&curves, message);
+    }
     for (n, field) in
         [(t.credential_names.len(), "credentialNames"), (t.tls_certificates.len(), "tlsCertificates")]
     {
         if n > 2 {
             out.error(&p.key(field), "two certificates at most: one of RSA and one of ECDSA");
-        } else if n > 1 {
-            out.warning(&p.key(field), "only the first certificate is used yet");
         }
-    }
-    for (i, c) in t.tls_certificates.iter().enumerate() {
-        let at = p.key("tlsCertificates");
-        out.unenforced(!c.ca_certificates.is_empty(), &at.index(i), "caCertificates");
     }
     for (set, field) in [
         (!t.verify_certificate_spki.is_empty(), "verifyCertificateSpki"),

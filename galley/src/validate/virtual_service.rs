@@ -249,7 +249,6 @@ fn http_match(m: &HttpMatchRequest, p: &Path<'_>, out: &mut Findings) {
     if !m.source_namespace.is_empty() && !common::is_dns_label(&m.source_namespace) {
         out.error(&p.key("sourceNamespace"), format!("{:?} is not a namespace", m.source_namespace));
     }
-    out.unenforced(!m.stat_prefix.is_empty(), p, "statPrefix");
 }
 
 fn destination(d: Option<&Destination>, p: &Path<'_>, out: &mut Findings) {
@@ -327,7 +326,9 @@ fn l4(
     if port != 0 {
         common::port(port, &p.key("port"), out);
     }
-    out.unenforced(!source_subnet.is_empty(), p, "sourceSubnet");
+    if !source_subnet.is_empty() {
+        common::subnet(source_subnet, &p.key("sourceSubnet"), out);
+    }
     common::labels(source_labels, &p.key("sourceLabels"), out);
     common::gateway_names(gateways, &p.key("gateways"), out);
 }

@@ -14,7 +14,9 @@ use std::{
 use mesh_identity::{Revocations, SecretStore, TRUST_BUNDLE, WORKLOAD_SVID, peer_identity};
 use mesh_model::{
     ClusterId,
-    proxy::{ClientCertificate, DownstreamTls, SecretRef, TlsVersion, UpstreamTls, Validation},
+    proxy::{
+        ClientCertificate, DownstreamTls, SecretRef, TlsServerOptions, TlsVersion, UpstreamTls, Validation,
+    },
 };
 use quinn::{
     ClientConfig, ConnectError, Connecting, Connection, Endpoint, Incoming, ServerConfig, VarInt,
@@ -123,6 +125,7 @@ impl Trunk {
             client_certificate: ClientCertificate::Required(trust()),
             alpn: alpn(),
             min_version: TlsVersion::V1_3,
+            options: TlsServerOptions::default(),
         })?;
         let client = secrets.client_config(&UpstreamTls {
             certificate: Some(SecretRef::Sds(WORKLOAD_SVID.into())),

@@ -5,6 +5,7 @@
 //! `prometheus-client` lock a mutex at each observation.
 
 mod proc;
+mod route;
 mod udp;
 
 use std::{
@@ -25,8 +26,9 @@ use prometheus_client::{
 };
 
 pub use self::proc::{ProcEvent, ProcSeries};
+pub use self::route::RouteSeries;
 pub use self::udp::{UdpDrop, UdpEnd, UdpHop, UdpSeries};
-use self::{proc::ProcMetrics, udp::UdpMetrics};
+use self::{proc::ProcMetrics, route::RouteMetrics, udp::UdpMetrics};
 
 /// Which side of a request reports it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -205,6 +207,7 @@ pub struct MeshMetrics {
     log_lines_dropped: Counter,
     udp: UdpMetrics,
     proc: ProcMetrics,
+    route: RouteMetrics,
 }
 
 /// One combination of labels of the HTTP metrics.
@@ -267,6 +270,7 @@ impl MeshMetrics {
         );
         m.udp.register(registry);
         m.proc.register(registry);
+        m.route.register(registry);
         m
     }
 
@@ -302,6 +306,12 @@ impl MeshMetrics {
     #[must_use]
     pub fn proc_series(&self, stat_prefix: &str) -> ProcSeries {
         self.proc.series(stat_prefix)
+    }
+
+    /// The counters of a route that has statistics of its own.
+    #[must_use]
+    pub fn route_series(&self, virtual_host: &str, stat_prefix: &str) -> RouteSeries {
+        self.route.series(virtual_host, stat_prefix)
     }
 
     /// Lines that access-log writers had to drop.

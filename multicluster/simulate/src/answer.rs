@@ -32,6 +32,8 @@ pub struct Answer {
     pub action: String,
     /// Status, where a proxy answers itself.
     pub status: Option<u16>,
+    /// What the proxy that the destination is is asked for, such as `CONNECT a.example:443`, where bytes go through one.
+    pub tunnel: Option<String>,
     /// Why, where a proxy answers itself or does not forward.
     pub detail: String,
     /// Target of a redirect.
@@ -200,6 +202,10 @@ pub struct TrafficPolicy {
     pub max_retries: Option<u32>,
     /// Null is no limit.
     pub max_requests_per_connection: Option<u32>,
+    /// Null is no limit.
+    pub max_concurrent_streams: Option<u32>,
+    /// Age at which a connection takes no more requests.
+    pub max_connection_duration: Option<String>,
     /// Idle connections.
     pub idle_timeout: Option<String>,
     /// Passive health.
@@ -224,6 +230,8 @@ pub struct Outlier {
     pub base_ejection_time: String,
     /// Share of endpoints.
     pub max_ejection_percent: u32,
+    /// Statuses that are errors; empty is 5xx.
+    pub error_codes: Vec<u16>,
 }
 
 /// A policy.

@@ -230,6 +230,7 @@ fn first(a: &mut Answer, p: &Passage, cluster: Option<&Cluster>) {
         .map(|m| Mirror { cluster: m.cluster.clone(), percentage: percent(m.fraction) })
         .collect();
     a.hash.clone_from(&p.hash);
+    a.tunnel.clone_from(&p.tunnel);
     if let Some(r) = &p.upstream {
         a.upstream =
             Some(Direct { method: r.method.clone(), authority: r.authority.clone(), path: r.path.clone() });
@@ -449,6 +450,7 @@ fn traffic_policy(c: &Cluster) -> TrafficPolicy {
             LbPolicy::RingHash(n) => format!("RING_HASH({n})"),
             LbPolicy::Maglev(n) => format!("MAGLEV({n})"),
             LbPolicy::PeakEwma => "PEAK_EWMA".to_owned(),
+            LbPolicy::Utilization => "BACKEND_UTILIZATION".to_owned(),
         },
         connect_timeout: seconds(c.connect_timeout),
         protocol: match c.http {
@@ -462,6 +464,8 @@ fn traffic_policy(c: &Cluster) -> TrafficPolicy {
         http2_max_requests: limited(c.limits.max_requests),
         max_retries: limited(c.limits.max_retries),
         max_requests_per_connection: Some(c.max_requests_per_connection).filter(|n| *n > 0),
+        max_concurrent_streams: Some(c.http2.max_concurrent_streams).filter(|n| *n > 0),
+        max_connection_duration: c.max_connection_duration.map(seconds),
         idle_timeout: c.idle_timeout.map(seconds),
         outlier_detection: c.outlier.as_ref().map(|o| Outlier {
             consecutive_5xx_errors: o.consecutive_5xx,
@@ -469,6 +473,7 @@ fn traffic_policy(c: &Cluster) -> TrafficPolicy {
             interval: seconds(o.interval),
             base_ejection_time: seconds(o.base_ejection),
             max_ejection_percent: o.max_percent,
+            error_codes: o.error_codes.clone(),
         }),
         warmup: c.slow_start.map(|s| seconds(s.window)),
         tls: tls(c.tls.as_deref()),

@@ -13,7 +13,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use mesh_identity::{IdentityError, SecretStore, TrustBundle, WORKLOAD_SVID};
 use mesh_model::{
     TrustDomain,
-    proxy::{ClientCertificate, DownstreamTls, SecretRef, TlsVersion},
+    proxy::{ClientCertificate, DownstreamTls, SecretRef, TlsServerOptions, TlsVersion},
 };
 use mesh_xds::server::conn;
 use tokio::{net::TcpListener, sync::Semaphore, task::JoinHandle};
@@ -43,6 +43,7 @@ pub(crate) async fn serve(
             alpn: vec!["http/1.1".into()],
             // What the specification asks for is Mozilla's intermediate configuration.
             min_version: TlsVersion::V1_2,
+            options: TlsServerOptions::default(),
         })
     };
     let io = |what: String| move |source| StartError::Io { what, source };

@@ -10,7 +10,7 @@ use mesh_model::authored::{
 };
 
 use super::{
-    GATEWAY_NAME, SERVED_IN,
+    CLIENT_CERTIFICATE, GATEWAY_NAME, SERVED_IN,
     attach::{Route, RouteKind},
     backends::{Unresolved, credential},
     known::{GROUP, Known},
@@ -248,14 +248,29 @@ impl<'a> Serves<'a> {
             name: self.listener.name.clone(),
             ..Server::default()
         };
+        let shown = self.client_certificate(known);
         let proxies = proxies(known, self.gateway).into_iter();
         proxies
             .map(|(namespace, selector)| {
                 let spec = authored::Gateway { servers: vec![server.clone()], selector };
-                let served = [(SERVED_IN, namespace)];
-                made(&self.gateway.namespace, name.to_owned(), self.gateway.created, served, spec)
+                let (at, created) = (&self.gateway.namespace, self.gateway.created);
+                match &shown {
+                    None => made(at, name.to_owned(), created, [(SERVED_IN, namespace)], spec),
+                    Some(c) => {
+                        let notes = [(SERVED_IN, namespace), (CLIENT_CERTIFICATE, c.clone())];
+                        made(at, name.to_owned(), created, notes, spec)
+                    }
+                }
             })
             .collect()
+    }
+
+    /// What the Gateway's proxies show to backends. A reference that leads nowhere names what nobody has, so that
+    /// backends that ask are not reached without.
+    fn client_certificate(&self, known: &Known<'_>) -> Option<String> {
+        let r = self.gateway.spec.tls.as_ref()?.backend.as_ref()?.client_certificate_ref.as_ref()?;
+        let name = credential(known, &self.gateway.namespace, r, &["Secret"]);
+        Some(name.unwrap_or_else(|_| format!("invalid_{}", r.name)))
     }
 
     /// A document with routes of one of its hosts.

@@ -3,6 +3,7 @@
 use mesh_model::authored::{
     self, CorsPolicy, FaultAbort, HeaderOperations, Headers, HttpFaultInjection, HttpMirrorPolicy,
     HttpRedirect, HttpRetry, HttpRewrite, HttpRouteDestination, Percent, RegexRewrite, StringMatch,
+    UnmatchedPreflights,
     gateway_api::{
         Cors, FilterType, HeaderModifier, PathModifier, RequestMirror, RequestRedirect, Retry, RouteFilter,
         Timeouts,
@@ -199,6 +200,7 @@ fn cors(c: &Cors) -> CorsPolicy {
         expose_headers: c.expose_headers.clone(),
         max_age: Some(std::time::Duration::from_secs(seconds).into()),
         allow_credentials: c.allow_credentials,
+        unmatched_preflights: UnmatchedPreflights::Ignore,
         ..CorsPolicy::default()
     }
 }

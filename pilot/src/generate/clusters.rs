@@ -5,15 +5,15 @@ use std::{collections::BTreeMap, time::Duration};
 use mesh_model::{
     SpiffeId,
     authored::{
-        ClientTlsMode, ClientTlsSettings, ConnectionPoolSettings, DestinationRule, H2UpgradePolicy,
-        LoadBalancerSettings, OutlierDetection as AuthoredOutlier, ProxyProtocolVersion as Authored,
-        RetryBudget as AuthoredBudget, SimpleLb, Subset, TrafficPolicy,
+        BackendUtilizationLb, ClientTlsMode, ClientTlsSettings, ConnectionPoolSettings, DestinationRule,
+        H2UpgradePolicy, LoadBalancerSettings, OutlierDetection as AuthoredOutlier,
+        ProxyProtocolVersion as Authored, RetryBudget as AuthoredBudget, SimpleLb, Subset, TrafficPolicy,
     },
     federation::ImportedService,
     proxy::{
-        Cluster, Discovery, LbPolicy, LeastRequest, LocalOrigin, OutlierDetection, ProxyProtocolVersion,
-        RetryBudget, SecretRef, SlowStart, StringMatch, TUNNEL_ALPN, TransportSocketMatch, UpstreamHttp,
-        UpstreamTls, Validation,
+        Cluster, Discovery, Http2Keepalive, LbPolicy, LeastRequest, LocalOrigin, OutlierDetection,
+        ProxyProtocolVersion, RetryBudget, SecretRef, SlowStart, StringMatch, TUNNEL_ALPN, TcpKeepalive,
+        TransportSocketMatch, UpstreamHttp, UpstreamTls, UtilizationLb, Validation,
     },
     registry::{Labels, Protocol, Resolution, ServicePort},
 };
@@ -46,6 +46,7 @@ const REMOTE_OUTLIER: OutlierDetection = OutlierDetection {
     base_ejection: Duration::from_secs(10),
     max_ejection: Duration::from_secs(300),
     max_percent: 100,
+    error_codes: Vec::new(),
 };
 
 /// Where undeclared destinations go.
@@ -113,7 +114,10 @@ fn add(
             Some(Box::new(REMOTE_OUTLIER))
         }
     };
-    c.locality_weighted = endpoints::locality_setting(ctx, &policy).is_some_and(|s| !s.distribute.is_empty());
+    c.locality_weighted = match endpoints::zones::setting(&policy) {
+        Some((_, zones)) => zones,
+        None => endpoints::locality_setting(ctx, &policy).is_some_and(|s| !s.distribute.is_empty()),
+    };
     if let Some(o) = &policy.outlier_detection
         && let Ok(p) = u32::try_from(o.min_health_percent)
     {
@@ -150,6 +154,11 @@ pub(super) fn balance(c: &mut Cluster, lb: Option<&LoadBalancerSettings>, ours: 
         };
         return;
     }
+    if let Some(u) = &lb.backend_utilization {
+        c.lb = LbPolicy::Utilization;
+        c.utilization = Some(Box::new(utilization(u)));
+        return;
+    }
     c.lb = match lb.simple {
         Some(SimpleLb::RoundRobin | SimpleLb::Passthrough) => LbPolicy::RoundRobin,
         Some(SimpleLb::Random) => LbPolicy::Random,
@@ -157,6 +166,20 @@ pub(super) fn balance(c: &mut Cluster, lb: Option<&LoadBalancerSettings>, ours: 
         Some(SimpleLb::LeastConn | SimpleLb::LeastRequest | SimpleLb::PeakEwma | SimpleLb::Unspecified)
         | None => LbPolicy::LeastRequest(LeastRequest::default()),
     };
+}
+
+fn utilization(u: &BackendUtilizationLb) -> UtilizationLb {
+    let default = UtilizationLb::default();
+    UtilizationLb {
+        // Zero is "not set".
+        error_penalty: Some(u.error_utilization_penalty_percent)
+            .filter(|n| *n > 0)
+            .unwrap_or(default.error_penalty),
+        metrics: u.metric_names_for_computing_utilization.clone(),
+        blackout: u.weight_stabilization_period.map_or(default.blackout, Duration::from),
+        expiration: u.weight_expiration_period.map_or(default.expiration, Duration::from),
+        update: u.weight_update_period.map_or(default.update, Duration::from),
+    }
 }
 
 /// How endpoints that are new get their share.
@@ -177,7 +200,11 @@ fn slow_start(lb: &LoadBalancerSettings) -> Option<SlowStart> {
 fn retry_budget(b: &AuthoredBudget) -> RetryBudget {
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
     let share = (b.percent.unwrap_or(20.0).clamp(0.0, 100.0) * 100.0).round() as u32;
-    RetryBudget { share, min_concurrency: b.min_retry_concurrency.unwrap_or(3) }
+    RetryBudget {
+        share,
+        min_concurrency: b.min_retry_concurrency.unwrap_or(3),
+        interval: b.budget_interval.map(Duration::from).unwrap_or_default(),
+    }
 }
 
 /// A count that a user set; 0 and below is "not set".
@@ -195,8 +222,13 @@ pub(super) fn pool(c: &mut Cluster, pool: Option<&ConnectionPoolSettings>, proto
             c.connect_timeout = d.into();
         }
         if let Some(k) = &t.tcp_keepalive {
-            c.keepalive = Some(k.time.map_or(Duration::from_secs(7200), Duration::from));
+            c.keepalive = Some(TcpKeepalive {
+                time: k.time.map_or(Duration::from_secs(7200), Duration::from),
+                interval: k.interval.map(Duration::from),
+                probes: Some(k.probes).filter(|n| *n > 0),
+            });
         }
+        c.max_connection_duration = t.max_connection_duration.map(Duration::from);
     }
     if let Some(h) = &pool.http {
         if let Some(n) = count(h.http1_max_pending_requests) {
@@ -210,6 +242,11 @@ pub(super) fn pool(c: &mut Cluster, pool: Option<&ConnectionPoolSettings>, proto
         }
         c.max_requests_per_connection = count(h.max_requests_per_connection).unwrap_or(0);
         c.idle_timeout = h.idle_timeout.map(Duration::from);
+        c.http2.max_concurrent_streams = count(h.max_concurrent_streams).unwrap_or(0);
+        c.http2.keepalive = h
+            .http2_keepalive
+            .as_ref()
+            .and_then(|k| Some(Http2Keepalive { interval: k.interval?.into(), timeout: k.timeout?.into() }));
         if h.use_client_protocol {
             c.http = UpstreamHttp::Downstream;
         } else if h.h2_upgrade_policy == H2UpgradePolicy::Upgrade && protocol.is_http() {
@@ -235,6 +272,11 @@ pub(super) fn outlier(o: &AuthoredOutlier) -> OutlierDetection {
             success_rate: None,
             failure_percentage: None,
         }),
+        error_codes: o
+            .outlier_detection_http_error_codes
+            .iter()
+            .filter_map(|c| u16::try_from(*c).ok())
+            .collect(),
         ..OutlierDetection::default()
     }
 }
@@ -324,7 +366,7 @@ fn transport(
                 c.tls = Some(Box::new(tunnelled(tls)));
             }
             ClientTlsMode::Simple | ClientTlsMode::Mutual => {
-                c.tls = Some(Box::new(foreign_tls(entry, t, http2)));
+                c.tls = Some(Box::new(foreign_tls(ctx, entry, t, http2)));
             }
         },
     }
@@ -343,12 +385,18 @@ fn peers_identities(ctx: &Ctx<'_>, entry: &Entry, import: &ImportedService) -> V
     if named.is_empty() { vec![StringMatch::prefix(format!("spiffe://{domain}/"))] } else { named }
 }
 
+/// What a gateway of the Gateway API shows to servers that ask.
+fn of_gateway(ctx: &Ctx<'_>) -> Option<SecretRef> {
+    let name = ctx.proxy.situation.client_certificate.as_ref()?;
+    Some(SecretRef::Sds(format!("kubernetes://{name}")))
+}
+
 /// TLS to a server outside the mesh.
-fn foreign_tls(entry: &Entry, t: &ClientTlsSettings, http2: bool) -> UpstreamTls {
+fn foreign_tls(ctx: &Ctx<'_>, entry: &Entry, t: &ClientTlsSettings, http2: bool) -> UpstreamTls {
     let mutual = t.mode == ClientTlsMode::Mutual;
     let credential = |suffix: &str| SecretRef::Sds(format!("kubernetes://{}{suffix}", t.credential_name));
     let certificate = match (mutual, t.credential_name.is_empty()) {
-        (false, _) => None,
+        (false, _) => of_gateway(ctx),
         (true, false) => Some(credential("")),
         (true, true) => {
             Some(SecretRef::Files { chain: t.client_certificate.clone(), key: t.private_key.clone() })

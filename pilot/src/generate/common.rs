@@ -8,7 +8,7 @@ use mesh_model::{
         AccessLog, AccessLogFormat, CircuitBreakers, Cluster, Direction, Discovery, EscapedSlashes,
         FilterChain, FilterChainMatch, ForwardClientCert, HttpCodec, HttpConnectionManager, HttpFilter,
         LbPolicy, LeastRequest, Listener, LoadAssignment, NetworkFilter, RouteSource, SecretRef, StringMatch,
-        TcpProxy, Tracing, UpstreamHttp, UpstreamTls, Validation, WeightedCluster,
+        TcpProxy, Tracing, UpstreamHttp, UpstreamHttp2, UpstreamTls, Validation, WeightedCluster,
     },
 };
 
@@ -143,6 +143,7 @@ impl Ctx<'_> {
             stat_prefix: stat_prefix.to_owned(),
             clusters,
             idle_timeout: Some(TCP_IDLE),
+            max_duration: None,
             access_log: self.access_log(),
             tunnel: None,
             on_demand: None,
@@ -246,12 +247,15 @@ impl Ctx<'_> {
             outlier: None,
             health: None,
             close_on_health_failure: false,
+            utilization: None,
             slow_start: None,
             max_requests_per_connection: 0,
             idle_timeout: None,
             // Never send to hosts that are known to be bad only because many are.
             panic_threshold: 0,
             locality_weighted: false,
+            max_connection_duration: None,
+            http2: UpstreamHttp2::default(),
             keepalive: None,
             source: vec![],
             proxy_protocol: None,

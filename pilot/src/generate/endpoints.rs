@@ -23,6 +23,8 @@ use mesh_runtime::ports;
 use super::{Ctx, Generated, hbone, udp};
 use crate::{config::selects, index::Entry, slots::Scale};
 
+pub(super) mod zones;
+
 /// Transport label with the peer whose gateway a remote endpoint stands for.
 pub(super) const CLUSTER_LABEL: &str = "flotilla.dev/cluster";
 /// Transport label of endpoints that accept mesh mTLS.
@@ -62,13 +64,18 @@ pub(super) fn assignment(
     name: &str,
     policy: &TrafficPolicy,
 ) -> LoadAssignment {
-    let setting = locality_setting(ctx, policy);
-    let compared = setting.map_or(&[][..], |s| s.failover_priority.as_slice());
+    let zones = zones::setting(policy);
+    let setting = locality_setting(ctx, policy).filter(|_| zones.is_none());
+    let compared = match zones {
+        Some((z, true)) => z.failover_priority.as_slice(),
+        _ => setting.map_or(&[][..], |s| s.failover_priority.as_slice()),
+    };
     let secure = port.is_udp() && udp::is_secure(ctx, entry, policy);
     let groups = groups(ctx, entry, port, subset, compared, secure);
-    let localities = match setting {
-        Some(s) if !s.distribute.is_empty() => distribute(ctx, groups, s),
-        setting => prioritise(ctx, groups, setting),
+    let localities = match (zones, setting) {
+        (Some((z, true)), _) => zones::balance(ctx, groups, z),
+        (_, Some(s)) if !s.distribute.is_empty() => distribute(ctx, groups, s),
+        (_, setting) => prioritise(ctx, groups, setting),
     };
     LoadAssignment { name: name.to_owned(), localities, overprovisioning: 140 }
 }

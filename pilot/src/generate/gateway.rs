@@ -15,8 +15,8 @@ use mesh_model::{
     authored::{Gateway, Server, ServerTlsMode, ServerTlsSettings, TlsProtocol},
     proxy::{
         ClientCertificate, Direction, DownstreamTls, FilterChain, FilterChainMatch, HttpCodec, Listener,
-        NetworkFilter, QuicOptions, RouteSource, SecretRef, StringMatch, TlsVersion, TransportProtocol,
-        Validation,
+        NetworkFilter, QuicOptions, RouteSource, SecretRef, StringMatch, TLS_CURVES, TlsServerOptions,
+        TlsVersion, TransportProtocol, Validation, is_cipher_expression,
     },
     registry::Protocol,
 };
@@ -95,7 +95,11 @@ pub(super) fn has_http3(ctx: &Ctx<'_>, s: &Served<'_>) -> bool {
     ctx.world.config.mesh.enable_quic_listeners
         && s.protocol == Protocol::Https
         && s.tls().is_some_and(|t| {
-            matches!(t.mode, ServerTlsMode::Simple | ServerTlsMode::Mutual | ServerTlsMode::OptionalMutual)
+            t.max_protocol_version != TlsProtocol::V1_2
+                && matches!(
+                    t.mode,
+                    ServerTlsMode::Simple | ServerTlsMode::Mutual | ServerTlsMode::OptionalMutual
+                )
         })
 }
 
@@ -105,6 +109,7 @@ fn over_quic(mut c: FilterChain) -> FilterChain {
     if let Some(tls) = &mut c.tls {
         tls.alpn = vec!["h3".to_owned()];
         tls.min_version = TlsVersion::V1_3;
+        tls.options.ciphers.clear();
     }
     for f in &mut c.filters {
         if let NetworkFilter::Http(h) = f {
@@ -296,7 +301,11 @@ fn passthrough_chains(ctx: &Ctx<'_>, s: &Served<'_>) -> Vec<FilterChain> {
 
 pub(super) fn termination(ctx: &Ctx<'_>, t: &ServerTlsSettings, http: bool) -> Option<DownstreamTls> {
     let sds = |name: &str, suffix: &str| SecretRef::Sds(format!("kubernetes://{name}{suffix}"));
-    let credential = [&t.credential_name].into_iter().chain(&t.credential_names).find(|c| !c.is_empty());
+    let mut credentials: Vec<&String> = [&t.credential_name].into_iter().chain(&t.credential_names).collect();
+    credentials.retain(|c| !c.is_empty());
+    credentials.dedup();
+    let credential = credentials.first();
+    let mut options = TlsServerOptions::default();
     let (certificate, roots) = if t.mode == ServerTlsMode::IstioMutual {
         (ctx.own_certificate(), Some(ctx.mesh_roots()))
     } else if let Some(name) = credential {
@@ -305,6 +314,7 @@ pub(super) fn termination(ctx: &Ctx<'_>, t: &ServerTlsSettings, http: bool) -> O
         } else {
             sds(&t.ca_cert_credential_name, "")
         };
+        options.certificates = credentials.iter().skip(1).map(|name| sds(name, "")).collect();
         (sds(name, ""), Some(ca))
     } else {
         let (chain, key) = match t.tls_certificates.first() {
@@ -315,8 +325,14 @@ pub(super) fn termination(ctx: &Ctx<'_>, t: &ServerTlsSettings, http: bool) -> O
         if chain.is_empty() || key.is_empty() {
             return None;
         }
-        let ca = (!t.ca_certificates.is_empty())
-            .then(|| SecretRef::Files { chain: t.ca_certificates.clone(), key: String::new() });
+        let files =
+            |chain: &str, key: &str| SecretRef::Files { chain: chain.to_owned(), key: key.to_owned() };
+        // The server's own count; a certificate's do where it has none.
+        let mut ca =
+            [&t.ca_certificates].into_iter().chain(t.tls_certificates.iter().map(|c| &c.ca_certificates));
+        let ca = ca.find(|c| !c.is_empty()).map(|c| files(c, ""));
+        let more = t.tls_certificates.iter().skip(1);
+        options.certificates = more.map(|c| files(&c.server_certificate, &c.private_key)).collect();
         (SecretRef::Files { chain: chain.clone(), key: key.clone() }, ca)
     };
     let files = matches!(&roots, Some(SecretRef::Files { .. }));
@@ -343,11 +359,28 @@ pub(super) fn termination(ctx: &Ctx<'_>, t: &ServerTlsSettings, http: bool) -> O
         TlsProtocol::Auto if t.mode == ServerTlsMode::IstioMutual => TlsVersion::V1_3,
         _ => TlsVersion::V1_2,
     };
+    if t.mode != ServerTlsMode::IstioMutual {
+        options.max_version = (t.max_protocol_version == TlsProtocol::V1_2).then_some(TlsVersion::V1_2);
+        // A proxy refuses a listener for a name that it does not know.
+        options.ciphers = known_names(&t.cipher_suites, is_cipher_expression);
+        options.curves = known_names(&t.ecdh_curves, |c| TLS_CURVES.contains(&c));
+    }
     let mut alpn = if http { vec!["h2".to_owned(), "http/1.1".to_owned()] } else { vec![] };
     if t.mode == ServerTlsMode::IstioMutual {
         // What sidecars offer when they speak neither HTTP version by ALPN; a server that offers
         // protocols and shares none with its client refuses it (RFC 7301, section 3.2).
         alpn.push("istio".to_owned());
     }
-    Some(DownstreamTls { certificate, client_certificate, alpn, min_version })
+    Some(DownstreamTls { certificate, client_certificate, alpn, min_version, options })
+}
+
+/// Names that are known, each once.
+fn known_names(list: &[String], known: impl Fn(&str) -> bool) -> Vec<String> {
+    let mut out: Vec<String> = Vec::new();
+    for name in list.iter().filter(|n| known(n)) {
+        if !out.contains(name) {
+            out.push(name.clone());
+        }
+    }
+    out
 }

@@ -9,8 +9,8 @@ use std::{net::SocketAddr, sync::Arc};
 use mesh_model::proxy::{
     ClientCertificate, Direction, Discovery, DownstreamTls, EndpointHealth, FilterChain, FilterChainMatch,
     Forward, HBONE_PORT, HttpCodec, HttpConnectionManager, LbEndpoint, LoadAssignment, LocalityEndpoints,
-    NetworkFilter, PathMatch, RouteAction, RouteConfiguration, RouteMatch, RouteSource, TlsVersion,
-    UpstreamTls, Validation, WeightedCluster,
+    NetworkFilter, PathMatch, RouteAction, RouteConfiguration, RouteMatch, RouteSource, TlsServerOptions,
+    TlsVersion, UpstreamTls, Validation, WeightedCluster,
 };
 
 use mesh_model::registry::Labels;
@@ -103,6 +103,7 @@ pub(super) fn inbound(ctx: &Ctx<'_>, targets: &[Target], out: &mut Generated) {
         }),
         alpn: vec!["h2".to_owned()],
         min_version: TlsVersion::V1_3,
+        options: TlsServerOptions::default(),
     };
     let at = SocketAddr::new(ctx.proxy.bind(), HBONE_PORT);
     let mut l = listener(CONNECT_TERMINATE.to_owned(), at, Direction::Inbound);

@@ -8,12 +8,12 @@ use mesh_model::{
     authored::{
         CorsPolicy, Destination, HeaderKey, HeaderOperations, Headers, HttpFaultInjection, HttpMatchRequest,
         HttpRedirect, HttpRetry, HttpRoute, HttpRouteDestination, Percent, RedirectPortSelection,
-        StringMatch as Authored, VirtualService,
+        StringMatch as Authored, UnmatchedPreflights, VirtualService,
     },
     proxy::{
         AbortKind, Cors, DirectResponse, Fault, Forward, HashPolicy, HeaderMatch, HeaderOps,
         HeaderValueMatch, Mirror, PathMatch, QueryMatch, Redirect, RetryOn, RetryPolicy, Route, RouteAction,
-        RouteMatch, StringMatch, WeightedCluster,
+        RouteFilters, RouteMatch, StringMatch, WeightedCluster,
     },
 };
 
@@ -119,6 +119,9 @@ pub(super) fn default_retry() -> RetryPolicy {
     }
 }
 
+/// Tries after which priorities are left, as in Istio.
+const LEAVE_PRIORITIES: u32 = 2;
+
 fn retry(r: &HttpRetry) -> Option<RetryPolicy> {
     let attempts = u32::try_from(r.attempts).unwrap_or(0);
     if attempts == 0 {
@@ -132,6 +135,9 @@ fn retry(r: &HttpRetry) -> Option<RetryPolicy> {
     }
     if r.retry_ignore_previous_hosts == Some(false) {
         p.host_selection_attempts = 0;
+    }
+    if r.retry_remote_localities == Some(true) {
+        p.leave_priorities = LEAVE_PRIORITIES;
     }
     if !r.retry_on.is_empty() {
         p.on.clear();
@@ -255,6 +261,9 @@ fn delegated(parent: &HttpRoute, child: &HttpRoute) -> HttpRoute {
                 m.port = p.port;
             }
             m.ignore_uri_case |= p.ignore_uri_case;
+            if m.stat_prefix.is_empty() {
+                m.stat_prefix.clone_from(&p.stat_prefix);
+            }
             matches.push(m);
         }
     }
@@ -294,6 +303,10 @@ fn one(
                 ("", m) => m.to_owned(),
                 (r, m) => format!("{r}.{m}"),
             };
+            if !m.stat_prefix.is_empty() {
+                let filters = RouteFilters { stat_prefix: m.stat_prefix.clone(), ..RouteFilters::default() };
+                made.filters = filters.into();
+            }
             out.push(made);
             if all {
                 return true;
@@ -545,6 +558,7 @@ fn cors(c: &CorsPolicy) -> Cors {
         expose_headers: c.expose_headers.join(","),
         max_age: c.max_age.map(|d| d.0.as_secs().to_string()).unwrap_or_default(),
         allow_credentials: c.allow_credentials.unwrap_or(false),
+        ignore_unmatched: c.unmatched_preflights == UnmatchedPreflights::Ignore,
     }
 }
 
@@ -584,7 +598,9 @@ fn hash_policy(ctx: &Ctx<'_>, entry: &Entry, port: u16, subset: &str) -> Vec<Has
         out.push(HashPolicy::Header(n));
     }
     if let Some(c) = h.http_cookie {
-        out.push(HashPolicy::Cookie { name: c.name, path: c.path, ttl: c.ttl.map(Duration::from) });
+        let attributes = c.attributes.into_iter().map(|a| (a.name, a.value)).collect();
+        let ttl = c.ttl.map(Duration::from);
+        out.push(HashPolicy::Cookie { name: c.name, path: c.path, ttl, attributes });
     }
     if h.use_source_ip == Some(true) {
         out.push(HashPolicy::SourceIp);

@@ -19,8 +19,8 @@ use mesh_model::{
     proxy::{
         ClientCertificate, Cluster, Direction, Discovery, DownstreamTls, EndpointHealth, FilterChain,
         FilterChainMatch, Forward, LbEndpoint, LoadAssignment, LocalityEndpoints, NetworkFilter, RouteAction,
-        RouteConfiguration, RouteMatch, RouteSource, TUNNEL_ALPN, TlsVersion, TransportProtocol,
-        UpstreamHttp, Validation, WeightedCluster,
+        RouteConfiguration, RouteMatch, RouteSource, TUNNEL_ALPN, TlsServerOptions, TlsVersion,
+        TransportProtocol, UpstreamHttp, Validation, WeightedCluster,
     },
     registry::Protocol,
 };
@@ -244,6 +244,7 @@ fn mutual_tls(ctx: &Ctx<'_>, http: bool) -> DownstreamTls {
         alpn: alpn.iter().map(|s| (*s).to_owned()).collect(),
         // Whoever has a certificate of the mesh speaks it; older versions would show certificates and names in clear.
         min_version: TlsVersion::V1_3,
+        options: TlsServerOptions::default(),
     }
 }
 

@@ -61,6 +61,7 @@ const WORKLOAD_OUTLIER: OutlierDetection = OutlierDetection {
     base_ejection: Duration::from_secs(2),
     max_ejection: Duration::from_secs(10),
     max_percent: 100,
+    error_codes: Vec::new(),
 };
 
 pub(super) fn generate(ctx: &Ctx<'_>, out: &mut Generated) {

@@ -1,9 +1,11 @@
 //! TCP and TLS routes of a service: filter chains from a `VirtualService`, else one to the service.
 
+use std::time::Duration;
+
 use ipnet::IpNet;
 use mesh_model::{
-    authored::{RouteDestination, VirtualService},
-    proxy::{FilterChain, FilterChainMatch, NetworkFilter, TransportProtocol, WeightedCluster},
+    authored::{DestinationRule, RouteDestination, VirtualService},
+    proxy::{FilterChain, FilterChainMatch, NetworkFilter, TransportProtocol, Tunneling, WeightedCluster},
 };
 
 use super::{
@@ -23,6 +25,7 @@ pub(super) fn filter(
 ) -> Option<NetworkFilter> {
     let single = routes.len() == 1;
     let all_zero = routes.iter().all(|r| r.weight <= 0);
+    let first = routes.iter().find_map(|r| r.destination.as_ref());
     let clusters: Vec<WeightedCluster> = routes
         .iter()
         .filter_map(|r| {
@@ -40,7 +43,50 @@ pub(super) fn filter(
         [one] => vec![WeightedCluster::only(one.cluster.clone())],
         _ => clusters,
     };
-    Some(ctx.tcp_filter(stat_prefix, clusters))
+    let mut f = ctx.tcp_filter(stat_prefix, clusters);
+    // Of several destinations the first one's rule is theirs, as in Istio.
+    if let Some(d) = first
+        && let (_, Some(entry), port) = http::destination(ctx, namespace, d, port)
+    {
+        // Weights may lead to several subsets; then what is said of all of the service counts.
+        settle(ctx, entry, port, if routes.len() == 1 { &d.subset } else { "" }, &mut f);
+    }
+    Some(f)
+}
+
+/// A filter to the service itself.
+fn to_service(ctx: &Ctx<'_>, entry: &Entry, port: u16, cluster: &str) -> NetworkFilter {
+    let mut f = ctx.tcp_to(cluster);
+    settle(ctx, entry, port, "", &mut f);
+    f
+}
+
+/// Gives connections the times and the tunnel of the service's rule.
+fn settle(ctx: &Ctx<'_>, entry: &Entry, port: u16, subset: &str, filter: &mut NetworkFilter) {
+    let NetworkFilter::Tcp(t) = filter else { return };
+    let Some(rule) = ctx.world.destination_rule(ctx.proxy, entry) else { return };
+    t.tunnel = tunnel(&rule, subset);
+    let policy = effective_policy(Some(&rule), None, port);
+    let Some(tcp) = policy.connection_pool.as_ref().and_then(|p| p.tcp.as_ref()) else { return };
+    if let Some(idle) = tcp.idle_timeout {
+        // Zero is no limit.
+        t.idle_timeout = Some(Duration::from(idle)).filter(|d| !d.is_zero());
+    }
+    t.max_duration = tcp.max_connection_duration.map(Duration::from);
+}
+
+/// How connections to a proxy are led on, which the rule says of all of it or of a subset; a subset inherits nothing.
+fn tunnel(rule: &DestinationRule, subset: &str) -> Option<Tunneling> {
+    let policy = match subset {
+        "" => rule.traffic_policy.as_ref(),
+        name => rule.subsets.iter().find(|s| s.name == name)?.traffic_policy.as_ref(),
+    };
+    let t = policy?.tunnel.as_ref()?;
+    let hostname = match t.target_host.parse::<std::net::Ipv6Addr>() {
+        Ok(ip) => format!("[{ip}]:{}", t.target_port),
+        Err(_) => format!("{}:{}", t.target_host, t.target_port),
+    };
+    Some(Tunneling { hostname, headers: vec![], post: t.protocol == "POST" })
 }
 
 /// Address prefixes of a match; what cannot be parsed never matches and is left out.
@@ -56,29 +102,8 @@ fn document<'a>(ctx: &Ctx<'a>, entry: &Entry) -> Option<&'a Doc<VirtualService>>
     ctx.routes_of(entry)
 }
 
-/// Gives connections the idle timeout of the service's rule.
-fn limited(ctx: &Ctx<'_>, entry: &Entry, port: u16, mut chains: Vec<FilterChain>) -> Vec<FilterChain> {
-    let rule = ctx.world.destination_rule(ctx.proxy, entry);
-    let policy = effective_policy(rule.as_deref(), None, port);
-    let pool = policy.connection_pool.as_ref().and_then(|p| p.tcp.as_ref());
-    if let Some(idle) = pool.and_then(|t| t.idle_timeout) {
-        // Zero is no limit.
-        let idle = Some(std::time::Duration::from(idle)).filter(|d| !d.is_zero());
-        for f in chains.iter_mut().flat_map(|c| &mut c.filters) {
-            if let NetworkFilter::Tcp(t) = f {
-                t.idle_timeout = idle;
-            }
-        }
-    }
-    chains
-}
-
 /// Chains of a TCP port, most specific first; the last one matches everything.
 pub(super) fn tcp_chains(ctx: &Ctx<'_>, entry: &Entry, port: u16) -> Vec<FilterChain> {
-    limited(ctx, entry, port, routed_chains(ctx, entry, port))
-}
-
-fn routed_chains(ctx: &Ctx<'_>, entry: &Entry, port: u16) -> Vec<FilterChain> {
     let cluster = cluster_name(port, "", &entry.service.host);
     let mut chains: Vec<FilterChain> = Vec::new();
     if let Some(doc) = document(ctx, entry) {
@@ -102,6 +127,7 @@ fn routed_chains(ctx: &Ctx<'_>, entry: &Entry, port: u16) -> Vec<FilterChain> {
                 }
                 let matches = FilterChainMatch {
                     destination_prefixes: prefixes(&m.destination_subnets),
+                    source_prefixes: prefixes(std::slice::from_ref(&m.source_subnet)),
                     ..FilterChainMatch::default()
                 };
                 let all = matches == FilterChainMatch::default();
@@ -112,7 +138,8 @@ fn routed_chains(ctx: &Ctx<'_>, entry: &Entry, port: u16) -> Vec<FilterChain> {
             }
         }
     }
-    push(&mut chains, chain(cluster.clone(), FilterChainMatch::default(), vec![ctx.tcp_to(&cluster)]));
+    let own = to_service(ctx, entry, port, &cluster);
+    push(&mut chains, chain(cluster, FilterChainMatch::default(), vec![own]));
     chains
 }
 
@@ -140,6 +167,7 @@ pub(super) fn tls_chains(ctx: &Ctx<'_>, entry: &Entry, port: u16) -> Vec<FilterC
                 if here && !m.sni_hosts.is_empty() {
                     let mut matches = sni(&m.sni_hosts);
                     matches.destination_prefixes = prefixes(&m.destination_subnets);
+                    matches.source_prefixes = prefixes(std::slice::from_ref(&m.source_subnet));
                     push(&mut chains, chain(cluster.clone(), matches, vec![f.clone()]));
                 }
             }
@@ -147,8 +175,9 @@ pub(super) fn tls_chains(ctx: &Ctx<'_>, entry: &Entry, port: u16) -> Vec<FilterC
     }
     let mut names = vec![entry.service.host.clone()];
     names.extend(entry.aliases.iter().cloned());
-    push(&mut chains, chain(cluster.clone(), sni(&names), vec![ctx.tcp_to(&cluster)]));
-    limited(ctx, entry, port, chains)
+    let own = to_service(ctx, entry, port, &cluster);
+    push(&mut chains, chain(cluster, sni(&names), vec![own]));
+    chains
 }
 
 /// Adds a chain unless its match, or all of its server names, are taken: a proxy refuses a listener

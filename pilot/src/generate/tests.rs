@@ -876,7 +876,12 @@ fn destination_rule_settings() {
     let r = &vhost(&g.routes["9080"], "productpage").routes[0];
     assert_eq!(
         forward(r).hash,
-        [HashPolicy::Cookie { name: "u".into(), path: String::new(), ttl: Some(std::time::Duration::ZERO) }]
+        [HashPolicy::Cookie {
+            name: "u".into(),
+            path: String::new(),
+            ttl: Some(std::time::Duration::ZERO),
+            attributes: vec![]
+        }]
     );
     // The rule's pool settings hold at the workload as well.
     assert_eq!(g.clusters["inbound|9080||"].limits.max_connections, 7);

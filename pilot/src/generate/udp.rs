@@ -20,8 +20,8 @@ use mesh_model::{
     proxy::{
         ClientCertificate, Cluster, Direction, Discovery, DownstreamTls, EndpointHealth, FilterChain,
         FilterChainMatch, LbEndpoint, LbPolicy, Listener, LoadAssignment, LocalityEndpoints, NetworkFilter,
-        OutlierDetection, QuicOptions, Slots, TlsVersion, TransportSocketMatch, UDP_ALPN, UdpHash, UdpProxy,
-        UpstreamTls, Validation,
+        OutlierDetection, QuicOptions, Slots, TlsServerOptions, TlsVersion, TransportSocketMatch, UDP_ALPN,
+        UdpHash, UdpProxy, UpstreamTls, Validation,
     },
     registry::{Labels, Resolution, ServicePort},
 };
@@ -57,6 +57,7 @@ const OUTLIER: OutlierDetection = OutlierDetection {
     base_ejection: Duration::from_secs(5),
     max_ejection: Duration::from_secs(60),
     max_percent: 100,
+    error_codes: Vec::new(),
 };
 
 /// Connections that gateways pass on ping every second.
@@ -265,6 +266,7 @@ fn inbound_chain(ctx: &Ctx<'_>, out: &mut Generated, number: u16) -> FilterChain
             }),
             alpn: vec![UDP_ALPN.to_owned()],
             min_version: TlsVersion::V1_3,
+            options: TlsServerOptions::default(),
         }),
         ..chain(format!("{VIRTUAL_INBOUND}-{number}"), FilterChainMatch::default(), filters)
     }

@@ -101,7 +101,7 @@ fn document(which: usize, variant: u8) -> (&'static str, String, Value) {
         1 => (
             "WorkloadEntry",
             name,
-            json!({"address": format!("10.0.{}.1", variant % 3), "locality": format!("r{}/z1", variant % 2),
+            json!({"address": format!("10.0.{}.1", variant % 3), "locality": format!("r{}/z{}", variant % 2, variant % 3),
                 "serviceAccount": format!("sa{}", variant / 3), "labels": {"app": s, "version": format!("v{}", variant % 2),
                 "security.istio.io/tlsMode": "istio"}}),
         ),
@@ -115,6 +115,12 @@ fn document(which: usize, variant: u8) -> (&'static str, String, Value) {
             } else {
                 json!({"hosts": [s], "http": [{"timeout": format!("{}s", v + 1), "route": [{"destination": {"host": "a"}}]}]})
             },
+        ),
+        // Depends on where the caller's neighbours are.
+        3 if variant % 3 == 1 => (
+            "DestinationRule",
+            name,
+            json!({"host": s, "trafficPolicy": {"loadBalancer": {"zoneAwareLbSetting": {"minClusterSize": v / 3}}}}),
         ),
         3 => (
             "DestinationRule",

@@ -195,6 +195,8 @@ pub(crate) enum Io {
     Prefixed(Box<Prefixed>),
     /// A CONNECT stream.
     Tunnel(Box<crate::tunnel::TunnelStream>),
+    /// A POST request and its answer.
+    Post(Box<crate::tunnel::post::PostStream>),
 }
 
 macro_rules! each {
@@ -205,6 +207,7 @@ macro_rules! each {
             Io::Client($s) => $e,
             Io::Prefixed($s) => $e,
             Io::Tunnel($s) => $e,
+            Io::Post($s) => $e,
         }
     };
 }
@@ -237,7 +240,7 @@ impl AsyncWrite for Io {
             Io::Plain(s) => s.is_write_vectored(),
             Io::Server(s) => s.is_write_vectored(),
             Io::Client(s) => s.is_write_vectored(),
-            Io::Prefixed(_) | Io::Tunnel(_) => false,
+            Io::Prefixed(_) | Io::Tunnel(_) | Io::Post(_) => false,
         }
     }
 }
@@ -246,7 +249,7 @@ impl Io {
     /// ALPN that was negotiated.
     pub(crate) fn alpn(&self) -> Option<&[u8]> {
         match self {
-            Io::Plain(_) | Io::Tunnel(_) => None,
+            Io::Plain(_) | Io::Tunnel(_) | Io::Post(_) => None,
             Io::Server(s) => s.get_ref().1.alpn_protocol(),
             Io::Client(s) => s.get_ref().1.alpn_protocol(),
             Io::Prefixed(p) => p.inner.alpn(),

@@ -159,6 +159,8 @@ pub struct Passage {
     pub cluster: Option<String>,
     /// Endpoints of that destination.
     pub endpoints: Vec<EndpointSeen>,
+    /// What that destination is asked for, where it is a proxy that bytes go through.
+    pub tunnel: Option<String>,
     /// Whole request; `None` is no limit.
     pub timeout: Option<std::time::Duration>,
     /// Retries, if any.
@@ -356,6 +358,10 @@ impl Simulation<'_> {
             None => &tcp.clusters,
         };
         self.destinations(to);
+        self.out.tunnel = tcp.tunnel.as_ref().map(|t| {
+            let method = if t.post { "POST" } else { "CONNECT" };
+            format!("{method} {}", t.hostname)
+        });
         if self.nowhere() {
             self.out.action = Action::Close;
         }

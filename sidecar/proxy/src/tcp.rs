@@ -27,7 +27,7 @@ use crate::{
     io::Io,
     on_demand::{self, Waited},
     refusal::Refusal,
-    tunnel::{client::ConnectRequest, relay::relay},
+    tunnel::{self, client::ConnectRequest, relay::relay},
     upstream::{
         self,
         cluster::{Cluster, ClusterSlot, Outcome, Permit},
@@ -138,6 +138,7 @@ async fn run(
     cluster: &Arc<Cluster>,
     record: &mut TcpRecord,
 ) -> Result<(), Failure> {
+    let times = Times::of(proxy);
     // Boxed: what a dial needs would otherwise be kept for as long as the connection is.
     let connected = Box::pin(self::connect(conn, cluster, proxy.tunnel.as_ref(), record)).await;
     let (mut up, holds) = match connected {
@@ -149,7 +150,7 @@ async fn run(
             return Err(e);
         }
     };
-    carry(conn, down, &mut up, proxy.config.idle_timeout, &holds, record).await
+    carry(conn, down, &mut up, times, &holds, record).await
 }
 
 /// Whether this is a session that somebody else ends, of which nothing was answered yet.
@@ -196,8 +197,8 @@ impl Holds {
     }
 }
 
-/// An upstream connection within the cluster's limits; it is counted as opened. With `tunnel` it is a stream of a
-/// shared connection, and limited as requests are.
+/// An upstream connection within the cluster's limits; it is counted as opened. With `tunnel` it may be a stream of a
+/// shared connection, and is then limited as requests are.
 pub(crate) async fn connect(
     conn: &Rc<Connection>,
     cluster: &Arc<Cluster>,
@@ -206,8 +207,10 @@ pub(crate) async fn connect(
 ) -> Result<(Io, Holds), Failure> {
     let limits = &cluster.config.limits;
     let permit = match tunnel {
-        None => Permit::take(&cluster.usage, |u| &u.connections, limits.max_connections),
-        Some(_) => Permit::take(&cluster.usage, |u| &u.requests, limits.max_requests),
+        Some(_) if tunnel::client::are_streams(cluster) => {
+            Permit::take(&cluster.usage, |u| &u.requests, limits.max_requests)
+        }
+        _ => Permit::take(&cluster.usage, |u| &u.connections, limits.max_connections),
     };
     let Some(permit) = permit else { return Err(("UO", "upstream_overflow".into())) };
     let (up, host) = dial(conn, cluster, tunnel).await?;
@@ -221,23 +224,49 @@ pub(crate) async fn connect(
     Ok((up, Holds { _permit: permit, _active: active, host: watched }))
 }
 
+/// How long a connection may last.
+#[derive(Clone, Copy)]
+pub(crate) struct Times {
+    /// Without a byte.
+    pub(crate) idle: Option<Duration>,
+    /// Whatever passes.
+    pub(crate) end: Option<Instant>,
+}
+
+impl Times {
+    /// Of a connection that begins now.
+    pub(crate) fn of(proxy: &TcpProxy) -> Self {
+        let end = proxy.config.max_duration.map(|d| Instant::now() + d);
+        Self { idle: proxy.config.idle_timeout, end }
+    }
+
+    /// Waits until the connection has lasted for long enough.
+    async fn over(self) {
+        match self.end {
+            // Boxed, so that connections without an end do not carry a timer.
+            Some(at) => Box::pin(tokio::time::sleep_until(at)).await,
+            None => std::future::pending().await,
+        }
+    }
+}
+
 /// Moves bytes both ways until both directions have ended.
 pub(crate) async fn carry(
     conn: &Connection,
     down: &mut Io,
     up: &mut Io,
-    idle: Option<Duration>,
+    times: Times,
     holds: &Holds,
     record: &mut TcpRecord,
 ) -> Result<(), Failure> {
-    let idle = idle.filter(|t| !t.is_zero());
+    let idle = times.idle.filter(|t| !t.is_zero());
     let (received, sent) = record.counters();
     let (received, sent) = (Moved::new(received), Moved::new(sent));
     let signals = conn.signals.subscribe();
-    let tunnel = matches!(down, Io::Tunnel(_)) || matches!(up, Io::Tunnel(_));
+    let streams = matches!(down, Io::Tunnel(_)) || matches!(up, Io::Tunnel(_));
     let shown = up.shown();
     let moving = async {
-        if tunnel {
+        if streams {
             relay(&conn.worker, down, up, &received, &sent, idle).await
         } else {
             copy_both(&conn.worker, down, up, &received, &sent, idle).await
@@ -248,6 +277,7 @@ pub(crate) async fn carry(
         r = moving => r,
         () = signals.drained(), if resumes => Err(("DC", "drained".into())),
         () = signals.killed() => Err(("DC", "drained".into())),
+        () = times.over() => Err(("DT", "max_connection_duration_reached".into())),
         () = holds.failed() => Err(("UC", "upstream_host_unhealthy".into())),
         () = revoked(&conn.worker, shown.as_ref()) => Err(("UC", "upstream_certificate_revoked".into())),
     };
@@ -274,15 +304,13 @@ async fn dial(
             break;
         }
         tried.push(host.stats.id);
+        let client = Some((conn.peer, conn.local));
         let connected = match tunnel {
             None if cluster.may_tunnel(&host) => {
-                crate::tunnel::client::negotiate(&conn.worker, cluster, &host).await
+                tunnel::client::negotiate(&conn.worker, cluster, &host).await
             }
-            None => {
-                let client = Some((conn.peer, conn.local));
-                upstream::connect::connect_for(&conn.worker, cluster, &host, Want::Any, client).await
-            }
-            Some(to) => crate::tunnel::client::open(&conn.worker, cluster, &host, to).await,
+            None => upstream::connect::connect_for(&conn.worker, cluster, &host, Want::Any, client).await,
+            Some(to) => tunnel::client::open(&conn.worker, cluster, &host, to, client).await,
         };
         match connected {
             Ok(io) => {

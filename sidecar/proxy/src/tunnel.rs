@@ -5,10 +5,14 @@
 //! between them. HBONE is the same with mutual TLS on a well-known port, where the request names the address that
 //! the connection is for.
 //!
+//! Proxies that are no part of a mesh may speak HTTP/1 only: there a tunnel has a connection for itself, by CONNECT or as
+//! the bodies of a POST request and its answer.
+//!
 //! Half-closes become END_STREAM and back; what a slow reader does not take fills its stream's window and then
 //! stops whoever sends; a connection that breaks off is a reset.
 
 pub(crate) mod client;
+pub(crate) mod post;
 pub(crate) mod relay;
 pub(crate) mod server;
 

@@ -1,6 +1,6 @@
 //! Handshakes in memory against a small CA.
 
-use mesh_model::proxy::StringMatch;
+use mesh_model::proxy::{StringMatch, TlsServerOptions, TlsVersion};
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair,
     KeyUsagePurpose, SanType,
@@ -56,6 +56,7 @@ fn server_tls() -> DownstreamTls {
         client_certificate: ClientCertificate::Required(validation(&[])),
         alpn: vec!["h2".into()],
         min_version: TlsVersion::V1_3,
+        options: TlsServerOptions::default(),
     }
 }
 
@@ -272,3 +273,134 @@ fn a_session_without_identity_is_not_resumed_with_one() {
 mod domains;
 #[path = "revoked.rs"]
 mod revoked;
+
+/// Any server, to a client that offers only some of what there is.
+fn client_of(
+    change: impl FnOnce(&mut CryptoProvider),
+    versions: &[&'static SupportedProtocolVersion],
+) -> Arc<ClientConfig> {
+    let mut p = (*crypto_provider()).clone();
+    change(&mut p);
+    let verifier = SecretStore::new().verifier(&Validation { trusted: None, sans: vec![], crl: None }, false).unwrap();
+    let config = ClientConfig::builder_with_provider(Arc::new(p))
+        .with_protocol_versions(versions)
+        .unwrap()
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier))
+        .with_no_client_auth();
+    Arc::new(config)
+}
+
+#[test]
+fn a_server_may_offer_less() {
+    let root = root();
+    let (cert, key) = leaf(&root, &[A]);
+    let s = store((&cert, &key), &root.pem());
+    let try_with = |options: TlsServerOptions, client: &Arc<ClientConfig>| {
+        let tls = DownstreamTls {
+            client_certificate: ClientCertificate::None,
+            alpn: vec![],
+            min_version: TlsVersion::V1_2,
+            options,
+            ..server_tls()
+        };
+        let (s, _) = handshake(&s.server_config(&tls).unwrap(), client, "a.example").ok()?;
+        Some((
+            s.protocol_version().unwrap(),
+            s.negotiated_cipher_suite().unwrap().suite(),
+            s.negotiated_key_exchange_group().unwrap().name(),
+        ))
+    };
+    use rustls::{CipherSuite as C, NamedGroup as G, ProtocolVersion as P, version};
+    let both: [&SupportedProtocolVersion; 2] = [&version::TLS13, &version::TLS12];
+    let (any, new) = (client_of(|_| (), &both), client_of(|_| (), &[&version::TLS13]));
+    let old = client_of(|_| (), &[&version::TLS12]);
+    let none = TlsServerOptions::default;
+    assert_eq!(try_with(none(), &any).unwrap().0, P::TLSv1_3);
+    assert_eq!(try_with(none(), &old).unwrap().0, P::TLSv1_2);
+
+    let max = TlsServerOptions { max_version: Some(TlsVersion::V1_2), ..none() };
+    assert_eq!(try_with(max.clone(), &any).unwrap().0, P::TLSv1_2);
+    assert_eq!(try_with(max, &new), None);
+
+    let names = |list: &[&str]| list.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>();
+    let ciphers = |list: &[&str]| TlsServerOptions { ciphers: names(list), ..none() };
+    let (chacha, aes) = ("ECDHE-ECDSA-CHACHA20-POLY1305", "ECDHE-ECDSA-AES128-GCM-SHA256");
+    let chosen = |list: &[&str]| try_with(ciphers(list), &old).map(|t| t.1);
+    let is_chacha = Some(C::TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256);
+    let is_aes = Some(C::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256);
+    assert_eq!(chosen(&[chacha]), is_chacha);
+    assert_eq!(chosen(&[chacha, aes]), is_chacha, "the server's order");
+    assert_eq!(chosen(&[aes, chacha]), is_aes);
+    assert_eq!(
+        chosen(&[
+            "[ECDHE-ECDSA-AES128-GCM-SHA256|ECDHE-ECDSA-CHACHA20-POLY1305]",
+            "-ECDHE-ECDSA-CHACHA20-POLY1305"
+        ]),
+        is_aes
+    );
+    assert_eq!(chosen(&["AES128-SHA"]), None, "nothing that there is");
+    assert_eq!(try_with(ciphers(&["AES128-SHA"]), &any).unwrap().0, P::TLSv1_3, "only TLS 1.3 is left");
+
+    let curves = |list: &[&str]| TlsServerOptions { curves: names(list), ..none() };
+    let group = |list: &[&str]| try_with(curves(list), &any).map(|t| t.2);
+    assert_eq!(group(&["P-384"]), Some(G::secp384r1));
+    assert_eq!(group(&["P-521", "P-256"]), Some(G::secp256r1));
+    let other = client_of(|p| p.kx_groups.retain(|g| g.name() == G::X25519), &both);
+    assert_eq!(try_with(curves(&["P-256"]), &other), None);
+    let refused = |options| {
+        let tls = DownstreamTls { client_certificate: ClientCertificate::None, options, ..server_tls() };
+        s.server_config(&tls).unwrap_err().to_string()
+    };
+    assert!(refused(curves(&["P-521"])).contains("P-521"));
+    assert!(refused(TlsServerOptions { max_version: Some(TlsVersion::V1_2), ..none() }).contains("highest"));
+}
+
+#[test]
+fn a_client_gets_the_certificate_that_it_can_use() {
+    let root = root();
+    let s = SecretStore::new();
+    let named = |name: &str, key: KeyPair| {
+        let p = CertificateParams::new(vec![name.to_owned()]).unwrap();
+        (p.signed_by(&key, &root).unwrap().pem(), key.serialize_pem())
+    };
+    let rsa = || KeyPair::generate_for(&rcgen::PKCS_RSA_SHA256).unwrap();
+    for (secret, (chain, key)) in [
+        ("rsa", named("a.example", rsa())),
+        ("ecdsa", named("a.example", KeyPair::generate().unwrap())),
+        ("other", named("b.example", KeyPair::generate().unwrap())),
+    ] {
+        s.set_identity(secret, chain.as_bytes(), key.as_bytes()).unwrap();
+    }
+    let tls = DownstreamTls {
+        certificate: SecretRef::Sds("rsa".into()),
+        client_certificate: ClientCertificate::None,
+        alpn: vec![],
+        min_version: TlsVersion::V1_2,
+        options: TlsServerOptions {
+            certificates: vec![SecretRef::Sds("ecdsa".into()), SecretRef::Sds("other".into())],
+            ..TlsServerOptions::default()
+        },
+    };
+    let server = s.server_config(&tls).unwrap();
+    let both: [&SupportedProtocolVersion; 2] = [&rustls::version::TLS13, &rustls::version::TLS12];
+    let any = client_of(|_| (), &both);
+    let only_rsa = client_of(
+        |p| {
+            p.cipher_suites
+                .retain(|s| s.suite() == rustls::CipherSuite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256)
+        },
+        &[&rustls::version::TLS12],
+    );
+    let got = |client: &Arc<ClientConfig>, name: &str| {
+        let (_, c) = handshake(&server, client, name).unwrap();
+        let shown = c.peer_certificates().unwrap()[0].clone();
+        ["rsa", "ecdsa", "other"]
+            .into_iter()
+            .find(|n| s.identity_cell(n).load_full().unwrap().cert[0] == shown)
+            .unwrap()
+    };
+    assert_eq!(got(&any, "a.example"), "ecdsa");
+    assert_eq!(got(&any, "b.example"), "other");
+    assert_eq!(got(&only_rsa, "a.example"), "rsa");
+}

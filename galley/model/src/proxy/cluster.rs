@@ -32,6 +32,8 @@ pub struct Cluster {
     pub health: Option<Box<HealthCheck>>,
     /// `close_connections_on_host_health_failure`: TCP connections through a host end when it becomes unhealthy.
     pub close_on_health_failure: bool,
+    /// Of [`LbPolicy::Utilization`].
+    pub utilization: Option<Box<UtilizationLb>>,
     /// Hosts that are new take their share step by step; round robin and least request only.
     pub slow_start: Option<SlowStart>,
     /// Requests per upstream connection; 0 is no limit.
@@ -42,13 +44,46 @@ pub struct Cluster {
     pub panic_threshold: u32,
     /// Whether locality weights are used.
     pub locality_weighted: bool,
+    /// Age at which an upstream connection takes no more requests, and ends with those that it has.
+    pub max_connection_duration: Option<Duration>,
+    /// Of upstream connections that speak HTTP/2.
+    pub http2: UpstreamHttp2,
     /// TCP keep-alive of upstream connections.
-    pub keepalive: Option<Duration>,
+    pub keepalive: Option<TcpKeepalive>,
     /// Source addresses of upstream connections, the first of the endpoint's family; without one the kernel chooses.
     pub source: Vec<IpAddr>,
     /// Upstream connections begin with the client's addresses (`envoy.transport_sockets.upstream_proxy_protocol`),
     /// so each carries what one downstream connection sends.
     pub proxy_protocol: Option<ProxyProtocolVersion>,
+}
+
+/// `envoy.config.core.v3.Http2ProtocolOptions` of a cluster.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UpstreamHttp2 {
+    /// Streams of a connection at a time, if its server allows as many; 0 is no limit of ours.
+    pub max_concurrent_streams: u32,
+    /// `connection_keepalive`: whether the server is there is asked from time to time.
+    pub keepalive: Option<Http2Keepalive>,
+}
+
+/// `envoy.config.core.v3.KeepaliveSettings`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Http2Keepalive {
+    /// Between PING frames.
+    pub interval: Duration,
+    /// A connection on which nothing comes for so long after a PING ends.
+    pub timeout: Duration,
+}
+
+/// `envoy.config.core.v3.TcpKeepalive`. What is absent is as the kernel has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TcpKeepalive {
+    /// Idle time before the first probe.
+    pub time: Duration,
+    /// Time between probes.
+    pub interval: Option<Duration>,
+    /// Unanswered probes after which the connection is dead.
+    pub probes: Option<u32>,
 }
 
 /// Version of the PROXY protocol.
@@ -91,6 +126,38 @@ pub enum LbPolicy {
     /// The cheaper of two random hosts by their response time times what is in flight. Envoy has no such policy: it is
     /// the extension `flotilla.peak_ewma` of `load_balancing_policy`.
     PeakEwma,
+    /// Weighted round robin, by weights that follow from what hosts say of their load ([`Cluster::utilization`]).
+    Utilization,
+}
+
+/// `ClientSideWeightedRoundRobin`: a host's weight is its requests in a second by its utilisation, both as it reports
+/// them (ORCA). One without a weight has the median of the others.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UtilizationLb {
+    /// Share of failed requests times this, in percent, is added to the utilisation.
+    pub error_penalty: u32,
+    /// Metrics of the report of which the largest is the utilisation; without one above zero it is
+    /// `application_utilization`, and then `cpu_utilization`.
+    pub metrics: Vec<String>,
+    /// A host has reported for so long before its weight counts.
+    pub blackout: Duration,
+    /// A weight counts for so long after a report.
+    pub expiration: Duration,
+    /// Between computations.
+    pub update: Duration,
+}
+
+impl Default for UtilizationLb {
+    /// As Envoy's.
+    fn default() -> Self {
+        Self {
+            error_penalty: 100,
+            metrics: vec![],
+            blackout: Duration::from_secs(10),
+            expiration: Duration::from_secs(180),
+            update: Duration::from_secs(1),
+        }
+    }
 }
 
 /// `Cluster.LeastRequestLbConfig`.
@@ -121,9 +188,10 @@ pub struct SlowStart {
 }
 
 /// HTTP version spoken upstream.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum UpstreamHttp {
     /// HTTP/1.1.
+    #[default]
     Http1,
     /// HTTP/2.
     Http2,
@@ -193,6 +261,8 @@ pub struct RetryBudget {
     pub share: u32,
     /// This many always may.
     pub min_concurrency: u32,
+    /// Requests count for so long from their start, also if they have ended; zero counts those that are there.
+    pub interval: Duration,
 }
 
 impl Default for CircuitBreakers {
@@ -208,7 +278,7 @@ impl Default for CircuitBreakers {
 }
 
 /// `envoy.config.cluster.v3.OutlierDetection`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OutlierDetection {
     /// Consecutive 5xx (and connect failures); 0 is off.
     pub consecutive_5xx: u32,
@@ -233,6 +303,9 @@ pub struct OutlierDetection {
     pub max_ejection: Duration,
     /// Share of hosts that may be ejected, percent; one always may.
     pub max_percent: u32,
+    /// Statuses that are errors, in the place of 5xx; empty leaves it at those. Envoy has a matcher of answers for it, in
+    /// the protocol options.
+    pub error_codes: Vec<u16>,
 }
 
 impl Default for OutlierDetection {
@@ -250,6 +323,7 @@ impl Default for OutlierDetection {
             base_ejection: Duration::from_secs(30),
             max_ejection: Duration::from_secs(300),
             max_percent: 10,
+            error_codes: vec![],
         }
     }
 }

@@ -172,6 +172,53 @@ pub struct DownstreamTls {
     pub alpn: Vec<String>,
     /// Lowest version accepted.
     pub min_version: TlsVersion,
+    /// What few servers say.
+    pub options: TlsServerOptions,
+}
+
+/// Cipher suites of TLS 1.2 that Envoy has, by OpenSSL's names. The engine has the first six, which alone have forward
+/// secrecy and authenticate what they encrypt.
+pub const TLS_CIPHERS: [&str; 15] = [
+    "ECDHE-ECDSA-AES128-GCM-SHA256",
+    "ECDHE-RSA-AES128-GCM-SHA256",
+    "ECDHE-ECDSA-AES256-GCM-SHA384",
+    "ECDHE-RSA-AES256-GCM-SHA384",
+    "ECDHE-ECDSA-CHACHA20-POLY1305",
+    "ECDHE-RSA-CHACHA20-POLY1305",
+    "ECDHE-ECDSA-AES128-SHA",
+    "ECDHE-RSA-AES128-SHA",
+    "ECDHE-ECDSA-AES256-SHA",
+    "ECDHE-RSA-AES256-SHA",
+    "AES128-GCM-SHA256",
+    "AES256-GCM-SHA384",
+    "AES128-SHA",
+    "AES256-SHA",
+    "DES-CBC3-SHA",
+];
+
+/// Groups of the key exchange that Envoy has, by BoringSSL's names. The engine has the first four.
+pub const TLS_CURVES: [&str; 7] =
+    ["X25519MLKEM768", "X25519", "P-256", "P-384", "P-521", "P-224", "X25519Kyber768Draft00"];
+
+/// Whether an entry of a list of cipher suites is a suite, or may be something else that such lists can hold.
+#[must_use]
+pub fn is_cipher_expression(entry: &str) -> bool {
+    entry == "ALL" || !entry.starts_with(|c: char| c.is_alphanumeric()) || TLS_CIPHERS.contains(&entry)
+}
+
+/// What a server may say of its sessions besides: `TlsParameters`, and `tls_certificates` after the first.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TlsServerOptions {
+    /// Further certificates. A client gets one that is for the name it asks for and whose key it can verify, one of an
+    /// ECDSA key rather than another.
+    pub certificates: Vec<SecretRef>,
+    /// Highest version accepted; `None` is 1.3.
+    pub max_version: Option<TlsVersion>,
+    /// Cipher suites of TLS 1.2, preferred first, as in OpenSSL's lists; those that the engine does not have are passed
+    /// over. Empty is all that it has.
+    pub ciphers: Vec<String>,
+    /// Groups of the key exchange by BoringSSL's names, preferred first; likewise.
+    pub curves: Vec<String>,
 }
 
 /// Client authentication of a TLS server.
@@ -251,22 +298,26 @@ pub struct TcpProxy {
     pub clusters: Vec<WeightedCluster>,
     /// Closes when no byte passed for this long; `None` never.
     pub idle_timeout: Option<Duration>,
+    /// Closes at this age, whatever passes.
+    pub max_duration: Option<Duration>,
     /// Log of connections.
     pub access_log: Vec<AccessLog>,
-    /// Each connection is a CONNECT stream on a shared HTTP/2 connection to its destination; `None` gives it a
-    /// connection of its own.
+    /// Each connection goes through a proxy, which its destination is; `None` leads to the destination itself.
     pub tunnel: Option<Tunneling>,
     /// A destination that does not exist is asked for.
     pub on_demand: Option<OnDemandCluster>,
 }
 
-/// `TcpProxy.TunnelingConfig`, over HTTP/2.
+/// `TcpProxy.TunnelingConfig`: a stream on a shared connection where the cluster speaks HTTP/2, and a connection of its
+/// own otherwise.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Tunneling {
-    /// `:authority` of the CONNECT request.
+    /// Authority of the request: where the proxy is to connect to.
     pub hostname: String,
-    /// Headers of the CONNECT request.
+    /// Headers of the request.
     pub headers: Vec<(String, String)>,
+    /// It is a POST to `/`, whose body and answer carry the bytes, instead of CONNECT.
+    pub post: bool,
 }
 
 /// `envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager`.

@@ -77,6 +77,8 @@ pub struct RouteFilters {
     pub local_rate_limit: Option<Box<LocalRateLimit>>,
     /// Rules by which rate limits count (`rate_limits`).
     pub rate_limits: Vec<RateLimit>,
+    /// For routes: they have statistics of their own, under this name.
+    pub stat_prefix: String,
     /// For routes: which rules of the virtual host count as well (`include_vh_rate_limits`).
     pub host_rate_limits: HostRateLimits,
     /// The same for the global rate limit alone.
@@ -321,6 +323,9 @@ pub struct RetryPolicy {
     pub retriable_headers: Vec<HeaderMatch>,
     /// Unless empty, only requests with any of these are retried.
     pub retriable_request_headers: Vec<HeaderMatch>,
+    /// After each so many tries the priorities of the hosts that were tried are left out, unless that leaves nobody
+    /// (`envoy.retry_priorities.previous_priorities`); 0 is never.
+    pub leave_priorities: u32,
 }
 
 impl Default for RetryPolicy {
@@ -338,6 +343,7 @@ impl Default for RetryPolicy {
             rate_limited: None,
             retriable_headers: vec![],
             retriable_request_headers: vec![],
+            leave_priorities: 0,
         }
     }
 }
@@ -417,6 +423,8 @@ pub enum HashPolicy {
         path: String,
         /// `None`: not made if missing; zero: session cookie.
         ttl: Option<Duration>,
+        /// Further attributes; one without a value is its name alone.
+        attributes: Vec<(String, String)>,
     },
     /// Source address.
     SourceIp,
@@ -509,4 +517,6 @@ pub struct Cors {
     pub max_age: String,
     /// `access-control-allow-credentials`.
     pub allow_credentials: bool,
+    /// Preflights of other origins are answered here, with nothing, instead of forwarded.
+    pub ignore_unmatched: bool,
 }

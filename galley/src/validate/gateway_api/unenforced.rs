@@ -38,7 +38,6 @@ pub(super) fn gateway(g: &Gateway, p: &Path<'_>, out: &mut Findings) {
     }
     if let Some(t) = &g.tls {
         let tls = p.key("tls");
-        out.unenforced(t.backend.is_some(), &tls, "backend");
         let frontend = tls.key("frontend");
         if let Some(f) = &t.frontend {
             let default = f.default.as_ref().and_then(|d| d.validation.as_ref());
@@ -61,7 +60,6 @@ pub(super) fn gateway(g: &Gateway, p: &Path<'_>, out: &mut Findings) {
         let Some(t) = &l.tls else { continue };
         let tls = at.key("tls");
         validation(t.frontend_validation.as_ref(), &tls.key("frontendValidation"), out);
-        first_alone(&t.certificate_refs, &tls.key("certificateRefs"), out);
         let options = tls.key("options");
         for key in t.options.keys().filter(|k| *k != TERMINATE_MODE) {
             out.warning(&options.key(key), format!("option {key} is accepted but not enforced yet"));

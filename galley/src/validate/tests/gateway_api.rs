@@ -69,17 +69,11 @@ fn what_is_not_enforced() {
             (&with("infrastructure: {labels: {a: b}}"), "infrastructure", not),
             (&with("allowedListeners: {namespaces: {from: All}}"), "allowedListeners", not),
             (&with("backendTLS: {clientCertificateRef: {name: c}}"), "backendTLS", not),
-            (&with("tls: {backend: {clientCertificateRef: {name: c}}}"), "tls.backend", not),
             (&with("defaultScope: All"), "defaultScope", not),
             (&with("addresses: [{value: 10.0.0.1}]"), "addresses[0].type", not),
             (&plain.replace(": c\n", ": istio-waypoint\n"), "gatewayClassName", not),
             (&listener("port: 53, protocol: UDP"), "listeners[0].protocol", not),
             (&tls("options: {a.b/c: d}"), "listeners[0].tls.options[\"a.b/c\"]", not),
-            (
-                &listener("port: 443, protocol: HTTPS, tls: {certificateRefs: [{name: c}, {name: d}]}"),
-                "listeners[0].tls.certificateRefs[1]",
-                not,
-            ),
             (
                 &tls("frontendValidation: {caCertificateRefs: [{name: a}, {name: b}]}"),
                 "listeners[0].tls.frontendValidation.caCertificateRefs[1]",

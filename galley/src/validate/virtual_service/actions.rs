@@ -2,7 +2,7 @@
 
 use mesh_model::authored::{
     CorsPolicy, HeaderOperations, Headers, HttpFaultInjection, HttpMatchRequest, HttpRedirect, HttpRetry,
-    HttpRoute, StringMatch, UnmatchedPreflights,
+    HttpRoute, StringMatch,
 };
 
 use super::destination;
@@ -89,7 +89,6 @@ pub(super) fn retries(x: &HttpRetry, p: &Path<'_>, out: &mut Findings) {
             );
         }
     }
-    out.unenforced(x.retry_remote_localities.is_some(), p, "retryRemoteLocalities");
 }
 
 /// Status codes that have a registered meaning.
@@ -215,7 +214,6 @@ pub(super) fn cors(c: &CorsPolicy, p: &Path<'_>, out: &mut Findings) {
     {
         out.error(&p.key("maxAge"), "a whole number of seconds is required");
     }
-    out.unenforced(c.unmatched_preflights == UnmatchedPreflights::Ignore, p, "unmatchedPreflights");
 }
 
 pub(super) fn headers(h: Option<&Headers>, p: &Path<'_>, out: &mut Findings) {

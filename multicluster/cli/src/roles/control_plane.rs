@@ -18,7 +18,9 @@ use mesh_identity::{Ends, SecretStore, TRUST_BUNDLE, WORKLOAD_SVID};
 use mesh_model::{
     ClusterId, NetworkId, TrustDomain,
     federation::{GatewayAddress, ImportedService, Transport, type_url},
-    proxy::{ClientCertificate, DownstreamTls, SecretRef, StringMatch, TlsVersion, Validation},
+    proxy::{
+        ClientCertificate, DownstreamTls, SecretRef, StringMatch, TlsServerOptions, TlsVersion, Validation,
+    },
 };
 use mesh_runtime::{
     Right, RunAs,
@@ -452,6 +454,7 @@ fn server_tls(secrets: &SecretStore, own: &TrustDomain) -> anyhow::Result<Arc<ru
         }),
         alpn: vec!["h2".into()],
         min_version: TlsVersion::V1_3,
+        options: TlsServerOptions::default(),
     })?)
 }
 

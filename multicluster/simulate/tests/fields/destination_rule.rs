@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::{Base, Row, View, from, get, row, support::bookinfo, unenforced};
+use crate::{Base, Row, View, from, get, row, support::bookinfo};
 
 const X: &str = "GET http://ratings:9080/x";
 const CLUSTER: &str = "outbound|9080||ratings.default.svc.cluster.local";
@@ -158,6 +158,10 @@ fn pools() -> Vec<Row> {
             .with(document(json!({"host": "db", "trafficPolicy": {"connectionPool": {"tcp": {"maxConnections": 100}}}}))),
     );
     let secs = |n: u64| json!({"secs": n, "nanos": 0});
+    let tunnel = |field, value, want: Value| {
+        row(field, &tcp, "/spec/trafficPolicy/tunnel", value, get("tcp://db:5432"), json!({"tunnel": want}))
+            .instead_of(json!({"protocol": "CONNECT", "targetHost": "b.example", "targetPort": 443}))
+    };
     vec![
         policy(
             tp!("connectionPool.tcp.maxConnections"),
@@ -179,25 +183,36 @@ fn pools() -> Vec<Row> {
             &b,
             "/spec/trafficPolicy/connectionPool/tcp/tcpKeepalive/time",
             json!("75s"),
-            json!({"keepalive": secs(75)}),
+            json!({"keepalive": {"time": secs(75)}}),
         ),
-        unenforced(
+        cluster(
             tp!("connectionPool.tcp.tcpKeepalive.probes"),
             &b,
             "/spec/trafficPolicy/connectionPool/tcp/tcpKeepalive/probes",
             json!(3),
+            json!({"keepalive": {"time": secs(7200), "probes": 3}}),
         ),
-        unenforced(
+        cluster(
             tp!("connectionPool.tcp.tcpKeepalive.interval"),
             &b,
             "/spec/trafficPolicy/connectionPool/tcp/tcpKeepalive/interval",
             json!("5s"),
+            json!({"keepalive": {"interval": secs(5)}}),
         ),
-        unenforced(
+        policy(
             tp!("connectionPool.tcp.maxConnectionDuration"),
             &b,
             "/spec/trafficPolicy/connectionPool/tcp/maxConnectionDuration",
             json!("5s"),
+            json!({"maxConnectionDuration": "5s"}),
+        ),
+        row(
+            tp!("connectionPool.tcp.maxConnectionDuration"),
+            &tcp,
+            "/spec/trafficPolicy/connectionPool/tcp/maxConnectionDuration",
+            json!("9s"),
+            View::Config { from: "default/productpage-v1" },
+            json!({"listeners": {"10.96.0.20_5432": {"filter_chains": [{"filters": [{"Tcp": {"max_duration": secs(9)}}]}]}}}),
         ),
         row(
             tp!("connectionPool.tcp.idleTimeout"),
@@ -257,24 +272,29 @@ fn pools() -> Vec<Row> {
             json!(true),
             json!({"protocol": "downstream"}),
         ),
-        unenforced(
+        policy(
             tp!("connectionPool.http.maxConcurrentStreams"),
             &b,
             "/spec/trafficPolicy/connectionPool/http/maxConcurrentStreams",
             json!(3),
+            json!({"maxConcurrentStreams": 3}),
         ),
-        unenforced(
+        cluster(
             tp!("connectionPool.http.http2KeepAlive.interval"),
             &b,
             "/spec/trafficPolicy/connectionPool/http/http2KeepAlive",
             json!({"interval": "5s", "timeout": "1s"}),
-        ),
-        unenforced(
+            json!({"http2": {"keepalive": {"interval": secs(5)}}}),
+        )
+        .instead_of(json!({"interval": "6s", "timeout": "1s"})),
+        cluster(
             tp!("connectionPool.http.http2KeepAlive.timeout"),
             &b,
             "/spec/trafficPolicy/connectionPool/http/http2KeepAlive",
             json!({"interval": "5s", "timeout": "1s"}),
-        ),
+            json!({"http2": {"keepalive": {"timeout": secs(1)}}}),
+        )
+        .instead_of(json!({"interval": "5s", "timeout": "2s"})),
         cluster(
             tp!("retryBudget.percent"),
             &b,
@@ -289,11 +309,12 @@ fn pools() -> Vec<Row> {
             json!(8),
             json!({"limits": {"retry_budget": {"share": 2000, "min_concurrency": 8}}}),
         ),
-        unenforced(
+        cluster(
             tp!("retryBudget.budgetInterval"),
             &b,
             "/spec/trafficPolicy/retryBudget/budgetInterval",
             json!("5s"),
+            json!({"limits": {"retry_budget": {"share": 2000, "interval": secs(5)}}}),
         ),
         cluster(
             tp!("proxyProtocol.version"),
@@ -302,23 +323,20 @@ fn pools() -> Vec<Row> {
             json!("V2"),
             json!({"proxy_protocol": "V2"}),
         ),
-        unenforced(
+        tunnel(
             tp!("tunnel.protocol"),
-            &b,
-            "/spec/trafficPolicy/tunnel",
-            json!({"protocol": "CONNECT", "targetHost": "a.example", "targetPort": 443}),
+            json!({"protocol": "POST", "targetHost": "a.example", "targetPort": 443}),
+            json!("POST a.example:443"),
         ),
-        unenforced(
+        tunnel(
             tp!("tunnel.targetHost"),
-            &b,
-            "/spec/trafficPolicy/tunnel",
             json!({"targetHost": "a.example", "targetPort": 443}),
+            json!("CONNECT a.example:443"),
         ),
-        unenforced(
+        tunnel(
             tp!("tunnel.targetPort"),
-            &b,
-            "/spec/trafficPolicy/tunnel",
-            json!({"targetHost": "a.example", "targetPort": 8443}),
+            json!({"targetHost": "b.example", "targetPort": 8443}),
+            json!("CONNECT b.example:8443"),
         ),
     ]
 }
@@ -334,36 +352,42 @@ fn balancing() -> Vec<Row> {
         {"action": {"Forward": {"hash": [want]}}}]}}}}})
     };
     let config = || View::Config { from: "default/productpage-v1" };
+    let utilization = |field, value: Value, want| {
+        let value = json!({"backendUtilization": value});
+        cluster(
+            field,
+            &b,
+            "/spec/trafficPolicy/loadBalancer",
+            value,
+            json!({"utilization": want, "lb": "Utilization"}),
+        )
+        .instead_of(json!({"backendUtilization": {"weightUpdatePeriod": "1s"}}))
+    };
     vec![
-        unenforced(
+        utilization(
             tp!("loadBalancer.backendUtilization.errorUtilizationPenaltyPercent"),
-            &b,
-            "/spec/trafficPolicy/loadBalancer",
-            json!({"backendUtilization": {"errorUtilizationPenaltyPercent": 10}}),
+            json!({"errorUtilizationPenaltyPercent": 10}),
+            json!({"error_penalty": 10}),
         ),
-        unenforced(
+        utilization(
             tp!("loadBalancer.backendUtilization.metricNamesForComputingUtilization"),
-            &b,
-            "/spec/trafficPolicy/loadBalancer",
-            json!({"backendUtilization": {"metricNamesForComputingUtilization": ["m"]}}),
+            json!({"metricNamesForComputingUtilization": ["m"]}),
+            json!({"metrics": ["m"]}),
         ),
-        unenforced(
+        utilization(
             tp!("loadBalancer.backendUtilization.weightExpirationPeriod"),
-            &b,
-            "/spec/trafficPolicy/loadBalancer",
-            json!({"backendUtilization": {"weightExpirationPeriod": "3s"}}),
+            json!({"weightExpirationPeriod": "3s"}),
+            json!({"expiration": {"secs": 3, "nanos": 0}}),
         ),
-        unenforced(
+        utilization(
             tp!("loadBalancer.backendUtilization.weightStabilizationPeriod"),
-            &b,
-            "/spec/trafficPolicy/loadBalancer",
-            json!({"backendUtilization": {"weightStabilizationPeriod": "3s"}}),
+            json!({"weightStabilizationPeriod": "3s"}),
+            json!({"blackout": {"secs": 3, "nanos": 0}}),
         ),
-        unenforced(
+        utilization(
             tp!("loadBalancer.backendUtilization.weightUpdatePeriod"),
-            &b,
-            "/spec/trafficPolicy/loadBalancer",
-            json!({"backendUtilization": {"weightUpdatePeriod": "3s"}}),
+            json!({"weightUpdatePeriod": "3s"}),
+            json!({"update": {"secs": 3, "nanos": 0}}),
         ),
         policy(
             tp!("loadBalancer.simple"),
@@ -456,18 +480,23 @@ fn balancing() -> Vec<Row> {
             policy_of(json!({"Cookie": {"ttl": {"secs": 60, "nanos": 0}}})),
         )
         .instead_of(json!("10s")),
-        unenforced(
+        row(
             tp!("loadBalancer.consistentHash.httpCookie.attributes[].name"),
             &cookie,
             "/spec/trafficPolicy/loadBalancer/consistentHash/httpCookie/attributes",
-            json!([{"name": "SameSite"}]),
+            json!([{"name": "Secure"}]),
+            config(),
+            policy_of(json!({"Cookie": {"attributes": [["Secure", ""]]}})),
         ),
-        unenforced(
+        row(
             tp!("loadBalancer.consistentHash.httpCookie.attributes[].value"),
             &cookie,
             "/spec/trafficPolicy/loadBalancer/consistentHash/httpCookie/attributes",
             json!([{"name": "SameSite", "value": "Lax"}]),
-        ),
+            config(),
+            policy_of(json!({"Cookie": {"attributes": [["SameSite", "Lax"]]}})),
+        )
+        .instead_of(json!([{"name": "SameSite", "value": "Strict"}])),
         policy(
             tp!("loadBalancer.consistentHash.minimumRingSize"),
             &by_ip,
@@ -516,6 +545,7 @@ fn localities() -> Vec<Row> {
     let ask = || get("GET http://reviews:9080/");
     let at =
         |field, pointer, value, want| row(field, &base, pointer, value, ask(), json!({"endpoints": want}));
+    let lb = "/spec/trafficPolicy/loadBalancer";
     let l = "/spec/trafficPolicy/loadBalancer/localityLbSetting";
     vec![
         at(tp!("loadBalancer.localityLbSetting.enabled"), "/spec/trafficPolicy/loadBalancer/localityLbSetting/enabled", json!(false),
@@ -532,13 +562,22 @@ fn localities() -> Vec<Row> {
             json!([{"from": "r1/*", "to": {"r2/*": 100}}]), json!([{"locality": "r2/z1/a", "priority": 0}])),
         at(tp!("loadBalancer.localityLbSetting.distribute[].from"), "/spec/trafficPolicy/loadBalancer/localityLbSetting/distribute",
             json!([{"from": "r1/z1/*", "to": {"r1/z2/*": 100}}]), json!([{"locality": "r1/z2/a"}])),
-        unenforced(tp!("loadBalancer.zoneAwareLbSetting.enabled"), &base, "/spec/trafficPolicy/loadBalancer", json!({"zoneAwareLbSetting": {"enabled": true}})),
-        unenforced(tp!("loadBalancer.zoneAwareLbSetting.failover[]"), &base, "/spec/trafficPolicy/loadBalancer",
-            json!({"zoneAwareLbSetting": {"failover": [{"from": "r1", "to": "r2"}]}})),
-        unenforced(tp!("loadBalancer.zoneAwareLbSetting.failoverPriority"), &base, "/spec/trafficPolicy/loadBalancer",
-            json!({"zoneAwareLbSetting": {"failoverPriority": ["version"]}})),
-        unenforced(tp!("loadBalancer.zoneAwareLbSetting.minClusterSize"), &base, "/spec/trafficPolicy/loadBalancer",
-            json!({"zoneAwareLbSetting": {"minClusterSize": 3}})),
+        row(tp!("loadBalancer.zoneAwareLbSetting.enabled"), &base, lb, json!({"zoneAwareLbSetting": {"enabled": true}}), ask(),
+            json!({"endpoints": [{"locality": "r1/z1/a", "priority": 0}, {"locality": "r1/z2/a", "priority": 0}, {"priority": 1}]}))
+            .instead_of(json!({"zoneAwareLbSetting": {"enabled": false}})),
+        row(tp!("loadBalancer.zoneAwareLbSetting.failover[]"), &regions(), lb,
+            json!({"zoneAwareLbSetting": {"failover": [{"from": "r1", "to": "r3"}]}}), ask(),
+            json!({"endpoints": [{"locality": "r1/z1/a", "priority": 0}, {"locality": "r3/z1/a", "priority": 1}, {"locality": "r2/z1/a", "priority": 2}]}))
+            .instead_of(json!({"zoneAwareLbSetting": {"failover": [{"from": "r1", "to": "r2"}]}})),
+        row(tp!("loadBalancer.zoneAwareLbSetting.failoverPriority"), &base, lb,
+            json!({"zoneAwareLbSetting": {"failoverPriority": ["version=v3"]}}), ask(),
+            json!({"endpoints": [{"locality": "r2/z1/a", "priority": 0}, {"priority": 1}, {"priority": 1}]}))
+            .instead_of(json!({"zoneAwareLbSetting": {}})),
+        // All callers are in one of two zones that have a server each: half of the traffic stays.
+        row(tp!("loadBalancer.zoneAwareLbSetting.minClusterSize"), &base, lb,
+            json!({"zoneAwareLbSetting": {"minClusterSize": 2}}), View::Config { from: "default/productpage-v1" },
+            json!({"endpoints": {"outbound|9080||reviews.default.svc.cluster.local": {"localities": [{"weight": 500_000}, {"weight": 500_000}, {}]}}}))
+            .instead_of(json!({"zoneAwareLbSetting": {"minClusterSize": 3}})),
     ]
 }
 
@@ -629,11 +668,11 @@ fn health() -> Vec<Row> {
             json!(2),
             json!({"outlier": {"local_origin": {"consecutive": 2}}}),
         ),
-        unenforced(
+        at(
             tp!("outlierDetection.outlierDetectionHttpErrorCodes"),
-            &b,
             "/spec/trafficPolicy/outlierDetection/outlierDetectionHttpErrorCodes",
-            json!([500]),
+            json!([429, 503]),
+            json!({"errorCodes": [429, 503]}),
         ),
     ]
 }

@@ -50,11 +50,12 @@ pub(crate) fn rows() -> Vec<Row> {
         |field, base: &Base, pointer, value, want| row(field, base, pointer, value, config(), tls(want));
     let list = secure(json!({"mode": "SIMPLE"}));
     vec![
-        unenforced(
+        chain(
             "Gateway.servers[].tls.ecdhCurves",
             &s,
             "/spec/servers/0/tls/ecdhCurves",
-            json!(["P-256"]),
+            json!(["P-256", "unknown"]),
+            json!({"options": {"curves": ["P-256"]}}),
         ),
         row(
             "Gateway.selector",
@@ -200,17 +201,19 @@ pub(crate) fn rows() -> Vec<Row> {
             json!("TLSV1_3"),
             json!({"min_version": "V1_3"}),
         ),
-        unenforced(
+        chain(
             "Gateway.servers[].tls.maxProtocolVersion",
             &s,
             "/spec/servers/0/tls/maxProtocolVersion",
             json!("TLSV1_2"),
+            json!({"options": {"max_version": "V1_2"}}),
         ),
-        unenforced(
+        chain(
             "Gateway.servers[].tls.cipherSuites",
             &s,
             "/spec/servers/0/tls/cipherSuites",
-            json!(["ECDHE-RSA-AES256-GCM-SHA384"]),
+            json!(["ECDHE-RSA-AES256-GCM-SHA384", "unknown"]),
+            json!({"options": {"ciphers": ["ECDHE-RSA-AES256-GCM-SHA384"]}}),
         ),
         chain(
             "Gateway.servers[].tls.caCrl",
@@ -235,12 +238,24 @@ pub(crate) fn rows() -> Vec<Row> {
             json!({"certificate": {"Files": {"key": "/k"}}}),
         )
         .instead_of(json!([{"serverCertificate": "/c", "privateKey": "/k2"}])),
-        unenforced(
+        chain(
             "Gateway.servers[].tls.tlsCertificates[].caCertificates",
             &list,
+            "/spec/servers/0/tls",
+            json!({"mode": "MUTUAL", "tlsCertificates":
+                   [{"serverCertificate": "/c", "privateKey": "/k", "caCertificates": "/r"}]}),
+            json!({"client_certificate": {"Required": {"trusted": {"Files": {"chain": "/r"}}}}}),
+        )
+        .instead_of(json!({"mode": "MUTUAL", "caCertificates": "/r0", "tlsCertificates":
+                           [{"serverCertificate": "/c", "privateKey": "/k", "caCertificates": "/r"}]})),
+        chain(
+            "Gateway.servers[].tls.tlsCertificates[].serverCertificate",
+            &list,
             "/spec/servers/0/tls/tlsCertificates",
-            json!([{"serverCertificate": "/c", "privateKey": "/k", "caCertificates": "/r"}]),
-        ),
+            json!([{"serverCertificate": "/c", "privateKey": "/k"}, {"serverCertificate": "/c2", "privateKey": "/k2"}]),
+            json!({"options": {"certificates": [{"Files": {"chain": "/c2", "key": "/k2"}}]}}),
+        )
+        .instead_of(json!([{"serverCertificate": "/c", "privateKey": "/k"}])),
         refused(
             "Gateway.servers[].tls.verifyCertificateHash",
             &mutual,

@@ -147,7 +147,6 @@ fn gateways(rows: &mut Vec<Row>) {
     for (field, at, value) in [
         ("api/Gateway.allowedListeners.namespaces", "/spec/allowedListeners", json!({"namespaces": {"from": "All"}})),
         ("api/Gateway.backendTLS", "/spec/backendTLS", json!({"clientCertificateRef": {"name": "c"}})),
-        ("api/Gateway.tls.backend.clientCertificateRef", "/spec/tls/backend", json!({"clientCertificateRef": {"name": "c"}})),
         ("api/Gateway.defaultScope", "/spec/defaultScope", json!("All")),
         ("api/Gateway.infrastructure.annotations", "/spec/infrastructure/annotations", json!({"a": "b"})),
         ("api/Gateway.infrastructure.labels", "/spec/infrastructure/labels", json!({"a": "b"})),
@@ -368,6 +367,12 @@ fn others(rows: &mut Vec<Row>) {
         "BackendTlsPolicy.validation.subjectAltNames[].hostname" "/spec/validation/subjectAltNames" [{"type": "Hostname", "hostname": "j.example"}]: config() => (by_host);
         "BackendTlsPolicy.validation.subjectAltNames[].uri" "/spec/validation/subjectAltNames" [{"type": "URI", "uri": "spiffe://a/b"}]: config() => (by_uri);
         "BackendTlsPolicy.validation.subjectAltNames[].type" "/spec/validation/subjectAltNames" [{"type": "URI", "uri": "spiffe://a/b"}] or [{"type": "Hostname", "hostname": "a.b"}]: config() => (by_uri);
+    }
+    let shop = Base::new(bookinfo().with(simple()).with(document("BackendTLSPolicy", "p", json!({
+        "targetRefs": [{"group": "", "kind": "Service", "name": "reviews"}], "validation": system}))).with(gateway(plain())));
+    let shown = tls(json!({"certificate": {"Sds": "kubernetes://c"}}));
+    table! { rows, &shop;
+        "Gateway.tls.backend.clientCertificateRef" "/spec/tls/backend" {"clientCertificateRef": {"name": "c"}}: config() => (shown);
     }
     rows.push(unenforced("api/BackendTlsPolicy.options", &policy, "/spec/options", json!({"a": "b"})));
 }

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::{Base, Row, View, from, get, refused, row, support::bookinfo, unenforced, warned, with_headers};
+use crate::{Base, Row, View, from, get, refused, row, support::bookinfo, warned, with_headers};
 
 const X: &str = "GET http://reviews:9080/x";
 
@@ -186,11 +186,14 @@ fn matches() -> Vec<Row> {
             get(X),
             is_v2(),
         ),
-        unenforced(
+        row(
             "VirtualService.http[].match[].statPrefix",
             &m,
             "/spec/http/0/match/0/statPrefix",
             json!("s"),
+            View::Config { from: "default/productpage-v1" },
+            json!({"routes": {"9080": {"virtual_hosts": {"reviews.default.svc.cluster.local:9080": {"routes": [
+                {"filters": {"stat_prefix": "s"}}]}}}}}),
         ),
     ]
 }
@@ -556,14 +559,16 @@ fn forwarding() -> Vec<Row> {
             &retries,
             "/spec/http/0/retries/retryIgnorePreviousHosts",
             json!(false),
-            config,
+            config.clone(),
             retry(json!({"host_selection_attempts": 0})),
         ),
-        unenforced(
+        row(
             "VirtualService.http[].retries.retryRemoteLocalities",
             &retries,
             "/spec/http/0/retries/retryRemoteLocalities",
             json!(true),
+            config,
+            retry(json!({"leave_priorities": 2})),
         ),
         row(
             "VirtualService.http[].rewrite.uri",
@@ -695,12 +700,18 @@ fn forwarding() -> Vec<Row> {
             simple(),
             json!({"responseHeaders": {"access-control-allow-credentials": "true"}}),
         ),
-        unenforced(
+        row(
             "VirtualService.http[].corsPolicy.unmatchedPreflights",
             &cors,
             "/spec/http/0/corsPolicy/unmatchedPreflights",
             json!("IGNORE"),
-        ),
+            with_headers(
+                "OPTIONS http://reviews:9080/x",
+                &["origin: https://other.example", "access-control-request-method: GET"],
+            ),
+            json!({"action": "direct-response", "status": 200}),
+        )
+        .instead_of(json!("FORWARD")),
     ]
 }
 
@@ -735,16 +746,18 @@ fn bytes() -> Vec<Row> {
         row("VirtualService.tcp[].match[].destinationSubnets", &base, "/spec/tcp/0/match/0/destinationSubnets", json!(["10.0.0.0/16"]), ask(), db1.clone()),
         row("VirtualService.tcp[].match[].sourceLabels", &base, "/spec/tcp/0/match/0/sourceLabels", json!({"app": "x"}), ask(), db1.clone()),
         row("VirtualService.tcp[].match[].sourceNamespace", &base, "/spec/tcp/0/match/0/sourceNamespace", json!("other"), ask(), db1.clone()),
-        row("VirtualService.tcp[].match[].gateways", &base, "/spec/tcp/0/match/0/gateways", json!(["edge"]), ask(), db1),
-        unenforced("VirtualService.tcp[].match[].sourceSubnet", &base, "/spec/tcp/0/match/0/sourceSubnet", json!("10.0.0.0/8")),
+        row("VirtualService.tcp[].match[].gateways", &base, "/spec/tcp/0/match/0/gateways", json!(["edge"]), ask(), db1.clone()),
+        row("VirtualService.tcp[].match[].sourceSubnet", &base, "/spec/tcp/0/match/0/sourceSubnet", json!("192.0.2.0/24"), ask(), db1.clone())
+            .instead_of(json!("10.0.0.0/8")),
         row("VirtualService.tls[].match[].sniHosts", &tls, "/spec/tls/0/match/0/sniHosts", json!(["a.example"]), hello(), b.clone())
             .instead_of(json!(["c.example"])),
         row("VirtualService.tls[].match[].port", &tls, "/spec/tls/0/match/0/port", json!(444), hello(), a.clone()),
         row("VirtualService.tls[].match[].destinationSubnets", &tls, "/spec/tls/0/match/0/destinationSubnets", json!(["10.0.0.0/16"]), hello(), a.clone()),
         row("VirtualService.tls[].match[].sourceLabels", &tls, "/spec/tls/0/match/0/sourceLabels", json!({"app": "x"}), hello(), a.clone()),
         row("VirtualService.tls[].match[].sourceNamespace", &tls, "/spec/tls/0/match/0/sourceNamespace", json!("other"), hello(), a.clone()),
-        row("VirtualService.tls[].match[].gateways", &tls, "/spec/tls/0/match/0/gateways", json!(["edge"]), hello(), a),
-        unenforced("VirtualService.tls[].match[].sourceSubnet", &tls, "/spec/tls/0/match/0/sourceSubnet", json!("10.0.0.0/8")),
+        row("VirtualService.tls[].match[].gateways", &tls, "/spec/tls/0/match/0/gateways", json!(["edge"]), hello(), a.clone()),
+        row("VirtualService.tls[].match[].sourceSubnet", &tls, "/spec/tls/0/match/0/sourceSubnet", json!("192.0.2.0/24"), hello(), a.clone())
+            .instead_of(json!("10.0.0.0/8")),
         row("VirtualService.tls[].route[].destination", &tls, "/spec/tls/0/route", json!([dest("b")]), hello(), b).instead_of(json!([dest("a")])),
         row("VirtualService.tls[].route[].weight", &tls, "/spec/tls/0/route",
             json!([{"destination": dest("a")["destination"], "weight": 10}, {"destination": dest("b")["destination"], "weight": 90}]),

@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 use mesh_identity::{SecretStore, WORKLOAD_SVID};
 use mesh_model::{
     SpiffeId,
-    proxy::{ClientCertificate, DownstreamTls, SecretRef, TlsVersion},
+    proxy::{ClientCertificate, DownstreamTls, SecretRef, TlsServerOptions, TlsVersion},
 };
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair, SanType,
@@ -54,6 +54,7 @@ fn server(ca: &Ca, name: SanType) -> Arc<ServerConfig> {
             client_certificate: ClientCertificate::None,
             alpn: vec!["http/1.1".into()],
             min_version: TlsVersion::V1_2,
+            options: TlsServerOptions::default(),
         })
         .unwrap()
 }

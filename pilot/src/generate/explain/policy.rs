@@ -57,6 +57,7 @@ pub(super) fn viewer(world: &World, namespace: &str, labels: &Labels, addresses:
         federation: None,
         metadata: Default::default(),
         filters: Default::default(),
+        situation: Default::default(),
     }
 }
 

@@ -13,7 +13,7 @@ use mesh_model::{
     authored::{ClientTlsMode, DestinationRule, MutualTlsMode, SimpleLb, Subset, TrafficPolicy},
     proxy::{
         CircuitBreakers, Cluster, Discovery, FailurePercentage, LbPolicy, LoadAssignment, OutlierDetection,
-        UpstreamTls,
+        UpstreamHttp2, UpstreamTls,
     },
     registry::{Labels, ServicePort, TlsMode},
 };
@@ -181,6 +181,9 @@ fn balance(c: &mut Cluster, policy: &TrafficPolicy, left: &mut Left) {
     if lb.and_then(|l| l.simple).is_some_and(|s| !matches!(s, SimpleLb::RoundRobin | SimpleLb::Unspecified)) {
         left.insert("load balancers other than ROUND_ROBIN and consistent hashing, which it is instead");
     }
+    if c.utilization.take().is_some() {
+        left.insert("load balancers other than ROUND_ROBIN and consistent hashing, which it is instead");
+    }
     if c.slow_start.take().is_some() {
         left.insert("warm-up of new endpoints");
     }
@@ -190,7 +193,14 @@ fn balance(c: &mut Cluster, policy: &TrafficPolicy, left: &mut Left) {
 fn limits(c: &mut Cluster, policy: &TrafficPolicy, left: &mut Left) {
     let max_requests = c.limits.max_requests;
     let other = CircuitBreakers { max_requests, ..CircuitBreakers::default() };
-    if c.limits != other || c.max_requests_per_connection != 0 || c.idle_timeout.is_some() {
+    let http2 = std::mem::take(&mut c.http2);
+    let lifetime = c.max_connection_duration.take();
+    if c.limits != other
+        || c.max_requests_per_connection != 0
+        || c.idle_timeout.is_some()
+        || lifetime.is_some()
+        || http2 != UpstreamHttp2::default()
+    {
         left.insert("limits other than http2MaxRequests");
     }
     c.limits = other;

@@ -12,7 +12,7 @@ use mesh_model::{
     authored::MutualTlsMode,
     proxy::{
         ClientCertificate, Direction, DownstreamTls, FilterChain, FilterChainMatch, HttpFilter,
-        NetworkFilter, RouteConfiguration, RouteSource, TlsVersion, Validation,
+        NetworkFilter, RouteConfiguration, RouteSource, TlsServerOptions, TlsVersion, Validation,
     },
 };
 
@@ -82,6 +82,7 @@ fn chain_of(ctx: &Ctx<'_>, number: u16) -> FilterChain {
         client_certificate: ClientCertificate::Required(trusted),
         alpn: vec![],
         min_version: TlsVersion::V1_2,
+        options: TlsServerOptions::default(),
     });
     FilterChain { tls, ..chain("inbound", FilterChainMatch::default(), filters) }
 }

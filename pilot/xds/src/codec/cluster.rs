@@ -6,14 +6,18 @@ pub(super) use envoy_types::pb::envoy::config::cluster::v3 as pb;
 use envoy_types::pb::{
     envoy::{
         config::{cluster::v3::cluster as c, core::v3 as core},
-        extensions::upstreams::http::v3 as up,
+        extensions::{
+            load_balancing_policies::client_side_weighted_round_robin::v3::ClientSideWeightedRoundRobin,
+            upstreams::http::v3 as up,
+        },
         r#type::v3 as typ,
     },
     google::protobuf as gp,
 };
 use mesh_model::proxy::{
-    CircuitBreakers, Cluster, Discovery, LbPolicy, LeastRequest, ProxyProtocolVersion, RetryBudget,
-    SlowStart, TransportSocketMatch, UpstreamHttp,
+    CircuitBreakers, Cluster, Discovery, Http2Keepalive, LbPolicy, LeastRequest, OutlierDetection,
+    ProxyProtocolVersion, RetryBudget, SlowStart, TcpKeepalive, TransportSocketMatch, UpstreamHttp,
+    UpstreamHttp2, UtilizationLb,
 };
 
 use super::{At, Bad, Res, common::*, each, endpoint, refuse, tls};
@@ -23,6 +27,7 @@ mod outlier;
 
 /// Name of our policy among Envoy's extensions. It has no parameters.
 const PEAK_EWMA: &str = "flotilla.peak_ewma";
+const WEIGHTED: &str = "envoy.load_balancing_policies.client_side_weighted_round_robin";
 const EMPTY: &str = "type.googleapis.com/google.protobuf.Empty";
 
 /// Name of a transport socket whose TLS session carries CONNECT streams. Envoy has no such socket; it goes by the
@@ -32,6 +37,8 @@ const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptio
 /// Envoy's defaults for absent fields.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const PANIC_THRESHOLD: u32 = 50;
+/// Linux's.
+const KEEPALIVE_TIME: Duration = Duration::from_secs(7200);
 const DEFAULT_LIMITS: CircuitBreakers = CircuitBreakers {
     max_connections: 1024,
     max_pending: 1024,
@@ -101,6 +108,17 @@ pub(super) fn encode(m: &Cluster) -> pb::Cluster {
             }
             P::LeastRequest
         }
+        LbPolicy::Utilization => {
+            let config = core::TypedExtensionConfig {
+                name: WEIGHTED.to_owned(),
+                typed_config: Some(any(&utilization(
+                    m.utilization.as_deref().unwrap_or(&UtilizationLb::default()),
+                ))),
+            };
+            let policy = pb::load_balancing_policy::Policy { typed_extension_config: Some(config) };
+            out.load_balancing_policy = Some(pb::LoadBalancingPolicy { policies: vec![policy] });
+            P::RoundRobin
+        }
         LbPolicy::PeakEwma => {
             let config = core::TypedExtensionConfig {
                 name: PEAK_EWMA.to_owned(),
@@ -136,10 +154,14 @@ pub(super) fn encode(m: &Cluster) -> pb::Cluster {
         ignore_new_hosts_until_first_hc: m.health.as_ref().is_some_and(|h| h.ignore_new_hosts),
         ..Default::default()
     });
-    if let Some(time) = m.keepalive {
-        let secs = u32::try_from(time.as_secs()).unwrap_or(u32::MAX);
+    if let Some(k) = m.keepalive {
+        let secs = |d: Duration| u32v(u32::try_from(d.as_secs()).unwrap_or(u32::MAX));
         out.upstream_connection_options = Some(pb::UpstreamConnectionOptions {
-            tcp_keepalive: Some(core::TcpKeepalive { keepalive_time: u32v(secs), ..Default::default() }),
+            tcp_keepalive: Some(core::TcpKeepalive {
+                keepalive_probes: k.probes.and_then(u32v),
+                keepalive_time: secs(k.time),
+                keepalive_interval: k.interval.and_then(secs),
+            }),
             ..Default::default()
         });
     }
@@ -175,7 +197,16 @@ fn http(m: &Cluster) -> up::HttpProtocolOptions {
         o::UpstreamProtocolOptions::ExplicitHttpConfig(o::ExplicitHttpConfig { protocol_config: Some(p) })
     };
     let h1 = core::Http1ProtocolOptions::default;
-    let h2 = || core::Http2ProtocolOptions { allow_connect: true, ..Default::default() };
+    let h2 = || core::Http2ProtocolOptions {
+        allow_connect: true,
+        max_concurrent_streams: Some(m.http2.max_concurrent_streams).filter(|n| *n > 0).and_then(u32v),
+        connection_keepalive: m.http2.keepalive.map(|k| core::KeepaliveSettings {
+            interval: Some(duration(k.interval)),
+            timeout: Some(duration(k.timeout)),
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
     let protocol = match m.http {
         UpstreamHttp::Http1 => explicit(o::explicit_http_config::ProtocolConfig::HttpProtocolOptions(h1())),
         UpstreamHttp::Http2 => explicit(o::explicit_http_config::ProtocolConfig::Http2ProtocolOptions(h2())),
@@ -193,14 +224,17 @@ fn http(m: &Cluster) -> up::HttpProtocolOptions {
         }),
     };
     let max = m.max_requests_per_connection;
-    let common = (m.idle_timeout.is_some() || max != 0).then(|| core::HttpProtocolOptions {
+    let limited = m.idle_timeout.is_some() || m.max_connection_duration.is_some() || max != 0;
+    let common = limited.then(|| core::HttpProtocolOptions {
         idle_timeout: m.idle_timeout.map(duration),
+        max_connection_duration: m.max_connection_duration.map(duration),
         max_requests_per_connection: if max == 0 { None } else { u32v(max) },
         ..Default::default()
     });
     up::HttpProtocolOptions {
         common_http_protocol_options: common,
         upstream_protocol_options: Some(protocol),
+        outlier_detection: m.outlier.as_deref().and_then(outlier::errors),
         ..Default::default()
     }
 }
@@ -227,7 +261,7 @@ fn limits(l: &CircuitBreakers) -> pb::CircuitBreakers {
             retry_budget: l.retry_budget.map(|b| pb::circuit_breakers::thresholds::RetryBudget {
                 budget_percent: Some(typ::Percent { value: f64::from(b.share) / 100.0 }),
                 min_retry_concurrency: u32v(b.min_concurrency),
-                ..Default::default()
+                budget_interval: (!b.interval.is_zero()).then(|| duration(b.interval)),
             }),
             track_remaining: true,
             ..Default::default()
@@ -249,13 +283,11 @@ fn to_limits(b: Option<pb::CircuitBreakers>) -> Res<CircuitBreakers> {
         |p: Option<typ::Percent>| (p.map_or(20.0, |p| p.value).clamp(0.0, 100.0) * 100.0).round() as u32;
     let retry_budget = match t.retry_budget {
         None => None,
-        Some(b) => {
-            refuse!(b; budget_interval);
-            Some(RetryBudget {
-                share: share(b.budget_percent),
-                min_concurrency: or(b.min_retry_concurrency, 3),
-            })
-        }
+        Some(b) => Some(RetryBudget {
+            share: share(b.budget_percent),
+            min_concurrency: or(b.min_retry_concurrency, 3),
+            interval: opt(b.budget_interval).at("budget_interval")?.unwrap_or_default(),
+        }),
     };
     Ok(CircuitBreakers {
         max_connections: or(t.max_connections, DEFAULT_LIMITS.max_connections),
@@ -275,6 +307,42 @@ fn slow_start(s: &SlowStart) -> c::SlowStartConfig {
         }),
         min_weight_percent: Some(typ::Percent { value: f64::from(s.min_weight) / 100.0 }),
     }
+}
+
+fn utilization(u: &UtilizationLb) -> ClientSideWeightedRoundRobin {
+    ClientSideWeightedRoundRobin {
+        blackout_period: Some(duration(u.blackout)),
+        weight_expiration_period: Some(duration(u.expiration)),
+        weight_update_period: Some(duration(u.update)),
+        // A multiple of 1/100 that a float of 32 bits gives back as it was.
+        #[allow(clippy::cast_precision_loss)]
+        error_utilization_penalty: Some(gp::FloatValue { value: u.error_penalty as f32 / 100.0 }),
+        metric_names_for_computing_utilization: u.metrics.clone(),
+        ..Default::default()
+    }
+}
+
+fn to_utilization(m: ClientSideWeightedRoundRobin) -> Res<UtilizationLb> {
+    refuse!(m; slow_start_config);
+    if m.enable_oob_load_report.is_some_and(|b| b.value) {
+        return Err(Bad::unsupported("enable_oob_load_report", "reports beside the traffic"));
+    }
+    let default = UtilizationLb::default();
+    let penalty = m.error_utilization_penalty.map_or(1.0, |v| v.value);
+    if !(0.0..=1e6).contains(&penalty) {
+        return Err(Bad::new("error_utilization_penalty", "is not within 0..1000000"));
+    }
+    Ok(UtilizationLb {
+        // Within range by the check.
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+        error_penalty: (penalty * 100.0).round() as u32,
+        metrics: m.metric_names_for_computing_utilization,
+        blackout: opt(m.blackout_period).at("blackout_period")?.unwrap_or(default.blackout),
+        expiration: opt(m.weight_expiration_period)
+            .at("weight_expiration_period")?
+            .unwrap_or(default.expiration),
+        update: opt(m.weight_update_period).at("weight_update_period")?.unwrap_or(default.update),
+    })
 }
 
 /// Absent parts have Envoy's defaults: an aggression of 1 and a tenth of the weight.
@@ -304,8 +372,10 @@ pub(super) fn decode(mut m: pb::Cluster) -> Res<Cluster> {
         http2_protocol_options, common_http_protocol_options, upstream_http_protocol_options
     );
     let discovery = to_discovery(&mut m)?;
+    let utilization = to_weighted(&mut m).at("load_balancing_policy")?.map(Box::new);
     let (lb, slow_start) = to_lb(&mut m, &discovery)?;
-    let (http, common) = to_http(&mut m).at("typed_extension_protocol_options")?;
+    let Http { version: http, http2, common, error_codes } =
+        to_http(&mut m).at("typed_extension_protocol_options")?;
     let common_lb = m.common_lb_config.take().unwrap_or_default();
     let checks = std::mem::take(&mut m.health_checks);
     if checks.len() > 1 {
@@ -321,25 +391,29 @@ pub(super) fn decode(mut m: pb::Cluster) -> Res<Cluster> {
     };
     let source = m.upstream_bind_config.take().map_or(Ok(vec![]), to_source).at("upstream_bind_config")?;
     let (proxy_protocol, socket) = to_sockets(&mut m)?;
-    let keepalive = m
-        .upstream_connection_options
-        .take()
-        .and_then(|o| o.tcp_keepalive)
-        .map(|k| Duration::from_secs(u64::from(k.keepalive_time.map_or(7200, |t| t.value))));
+    let keepalive = m.upstream_connection_options.take().and_then(|o| o.tcp_keepalive).map(to_keepalive);
     Ok(Cluster {
         discovery,
-        lb,
         connect_timeout: m.connect_timeout.map_or(Ok(CONNECT_TIMEOUT), to_duration).at("connect_timeout")?,
         http,
         tls: socket.map(tls::to_upstream).transpose().at("transport_socket")?.flatten().map(Box::new),
         tls_matches: each("transport_socket_matches", m.transport_socket_matches, to_socket_match)?,
         limits: to_limits(m.circuit_breakers).at("circuit_breakers")?,
-        outlier: m.outlier_detection.map(outlier::decode).transpose().at("outlier_detection")?.map(Box::new),
+        outlier: m
+            .outlier_detection
+            .map(outlier::decode)
+            .transpose()
+            .at("outlier_detection")?
+            .map(|o| Box::new(OutlierDetection { error_codes, ..o })),
         health,
         close_on_health_failure: m.close_connections_on_host_health_failure,
+        lb: if utilization.is_some() { LbPolicy::Utilization } else { lb },
+        utilization,
         slow_start,
         max_requests_per_connection: common.max_requests_per_connection.map_or(0, |v| v.value),
         idle_timeout: opt(common.idle_timeout)?,
+        max_connection_duration: opt(common.max_connection_duration)?.filter(|d| !d.is_zero()),
+        http2,
         // A percentage by its type; truncation is what Envoy does.
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
         panic_threshold: common_lb
@@ -452,6 +526,23 @@ fn to_least_request(choices: Option<gp::UInt32Value>, bias: Option<core::Runtime
     Ok(LbPolicy::LeastRequest(LeastRequest { choices, bias }))
 }
 
+/// Takes the policy by utilisation, if that is the one.
+fn to_weighted(m: &mut pb::Cluster) -> Res<Option<UtilizationLb>> {
+    let policies = m.load_balancing_policy.as_ref().map_or(&[][..], |l| l.policies.as_slice());
+    let configs = policies.iter().filter_map(|p| p.typed_extension_config.as_ref()?.typed_config.as_ref());
+    // Of those that are known the first counts.
+    let ours = |p: &pb::load_balancing_policy::Policy| {
+        p.typed_extension_config.as_ref().is_some_and(|e| e.name == PEAK_EWMA)
+    };
+    if policies.first().is_some_and(ours) {
+        return Ok(None);
+    }
+    let found = configs.into_iter().find(|a| is::<ClientSideWeightedRoundRobin>(a));
+    let Some(config) = found.map(typed::<ClientSideWeightedRoundRobin>).transpose()? else { return Ok(None) };
+    m.load_balancing_policy = None;
+    to_utilization(config).map(Some)
+}
+
 /// The first policy of the list that is known, which is ours: Envoy's own come as `lb_policy`.
 fn to_extension(m: pb::LoadBalancingPolicy) -> Res<LbPolicy> {
     let names: Vec<String> = m
@@ -469,34 +560,76 @@ fn to_extension(m: pb::LoadBalancingPolicy) -> Res<LbPolicy> {
     Err(Bad::unsupported("policies", format_args!("none of {names:?}")))
 }
 
-fn to_http(m: &mut pb::Cluster) -> Res<(UpstreamHttp, core::HttpProtocolOptions)> {
+fn to_keepalive(k: core::TcpKeepalive) -> TcpKeepalive {
+    let secs = |v: gp::UInt32Value| Duration::from_secs(u64::from(v.value));
+    TcpKeepalive {
+        time: k.keepalive_time.map_or(KEEPALIVE_TIME, secs),
+        interval: k.keepalive_interval.map(secs),
+        probes: k.keepalive_probes.map(|v| v.value),
+    }
+}
+
+/// How HTTP is spoken upstream.
+#[derive(Default)]
+struct Http {
+    version: UpstreamHttp,
+    http2: UpstreamHttp2,
+    common: core::HttpProtocolOptions,
+    /// What passive health takes for errors.
+    error_codes: Vec<u16>,
+}
+
+fn to_http2(h: Option<core::Http2ProtocolOptions>) -> Res<UpstreamHttp2> {
+    let h = h.unwrap_or_default();
+    let keepalive = match h.connection_keepalive {
+        None => None,
+        Some(k) => {
+            refuse!(k; connection_idle_interval);
+            let interval = opt(k.interval).at("interval")?.filter(|d| !d.is_zero());
+            let timeout = opt(k.timeout).at("timeout")?.unwrap_or_default();
+            interval.map(|interval| Http2Keepalive { interval, timeout })
+        }
+    };
+    Ok(UpstreamHttp2 { max_concurrent_streams: h.max_concurrent_streams.map_or(0, |v| v.value), keepalive })
+}
+
+fn to_http(m: &mut pb::Cluster) -> Res<Http> {
     use up::http_protocol_options as o;
     let mut options = std::mem::take(&mut m.typed_extension_protocol_options);
     let ours = options.remove(HTTP_OPTIONS);
     if let Some(name) = options.into_keys().next() {
         return Err(Bad::unsupported(name, "this extension"));
     }
-    let Some(a) = ours else { return Ok((UpstreamHttp::Http1, Default::default())) };
+    let Some(a) = ours else { return Ok(Http::default()) };
     let h: up::HttpProtocolOptions = typed(&a)?;
     refuse!(h;
-        upstream_http_protocol_options, http_filters, header_validation_config, outlier_detection,
+        upstream_http_protocol_options, http_filters, header_validation_config,
         request_mirror_policies, hash_policy, retry_policy
     );
     let common = h.common_http_protocol_options.unwrap_or_default();
-    refuse!(common; max_connection_duration, max_stream_duration);
-    let http = match h.upstream_protocol_options {
+    refuse!(common; max_stream_duration);
+    let (version, http2) = match h.upstream_protocol_options {
         Some(o::UpstreamProtocolOptions::ExplicitHttpConfig(e)) => match e.protocol_config {
-            Some(o::explicit_http_config::ProtocolConfig::Http2ProtocolOptions(_)) => UpstreamHttp::Http2,
+            Some(o::explicit_http_config::ProtocolConfig::Http2ProtocolOptions(h)) => {
+                (UpstreamHttp::Http2, Some(h))
+            }
             Some(o::explicit_http_config::ProtocolConfig::Http3ProtocolOptions(_)) => {
                 return Err(Bad::unsupported("explicit_http_config", "HTTP/3"));
             }
-            _ => UpstreamHttp::Http1,
+            _ => (UpstreamHttp::Http1, None),
         },
-        Some(o::UpstreamProtocolOptions::UseDownstreamProtocolConfig(_)) => UpstreamHttp::Downstream,
-        Some(o::UpstreamProtocolOptions::AutoConfig(_)) => UpstreamHttp::Auto,
-        None => UpstreamHttp::Http1,
+        Some(o::UpstreamProtocolOptions::UseDownstreamProtocolConfig(c)) => {
+            (UpstreamHttp::Downstream, c.http2_protocol_options)
+        }
+        Some(o::UpstreamProtocolOptions::AutoConfig(c)) => (UpstreamHttp::Auto, c.http2_protocol_options),
+        None => (UpstreamHttp::Http1, None),
     };
-    Ok((http, common))
+    let http2 = to_http2(http2).at("http2_protocol_options")?;
+    let error_codes = match h.outlier_detection {
+        Some(o) => outlier::to_errors(o).at("outlier_detection")?,
+        None => vec![],
+    };
+    Ok(Http { version, http2, common, error_codes })
 }
 
 /// Takes the PROXY protocol off all sockets of a cluster; it is of the cluster here, so they must agree.

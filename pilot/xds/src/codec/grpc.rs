@@ -189,7 +189,8 @@ fn downstream(t: &DownstreamTls) -> core::TransportSocket {
 #[cfg(test)]
 mod tests {
     use mesh_model::proxy::{
-        HttpFilter, Rbac, RouteSource, SecretRef, StringMatch, TlsVersion, UpstreamTls, Validation,
+        HttpFilter, Rbac, RouteSource, SecretRef, StringMatch, TlsServerOptions, TlsVersion, UpstreamTls,
+        Validation,
     };
     use prost::Message as _;
 
@@ -218,6 +219,7 @@ mod tests {
                 client_certificate: ClientCertificate::Required(trusted),
                 alpn: vec!["h2".into()],
                 min_version: TlsVersion::V1_3,
+                options: TlsServerOptions::default(),
             }),
             filters: vec![NetworkFilter::Http(Box::new(manager))],
         };

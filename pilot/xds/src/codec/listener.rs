@@ -362,6 +362,7 @@ fn tcp_proxy(t: &TcpProxy) -> tcp::TcpProxy {
     tcp::TcpProxy {
         stat_prefix: if t.stat_prefix.is_empty() { "tcp".to_owned() } else { t.stat_prefix.clone() },
         idle_timeout: zero_off(t.idle_timeout),
+        max_downstream_connection_duration: t.max_duration.map(duration),
         access_log: t.access_log.iter().map(http::access_log).collect(),
         cluster_specifier: Some(clusters),
         tunneling_config: t.tunnel.as_ref().map(tunneling),
@@ -375,27 +376,29 @@ fn tunneling(t: &Tunneling) -> tcp::tcp_proxy::TunnelingConfig {
     tcp::tcp_proxy::TunnelingConfig {
         hostname: t.hostname.clone(),
         headers_to_add: header_ops(&ops).0,
+        use_post: t.post,
         ..Default::default()
     }
 }
 
 fn to_tunneling(t: tcp::tcp_proxy::TunnelingConfig) -> Res<Tunneling> {
     refuse!(t;
-        use_post, propagate_response_headers, post_path, propagate_response_trailers, request_id_extension,
+        propagate_response_headers, post_path, propagate_response_trailers, request_id_extension,
         request_id_header, request_id_metadata_key
     );
     if t.hostname.contains('%') {
         return Err(Bad::unsupported("hostname", "a format string"));
     }
     let HeaderOps { set, add, .. } = to_header_ops(t.headers_to_add, vec![]).at("headers_to_add")?;
-    Ok(Tunneling { hostname: t.hostname, headers: set.into_iter().chain(add).collect() })
+    let headers = set.into_iter().chain(add).collect();
+    Ok(Tunneling { hostname: t.hostname, headers, post: t.use_post })
 }
 
 #[allow(deprecated)]
 fn to_tcp_proxy(m: tcp::TcpProxy) -> Res<TcpProxy> {
     use tcp::tcp_proxy as tp;
     refuse!(m;
-        metadata_match, hash_policy, max_downstream_connection_duration, upstream_connect_mode
+        metadata_match, hash_policy, upstream_connect_mode
     );
     let clusters = match m.cluster_specifier {
         Some(tp::ClusterSpecifier::Cluster(c)) => vec![WeightedCluster::only(c)],
@@ -410,6 +413,9 @@ fn to_tcp_proxy(m: tcp::TcpProxy) -> Res<TcpProxy> {
         stat_prefix: m.stat_prefix,
         clusters,
         idle_timeout: or_off(m.idle_timeout, TCP_IDLE).at("idle_timeout")?,
+        max_duration: opt(m.max_downstream_connection_duration)
+            .at("max_downstream_connection_duration")?
+            .filter(|d| !d.is_zero()),
         access_log: each("access_log", m.access_log, http::to_access_log)?,
         tunnel: m.tunneling_config.map(to_tunneling).transpose().at("tunneling_config")?,
         on_demand: m.on_demand.map(on_demand::to_tcp).transpose().at("on_demand")?.flatten(),

@@ -234,6 +234,7 @@ fn route(m: &Route) -> pb::Route {
     };
     pb::Route {
         name: m.name.clone(),
+        stat_prefix: m.filters.stat_prefix.clone(),
         r#match: Some(route_match(&m.matches)),
         decorator: (!m.operation.is_empty())
             .then(|| r::Decorator { operation: m.operation.clone(), ..Default::default() }),
@@ -258,6 +259,7 @@ fn to_route(m: pb::Route) -> Res<Route> {
     refuse!(m; tracing, route_specifiers);
     let (mut filters, rest) = to_filters(m.typed_per_filter_config)?;
     filters.buffer_limit = buffer_limit(m.request_body_buffer_limit, m.per_request_buffer_limit_bytes);
+    filters.stat_prefix = m.stat_prefix;
     let action = match m.action {
         Some(r::route::Action::Route(mut a)) => {
             let rules = std::mem::take(&mut a.rate_limits);
@@ -503,11 +505,14 @@ fn hash(h: &HashPolicy) -> r::route_action::HashPolicy {
         HashPolicy::Header(n) => {
             p::PolicySpecifier::Header(p::Header { header_name: n.clone(), ..Default::default() })
         }
-        HashPolicy::Cookie { name, path, ttl } => p::PolicySpecifier::Cookie(p::Cookie {
+        HashPolicy::Cookie { name, path, ttl, attributes } => p::PolicySpecifier::Cookie(p::Cookie {
             name: name.clone(),
             path: path.clone(),
             ttl: ttl.map(duration),
-            ..Default::default()
+            attributes: attributes
+                .iter()
+                .map(|(name, value)| p::CookieAttribute { name: name.clone(), value: value.clone() })
+                .collect(),
         }),
         HashPolicy::SourceIp => {
             p::PolicySpecifier::ConnectionProperties(p::ConnectionProperties { source_ip: true })
@@ -526,8 +531,15 @@ fn to_hash(h: r::route_action::HashPolicy) -> Res<HashPolicy> {
             HashPolicy::Header(p.header_name)
         }
         Some(S::Cookie(p)) => {
-            refuse!(p; attributes);
-            HashPolicy::Cookie { name: p.name, path: p.path, ttl: opt(p.ttl)? }
+            let attributes = each("attributes", p.attributes, |a| {
+                // They go into a header as they are.
+                let bad = |s: &str| s.bytes().any(|b| b.is_ascii_control() || b == b';');
+                if bad(&a.name) || bad(&a.value) {
+                    return Err(Bad::new("name", "an attribute has a control character or a semicolon"));
+                }
+                Ok((a.name, a.value))
+            })?;
+            HashPolicy::Cookie { name: p.name, path: p.path, ttl: opt(p.ttl)?, attributes }
         }
         Some(S::ConnectionProperties(p)) if p.source_ip => HashPolicy::SourceIp,
         Some(S::QueryParameter(p)) => HashPolicy::Query(p.name),
@@ -672,6 +684,7 @@ fn cors_policy(c: &Cors) -> cors::CorsPolicy {
         expose_headers: c.expose_headers.clone(),
         max_age: c.max_age.clone(),
         allow_credentials: boolv(c.allow_credentials),
+        forward_not_matching_preflights: c.ignore_unmatched.then_some(gp::BoolValue { value: false }),
         ..Default::default()
     }
 }
@@ -685,5 +698,6 @@ fn to_cors(m: cors::CorsPolicy) -> Res<Cors> {
         expose_headers: m.expose_headers,
         max_age: m.max_age,
         allow_credentials: bool_or(m.allow_credentials, false),
+        ignore_unmatched: !bool_or(m.forward_not_matching_preflights, true),
     })
 }

@@ -23,6 +23,12 @@ fn downstream_tls() -> DownstreamTls {
         client_certificate: ClientCertificate::Required(roots()),
         alpn: vec!["h2".into(), "http/1.1".into()],
         min_version: TlsVersion::V1_3,
+        options: TlsServerOptions {
+            certificates: vec![SecretRef::Sds("kubernetes://second".into())],
+            max_version: None,
+            ciphers: vec!["ECDHE-RSA-AES128-GCM-SHA256".into()],
+            curves: vec!["X25519".into(), "P-256".into()],
+        },
     }
 }
 
@@ -338,6 +344,7 @@ pub(crate) fn routes() -> RouteConfiguration {
             expose_headers: "x-b".into(),
             max_age: "60".into(),
             allow_credentials: true,
+            ignore_unmatched: true,
         })),
         operation: "svc:80/*".into(),
         filters: RouteFilters {
@@ -350,6 +357,7 @@ pub(crate) fn routes() -> RouteConfiguration {
             }),
             local_rate_limit: Some(Box::new(local_limit())),
             rate_limits: rate_limits(),
+            stat_prefix: "checkout".into(),
             host_rate_limits: HostRateLimits::Include,
             rate_limit: HostRateLimits::Ignore,
             buffer_limit: Some(1 << 20),
@@ -398,6 +406,7 @@ pub(crate) fn routes() -> RouteConfiguration {
                     }),
                     retriable_headers: vec![retry_header.clone()],
                     retriable_request_headers: vec![retry_header],
+                    leave_priorities: 2,
                 })),
                 hedge: true,
                 max_stream: Some(StreamLimit {
@@ -411,7 +420,12 @@ pub(crate) fn routes() -> RouteConfiguration {
                 mirrors: vec![Mirror { cluster: "m".into(), fraction: 1234 }],
                 hash: vec![
                     HashPolicy::Header("h".into()),
-                    HashPolicy::Cookie { name: "c".into(), path: "/".into(), ttl: Some(Duration::ZERO) },
+                    HashPolicy::Cookie {
+                        name: "c".into(),
+                        path: "/".into(),
+                        ttl: Some(Duration::ZERO),
+                        attributes: vec![("SameSite".into(), "Lax".into()), ("Secure".into(), String::new())],
+                    },
                     HashPolicy::SourceIp,
                     HashPolicy::Query("q".into()),
                 ],
@@ -521,10 +535,12 @@ pub(crate) fn listener() -> Listener {
         stat_prefix: "t".into(),
         clusters: vec![WeightedCluster::only("a")],
         idle_timeout: Some(Duration::from_secs(60)),
+        max_duration: Some(Duration::from_secs(90)),
         access_log: vec![],
         tunnel: Some(Tunneling {
             hostname: "db.local:443".into(),
             headers: vec![("x-a".into(), "b".into())],
+            post: true,
         }),
         on_demand: Some(OnDemandCluster::default()),
     });
@@ -535,6 +551,7 @@ pub(crate) fn listener() -> Listener {
             WeightedCluster { cluster: "b".into(), weight: 3, ..WeightedCluster::default() },
         ],
         idle_timeout: None,
+        max_duration: None,
         access_log: vec![],
         tunnel: None,
         on_demand: None,
@@ -583,6 +600,7 @@ pub(crate) fn listener() -> Listener {
                     }),
                     alpn: vec![],
                     min_version: TlsVersion::V1_2,
+                    options: TlsServerOptions::default(),
                 }),
                 filters: vec![
                     NetworkFilter::Limit(ConnectionLimit { stat_prefix: "l".into(), bucket: bucket() }),
@@ -684,7 +702,11 @@ pub(crate) fn cluster() -> Cluster {
         ],
         limits: CircuitBreakers {
             max_connections: 7,
-            retry_budget: Some(RetryBudget { share: 2550, min_concurrency: 4 }),
+            retry_budget: Some(RetryBudget {
+                share: 2550,
+                min_concurrency: 4,
+                interval: Duration::from_millis(1500),
+            }),
             ..CircuitBreakers::default()
         },
         outlier: Some(Box::new(OutlierDetection {
@@ -694,6 +716,7 @@ pub(crate) fn cluster() -> Cluster {
             base_ejection: Duration::from_secs(2),
             max_ejection: Duration::from_secs(300),
             max_percent: 100,
+            error_codes: vec![429, 503],
             enforcing_gateway: 60,
             success_rate: Some(SuccessRate {
                 minimum_hosts: 3,
@@ -750,12 +773,25 @@ pub(crate) fn cluster() -> Cluster {
             ignore_new_hosts: true,
         })),
         close_on_health_failure: true,
+        utilization: None,
         slow_start: None,
         max_requests_per_connection: 9,
         idle_timeout: Some(Duration::from_secs(11)),
         panic_threshold: 0,
         locality_weighted: true,
-        keepalive: Some(Duration::from_secs(300)),
+        max_connection_duration: Some(Duration::from_secs(70)),
+        http2: UpstreamHttp2 {
+            max_concurrent_streams: 12,
+            keepalive: Some(Http2Keepalive {
+                interval: Duration::from_secs(20),
+                timeout: Duration::from_millis(2500),
+            }),
+        },
+        keepalive: Some(TcpKeepalive {
+            time: Duration::from_secs(300),
+            interval: Some(Duration::from_secs(30)),
+            probes: Some(4),
+        }),
         source: vec!["127.0.0.6".parse().unwrap(), "::6".parse().unwrap()],
         proxy_protocol: None,
     }
@@ -819,6 +855,15 @@ fn clusters_round_trip() {
     let lb = LbPolicy::LeastRequest(LeastRequest { choices: 5, bias: 250 });
     let c = Cluster { lb, ..base.clone() };
     assert_eq!(decode_cluster(&encode_cluster(&c)).unwrap(), c);
+    let utilization = Some(Box::new(UtilizationLb {
+        error_penalty: 150,
+        metrics: vec!["named_metrics.gpu".into()],
+        blackout: Duration::ZERO,
+        expiration: Duration::from_secs(9),
+        update: Duration::from_millis(200),
+    }));
+    let c = Cluster { lb: LbPolicy::Utilization, utilization, ..base.clone() };
+    assert_eq!(decode_cluster(&encode_cluster(&c)).unwrap(), c);
     let c = Cluster { lb: LbPolicy::PeakEwma, ..base.clone() };
     assert_eq!(decode_cluster(&encode_cluster(&c)).unwrap(), c);
     let c = Cluster { proxy_protocol: Some(ProxyProtocolVersion::V1), ..base.clone() };
@@ -838,6 +883,8 @@ fn clusters_round_trip() {
             tls_matches: vec![],
             tls: base.tls_matches[0].tls.clone().map(Box::new),
             outlier: None,
+            max_connection_duration: None,
+            http2: if http == UpstreamHttp::Http1 { UpstreamHttp2::default() } else { base.http2 },
             keepalive: None,
             source: vec![],
             proxy_protocol: Some(ProxyProtocolVersion::V2),

@@ -9,7 +9,7 @@ use envoy_types::pb::envoy::extensions::transport_sockets::{
 };
 use mesh_model::proxy::{
     ClientCertificate, DownstreamTls, ProxyProtocolVersion, SecretRef, StringMatch, StringMatchKind,
-    TlsVersion, UDP_ALPN, UpstreamTls, Validation,
+    TlsServerOptions, TlsVersion, UDP_ALPN, UpstreamTls, Validation,
 };
 use pb::{
     CertificateValidationContext, CommonTlsContext, SdsSecretConfig, SubjectAltNameMatcher, TlsCertificate,
@@ -19,7 +19,7 @@ use pb::{
     tls_parameters::TlsProtocol,
 };
 
-use super::{At, Bad, Res, common::*, quic, refuse};
+use super::{At, Bad, Res, common::*, each, quic, refuse};
 
 /// Static cluster of a foreign proxy's bootstrap that is the agent's SDS socket (Istio's name for it).
 pub(super) const AGENT_CLUSTER: &str = "sds-grpc";
@@ -85,38 +85,44 @@ fn to_sds(s: SdsSecretConfig) -> Res<SecretRef> {
 
 fn certificate(c: &mut CommonTlsContext, s: &SecretRef) {
     match s {
-        SecretRef::Sds(name) => c.tls_certificate_sds_secret_configs = vec![sds(name)],
-        SecretRef::Files { chain, key } => {
-            c.tls_certificates = vec![TlsCertificate {
-                certificate_chain: file(chain),
-                private_key: file(key),
-                ..Default::default()
-            }];
-        }
+        SecretRef::Sds(name) => c.tls_certificate_sds_secret_configs.push(sds(name)),
+        SecretRef::Files { chain, key } => c.tls_certificates.push(TlsCertificate {
+            certificate_chain: file(chain),
+            private_key: file(key),
+            ..Default::default()
+        }),
     }
 }
 
 #[allow(deprecated)]
-fn to_certificate(c: &mut CommonTlsContext) -> Res<Option<SecretRef>> {
+fn to_certificates(c: &mut CommonTlsContext) -> Res<Vec<SecretRef>> {
     refuse!(c;
         tls_certificate_provider_instance, custom_tls_certificate_selector,
         tls_certificate_certificate_provider, tls_certificate_certificate_provider_instance,
         custom_handshaker, key_log
     );
-    let mut certs = std::mem::take(&mut c.tls_certificates);
-    let mut sds = std::mem::take(&mut c.tls_certificate_sds_secret_configs);
-    if certs.len() + sds.len() > 1 {
-        return Err(Bad::unsupported("tls_certificates", "more than one certificate"));
+    let certs = std::mem::take(&mut c.tls_certificates);
+    let named = std::mem::take(&mut c.tls_certificate_sds_secret_configs);
+    let mut out = each("tls_certificate_sds_secret_configs", named, to_sds)?;
+    out.extend(each("tls_certificates", certs, |t| {
+        refuse!(t; pkcs12, private_key_provider, password);
+        Ok(SecretRef::Files {
+            chain: to_file(t.certificate_chain, "certificate_chain")?,
+            key: to_file(t.private_key, "private_key")?,
+        })
+    })?);
+    Ok(out)
+}
+
+/// A client's, of which there is one.
+fn to_certificate(c: &mut CommonTlsContext) -> Res<Option<SecretRef>> {
+    let mut all = to_certificates(c)?;
+    let first = all.pop();
+    if all.is_empty() {
+        Ok(first)
+    } else {
+        Err(Bad::unsupported("tls_certificates", "more than one certificate"))
     }
-    if let Some(s) = sds.pop() {
-        return Ok(Some(to_sds(s).at("tls_certificate_sds_secret_configs[0]")?));
-    }
-    let Some(t) = certs.pop() else { return Ok(None) };
-    refuse!(t; pkcs12, private_key_provider, password);
-    Ok(Some(SecretRef::Files {
-        chain: to_file(t.certificate_chain, "tls_certificates[0].certificate_chain")?,
-        key: to_file(t.private_key, "tls_certificates[0].private_key")?,
-    }))
 }
 
 /// "URI or DNS" takes two matchers in Envoy; SPIFFE IDs are only ever URIs.
@@ -215,17 +221,30 @@ fn to_validation(v: Option<V>) -> Res<Option<Validation>> {
     })
 }
 
-fn min_version(v: TlsVersion) -> Option<TlsParameters> {
-    let p = match v {
+fn parameters(min: TlsVersion, options: &TlsServerOptions) -> Option<TlsParameters> {
+    let version = |v| match v {
         TlsVersion::V1_2 => TlsProtocol::TlSv12,
         TlsVersion::V1_3 => TlsProtocol::TlSv13,
     };
     Some(TlsParameters {
-        tls_minimum_protocol_version: p.into(),
+        tls_minimum_protocol_version: version(min).into(),
         // The default maximum of an Envoy client is TLS 1.2.
-        tls_maximum_protocol_version: TlsProtocol::TlSv13.into(),
+        tls_maximum_protocol_version: version(options.max_version.unwrap_or(TlsVersion::V1_3)).into(),
+        cipher_suites: options.ciphers.clone(),
+        ecdh_curves: options.curves.clone(),
         ..Default::default()
     })
+}
+
+/// Reverse of [`parameters`], but for the lowest version. The engine never had 1.0 and 1.1.
+fn to_options(p: Option<TlsParameters>, certificates: Vec<SecretRef>) -> Res<TlsServerOptions> {
+    let p = p.unwrap_or_default();
+    let max_version = match TlsProtocol::try_from(p.tls_maximum_protocol_version) {
+        Ok(TlsProtocol::TlsAuto | TlsProtocol::TlSv13) => None,
+        Ok(TlsProtocol::TlSv12) => Some(TlsVersion::V1_2),
+        _ => return Err(Bad::unsupported("tls_params.tls_maximum_protocol_version", "TLS below 1.2")),
+    };
+    Ok(TlsServerOptions { certificates, max_version, ciphers: p.cipher_suites, curves: p.ecdh_curves })
 }
 
 fn to_min_version(p: Option<&TlsParameters>) -> TlsVersion {
@@ -285,11 +304,13 @@ pub(super) fn to_proxy_protocol(
 
 pub(super) fn downstream(t: &DownstreamTls, over_quic: bool) -> core::TransportSocket {
     let mut common = CommonTlsContext {
-        tls_params: min_version(t.min_version),
+        tls_params: parameters(t.min_version, &t.options),
         alpn_protocols: t.alpn.clone(),
         ..Default::default()
     };
-    certificate(&mut common, &t.certificate);
+    for c in [&t.certificate].into_iter().chain(&t.options.certificates) {
+        certificate(&mut common, c);
+    }
     let (require, v) = match &t.client_certificate {
         ClientCertificate::None => (false, None),
         ClientCertificate::Optional(v) => (false, Some(v)),
@@ -332,8 +353,11 @@ pub(super) fn to_downstream(s: core::TransportSocket, over_quic: bool) -> Res<Op
     };
     refuse!(m; require_sni, ocsp_staple_policy);
     let mut common = m.common_tls_context.unwrap_or_default();
-    let certificate =
-        to_certificate(&mut common)?.ok_or_else(|| Bad::new("tls_certificates", "is missing"))?;
+    let mut certificates = to_certificates(&mut common)?;
+    if certificates.is_empty() {
+        return Err(Bad::new("tls_certificates", "is missing"));
+    }
+    let certificate = certificates.remove(0);
     let v = to_validation(common.validation_context_type.take())?;
     let client_certificate = match (bool_or(m.require_client_certificate, false), v) {
         (true, v) => {
@@ -347,12 +371,13 @@ pub(super) fn to_downstream(s: core::TransportSocket, over_quic: bool) -> Res<Op
         client_certificate,
         alpn: common.alpn_protocols,
         min_version: to_min_version(common.tls_params.as_ref()),
+        options: to_options(common.tls_params, certificates)?,
     }))
 }
 
 pub(super) fn upstream(t: &UpstreamTls) -> core::TransportSocket {
     let mut common = CommonTlsContext {
-        tls_params: min_version(TlsVersion::V1_2),
+        tls_params: parameters(TlsVersion::V1_2, &TlsServerOptions::default()),
         alpn_protocols: t.alpn.clone(),
         validation_context_type: validation(&t.validation),
         ..Default::default()

@@ -168,17 +168,26 @@ fn free_port() -> u16 {
 
 impl Pair {
     pub(crate) async fn new(m: HttpConnectionManager, clusters: Vec<Cluster>) -> Self {
+        Self::with(NetworkFilter::Http(Box::new(m)), Direction::Inbound, clusters).await
+    }
+
+    /// A listener of bytes.
+    pub(crate) async fn tcp(t: TcpProxy, clusters: Vec<Cluster>) -> Self {
+        Self::with(NetworkFilter::Tcp(t), Direction::Outbound, clusters).await
+    }
+
+    async fn with(filter: NetworkFilter, direction: Direction, clusters: Vec<Cluster>) -> Self {
         let port = free_port();
         let pair = Self::start(
             Listener {
                 name: "l".into(),
                 address: SocketAddr::from(([127, 0, 0, 1], port)),
-                direction: Direction::Inbound,
+                direction,
                 filter_chains: vec![FilterChain {
                     name: "c".into(),
                     matches: FilterChainMatch::default(),
                     tls: None,
-                    filters: vec![NetworkFilter::Http(Box::new(m))],
+                    filters: vec![filter],
                 }],
                 ..base_listener()
             },

@@ -545,6 +545,7 @@ mod tests {
                 stat_prefix: String::new(),
                 clusters: vec![model::WeightedCluster::only("c")],
                 idle_timeout: None,
+                max_duration: None,
                 access_log: vec![],
                 tunnel: None,
                 on_demand: None,

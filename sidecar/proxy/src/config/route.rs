@@ -2,12 +2,13 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, LazyLock, atomic::AtomicBool},
+    sync::{Arc, LazyLock, OnceLock, atomic::AtomicBool},
     time::Duration,
 };
 
 use http::Method;
 use mesh_model::{Nothing, Rare, proxy as model};
+use mesh_telemetry::metrics::{MeshMetrics, RouteSeries};
 use regex::bytes::Regex;
 
 use self::index::{DomainIndex, Key, PathIndex};
@@ -42,8 +43,7 @@ pub(crate) struct RouteTable {
 
 #[derive(Debug)]
 pub(crate) struct VirtualHost {
-    /// For debugging output.
-    #[cfg_attr(not(test), allow(dead_code, reason = "read by Debug only"))]
+    /// For statistics and debugging output.
     pub(crate) name: Arc<str>,
     /// First domain without wildcard or port: the service, for metrics and policies. Where every host is
     /// taken, as inbound, what the control plane calls the operation (`host:port/*`) names it: what the
@@ -91,7 +91,27 @@ pub(crate) struct RouteFilters {
     pub(crate) buffer: Option<model::BufferOverride>,
     pub(crate) no_compression: bool,
     pub(crate) session: Option<model::SessionOverride>,
+    pub(crate) stats: Option<RouteStats>,
     pub(crate) on_demand: Option<Option<model::OnDemandCluster>>,
+}
+
+/// Statistics of a route's own.
+#[derive(Debug)]
+pub(crate) struct RouteStats {
+    prefix: String,
+    series: OnceLock<Arc<RouteSeries>>,
+}
+
+impl RouteStats {
+    fn new(prefix: &str) -> Option<Self> {
+        (!prefix.is_empty()).then(|| Self { prefix: prefix.to_owned(), series: OnceLock::new() })
+    }
+
+    /// Its counters.
+    pub(crate) fn series(&self, metrics: &MeshMetrics, virtual_host: &str) -> Arc<RouteSeries> {
+        let made = || Arc::new(metrics.route_series(virtual_host, &self.prefix));
+        Arc::clone(self.series.get_or_init(made))
+    }
 }
 
 impl Nothing for RouteFilters {
@@ -121,6 +141,7 @@ impl RouteFilters {
             rate_limit: route.rate_limit,
             buffer: route.buffer.or(host.buffer),
             no_compression: route.no_compression || host.no_compression,
+            stats: RouteStats::new(&route.stat_prefix),
             session: route.session.as_ref().or(host.session.as_ref()).cloned(),
             on_demand: route.on_demand.or(host.on_demand),
             buffer_limit: route

@@ -273,16 +273,18 @@ async fn ahead<D: Downstream>(down: &D, limit: usize, rec: &mut Record) -> Resul
 /// Answers a preflight, or returns the headers for the response.
 pub(crate) fn cross_origin(cors: &Cors, head: &RequestHead) -> Result<Option<Headers>, LocalReply> {
     let Some(origin) = head.headers.get_id(HeaderId::Origin) else { return Ok(None) };
-    if !cors.origins.iter().any(|o| o.matches(origin)) {
+    let c = &cors.config;
+    let preflight = head.method == Method::OPTIONS && head.headers.has(HeaderId::AccessControlRequestMethod);
+    let mut h = Headers::default();
+    if cors.origins.iter().any(|o| o.matches(origin)) {
+        h.push_id(HeaderId::AccessControlAllowOrigin, origin);
+    } else if !(preflight && c.ignore_unmatched) {
         return Ok(None);
     }
-    let c = &cors.config;
-    let mut h = Headers::default();
-    h.push_id(HeaderId::AccessControlAllowOrigin, origin);
+    // Without the origin the browser takes what follows for a no.
     if c.allow_credentials {
         h.push_id(HeaderId::AccessControlAllowCredentials, b"true");
     }
-    let preflight = head.method == Method::OPTIONS && head.headers.has(HeaderId::AccessControlRequestMethod);
     let mut push = |id, v: &str| {
         if !v.is_empty() {
             h.push_id(id, v.as_bytes());

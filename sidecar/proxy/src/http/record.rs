@@ -12,7 +12,7 @@ use std::{
 use mesh_model::proxy::Direction;
 use mesh_telemetry::{
     access_log::{Field, LogRecord},
-    metrics::{Reporter, RequestLabels, RequestSeries, TcpLabels, TcpSeries},
+    metrics::{Reporter, RequestLabels, RequestSeries, RouteSeries, TcpLabels, TcpSeries},
     trace::{RequestSpan, TraceContext},
 };
 
@@ -107,6 +107,8 @@ pub(crate) struct Record {
     pub(crate) remote: IpAddr,
     pub(crate) trace: Option<TraceContext>,
     pub(crate) first_byte: Option<Instant>,
+    /// Counters of the route, if it has some of its own.
+    pub(crate) counted: Option<Arc<RouteSeries>>,
     /// What filters found out; most requests have none.
     pub(crate) metadata: Option<Box<Metadata>>,
 }
@@ -121,6 +123,7 @@ impl Record {
             details: Cow::Borrowed(""),
             transport_failure: String::new(),
             route: None,
+            counted: None,
             service: None,
             cluster: None,
             host: None,
@@ -163,6 +166,9 @@ impl Record {
         let duration = self.started.elapsed();
         let service = self.destination_service(conn, head);
         self.series(conn, &service).observe(duration, self.bytes_received, self.bytes_sent);
+        if let Some(c) = &self.counted {
+            c.count(self.status);
+        }
         if !manager.logs.is_empty() {
             let line = RequestLine { record: &self, conn, head: Some(head), duration };
             for log in &manager.logs {

@@ -35,7 +35,7 @@ use crate::{
     upstream::{
         cluster::{Cluster, ClusterSlot, Outcome, Permit},
         connect::{ConnectError, Want, connect_for},
-        host::{ActiveGuard, Host, HostAddr},
+        host::{ActiveGuard, Host, HostAddr, now_ms},
         lb::stable_hash,
         pool::{self, Acquired, Pool},
     },
@@ -107,6 +107,9 @@ pub(crate) async fn forward<D: Downstream>(
     else {
         return Err(failure(rec, &TryError::Overflow, false));
     };
+    if let Some(b) = cluster.config.limits.retry_budget.filter(|b| !b.interval.is_zero()) {
+        cluster.usage.recent.note(now_ms(), b.interval);
+    }
     let limits = Limits::new(ctx.forward, ctx.passed.faulted, ctx.conn.outbound(), head);
     let (forward, route, vhost, remote) = (ctx.forward, ctx.route, ctx.vhost, ctx.conn.peer.ip());
     Rewrite { forward, route, vhost, destination, timeout: limits.timeout, remote }.apply(head);
@@ -134,7 +137,7 @@ pub(crate) async fn forward<D: Downstream>(
     let idle = ctx.forward.idle_timeout.or(ctx.manager.config.stream_idle_timeout);
     let mut timers = Timers::new(worker.alarms.alarm(), limits.timeout.filter(|_| !upgrade), idle);
     timers.end_at(stream_end(ctx, head, rec).map(Into::into));
-    let mut state = Tries { tried: Vec::new(), retries: 0, stale: 0 };
+    let mut state = Tries::default();
     let mut hedged: Vec<Hedged> = Vec::new();
     // Counts a retry for as long as it lasts.
     let mut retrying: Option<Permit> = None;
@@ -204,6 +207,9 @@ pub(crate) async fn forward<D: Downstream>(
                         cookie: cookie.as_deref(),
                     };
                     respond(ctx, destination, &open, &mut timers, head, response, &flow, rec).await;
+                    if let (Some(t), Some(host)) = (&rec.trailers, &rec.host) {
+                        cluster.note_load(host, t);
+                    }
                     give_back(open);
                     break Ok(());
                 }
@@ -359,11 +365,12 @@ fn hash(ctx: &Context<'_>, head: &RequestHead) -> (Option<u64>, Option<String>) 
                 crate::matcher::header_value(head, name.to_ascii_lowercase().as_bytes())
                     .map(|v| stable_hash(&v))
             }
-            HashPolicy::Cookie { name, path, ttl } => match (cookie(&head.headers, name), ttl) {
+            HashPolicy::Cookie { name, path, ttl, attributes } => match (cookie(&head.headers, name), ttl) {
                 (Some(v), _) => Some(stable_hash(v.as_bytes())),
                 (None, Some(ttl)) => {
                     let value = format!("{:016x}", ctx.conn.worker.rng.next());
-                    return (Some(stable_hash(value.as_bytes())), Some(new_cookie(name, &value, path, *ttl)));
+                    let made = new_cookie(name, &value, path, *ttl, attributes);
+                    return (Some(stable_hash(value.as_bytes())), Some(made));
                 }
                 (None, None) => None,
             },
@@ -379,7 +386,13 @@ fn hash(ctx: &Context<'_>, head: &RequestHead) -> (Option<u64>, Option<String>) 
     (None, None)
 }
 
-pub(super) fn new_cookie(name: &str, value: &str, path: &str, ttl: Duration) -> String {
+pub(super) fn new_cookie(
+    name: &str,
+    value: &str,
+    path: &str,
+    ttl: Duration,
+    attributes: &[(String, String)],
+) -> String {
     let mut v = format!("{name}=\"{value}\"");
     if !ttl.is_zero() {
         v.push_str(&format!("; Max-Age={}", ttl.as_secs()));
@@ -388,20 +401,41 @@ pub(super) fn new_cookie(name: &str, value: &str, path: &str, ttl: Duration) -> 
         v.push_str("; Path=");
         v.push_str(path);
     }
+    for (name, value) in attributes {
+        v.push_str("; ");
+        v.push_str(name);
+        if !value.is_empty() {
+            v.push('=');
+            v.push_str(value);
+        }
+    }
     v.push_str("; HttpOnly");
     v
 }
 
+#[derive(Default)]
 struct Tries {
     tried: Vec<u64>,
+    /// Priorities of the hosts of all tries so far.
+    priorities: Vec<u32>,
     retries: u32,
     /// Tries repeated because a connection turned out to be dead before it was used.
     stale: u32,
 }
 
 impl Tries {
+    /// Priorities that the next try leaves out, if all so many tries those that were tried are.
+    fn leave(&self, every: u32) -> &[u32] {
+        let tries = self.priorities.len();
+        let of = every as usize;
+        self.priorities.get(..tries - tries.checked_rem(of).unwrap_or(tries)).unwrap_or_default()
+    }
+
     /// Remembers the host of a try that another one follows.
     fn note(&mut self, rec: &Record) {
+        if let Some(host) = &rec.host {
+            self.priorities.push(host.priority);
+        }
         if let Some(host) = &rec.host
             && !self.tried.contains(&host.stats.id)
         {
@@ -499,7 +533,11 @@ impl<D: Downstream> Try<'_, D> {
             if own.is_none() && wanted.is_some_and(|s| s.strict && s.host.is_some()) {
                 return Err(TryError::NoHost);
             }
-            let picked = tables.pick_avoiding(&conn.worker.rng, self.hash, &state.tried, avoid);
+            let left = limits.retry.map_or(&[][..], |r| state.leave(r.config.leave_priorities));
+            let picked = match left {
+                [] => tables.pick_avoiding(&conn.worker.rng, self.hash, &state.tried, avoid),
+                left => tables.pick_elsewhere(&conn.worker.rng, left, &state.tried, avoid),
+            };
             own.or_else(|| picked.cloned()).ok_or(TryError::NoHost)?
         };
         rec.host = Some(Arc::clone(&host));
@@ -564,6 +602,7 @@ pub(super) fn give_back(open: Open) {
 fn observe(cluster: &Cluster, host: &Host, outcome: &Result<ResponseHead, TryError>) {
     let o = match outcome {
         Ok(r) => {
+            cluster.note_load(host, &r.headers);
             if cluster.config.health.is_some()
                 && r.headers.get(crate::upstream::health::IMMEDIATE_FAIL).is_some()
             {

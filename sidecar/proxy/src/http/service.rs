@@ -237,6 +237,10 @@ fn find(
     }
     if let Some(r) = &route {
         rec.route = Some(Arc::clone(&r.name));
+        rec.counted = match (&r.filters.stats, &vhost) {
+            (Some(s), Some(v)) => Some(s.series(&conn.worker.shared.metrics, &v.name)),
+            _ => None,
+        };
         if !r.operation.is_empty() && conn.outbound() {
             head.headers.set_id(HeaderId::XEnvoyDecoratorOperation, r.operation.as_bytes());
         }

@@ -27,7 +27,7 @@ use crate::{
     },
     io::Io,
     listener::accept,
-    tcp,
+    tcp::{self, Times},
     upstream::{
         cluster::Cluster,
         host::{Host, HostAddr},
@@ -114,7 +114,8 @@ pub(crate) async fn stream(
                 record.request = Some(Box::new(head));
             }
             let idle = forward.idle_timeout.or(manager.config.stream_idle_timeout);
-            return proxy(&conn, &cluster, offer, record, idle, &manager.logs).await;
+            let times = Times { idle, end: None };
+            return proxy(&conn, &cluster, offer, record, times, &manager.logs).await;
         }
         Err(failure) => failure,
     };
@@ -198,7 +199,7 @@ async fn inner(conn: &Rc<Connection>, offer: Offer) {
     let mut record = TcpRecord::new(conn);
     record.starts_now();
     match tcp::cluster(conn, t, &mut record).await {
-        Ok(cluster) => proxy(conn, &cluster, offer, record, t.config.idle_timeout, &t.logs).await,
+        Ok(cluster) => proxy(conn, &cluster, offer, record, Times::of(t), &t.logs).await,
         Err((flags, details)) => {
             record.refuse(503, flags, details);
             record.log(&t.logs);
@@ -238,7 +239,7 @@ async fn proxy(
     cluster: &Arc<Cluster>,
     offer: Offer,
     mut record: TcpRecord,
-    idle: Option<std::time::Duration>,
+    times: Times,
     logs: &[AccessLog],
 ) {
     let result = match tcp::connect(conn, cluster, None, &mut record).await {
@@ -251,7 +252,7 @@ async fn proxy(
             None => Err(("DC", "downstream_remote_disconnect".to_owned())),
             Some(mut down) => {
                 record.status = 200;
-                tcp::carry(conn, &mut down, &mut up, idle, &holds, &mut record).await
+                tcp::carry(conn, &mut down, &mut up, times, &holds, &mut record).await
             }
         },
     };

@@ -18,9 +18,10 @@ use super::{
     host::{CHECKS, Check, Host, HostStats, now_ms, unique_id},
     lb::{LbConfig, LbTables, stable_hash},
     outlier,
+    recent::Recent,
     silence::is_far,
 };
-use crate::refusal::Refusal;
+use crate::{http::headers::Headers, refusal::Refusal};
 
 /// The place of a cluster by name: routes keep it, so an update of the cluster needs no recompiled route.
 #[derive(Debug)]
@@ -124,6 +125,8 @@ pub(crate) struct Usage {
     pub(crate) retries: AtomicU32,
     /// Shared sessions that limits do not see: what they carry is counted.
     pub(crate) sessions: AtomicU32,
+    /// Requests of late, where a retry budget looks at them.
+    pub(crate) recent: Recent,
     /// There was a connection for traffic, and so hosts are checked as often as is configured.
     pub(crate) used: AtomicBool,
 }
@@ -225,7 +228,11 @@ impl Cluster {
             hbone: m.hbone.then(|| stable_hash(format!("{:?}", m.tls).as_bytes())),
         }));
         let same_transport = |a: &model::Cluster, b: &model::Cluster| {
-            a.tls == b.tls && a.tls_matches == b.tls_matches && a.http == b.http && a.keepalive == b.keepalive
+            a.tls == b.tls
+                && a.tls_matches == b.tls_matches
+                && a.http == b.http
+                && a.http2 == b.http2
+                && a.keepalive == b.keepalive
         };
         let names =
             matches!(config.discovery, model::Discovery::StrictDns(_) | model::Discovery::LogicalDns(_));
@@ -390,6 +397,12 @@ impl Cluster {
             locality_weighted: self.config.locality_weighted,
             overprovisioning: m.assignment.overprovisioning,
             slow_start: self.config.slow_start,
+            reports: self
+                .config
+                .utilization
+                .as_ref()
+                .filter(|_| self.config.lb == model::LbPolicy::Utilization)
+                .map(|u| (millis(u.blackout), millis(u.expiration))),
             now: now_ms(),
         };
         m.slow = c.slow_start.is_some() && m.hosts.iter().any(|h| c.is_new(h));
@@ -417,6 +430,13 @@ impl Cluster {
     /// Whether response times are of use.
     pub(crate) fn wants_times(&self) -> bool {
         self.config.lb == model::LbPolicy::PeakEwma
+    }
+
+    /// Takes what an answer's headers, or trailers, say of its host's load, where that decides.
+    pub(crate) fn note_load(&self, host: &Host, headers: &Headers) {
+        if let Some(u) = &self.config.utilization {
+            host.stats.load.note(now_ms(), headers, u);
+        }
     }
 
     /// Notes a response time, or a failure.
@@ -529,7 +549,8 @@ impl Cluster {
     /// Lets ejected hosts return when their time is over, judges rates once an interval, and lets new hosts grow.
     /// Called often.
     pub(crate) fn sweep(&self) {
-        if self.config.outlier.is_none() && self.config.slow_start.is_none() {
+        let c = &self.config;
+        if c.outlier.is_none() && c.slow_start.is_none() && c.utilization.is_none() {
             return;
         }
         let now = now_ms();
@@ -539,6 +560,9 @@ impl Cluster {
             // Forty steps are a smooth ramp; more would only cost.
             let step = millis(s.window / 40).clamp(50, 1000);
             changed |= m.slow && now.saturating_sub(m.last_built) >= step;
+        }
+        if let Some(u) = &self.config.utilization {
+            changed |= now.saturating_sub(m.last_built) >= millis(u.update).max(100);
         }
         if m.refused_until != 0 && now >= m.refused_until {
             m.refused_until = 0;
@@ -577,11 +601,14 @@ mod tests {
             outlier: outlier.map(Box::new),
             health: None,
             close_on_health_failure: false,
+            utilization: None,
             slow_start: None,
             max_requests_per_connection: 0,
             idle_timeout: None,
             panic_threshold: 0,
             locality_weighted: false,
+            max_connection_duration: None,
+            http2: model::UpstreamHttp2::default(),
             keepalive: None,
             source: vec![],
             proxy_protocol: None,

@@ -211,8 +211,8 @@ async fn connect_now(
             let socket =
                 if addr.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }.map_err(tcp)?;
             let s = socket2::SockRef::from(&socket);
-            if let Some(idle) = cluster.config.keepalive {
-                let _ = s.set_tcp_keepalive(&socket2::TcpKeepalive::new().with_time(idle));
+            if let Some(k) = cluster.config.keepalive {
+                let _ = s.set_tcp_keepalive(&keepalive(k));
             }
             let _ = s.set_tcp_user_timeout(Some(USER_TIMEOUT));
             if let Some(ip) = cluster.config.source.iter().find(|ip| ip.is_ipv4() == addr.is_ipv4()) {
@@ -249,6 +249,17 @@ async fn connect_now(
     // As much as is read at once also goes into one write.
     stream.get_mut().1.set_buffer_limit(Some(crate::tcp::BUFFER));
     Ok(Io::Client(Box::new(stream)))
+}
+
+fn keepalive(k: model::TcpKeepalive) -> socket2::TcpKeepalive {
+    let mut out = socket2::TcpKeepalive::new().with_time(k.time);
+    if let Some(interval) = k.interval {
+        out = out.with_interval(interval);
+    }
+    if let Some(probes) = k.probes {
+        out = out.with_retries(probes);
+    }
+    out
 }
 
 /// Longest DNS name in a server name.
@@ -292,6 +303,27 @@ mod tests {
             assert!(matches!(server_name(sni, &host), ServerName::DnsName(n) if n.as_ref() == sni));
         }
         assert!(matches!(server_name("", &host), ServerName::IpAddress(_)));
+    }
+
+    #[test]
+    fn probes_of_the_kernel_are_as_configured() {
+        let secs = Duration::from_secs;
+        let l = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let set = |k| {
+            let s = std::net::TcpStream::connect(l.local_addr().unwrap()).unwrap();
+            let s = socket2::SockRef::from(&s);
+            s.set_tcp_keepalive(&keepalive(k)).unwrap();
+            (
+                s.tcp_keepalive_time().unwrap(),
+                s.tcp_keepalive_interval().unwrap(),
+                s.tcp_keepalive_retries().unwrap(),
+            )
+        };
+        let all = model::TcpKeepalive { time: secs(33), interval: Some(secs(7)), probes: Some(4) };
+        assert_eq!(set(all), (secs(33), secs(7), 4));
+        let (time, interval, probes) = set(model::TcpKeepalive { interval: None, probes: None, ..all });
+        assert_eq!(time, secs(33));
+        assert!(interval != secs(7) && probes != 4, "the kernel's: {interval:?} {probes}");
     }
 
     #[test]

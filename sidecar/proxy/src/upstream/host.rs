@@ -13,6 +13,8 @@ use std::{
 use mesh_model::proxy as model;
 use tokio::sync::Notify;
 
+use super::load::Load;
+
 static EPOCH: LazyLock<Instant> = LazyLock::new(Instant::now);
 
 /// Milliseconds on a monotonic clock of this process.
@@ -71,6 +73,8 @@ pub(crate) struct HostStats {
     /// When the host began to take traffic, for slow start; milliseconds.
     pub(super) healthy_since: AtomicU64,
     pub(super) ewma: Ewma,
+    /// What it says of its load, where that decides.
+    pub(super) load: Load,
 }
 
 /// What active checks found about a host.
@@ -172,6 +176,7 @@ impl HostStats {
             failed: OnceLock::new(),
             healthy_since: AtomicU64::new(0),
             ewma: Ewma::default(),
+            load: Load::default(),
         })
     }
 

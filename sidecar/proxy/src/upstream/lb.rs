@@ -98,6 +98,9 @@ const SLOW_SCALE: f64 = 100.0;
 /// Weights of hosts, less where slow start holds back those that are new.
 fn weights(hosts: &[Arc<Host>], c: &LbConfig) -> Vec<u64> {
     let plain = |h: &Arc<Host>| u64::from(h.weight);
+    if let Some((blackout, expiration)) = c.reports {
+        return reported(hosts, c.now, blackout, expiration);
+    }
     let Some(slow) = c.slow_start else { return hosts.iter().map(plain).collect() };
     if !hosts.iter().any(|h| c.is_new(h)) {
         return hosts.iter().map(plain).collect();
@@ -110,6 +113,21 @@ fn weights(hosts: &[Arc<Host>], c: &LbConfig) -> Vec<u64> {
         ((f64::from(h.weight) * SLOW_SCALE * share).round() as u64).max(1)
     };
     hosts.iter().map(weight).collect()
+}
+
+/// Weights of hosts by what they say of their load. Who says nothing has the median of the others, and without any all
+/// have their own.
+fn reported(hosts: &[Arc<Host>], now: u64, blackout: u64, expiration: u64) -> Vec<u64> {
+    let all: Vec<Option<f64>> =
+        hosts.iter().map(|h| h.stats.load.weight(now, blackout, expiration)).collect();
+    let mut known: Vec<f64> = all.iter().flatten().copied().collect();
+    known.sort_by(f64::total_cmp);
+    let Some(median) = known.get(known.len() / 2).copied() else {
+        return hosts.iter().map(|h| u64::from(h.weight)).collect();
+    };
+    // In thousandths, and no more than sums can hold.
+    let scaled = |w: Option<f64>| ((w.unwrap_or(median) * 1000.0).min(1e12) as u64).max(1);
+    all.into_iter().map(scaled).collect()
 }
 
 fn cumulative(weights: &[u64]) -> Vec<u64> {
@@ -235,7 +253,7 @@ impl Table {
     fn new(hosts: Vec<Arc<Host>>, c: &LbConfig, seed: u64) -> Self {
         let policy = match c.policy {
             _ if hosts.is_empty() => Policy::Random(vec![]),
-            model::LbPolicy::RoundRobin => {
+            model::LbPolicy::RoundRobin | model::LbPolicy::Utilization => {
                 let s = sequence(&weights(&hosts, c));
                 let start = (seed % s.len().max(1) as u64) as usize;
                 Policy::Sequence(s, AtomicUsize::new(start))
@@ -313,9 +331,36 @@ impl Table {
 struct Priority {
     /// Percent of all load.
     load: u64,
+    /// Its number.
+    level: u32,
+    /// Percent of all load that it could take.
+    able: u64,
     /// One table, or one for each locality with its share.
     tables: Vec<(u64, Table)>,
     total: u64,
+}
+
+impl Priority {
+    fn pick(&self, rng: &Rng, hash: Option<u64>) -> Option<&Arc<Host>> {
+        let table = match self.tables.as_slice() {
+            [] => return None,
+            [(_, only)] => only,
+            several => {
+                let mut at = hash.unwrap_or_else(|| rng.next()) % self.total.max(1);
+                &several
+                    .iter()
+                    .find(|(w, _)| {
+                        if at < *w {
+                            return true;
+                        }
+                        at -= w;
+                        false
+                    })?
+                    .1
+            }
+        };
+        table.pick(rng, hash)
+    }
 }
 
 /// Everything that a pick needs.
@@ -364,6 +409,8 @@ pub(crate) struct LbConfig {
     pub(crate) locality_weighted: bool,
     pub(crate) overprovisioning: u32,
     pub(crate) slow_start: Option<model::SlowStart>,
+    /// Weights are what hosts report: for how long before one counts, and for how long it then does, in milliseconds.
+    pub(crate) reports: Option<(u64, u64)>,
     /// Of [`now_ms`].
     pub(crate) now: u64,
 }
@@ -447,7 +494,7 @@ impl LbTables {
                 *panic = !g.all.is_empty();
             }
         }
-        let table = |load: u64, group: &Group, chosen: &[Arc<Host>]| {
+        let table = |load: u64, able: u64, level: usize, group: &Group, chosen: &[Arc<Host>]| {
             let tables: Vec<(u64, Table)> = if c.locality_weighted {
                 (0..locality_weights.len())
                     .filter_map(|l| {
@@ -464,18 +511,18 @@ impl LbTables {
                 vec![(1, Table::new(chosen.to_vec(), &c, seed))]
             };
             let total = tables.iter().map(|t| t.0).sum();
-            Priority { load, tables, total }
+            Priority { load, level: u32::try_from(level).unwrap_or(u32::MAX), able, tables, total }
         };
         let mut priorities = Vec::with_capacity(groups.len());
         for (i, g) in groups.iter().enumerate() {
             let degraded = loads[groups.len() + i];
             if panics[i] {
-                priorities.push(table(loads[i] + degraded, g, &g.all));
+                priorities.push(table(loads[i] + degraded, able[i], i, g, &g.all));
                 continue;
             }
-            priorities.push(table(loads[i], g, &g.healthy));
+            priorities.push(table(loads[i], able[i], i, g, &g.healthy));
             if degraded > 0 {
-                priorities.push(table(degraded, g, &g.degraded));
+                priorities.push(table(degraded, able[groups.len() + i], i, g, &g.degraded));
             }
         }
         let slots = slots(&hosts);
@@ -523,24 +570,45 @@ impl LbTables {
                 })?
             }
         };
-        let table = match priority.tables.as_slice() {
-            [] => return None,
-            [(_, only)] => only,
-            several => {
-                let mut at = hash.unwrap_or_else(|| rng.next()) % priority.total.max(1);
-                &several
-                    .iter()
-                    .find(|(w, _)| {
-                        if at < *w {
-                            return true;
-                        }
-                        at -= w;
-                        false
-                    })?
-                    .1
+        priority.pick(rng, hash)
+    }
+
+    /// Picks, and picks again, as if these priorities had no hosts; if that leaves none, as ever.
+    pub(crate) fn pick_elsewhere(
+        &self,
+        rng: &Rng,
+        leave: &[u32],
+        avoid: &[u64],
+        attempts: u32,
+    ) -> Option<&Arc<Host>> {
+        let able = |p: &Priority| if leave.contains(&p.level) || p.tables.is_empty() { 0 } else { p.able };
+        let total: u64 = self.priorities.iter().map(able).sum::<u64>().min(100);
+        if total == 0 {
+            return self.pick_avoiding(rng, None, avoid, attempts);
+        }
+        let once = || {
+            let (mut at, mut left) = (rng.next() % 100, 100);
+            let mut first = None;
+            for p in self.priorities.iter().filter(|p| able(p) > 0) {
+                let load = (able(p) * 100 / total).min(left);
+                if at < load {
+                    return p.pick(rng, None);
+                }
+                at -= load;
+                left -= load;
+                first = first.or(Some(p));
             }
+            // What rounding leaves is the first one's, as above.
+            first?.pick(rng, None)
         };
-        table.pick(rng, hash)
+        let mut host = once()?;
+        for _ in 0..attempts {
+            if !avoid.contains(&host.stats.id) {
+                break;
+            }
+            host = once()?;
+        }
+        Some(host)
     }
 
     /// Picks, and picks again up to `attempts` times while the host is one of `avoid`.

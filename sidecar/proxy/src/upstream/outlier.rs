@@ -48,6 +48,10 @@ pub(super) fn note(s: &HostStats, outcome: Outcome, o: &OutlierDetection) -> Opt
         }
     }
     let (bad, gateway) = match outcome {
+        Outcome::Status(c) if !o.error_codes.is_empty() => {
+            let bad = o.error_codes.contains(&c);
+            (bad, bad && matches!(c, 502..=504))
+        }
         Outcome::Status(c) => ((500..600).contains(&c), matches!(c, 502..=504)),
         Outcome::Failed | Outcome::Timeout => (true, true),
         Outcome::Connected => (false, false),

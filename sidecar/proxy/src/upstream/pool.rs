@@ -19,6 +19,7 @@ use super::{
     cluster::{Cluster, Permit},
     connect::{ConnectError, Want, connect, negotiated_h2, negotiated_tunnels},
     host::{Check, Host},
+    keepalive::{self, Keep},
     silence::{self, Link},
 };
 use crate::{
@@ -77,6 +78,9 @@ pub(crate) struct H2Conn {
     pub(crate) active: Cell<usize>,
     total: Cell<u64>,
     closed: Cell<bool>,
+    opened: Instant,
+    /// Streams at a time, whatever the server allows.
+    max_streams: usize,
     idle_since: Cell<Instant>,
     /// What was heard of it, where that is watched.
     link: Option<Rc<Link>>,
@@ -101,7 +105,7 @@ impl H2Conn {
     }
 
     fn has_room(&self) -> bool {
-        !self.closed.get() && self.active.get() < self.send.current_max_send_streams()
+        !self.closed.get() && self.active.get() < self.send.current_max_send_streams().min(self.max_streams)
     }
 
     /// No further requests.
@@ -138,15 +142,21 @@ impl Pool {
         loop {
             // The most recent first: it is the least likely to have been closed by the peer.
             let mut c = self.h1.borrow_mut().pop()?;
-            if c.is_open() && !c.is_revoked(worker) {
+            if !self.is_old(c.opened) && c.is_open() && !c.is_revoked(worker) {
                 return Some(c);
             }
         }
     }
 
+    /// Whether a connection takes no more requests for its age.
+    fn is_old(&self, opened: Instant) -> bool {
+        self.cluster.borrow().config.max_connection_duration.is_some_and(|d| opened.elapsed() >= d)
+    }
+
     fn shared_h2(&self) -> Option<Rc<H2Conn>> {
         let max = u64::from(self.cluster.borrow().config.max_requests_per_connection);
         let mut all = self.h2.borrow_mut();
+        all.iter().filter(|c| self.is_old(c.opened)).for_each(|c| c.retire());
         all.retain(|c| !c.closed.get());
         let c = all.iter().find(|c| c.has_room()).cloned()?;
         c.total.set(c.total.get() + 1);
@@ -170,7 +180,8 @@ impl Pool {
     pub(crate) fn put_h1(&self, mut conn: Box<H1Conn>) {
         let max = u64::from(self.cluster.borrow().config.max_requests_per_connection);
         conn.served += 1;
-        if !conn.alone && (max == 0 || conn.served < max) && !self.host.borrow().stats.is_leaving() {
+        let kept = !conn.alone && (max == 0 || conn.served < max) && !self.is_old(conn.opened);
+        if kept && !self.host.borrow().stats.is_leaving() {
             conn.idle_since = Instant::now();
             self.h1.borrow_mut().push(conn);
         }
@@ -190,8 +201,11 @@ impl Pool {
         } else {
             self.cluster.borrow().config.idle_timeout.unwrap_or(DEFAULT_IDLE)
         };
-        self.h1.borrow_mut().retain(|c| now.duration_since(c.idle_since) < idle);
+        self.h1.borrow_mut().retain(|c| now.duration_since(c.idle_since) < idle && !self.is_old(c.opened));
         self.h2.borrow_mut().retain(|c| {
+            if self.is_old(c.opened) {
+                c.retire();
+            }
             let idle_too_long = c.active.get() == 0 && now.duration_since(c.idle_since.get()) >= idle;
             !c.closed.get() && !idle_too_long
         });
@@ -276,7 +290,11 @@ async fn acquire_slowly(
                 Some(Permit::take(&cluster.usage, |u| &u.pending, limit).ok_or(ConnectError::Overflow)?);
         }
         if want == Want::Http2 || (want == Want::Any && !pool.learned_h1.get()) {
-            shared_dial(worker, cluster, host, pool, want).await?;
+            match shared_dial(worker, cluster, host, pool, want).await {
+                // A stream of one of those that there are may end.
+                Err(ConnectError::Overflow) => wait_for_return(cluster, pool).await?,
+                r => r?,
+            }
             continue;
         }
         let Some(permit) =
@@ -365,6 +383,7 @@ async fn wait_for_return(cluster: &Cluster, pool: &Pool) -> Result<(), ConnectEr
     loop {
         let _ = tokio::time::timeout(TICK, pool.returned.notified()).await;
         if !pool.h1.borrow().is_empty()
+            || pool.h2.borrow().iter().any(|c| c.has_room())
             || cluster.usage.connections.load(Relaxed) < cluster.config.limits.max_connections
         {
             return Ok(());
@@ -460,22 +479,36 @@ async fn share(
     io: Io,
     permit: Permit,
 ) -> Result<(), ConnectError> {
-    let (mut conn, pings) = start_h2(worker, io, permit).await?;
-    let far = pings.filter(|_| silence::is_far(host)).map(|pings| (pings, Rc::<Link>::default()));
-    conn.link = far.as_ref().map(|(_, link)| Rc::clone(link));
+    let http2 = &cluster.config.http2;
+    let keep = http2.keepalive.map(|times| Keep { times, end: Rc::default() });
+    let end = keep.as_ref().map(|k| Rc::clone(&k.end));
+    let (mut conn, pings) = start_h2(worker, io, permit, end).await?;
+    // Tunnels are no streams that somebody counts.
+    if http2.max_concurrent_streams > 0 && want != Want::Tunnel {
+        conn.max_streams = http2.max_concurrent_streams as usize;
+    }
+    let far = silence::is_far(host);
+    let watched = pings.filter(|_| far || keep.is_some()).map(|pings| (pings, Rc::<Link>::default()));
+    conn.link = watched.as_ref().map(|(_, link)| Rc::clone(link));
     let conn = Rc::new(conn);
-    if let Some((pings, link)) = far {
-        silence::watch_session(worker, cluster, host, want, &conn, &link, pings);
+    match (watched, keep) {
+        (Some((pings, link)), keep) if far => {
+            silence::watch_session(worker, cluster, host, want, &conn, &link, pings, keep);
+        }
+        (Some((pings, link)), Some(keep)) => keepalive::watch(&conn, &link, pings, keep),
+        _ => {}
     }
     pool.h2.borrow_mut().push(conn);
     Ok(())
 }
 
-/// Makes a connection of many requests; the second of the answer asks its peer whether it is there.
+/// Makes a connection of many requests; the second of the answer asks its peer whether it is there. With `end` the
+/// connection breaks when that is notified.
 pub(super) async fn start_h2(
     worker: &Rc<Worker>,
     io: crate::io::Io,
     permit: Permit,
+    end: Option<Rc<Notify>>,
 ) -> Result<(H2Conn, Option<h2::PingPong>), ConnectError> {
     let limit = worker.options.buffer_limit.min(MAX_WINDOW);
     let (peer, shown) = (io.peer_principal(), io.shown());
@@ -496,8 +529,20 @@ pub(super) async fn start_h2(
     // The driver ends when the peer closes or the last handle goes; requests then find the handle unusable.
     let worker = Rc::clone(worker);
     tokio::task::spawn_local(async move {
+        let driven = async {
+            match end {
+                None => connection.await,
+                Some(end) => tokio::select! {
+                    r = connection => r,
+                    () = end.notified() => {
+                        tracing::debug!("upstream HTTP/2 connection does not answer");
+                        Ok(())
+                    }
+                },
+            }
+        };
         tokio::select! {
-            ended = connection => if let Err(error) = ended {
+            ended = driven => if let Err(error) = ended {
                 tracing::debug!(%error, "upstream HTTP/2 connection ended");
             },
             () = revoked(&worker, shown.as_ref()) => {
@@ -510,6 +555,8 @@ pub(super) async fn start_h2(
         active: Cell::new(0),
         total: Cell::new(0),
         closed: Cell::new(false),
+        opened: Instant::now(),
+        max_streams: usize::MAX,
         idle_since: Cell::new(Instant::now()),
         link: None,
         peer,

@@ -29,6 +29,7 @@ use super::{
     cluster::{Cluster, Permit},
     connect::{Want, connect_check, negotiated_h2, negotiated_tunnels},
     host::Host,
+    keepalive::{self, Keep},
     pool::{H2Conn, start_h2},
 };
 use crate::worker::Worker;
@@ -85,6 +86,11 @@ impl Link {
         self.waits.get()
     }
 
+    /// How often something was heard.
+    pub(super) fn count(&self) -> u64 {
+        self.heard.get()
+    }
+
     /// What was sent is no longer waited for.
     fn give_up(&self) {
         self.waits.set(false);
@@ -122,7 +128,8 @@ async fn silent(link: &Weak<Link>, told: &Notify) -> bool {
     }
 }
 
-/// Watches a session for as long as it is open: it is asked itself.
+/// Watches a session for as long as it is open: it is asked itself. `keep` has it asked from time to time as well, and
+/// ends it when it does not answer.
 pub(super) fn watch_session(
     worker: &Rc<Worker>,
     cluster: &Arc<Cluster>,
@@ -131,19 +138,29 @@ pub(super) fn watch_session(
     conn: &Rc<H2Conn>,
     link: &Rc<Link>,
     mut pings: PingPong,
+    keep: Option<Keep>,
 ) {
     let (worker, cluster, host) = (Rc::clone(worker), Arc::clone(cluster), Arc::clone(host));
     let (link, told) = (Rc::downgrade(link), Rc::clone(&link.told));
     let conn = Rc::downgrade(conn);
     tokio::task::spawn_local(async move {
         let mut round_trip = Duration::ZERO;
-        while silent(&link, &told).await {
+        loop {
+            let open = tokio::select! {
+                open = silent(&link, &told) => open,
+                () = keepalive::pause(keep.as_ref()) => link.strong_count() > 0,
+            };
+            if !open {
+                return;
+            }
             let asked = Instant::now();
             if pings.send_ping(Ping::opaque()).is_err() {
                 return;
             }
             let answer = poll_fn(|cx| pings.poll_pong(cx));
-            match timeout(PATIENCE.max(round_trip * 4), answer).await {
+            let patience = PATIENCE.max(round_trip * 4);
+            let most = keep.as_ref().map_or(Duration::MAX, |k| k.times.timeout);
+            match timeout(patience.min(most), answer).await {
                 Ok(Ok(_)) => {}
                 Ok(Err(_)) => return,
                 Err(_) => {
@@ -153,9 +170,11 @@ pub(super) fn watch_session(
                     {
                         c.retire();
                     }
-                    match poll_fn(|cx| pings.poll_pong(cx)).await {
-                        Ok(_) => trust(&worker, &cluster, &host),
-                        Err(_) => return,
+                    let answer = poll_fn(|cx| pings.poll_pong(cx));
+                    match timeout(most.saturating_sub(asked.elapsed()), answer).await {
+                        Ok(Ok(_)) => trust(&worker, &cluster, &host),
+                        Ok(Err(_)) => return,
+                        Err(_) => return keep.iter().for_each(|k| k.end.notify_one()),
                     }
                 }
             }
@@ -246,7 +265,7 @@ async fn answers(worker: &Rc<Worker>, cluster: &Arc<Cluster>, host: &Arc<Host>, 
     }
     // Not what limits are for.
     let Some(permit) = Permit::take(&cluster.usage, |u| &u.sessions, u32::MAX) else { return false };
-    let Ok((_conn, Some(mut pings))) = start_h2(worker, io, permit).await else {
+    let Ok((_conn, Some(mut pings))) = start_h2(worker, io, permit, None).await else {
         return false;
     };
     pings.ping(Ping::opaque()).await.is_ok()

@@ -248,3 +248,43 @@ async fn priorities_overflow_and_panic() {
     c.panic_threshold = 0;
     assert_eq!(proxy(c).get("x", "/").await.status, 503);
 }
+
+#[tokio::test]
+async fn weights_follow_what_hosts_report() {
+    // One host is used at a tenth, the other at four tenths: four of five requests go to the first.
+    let reporting = |name: &'static str, utilization: &'static str| async move {
+        raw_server(move |mut s, _| async move {
+            while !read_until(&mut s, "\r\n\r\n").await.is_empty() {
+                let r = format!(
+                    "HTTP/1.1 200 OK\r\ncontent-length: {}\r\nendpoint-load-metrics: TEXT rps_fractional=10,\
+                     named_metrics.gpu={utilization}\r\n\r\n{name}",
+                    name.len()
+                );
+                if s.write_all(r.as_bytes()).await.is_err() {
+                    return;
+                }
+            }
+        })
+        .await
+    };
+    for (policy, expected) in [(LbPolicy::Utilization, 70..=90), (LbPolicy::RoundRobin, 45..=55)] {
+        let mut c = cluster("c", &[reporting("a", "0.1").await, reporting("b", "0.4").await]);
+        c.lb = policy;
+        c.utilization = Some(Box::new(UtilizationLb {
+            metrics: vec!["named_metrics.gpu".into()],
+            blackout: Duration::ZERO,
+            update: Duration::from_millis(100),
+            ..UtilizationLb::default()
+        }));
+        let p = proxy(c);
+        for _ in 0..4 {
+            p.get("a", "/").await;
+        }
+        tokio::time::sleep(Duration::from_millis(400)).await;
+        let mut first = 0;
+        for _ in 0..100 {
+            first += usize::from(p.get("a", "/").await.body == "a");
+        }
+        assert!(expected.contains(&first), "{policy:?}: {first}");
+    }
+}

@@ -27,6 +27,7 @@ fn chain_for(names: &[&str], up: &str, client: ClientCertificate) -> FilterChain
         // What a listener of TCP would have; QUIC has its own.
         alpn: vec!["h2".into()],
         min_version: TlsVersion::V1_2,
+        options: TlsServerOptions::default(),
     });
     c
 }

@@ -13,6 +13,7 @@ mod http1;
 mod http2;
 mod http3;
 mod jwt;
+mod lifetimes;
 mod overload;
 mod rate_limit;
 mod refusals;

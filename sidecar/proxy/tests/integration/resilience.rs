@@ -330,16 +330,65 @@ async fn retries_have_a_budget() {
     let (a, seen) = scripted(at_once(&[answer(503, "", "no")])).await;
     let mut c = cluster("c", &[a]);
     c.limits.max_retries = u32::MAX;
-    c.limits.retry_budget = Some(RetryBudget { share: 0, min_concurrency: 0 });
+    c.limits.retry_budget = Some(RetryBudget { share: 0, min_concurrency: 0, interval: Duration::ZERO });
     let p = proxy(c.clone(), Forward { retry: retry(&[RetryOn::ServerError], 2), ..forward("c") }).run();
     assert_eq!(p.get("a", "/").await.status, 503);
     assert_eq!(seen.swap(0, Ordering::SeqCst), 1);
     p.metric(&["istio_requests_total", "response_flags=\"UO\""]).await;
     c.limits.max_retries = 0;
-    c.limits.retry_budget = Some(RetryBudget { share: 10_000, min_concurrency: 0 });
+    c.limits.retry_budget = Some(RetryBudget { share: 10_000, min_concurrency: 0, interval: Duration::ZERO });
     let p = proxy(c, Forward { retry: retry(&[RetryOn::ServerError], 2), ..forward("c") }).run();
     assert_eq!(p.get("a", "/").await.status, 503);
     assert_eq!(seen.load(Ordering::SeqCst), 3, "as many retries as requests");
+}
+
+#[tokio::test]
+async fn a_budget_may_look_at_an_interval() {
+    // A tenth of ten requests is one retry, of one request none.
+    for (interval, tries) in [(Duration::ZERO, 1), (Duration::from_secs(60), 2)] {
+        let (a, seen) = scripted(at_once(&[answer(200, "", "ok")])).await;
+        let (bad, bad_seen) = scripted(at_once(&[answer(503, "", "no")])).await;
+        let mut c = cluster("c", &[a]);
+        c.limits.retry_budget = Some(RetryBudget { share: 1000, min_concurrency: 0, interval });
+        let f = || Forward { retry: retry(&[RetryOn::ServerError], 1), ..forward("c") };
+        let p = proxy(c.clone(), f()).run();
+        for _ in 0..10 {
+            assert_eq!(p.get("a", "/").await.status, 200);
+        }
+        assert_eq!(seen.load(Ordering::SeqCst), 10);
+        // Counts of a cluster outlive its configuration.
+        c.discovery = Discovery::Static(assignment(&[bad]));
+        let mut snap = p.snap.clone();
+        snap.clusters.insert("c".into(), Arc::new(c));
+        p.engine.apply(snap);
+        assert_eq!(p.get("a", "/").await.status, 503);
+        assert_eq!(bad_seen.load(Ordering::SeqCst), tries, "{interval:?}");
+    }
+}
+
+#[tokio::test]
+async fn retries_may_leave_priorities() {
+    let (near, seen) = scripted(at_once(&[answer(503, "", "no")])).await;
+    let (far, far_seen) = scripted(at_once(&[answer(200, "", "far")])).await;
+    let mut places = assignment(&[near]);
+    let mut second = assignment(&[far]).localities.remove(0);
+    second.priority = 1;
+    places.localities.push(second);
+    let run = |leave| {
+        let mut c = cluster("c", &[]);
+        c.discovery = Discovery::Static(places.clone());
+        let r = with(&[RetryOn::ServerError], |r| {
+            r.attempts = 3;
+            r.leave_priorities = leave;
+        });
+        proxy(c, Forward { retry: r, ..forward("c") }).run()
+    };
+    let p = run(0);
+    assert_eq!(p.get("a", "/").await.status, 503);
+    assert_eq!((seen.swap(0, Ordering::SeqCst), far_seen.load(Ordering::SeqCst)), (4, 0));
+    let p = run(2);
+    assert_eq!(p.get("a", "/").await.body, "far");
+    assert_eq!((seen.load(Ordering::SeqCst), far_seen.load(Ordering::SeqCst)), (2, 1));
 }
 
 #[tokio::test]

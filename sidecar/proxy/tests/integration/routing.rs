@@ -128,6 +128,7 @@ async fn cross_origin_requests() {
         expose_headers: "x-b".into(),
         max_age: "60".into(),
         allow_credentials: true,
+        ignore_unmatched: false,
     }));
     let p = with_routes(&[("a", up.address)], vec![vhost(&["*"], vec![r])]).run();
     let pre = p
@@ -191,7 +192,12 @@ async fn hashing_keeps_a_client_on_its_host() {
     let mut f = forward("ring");
     f.hash = vec![
         HashPolicy::Header("x-user".into()),
-        HashPolicy::Cookie { name: "session".into(), path: "/".into(), ttl: Some(Duration::ZERO) },
+        HashPolicy::Cookie {
+            name: "session".into(),
+            path: "/".into(),
+            ttl: Some(Duration::ZERO),
+            attributes: vec![("SameSite".into(), "Lax".into()), ("Secure".into(), String::new())],
+        },
     ];
     let p = with_routes(&[], vec![vhost(&["*"], vec![route(f)])]).cluster(c).run();
     let mut seen = std::collections::HashSet::new();
@@ -207,12 +213,34 @@ async fn hashing_keeps_a_client_on_its_host() {
     let set = r.header("set-cookie").unwrap();
     let cookie = set.split(';').next().unwrap();
     assert!(cookie.starts_with("session=\""), "{r:?}");
+    assert!(set.ends_with("; Path=/; SameSite=Lax; Secure; HttpOnly"), "{set}");
     let again = p.send("h", "/name", &format!("Cookie: {cookie}\r\n")).await;
     assert_eq!(
         (again.body.as_str(), again.header("set-cookie")),
         (r.body.as_str(), None),
         "the cookie leads back to its host"
     );
+}
+
+#[tokio::test]
+async fn a_route_may_have_statistics_of_its_own() {
+    let up = Upstream::new("up").await;
+    let with = |prefix: &str, path: &str| {
+        let mut r = route(forward("a"));
+        r.matches.path = PathMatch::Prefix(path.into());
+        r.filters = RouteFilters { stat_prefix: prefix.into(), ..RouteFilters::default() }.into();
+        r
+    };
+    let p = with_routes(&[], vec![vhost(&["*"], vec![with("checkout", "/status"), with("", "/")])])
+        .cluster(cluster("a", &[up.address]))
+        .run();
+    for path in ["/status/200", "/status/404", "/status/200", "/name"] {
+        p.get("h", path).await;
+    }
+    let ok = "envoy_response_code_class=\"2\"";
+    p.metric(&["envoy_vhost_route_upstream_rq_total", "envoy_route=\"checkout\"", ok, "} 2"]).await;
+    p.metric(&["envoy_vhost_route_upstream_rq_total", "envoy_response_code_class=\"4\"", "} 1"]).await;
+    assert!(!p.metrics().contains("envoy_route=\"\""));
 }
 
 #[tokio::test]

@@ -71,6 +71,7 @@ fn hosts() -> Vec<VirtualHost> {
         expose_headers: "x-y".into(),
         max_age: "60".into(),
         allow_credentials: true,
+        ignore_unmatched: false,
     }));
     let missing = on(PathMatch::Exact("/missing".into()), RouteAction::Forward(Box::new(forward("nowhere"))));
     let mut secure = vhost(&["secure"], vec![route(forward("a"))]);

@@ -246,6 +246,7 @@ pub(crate) fn tcp_filter(cluster: &str) -> NetworkFilter {
         stat_prefix: "t".into(),
         clusters: vec![WeightedCluster::only(cluster)],
         idle_timeout: None,
+        max_duration: None,
         access_log: vec![],
         tunnel: None,
         on_demand: None,
@@ -311,11 +312,14 @@ pub(crate) fn cluster(name: &str, hosts: &[SocketAddr]) -> Cluster {
         outlier: None,
         health: None,
         close_on_health_failure: false,
+        utilization: None,
         slow_start: None,
         max_requests_per_connection: 0,
         idle_timeout: None,
         panic_threshold: 0,
         locality_weighted: false,
+        max_connection_duration: None,
+        http2: UpstreamHttp2::default(),
         keepalive: None,
         source: vec![],
         proxy_protocol: None,
@@ -565,6 +569,7 @@ pub(crate) fn downstream_mtls() -> DownstreamTls {
         client_certificate: ClientCertificate::Required(validation(&[])),
         alpn: vec!["h2".into(), "istio".into(), "http/1.1".into()],
         min_version: TlsVersion::V1_2,
+        options: TlsServerOptions::default(),
     }
 }
 

@@ -31,8 +31,12 @@ fn server(ca: &Ca, upstream: SocketAddr, filters: Vec<HttpFilter>) -> Proxy {
 fn client(ca: &Ca, to: SocketAddr, idle: Option<Duration>) -> Proxy {
     let mut c = cluster(DB, &[to]);
     c.tls = Some(Box::new(upstream_mtls("", SERVER, &["h2"])));
-    let tunnel =
-        Some(Tunneling { hostname: "db.local:3306".into(), headers: vec![("x-a".into(), "b".into())] });
+    c.http = UpstreamHttp::Http2;
+    let tunnel = Some(Tunneling {
+        hostname: "db.local:3306".into(),
+        headers: vec![("x-a".into(), "b".into())],
+        post: false,
+    });
     let NetworkFilter::Tcp(t) = tcp_filter(DB) else { unreachable!() };
     let t = NetworkFilter::Tcp(TcpProxy { tunnel, idle_timeout: idle, ..t });
     let p = Proxy::new().cluster(c).listener(listener(Direction::Outbound, vec![chain(vec![t])]));
@@ -194,7 +198,7 @@ fn hbone(ca: &Ca, chains: Vec<FilterChain>, clusters: Vec<Cluster>, own: &str) -
 fn lead(c: &Proxy, authority: &str) {
     let mut snap = c.snap.clone();
     let NetworkFilter::Tcp(t) = tcp_filter(DB) else { unreachable!() };
-    let tunnel = Some(Tunneling { hostname: authority.into(), headers: vec![] });
+    let tunnel = Some(Tunneling { hostname: authority.into(), headers: vec![], post: false });
     let l = listener(Direction::Outbound, vec![chain(vec![NetworkFilter::Tcp(TcpProxy { tunnel, ..t })])]);
     snap.listeners.insert("l".into(), Arc::new(l));
     assert_eq!(c.engine.apply(snap).rejected, []);
@@ -329,4 +333,61 @@ async fn each_connection_of_a_session_is_asked_about() {
     }
     assert!(asked.load(Ordering::SeqCst) >= 4);
     s.metric(&["istio_tcp_connections_closed_total", "source_workload=\"reviews\"", "} 2"]).await;
+}
+
+/// A proxy of the engine whose connections go through the forward proxy at `to`.
+fn through(to: SocketAddr, post: bool) -> Proxy {
+    let NetworkFilter::Tcp(t) = tcp_filter("proxy") else { unreachable!() };
+    let tunnel = Some(Tunneling {
+        hostname: "db.example:3306".into(),
+        headers: vec![("x-a".into(), "b".into())],
+        post,
+    });
+    Proxy::new()
+        .cluster(cluster("proxy", &[to]))
+        .listener(listener(
+            Direction::Outbound,
+            vec![chain(vec![NetworkFilter::Tcp(TcpProxy { tunnel, ..t })])],
+        ))
+        .run()
+}
+
+#[tokio::test]
+async fn a_forward_proxy_of_http1_is_asked_to_connect() {
+    let forward_proxy = raw_server(|mut s, n| async move {
+        let head = read_until(&mut s, "\r\n\r\n").await;
+        assert!(head.starts_with("CONNECT db.example:3306 HTTP/1.1\r\nhost: db.example:3306\r\n"), "{head}");
+        assert!(head.contains("x-a: b\r\n"), "{head}");
+        if n > 0 {
+            let _ = s.write_all(b"HTTP/1.1 403 no\r\ncontent-length: 2\r\n\r\nno").await;
+            return;
+        }
+        // The database speaks first, in the same segment as the proxy.
+        s.write_all(b"HTTP/1.1 200 Connection established\r\n\r\nhello ").await.unwrap();
+        let got = read_all(&mut s).await;
+        s.write_all(format!("got {got}").as_bytes()).await.unwrap();
+    })
+    .await;
+    let p = through(forward_proxy, false);
+    assert_eq!(p.raw_half("abc".into()).await, "hello got abc");
+    assert_eq!(p.raw_half("abc".into()).await, "", "refused");
+}
+
+#[tokio::test]
+async fn a_tunnel_may_be_the_bodies_of_a_post() {
+    let forward_proxy = raw_server(|mut s, _| async move {
+        let head = read_until(&mut s, "\r\n\r\n").await;
+        assert!(head.starts_with("POST / HTTP/1.1\r\nhost: db.example:3306\r\n"), "{head}");
+        assert!(head.contains("transfer-encoding: chunked\r\n"), "{head}");
+        s.write_all(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n6\r\nhello \r\n").await.unwrap();
+        let (_, body) = head.split_once("\r\n\r\n").unwrap();
+        let mut got = body.to_owned();
+        while !got.ends_with("0\r\n\r\n") {
+            got += &read_until(&mut s, "\r\n").await;
+        }
+        assert_eq!(got, "3\r\nabc\r\n0\r\n\r\n");
+        s.write_all(b"3\r\nbye\r\n0\r\n\r\n").await.unwrap();
+    })
+    .await;
+    assert_eq!(through(forward_proxy, true).raw_half("abc".into()).await, "hello bye");
 }

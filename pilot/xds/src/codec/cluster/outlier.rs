@@ -3,10 +3,27 @@
 
 use std::time::Duration;
 
-use envoy_types::pb::{envoy::config::cluster::v3 as pb, google::protobuf as gp};
-use mesh_model::proxy::{FailurePercentage, LocalOrigin, OutlierDetection, SuccessRate};
+use envoy_types::pb::{
+    envoy::{
+        config::{
+            cluster::v3 as pb,
+            common::matcher::v3::{
+                HttpHeadersMatch, MatchPredicate,
+                match_predicate::{MatchSet, Rule},
+            },
+        },
+        extensions::upstreams::http::v3::http_protocol_options as up,
+    },
+    google::protobuf as gp,
+};
+use mesh_model::proxy::{
+    FailurePercentage, HeaderMatch, HeaderValueMatch, LocalOrigin, OutlierDetection, StringMatch,
+    StringMatchKind, SuccessRate,
+};
 
-use crate::codec::{At, Res, common::*, refuse};
+use crate::codec::{At, Bad, Res, common::*, each, refuse};
+
+const STATUS: &str = ":status";
 
 /// A detector is switched by its enforcement, since zero is not a valid count.
 fn detector(n: u32, percent: u32) -> (Option<gp::UInt32Value>, Option<gp::UInt32Value>) {
@@ -112,5 +129,51 @@ pub(super) fn decode(o: pb::OutlierDetection) -> Res<OutlierDetection> {
         max_ejection: time(o.max_ejection_time, base.max(Duration::from_secs(300)))
             .at("max_ejection_time")?,
         max_percent: or(o.max_ejection_percent, 10),
+        // They come with the protocol options.
+        error_codes: vec![],
+    })
+}
+
+/// Answers that are errors, by their status. `None` leaves it at 5xx.
+pub(super) fn errors(o: &OutlierDetection) -> Option<up::OutlierDetection> {
+    let rule = |r| MatchPredicate { rule: Some(r) };
+    let status = |code: &u16| {
+        let value = HeaderValueMatch::Value(StringMatch::exact(code.to_string()));
+        let headers = vec![header_match(&HeaderMatch { name: STATUS.to_owned(), value, invert: false })];
+        rule(Rule::HttpResponseHeadersMatch(HttpHeadersMatch { headers }))
+    };
+    let mut rules: Vec<MatchPredicate> = o.error_codes.iter().map(status).collect();
+    let matcher = match rules.len() {
+        0 => return None,
+        1 => rules.pop(),
+        _ => Some(rule(Rule::OrMatch(MatchSet { rules }))),
+    };
+    Some(up::OutlierDetection { error_matcher: matcher })
+}
+
+/// Reverse of [`errors`]; other matchers than those of statuses are not known.
+pub(super) fn to_errors(o: up::OutlierDetection) -> Res<Vec<u16>> {
+    let rules = match o.error_matcher.and_then(|m| m.rule) {
+        None => return Ok(vec![]),
+        Some(Rule::OrMatch(set)) => set.rules.into_iter().filter_map(|r| r.rule).collect(),
+        Some(one) => vec![one],
+    };
+    each("error_matcher", rules, |rule| {
+        let Rule::HttpResponseHeadersMatch(mut m) = rule else {
+            return Err(Bad::unsupported("rule", "a match of other things than response headers"));
+        };
+        let only = m.headers.pop().filter(|_| m.headers.is_empty()).map(to_header_match).transpose()?;
+        match only {
+            Some(HeaderMatch { name, value: HeaderValueMatch::Value(s), invert: false })
+                if name == STATUS =>
+            {
+                let exact = match &s.kind {
+                    StringMatchKind::Exact(code) => code.parse().ok(),
+                    _ => None,
+                };
+                exact.ok_or_else(|| Bad::unsupported("headers", "a match of :status that is not one number"))
+            }
+            _ => Err(Bad::unsupported("headers", "anything but an exact :status")),
+        }
     })
 }

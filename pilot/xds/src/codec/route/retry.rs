@@ -3,12 +3,17 @@
 use std::time::Duration;
 
 use envoy_types::pb::envoy::{
-    config::route::v3 as r, extensions::retry::host::previous_hosts::v3::PreviousHostsPredicate,
+    config::route::v3 as r,
+    extensions::retry::{
+        host::previous_hosts::v3::PreviousHostsPredicate,
+        priority::previous_priorities::v3::PreviousPrioritiesConfig,
+    },
 };
 use mesh_model::proxy::{RateLimitedBackOff, ResetHeader, RetryOn, RetryPolicy};
 
 use super::super::{At, Bad, Res, common::*, each, refuse};
 
+const PREVIOUS_PRIORITIES: &str = "envoy.retry_priorities.previous_priorities";
 const RETRY_BASE: Duration = Duration::from_millis(25);
 
 const RETRY_ON: &[(RetryOn, &str)] = &[
@@ -50,6 +55,14 @@ pub(super) fn retry(p: &RetryPolicy) -> r::RetryPolicy {
             base_interval: Some(duration(p.base_interval)),
             max_interval: Some(duration(p.max_interval)),
         }),
+        retry_priority: (p.leave_priorities > 0).then(|| r::retry_policy::RetryPriority {
+            name: PREVIOUS_PRIORITIES.to_owned(),
+            config_type: Some(r::retry_policy::retry_priority::ConfigType::TypedConfig(any(
+                &PreviousPrioritiesConfig {
+                    update_frequency: i32::try_from(p.leave_priorities).unwrap_or(i32::MAX),
+                },
+            ))),
+        }),
         per_try_idle_timeout: p.per_try_idle_timeout.map(duration),
         rate_limited_retry_back_off: p.rate_limited.as_ref().map(rate_limited),
         retriable_headers: p.retriable_headers.iter().map(header_match).collect(),
@@ -59,7 +72,8 @@ pub(super) fn retry(p: &RetryPolicy) -> r::RetryPolicy {
 }
 
 pub(super) fn to_retry(p: r::RetryPolicy) -> Res<RetryPolicy> {
-    refuse!(p; retry_priority, retry_options_predicates);
+    refuse!(p; retry_options_predicates);
+    let leave_priorities = p.retry_priority.map_or(Ok(0), to_priority).at("retry_priority")?;
     let mut on = Vec::new();
     for word in p.retry_on.split(',').map(str::trim).filter(|w| !w.is_empty()) {
         match RETRY_ON.iter().find(|(_, s)| *s == word) {
@@ -99,7 +113,22 @@ pub(super) fn to_retry(p: r::RetryPolicy) -> Res<RetryPolicy> {
             p.retriable_request_headers,
             to_header_match,
         )?,
+        leave_priorities,
     })
+}
+
+fn to_priority(p: r::retry_policy::RetryPriority) -> Res<u32> {
+    use r::retry_policy::retry_priority::ConfigType::TypedConfig;
+    match p.config_type {
+        Some(TypedConfig(a)) if is::<PreviousPrioritiesConfig>(&a) => {
+            let c: PreviousPrioritiesConfig = typed(&a)?;
+            u32::try_from(c.update_frequency)
+                .ok()
+                .filter(|n| *n > 0)
+                .ok_or_else(|| Bad::new("update_frequency", "is not above 0"))
+        }
+        _ => Err(Bad::unsupported("typed_config", format_args!("extension {:?}", p.name))),
+    }
 }
 
 fn rate_limited(b: &RateLimitedBackOff) -> r::retry_policy::RateLimitedRetryBackOff {

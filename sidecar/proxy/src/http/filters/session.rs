@@ -89,7 +89,7 @@ impl Session {
                     w.number(2, now() + ttl.as_secs());
                 }
                 let value = STANDARD.encode(w.into_bytes());
-                response.push(b"set-cookie", new_cookie(name, &value, path, *ttl).as_bytes());
+                response.push(b"set-cookie", new_cookie(name, &value, path, *ttl, &[]).as_bytes());
             }
             model::SessionState::Header(name) => {
                 response.set(name.as_bytes(), STANDARD.encode(host.to_string()).as_bytes());

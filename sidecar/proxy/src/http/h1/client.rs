@@ -35,6 +35,7 @@ pub(crate) struct H1Conn {
     pub(crate) alone: bool,
     /// Requests served before.
     pub(crate) served: u64,
+    pub(crate) opened: Instant,
     pub(crate) idle_since: Instant,
     /// What was heard from there, where that is watched.
     pub(crate) link: Option<Rc<Link>>,
@@ -47,6 +48,7 @@ pub(crate) struct H1Conn {
 impl H1Conn {
     /// Boxed: it moves between its pool and requests.
     pub(crate) fn new(io: Io, permit: Permit) -> Box<Self> {
+        let now = Instant::now();
         Box::new(Self {
             peer: io.peer_principal(),
             shown: io.shown(),
@@ -55,7 +57,8 @@ impl H1Conn {
             write: WriteBuf::default(),
             alone: false,
             served: 0,
-            idle_since: Instant::now(),
+            opened: now,
+            idle_since: now,
             link: None,
             _permit: permit,
         })
@@ -310,6 +313,13 @@ impl H1Exchange {
                 }
             }
         }
+    }
+
+    /// What follows the answer to CONNECT.
+    pub(crate) fn into_io(self) -> Io {
+        let H1Conn { io, mut read, .. } = *self.inner.into_inner().conn;
+        let rest = read.split().freeze();
+        if rest.is_empty() { io } else { io.with_prefix(rest) }
     }
 
     /// The connection, if it can serve another request.

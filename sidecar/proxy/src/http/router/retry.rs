@@ -13,7 +13,10 @@ use crate::{
         message::{RequestHead, ResponseHead, StreamError},
         record::{Flag, Record},
     },
-    upstream::cluster::{Cluster, Permit},
+    upstream::{
+        cluster::{Cluster, Permit},
+        host::now_ms,
+    },
 };
 
 /// What comes after a try.
@@ -79,6 +82,11 @@ pub(super) fn retry_permit(
         Some(b) => {
             let usage = &cluster.usage;
             let active = u64::from(usage.requests.load(Relaxed)) + u64::from(usage.pending.load(Relaxed));
+            let active = match b.interval.is_zero() {
+                true => active,
+                // Requests that take longer than the interval have not ended for that.
+                false => active.max(usage.recent.count(now_ms(), b.interval)),
+            };
             let share = active * u64::from(b.share) / 10_000;
             u32::try_from(share).unwrap_or(u32::MAX).max(b.min_concurrency)
         }

@@ -33,6 +33,7 @@ fn config(policy: model::LbPolicy) -> LbConfig {
         locality_weighted: false,
         overprovisioning: 140,
         slow_start: None,
+        reports: None,
         now: 0,
     }
 }

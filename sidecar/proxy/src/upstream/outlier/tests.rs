@@ -26,6 +26,25 @@ fn ejected(hosts: &[Arc<Host>]) -> Vec<usize> {
 }
 
 #[test]
+fn statuses_that_are_errors_may_be_named() {
+    let o = OutlierDetection { consecutive_5xx: 2, consecutive_gateway: 0, ..detection() };
+    let named = OutlierDetection { error_codes: vec![429, 503], ..o.clone() };
+    let ejects = |o: &OutlierDetection, status: u16| {
+        let h = Host::original("10.0.0.1:80".parse().unwrap());
+        (0..2).any(|_| note(&h.stats, Outcome::Status(status), o).is_some())
+    };
+    let of = |o: &OutlierDetection| [200, 404, 429, 500, 503].map(|s| ejects(o, s));
+    assert_eq!(of(&o), [false, false, false, true, true]);
+    assert_eq!(of(&named), [false, false, true, false, true]);
+    let h = Host::original("10.0.0.1:80".parse().unwrap());
+    note(&h.stats, Outcome::Status(429), &named);
+    note(&h.stats, Outcome::Status(500), &named);
+    assert_eq!(note(&h.stats, Outcome::Status(429), &named), None, "a status that is not named is a success");
+    let gateway = OutlierDetection { consecutive_5xx: 0, consecutive_gateway: 2, ..named };
+    assert_eq!([429, 503].map(|s| ejects(&gateway, s)), [false, true], "503 is also one of a gateway");
+}
+
+#[test]
 fn success_rate_ejects_whoever_falls_behind() {
     let rate = SuccessRate { minimum_hosts: 5, request_volume: 100, stdev_factor: 1900, enforcing: 100 };
     let o = OutlierDetection { success_rate: Some(rate), ..detection() };

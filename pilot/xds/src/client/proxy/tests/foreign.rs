@@ -224,6 +224,7 @@ async fn secrets_are_fetched_by_name_before_who_needs_them_serves() {
         }),
         alpn: vec![],
         min_version: model::TlsVersion::V1_3,
+        options: model::TlsServerOptions::default(),
     });
     source.set(&world((name, codec::encode_listener(&m))));
     let client = ProxyClient::start(foreign(addr, Mode::Delta, ProxyState::default()));

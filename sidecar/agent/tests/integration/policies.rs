@@ -1,0 +1,269 @@
+//! Policies of destinations: what Envoy does with its connections and answers, the engine does.
+
+use std::time::Duration;
+
+use mesh_model::proxy::*;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream},
+};
+
+use crate::side_by_side::{Pair, cluster, manager, route, server, to_up};
+
+fn get(path: &str, headers: &str) -> String {
+    format!("GET {path} HTTP/1.1\r\nHost: books.example\r\nConnection: close\r\n{headers}\r\n")
+}
+
+/// Answers `/N` with status N.
+async fn statuses() -> std::net::SocketAddr {
+    server(|r| {
+        let status = r.split(' ').nth(1).unwrap().trim_start_matches('/').parse().unwrap();
+        (status, String::new(), "x".into())
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs Envoy (ENVOY_BIN)"]
+async fn named_statuses_eject() {
+    let mut c = cluster("up", statuses().await, UpstreamHttp::Http1);
+    c.outlier = Some(Box::new(OutlierDetection {
+        consecutive_5xx: 2,
+        base_ejection: Duration::from_secs(60),
+        max_percent: 100,
+        error_codes: vec![429, 418],
+        ..OutlierDetection::default()
+    }));
+    c.panic_threshold = 0;
+    let p = Pair::new(manager(vec![], vec![route(to_up(), RouteFilters::default())]), vec![c]).await;
+    // A success in between begins anew, and so does a 500, which is no error here.
+    for path in ["/500", "/500", "/429", "/500", "/429", "/200", "/418"] {
+        assert_ne!(p.alike(&get(path, ""), &[]).await.body, b"no healthy upstream");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    p.alike(&get("/429", ""), &[]).await;
+    // Envoy ejects on another thread.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let gone = p.alike(&get("/200", ""), &[]).await;
+    assert_eq!(gone.status, 503, "ejected by both");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs Envoy (ENVOY_BIN)"]
+async fn cookies_and_preflights() {
+    let up = statuses().await;
+    let mut c = cluster("up", up, UpstreamHttp::Http1);
+    c.lb = LbPolicy::RingHash(1024);
+    let attributes = vec![("SameSite".into(), "Lax".into()), ("Secure".into(), String::new())];
+    let hash = |ttl| {
+        vec![HashPolicy::Cookie { name: "s".into(), path: "/p".into(), ttl, attributes: attributes.clone() }]
+    };
+    let cors = |ignore_unmatched| {
+        Some(Box::new(Cors {
+            allow_origins: vec![StringMatch::exact("https://a.example")],
+            allow_methods: "GET".into(),
+            allow_headers: "x-a".into(),
+            max_age: "60".into(),
+            allow_credentials: true,
+            ignore_unmatched,
+            ..Cors::default()
+        }))
+    };
+    for (ttl, ignore) in [(Duration::from_secs(60), true), (Duration::ZERO, false)] {
+        let mut r = route(Forward { hash: hash(Some(ttl)), ..to_up() }, RouteFilters::default());
+        r.cors = cors(ignore);
+        let p = Pair::new(manager(vec![HttpFilter::Cors], vec![r]), vec![c.clone()]).await;
+        let (ours, theirs) = p.ask(&get("/200", "")).await;
+        let attributes = |a: &crate::side_by_side::Answer| {
+            let cookie = a.headers.get("set-cookie").cloned().unwrap();
+            cookie.split_once(';').unwrap().1.to_owned()
+        };
+        assert_eq!(attributes(&ours), attributes(&theirs));
+        assert!(attributes(&ours).contains("SameSite=Lax"), "{ours:?}");
+        let preflight = |origin: &str| {
+            format!(
+                "OPTIONS /202 HTTP/1.1\r\nHost: h\r\nConnection: close\r\nOrigin: {origin}\r\n\
+                 Access-Control-Request-Method: GET\r\n\r\n"
+            )
+        };
+        let headers =
+            ["origin", "methods", "headers", "credentials"].map(|h| format!("access-control-allow-{h}"));
+        let mut headers: Vec<&str> = headers.iter().map(String::as_str).collect();
+        headers.push("access-control-max-age");
+        assert_eq!(p.alike(&preflight("https://a.example"), &headers).await.status, 200);
+        let other = p.alike(&preflight("https://b.example"), &headers).await;
+        assert_eq!(other.status, if ignore { 200 } else { 202 });
+    }
+}
+
+/// A forward proxy that connects nowhere: it tells how it was asked, and then echoes in the framing that was asked for.
+async fn forward_proxy() -> std::net::SocketAddr {
+    let l = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let a = l.local_addr().unwrap();
+    tokio::spawn(async move {
+        loop {
+            let (mut s, _) = l.accept().await.unwrap();
+            tokio::spawn(async move {
+                let mut seen = Vec::new();
+                while !seen.windows(4).any(|w| w == b"\r\n\r\n") {
+                    if s.read_buf(&mut seen).await.unwrap_or(0) == 0 {
+                        return;
+                    }
+                }
+                let text = String::from_utf8_lossy(&seen).into_owned();
+                let (head, rest) = text.split_once("\r\n\r\n").unwrap();
+                let mut asked: Vec<&str> = head
+                    .lines()
+                    .filter(|l| {
+                        let l = l.to_ascii_lowercase();
+                        l.ends_with(" http/1.1")
+                            || ["host:", "x-a:", "transfer-encoding:"].iter().any(|p| l.starts_with(p))
+                    })
+                    .collect();
+                asked[1..].sort_unstable();
+                let asked = asked.join("|").to_ascii_lowercase();
+                let post = head.starts_with("POST");
+                let body = if post {
+                    let chunked = format!("{:x}\r\n{asked}\r\n", asked.len());
+                    format!("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n{chunked}")
+                } else {
+                    format!("HTTP/1.1 200 OK\r\n\r\n{asked}")
+                };
+                s.write_all(body.as_bytes()).await.unwrap();
+                // What follows comes back as it came, chunks and all.
+                s.write_all(rest.as_bytes()).await.unwrap();
+                let mut buf = [0; 4096];
+                while let Ok(n) = s.read(&mut buf).await {
+                    if n == 0 || s.write_all(&buf[..n]).await.is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    a
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs Envoy (ENVOY_BIN)"]
+async fn tunnels_through_a_forward_proxy() {
+    let proxy = forward_proxy().await;
+    for (post, wanted) in [
+        (false, "connect db.example:3306 http/1.1|host: db.example:3306|x-a: b"),
+        (true, "post / http/1.1|host: db.example:3306|transfer-encoding: chunked|x-a: b"),
+    ] {
+        let tunnel = Some(Tunneling {
+            hostname: "db.example:3306".into(),
+            headers: vec![("x-a".into(), "b".into())],
+            post,
+        });
+        let p = Pair::tcp(
+            TcpProxy {
+                stat_prefix: "t".into(),
+                clusters: vec![WeightedCluster::only("up")],
+                idle_timeout: None,
+                max_duration: Some(Duration::from_secs(3)),
+                access_log: vec![],
+                tunnel,
+                on_demand: None,
+            },
+            vec![cluster("up", proxy, UpstreamHttp::Http1)],
+        )
+        .await;
+        let talk = async |to| {
+            let mut s = TcpStream::connect(to).await.unwrap();
+            s.write_all(b"ping").await.unwrap();
+            let mut got = Vec::new();
+            let begun = std::time::Instant::now();
+            // Nobody ends it but the proxy, at the age that is configured.
+            tokio::time::timeout(Duration::from_secs(15), s.read_to_end(&mut got)).await.unwrap().unwrap();
+            (String::from_utf8_lossy(&got).into_owned(), begun.elapsed())
+        };
+        let (ours, theirs) = tokio::join!(talk(p.engine), talk(p.envoy));
+        assert_eq!(ours.0, format!("{wanted}ping"));
+        assert_eq!(ours.0, theirs.0);
+        for took in [ours.1, theirs.1] {
+            assert!((Duration::from_secs(2)..Duration::from_secs(8)).contains(&took), "{took:?}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs Envoy (ENVOY_BIN)"]
+async fn connections_of_an_age_serve_no_more() {
+    // Each connection has a number.
+    let l = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let up = l.local_addr().unwrap();
+    tokio::spawn(async move {
+        for n in 0u32.. {
+            let (mut s, _) = l.accept().await.unwrap();
+            tokio::spawn(async move {
+                let (mut seen, body) = (Vec::new(), n.to_string());
+                while s.read_buf(&mut seen).await.unwrap_or(0) > 0 {
+                    if seen.ends_with(b"\r\n\r\n") {
+                        seen.clear();
+                        let r = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+                        let _ = s.write_all(r.as_bytes()).await;
+                    }
+                }
+            });
+        }
+    });
+    let mut c = cluster("up", up, UpstreamHttp::Http1);
+    c.max_connection_duration = Some(Duration::from_secs(1));
+    c.keepalive = Some(TcpKeepalive {
+        time: Duration::from_secs(9),
+        interval: Some(Duration::from_secs(3)),
+        probes: Some(2),
+    });
+    let p = Pair::new(manager(vec![], vec![route(to_up(), RouteFilters::default())]), vec![c]).await;
+    let (ours, theirs) = p.ask(&get("/", "")).await;
+    assert_ne!(ours.body, theirs.body);
+    let again = p.ask(&get("/", "")).await;
+    assert_eq!((&again.0.body, &again.1.body), (&ours.body, &theirs.body), "the connection is kept");
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    let late = p.ask(&get("/", "")).await;
+    assert_ne!(late.0.body, ours.body);
+    assert_ne!(late.1.body, theirs.body);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs Envoy (ENVOY_BIN)"]
+async fn weights_follow_reports() {
+    let up = |name: &'static str, utilization: &'static str| {
+        server(move |_| {
+            let report = format!(
+                "endpoint-load-metrics: TEXT rps_fractional=1000,named_metrics.gpu={utilization}\r\n"
+            );
+            (200, report, name.into())
+        })
+    };
+    let (a, b) = (up("a", "0.1").await, up("b", "0.4").await);
+    let mut c = cluster("up", a, UpstreamHttp::Http1);
+    let Discovery::Static(all) = &mut c.discovery else { unreachable!() };
+    let mut second = all.localities[0].endpoints[0].clone();
+    second.port = b.port();
+    all.localities[0].endpoints.push(second);
+    c.lb = LbPolicy::Utilization;
+    c.utilization = Some(Box::new(UtilizationLb {
+        metrics: vec!["named_metrics.gpu".into()],
+        blackout: Duration::ZERO,
+        update: Duration::from_millis(100),
+        ..UtilizationLb::default()
+    }));
+    let p = Pair::new(manager(vec![], vec![route(to_up(), RouteFilters::default())]), vec![c]).await;
+    for _ in 0..10 {
+        p.ask(&get("/", "")).await;
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let (mut ours, mut theirs) = (0, 0);
+    for _ in 0..200 {
+        let (o, t) = p.ask(&get("/", "")).await;
+        ours += usize::from(o.body == b"a");
+        theirs += usize::from(t.body == b"a");
+    }
+    // Four of five.
+    for first in [ours, theirs] {
+        assert!((140..=180).contains(&first), "ours {ours}, Envoy's {theirs}");
+    }
+}
