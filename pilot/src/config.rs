@@ -10,7 +10,7 @@ use mesh_model::{
     ClusterId, TrustDomain,
     authored::{
         AuthorizationPolicy, DestinationRule, EndpointSlice, ExportPolicy, Gateway, ImportPolicy, Kind,
-        MeshConfig, PeerAction, PeerAuthentication, RequestAuthentication, Service, ServiceEntry,
+        MeshConfig, PeerAction, PeerAuthentication, ProxyConfig, RequestAuthentication, Service, ServiceEntry,
         ServiceExport, Sidecar, Spec, VirtualService, WorkloadEntry,
     },
     federation::{ForeignBundle, FormerCluster, ImportedService, ON_LAPSE, OnLapse, PeerCluster, type_url},
@@ -61,6 +61,7 @@ pub const GALLEY_KINDS: &[Kind] = &[
     Kind::ReferenceGrant,
     Kind::BackendTlsPolicy,
     Kind::EnvoyFilter,
+    Kind::ProxyConfig,
     // For their labels, by which listeners choose.
     Kind::Namespace,
 ];
@@ -128,6 +129,8 @@ pub struct Config {
     pub gateways: Vec<Doc<Gateway>>,
     /// Scoping.
     pub sidecars: Vec<Doc<Sidecar>>,
+    /// Settings of proxies.
+    pub proxy_configs: Vec<Doc<ProxyConfig>>,
     /// Inbound mTLS.
     pub peer_authentications: Vec<Doc<PeerAuthentication>>,
     /// End-user tokens.
@@ -368,6 +371,7 @@ impl Config {
             Spec::DestinationRule(s) => into!(destination_rules, s),
             Spec::Gateway(s) => into!(gateways, s),
             Spec::Sidecar(s) => into!(sidecars, s),
+            Spec::ProxyConfig(s) => into!(proxy_configs, s),
             Spec::PeerAuthentication(s) => into!(peer_authentications, s),
             Spec::RequestAuthentication(s) => into!(request_authentications, s),
             Spec::AuthorizationPolicy(s) => into!(authorization_policies, s),
@@ -391,6 +395,7 @@ impl Config {
         by_age(&mut self.destination_rules);
         by_age(&mut self.gateways);
         by_age(&mut self.sidecars);
+        by_age(&mut self.proxy_configs);
         by_age(&mut self.peer_authentications);
         by_age(&mut self.request_authentications);
         by_age(&mut self.authorization_policies);

@@ -29,6 +29,7 @@ use crate::{
 };
 
 mod lineage;
+pub(crate) mod on_demand;
 
 /// Settings of a control plane that are not documents.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -145,10 +146,12 @@ impl World {
         }
     }
 
-    /// A proxy with the patches that are for it.
+    /// A proxy with the patches that are for it, and with what it gets on demand.
     #[must_use]
     pub fn patched(&self, proxy: &ProxyNode) -> ProxyNode {
-        ProxyNode { filters: Selected::of(&self.config, proxy), ..proxy.clone() }
+        let mut out = ProxyNode { filters: Selected::of(&self.config, proxy), ..proxy.clone() };
+        out.on_demand = on_demand::applies(&self.config, &out);
+        out
     }
 
     /// The same while east-west gateways at these addresses are about to stop.

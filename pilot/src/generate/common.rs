@@ -7,7 +7,7 @@ use mesh_model::{
     proxy::{
         AccessLog, AccessLogFormat, CircuitBreakers, Cluster, Direction, Discovery, EscapedSlashes,
         FilterChain, FilterChainMatch, ForwardClientCert, HttpCodec, HttpConnectionManager, HttpFilter,
-        LbPolicy, LeastRequest, Listener, LoadAssignment, NetworkFilter, RouteSource, SecretRef, StringMatch,
+        OnDemandCluster, LbPolicy, LeastRequest, Listener, LoadAssignment, NetworkFilter, RouteSource, SecretRef, StringMatch,
         TcpProxy, Tracing, UpstreamHttp, UpstreamTls, Validation, WeightedCluster,
     },
 };
@@ -138,13 +138,15 @@ impl Ctx<'_> {
     }
 
     pub(super) fn tcp_filter(&self, stat_prefix: &str, clusters: Vec<WeightedCluster>) -> NetworkFilter {
+        // Listeners of bytes stand there before anybody connects; where they lead is asked for by the first who does.
+        let asks = self.proxy.on_demand && clusters.iter().any(|c| c.cluster.starts_with("outbound|"));
         NetworkFilter::Tcp(TcpProxy {
             stat_prefix: stat_prefix.to_owned(),
             clusters,
             idle_timeout: Some(TCP_IDLE),
             access_log: self.access_log(),
             tunnel: None,
-            on_demand: None,
+            on_demand: asks.then(OnDemandCluster::default),
         })
     }
 
@@ -166,6 +168,10 @@ impl Ctx<'_> {
         port: Option<u16>,
     ) -> HttpConnectionManager {
         let mut filters = Vec::new();
+        // It stands first: when a virtual host has come, those behind it begin anew with its routes.
+        if side == Side::Outbound && self.proxy.on_demand {
+            filters.push(HttpFilter::OnDemand(Some(OnDemandCluster::default())));
+        }
         // Who comes in is asked first; who leaves has been.
         if side != Side::Outbound {
             filters.extend(rbac::custom(self));

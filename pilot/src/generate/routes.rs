@@ -96,7 +96,7 @@ fn service_host(ctx: &Ctx<'_>, entry: &Entry, port: u16, bare: bool, taken: &mut
         return None;
     }
     let name = format!("{}:{port}", entry.service.host);
-    let kept = ctx.proxy.takes_hosts && ctx.rerouted.is_some_and(|r| !r.concerns(&entry.service.host));
+    let kept = ctx.proxy.hosts_apart() && ctx.rerouted.is_some_and(|r| !r.concerns(&entry.service.host));
     Some(if kept {
         Host::Kept(name)
     } else {
@@ -149,17 +149,22 @@ fn catch_all(ctx: &Ctx<'_>, passthrough: bool) -> VirtualHost {
 }
 
 /// Adds a route configuration. A proxy that takes virtual hosts apart gets them so: of a port that thousands of services
-/// have, what changes is sent and no more. What a request falls through to stays.
+/// have, what changes is sent and no more. What a request falls through to stays, unless hosts are asked for.
 fn whole(ctx: &Ctx<'_>, out: &mut Generated, name: String, hosts: Vec<Host>, rest: VirtualHost) {
     let mut config = RouteConfiguration { name, virtual_hosts: vec![], on_demand: None };
-    if ctx.proxy.takes_hosts {
+    if ctx.proxy.hosts_apart() {
         for h in hosts {
             match h {
                 Host::Made(h) => out.host(format!("{}/{}", config.name, h.name), h),
                 Host::Kept(name) => out.kept.push(format!("{}/{name}", config.name)),
             }
         }
-        config.virtual_hosts.push(rest);
+        if ctx.proxy.on_demand {
+            // It would take requests for hosts that have not been asked for.
+            out.host(format!("{}/{}", config.name, rest.name), rest);
+        } else {
+            config.virtual_hosts.push(rest);
+        }
         config.on_demand = Some(OnDemandHosts::default());
     } else {
         let made = hosts.into_iter().filter_map(|h| match h {

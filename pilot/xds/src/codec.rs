@@ -40,6 +40,7 @@ use std::{fmt, io};
 
 use mesh_model::proxy as model;
 use prost::Name;
+pub use on_demand::virtual_host_for;
 pub use secret::{Secret, SecretKind};
 use serde::Serialize;
 
