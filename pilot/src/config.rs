@@ -10,8 +10,8 @@ use mesh_model::{
     ClusterId, TrustDomain,
     authored::{
         AuthorizationPolicy, DestinationRule, EndpointSlice, ExportPolicy, Gateway, ImportPolicy, Kind,
-        MeshConfig, PeerAction, PeerAuthentication, ProxyConfig, RequestAuthentication, Service, ServiceEntry,
-        ServiceExport, Sidecar, Spec, VirtualService, WorkloadEntry,
+        MeshConfig, PeerAction, PeerAuthentication, ProxyConfig, RequestAuthentication, Service,
+        ServiceEntry, ServiceExport, Sidecar, Spec, VirtualService, WorkloadEntry,
     },
     federation::{ForeignBundle, FormerCluster, ImportedService, ON_LAPSE, OnLapse, PeerCluster, type_url},
     registry::Labels,

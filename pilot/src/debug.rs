@@ -137,7 +137,8 @@ async fn syncz(State(p): State<Pages>) -> Json<Vec<SyncStatus>> {
         proxy: proxy_name(&c.node),
         cluster_id: c.node.meta("CLUSTER_ID").unwrap_or_default().to_owned(),
         user_agent: c.node.user_agent.clone(),
-        on_demand: p.service.source().is_on_demand(&c.node),
+        // An agent that fetches secrets and bundles asks for nothing.
+        on_demand: c.types.contains_key(type_url::CDS) && p.service.source().is_on_demand(&c.node),
         connected_seconds: c.connected.elapsed().map_or(0, |d| d.as_secs()),
         node: c.node.id,
         types: c
@@ -174,7 +175,8 @@ async fn config_dump(State(p): State<Pages>, Query(q): Query<ProxyQuery>) -> Res
         return (StatusCode::NOT_FOUND, format!("no connected proxy {wanted:?}\n")).into_response();
     };
     // Generating takes milliseconds in a large mesh; not on the threads that serve streams.
-    let made = tokio::task::spawn_blocking(move || (source.is_on_demand(&node), source.configuration(&node))).await;
+    let made =
+        tokio::task::spawn_blocking(move || (source.is_on_demand(&node), source.configuration(&node))).await;
     match made {
         Ok((on_demand, Ok(mut g))) => Json(json!({
             "onDemand": on_demand,
@@ -295,13 +297,12 @@ async fn problems(State(p): State<Pages>) -> Json<Value> {
     list.extend(p.service.source().problems());
     // What libraries without a proxy cannot do matters only where there are some.
     let (source, clients) = (p.service.source().clone(), p.service.status().clients());
-    let found =
-        tokio::task::spawn_blocking(move || {
-            let mut all = source.grpc_problems(clients.iter().map(|c| &c.node));
-            all.extend(source.on_demand_problems(clients.iter().map(|c| &c.node)));
-            all
-        })
-        .await;
+    let found = tokio::task::spawn_blocking(move || {
+        let mut all = source.grpc_problems(clients.iter().map(|c| &c.node));
+        all.extend(source.on_demand_problems(clients.iter().map(|c| &c.node)));
+        all
+    })
+    .await;
     list.extend(found.unwrap_or_default());
     list.sort();
     list.dedup();

@@ -185,6 +185,13 @@ pub struct Target {
     pub proxy: Option<ProxyNode>,
 }
 
+/// Whether a caller's proxy, if its protocol has a way to ask, gets routes and clusters only when it asks for them. What it
+/// then gets is what it would have anyway.
+#[must_use]
+pub fn is_on_demand(world: &World, proxy: &ProxyNode) -> bool {
+    world.patched(&ProxyNode { can_ask: true, ..proxy.clone() }).on_demand
+}
+
 /// The workload at an address, if it is one of this cluster's.
 #[must_use]
 pub fn target(world: &World, address: IpAddr) -> Option<Target> {

@@ -210,7 +210,10 @@ pub(super) fn check_mesh(m: &MeshConfig, meta: &Metadata, p: &Path<'_>, out: &mu
         let at = &config.key("proxyMetadata");
         envoy_filter::on_demand(&d.proxy_metadata, at, out);
         for k in d.proxy_metadata.keys().filter(|k| *k != envoy_filter::ON_DEMAND) {
-            out.warning(&at.key(k), format!("proxies do not read it; only {} has an effect", envoy_filter::ON_DEMAND));
+            out.warning(
+                &at.key(k),
+                format!("proxies do not read it; only {} has an effect", envoy_filter::ON_DEMAND),
+            );
         }
     }
     if let Some(o) = &m.outbound_traffic_policy {

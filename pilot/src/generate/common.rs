@@ -7,8 +7,8 @@ use mesh_model::{
     proxy::{
         AccessLog, AccessLogFormat, CircuitBreakers, Cluster, Direction, Discovery, EscapedSlashes,
         FilterChain, FilterChainMatch, ForwardClientCert, HttpCodec, HttpConnectionManager, HttpFilter,
-        OnDemandCluster, LbPolicy, LeastRequest, Listener, LoadAssignment, NetworkFilter, RouteSource, SecretRef, StringMatch,
-        TcpProxy, Tracing, UpstreamHttp, UpstreamTls, Validation, WeightedCluster,
+        LbPolicy, LeastRequest, Listener, LoadAssignment, NetworkFilter, OnDemandCluster, RouteSource,
+        SecretRef, StringMatch, TcpProxy, Tracing, UpstreamHttp, UpstreamTls, Validation, WeightedCluster,
     },
 };
 

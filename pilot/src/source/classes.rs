@@ -213,8 +213,10 @@ impl Classes {
             }
             let clusters = services.remove(CDS).unwrap_or_default();
             let mirrors = class.mirrors.values().flatten().cloned();
-            let unasked: BTreeSet<String> = generate::unasked(&class.node, world).into_iter().chain(mirrors).collect();
-            let (listed, hidden): (Resources, _) = clusters.into_iter().partition(|c| unasked.contains(&c.name));
+            let unasked: BTreeSet<String> =
+                generate::unasked(&class.node, world).into_iter().chain(mirrors).collect();
+            let (listed, hidden): (Resources, _) =
+                clusters.into_iter().partition(|c| unasked.contains(&c.name));
             all.entry(CDS).or_default().extend(listed);
             class.hidden.insert(CDS, follow(&class.hidden, CDS, hidden));
             for (t, resources) in services {

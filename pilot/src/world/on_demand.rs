@@ -35,7 +35,8 @@ pub(crate) fn wanted(config: &Config, proxy: &ProxyNode) -> bool {
         return false;
     }
     let of = |d: &Doc<ProxyConfig>| value(d.spec.environment_variables.get(ON_DEMAND));
-    let in_namespace = |ns: &str| config.proxy_configs.iter().filter(move |d| d.namespace == ns).collect::<Vec<_>>();
+    let in_namespace =
+        |ns: &str| config.proxy_configs.iter().filter(move |d| d.namespace == ns).collect::<Vec<_>>();
     let (own, root) = (in_namespace(&proxy.namespace), in_namespace(config.root_namespace()));
     let selecting = own.iter().filter(|d| labels(d).is_some_and(|l| selects(l, &proxy.labels)));
     let broad = own.iter().filter(|d| labels(d).is_none());
@@ -57,5 +58,8 @@ pub(crate) fn problem(config: &Config, proxy: &ProxyNode, name: &str) -> Option<
     } else {
         "EnvoyFilter documents patch it, and what they refer to nothing would ask for"
     };
-    Some(Problem { object: format!("proxy {name}"), message: format!("{ON_DEMAND}: gets everything all the same: {why}") })
+    Some(Problem {
+        object: format!("proxy {name}"),
+        message: format!("{ON_DEMAND}: gets everything all the same: {why}"),
+    })
 }

@@ -39,8 +39,8 @@ mod udp;
 use std::{fmt, io};
 
 use mesh_model::proxy as model;
-use prost::Name;
 pub use on_demand::virtual_host_for;
+use prost::Name;
 pub use secret::{Secret, SecretKind};
 use serde::Serialize;
 

@@ -54,7 +54,12 @@ pub(crate) async fn status(args: StatusArgs) -> anyhow::Result<u8> {
     for c in &clients {
         if c["on_demand"] == true {
             let asked = |t: &str| c["types"][t]["subscribed"].as_u64().unwrap_or_default();
-            println!("{} is on demand: it asked for {} hosts and {} clusters", text(&c["proxy"]), asked("VHDS"), asked("CDS"));
+            println!(
+                "{} is on demand: it asked for {} hosts and {} clusters",
+                text(&c["proxy"]),
+                asked("VHDS"),
+                asked("CDS")
+            );
         }
         for (t, s) in c["types"].as_object().into_iter().flatten() {
             if let Some(e) = s["error"].as_str() {

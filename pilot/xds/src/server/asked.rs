@@ -53,7 +53,8 @@ impl Asked {
         snapshot: &TypeSnapshot,
         source: &Arc<dyn OnDemand>,
     ) -> TypeSnapshot {
-        let same = self.source.as_ref().is_some_and(|s| std::ptr::addr_eq(Arc::as_ptr(s), Arc::as_ptr(source)));
+        let same =
+            self.source.as_ref().is_some_and(|s| std::ptr::addr_eq(Arc::as_ptr(s), Arc::as_ptr(source)));
         let before = self.answers.len();
         self.answers.retain(|n, _| names.contains(n));
         let mut changed = !same || before != self.answers.len();
@@ -64,8 +65,11 @@ impl Asked {
             let answers = &self.answers;
             self.strangers.retain(|n| answers.get(n).is_some_and(|a| a.stranger));
             let known: BTreeSet<&Arc<str>> = self.strangers.iter().collect();
-            let fresh: Vec<Arc<str>> =
-                answers.iter().filter(|(n, a)| a.stranger && !known.contains(n)).map(|(n, _)| Arc::clone(n)).collect();
+            let fresh: Vec<Arc<str>> = answers
+                .iter()
+                .filter(|(n, a)| a.stranger && !known.contains(n))
+                .map(|(n, _)| Arc::clone(n))
+                .collect();
             self.strangers.extend(fresh);
             self.source = Some(Arc::clone(source));
         }
@@ -85,7 +89,11 @@ impl Asked {
             let answers = &self.answers;
             let mut seen = BTreeSet::new();
             let mut kept: VecDeque<_> = std::mem::take(&mut self.strangers);
-            kept = kept.into_iter().rev().filter(|n| answers.contains_key(n) && seen.insert(Arc::clone(n))).collect();
+            kept = kept
+                .into_iter()
+                .rev()
+                .filter(|n| answers.contains_key(n) && seen.insert(Arc::clone(n)))
+                .collect();
             while kept.len() > MAX_STRANGERS {
                 let Some(oldest) = kept.pop_back() else { break };
                 self.answers.remove(&oldest);
@@ -127,3 +135,6 @@ impl Asked {
             .collect()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -431,4 +431,16 @@ mod tests {
         drop(first);
         assert_eq!(second.await.unwrap().as_deref(), Some("3"));
     }
+
+    #[test]
+    fn who_asks_for_much_is_read_later() {
+        let now = Instant::now() + Duration::from_secs(3600);
+        let mut p = Pace(now);
+        assert_eq!(p.asked(ASKED_AT_ONCE as usize, now), None);
+        assert_eq!(p.asked(2, now), Some(now + 2 * ASKED_EVERY));
+        // It has been forgotten by then.
+        let later = now + ASKED_EVERY * (ASKED_AT_ONCE + 2);
+        assert_eq!(p.asked(ASKED_AT_ONCE as usize, later), None);
+        assert_eq!(p.asked(1, later), Some(later + ASKED_EVERY));
+    }
 }
