@@ -23,7 +23,7 @@ const API: &[u8] = include_bytes!("tests/api.json");
 const SERVICES: &[u8] = include_bytes!("tests/services.json");
 
 fn naming() -> Naming {
-    Naming { namespace: "default".to_owned(), domain: "consul".to_owned() }
+    Naming { namespace: "default".to_owned(), prefixes: vec![], domain: "consul".to_owned() }
 }
 
 fn named(name: &str, body: &[u8]) -> Registered {
@@ -51,6 +51,42 @@ fn with(docs: &Docs, agents: &[&[Registered]]) -> Config {
     let mut config = docs.world().config;
     config.register(&Services { synced: vec![true; agents.len()], agents });
     config
+}
+
+#[test]
+fn a_namespace_is_the_metadata_s_or_the_name_s() {
+    let of = |p: &str, ns: &str| (p.to_owned(), ns.to_owned());
+    let prefixes = vec![of("we", "short"), of("web-", "long"), of("web", "whole")];
+    let naming = Naming { prefixes, ..naming() };
+    let made = |name: &str, body: &[u8]| {
+        let (instances, unused) = answer::instances(body).unwrap();
+        service::service(name, &instances, &unused, &naming)
+    };
+    for (name, ns) in
+        [("Web-a", "long"), ("web", "short"), ("webs", "whole"), ("w", "default"), ("a-web-", "default")]
+    {
+        let s = made(name, WEB);
+        assert_eq!(s.namespace, ns, "{name}");
+        assert_eq!(s.host, format!("{}.service.consul", name.to_ascii_lowercase()), "the name stays");
+        assert!(s.instances.iter().all(|(_, w)| w.namespace == ns));
+    }
+    let said = changed("/0/Service/Meta", json!({"namespace": "shop"}));
+    assert_eq!(made("web-a", &said).namespace, "shop");
+}
+
+#[tokio::test]
+async fn prefixes_are_names() {
+    for (prefixes, says) in [
+        (vec![("a.", "x")], "is not a beginning"),
+        (vec![("", "x")], "is not a beginning"),
+        (vec![("a", "")], "is not a namespace"),
+        (vec![("a", "x"), ("a", "y")], "several namespaces"),
+    ] {
+        let prefixes = prefixes.iter().map(|(p, n)| ((*p).to_owned(), (*n).to_owned())).collect();
+        let naming = Naming { prefixes, ..naming() };
+        let options = ConsulOptions { agents: vec![], naming, watches: 1, keep: None };
+        assert!(Consul::start(options).unwrap_err().to_string().contains(says), "{says}");
+    }
 }
 
 #[test]
