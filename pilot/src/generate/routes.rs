@@ -7,6 +7,7 @@ use std::{
 
 use mesh_model::{
     Rare,
+    authored::VirtualService,
     proxy::{
         DirectResponse, Forward, OnDemandHosts, Route, RouteAction, RouteConfiguration, RouteMatch,
         VirtualHost, WeightedCluster,
@@ -19,7 +20,10 @@ use super::{
     common::PASSTHROUGH,
     http::{self, Scope},
 };
-use crate::index::{Entry, Origin};
+use crate::{
+    config::Doc,
+    index::{Entry, Origin},
+};
 
 /// RDS name of the HTTP proxy listener.
 pub(super) const HTTP_PROXY: &str = "http_proxy";
@@ -110,26 +114,27 @@ enum Host {
     Kept(String),
 }
 
-/// Hosts of documents that no service has; reachable on port 80.
+/// Where hosts of documents that no service has are reachable.
+pub(super) const UNOWNED: u16 = 80;
+
+/// Hosts of documents that no service has, each with its document.
+pub(super) fn unowned<'a>(ctx: &Ctx<'a>) -> Vec<(&'a Doc<VirtualService>, &'a String)> {
+    let documents = ctx.world.virtual_services().filter(|(doc, _)| {
+        !doc.spec.http.is_empty()
+            && Scope::Mesh.bound(doc)
+            && ctx.proxy.sees(&doc.namespace, &doc.spec.export_to)
+    });
+    let hosts = documents.flat_map(|(doc, hosts)| hosts.iter().map(move |h| (doc, h)));
+    // `*` for the whole mesh is refused by validation.
+    hosts.filter(|(_, h)| *h != "*" && h.parse::<IpAddr>().is_err() && ctx.service(h).is_none()).collect()
+}
+
 fn other_hosts(ctx: &Ctx<'_>, taken: &mut Domains, out: &mut Vec<Host>) {
-    const PORT: u16 = 80;
-    for (doc, hosts) in ctx.world.virtual_services() {
-        if doc.spec.http.is_empty()
-            || !Scope::Mesh.bound(doc)
-            || !ctx.proxy.sees(&doc.namespace, &doc.spec.export_to)
-        {
-            continue;
-        }
-        for host in hosts {
-            // `*` for the whole mesh is refused by validation.
-            if host == "*" || host.parse::<IpAddr>().is_ok() || ctx.service(host).is_some() {
-                continue;
-            }
-            let routes = http::routes(ctx, doc, PORT, Scope::Mesh);
-            let domains = taken.claim(domains(std::slice::from_ref(host), PORT, true));
-            if !routes.is_empty() && !domains.is_empty() {
-                out.push(Host::Made(virtual_host(format!("{host}:{PORT}"), domains, routes)));
-            }
+    for (doc, host) in unowned(ctx) {
+        let routes = http::routes(ctx, doc, UNOWNED, Scope::Mesh);
+        let domains = taken.claim(domains(std::slice::from_ref(host), UNOWNED, true));
+        if !routes.is_empty() && !domains.is_empty() {
+            out.push(Host::Made(virtual_host(format!("{host}:{UNOWNED}"), domains, routes)));
         }
     }
 }
@@ -186,7 +191,7 @@ pub(super) fn port(ctx: &Ctx<'_>, number: u16, out: &mut Generated) {
             hosts.extend(service_host(ctx, e, number, true, &mut taken));
         }
     }
-    if number == 80 {
+    if number == UNOWNED {
         other_hosts(ctx, &mut taken, &mut hosts);
     }
     whole(ctx, out, number.to_string(), hosts, catch_all(ctx, true));

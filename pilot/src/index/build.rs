@@ -42,7 +42,7 @@ pub(super) struct Builder<'a> {
     pub(super) pods: PodIndex<'a>,
     workloads: HashMap<&'a str, Workloads<'a>>,
     imports: HashMap<(&'a str, &'a str), Vec<Arc<ImportedService>>>,
-    exports: BTreeSet<(&'a str, &'a str)>,
+    pub(super) exports: BTreeSet<(&'a str, &'a str)>,
     pub(super) entries: BTreeMap<String, Entry>,
     problems: Vec<Problem>,
 }

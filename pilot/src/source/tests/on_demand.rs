@@ -76,8 +76,13 @@ fn nothing_comes_unasked_that_can_be_asked_for() {
     // A copy of requests waits for nobody, and nothing asks for it.
     assert_eq!(
         listed,
-        ["BlackHoleCluster", "PassthroughCluster", "outbound|80||copied.films.svc.cluster.local"]
-            .map(str::to_owned)
+        [
+            "InboundPassthroughCluster",
+            "BlackHoleCluster",
+            "PassthroughCluster",
+            "outbound|80||copied.films.svc.cluster.local"
+        ]
+        .map(str::to_owned)
     );
     assert!(names(&s.snapshot(&node, VHDS)).is_empty());
     assert!(resolve(&s, &node, CDS, "outbound|80||a.books.svc.cluster.local").is_some());
@@ -233,7 +238,12 @@ fn what_changes_is_what_was_asked_for() {
     // Endpoints come and go: nothing of it concerns hosts.
     let one = json!({"address": "10.0.0.7", "labels": {"app": "b"}});
     turn(&on(docs()).add("WorkloadEntry", "films/w", one));
-    assert!(Arc::ptr_eq(&hosts, &of(VHDS).unwrap()) && Arc::ptr_eq(&clusters, &of(CDS).unwrap()));
+    assert!(Arc::ptr_eq(&hosts, &of(VHDS).unwrap()));
+    let both = |name: &str| [&clusters, &of(CDS).unwrap()].map(|c| c.resolve(name).unwrap().resource);
+    let [a, b] = both("outbound|80||a.books.svc.cluster.local");
+    assert!(Arc::ptr_eq(&a, &b), "another's is what it was");
+    let [a, b] = both("outbound|80||b.films.svc.cluster.local");
+    assert_ne!(a.version, b.version, "it knows who may answer");
     // Routes of one change: others are the same resources, mirrors stay.
     let vs = json!({"hosts": ["b.films.svc.cluster.local"], "http": [{"timeout": "1s", "route": [{"destination": {"host": "b.films.svc.cluster.local"}}]}]});
     turn(&on(docs()).add("VirtualService", "films/b", vs));

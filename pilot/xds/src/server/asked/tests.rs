@@ -150,10 +150,10 @@ fn a_name_leads_to_a_host_of_another_name() {
     is(p.ask(VHDS, &["r/x"]), &["r/x as r/x r/y"], &[]);
     is(p.ask(VHDS, &["r/stranger", "r/no"]), &["r/stranger as r/stranger"], &["r/no"]);
     is(p.change(world("2")), &["r/x as r/x r/y"], &[]);
-    // One of two names is given up.
+    // One of two names is given up, which is that of the resource too: the client has dropped it.
     let mut off = request(VHDS, &[]);
     off.resource_names_unsubscribe = vec!["r/x".into()];
-    is(p.send(&off), &[], &["r/x"]);
+    is(p.send(&off), &["r/x as r/y"], &[]);
     is(p.change(world("3")), &["r/x as r/y"], &[]);
     // Who was a stranger has come.
     let known = hosts(&[("r/x", "3", &["r/x", "r/y"]), ("r/new", "1", &["r/stranger"])]);
