@@ -11,8 +11,8 @@ use mesh_model::{
     ClusterId, TrustDomain,
     authored::{
         AuthorizationPolicy, DestinationRule, EndpointSlice, ExportPolicy, Gateway, ImportPolicy, Kind,
-        MeshConfig, PeerAction, PeerAuthentication, RequestAuthentication, Service, ServiceEntry,
-        ServiceExport, Sidecar, Spec, VirtualService, WorkloadEntry, WorkloadGroup,
+        MeshConfig, PeerAction, PeerAuthentication, ProxyConfig, RequestAuthentication, Service,
+        ServiceEntry, ServiceExport, Sidecar, Spec, VirtualService, WorkloadEntry, WorkloadGroup,
     },
     federation::{ForeignBundle, FormerCluster, ImportedService, ON_LAPSE, OnLapse, PeerCluster, type_url},
     registry::Labels,
@@ -63,6 +63,7 @@ pub const GALLEY_KINDS: &[Kind] = &[
     Kind::ReferenceGrant,
     Kind::BackendTlsPolicy,
     Kind::EnvoyFilter,
+    Kind::ProxyConfig,
     // For their labels, by which listeners choose.
     Kind::Namespace,
 ];
@@ -134,6 +135,8 @@ pub struct Config {
     pub gateways: Vec<Doc<Gateway>>,
     /// Scoping.
     pub sidecars: Vec<Doc<Sidecar>>,
+    /// Settings of proxies.
+    pub proxy_configs: Vec<Doc<ProxyConfig>>,
     /// Inbound mTLS.
     pub peer_authentications: Vec<Doc<PeerAuthentication>>,
     /// End-user tokens.
@@ -380,6 +383,7 @@ impl Config {
             Spec::DestinationRule(s) => into!(destination_rules, s),
             Spec::Gateway(s) => into!(gateways, s),
             Spec::Sidecar(s) => into!(sidecars, s),
+            Spec::ProxyConfig(s) => into!(proxy_configs, s),
             Spec::PeerAuthentication(s) => into!(peer_authentications, s),
             Spec::RequestAuthentication(s) => into!(request_authentications, s),
             Spec::AuthorizationPolicy(s) => into!(authorization_policies, s),
@@ -404,6 +408,7 @@ impl Config {
         by_age(&mut self.destination_rules);
         by_age(&mut self.gateways);
         by_age(&mut self.sidecars);
+        by_age(&mut self.proxy_configs);
         by_age(&mut self.peer_authentications);
         by_age(&mut self.request_authentications);
         by_age(&mut self.authorization_policies);

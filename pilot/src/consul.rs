@@ -62,6 +62,9 @@ pub enum ConsulError {
     /// A name of which hosts cannot be made.
     #[error("{0:?} is not a {1}")]
     Name(String, &'static str),
+    /// One beginning of names that is of two namespaces.
+    #[error("names that begin with {0:?} have several namespaces")]
+    Prefix(String),
 }
 
 /// What all agents know. Equal pointers are equal contents.
@@ -149,8 +152,17 @@ impl Consul {
     /// [`ConsulError`]. An agent that does not answer is none.
     pub fn start(options: ConsulOptions) -> Result<Self, ConsulError> {
         let naming = options.naming;
-        if !is_label(&naming.namespace) {
-            return Err(ConsulError::Name(naming.namespace, "namespace"));
+        let namespaces = std::iter::once(&naming.namespace).chain(naming.prefixes.iter().map(|(_, ns)| ns));
+        if let Some(bad) = namespaces.into_iter().find(|ns| !is_label(ns)) {
+            return Err(ConsulError::Name(bad.clone(), "namespace"));
+        }
+        for (prefix, _) in &naming.prefixes {
+            if !is_label(prefix) {
+                return Err(ConsulError::Name(prefix.clone(), "beginning of a service's name"));
+            }
+            if naming.prefixes.iter().filter(|(p, _)| p == prefix).count() > 1 {
+                return Err(ConsulError::Prefix(prefix.clone()));
+            }
         }
         if !naming.domain.split('.').all(is_label) {
             return Err(ConsulError::Name(naming.domain, "domain"));

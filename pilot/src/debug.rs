@@ -107,6 +107,9 @@ pub struct SyncStatus {
     pub user_agent: String,
     /// Seconds since its stream opened.
     pub connected_seconds: u64,
+    /// It gets virtual hosts and clusters only if it asks for them.
+    #[serde(default)]
+    pub on_demand: bool,
     /// By short type name, such as `CDS`.
     pub types: BTreeMap<String, TypeSync>,
 }
@@ -120,6 +123,9 @@ pub struct TypeSync {
     pub sent: String,
     /// Version last acknowledged.
     pub acked: String,
+    /// Names that it asked for; by none it has all that there is unasked.
+    #[serde(default)]
+    pub subscribed: usize,
     /// Why the last one was rejected.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
@@ -135,6 +141,8 @@ async fn syncz(State(p): State<Pages>) -> Json<Vec<SyncStatus>> {
         proxy: proxy_name(&c.node),
         cluster_id: c.node.meta("CLUSTER_ID").unwrap_or_default().to_owned(),
         user_agent: c.node.user_agent.clone(),
+        // An agent that fetches secrets and bundles asks for nothing.
+        on_demand: c.types.contains_key(type_url::CDS) && p.service.source().is_on_demand(&c.node),
         connected_seconds: c.connected.elapsed().map_or(0, |d| d.as_secs()),
         node: c.node.id,
         types: c
@@ -145,6 +153,7 @@ async fn syncz(State(p): State<Pages>) -> Json<Vec<SyncStatus>> {
                     status: s.state().to_owned(),
                     sent: s.sent_version,
                     acked: s.acked_version,
+                    subscribed: s.subscribed,
                     error: s.error,
                 };
                 (type_url::short(&t).to_owned(), sync)
@@ -170,9 +179,11 @@ async fn config_dump(State(p): State<Pages>, Query(q): Query<ProxyQuery>) -> Res
         return (StatusCode::NOT_FOUND, format!("no connected proxy {wanted:?}\n")).into_response();
     };
     // Generating takes milliseconds in a large mesh; not on the threads that serve streams.
-    let made = tokio::task::spawn_blocking(move || source.configuration(&node)).await;
+    let made =
+        tokio::task::spawn_blocking(move || (source.is_on_demand(&node), source.configuration(&node))).await;
     match made {
-        Ok(Ok(mut g)) => Json(json!({
+        Ok((on_demand, Ok(mut g))) => Json(json!({
+            "onDemand": on_demand,
             "patched": g.show_patched(),
             "listeners": g.listeners.values().collect::<Vec<_>>(),
             "routes": g.routes.values().collect::<Vec<_>>(),
@@ -180,7 +191,7 @@ async fn config_dump(State(p): State<Pages>, Query(q): Query<ProxyQuery>) -> Res
             "endpoints": g.endpoints.values().collect::<Vec<_>>(),
         }))
         .into_response(),
-        Ok(Err(e)) => (StatusCode::BAD_REQUEST, format!("{e}\n")).into_response(),
+        Ok((_, Err(e))) => (StatusCode::BAD_REQUEST, format!("{e}\n")).into_response(),
         Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
     }
 }
@@ -294,8 +305,12 @@ async fn problems(State(p): State<Pages>) -> Json<Value> {
     list.extend(p.service.source().problems());
     // What libraries without a proxy cannot do matters only where there are some.
     let (source, clients) = (p.service.source().clone(), p.service.status().clients());
-    let found =
-        tokio::task::spawn_blocking(move || source.grpc_problems(clients.iter().map(|c| &c.node))).await;
+    let found = tokio::task::spawn_blocking(move || {
+        let mut all = source.grpc_problems(clients.iter().map(|c| &c.node));
+        all.extend(source.on_demand_problems(clients.iter().map(|c| &c.node)));
+        all
+    })
+    .await;
     list.extend(found.unwrap_or_default());
     list.sort();
     list.dedup();
@@ -374,6 +389,12 @@ fn sync_step(p: &Pages, node: &NodeInfo) -> Vec<Step> {
             "proxy",
             format!("{name} refused a part of its {t}: {e}"),
             "it goes on with what it had; correct the configuration that the error names",
+        ),
+        None if p.service.source().is_on_demand(node) => Step::ok(
+            "proxy",
+            format!(
+                "{name} is connected and has taken its configuration; routes and clusters it asks for with the first request"
+            ),
         ),
         None => Step::ok("proxy", format!("{name} is connected and has taken its configuration")),
     }]

@@ -12,7 +12,7 @@ use mesh_xds::mcp::Document;
 
 use crate::{
     config::{Doc, Problem},
-    index::Origin,
+    index::{Origin, not_exported},
     slots,
     world::World,
 };
@@ -28,13 +28,14 @@ pub fn exports(world: &World) -> (BTreeMap<String, Document>, Vec<Problem>) {
         let entry = world.index.services.get(&host).filter(|e| e.origin == Origin::Platform);
         let Some(entry) = entry else {
             let mut registered = world.config.registered.iter();
-            let of_consul = registered.any(|s| s.name == export.name && s.namespace == export.namespace);
-            let message = if of_consul {
-                "services of Consul are not exported by themselves; export a Service that selects their instances"
-            } else {
-                "no Service of this name; nothing is exported"
+            let of_consul = registered.find(|s| s.name == export.name && s.namespace == export.namespace);
+            let message = match of_consul {
+                Some(s) => format!(
+                    "the service of Consul is not exported: {}; export a Service that selects its instances",
+                    not_exported(s).unwrap_or("another registry has its host too")
+                ),
+                None => "no Service of this name; nothing is exported".to_owned(),
             };
-            let message = message.to_owned();
             problems.push(Problem { object, message });
             continue;
         };

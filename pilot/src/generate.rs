@@ -31,7 +31,7 @@ use std::{cell::OnceCell, collections::BTreeMap, sync::Arc};
 
 use mesh_model::{
     authored::{DestinationRule, VirtualService},
-    proxy::{Cluster, Listener, LoadAssignment, RouteConfiguration, VirtualHost},
+    proxy::{Cluster, Listener, LoadAssignment, RouteAction, RouteConfiguration, VirtualHost},
 };
 use mesh_xds::{codec, nds::NameTable, pb, type_url};
 
@@ -91,6 +91,30 @@ impl Generated {
             }
         }
         self.wire.keys().map(|(t, name)| format!("{} {name}", type_url::short(t))).collect()
+    }
+
+    /// Puts virtual hosts that are resources of their own into their route configurations.
+    pub(crate) fn join_hosts(&mut self) {
+        for (name, host) in std::mem::take(&mut self.hosts) {
+            let config = name.rsplit_once('/').and_then(|(config, _)| self.routes.get_mut(config));
+            if let Some(config) = config {
+                config.virtual_hosts.push(host);
+            }
+        }
+    }
+
+    /// Clusters that nothing asks for: those of copies of requests.
+    pub(crate) fn mirrors(&self) -> BTreeMap<&str, Vec<&str>> {
+        fn of(h: &VirtualHost) -> Vec<&str> {
+            let forwards = h.routes.iter().filter_map(|r| match &r.action {
+                RouteAction::Forward(f) => Some(f),
+                _ => None,
+            });
+            forwards.flat_map(|f| &f.mirrors).map(|m| m.cluster.as_str()).collect()
+        }
+        let inline = self.routes.iter().flat_map(|(n, r)| r.virtual_hosts.iter().map(move |h| (n, h)));
+        let all = self.hosts.iter().chain(inline).map(|(n, h)| (n.as_str(), of(h)));
+        all.filter(|(_, m)| !m.is_empty()).collect()
     }
 
     fn listener(&mut self, l: Listener) {
@@ -299,6 +323,16 @@ pub fn own(proxy: &ProxyNode, world: &World) -> Generated {
     }
     patches::apply(&ctx, &mut out);
     patches::add(&ctx, &mut out);
+    out
+}
+
+/// Clusters of services that filters use, so that no request would ask for them: who is asked about requests
+/// (`MeshConfig.extensionProviders`), and who has the keys of tokens.
+#[must_use]
+pub(crate) fn unasked(class: &ProxyNode, world: &World) -> Vec<String> {
+    let ctx = Ctx::new(class, world);
+    let mut out = rbac::authorizers(&ctx);
+    out.extend(jwt::services(&ctx));
     out
 }
 

@@ -19,6 +19,7 @@ use std::{
 
 pub use build::build;
 pub(crate) use build::{HEALTH, TLS_MODE, workload_labels};
+pub(crate) use consul::not_exported;
 use mesh_model::{
     ClusterId,
     federation::ImportedService,

@@ -60,6 +60,12 @@ pub struct ProxyNode {
     pub grpc: bool,
     /// It takes virtual hosts apart from their route configurations (VHDS), unasked: one that changes is sent alone.
     pub takes_hosts: bool,
+    /// What it says itself of getting only what it asks for, if anything.
+    pub asks: Option<bool>,
+    /// Its protocol has a way to ask.
+    pub can_ask: bool,
+    /// It gets virtual hosts and clusters only if it asks for them ([`crate::world::World::patched`]).
+    pub on_demand: bool,
     /// Connections to and from it may share sessions, and it takes HBONE: our own proxy, unless its metadata says
     /// `FLOTILLA_TUNNELS: false`.
     pub tunnels: bool,
@@ -199,6 +205,9 @@ impl ProxyNode {
             flotilla: node.is_flotilla() && !grpc,
             grpc,
             takes_hosts: node.takes_hosts() && !grpc,
+            asks: node.on_demand(),
+            can_ask: node.incremental,
+            on_demand: false,
             tunnels: node.is_flotilla() && !grpc && !off("FLOTILLA_TUNNELS"),
             // Its certificates are its bootstrap's business.
             tls_files: tls_files.filter(|_| !grpc),
@@ -207,6 +216,12 @@ impl ProxyNode {
             filters: Selected::default(),
             situation: Situation::default(),
         })
+    }
+
+    /// Whether virtual hosts are resources of their own for it.
+    #[must_use]
+    pub(crate) fn hosts_apart(&self) -> bool {
+        self.takes_hosts || self.on_demand
     }
 
     /// Address that listeners of its own bind to: with interception every address, otherwise the
@@ -251,8 +266,10 @@ impl ProxyNode {
             addresses: vec![self.any()],
             inbound: BTreeMap::new(),
             federation: None,
-            // What it decides is which patches are for it.
+            // What they decide is which patches are for it, and whether it asks.
             metadata: Arc::default(),
+            asks: None,
+            can_ask: false,
             // Nothing outbound depends on it: a proxy shows its certificate, whoever it names.
             service_account: String::new(),
             labels: labels.map(|(k, v)| (k.clone(), v.clone())).collect(),
@@ -264,6 +281,8 @@ impl ProxyNode {
     /// reaches a service in the same way.
     #[must_use]
     pub(crate) fn reach(&self) -> Self {
-        Self { namespace: String::new(), filters: self.filters.only(Scope::Clusters), ..self.clone() }
+        let filters = self.filters.only(Scope::Clusters);
+        // Clusters are what they are, asked for or not.
+        Self { namespace: String::new(), filters, on_demand: false, ..self.clone() }
     }
 }

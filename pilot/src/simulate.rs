@@ -52,6 +52,9 @@ fn proxy(world: &World, namespace: &str, labels: Labels, address: IpAddr) -> Pro
         flotilla: true,
         grpc: false,
         takes_hosts: false,
+        asks: None,
+        can_ask: false,
+        on_demand: false,
         tunnels: true,
         tls_files: None,
         federation: None,
@@ -181,6 +184,13 @@ pub struct Target {
     pub workload: String,
     /// Its proxy; `None` if it has none.
     pub proxy: Option<ProxyNode>,
+}
+
+/// Whether a caller's proxy, if its protocol has a way to ask, gets routes and clusters only when it asks for them. What it
+/// then gets is what it would have anyway.
+#[must_use]
+pub fn is_on_demand(world: &World, proxy: &ProxyNode) -> bool {
+    world.patched(&ProxyNode { can_ask: true, ..proxy.clone() }).on_demand
 }
 
 /// The workload at an address, if it is one of this cluster's.

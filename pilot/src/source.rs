@@ -1,6 +1,7 @@
 //! What the ADS server serves: the configuration of each connected proxy, made once per change, and what many proxies
 //! have in common once for all of them. What a change does not touch is not made again; see [`classes`].
 
+mod asked;
 mod classes;
 
 use std::{
@@ -16,7 +17,7 @@ use mesh_xds::{
 use tokio::sync::watch;
 use tonic::Status;
 
-use self::classes::{Class, Classes, Layers};
+use self::classes::{Class, Classes, Common, Layers};
 use crate::{
     config::Problem,
     draining::Draining,
@@ -24,7 +25,7 @@ use crate::{
     generate::{self, Generated},
     index::Entry,
     proxy::{ProxyError, ProxyNode, Situation},
-    world::World,
+    world::{self, World},
 };
 
 /// Configuration of proxies as an ADS source.
@@ -49,8 +50,9 @@ struct Cached {
 struct Slot {
     generation: u64,
     proxy: Option<ProxyNode>,
-    /// What it has in common with others, and the labels and patches that this was decided by.
-    class: Option<(Arc<BTreeSet<String>>, Selected, Situation, Arc<Mutex<Class>>)>,
+    /// What it has in common with others, and what this was decided by: labels, patches, what is known of its workload, and
+    /// whether it asks.
+    class: Option<(Arc<BTreeSet<String>>, Selected, Situation, bool, Arc<Mutex<Class>>)>,
     /// Its own part, and what it was made of.
     own: Layers,
     basis: Option<Basis>,
@@ -68,6 +70,7 @@ struct Basis {
     instances: Vec<Arc<Entry>>,
     /// Patches.
     filters: Selected,
+    on_demand: bool,
 }
 
 impl Basis {
@@ -78,12 +81,14 @@ impl Basis {
             shape: world.lineage().shape,
             instances: instances().map(|(e, _)| Arc::clone(e)).collect(),
             filters: proxy.filters.clone(),
+            on_demand: proxy.on_demand,
         })
     }
 
     fn same(&self, other: &Self) -> bool {
         self.shape == other.shape
             && self.filters == other.filters
+            && self.on_demand == other.on_demand
             && self.instances.len() == other.instances.len()
             && self.instances.iter().zip(&other.instances).all(|(a, b)| Arc::ptr_eq(a, b))
     }
@@ -111,25 +116,26 @@ impl Slot {
         if world.completed(proxy) {
             (self.class, self.basis) = (None, None);
         }
-        proxy.filters = Selected::of(&world.config, proxy);
-        proxy.situation = world.situation(proxy);
+        *proxy = world.patched(proxy);
         let telling = world.telling_labels();
         let class = match &self.class {
-            Some((labels, filters, situation, class))
+            Some((labels, filters, situation, asks, class))
                 if Arc::ptr_eq(labels, telling)
                     && *filters == proxy.filters
-                    && *situation == proxy.situation =>
+                    && *situation == proxy.situation
+                    && *asks == proxy.on_demand =>
             {
                 Arc::clone(class)
             }
             _ => {
                 let class = classes.get(proxy.class(telling));
                 let (filters, situation) = (proxy.filters.clone(), proxy.situation.clone());
-                self.class = Some((Arc::clone(telling), filters, situation, Arc::clone(&class)));
+                let asks = proxy.on_demand;
+                self.class = Some((Arc::clone(telling), filters, situation, asks, Arc::clone(&class)));
                 class
             }
         };
-        let (shared, refused) = classes.layers(&class, world, generation);
+        let Common { layers: shared, on_demand, refused } = classes.layers(&class, world, generation);
         let basis = Basis::of(proxy, world);
         let kept = matches!((&basis, &self.basis), (Some(a), Some(b)) if a.same(b));
         if !kept {
@@ -146,11 +152,17 @@ impl Slot {
         for (t, common) in &shared {
             let layers: Vec<Arc<Layer>> = self.own.get(t).into_iter().chain([common]).cloned().collect();
             // Nothing about it changed: the same, whose version need not be found again.
+            let asked = on_demand.get(t);
             let before = self.snapshots.get(t).filter(|s| {
-                s.layers().len() == layers.len()
+                let same = match (s.on_demand(), asked) {
+                    (Some(a), Some(b)) => Arc::ptr_eq(a, b),
+                    (a, b) => a.is_none() && b.is_none(),
+                };
+                same && s.layers().len() == layers.len()
                     && s.layers().iter().zip(&layers).all(|(a, b)| Arc::ptr_eq(a, b))
             });
-            let snapshot = before.cloned().unwrap_or_else(|| Arc::new(TypeSnapshot::of(layers)));
+            let made = || Arc::new(TypeSnapshot::of(layers).with_on_demand(asked.cloned()));
+            let snapshot = before.cloned().unwrap_or_else(made);
             snapshots.insert(*t, snapshot);
         }
         self.snapshots = snapshots;
@@ -233,7 +245,8 @@ impl PilotSource {
         envoy_filter::problems(&all).collect()
     }
 
-    /// The configuration of a node as values, for operators: virtual hosts stand in their route configurations.
+    /// The configuration of a node as values, for operators: virtual hosts stand in their route configurations. Of a proxy
+    /// that asks it is all that it may ask for.
     ///
     /// # Errors
     /// [`ProxyError`] if the node is not a proxy.
@@ -241,7 +254,27 @@ impl PilotSource {
         let mut proxy = ProxyNode { takes_hosts: false, ..ProxyNode::new(node)? };
         let Some(w) = self.world() else { return Ok(Generated::default()) };
         w.completed(&mut proxy);
-        Ok(generate::generate(&proxy, &w))
+        let mut made = generate::generate(&proxy, &w);
+        made.join_hosts();
+        Ok(made)
+    }
+
+    /// Whether a node gets virtual hosts and clusters only if it asks for them.
+    #[must_use]
+    pub fn is_on_demand(&self, node: &NodeInfo) -> bool {
+        let proxy = ProxyNode::new(node).ok();
+        self.world().zip(proxy).is_some_and(|(w, p)| w.patched(&p).on_demand)
+    }
+
+    /// Which of these nodes should ask, and get everything all the same.
+    #[must_use]
+    pub fn on_demand_problems<'n>(&self, nodes: impl Iterator<Item = &'n NodeInfo>) -> Vec<Problem> {
+        let Some(world) = self.world() else { return vec![] };
+        let problem = |n: &NodeInfo| {
+            let proxy = world.patched(&ProxyNode::new(n).ok()?);
+            world::on_demand::problem(&world.config, &proxy, &format!("{}.{}", n.name, n.namespace))
+        };
+        nodes.filter_map(problem).collect()
     }
 }
 

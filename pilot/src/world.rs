@@ -33,6 +33,7 @@ use crate::{
 
 mod egress;
 mod lineage;
+pub(crate) mod on_demand;
 
 /// Settings of a control plane that are not documents.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -169,11 +170,13 @@ impl World {
         }
     }
 
-    /// A proxy with the patches that are for it.
+    /// A proxy with the patches that are for it, what is known of its workload, and what it gets on demand.
     #[must_use]
     pub fn patched(&self, proxy: &ProxyNode) -> ProxyNode {
         let filters = Selected::of(&self.config, proxy);
-        ProxyNode { filters, situation: self.situation(proxy), ..proxy.clone() }
+        let mut out = ProxyNode { filters, situation: self.situation(proxy), ..proxy.clone() };
+        out.on_demand = on_demand::applies(&self.config, &out);
+        out
     }
 
     /// What is known of a proxy's own workload, where something depends on it.

@@ -53,6 +53,9 @@ struct Args {
     /// Namespaces that services and proxies are spread over
     #[arg(long, default_value_t = 20)]
     namespaces: usize,
+    /// Services that each proxy asks for; 0 is a mesh without names on demand
+    #[arg(long, default_value_t = 0)]
+    ask: usize,
     /// Changes of each kind
     #[arg(long, default_value_t = 20)]
     changes: usize,
@@ -69,9 +72,9 @@ pub(crate) fn main(given: &[String]) -> ExitCode {
     let run = || -> anyhow::Result<()> {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         println!(
-            "| proxies | services | endpoints | all connected | of one endpoint p50 / p99 / max | bytes | of one \
+            "| proxies | services | endpoints | asked | all connected | bytes | of one endpoint p50 / p99 / max | bytes | of one \
              VirtualService p50 / p99 / max | bytes | all reconnect (p99) | resumed without resending | CPU s per \
-             change | RSS / peak |\n|---|---|---|---|---|---|---|---|---|---|---|---|"
+             change | RSS / peak |\n|---|---|---|---|---|---|---|---|---|---|---|---|---|---|"
         );
         for services in &args.services {
             for proxies in &args.proxies {
@@ -133,6 +136,15 @@ impl Bed {
         out
     }
 
+    fn host(&self, s: usize) -> String {
+        format!("s{s}.n{}.svc.cluster.local", self.namespace(s))
+    }
+
+    /// Hosts that a proxy asks for. Those of all proxies are spread over all services.
+    fn asked(&self, proxy: usize, services: usize, each: usize) -> Vec<String> {
+        (0..each.min(services)).map(|k| self.host((proxy * each + k) % services)).collect()
+    }
+
     fn routing(&self, s: usize, timeout: usize) -> String {
         format!(
             "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: s{s}, namespace: \
@@ -142,6 +154,10 @@ impl Bed {
         )
     }
 }
+
+/// Names on demand for everybody.
+const ON_DEMAND: &str = "apiVersion: flotilla.dev/v1alpha1\nkind: MeshConfig\nmetadata: {name: mesh}\n\
+                         spec: {defaultConfig: {proxyMetadata: {FLOTILLA_ON_DEMAND: 'true'}}}\n";
 
 /// What all clients share.
 struct Shared {
@@ -188,6 +204,9 @@ async fn measure(args: &Args, proxies: usize, services: usize) -> anyhow::Result
         let flags: Vec<String> = std::iter::once("control-plane".to_owned()).chain(flags).collect();
         Process::start_on("0,1", &dir.join("control-plane.log"), &flotilla.display().to_string(), &flags)
     };
+    if args.ask > 0 {
+        bed.write("mesh.yaml", ON_DEMAND)?;
+    }
     let mut control = start()?;
     control.wait_for(xds)?;
 
@@ -214,7 +233,8 @@ async fn measure(args: &Args, proxies: usize, services: usize) -> anyhow::Result
                 ),
                 s,
             );
-            tokio::spawn(client(i, xds, node, Arc::clone(&shared)))
+            let asked = bed.asked(i, services, args.ask);
+            tokio::spawn(client(i, xds, node, asked, Arc::clone(&shared)))
         })
         .collect();
     let all = |shared: Arc<Shared>, limit: Duration| async move {
@@ -232,6 +252,12 @@ async fn measure(args: &Args, proxies: usize, services: usize) -> anyhow::Result
     all(Arc::clone(&shared), Duration::from_secs(600)).await?;
     let connected = begun.elapsed();
     tokio::time::sleep(Duration::from_secs(2)).await;
+    let at_first = shared.bytes.load(Relaxed);
+    // Who is to get what changes of a service.
+    let concerned = |service: usize| match args.ask {
+        0 => proxies,
+        n => (0..proxies).filter(|i| bed.asked(*i, services, n).contains(&bed.host(service))).count(),
+    };
 
     let mut figures = Vec::new();
     let mut cpu = 0.0;
@@ -241,11 +267,16 @@ async fn measure(args: &Args, proxies: usize, services: usize) -> anyhow::Result
         let before = shared.bytes.load(Relaxed);
         for n in 1..=args.changes {
             rounds += 1;
-            let host = |s: usize| format!("s{s}.n{}.svc.cluster.local", bed.namespace(s));
+            let changed = if kind == "endpoint" { n % services } else { routed };
             let (t, name) = match kind {
-                "endpoint" => (EDS, format!("outbound|8080||{}", host(n % services))),
-                _ => (VHDS, format!("8080/{}:8080", host(routed))),
+                "endpoint" => (EDS, format!("outbound|8080||{}", bed.host(changed))),
+                _ => (VHDS, format!("8080/{}:8080", bed.host(changed))),
             };
+            let concerned = concerned(changed);
+            ensure!(
+                concerned > 0,
+                "no proxy asks for service {changed}: more of --proxies or --ask are needed"
+            );
             watch_tx.send_replace((rounds, t, name));
             let (was, from) = (control.cpu(), Instant::now());
             match kind {
@@ -256,10 +287,10 @@ async fn measure(args: &Args, proxies: usize, services: usize) -> anyhow::Result
                 _ => bed.write("routing.yaml", &bed.routing(routed, n + 1))?,
             }
             let mut seen = BTreeSet::new();
-            while seen.len() < proxies {
+            while seen.len() < concerned {
                 let next = tokio::time::timeout(Duration::from_secs(60), arrived.recv()).await;
                 let (id, at) = next
-                    .with_context(|| format!("{} of {proxies} got change {n}", seen.len()))?
+                    .with_context(|| format!("{} of {concerned} got change {n}", seen.len()))?
                     .context("clients ended")?;
                 if seen.insert(id) {
                     times.push(at.duration_since(from));
@@ -303,8 +334,9 @@ async fn measure(args: &Args, proxies: usize, services: usize) -> anyhow::Result
     let (mut e, eb) = it.next().unwrap_or_default();
     let (mut r, rb) = it.next().unwrap_or_default();
     Ok(format!(
-        "| {proxies} | {services} | {} | {:.1} s | {} | {eb} | {} | {rb} | {:.1} s | {} | {:.2} | {:.0} / {:.0} MB |",
+        "| {proxies} | {services} | {} | {} | {:.1} s | {at_first} | {} | {eb} | {} | {rb} | {:.1} s | {} | {:.2} | {:.0} / {:.0} MB |",
         services * args.endpoints,
+        if args.ask == 0 { "all".to_owned() } else { args.ask.to_string() },
         connected.as_secs_f64(),
         q(&mut e),
         q(&mut r),
@@ -339,11 +371,11 @@ fn node(id: &str, service: usize) -> pb::Node {
 const ALL: [&str; 5] = [CDS, EDS, LDS, RDS, VHDS];
 
 /// A proxy's side: subscribes, acknowledges, comes back.
-async fn client(id: usize, to: SocketAddr, node: pb::Node, shared: Arc<Shared>) {
+async fn client(id: usize, to: SocketAddr, node: pb::Node, asked: Vec<String>, shared: Arc<Shared>) {
     let mut known: HashMap<&'static str, BTreeMap<String, String>> = HashMap::new();
     let mut wait = Duration::from_millis(50);
     while !shared.stop.load(Relaxed) {
-        if session(id, to, &node, &shared, &mut known).await.is_some() {
+        if session(id, to, &node, &asked, &shared, &mut known).await.is_some() {
             wait = Duration::from_millis(50);
         }
         tokio::time::sleep(wait).await;
@@ -356,6 +388,7 @@ async fn session(
     id: usize,
     to: SocketAddr,
     node: &pb::Node,
+    asked: &[String],
     shared: &Shared,
     known: &mut HashMap<&'static str, BTreeMap<String, String>>,
 ) -> Option<()> {
@@ -379,18 +412,23 @@ async fn session(
     let has = |t: &str, known: &HashMap<&'static str, BTreeMap<String, String>>| {
         known.get(t).cloned().unwrap_or_default()
     };
-    tx.send(subscribe(CDS, vec!["*".into()], &has(CDS, known), true)).await.ok()?;
+    let mut clusters = vec!["*".to_owned()];
+    if !asked.is_empty() {
+        clusters.extend(has(CDS, known).into_keys().filter(|n| n.starts_with("outbound|")));
+    }
+    let mut subscribed: HashMap<&'static str, BTreeSet<String>> = HashMap::new();
+    subscribed.insert(CDS, clusters.iter().cloned().collect());
+    tx.send(subscribe(CDS, clusters, &has(CDS, known), true)).await.ok()?;
     let outgoing = tokio_stream::wrappers::ReceiverStream::new(rx);
     let mut responses = grpc.streaming(tonic::Request::new(outgoing), path, codec).await.ok()?.into_inner();
     tx.send(subscribe(LDS, vec!["*".into()], &has(LDS, known), false)).await.ok()?;
-    let mut subscribed: HashMap<&'static str, BTreeSet<String>> = HashMap::new();
     let mut answered: BTreeSet<&'static str> = BTreeSet::new();
     // What is there from before is asked for again at once.
     for t in [EDS, RDS, VHDS] {
         let mut names: Vec<String> = has(t, known).into_keys().collect();
         if !names.is_empty() {
             if t == VHDS {
-                names = vec!["*".to_owned()];
+                names = hosts(asked);
             }
             subscribed.insert(t, names.iter().cloned().collect());
             tx.send(subscribe(t, names, &has(t, known), false)).await.ok()?;
@@ -418,8 +456,16 @@ async fn session(
             let next = match t {
                 CDS if x.name.starts_with("outbound|") => Some((EDS, x.name.clone())),
                 LDS => routes(&x).map(|n| (RDS, n)),
-                // Virtual hosts come unasked once there are routes that have them apart.
-                RDS => Some((VHDS, "*".to_owned())),
+                // Virtual hosts come unasked once there are routes that have them apart, or else as traffic needs them,
+                // and their clusters after them.
+                RDS => {
+                    let fresh = !subscribed.contains_key(VHDS);
+                    let all = hosts(asked).into_iter().filter(|_| fresh);
+                    names.extend(all.map(|n| (VHDS, n)));
+                    subscribed.entry(VHDS).or_default();
+                    None
+                }
+                VHDS if !asked.is_empty() => cluster_of(&x.name).map(|n| (CDS, n)),
                 _ => None,
             };
             if let Some((t, name)) = next
@@ -436,18 +482,30 @@ async fn session(
         })
         .await
         .ok()?;
-        for t in [EDS, RDS, VHDS] {
+        for t in [CDS, EDS, RDS, VHDS] {
             let wanted: Vec<String> =
                 names.iter().filter(|(of, _)| *of == t).map(|(_, n)| n.clone()).collect();
             if !wanted.is_empty() {
                 tx.send(subscribe(t, wanted, &BTreeMap::new(), false)).await.ok()?;
             }
         }
-        if !counted && ALL.iter().all(|t| answered.contains(t)) {
+        let whole = asked.is_empty() || known.get(EDS).is_some_and(|e| e.len() >= asked.len());
+        if !counted && whole && ALL.iter().all(|t| answered.contains(t)) {
             counted = true;
             shared.synced.fetch_add(1, Relaxed);
         }
     }
+}
+
+/// Names of virtual hosts that a client subscribes to.
+fn hosts(asked: &[String]) -> Vec<String> {
+    std::iter::once("*".to_owned()).chain(asked.iter().map(|h| format!("8080/{h}:8080"))).collect()
+}
+
+/// The cluster that the virtual host of a service of this bed leads to.
+fn cluster_of(host: &str) -> Option<String> {
+    let (host, port) = host.strip_prefix("8080/")?.rsplit_once(':')?;
+    Some(format!("outbound|{port}||{host}"))
 }
 
 /// The route configuration that a listener of one port asks for: those of this bed have the port's name.

@@ -157,6 +157,7 @@ impl Verify {
                 "grpc_xds",
                 "hbone",
                 "on_demand",
+                "on_demand_mesh",
                 "integration",
                 "domains",
                 "bundles",

@@ -15,7 +15,7 @@ use mesh_model::{
 use super::{
     common::{self, Findings},
     destination_rule::locality,
-    trust_domains,
+    envoy_filter, trust_domains,
 };
 use crate::path::Path;
 
@@ -205,6 +205,17 @@ pub(super) fn check_mesh(m: &MeshConfig, meta: &Metadata, p: &Path<'_>, out: &mu
     }
     trust_domains::check_certificates(&m.ca_certificates, &p.key("caCertificates"), out);
     providers::check(&m.extension_providers, &p.key("extensionProviders"), out);
+    if let Some(d) = &m.default_config {
+        let config = p.key("defaultConfig");
+        let at = &config.key("proxyMetadata");
+        envoy_filter::on_demand(&d.proxy_metadata, at, out);
+        for k in d.proxy_metadata.keys().filter(|k| *k != envoy_filter::ON_DEMAND) {
+            out.warning(
+                &at.key(k),
+                format!("proxies do not read it; only {} has an effect", envoy_filter::ON_DEMAND),
+            );
+        }
+    }
     if let Some(o) = &m.outbound_traffic_policy {
         out.unenforced(o.egress_proxy.is_some(), &p.key("outboundTrafficPolicy"), "egressProxy");
     }

@@ -1,6 +1,8 @@
 //! Rules of EnvoyFilter and ProxyConfig. The values that an EnvoyFilter patches in are Envoy's messages, which are
 //! not known here: only their place is checked. Pilot, which applies them, reports those that cannot be.
 
+use std::collections::BTreeMap;
+
 use mesh_model::authored::{
     ApplyTo, EnvoyConfigObjectMatch, EnvoyConfigObjectPatch, EnvoyFilter, FilterMatch, PatchContext,
     PatchOperation, ProxyConfig,
@@ -145,5 +147,22 @@ pub(super) fn check_proxy(c: &ProxyConfig, p: &Path<'_>, out: &mut Findings) {
     if let Some(n) = c.concurrency {
         common::not_negative(n.into(), &p.key("concurrency"), out);
     }
-    out.warning(p, "ProxyConfig is accepted but not enforced yet");
+    on_demand(&c.environment_variables, &p.key("environmentVariables"), out);
+    let others = c.concurrency.is_some()
+        || c.image.is_some()
+        || c.environment_variables.keys().any(|k| k != ON_DEMAND)
+        || c.environment_variables.is_empty();
+    if others {
+        out.warning(p, format!("ProxyConfig is accepted but not enforced yet, apart from {ON_DEMAND}"));
+    }
+}
+
+/// Variable by which proxies get only what they ask for.
+pub(super) const ON_DEMAND: &str = "FLOTILLA_ON_DEMAND";
+
+/// What an environment says of [`ON_DEMAND`].
+pub(super) fn on_demand(environment: &BTreeMap<String, String>, p: &Path<'_>, out: &mut Findings) {
+    if let Some(v) = environment.get(ON_DEMAND).filter(|v| !["true", "false"].contains(&v.as_str())) {
+        out.error(&p.key(ON_DEMAND), format!("{v:?} is neither \"true\" nor \"false\""));
+    }
 }

@@ -86,6 +86,8 @@ pub struct Caller {
     pub labels: BTreeMap<String, String>,
     /// What no document says.
     pub assumed: Option<String>,
+    /// Its proxy gets routes and clusters when it asks for them; told is what holds then.
+    pub on_demand: bool,
 }
 
 /// A destination.

@@ -53,6 +53,7 @@ pub(crate) fn walk(world: &World, question: &Question) -> Result<Answer, Error> 
             principal: principal.clone(),
             labels: proxy.labels.clone(),
             assumed: caller.assumed.clone(),
+            on_demand: pilot_simulate::is_on_demand(world, proxy),
         },
         request: question.request.clone(),
         ..Answer::default()

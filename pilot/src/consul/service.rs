@@ -9,6 +9,7 @@
 //! | `protocol` in the metadata of service or node, or as a tag | protocol of the port; `http` unless said, bytes if unknown |
 //! | `external` in the metadata of service or node | outside the mesh |
 //! | `namespace`, `service-account`, `locality` in the service's metadata | namespace, account, `region/zone/subzone` |
+//! | beginning of the name | namespace, where the metadata have none and [`Naming`] knows it |
 //! | datacenter | locality, unless the metadata of service or node has one |
 //! | address of the service, or else of the node | address; names are resolved by the proxy |
 //! | checks | critical: no traffic; warning: the weight for it |
@@ -32,10 +33,20 @@ pub(crate) const FROM_CONSUL: &str = "flotilla.dev/consul-service";
 /// How names are made.
 #[derive(Debug, Clone)]
 pub struct Naming {
-    /// Namespace of services whose metadata name none.
+    /// Namespace of services whose metadata name none, and whose names begin with no prefix.
     pub namespace: String,
+    /// Namespaces by what the names of their services begin with; of several that fit the longest counts.
+    pub prefixes: Vec<(String, String)>,
     /// Consul's domain, mostly `consul`.
     pub domain: String,
+}
+
+impl Naming {
+    /// The namespace of a service by its name alone, in lower case. A prefix is followed by something.
+    fn namespace_of(&self, name: &str) -> &str {
+        let fits = self.prefixes.iter().filter(|(p, _)| name.len() > p.len() && name.starts_with(p.as_str()));
+        fits.max_by_key(|(p, _)| p.len()).map_or(&self.namespace, |(_, ns)| ns)
+    }
 }
 
 /// A service of Consul as the index takes it.
@@ -67,8 +78,8 @@ pub(crate) fn service(name: &str, all: &[Instance], unused: &[String], naming: &
     let lower = name.to_ascii_lowercase();
     let mut out = Registered {
         host: format!("{lower}.service.{}", naming.domain),
+        namespace: naming.namespace_of(&lower).to_owned(),
         name: lower,
-        namespace: naming.namespace.clone(),
         ports: vec![],
         resolution: Resolution::Static,
         external: all.iter().any(|i| said(i, "external").is_some_and(|v| !v.is_empty() && v != "false")),

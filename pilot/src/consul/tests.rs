@@ -23,7 +23,7 @@ const API: &[u8] = include_bytes!("tests/api.json");
 const SERVICES: &[u8] = include_bytes!("tests/services.json");
 
 fn naming() -> Naming {
-    Naming { namespace: "default".to_owned(), domain: "consul".to_owned() }
+    Naming { namespace: "default".to_owned(), prefixes: vec![], domain: "consul".to_owned() }
 }
 
 fn named(name: &str, body: &[u8]) -> Registered {
@@ -51,6 +51,42 @@ fn with(docs: &Docs, agents: &[&[Registered]]) -> Config {
     let mut config = docs.world().config;
     config.register(&Services { synced: vec![true; agents.len()], agents });
     config
+}
+
+#[test]
+fn a_namespace_is_the_metadata_s_or_the_name_s() {
+    let of = |p: &str, ns: &str| (p.to_owned(), ns.to_owned());
+    let prefixes = vec![of("we", "short"), of("web-", "long"), of("web", "whole")];
+    let naming = Naming { prefixes, ..naming() };
+    let made = |name: &str, body: &[u8]| {
+        let (instances, unused) = answer::instances(body).unwrap();
+        service::service(name, &instances, &unused, &naming)
+    };
+    for (name, ns) in
+        [("Web-a", "long"), ("web", "short"), ("webs", "whole"), ("w", "default"), ("a-web-", "default")]
+    {
+        let s = made(name, WEB);
+        assert_eq!(s.namespace, ns, "{name}");
+        assert_eq!(s.host, format!("{}.service.consul", name.to_ascii_lowercase()), "the name stays");
+        assert!(s.instances.iter().all(|(_, w)| w.namespace == ns));
+    }
+    let said = changed("/0/Service/Meta", json!({"namespace": "shop"}));
+    assert_eq!(made("web-a", &said).namespace, "shop");
+}
+
+#[tokio::test]
+async fn prefixes_are_names() {
+    for (prefixes, says) in [
+        (vec![("a.", "x")], "is not a beginning"),
+        (vec![("", "x")], "is not a beginning"),
+        (vec![("a", "")], "is not a namespace"),
+        (vec![("a", "x"), ("a", "y")], "several namespaces"),
+    ] {
+        let prefixes = prefixes.iter().map(|(p, n)| ((*p).to_owned(), (*n).to_owned())).collect();
+        let naming = Naming { prefixes, ..naming() };
+        let options = ConsulOptions { agents: vec![], naming, watches: 1, keep: None };
+        assert!(Consul::start(options).unwrap_err().to_string().contains(says), "{says}");
+    }
 }
 
 #[test]
@@ -239,8 +275,8 @@ fn a_service_from_files_can_select_instances_and_be_exported() {
             json!({"selector": {"owner": "shop"}, "ports": [{"name": "http", "port": 80}]}),
         )
         .add("ServiceExport", "default/front", json!({}))
-        .add("ServiceExport", "default/web", json!({}));
-    let config = with(&docs, &[&[named("web", WEB)]]);
+        .add("ServiceExport", "default/api", json!({}));
+    let config = with(&docs, &[&[named("web", WEB), named("api", API)]]);
     let (index, _) = index(&config);
     let e = &index.services["front.default.svc.cluster.local"].endpoints;
     assert_eq!((e.len(), e[0].address.as_str(), e[0].port), (1, "10.1.0.1", 8080));
@@ -248,9 +284,55 @@ fn a_service_from_files_can_select_instances_and_be_exported() {
     let (exports, problems) = crate::exports::exports(&world);
     assert_eq!(exports.keys().collect::<Vec<_>>(), ["default/front"]);
     assert!(
-        problems.iter().any(|p| p.object == "ServiceExport default/web" && p.message.contains("select")),
+        problems
+            .iter()
+            .any(|p| p.object == "ServiceExport default/api" && p.message.contains("outside the mesh")),
         "{problems:?}"
     );
+}
+
+/// An exported service of Consul has its name in other clusters here too, and is one with what they have under it.
+#[test]
+fn a_service_of_consul_can_be_exported_by_itself() {
+    let mtls = |body: Vec<u8>| {
+        let mut v: Value = serde_json::from_slice(&body).unwrap();
+        for i in v.as_array_mut().unwrap() {
+            i["Service"]["Tags"] = json!(["security.istio.io/tlsMode|istio"]);
+        }
+        serde_json::to_vec(&v).unwrap()
+    };
+    let docs = Docs::default()
+        .add("ServiceExport", "default/web", json!({}))
+        .add(
+            "ImportedService",
+            "east/default/web",
+            json!({"cluster": "east", "lease": "live", "service": {"name": "web", "namespace": "default",
+                "host": "web.default.svc.cluster.local", "ports": [{"name": "http", "port": 8080, "protocol": "http"}],
+                "groups": [{"labels": {}, "locality": "", "healthyWeight": 3}], "serviceAccounts": [], "exportedAt": 5, "slots": 4}}),
+        );
+    let web = named("web", &mtls(WEB.to_vec()));
+    let config = with(&docs, &[std::slice::from_ref(&web)]);
+    let (index, _) = index(&config);
+    let e = &index.services["web.default.svc.cluster.local"];
+    assert_eq!((e.origin, e.exported, e.imports.len()), (Origin::Platform, true, 1));
+    let of_consul = &index.services["web.service.consul"];
+    assert_eq!((of_consul.exported, of_consul.imports.len()), (false, 0), "that one stays what it was");
+    assert_eq!(e.endpoints, of_consul.endpoints);
+    assert!(!e.service.addresses.is_empty() && e.service.addresses != of_consul.service.addresses);
+    let world = crate::world::World::new(docs.world().settings, config);
+    let (exports, problems) = crate::exports::exports(&world);
+    assert!(problems.is_empty(), "{problems:?}");
+    let offer: mesh_model::federation::Offer = exports["default/web"].spec().unwrap();
+    assert_eq!(
+        offer.service.groups.iter().map(|g| g.healthy_weight).sum::<u32>(),
+        of_consul.endpoints.iter().map(|e| e.weight).sum::<u32>()
+    );
+    // Without the export, and under a Service of the same name, there is nothing of it.
+    let none = with(&Docs::default(), &[std::slice::from_ref(&web)]);
+    assert!(!super::tests::index(&none).0.services.contains_key("web.default.svc.cluster.local"));
+    let docs = docs.add("Service", "default/web", json!({"ports": [{"name": "http", "port": 80}]}));
+    let (both, _) = super::tests::index(&with(&docs, &[&[web]]));
+    assert_eq!(both.services["web.default.svc.cluster.local"].service.ports[0].port, 80);
 }
 
 #[test]

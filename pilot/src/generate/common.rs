@@ -7,8 +7,9 @@ use mesh_model::{
     proxy::{
         AccessLog, AccessLogFormat, CircuitBreakers, Cluster, Direction, Discovery, EscapedSlashes,
         FilterChain, FilterChainMatch, ForwardClientCert, HttpCodec, HttpConnectionManager, HttpFilter,
-        LbPolicy, LeastRequest, Listener, LoadAssignment, NetworkFilter, RouteSource, SecretRef, StringMatch,
-        TcpProxy, Tracing, UpstreamHttp, UpstreamHttp2, UpstreamTls, Validation, WeightedCluster,
+        LbPolicy, LeastRequest, Listener, LoadAssignment, NetworkFilter, OnDemandCluster, RouteSource,
+        SecretRef, StringMatch, TcpProxy, Tracing, UpstreamHttp, UpstreamHttp2, UpstreamTls, Validation,
+        WeightedCluster,
     },
 };
 
@@ -139,6 +140,8 @@ impl Ctx<'_> {
     }
 
     pub(super) fn tcp_filter(&self, stat_prefix: &str, clusters: Vec<WeightedCluster>) -> NetworkFilter {
+        // Listeners of bytes stand there before anybody connects; where they lead is asked for by the first who does.
+        let asks = self.proxy.on_demand && clusters.iter().any(|c| c.cluster.starts_with("outbound|"));
         NetworkFilter::Tcp(TcpProxy {
             stat_prefix: stat_prefix.to_owned(),
             clusters,
@@ -146,7 +149,7 @@ impl Ctx<'_> {
             max_duration: None,
             access_log: self.access_log(),
             tunnel: None,
-            on_demand: None,
+            on_demand: asks.then(OnDemandCluster::default),
         })
     }
 
@@ -168,6 +171,10 @@ impl Ctx<'_> {
         port: Option<u16>,
     ) -> HttpConnectionManager {
         let mut filters = Vec::new();
+        // It stands first: when a virtual host has come, those behind it begin anew with its routes.
+        if side == Side::Outbound && self.proxy.on_demand {
+            filters.push(HttpFilter::OnDemand(Some(OnDemandCluster::default())));
+        }
         // Who comes in is asked first; who leaves has been.
         if side != Side::Outbound {
             filters.extend(rbac::custom(self));

@@ -19,13 +19,14 @@ use std::{
 
 use mesh_model::{
     authored::DestinationRule,
-    proxy::{Direction, FilterChainMatch, HttpFilter, Listener, RouteSource},
+    proxy::{Direction, FilterChainMatch, HttpFilter, Listener, RouteConfiguration, RouteSource},
     registry::{Protocol, ServicePort},
 };
 
 use super::{
     Ctx, Generated,
     common::{Side, chain, listener},
+    http::{self, Scope},
     routes as outbound,
 };
 use crate::{
@@ -64,6 +65,19 @@ pub(super) fn routing(ctx: &Ctx<'_>, out: &mut Generated) {
             }
             out.route(config);
         }
+    }
+    // A library asks for names, so there is none for a pattern.
+    for (doc, host) in outbound::unowned(ctx, ctx.egress()).into_iter().filter(|(_, h)| !h.contains('*')) {
+        let name = outbound::with_port(host, outbound::UNOWNED);
+        let routes = http::routes(ctx, doc, outbound::UNOWNED, Scope::Mesh);
+        let routes = routes::adapted(routes, &mut Left::new());
+        // The oldest document with a host has it, and a service's name is the service's.
+        if routes.is_empty() || out.listeners.contains_key(&name) {
+            continue;
+        }
+        out.listener(api(ctx, name.clone(), outbound::UNOWNED, &name));
+        let host = outbound::virtual_host(name.clone(), vec!["*".to_owned()], routes);
+        out.route(RouteConfiguration { name, virtual_hosts: vec![host], on_demand: None });
     }
 }
 
@@ -108,6 +122,14 @@ pub fn problems(proxy: &ProxyNode, world: &World) -> Vec<Problem> {
         let rule = world.destination_rule(proxy, e);
         let left = found.entry(format!("service {host}")).or_default();
         clusters::outbound(&ctx, &mut Generated::default(), e, rule.as_deref(), left);
+    }
+    for (d, host) in outbound::unowned(&ctx, ctx.egress()) {
+        let left = found.entry(format!("VirtualService {}/{}", d.namespace, d.name)).or_default();
+        if host.contains('*') {
+            left.insert("hosts with a wildcard that no service has");
+        } else {
+            routes::adapted(http::routes(&ctx, d, outbound::UNOWNED, Scope::Mesh), left);
+        }
     }
     let of_server =
         format!("workload {}/{}", proxy.namespace, proxy.id.split('~').nth(2).unwrap_or_default());

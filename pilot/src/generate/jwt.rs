@@ -85,6 +85,15 @@ pub(super) fn clusters(ctx: &Ctx<'_>, out: &mut Generated) {
     }
 }
 
+/// Clusters of services that have some issuer's keys, whoever asks for its tokens.
+pub(super) fn services(ctx: &Ctx<'_>) -> Vec<String> {
+    let config = &ctx.world.config;
+    let now = config.request_authentications.iter().flat_map(|d| &d.spec.jwt_rules).map(|r| &r.jwks_uri);
+    let policies = config.v1alpha1.policies.iter().chain(&config.v1alpha1.mesh_policies);
+    let older = policies.flat_map(|d| &d.spec.origins).filter_map(|o| o.jwt.as_ref()).map(|j| &j.jwks_uri);
+    now.chain(older).filter_map(|uri| KeyServer::of(uri)?.service(ctx)).collect()
+}
+
 /// Rules in the order of their issuers, so that the age of documents does not matter.
 fn rules<'a>(ctx: &Ctx<'a>) -> Vec<&'a authored::JwtRule> {
     let config = &ctx.world.config;

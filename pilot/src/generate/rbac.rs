@@ -22,7 +22,7 @@ mod roles;
 
 pub(crate) use self::roles::covered as by_role;
 pub(super) use self::{
-    custom::{applies_to as has_custom, http as custom},
+    custom::{applies_to as has_custom, clusters as authorizers, http as custom},
     peers::in_words as of_clusters,
     roles::in_words as of_roles,
 };

@@ -7,6 +7,7 @@ use std::{
 
 use mesh_model::{
     Rare,
+    authored::VirtualService,
     proxy::{
         DirectResponse, Forward, OnDemandHosts, Route, RouteAction, RouteConfiguration, RouteMatch,
         VirtualHost, WeightedCluster,
@@ -21,6 +22,7 @@ use super::{
     http::{self, Scope},
 };
 use crate::{
+    config::Doc,
     index::{Entry, Origin},
     proxy::Interception,
     world::Egress,
@@ -100,7 +102,7 @@ fn service_host(ctx: &Ctx<'_>, entry: &Entry, port: u16, bare: bool, taken: &mut
         return None;
     }
     let name = format!("{}:{port}", entry.service.host);
-    let kept = ctx.proxy.takes_hosts && ctx.rerouted.is_some_and(|r| !r.concerns(&entry.service.host));
+    let kept = ctx.proxy.hosts_apart() && ctx.rerouted.is_some_and(|r| !r.concerns(&entry.service.host));
     Some(if kept {
         Host::Kept(name)
     } else {
@@ -114,28 +116,30 @@ enum Host {
     Kept(String),
 }
 
-/// Hosts of documents that no service of a listener has; reachable on port 80, or on the port that a `Sidecar` gives the
-/// listener.
+/// Where hosts of documents that no service has are reachable, unless a `Sidecar` gives their listener another port.
+pub(super) const UNOWNED: u16 = 80;
+
+/// Hosts of documents that count on one of these listeners and that no service there has, each with its document.
+pub(super) fn unowned<'a>(ctx: &Ctx<'a>, ways: &[Egress<'_>]) -> Vec<(&'a Doc<VirtualService>, &'a String)> {
+    let documents = ctx.world.virtual_services().filter(|(doc, hosts)| {
+        !doc.spec.http.is_empty()
+            && !hosts.is_empty()
+            && Scope::Mesh.bound(doc)
+            && ctx.proxy.sees(&doc.namespace, &doc.spec.export_to)
+            && ways.iter().any(|w| w.imports_routes(ctx.proxy, &doc.namespace, hosts))
+    });
+    let hosts = documents.flat_map(|(doc, hosts)| hosts.iter().map(move |h| (doc, h)));
+    let owned = |h: &str| ways.iter().any(|w| find(&w.services, h).is_some());
+    // `*` for the whole mesh is refused by validation.
+    hosts.filter(|(_, h)| *h != "*" && h.parse::<IpAddr>().is_err() && !owned(h)).collect()
+}
+
 fn other_hosts(ctx: &Ctx<'_>, way: &Egress<'_>, port: u16, taken: &mut Domains, out: &mut Vec<Host>) {
-    for (doc, hosts) in ctx.world.virtual_services() {
-        if doc.spec.http.is_empty()
-            || hosts.is_empty()
-            || !Scope::Mesh.bound(doc)
-            || !ctx.proxy.sees(&doc.namespace, &doc.spec.export_to)
-            || !way.imports_routes(ctx.proxy, &doc.namespace, hosts)
-        {
-            continue;
-        }
-        for host in hosts {
-            // `*` for the whole mesh is refused by validation.
-            if host == "*" || host.parse::<IpAddr>().is_ok() || find(&way.services, host).is_some() {
-                continue;
-            }
-            let routes = http::routes(ctx, doc, port, Scope::Mesh);
-            let domains = taken.claim(domains(std::slice::from_ref(host), port, true));
-            if !routes.is_empty() && !domains.is_empty() {
-                out.push(Host::Made(virtual_host(format!("{host}:{port}"), domains, routes)));
-            }
+    for (doc, host) in unowned(ctx, std::slice::from_ref(way)) {
+        let routes = http::routes(ctx, doc, port, Scope::Mesh);
+        let domains = taken.claim(domains(std::slice::from_ref(host), port, true));
+        if !routes.is_empty() && !domains.is_empty() {
+            out.push(Host::Made(virtual_host(format!("{host}:{port}"), domains, routes)));
         }
     }
 }
@@ -156,17 +160,22 @@ fn catch_all(ctx: &Ctx<'_>, passthrough: bool) -> VirtualHost {
 }
 
 /// Adds a route configuration. A proxy that takes virtual hosts apart gets them so: of a port that thousands of services
-/// have, what changes is sent and no more. What a request falls through to stays.
+/// have, what changes is sent and no more. What a request falls through to stays, unless hosts are asked for.
 fn whole(ctx: &Ctx<'_>, out: &mut Generated, name: String, hosts: Vec<Host>, rest: VirtualHost) {
     let mut config = RouteConfiguration { name, virtual_hosts: vec![], on_demand: None };
-    if ctx.proxy.takes_hosts {
+    if ctx.proxy.hosts_apart() {
         for h in hosts {
             match h {
                 Host::Made(h) => out.host(format!("{}/{}", config.name, h.name), h),
                 Host::Kept(name) => out.kept.push(format!("{}/{name}", config.name)),
             }
         }
-        config.virtual_hosts.push(rest);
+        if ctx.proxy.on_demand {
+            // It would take requests for hosts that have not been asked for.
+            out.host(format!("{}/{}", config.name, rest.name), rest);
+        } else {
+            config.virtual_hosts.push(rest);
+        }
         config.on_demand = Some(OnDemandHosts::default());
     } else {
         let made = hosts.into_iter().filter_map(|h| match h {
@@ -188,7 +197,7 @@ pub(super) fn port(ctx: &Ctx<'_>, way: &Egress<'_>, number: u16, out: &mut Gener
             hosts.extend(service_host(ctx, e, number, true, &mut taken));
         }
     }
-    if number == 80 || way.declared().is_some() {
+    if number == UNOWNED || way.declared().is_some() {
         other_hosts(ctx, way, number, &mut taken, &mut hosts);
     }
     // What the workload connects to itself was meant for no other address.

@@ -57,6 +57,7 @@ impl Docs {
                 format!("rbac.istio.io/v1alpha1/{kind}")
             }
             "EnvoyFilter" => "networking.istio.io/v1alpha3/EnvoyFilter".to_owned(),
+            "ProxyConfig" => "networking.istio.io/v1beta1/ProxyConfig".to_owned(),
             _ => format!("networking.istio.io/v1/{kind}"),
         };
         let created = 1000 + self.0.len() as u64;

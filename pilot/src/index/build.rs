@@ -42,7 +42,7 @@ pub(super) struct Builder<'a> {
     pub(super) pods: PodIndex<'a>,
     workloads: HashMap<&'a str, Workloads<'a>>,
     imports: HashMap<(&'a str, &'a str), Vec<Arc<ImportedService>>>,
-    exports: BTreeSet<(&'a str, &'a str)>,
+    pub(super) exports: BTreeSet<(&'a str, &'a str)>,
     pub(super) entries: BTreeMap<String, Entry>,
     problems: Vec<Problem>,
 }
@@ -108,6 +108,7 @@ pub fn build(config: &Config, local: &Local) -> (Index, Vec<Problem>) {
     b.platform();
     b.consul();
     b.service_entries();
+    b.exported_of_consul();
     b.imported();
     b.members();
     let east_west = b.east_west();
@@ -493,7 +494,7 @@ impl<'a> Builder<'a> {
     }
 
     /// Adds what peers run of a service.
-    fn merge_imports(&mut self, entry: &mut Entry) {
+    pub(super) fn merge_imports(&mut self, entry: &mut Entry) {
         let s = &entry.service;
         let key = (s.namespace.as_str(), s.name.as_str());
         let imports = self.imports.get(&key).cloned().unwrap_or_default();

@@ -9,6 +9,7 @@ use std::collections::HashSet;
 use mesh_model::registry::{Labels, Resolution, Service, ServicePort};
 
 use super::{Entry, Origin, build::Builder};
+use crate::{consul::Registered, hosts};
 
 impl Builder<'_> {
     pub(super) fn consul(&mut self) {
@@ -45,6 +46,35 @@ impl Builder<'_> {
         }
     }
 
+    /// Gives what is exported of Consul the name that it has in other clusters, `NAME.NAMESPACE.svc.cluster.local`: as a
+    /// `Service` would that selects the instances. So it is one service with those of the same name there.
+    pub(super) fn exported_of_consul(&mut self) {
+        let config = self.config;
+        for s in &config.registered {
+            let host = hosts::service_host(&s.name, &s.namespace);
+            let exported = self.exports.contains(&(s.namespace.as_str(), s.name.as_str()));
+            if !exported || self.entries.contains_key(&host) || not_exported(s).is_some() {
+                continue;
+            }
+            let Some(of_consul) = self.entries.get(&s.host).filter(|e| e.origin == Origin::Consul) else {
+                continue;
+            };
+            // Of a host that several registries have, what others than Consul know may be anywhere.
+            if of_consul.service.resolution != Resolution::Static
+                || of_consul.service.namespace != s.namespace
+            {
+                continue;
+            }
+            let service = Service { host: host.clone(), addresses: vec![], ..of_consul.service.clone() };
+            let (udp_ports, endpoints) = (of_consul.udp_ports.clone(), of_consul.endpoints.clone());
+            let identities = of_consul.identities.clone();
+            let mut entry =
+                Entry { udp_ports, endpoints, identities, ..self.entry(service, Origin::Platform) };
+            self.merge_imports(&mut entry);
+            self.entries.insert(host, entry);
+        }
+    }
+
     /// Adds to a service of Consul what another registry has under the same host.
     pub(super) fn join_consul(&mut self, other: Entry) {
         let Some(entry) = self.entries.get_mut(&other.service.host) else { return };
@@ -73,6 +103,21 @@ impl Builder<'_> {
                 entry.endpoints.push(e);
             }
         }
+    }
+}
+
+/// Why a service of Consul cannot be exported, if so.
+pub(crate) fn not_exported(s: &Registered) -> Option<&'static str> {
+    if s.external {
+        Some("it is outside the mesh (external)")
+    } else if s.ports.is_empty() {
+        Some("it has no port")
+    } else if s.resolution != Resolution::Static {
+        Some("its instances are registered with names instead of addresses")
+    } else if s.name.contains('_') {
+        Some("its name has an underscore, which no name in other clusters may have")
+    } else {
+        None
     }
 }
 

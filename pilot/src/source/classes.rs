@@ -10,7 +10,7 @@
 //! - what is made again and has not changed is the same resource, so that nobody need look at it.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::{Arc, Mutex, Weak},
 };
 
@@ -22,12 +22,12 @@ use mesh_xds::{
     bundles, codec,
     patch::Scope,
     pb,
-    server::{Layer, content_version},
+    server::{Layer, OnDemand, content_version},
     type_url::{BUNDLES, CDS, ECDS, EDS, LDS, NDS, RDS, VHDS},
 };
 use serde::Serialize;
 
-use super::lock;
+use super::{asked::Hosts as HostIndex, lock};
 use crate::{
     envoy_filter::Refused,
     generate::{self, Generated, Reached},
@@ -40,6 +40,15 @@ use crate::{
 pub(super) type Layers = BTreeMap<&'static str, Arc<Layer>>;
 
 type Resources = Vec<Arc<pb::Resource>>;
+
+/// What proxies of a class have in common.
+pub(super) struct Common {
+    pub(super) layers: Layers,
+    /// What they get besides, if they ask.
+    pub(super) on_demand: BTreeMap<&'static str, Arc<dyn OnDemand>>,
+    /// Patches that were left out.
+    pub(super) refused: Arc<Refused>,
+}
 
 /// Changes of the world after which what nobody used is dropped. Proxies ask after each, but not before they have
 /// acknowledged what they were sent last.
@@ -65,6 +74,11 @@ pub(super) struct Class {
     /// What its routing part added to each type.
     routing: BTreeMap<&'static str, Resources>,
     layers: Layers,
+    /// Of a class that asks: virtual hosts and services' clusters, which are not among the others.
+    hidden: Layers,
+    hosts: Option<Arc<HostIndex>>,
+    /// Clusters that such a class has unasked, by what refers to them.
+    mirrors: BTreeMap<String, Vec<String>>,
     /// Patches that were left out, of the routing part and of all.
     refused_routing: Refused,
     refused: Arc<Refused>,
@@ -110,6 +124,9 @@ impl Classes {
             lineage: None,
             routing: BTreeMap::new(),
             layers: Layers::new(),
+            hidden: Layers::new(),
+            hosts: None,
+            mirrors: BTreeMap::new(),
             refused_routing: Refused::new(),
             refused: Arc::default(),
         }));
@@ -126,19 +143,20 @@ impl Classes {
         lock(&self.hosts).retain(|_, h| h.strong_count() > 0);
     }
 
-    /// A class's layers in this generation of the world, or in a later one, and the patches that were left out.
-    pub(super) fn layers(
-        &self,
-        class: &Mutex<Class>,
-        world: &World,
-        generation: u64,
-    ) -> (Layers, Arc<Refused>) {
+    /// What a class has in this generation of the world, or in a later one.
+    pub(super) fn layers(&self, class: &Mutex<Class>, world: &World, generation: u64) -> Common {
         let mut class = lock(class);
         if class.generation < generation {
             self.refresh(&mut class, world, generation);
             class.generation = generation;
         }
-        (class.layers.clone(), Arc::clone(&class.refused))
+        let clusters = class.hidden.get(CDS).map(|l| (CDS, Arc::clone(l) as Arc<dyn OnDemand>));
+        let hosts = class.hosts.as_ref().map(|h| (VHDS, Arc::clone(h) as Arc<dyn OnDemand>));
+        Common {
+            layers: class.layers.clone(),
+            on_demand: clusters.into_iter().chain(hosts).collect(),
+            refused: Arc::clone(&class.refused),
+        }
     }
 
     fn refresh(&self, class: &mut Class, world: &World, generation: u64) {
@@ -151,20 +169,25 @@ impl Classes {
             let rerouted = world.rerouted().filter(|r| before.is_some_and(|b| b.routing == r.since));
             let rerouted = rerouted.filter(|_| !whole);
             let mut routing = generate::routing(&class.node, world, rerouted);
-            let was = class.layers.get(VHDS);
+            let asks = class.node.on_demand;
+            let was = if asks { class.hidden.get(VHDS) } else { class.layers.get(VHDS) };
             let find = |n: &String| was.and_then(|l| l.get(n)).cloned();
             let kept = routing.kept.iter().map(find).collect::<Option<Resources>>().unwrap_or_else(|| {
                 // One that was not there before: a defect, but no reason to serve a part.
                 routing = generate::routing(&class.node, world, None);
                 vec![]
             });
-            for (t, mut resources) in encode(&routing, &class.layers, class.node.grpc) {
+            let before = if asks { with(&class.layers, &class.hidden) } else { class.layers.clone() };
+            for (t, mut resources) in encode(&routing, &before, class.node.grpc) {
                 if t == VHDS {
                     self.share(&mut resources);
                 }
                 class.routing.insert(t, resources);
             }
             class.routing.entry(VHDS).or_default().extend(kept);
+            if asks {
+                class.hide_hosts(&routing);
+            }
             class.refused_routing = routing.refused;
         }
         if changed(|l| l.shape) {
@@ -183,8 +206,26 @@ impl Classes {
         }
         let mut refused = class.refused_routing.clone();
         refused.extend(base.refused);
-        for reached in generate::reached(&class.node, world) {
-            self.part(class, world, &reached, generation, &mut all, &mut refused);
+        if class.node.on_demand {
+            let mut services = BTreeMap::new();
+            for reached in generate::reached(&class.node, world) {
+                self.part(class, world, &reached, generation, &mut services, &mut refused);
+            }
+            let clusters = services.remove(CDS).unwrap_or_default();
+            let mirrors = class.mirrors.values().flatten().cloned();
+            let unasked: BTreeSet<String> =
+                generate::unasked(&class.node, world).into_iter().chain(mirrors).collect();
+            let (listed, hidden): (Resources, _) =
+                clusters.into_iter().partition(|c| unasked.contains(&c.name));
+            all.entry(CDS).or_default().extend(listed);
+            class.hidden.insert(CDS, follow(&class.hidden, CDS, hidden));
+            for (t, resources) in services {
+                all.entry(t).or_default().extend(resources);
+            }
+        } else {
+            for reached in generate::reached(&class.node, world) {
+                self.part(class, world, &reached, generation, &mut all, &mut refused);
+            }
         }
         class.refused = Arc::new(refused);
         class.layers =
@@ -246,6 +287,28 @@ impl Classes {
         add(&part);
         lock(&self.parts).insert(key, part);
     }
+}
+
+impl Class {
+    /// Takes the virtual hosts of the routing part to those that are asked for.
+    fn hide_hosts(&mut self, routing: &Generated) {
+        let hosts = self.routing.insert(VHDS, vec![]).unwrap_or_default();
+        let layer = follow(&self.hidden, VHDS, hosts);
+        self.hidden.insert(VHDS, Arc::clone(&layer));
+        let (kept, before) = (&routing.kept, self.hosts.as_deref());
+        self.hosts = Some(Arc::new(HostIndex::new(routing.hosts.iter(), kept, before, layer)));
+        let still: BTreeSet<&String> = kept.iter().collect();
+        self.mirrors.retain(|n, _| still.contains(n));
+        let owned = |of: Vec<&str>| of.into_iter().map(str::to_owned).collect();
+        self.mirrors.extend(routing.mirrors().into_iter().map(|(n, m)| (n.to_owned(), owned(m))));
+    }
+}
+
+/// Layers, some of them instead of others.
+fn with(layers: &Layers, instead: &Layers) -> Layers {
+    let mut out = layers.clone();
+    out.extend(instead.iter().map(|(t, l)| (*t, Arc::clone(l))));
+    out
 }
 
 /// A proxy's own part, after another state of it.

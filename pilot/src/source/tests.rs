@@ -1,5 +1,7 @@
 //! What is kept from one world to the next is what would be made of the new one alone.
 
+mod on_demand;
+
 use std::collections::BTreeMap;
 
 use mesh_model::Locality;
@@ -36,7 +38,11 @@ fn nodes() -> Vec<NodeInfo> {
         )
     };
     let ours = json!({"FLOTILLA": true, "FLOTILLA_VHDS": true, "LABELS": {"app": "a"}});
+    let asks = json!({"FLOTILLA_ON_DEMAND": true, "LABELS": {"app": "c"}, "HTTP_PROXY_PORT": 15007});
+    let mut asking = node("sidecar", "asking", "10.0.2.3", "books", asks);
+    asking.incremental = true;
     vec![
+        asking,
         node("sidecar", "a", "10.0.0.1", "books", ours.clone()),
         node("sidecar", "near-a", "10.0.0.2", "books", ours.clone()),
         node("sidecar", "b", "10.0.1.1", "films", ours),
@@ -219,7 +225,27 @@ fn keep(new: &mut ConfigState, old: &ConfigState) {
 /// Versions by type and name.
 type Versions = BTreeMap<(&'static str, String), String>;
 
-fn served(source: &PilotSource, node: &NodeInfo) -> Versions {
+/// With what can be asked for of these. Patterns cannot, and what they lead to is made.
+fn served(source: &PilotSource, node: &NodeInfo, wanted: &mut Versions) -> Versions {
+    let mut out = unasked(source, node);
+    for t in [CDS, VHDS] {
+        let snapshot = source.snapshot(node, t);
+        let Some(on_demand) = snapshot.on_demand() else { continue };
+        wanted.retain(|(of, name), _| {
+            let pattern = ["*", "/allow_any", "/block_all"].iter().any(|p| name.contains(p));
+            if *of == VHDS && pattern {
+                return t != VHDS;
+            }
+            if let Some(r) = on_demand.resolve(name).filter(|_| *of == t) {
+                assert!(out.insert((t, name.clone()), r.resource.version.clone()).is_none(), "{name} twice");
+            }
+            true
+        });
+    }
+    out
+}
+
+fn unasked(source: &PilotSource, node: &NodeInfo) -> Versions {
     let of = |t: &'static str| {
         let snapshot = source.snapshot(node, t);
         let all: Vec<_> = snapshot.resources().cloned().collect();
@@ -312,7 +338,8 @@ proptest! {
             source.update(Arc::clone(&world));
             let alone = World::new(settings(), Reader::default().read(&galley, &federation));
             for n in nodes() {
-                prop_assert_eq!(served(&source, &n), made(&alone, &n), "{}", n.id);
+                let mut made = made(&alone, &n);
+                prop_assert_eq!(served(&source, &n, &mut made), made, "{}", n.id);
             }
         }
     }
@@ -324,7 +351,7 @@ fn classes_share_equal_hosts() {
     let (_, name, spec) = document(0, 1);
     let (galley, federation) = Docs::default().add("Service", &name, spec).states();
     source.update(Arc::new(World::new(settings(), Reader::default().read(&galley, &federation))));
-    let all = nodes();
+    let all = &nodes()[1..];
     // Of one namespace and two localities, so of two classes.
     let [first, second] = [&all[0], &all[1]].map(|n| {
         source.connected(n);
@@ -339,7 +366,7 @@ fn classes_share_equal_hosts() {
 #[test]
 fn patches_know_whose_domains_are_kept() {
     let source = PilotSource::new();
-    let node = &nodes()[0];
+    let node = &nodes()[1];
     source.connected(node);
     let mut reader = Reader::default();
     let mut before = ConfigState::default();
@@ -361,7 +388,7 @@ fn patches_know_whose_domains_are_kept() {
         assert_eq!(world.rerouted().is_some(), variant == 1);
         source.update(Arc::new(world));
         let alone = World::new(settings(), Reader::default().read(&galley, &federation));
-        assert_eq!(served(&source, node), made(&alone, node));
+        assert_eq!(unasked(&source, node), made(&alone, node));
         let [p] = &source.problems()[..] else { panic!("{:?}", source.problems()) };
         assert!(
             p.message.contains("\"a.films\" is one of \"a.films.svc.cluster.local:80\""),

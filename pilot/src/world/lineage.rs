@@ -139,6 +139,7 @@ fn same_environment(now: &World, before: &World) -> bool {
         && a.roots == b.roots
         && same(&a.gateways, &b.gateways)
         && same(&a.sidecars, &b.sidecars)
+        && same(&a.proxy_configs, &b.proxy_configs)
         && same(&a.peer_authentications, &b.peer_authentications)
         && same(&a.request_authentications, &b.request_authentications)
         && same(&a.authorization_policies, &b.authorization_policies)

@@ -317,6 +317,7 @@ impl Reader {
             name: node.id,
             cluster: node.cluster,
             user_agent: "flotilla".to_owned(),
+            incremental: false,
             ..from
         };
         Ok(())

@@ -39,6 +39,7 @@ mod udp;
 use std::{fmt, io};
 
 use mesh_model::proxy as model;
+pub use on_demand::virtual_host_for;
 use prost::Name;
 pub use secret::{Secret, SecretKind};
 use serde::Serialize;

@@ -13,6 +13,10 @@ pub const DRAINING: &str = "DRAINING";
 /// Metadata by which our own proxy says that it takes virtual hosts apart from their route configurations, unasked.
 pub const TAKES_HOSTS: &str = "FLOTILLA_VHDS";
 
+/// Whether a proxy gets only what traffic asks for: of its metadata, of the `environmentVariables` of a `ProxyConfig`, of the
+/// `defaultConfig.proxyMetadata` of the mesh. `true` or `false`.
+pub const ON_DEMAND: &str = "FLOTILLA_ON_DEMAND";
+
 /// What kind of client a node is, from the first part of its ID.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum NodeKind {
@@ -47,6 +51,8 @@ pub struct NodeInfo {
     pub locality: Locality,
     /// `flotilla`, `envoy`, `gRPC Go` ...
     pub user_agent: String,
+    /// Its stream speaks the incremental protocol. Not part of the node on the wire.
+    pub incremental: bool,
 }
 
 /// Why a node cannot be served.
@@ -75,6 +81,7 @@ impl NodeInfo {
             metadata: Map::new(),
             locality: Locality::default(),
             user_agent: "flotilla".to_owned(),
+            incremental: false,
         }
     }
 
@@ -101,6 +108,7 @@ impl NodeInfo {
             metadata,
             locality,
             user_agent: "flotilla".to_owned(),
+            incremental: false,
         }
     }
 
@@ -148,6 +156,7 @@ impl NodeInfo {
             metadata,
             locality,
             user_agent: n.user_agent_name.clone(),
+            incremental: false,
         })
     }
 
@@ -177,6 +186,16 @@ impl NodeInfo {
     #[must_use]
     pub fn is_east_west(&self) -> bool {
         self.kind == NodeKind::Router && self.meta("ROUTER_MODE") == Some("sni-dnat")
+    }
+
+    /// What it says of [`ON_DEMAND`], if anything.
+    #[must_use]
+    pub fn on_demand(&self) -> Option<bool> {
+        match self.metadata.get(ON_DEMAND)? {
+            Value::Bool(b) => Some(*b),
+            Value::String(s) => s.parse().ok(),
+            _ => None,
+        }
     }
 
     /// The same node when it is about to stop.

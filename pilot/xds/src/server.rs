@@ -4,6 +4,7 @@
 //! per stream; [`conn`] accepts connections; [`status`] keeps what every client has acknowledged,
 //! which is what `proxy-status` shows.
 
+mod asked;
 pub mod conn;
 mod frames;
 mod layer;
@@ -12,8 +13,9 @@ mod service;
 pub mod state;
 pub mod status;
 
-use std::sync::Arc;
+use std::{fmt, sync::Arc};
 
+pub use asked::{MAX_NAME, MAX_STRANGERS};
 pub use conn::{PeerInfo, Transport};
 pub use layer::Layer;
 pub use service::{AdsService, SecretService};
@@ -29,6 +31,30 @@ pub struct TypeSnapshot {
     /// equal versions.
     pub version: String,
     layers: Vec<Arc<Layer>>,
+    /// What the client gets besides, of what it asks for by name.
+    on_demand: Option<Arc<dyn OnDemand>>,
+}
+
+/// Resources of one type that a client gets only if it asks for them, by names that traffic brings. Nothing that the
+/// client may not see is among them.
+pub trait OnDemand: fmt::Debug + Send + Sync {
+    /// What a name leads to.
+    fn resolve(&self, name: &str) -> Option<Resolved>;
+}
+
+/// What a name leads to.
+#[derive(Debug, Clone)]
+pub struct Resolved {
+    /// The resource; its name may be another.
+    pub resource: Arc<pb::Resource>,
+    /// It was made for this name, and there is no end to such names.
+    pub made: bool,
+}
+
+impl OnDemand for Layer {
+    fn resolve(&self, name: &str) -> Option<Resolved> {
+        self.get(name).map(|r| Resolved { resource: Arc::clone(r), made: false })
+    }
 }
 
 impl TypeSnapshot {
@@ -62,7 +88,19 @@ impl TypeSnapshot {
                 whole.finish()
             }
         };
-        Self { version, layers }
+        Self { version, layers, on_demand: None }
+    }
+
+    /// The same with what a client may ask for besides (delta only).
+    #[must_use]
+    pub fn with_on_demand(self, on_demand: Option<Arc<dyn OnDemand>>) -> Self {
+        Self { on_demand, ..self }
+    }
+
+    /// What a client may ask for besides.
+    #[must_use]
+    pub fn on_demand(&self) -> Option<&Arc<dyn OnDemand>> {
+        self.on_demand.as_ref()
     }
 
     /// The resource of this name.

@@ -281,7 +281,8 @@ fn client_of(
 ) -> Arc<ClientConfig> {
     let mut p = (*crypto_provider()).clone();
     change(&mut p);
-    let verifier = SecretStore::new().verifier(&Validation { trusted: None, sans: vec![], crl: None }, false).unwrap();
+    let verifier =
+        SecretStore::new().verifier(&Validation { trusted: None, sans: vec![], crl: None }, false).unwrap();
     let config = ClientConfig::builder_with_provider(Arc::new(p))
         .with_protocol_versions(versions)
         .unwrap()

@@ -48,6 +48,14 @@ message! {
         pub extension_providers: Vec<ProviderDefinition>,
         /// Roots of other trust domains.
         pub ca_certificates: Vec<CertificateData>,
+        /// Settings of proxies for which no `ProxyConfig` says otherwise.
+        pub default_config: Option<ProxyDefaults>,
+    }
+
+    /// `MeshConfig.ProxyConfig`, of which only this is read.
+    pub struct ProxyDefaults {
+        /// Environment of proxies.
+        pub proxy_metadata: BTreeMap<String, String>,
     }
 
     /// `MeshConfig.CertificateData`: roots of the trust domains that it names, as they are or from where they are served.

@@ -52,6 +52,15 @@ pub(crate) async fn status(args: StatusArgs) -> anyhow::Result<u8> {
     });
     println!("{}", output::table(["PROXY", "CLUSTER", "CDS", "LDS", "EDS", "RDS"], rows));
     for c in &clients {
+        if c["on_demand"] == true {
+            let asked = |t: &str| c["types"][t]["subscribed"].as_u64().unwrap_or_default();
+            println!(
+                "{} is on demand: it asked for {} hosts and {} clusters",
+                text(&c["proxy"]),
+                asked("VHDS"),
+                asked("CDS")
+            );
+        }
         for (t, s) in c["types"].as_object().into_iter().flatten() {
             if let Some(e) = s["error"].as_str() {
                 println!("{} refused {t}: {e}", text(&c["proxy"]));
@@ -127,6 +136,9 @@ pub(crate) async fn config(args: ConfigArgs) -> anyhow::Result<u8> {
                 }
             }
             println!("{}", output::table(["KIND", "NAME", "DETAIL"], rows));
+            if dump["onDemand"] == true {
+                println!("on demand: virtual hosts and outbound clusters come when the proxy asks for them");
+            }
         }
     }
     Ok(exit::OK)

@@ -120,6 +120,9 @@ fn text(a: &Answer) -> String {
     let say = |v: &Option<String>| v.clone().unwrap_or_default();
     row("caller", format!("{} ({}, {})", a.caller.workload, a.caller.proxy, a.caller.principal));
     row("assumed", say(&a.caller.assumed));
+    if a.caller.on_demand {
+        row("on demand", "what follows holds when the proxy has asked for it".to_owned());
+    }
     row("host", say(&a.host));
     row("destination", a.destination.clone());
     row("listener", say(&a.listener));

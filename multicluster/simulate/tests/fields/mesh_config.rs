@@ -113,6 +113,14 @@ pub(crate) fn rows() -> Vec<Row> {
             log(json!({"format": {"Json": {"protocol": "%PROTOCOL%"}}})),
         ),
         row(
+            "MeshConfig.defaultConfig.proxyMetadata",
+            &b,
+            "/spec/defaultConfig/proxyMetadata",
+            json!({"FLOTILLA_ON_DEMAND": "true"}),
+            get("GET http://ratings:9080/"),
+            json!({"caller": {"onDemand": true}}),
+        ),
+        row(
             "MeshConfig.defaultConnectTimeout",
             &b,
             "/spec/defaultConnectTimeout",

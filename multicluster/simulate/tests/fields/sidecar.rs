@@ -49,6 +49,10 @@ pub(crate) fn rows() -> Vec<Row> {
         Mesh::default().with(json!({"apiVersion": "networking.istio.io/v1beta1", "kind": "ProxyConfig",
         "metadata": {"name": "p", "namespace": "default"}, "spec": {"concurrency": 0}})),
     );
+    let asking = Base::new(
+        bookinfo().with(json!({"apiVersion": "networking.istio.io/v1beta1", "kind": "ProxyConfig",
+        "metadata": {"name": "p", "namespace": "default"}, "spec": {}})),
+    );
     vec![
         row(
             "Sidecar.workloadSelector",
@@ -170,6 +174,14 @@ pub(crate) fn rows() -> Vec<Row> {
             ]}}}),
         ),
         warned("ProxyConfig.concurrency", &proxy, "/spec/concurrency", json!(2), "not enforced yet"),
+        row(
+            "ProxyConfig.environmentVariables",
+            &asking,
+            "/spec/environmentVariables",
+            json!({"FLOTILLA_ON_DEMAND": "true"}),
+            get(X),
+            json!({"caller": {"onDemand": true}}),
+        ),
         warned(
             "ProxyConfig.environmentVariables",
             &proxy,
@@ -184,12 +196,13 @@ pub(crate) fn rows() -> Vec<Row> {
             json!("distroless"),
             "not enforced yet",
         ),
-        warned(
+        row(
             "ProxyConfig.selector",
-            &proxy,
+            &asking.and("/spec/environmentVariables", json!({"FLOTILLA_ON_DEMAND": "true"})),
             "/spec/selector/matchLabels",
-            json!({"app": "x"}),
-            "not enforced yet",
+            json!({"app": "ratings"}),
+            get(X),
+            json!({"caller": {"onDemand": false}}),
         ),
     ]
 }

@@ -43,6 +43,15 @@ fn provider<'a>(ctx: &Ctx<'a>, p: &Doc<AuthorizationPolicy>) -> Option<Provider<
     ctx.service(&found.entry.service.host).map(|_| found)
 }
 
+/// Clusters of all providers that this proxy may call.
+pub(in crate::generate) fn clusters(ctx: &Ctx<'_>) -> Vec<String> {
+    let mesh = &ctx.world.config.mesh;
+    let all = mesh.extension_providers.iter();
+    let found = all.filter_map(|p| providers::find(mesh, &ctx.world.index, &p.name).ok());
+    let callable = found.filter(|p| ctx.service(&p.entry.service.host).is_some());
+    callable.map(|p| cluster_name(p.port, "", &p.entry.service.host)).collect()
+}
+
 /// Whether a policy's rules deny, as nobody can be asked.
 pub(super) fn denies(ctx: &Ctx<'_>, p: &Doc<AuthorizationPolicy>) -> bool {
     provider(ctx, p).is_none()

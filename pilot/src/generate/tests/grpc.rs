@@ -74,6 +74,36 @@ fn a_client_asks_for_its_target() {
 }
 
 #[test]
+fn a_document_s_host_needs_no_service() {
+    let to = |subset: &str| json!([{"destination": {"host": "greeter", "subset": subset, "port": {"number": 7070}}}]);
+    let vs = |hosts: Value, subset: &str| json!({"hosts": hosts, "http": [{"route": to(subset)}]});
+    let docs = greeter()
+        .add(
+            "VirtualService",
+            "books/all",
+            vs(json!(["hello.example", "*.wide.example", "greeter.books", "10.1.1.1"]), "v1"),
+        )
+        .add("VirtualService", "books/later", vs(json!(["hello.example"]), "v2"));
+    let g = made(&docs, json!({}));
+    let of_docs: Vec<&String> = g.listeners.keys().filter(|n| n.ends_with(":80")).collect();
+    assert_eq!(of_docs, ["greeter.books:80", "hello.example:80"]);
+    let manager = http(&g.listeners["hello.example:80"].filter_chains[0]);
+    assert_eq!(manager.routes, RouteSource::Rds("hello.example:80".to_owned()));
+    let route = &g.routes["hello.example:80"].virtual_hosts[0].routes[0];
+    assert_eq!(forward(route).clusters, [WeightedCluster::only(name("v1"))], "the oldest document has it");
+    assert_eq!(
+        problems(&docs),
+        ["VirtualService books/all: not for gRPC without a proxy: hosts with a wildcard that no service has"]
+    );
+    let hidden = docs.add(
+        "VirtualService",
+        "films/other",
+        json!({"hosts": ["other.example"], "exportTo": ["."], "http": [{"route": to("v1")}]}),
+    );
+    assert!(!made(&hidden, json!({})).listeners.contains_key("other.example:80"));
+}
+
+#[test]
 fn routes_are_what_a_call_can_match() {
     let to = json!([{"destination": {"host": "greeter"}}]);
     let on = |matches: Value| json!({"match": [matches], "route": to});

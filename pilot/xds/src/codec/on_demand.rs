@@ -7,8 +7,10 @@ use envoy_types::pb::envoy::{
     extensions::filters::{http::on_demand::v3 as pb, network::tcp_proxy::v3::tcp_proxy as tcp},
 };
 use mesh_model::proxy::{HttpFilter, OnDemandCluster, OnDemandHosts};
+use prost::Message as _;
 
 use super::{At, Bad, Res, common::*, refuse};
+use crate::pb as pb_any;
 
 pub(super) const FILTER: &str = "envoy.filters.http.on_demand";
 
@@ -35,6 +37,15 @@ pub(super) fn to_vhds(v: Option<route::Vhds>) -> Res<Option<OnDemandHosts>> {
     v.map(|v| source("config_source", v.config_source).map(|()| OnDemandHosts::default()))
         .transpose()
         .at("vhds")
+}
+
+/// A virtual host as it is for one of the hosts that its patterns match: under another name, and with that domain alone.
+/// Given to a client whole, it would keep requests for other hosts from asking for what is theirs.
+#[must_use]
+pub fn virtual_host_for(any: &pb_any::Any, name: &str, domain: &str) -> Option<pb_any::Any> {
+    let mut host = route::VirtualHost::decode(&*any.value).ok()?;
+    (host.name, host.domains) = (name.to_owned(), vec![domain.to_owned()]);
+    Some(pb_any::Any { type_url: any.type_url.clone(), value: host.encode_to_vec().into() })
 }
 
 fn cds(o: OnDemandCluster) -> pb::OnDemandCds {

@@ -38,6 +38,11 @@ const LARGE: u32 = 64;
 /// A client that does not answer a large response for this long no longer keeps others from theirs.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// Names of things on demand that a stream may ask for at once ...
+const ASKED_AT_ONCE: u32 = 1000;
+/// ... and for how long one counts. A stream that asks for more is read no further until it may.
+const ASKED_EVERY: Duration = Duration::from_millis(5);
+
 /// ADS over a [`ResourceSource`]: register it with a tonic server or router.
 pub struct AdsService<S> {
     source: Arc<S>,
@@ -188,6 +193,19 @@ async fn place(unanswered: &Arc<Semaphore>, push: &Push) -> Option<Place> {
     Some(Place { nonce: push.nonce.clone(), until: Instant::now() + PATIENCE, _permit: permit })
 }
 
+/// What a stream has asked for of late, as the time at which none of it counts any more.
+struct Pace(Instant);
+
+impl Pace {
+    /// Takes note of names. Returns until when no more are to be read.
+    fn asked(&mut self, names: usize, now: Instant) -> Option<Instant> {
+        let names = u32::try_from(names).unwrap_or(u32::MAX);
+        self.0 = self.0.max(now) + ASKED_EVERY.saturating_mul(names).min(Duration::from_secs(3600));
+        let read = self.0.checked_sub(ASKED_EVERY * ASKED_AT_ONCE)?;
+        (read > now).then_some(read)
+    }
+}
+
 /// Removes the client from the board and the source, however its stream ends.
 struct Registered<S: ResourceSource> {
     service: AdsService<S>,
@@ -219,7 +237,8 @@ where
             Some(r) => r,
         },
     };
-    let node = NodeInfo::from_pb(V::node(&first)).map_err(|e| Status::invalid_argument(e.to_string()))?;
+    let mut node = NodeInfo::from_pb(V::node(&first)).map_err(|e| Status::invalid_argument(e.to_string()))?;
+    node.incremental = V::MODE == Mode::Delta;
     service.source.authorize(&peer, &node)?;
     tracing::info!(node = %node.id, peer = ?peer.address, mode = ?V::MODE, "xDS client connected");
     service.source.connected(&node);
@@ -231,6 +250,7 @@ where
     let mut session = Session::new(V::MODE);
     let mut next = Some(first);
     let mut taken: Option<Place> = None;
+    let (mut pace, mut waits) = (Pace(Instant::now()), None);
     loop {
         if let Some(req) = next.take() {
             if let Some((type_url, message)) = V::failed(&req) {
@@ -269,10 +289,15 @@ where
             }
         }
         service.board.update(registered.id, session.status());
+        let now = Instant::now();
+        match session.take_asked() {
+            0 => waits = waits.filter(|w| *w > now),
+            n => waits = pace.asked(n, now),
+        }
         tokio::select! {
             // Both arms are cancel-safe: `message` keeps partial frames in the stream, `changed`
             // marks a value as seen only when it completes.
-            r = requests.message() => match r {
+            r = requests.message(), if waits.is_none() => match r {
                 Ok(Some(r)) => next = Some(r),
                 Ok(None) => return Ok(()),
                 Err(e) => {
@@ -286,6 +311,7 @@ where
                 }
                 session.mark_dirty();
             }
+            () = tokio::time::sleep_until(waits.unwrap_or(now)), if waits.is_some() => {}
             () = tokio::time::sleep_until(taken.as_ref().map_or(Instant::now(), |p| p.until)), if taken.is_some() => {}
             () = out.closed() => return Ok(()),
             () = service.stop.cancelled() => {
@@ -404,5 +430,17 @@ mod tests {
         assert!(!second.is_finished());
         drop(first);
         assert_eq!(second.await.unwrap().as_deref(), Some("3"));
+    }
+
+    #[test]
+    fn who_asks_for_much_is_read_later() {
+        let now = Instant::now() + Duration::from_secs(3600);
+        let mut p = Pace(now);
+        assert_eq!(p.asked(ASKED_AT_ONCE as usize, now), None);
+        assert_eq!(p.asked(2, now), Some(now + 2 * ASKED_EVERY));
+        // It has been forgotten by then.
+        let later = now + ASKED_EVERY * (ASKED_AT_ONCE + 2);
+        assert_eq!(p.asked(ASKED_AT_ONCE as usize, later), None);
+        assert_eq!(p.asked(1, later), Some(later + ASKED_EVERY));
     }
 }

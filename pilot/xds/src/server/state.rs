@@ -15,13 +15,15 @@
 //!   hosts are acknowledged: a port that is new would send requests for hosts that it does not have elsewhere. With delta,
 //!   removals of clusters and endpoints wait until listeners and routes that may have referred to
 //!   them are acknowledged: make before break. State of the world cannot express that.
+//! - What a snapshot has on demand a client gets by name alone, never by wildcard (`asked.rs`). A name that
+//!   is asked for once more is answered once more, as it is for the client to forget what it was told.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
 
-use super::{Layer, TypeSnapshot, names, status::TypeStatus};
+use super::{Layer, TypeSnapshot, asked::Asked, names, status::TypeStatus};
 use crate::{pb, type_url};
 
 /// Variant of the protocol that a stream speaks.
@@ -76,6 +78,8 @@ pub struct Session {
     mode: Mode,
     types: BTreeMap<(u8, String), Sub>,
     nonces: u64,
+    /// Names of things on demand that came since [`Session::take_asked`].
+    asked: usize,
 }
 
 #[derive(Debug, Default)]
@@ -91,6 +95,12 @@ struct Sub {
     must_reply: bool,
     /// Names to answer for even if their version is known.
     force: BTreeSet<String>,
+    /// It has been answered: what it told at the start has been looked at.
+    begun: bool,
+    /// What names led to, where there is something on demand ...
+    asked: Option<Asked>,
+    /// ... by other names than resources have: whatever they lead to is wanted.
+    aliased: bool,
     status: TypeStatus,
 }
 
@@ -150,8 +160,8 @@ impl Sub {
             }
         }
         (self.wildcard, self.names) = (wildcard, names);
-        let (wildcard, names) = (self.wildcard, &self.names);
-        self.held.but.retain(|n, _| wildcard || names.contains(n.as_str()));
+        let (all, names) = (self.wildcard || self.aliased, &self.names);
+        self.held.but.retain(|n, _| all || names.contains(n.as_str()));
     }
 
     /// Compares what the client has with what it should have.
@@ -161,7 +171,7 @@ impl Sub {
         names.extend(self.held.but.keys().map(String::as_str));
         match self.held.changed(snapshot) {
             Some(changed) => names.extend(changed.into_iter().flatten().map(String::as_str)),
-            None if self.wildcard => {
+            None if self.wildcard || self.aliased => {
                 let old = self.held.layers.iter().flat_map(|l| l.resources());
                 names.extend(old.chain(snapshot.resources()).map(|r| r.name.as_str()));
             }
@@ -195,7 +205,33 @@ impl Sub {
     }
 
     fn wants(&self, name: &str) -> bool {
-        self.wildcard || self.names.contains(name)
+        self.wildcard || self.aliased || self.names.contains(name)
+    }
+
+    /// The snapshot as far as it is for this client, and how many names that asks for were new.
+    fn narrow(&mut self, type_url: &str, snapshot: &Arc<TypeSnapshot>) -> (Arc<TypeSnapshot>, usize) {
+        let Some(source) = snapshot.on_demand() else {
+            (self.asked, self.aliased) = (None, false);
+            return (Arc::clone(snapshot), 0);
+        };
+        self.aliased = type_url == type_url::VHDS;
+        let asked = self.asked.get_or_insert_default();
+        let narrowed = asked.narrow(&mut self.names, snapshot, source);
+        let named = std::mem::take(&mut self.force);
+        let fresh = if self.begun { named.len() } else { 0 };
+        for n in named {
+            let Some(target) = asked.target(&n) else {
+                self.force.insert(n);
+                continue;
+            };
+            // What a client comes back with it need not be sent again, under whatever name it asks.
+            if self.begun || !matches!(self.held.but.get(target), Some(Some(_))) {
+                self.force.insert(target.to_owned());
+            }
+        }
+        self.begun = true;
+        self.status.subscribed = self.names.len();
+        (Arc::new(narrowed), fresh)
     }
 
     fn settled(&self) -> bool {
@@ -227,7 +263,7 @@ impl Session {
     /// A stream that has not asked for anything.
     #[must_use]
     pub fn new(mode: Mode) -> Self {
-        Self { mode, types: BTreeMap::new(), nonces: 0 }
+        Self { mode, types: BTreeMap::new(), nonces: 0, asked: 0 }
     }
 
     fn sub(&mut self, type_url: &str) -> Result<(&mut Sub, bool), ProtocolError> {
@@ -394,9 +430,12 @@ impl Session {
         Some(self.push(key, snapshot, resources, vec![]))
     }
 
-    fn poll_delta(&mut self, key: &(u8, String), snapshot: &TypeSnapshot) -> Option<Push> {
+    fn poll_delta(&mut self, key: &(u8, String), snapshot: &Arc<TypeSnapshot>) -> Option<Push> {
         let hold = key.0 <= 1 && self.types.iter().any(|(k, s)| REFERRING.contains(&k.0) && !s.settled());
         let sub = self.types.get_mut(key)?;
+        let (snapshot, fresh) = sub.narrow(&key.1, snapshot);
+        let snapshot = &*snapshot;
+        self.asked += fresh;
         let Difference { changed, gone, absent: mut removed } = sub.difference(snapshot);
         let held = hold && !gone.is_empty();
         sub.dirty = held;
@@ -411,6 +450,10 @@ impl Session {
         }
         sub.must_reply = false;
         sub.force.clear();
+        let changed = match &sub.asked {
+            Some(asked) if sub.aliased => asked.with_aliases(changed),
+            _ => changed,
+        };
         Some(self.push(key, snapshot, changed, removed))
     }
 
@@ -431,6 +474,12 @@ impl Session {
             sub.status.pushes += 1;
         }
         Push { type_url: key.1.clone(), version: snapshot.version.clone(), nonce, resources, removed }
+    }
+
+    /// How many names of things on demand came since this was asked last. What a client says when it comes back does not
+    /// count.
+    pub fn take_asked(&mut self) -> usize {
+        std::mem::take(&mut self.asked)
     }
 
     /// Whether the response with this nonce is unanswered.

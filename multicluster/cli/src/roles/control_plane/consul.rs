@@ -22,9 +22,15 @@ pub(crate) struct ConsulArgs {
     /// Datacenter to ask the agents for; their own by default
     #[arg(long = "consul-datacenter", value_name = "DC", requires = "agents")]
     datacenter: Option<String>,
-    /// Namespace of services whose metadata have no `namespace`
-    #[arg(long = "consul-namespace", value_name = "NS", default_value = "default", requires = "agents")]
-    namespace: String,
+    /// Namespace of services whose metadata have no `namespace`; repeated as PREFIX=NS for services whose names begin so, of
+    /// which the longest PREFIX counts
+    #[arg(
+        long = "consul-namespace",
+        value_name = "[PREFIX=]NS",
+        default_value = "default",
+        requires = "agents"
+    )]
+    namespaces: Vec<String>,
     /// Consul's domain: services are called NAME.service.DOMAIN
     #[arg(long = "consul-domain", value_name = "NAME", default_value = "consul", requires = "agents")]
     domain: String,
@@ -45,6 +51,22 @@ pub(crate) struct ConsulArgs {
 }
 
 impl ConsulArgs {
+    fn naming(&self) -> anyhow::Result<Naming> {
+        let all = self.namespaces.iter().map(|n| n.to_ascii_lowercase());
+        let (prefixes, others): (Vec<_>, Vec<_>) = all.partition(|n| n.contains('='));
+        anyhow::ensure!(
+            others.len() <= 1,
+            "--consul-namespace: {} are given without PREFIX=",
+            others.join(" and ")
+        );
+        let split = |n: &String| n.split_once('=').map(|(p, ns)| (p.to_owned(), ns.to_owned()));
+        Ok(Naming {
+            namespace: others.into_iter().next().unwrap_or_else(|| "default".to_owned()),
+            prefixes: prefixes.iter().filter_map(split).collect(),
+            domain: self.domain.to_ascii_lowercase(),
+        })
+    }
+
     /// Starts to follow the agents, if there are any.
     pub(crate) fn start(&self, state_dir: &Path) -> anyhow::Result<Option<Arc<Consul>>> {
         if self.agents.is_empty() {
@@ -60,10 +82,7 @@ impl ConsulArgs {
         };
         let consul = Consul::start(ConsulOptions {
             agents: self.agents.iter().map(agent).collect(),
-            naming: Naming {
-                namespace: self.namespace.to_ascii_lowercase(),
-                domain: self.domain.to_ascii_lowercase(),
-            },
+            naming: self.naming()?,
             watches: self.watches.into(),
             keep: Some(state_dir.to_owned()),
         })
