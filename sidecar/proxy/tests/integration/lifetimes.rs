@@ -158,7 +158,8 @@ async fn a_connection_that_answers_no_ping_ends() {
         c.http2.keepalive = keep.then_some(Http2Keepalive { interval, timeout });
         let p = to(c).run();
         let answer = tokio::time::timeout(Duration::from_secs(4), p.get("a", "/")).await;
-        (answer.ok().map(|r| r.status), closed.try_recv().is_ok())
+        let closed = tokio::time::timeout(Duration::from_secs(2), closed.recv()).await;
+        (answer.ok().map(|r| r.status), closed.is_ok())
     };
     let (gone, kept, unasked) = tokio::join!(run(false, true), run(true, true), run(false, false));
     assert_eq!(gone, (Some(503), true));
