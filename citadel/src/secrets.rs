@@ -244,7 +244,24 @@ mod tests {
         k.ca.rotate(crate::rotation::Step::Prepare, None, &[]).unwrap();
         anew("another root");
         k.ca.rotate(crate::rotation::Step::Activate, None, &[]).unwrap();
-        anew("another intermediate");
+        anew("another intermediate, and another root first");
+    }
+
+    /// The root is the same then.
+    #[test]
+    fn another_intermediate_makes_another_secret() {
+        let (west, east) = (Kept::new(HOUR), tempfile::tempdir().unwrap());
+        west.ca.found(&TrustDomain::default()).unwrap();
+        let ca = Authority::load(ClusterId::new("east").unwrap(), east.path().join("state"), HOUR).unwrap();
+        let sign = |csr: &str| west.ca.sign_intermediate(csr, ca.cluster()).unwrap();
+        let (chain, status) = sign(&ca.request_intermediate().unwrap());
+        ca.install_intermediate(&TrustDomain::default(), &chain, &status.bundle_pem).unwrap();
+        let dir = east.path().join("secrets");
+        assert!(refresh(&ca, &dir, &west.account).unwrap());
+        let (chain, _) = sign(&ca.request_renewal().unwrap());
+        ca.install_renewal(&chain).unwrap();
+        assert!(refresh(&ca, &dir, &west.account).unwrap());
+        assert!(!refresh(&ca, &dir, &west.account).unwrap());
     }
 
     #[test]

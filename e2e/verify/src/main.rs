@@ -162,6 +162,7 @@ impl Verify {
                 "domains",
                 "bundles",
                 "audit",
+                "revocation",
             ])
         });
         let why = "needs root for network namespaces";
