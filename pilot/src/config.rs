@@ -24,6 +24,7 @@ use crate::{
     consul::{Registered, Services},
     envoy_filter::Filter,
     gateway_api::{self, SERVED_IN},
+    issuers::Discovered,
     kubernetes::Pods,
     v1alpha1,
 };
@@ -123,6 +124,8 @@ pub struct Config {
     pub workload_groups: Vec<Doc<WorkloadGroup>>,
     /// Accounts and labels of those that did, by namespace and address.
     pub(crate) joined: HashMap<(String, IpAddr), (String, Labels)>,
+    /// Where issuers have their keys that were named without.
+    pub(crate) discovered: Discovered,
     /// Endpoints of services, from whoever controls them.
     pub endpoint_slices: Vec<Doc<EndpointSlice>>,
     /// Services from configuration.

@@ -24,7 +24,10 @@ mod sni;
 mod tcp;
 mod udp;
 
-pub(crate) use self::rbac::{by_role, is_dry_run};
+pub(crate) use self::{
+    clusters::SYSTEM_ROOTS,
+    rbac::{by_role, is_dry_run},
+};
 pub use self::{grpc::problems as grpc_problems, rbac::AuthzRule};
 
 use std::{cell::OnceCell, collections::BTreeMap, sync::Arc};

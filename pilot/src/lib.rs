@@ -20,6 +20,7 @@ pub mod gateway_api;
 pub mod generate;
 pub mod hosts;
 pub mod index;
+mod issuers;
 mod kubernetes;
 pub mod links;
 mod metrics;

@@ -29,6 +29,8 @@ use crate::{
     conflicts,
     consul::{Consul, Services},
     exports,
+    generate::SYSTEM_ROOTS,
+    issuers::{Discovered, Issuers},
     links::Links,
     metrics,
     source::PilotSource,
@@ -106,6 +108,7 @@ impl Pilot {
         let shared = Arc::new(Shared { consul: options.consul, ..Shared::default() });
         let links = Arc::new(Links::new(source.clone()));
         let trust = Arc::new(Trust::new(source.clone()));
+        let issuers = Issuers::new(options.state_dir.clone(), SYSTEM_ROOTS.into());
         let workloads = Arc::new(Workloads::new(source.clone(), options.state_dir));
         let mut tasks = Vec::new();
         if let Some(path) = &options.export_socket {
@@ -124,6 +127,7 @@ impl Pilot {
             settings: options.settings,
             source,
             workloads: workloads.clone(),
+            issuers,
             exports: exports.clone(),
             shared: shared.clone(),
             ready: ready_tx,
@@ -251,6 +255,7 @@ struct Follow {
     settings: Settings,
     source: Arc<PilotSource>,
     workloads: Arc<Workloads>,
+    issuers: Issuers,
     exports: ConfigServer,
     shared: Arc<Shared>,
     ready: watch::Sender<bool>,
@@ -265,7 +270,7 @@ impl Follow {
         let mut federation = self.federation.as_ref().map_or(never, ConfigClient::watch);
         let (nobody, none) = watch::channel(Arc::<Services>::default());
         let _nobody = nobody;
-        let mut consul = self.shared.consul.as_ref().map_or(none, |c| c.watch());
+        let consul = self.shared.consul.as_ref().map_or(none, |c| c.watch());
 
         // A pilot that served before it has read everything would tell proxies to drop what is missing.
         if galley.wait_for(|s| s.synced).await.is_err() {
@@ -283,16 +288,22 @@ impl Follow {
             tracing::warn!("Consul does not answer; starting with what it told before");
         }
         let mut reader = Reader::default();
-        let mut draining = self.source.draining().watch();
-        let mut workloads = self.workloads.watch();
+        let mut others = Others {
+            consul,
+            draining: self.source.draining().watch(),
+            workloads: self.workloads.watch(),
+            issuers: self.issuers.watch(),
+        };
         loop {
-            draining.mark_unchanged();
+            others.draining.mark_unchanged();
+            others.issuers.mark_unchanged();
             let (g, f) = (galley.borrow_and_update().clone(), federation.borrow_and_update().clone());
             let mut config = reader.read(&g, &f);
             if self.shared.consul.is_some() {
-                config.register(&consul.borrow_and_update());
+                config.register(&others.consul.borrow_and_update());
             }
-            let joined = workloads.borrow_and_update().clone();
+            config.discovered = self.issuers.of(&config);
+            let joined = others.workloads.borrow_and_update().clone();
             if !joined.is_empty() {
                 config.join(&joined);
             }
@@ -301,10 +312,7 @@ impl Follow {
                 tracing::info!("configuration has been read");
                 self.ready.send_replace(true);
             }
-            if settle(&mut galley, &mut federation, &mut consul, &mut draining, &mut workloads, &g, &f)
-                .await
-                .is_err()
-            {
+            if settle(&mut galley, &mut federation, &mut others, &g, &f).await.is_err() {
                 return;
             }
         }
@@ -331,36 +339,44 @@ impl Follow {
     }
 }
 
+/// Inputs that are no documents, and are only sent when they changed.
+struct Others {
+    consul: watch::Receiver<Arc<Services>>,
+    draining: watch::Receiver<BTreeMap<IpAddr, u64>>,
+    workloads: watch::Receiver<Arc<Joined>>,
+    issuers: watch::Receiver<Discovered>,
+}
+
+impl Others {
+    async fn changed(&mut self) -> Result<(), watch::error::RecvError> {
+        tokio::select! {
+            r = self.consul.changed() => r,
+            r = self.draining.changed() => r,
+            r = self.workloads.changed() => r,
+            r = self.issuers.changed() => r,
+        }
+    }
+}
+
 /// Waits for a change, then until changes pause.
 async fn settle(
     galley: &mut watch::Receiver<Arc<ConfigState>>,
     federation: &mut watch::Receiver<Arc<ConfigState>>,
-    consul: &mut watch::Receiver<Arc<Services>>,
-    draining: &mut watch::Receiver<BTreeMap<IpAddr, u64>>,
-    workloads: &mut watch::Receiver<Arc<Joined>>,
+    others: &mut Others,
     old_galley: &ConfigState,
     old_federation: &ConfigState,
 ) -> Result<(), watch::error::RecvError> {
     let mut quiet_until: Option<Instant> = None;
     let (mut first, mut latest) = (Instant::now(), Instant::now());
-    // What is only sent when it changed.
-    let mut others = false;
+    let mut news = false;
     loop {
         let deadline = quiet_until.map(|q| q.min(latest));
         tokio::select! {
             r = galley.changed() => r?,
             r = federation.changed() => r?,
-            r = draining.changed() => {
+            r = others.changed() => {
                 r?;
-                others = true;
-            }
-            r = consul.changed() => {
-                r?;
-                others = true;
-            }
-            r = workloads.changed() => {
-                r?;
-                others = true;
+                news = true;
             }
             () = tokio::time::sleep_until(deadline.unwrap_or(latest)), if deadline.is_some() => return Ok(()),
         }
@@ -368,7 +384,7 @@ async fn settle(
         let only_endpoints = {
             let (g, f) = (galley.borrow(), federation.borrow());
             let same = same_documents(&g, old_galley, false) && same_documents(&f, old_federation, false);
-            if same && !others {
+            if same && !news {
                 // Only the connection came or went.
                 quiet_until = None;
                 continue;

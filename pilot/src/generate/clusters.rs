@@ -30,7 +30,7 @@ use crate::{
 };
 
 /// Roots for servers outside the mesh, where a user names none.
-pub(super) const SYSTEM_ROOTS: &str = "/etc/ssl/certs/ca-certificates.crt";
+pub(crate) const SYSTEM_ROOTS: &str = "/etc/ssl/certs/ca-certificates.crt";
 
 /// Passive health of services with remote endpoints: a gateway whose peer is broken is taken out for
 /// this service and peer only, quickly, and tried again soon.

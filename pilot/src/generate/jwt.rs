@@ -78,7 +78,7 @@ pub(super) fn clusters(ctx: &Ctx<'_>, out: &mut Generated) {
     let rules = rules(ctx);
     let older = if rules.is_empty() { origins::all(ctx) } else { vec![] };
     for r in rules.into_iter().chain(&older) {
-        let Some(from) = KeyServer::of(&r.jwks_uri) else { continue };
+        let Some(from) = KeyServer::of(key_uri(ctx, r)) else { continue };
         if from.service(ctx).is_none() {
             out.cluster(from.cluster(ctx));
         }
@@ -89,6 +89,7 @@ pub(super) fn clusters(ctx: &Ctx<'_>, out: &mut Generated) {
 pub(super) fn services(ctx: &Ctx<'_>) -> Vec<String> {
     let config = &ctx.world.config;
     let now = config.request_authentications.iter().flat_map(|d| &d.spec.jwt_rules).map(|r| &r.jwks_uri);
+    let now = now.chain(config.discovered.values());
     let policies = config.v1alpha1.policies.iter().chain(&config.v1alpha1.mesh_policies);
     let older = policies.flat_map(|d| &d.spec.origins).filter_map(|o| o.jwt.as_ref()).map(|j| &j.jwks_uri);
     now.chain(older).filter_map(|uri| KeyServer::of(uri)?.service(ctx)).collect()
@@ -112,10 +113,19 @@ fn rules<'a>(ctx: &Ctx<'a>) -> Vec<&'a authored::JwtRule> {
     out
 }
 
+/// Where a rule's keys are: as it says, or as its issuer did.
+fn key_uri<'a>(ctx: &'a Ctx<'_>, r: &'a authored::JwtRule) -> &'a str {
+    if r.jwks.is_empty() && r.jwks_uri.is_empty() {
+        return ctx.world.config.discovered.get(&r.issuer).map_or("", String::as_str);
+    }
+    &r.jwks_uri
+}
+
 fn provider(ctx: &Ctx<'_>, r: &authored::JwtRule) -> JwtProvider {
-    let jwks = match KeyServer::of(&r.jwks_uri) {
+    let uri = key_uri(ctx, r);
+    let jwks = match KeyServer::of(uri) {
         Some(from) if r.jwks.is_empty() => JwksSource::Remote(RemoteJwks {
-            uri: r.jwks_uri.clone(),
+            uri: uri.to_owned(),
             cluster: from.service(ctx).unwrap_or_else(|| from.cluster_name()),
             timeout: r.timeout.map(Duration::from).filter(|t| !t.is_zero()).unwrap_or(FETCH),
             cache_duration: CACHE,

@@ -186,3 +186,24 @@ async fn an_authored_entry_of_the_same_name_comes_first() {
         ["10.1.0.77"]
     );
 }
+
+#[tokio::test]
+async fn a_workload_registers_its_own_address_only() {
+    let w = workloads(&docs(group()), None);
+    let mut params = rcgen::CertificateParams::default();
+    params.subject_alt_names =
+        vec![rcgen::SanType::URI("spiffe://mesh.local/ns/shop/sa/db".try_into().unwrap())];
+    let leaf = params.self_signed(&rcgen::KeyPair::generate().unwrap()).unwrap();
+    let from = |address: &str| PeerInfo {
+        transport: Transport::Tls,
+        address: Some(address.parse().unwrap()),
+        certificates: vec![leaf.der().clone()].into(),
+    };
+    let register = |peer| w.register(&peer, machine("10.1.0.9", "shop", "db"), what(State::Healthy));
+    let refused = register(from("10.1.0.8:1")).unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::PermissionDenied);
+    assert!(refused.message().contains("its own address"), "{}", refused.message());
+    assert!(w.all().is_empty());
+    register(from("10.1.0.9:1")).unwrap();
+    register(from("[::ffff:10.1.0.9]:1")).unwrap();
+}

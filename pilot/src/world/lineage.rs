@@ -137,6 +137,7 @@ fn same_environment(now: &World, before: &World) -> bool {
         && a.former == b.former
         && a.bundles == b.bundles
         && a.roots == b.roots
+        && a.discovered == b.discovered
         && same(&a.gateways, &b.gateways)
         && same(&a.sidecars, &b.sidecars)
         && same(&a.proxy_configs, &b.proxy_configs)

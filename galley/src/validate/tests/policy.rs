@@ -34,8 +34,10 @@ fn authentication() {
             "targetRefs: [{group: gateway.networking.k8s.io, kind: Gateway, name: a}]",
             &rule("audiences: [a], fromHeaders: [{name: x}], fromCookies: [c], timeout: 5s"),
             "selector: {matchLabels: {a: b}}",
+            "jwtRules: [{issuer: 'https://a'}]",
         ],
     );
+    warns(SEC, "RequestAuthentication", &[("jwtRules: [{issuer: a}]", "jwtRules[0]", "no token is valid")]);
     refuses(
         SEC,
         "RequestAuthentication",

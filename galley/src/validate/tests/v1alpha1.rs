@@ -81,7 +81,6 @@ fn policies() {
             ),
             (&with("origins: [{jwt: {issuer: i, jwksUri: 'ftp://i'}}]"), "origins[0].jwt.jwksUri"),
             (&with("origins: [{jwt: {issuer: i, jwksUri: 'https:///k'}}]"), "origins[0].jwt.jwksUri"),
-            (&with("origins: [{jwt: {issuer: i}}]"), "origins[0].jwt"),
             (&with("origins: [{jwt: {issuer: i, jwks: '{}'}}]"), "origins[0].jwt.jwks"),
             (&with("peers: [{jwt: {issuer: i}}]"), "peers[0].jwt"),
             (&with("peers: [{mtls: {mode: DISABLE}}]"), "peers[0].mtls.mode"),
@@ -90,7 +89,10 @@ fn policies() {
     warns(
         AUTHN,
         "Policy",
-        &[(&with("peers: [{mtls: {allowTls: true}}]"), "peers[0].mtls.allowTls", "not accepted")],
+        &[
+            (&with("peers: [{mtls: {allowTls: true}}]"), "peers[0].mtls.allowTls", "not accepted"),
+            (&with("origins: [{jwt: {issuer: i}}]"), "origins[0].jwt", "no token is valid"),
+        ],
     );
     error_at(&named(AUTHN, "Policy", "default", "{targets: [{name: a}]}"), "spec.targets", 4);
     assert!(named(AUTHN, "Policy", "default", "{peers: [{mtls: {}}]}").report.valid);

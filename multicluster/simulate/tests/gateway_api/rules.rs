@@ -235,7 +235,10 @@ fn cross_origin() {
         assert_eq!(a["responseHeaders"]["access-control-allow-origin"], origin, "{a:#}");
         assert_eq!(a["responseHeaders"]["access-control-max-age"], "60", "{a:#}");
     }
-    assert_eq!(preflight("https://b-example")["action"], "forward");
+    // Those of others are answered as well, as in Istio, and allow nothing.
+    let other = preflight("https://b-example");
+    assert_eq!(other["action"], "direct-response", "{other:#}");
+    assert!(other["responseHeaders"]["access-control-allow-origin"].is_null(), "{other:#}");
 }
 
 #[test]
