@@ -101,7 +101,7 @@ fn nothing_comes_unasked_that_can_be_asked_for() {
     assert!(routes.virtual_hosts.is_empty() && routes.on_demand.is_some());
     // What operators are shown is all that there is to ask for.
     let shown = s.configuration(&node).unwrap();
-    assert!(shown.hosts.is_empty() && shown.routes["80"].virtual_hosts.len() == 7);
+    assert!(shown.hosts.is_empty() && shown.routes["80"].virtual_hosts.len() == 6);
     assert!(shown.clusters.contains_key("outbound|80||a.books.svc.cluster.local"));
 }
 
