@@ -562,7 +562,8 @@ fn security() {
     );
     let ra = |s: &str| sec("RequestAuthentication", s);
     accepted(&ra("jwtRules: [{issuer: a, jwksUri: 'https://a/keys'}]"));
-    rejected(&ra("jwtRules: [{issuer: a}]"), "spec.jwtRules[0]", 5, "jwksUri");
+    accepted(&ra("jwtRules: [{issuer: 'https://a'}]"));
+    rejected(&ra("jwtRules: [{}]"), "spec.jwtRules[0]", 5, "issuer");
     rejected(&ra("jwtRules: [{issuer: a, jwks: '{}'}]"), "spec.jwtRules[0].jwks", 5, "Key Set");
 }
 
