@@ -518,6 +518,36 @@ impl<'w> Lab<'w> {
         .await?;
         println!("   required: 403 without a token, 200 with one, and 200 for the path that is exempt");
         self.west.remove("jwt-required.yaml")?;
+
+        // An issuer that says itself where its keys are.
+        const ISSUER: &str = "http://10.10.0.1:9600";
+        let pages = self.world.dir.join("issuer");
+        std::fs::create_dir_all(pages.join(".well-known"))?;
+        std::fs::write(pages.join("keys"), &keys.jwks)?;
+        let metadata = format!("{{\"issuer\":\"{ISSUER}\",\"jwks_uri\":\"{ISSUER}/keys\"}}");
+        std::fs::write(pages.join(".well-known/openid-configuration"), metadata)?;
+        let line = format!(
+            "ip netns exec {} python3 -m http.server --bind 10.10.0.1 --directory {} 9600",
+            self.west.netns("node"),
+            pages.display()
+        );
+        let words: Vec<String> = line.split(' ').map(str::to_owned).collect();
+        let _issuer = Process::start("issuer", &self.world.dir, &words)?;
+        self.west.write(
+            "jwt.yaml",
+            &format!(
+                "apiVersion: security.istio.io/v1\nkind: RequestAuthentication\nmetadata: {{name: jwt, namespace: foo}}\nspec:\n  \
+                 selector: {{matchLabels: {{app: httpbin}}}}\n  jwtRules: [{{issuer: '{ISSUER}'}}]\n"
+            ),
+        )?;
+        let own = keys.sign(&claims(ISSUER, 3600))?;
+        until("the issuer's keys are found", CONVERGE, async || {
+            let seen = [code(&own, "/")?, code(&good, "/")?];
+            ensure!(seen == ["200", "401"], "its own token, and that of the issuer before: {seen:?}");
+            Ok(())
+        })
+        .await?;
+        println!("   discovered: 200 with a token of an issuer that was named without keys");
         self.west.remove("jwt.yaml")?;
         Ok(())
     }
