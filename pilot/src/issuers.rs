@@ -26,7 +26,7 @@ use tokio::{
 };
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::config::Config;
+use crate::config::{Config, Problem};
 
 /// From one answer to the next question (Istio's).
 const AGAIN: Duration = Duration::from_secs(20 * 60);
@@ -37,7 +37,7 @@ const MAX_RETRY: Duration = Duration::from_secs(300);
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Largest answer, bytes.
 const MAX_ANSWER: usize = 256 * 1024;
-/// Issuers that are asked; a mesh has a few.
+/// Issuers that are asked; a mesh has a few. The others are named to operators.
 const MAX_ISSUERS: usize = 256;
 const FILE: &str = "issuers.json";
 
@@ -86,13 +86,25 @@ impl Issuers {
                 AbortOnDropHandle::new(tokio::spawn(follow(issuer, known, file, roots)))
             });
         }
-        let known = self.known.borrow();
-        known
-            .iter()
-            .filter(|(i, _)| wanted.contains(i.as_str()))
-            .map(|(i, u)| (i.clone(), u.clone()))
-            .collect()
+        // What nobody names is forgotten; it is found again if somebody does.
+        self.known.send_if_modified(|k| {
+            k.retain(|i, _| wanted.contains(i.as_str()));
+            false
+        });
+        self.known.borrow().clone()
     }
+}
+
+/// Says of issuers that are too many to be asked.
+pub(crate) fn problem(config: &Config) -> Option<Problem> {
+    let wanted = named(config);
+    let first = wanted.iter().nth(MAX_ISSUERS)?;
+    let message = format!(
+        "{} issuers are named without keys, and {MAX_ISSUERS} are asked for them: no token of {first} and those behind it \
+         is valid; name jwksUri",
+        wanted.len()
+    );
+    Some(Problem { object: "RequestAuthentication".to_owned(), message })
 }
 
 /// Issuers of rules that have no keys.

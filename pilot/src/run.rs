@@ -30,7 +30,7 @@ use crate::{
     consul::{Consul, Services},
     exports,
     generate::SYSTEM_ROOTS,
-    issuers::{Discovered, Issuers},
+    issuers::{self, Discovered, Issuers},
     links::Links,
     metrics,
     source::PilotSource,
@@ -303,6 +303,7 @@ impl Follow {
                 config.register(&others.consul.borrow_and_update());
             }
             config.discovered = self.issuers.of(&config);
+            config.problems.extend(issuers::problem(&config));
             let joined = others.workloads.borrow_and_update().clone();
             if !joined.is_empty() {
                 config.join(&joined);

@@ -17,6 +17,9 @@ use mesh_proxy::Hooks;
 use mesh_xds::NodeKind;
 use prometheus_client::registry::Registry;
 
+/// How long the end waits for the control plane to hear of it.
+const FAREWELL: std::time::Duration = std::time::Duration::from_secs(1);
+
 /// Runs until SIGTERM or SIGINT, then drains.
 ///
 /// # Errors
@@ -93,8 +96,12 @@ async fn member(args: MeshArgs) -> anyhow::Result<()> {
             if args.exec_probes { registration::Commands::Run } else { registration::Commands::Refused };
         tokio::spawn(registration::run(group, control_plane, node, commands, stop.clone()))
     });
-    agent.run(stop).await;
-    if let Some(r) = registration {
+    agent.run(stop.clone()).await;
+    if let Some(mut r) = registration {
+        // Without a time to drain it may not have been told yet. Where another process has taken over there is nothing to tell.
+        if stop.is_cancelled() {
+            let _ = tokio::time::timeout(FAREWELL, &mut r).await;
+        }
         r.abort();
     }
     tracing.shutdown();

@@ -111,6 +111,19 @@ async fn what_is_no_answer_is_none() {
 }
 
 #[test]
+fn those_who_are_too_many_are_named() {
+    let of = |n: usize| {
+        let rules: Vec<_> = (0..n).map(|i| json!({"issuer": format!("https://i{i:04}.example")})).collect();
+        let docs = Docs::default().add("RequestAuthentication", "books/a", json!({"jwtRules": rules}));
+        let (galley, federation) = docs.states();
+        problem(&Reader::default().read(&galley, &federation)).map(|p| p.message)
+    };
+    assert_eq!(of(MAX_ISSUERS), None);
+    let said = of(MAX_ISSUERS + 1).unwrap();
+    assert!(said.contains("no token of https://i0256.example"), "{said}");
+}
+
+#[test]
 fn who_is_asked() {
     let of = |v: Value| {
         let docs = Docs::default().add("RequestAuthentication", "books/a", json!({"jwtRules": [v]}));
