@@ -150,6 +150,7 @@ impl Caller {
                 certificate: Some(SecretRef::Sds(WORKLOAD_SVID.into())),
                 validation: Validation { trusted: None, sans: vec![], crl: None },
                 sni: sni.into(),
+                by_name: false,
                 alpn: vec![alpn.into()],
             })
             .unwrap();

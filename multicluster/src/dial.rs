@@ -127,6 +127,7 @@ pub(crate) async fn member(
                 crl: None,
             },
             sni: sni.clone(),
+            by_name: false,
             alpn: vec!["h2".into()],
         })
         .map_err(io::Error::other)?;

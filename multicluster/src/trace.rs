@@ -290,6 +290,7 @@ async fn session(
             crl: None,
         },
         sni: r.sni.clone(),
+        by_name: false,
         alpn: vec![alpn.into()],
     });
     let config = match config {

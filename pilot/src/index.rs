@@ -74,7 +74,9 @@ impl Entry {
     /// addresses that callers connect to.
     #[must_use]
     pub fn same_shape(&self, other: &Self) -> bool {
-        let addressed = |e: &Self| e.service.headless || e.service.resolution == Resolution::Dns;
+        let addressed = |e: &Self| {
+            e.service.headless || matches!(e.service.resolution, Resolution::Dns | Resolution::ByName)
+        };
         self.service == other.service
             && self.origin == other.origin
             && self.aliases == other.aliases
@@ -123,6 +125,14 @@ pub struct Index {
 }
 
 impl Index {
+    /// Whether there is a service whose hosts are found by the name that a request asks for.
+    #[must_use]
+    pub fn resolves_by_name(&self) -> bool {
+        // Such hosts are wildcards, and those sort before all names.
+        let wildcards = self.services.iter().take_while(|(host, _)| host.starts_with('*'));
+        wildcards.map(|(_, e)| e).any(|e| e.service.resolution == Resolution::ByName)
+    }
+
     /// The service behind a host or alias.
     #[must_use]
     pub fn get(&self, host: &str) -> Option<&Arc<Entry>> {

@@ -44,6 +44,8 @@ impl PinnedPeer {
                 svid: true,
                 revocations: Arc::default(),
                 optional: false,
+                by_name: false,
+                pins: Vec::new(),
             },
             reason: reason.clone(),
         };
@@ -110,6 +112,8 @@ impl ServerCertVerifier for PinnedVerifier {
             svid: true,
             revocations: Arc::default(),
             optional: false,
+            by_name: false,
+            pins: Vec::new(),
         };
         verifier
             .verify_server_cert(end_entity, intermediates, name, ocsp, now)

@@ -277,13 +277,14 @@ impl SecretStore {
     pub fn server_config(&self, tls: &DownstreamTls) -> Result<Arc<ServerConfig>, IdentityError> {
         let builder = ServerConfig::builder_with_provider(offer::provider(&self.provider, tls)?)
             .with_protocol_versions(offer::versions(tls)?)?;
+        let pinned = |v: Verifier| Verifier { pins: tls.options.pins.clone(), ..v };
         let builder = match &tls.client_certificate {
             ClientCertificate::None => builder.with_no_client_auth(),
             ClientCertificate::Optional(v) => {
-                builder.with_client_cert_verifier(Arc::new(self.verifier(v, true)?))
+                builder.with_client_cert_verifier(Arc::new(pinned(self.verifier(v, true)?)))
             }
             ClientCertificate::Required(v) => {
-                builder.with_client_cert_verifier(Arc::new(self.verifier(v, false)?))
+                builder.with_client_cert_verifier(Arc::new(pinned(self.verifier(v, false)?)))
             }
         };
         let certificate = self.identity(&tls.certificate)?;
@@ -319,13 +320,16 @@ impl SecretStore {
         let builder = ClientConfig::builder_with_provider(self.provider.clone())
             .with_protocol_versions(versions)?
             .dangerous()
-            .with_custom_certificate_verifier(Arc::new(self.verifier(&tls.validation, false)?));
+            .with_custom_certificate_verifier(Arc::new(Verifier {
+                by_name: tls.is_proven_by_name(),
+                ..self.verifier(&tls.validation, false)?
+            }));
         let mut config = match &tls.certificate {
             None => builder.with_no_client_auth(),
             Some(r) => builder.with_client_cert_resolver(Arc::new(Resolver(self.identity(r)?))),
         };
         config.alpn_protocols = tls.alpn.iter().map(|p| p.as_bytes().to_vec()).collect();
-        config.enable_sni = !tls.sni.is_empty();
+        config.enable_sni = !tls.sni.is_empty() || tls.by_name;
         config.resumption = Resumption::store(Arc::new(ClientSessions::new(self.client_generation.clone())));
         Ok(Arc::new(config))
     }
@@ -355,6 +359,8 @@ impl SecretStore {
             svid: is_mesh(v),
             revocations: self.revocations.clone(),
             optional,
+            by_name: false,
+            pins: Vec::new(),
         })
     }
 

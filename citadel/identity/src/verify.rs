@@ -23,9 +23,10 @@ use std::{
 };
 
 use arc_swap::ArcSwapOption;
+use aws_lc_rs::digest::{SHA256, digest};
 use mesh_model::{
     ClusterId, SpiffeId,
-    proxy::{StringMatch, StringMatchKind},
+    proxy::{CertificatePin, StringMatch, StringMatchKind},
 };
 use rustls::{
     CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, SignatureScheme,
@@ -118,6 +119,10 @@ pub(crate) struct Verifier {
     pub(crate) revocations: Arc<Revocations>,
     /// A server that asks without insisting.
     pub(crate) optional: bool,
+    /// Without conditions for names, a server is to show the one that it was asked for.
+    pub(crate) by_name: bool,
+    /// One of these, if there are any.
+    pub(crate) pins: Vec<CertificatePin>,
 }
 
 impl std::fmt::Debug for Verifier {
@@ -152,6 +157,7 @@ impl Verifier {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
         usage: KeyUsage,
+        name: Option<&ServerName<'_>>,
     ) -> Result<(), Error> {
         let cert = EndEntityCert::try_from(leaf).map_err(webpki_error)?;
         if let Some(cell) = &self.trust {
@@ -166,10 +172,24 @@ impl Verifier {
                 }
             }
         }
-        let allowed = self.sans.is_empty()
+        if !self.pins.is_empty() && !self.is_pinned(leaf, &cert) {
+            return Err(refused());
+        }
+        let allowed = (self.sans.is_empty() && !self.by_name)
+            || (self.by_name && name.is_some_and(|n| cert.verify_is_valid_for_subject_name(n).is_ok()))
             || cert.valid_uri_names().any(|n| self.sans.iter().any(|m| san_matches(m, n)))
             || cert.valid_dns_names().any(|n| self.sans.iter().any(|m| san_matches(m, n)));
         if allowed { Ok(()) } else { Err(Error::InvalidCertificate(CertificateError::NotValidForName)) }
+    }
+
+    /// Whether the certificate is one of those that are known beforehand.
+    fn is_pinned(&self, leaf: &CertificateDer<'_>, cert: &EndEntityCert<'_>) -> bool {
+        let hash = |der: &[u8], pin: &[u8; 32]| digest(&SHA256, der).as_ref() == pin;
+        let key = cert.subject_public_key_info();
+        self.pins.iter().any(|pin| match pin {
+            CertificatePin::Whole(h) => hash(leaf, h),
+            CertificatePin::PublicKey(h) => hash(key.as_ref(), h),
+        })
     }
 
     fn chain(
@@ -274,11 +294,11 @@ impl ServerCertVerifier for Verifier {
         &self,
         end_entity: &CertificateDer<'_>,
         intermediates: &[CertificateDer<'_>],
-        _server_name: &ServerName<'_>,
+        server_name: &ServerName<'_>,
         _ocsp: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        self.verify(end_entity, intermediates, now, KeyUsage::server_auth())?;
+        self.verify(end_entity, intermediates, now, KeyUsage::server_auth(), Some(server_name))?;
         Ok(ServerCertVerified::assertion())
     }
 
@@ -332,7 +352,7 @@ impl ClientCertVerifier for Verifier {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        self.verify(end_entity, intermediates, now, KeyUsage::client_auth())?;
+        self.verify(end_entity, intermediates, now, KeyUsage::client_auth(), None)?;
         Ok(ClientCertVerified::assertion())
     }
 

@@ -49,6 +49,7 @@ impl Cluster {
                     crl: None,
                 },
                 sni: "x".into(),
+                by_name: false,
                 alpn: vec!["h2".into()],
             })
             .unwrap();

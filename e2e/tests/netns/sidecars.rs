@@ -1,5 +1,5 @@
 //! Listeners that a `Sidecar` declares: what the application connects to itself, what it may call where, TLS of a port's
-//! own, and a proxy for what nobody declared. Once with our proxy and once with Envoy in its place.
+//! own, a proxy for what nobody declared, and hosts that requests name. Once with our proxy and once with Envoy in its place.
 
 use std::path::Path;
 
@@ -19,13 +19,22 @@ fn egress() -> String {
         "apiVersion: networking.istio.io/v1\nkind: Sidecar\nmetadata: {{name: client, namespace: {NAMESPACE}}}\nspec:\n  \
          workloadSelector: {{labels: {{app: client}}}}\n  egress:\n  - port: {{number: 7000, protocol: HTTP, name: own}}\n    \
          bind: 127.0.0.9\n    captureMode: NONE\n    hosts: [\"./own.example\"]\n  - port: {{number: 3128, protocol: HTTP_PROXY, \
-         name: proxy}}\n    captureMode: NONE\n    hosts: [\"./{}\"]\n  outboundTrafficPolicy:\n    mode: ALLOW_ANY\n    \
+         name: proxy}}\n    captureMode: NONE\n    hosts: [\"./{}\"]\n  - hosts: [\"./*.wild.example\"]\n  outboundTrafficPolicy:\n    mode: ALLOW_ANY\n    \
          egressProxy: {{host: {}, port: {{number: 8080}}}}\n---\napiVersion: networking.istio.io/v1\nkind: VirtualService\n\
          metadata: {{name: own, namespace: {NAMESPACE}}}\nspec: {{hosts: [own.example], http: [{{route: [{{destination: {{host: \
          {}, port: {{number: 8080}}}}}}]}}]}}\n",
         host("beta"),
         host("gamma"),
         host("alpha"),
+    )
+}
+
+/// Whatever has a name in this domain, as it resolves where the proxy is.
+fn wild() -> String {
+    format!(
+        "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: wild, namespace: {NAMESPACE}}}\nspec:\n  \
+         hosts: [\"*.wild.example\"]\n  location: MESH_EXTERNAL\n  resolution: DYNAMIC_DNS\n  ports:\n  - {{number: 8080, name: \
+         http, protocol: HTTP}}\n  - {{number: 9443, name: tls, protocol: TLS}}\n"
     )
 }
 
@@ -65,10 +74,13 @@ fn listeners_of_a_sidecar() {
         let west = &mut world.clusters[0];
         west.write("ingress.yaml", &ingress(&chain, &key))?;
         west.write("egress.yaml", &egress())?;
+        west.write("wild.yaml", &wild())?;
+        resolve(west)?;
         observe(west, "Flotilla", &root).await?;
         for service in ["client", "alpha"] {
             west.replace_by_envoy(service, Path::new(&envoy), &[host("beta")]).await?;
         }
+        resolve(west)?;
         observe(west, "Envoy", &root).await?;
         for part in ["client-v1", "alpha-v1"] {
             let dump = west.admin(part, "/config_dump")?;
@@ -76,6 +88,18 @@ fn listeners_of_a_sidecar() {
         }
         Ok(())
     });
+}
+
+/// What the workload's own resolver says of names of that domain.
+fn resolve(west: &Cluster) -> anyhow::Result<()> {
+    let hosts = Path::new("/etc/netns").join(&west.workload("client").netns).join("hosts");
+    let mut known = std::fs::read_to_string(&hosts)?;
+    for (name, ip) in
+        [("a", &*west.workload("gamma").ip), ("b", &*west.workload("alpha").ip), ("inward", "127.0.0.1")]
+    {
+        known += &format!("{ip} {name}.wild.example\n");
+    }
+    Ok(std::fs::write(&hosts, known)?)
 }
 
 async fn observe(west: &Cluster, whose: &str, root: &str) -> anyhow::Result<()> {
@@ -107,5 +131,25 @@ async fn observe(west: &Cluster, whose: &str, root: &str) -> anyhow::Result<()> 
     let clear = exec(&node, &curl(&[&format!("http://{ip}:9443/")])).map(Got::of)?;
     ensure!(clear.status == 0, "in clear: {clear:?}");
     println!("   {whose}: strangers get 200 over TLS at 9443, and nothing in clear");
+    // Where the application believes the name to be does not matter: nobody is there.
+    let elsewhere = |name: &str, port| format!("{name}.wild.example:{port}:192.0.2.9");
+    let named = |name: &str| {
+        app(&["--resolve", &elsewhere(name, 8080), &format!("http://{name}.wild.example:8080/")])
+    };
+    until("a host that the request names", CONVERGE, async || {
+        let got = named("a")?;
+        ensure!(from(&got, "gamma"), "{got:?}");
+        Ok(())
+    })
+    .await?;
+    let tls = app(&["-k", "--resolve", &elsewhere("b", 9443), "https://b.wild.example:9443/"])?;
+    ensure!(from(&tls, "alpha"), "a host that the SNI names: {tls:?}");
+    for name in ["inward", "nobody"] {
+        let got = named(name)?;
+        ensure!(got.status == 503 && got.body.contains("DNS resolution failure"), "{name}: {got:?}");
+    }
+    println!(
+        "   {whose}: *.wild.example is where the name leads, by Host and by SNI; 503 for no name, and for 127.0.0.1"
+    );
     Ok(())
 }

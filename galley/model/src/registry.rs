@@ -133,6 +133,8 @@ pub enum Resolution {
     Dns,
     /// The connection's original destination.
     Passthrough,
+    /// The proxy resolves the name that each request, or TLS connection, asks for.
+    ByName,
 }
 
 /// A service as one cluster sees it.

@@ -394,8 +394,13 @@ fn gateways() {
         ),
         (
             "{port: {number: 443, name: a, protocol: HTTPS}, hosts: ['*'], tls: {mode: MUTUAL, credentialName: c, verifyCertificateHash: [x]}}",
-            "tls.verifyCertificateHash",
-            "not supported",
+            "tls.verifyCertificateHash[0]",
+            "64 hexadecimal digits",
+        ),
+        (
+            "{port: {number: 443, name: a, protocol: HTTPS}, hosts: ['*'], tls: {mode: MUTUAL, credentialName: c, verifyCertificateSpki: [YWI=]}}",
+            "tls.verifyCertificateSpki[0]",
+            "base64 of 32 bytes",
         ),
         ("{port: {number: 80, name: a, protocol: HTTP}, hosts: ['b@d/x.com']}", "hosts[0]", "namespace"),
     ] {

@@ -1,8 +1,9 @@
 //! Rules of Gateway.
 
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use mesh_model::{
     authored::{Gateway, Server, ServerTlsMode, ServerTlsSettings, TlsProtocol},
-    proxy::{TLS_CIPHERS, TLS_CURVES, is_cipher_expression},
+    proxy::{CertificatePin, TLS_CIPHERS, TLS_CURVES, is_cipher_expression},
     registry::Protocol,
 };
 
@@ -212,14 +213,41 @@ pub(super) fn tls(t: &ServerTlsSettings, p: &Path<'_>, out: &mut Findings) {
             out.error(&p.key(field), "two certificates at most: one of RSA and one of ECDSA");
         }
     }
-    for (set, field) in [
-        (!t.verify_certificate_spki.is_empty(), "verifyCertificateSpki"),
-        (!t.verify_certificate_hash.is_empty(), "verifyCertificateHash"),
-        (t.insecure_skip_verify.is_some(), "insecureSkipVerify"),
-    ] {
-        if set {
-            // A restriction that nobody applies would open what its author believes closed.
-            out.error(&p.key(field), format!("{field} is not supported yet"));
+    pins(t, p, out);
+    if t.insecure_skip_verify.is_some() {
+        out.error(&p.key("insecureSkipVerify"), "insecureSkipVerify is not supported yet");
+    }
+}
+
+/// Certificates that alone a client may show, by their hashes.
+fn pins(t: &ServerTlsSettings, p: &Path<'_>, out: &mut Findings) {
+    let (hashes, keys) = (p.key("verifyCertificateHash"), p.key("verifyCertificateSpki"));
+    for (i, h) in t.verify_certificate_hash.iter().enumerate() {
+        if CertificatePin::whole(h).is_none() {
+            out.error(
+                &hashes.index(i),
+                format!("{h:?} is no SHA-256 of a certificate: 64 hexadecimal digits"),
+            );
+        }
+    }
+    for (i, k) in t.verify_certificate_spki.iter().enumerate() {
+        if STANDARD.decode(k).ok().is_none_or(|b| b.len() != 32) {
+            out.error(&keys.index(i), format!("{k:?} is no SHA-256 of a public key: base64 of 32 bytes"));
+        }
+    }
+    let asks =
+        matches!(t.mode, ServerTlsMode::Mutual | ServerTlsMode::OptionalMutual | ServerTlsMode::IstioMutual);
+    for (set, at) in
+        [(!t.verify_certificate_hash.is_empty(), hashes), (!t.verify_certificate_spki.is_empty(), keys)]
+    {
+        if set && !asks {
+            out.warning(
+                &at,
+                "without effect: clients are asked for a certificate with mode MUTUAL or OPTIONAL_MUTUAL",
+            );
+        }
+        if set && t.mode == ServerTlsMode::IstioMutual {
+            out.warning(&at, "without effect: ISTIO_MUTUAL goes by the identities of the mesh");
         }
     }
 }

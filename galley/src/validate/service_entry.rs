@@ -87,7 +87,6 @@ fn addresses(se: &ServiceEntry, p: &Path<'_>, out: &mut Findings) {
 
 fn endpoints(se: &ServiceEntry, p: &Path<'_>, out: &mut Findings) {
     let at = p.key("endpoints");
-    let resolution = p.key("resolution");
     match se.resolution {
         Resolution::None => {
             if !se.endpoints.is_empty() {
@@ -118,7 +117,6 @@ fn endpoints(se: &ServiceEntry, p: &Path<'_>, out: &mut Findings) {
         }
         Resolution::DynamicDns => {
             dynamic_dns(se, p, out);
-            out.error(&resolution, "resolution DYNAMIC_DNS is not supported yet");
         }
     }
     for (i, e) in se.endpoints.iter().enumerate() {

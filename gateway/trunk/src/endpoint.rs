@@ -131,6 +131,7 @@ impl Trunk {
             certificate: Some(SecretRef::Sds(WORKLOAD_SVID.into())),
             validation: trust(),
             sni: dial::NAME.into(),
+            by_name: false,
             alpn: alpn(),
         })?;
         let tls = |e: quinn::crypto::rustls::NoInitialCipherSuite| TrunkError::Tls(e.to_string());

@@ -139,6 +139,7 @@ pub fn spiffe_tls(bundle: &TrustBundle, id: &SpiffeId) -> Result<Arc<ClientConfi
             crl: None,
         },
         sni: "by-connection".into(),
+        by_name: false,
         alpn: vec!["http/1.1".into()],
     })
 }

@@ -11,9 +11,9 @@ use mesh_model::{
     },
     federation::ImportedService,
     proxy::{
-        Cluster, Discovery, Http2Keepalive, LbPolicy, LeastRequest, LocalOrigin, OutlierDetection,
-        ProxyProtocolVersion, RetryBudget, SecretRef, SlowStart, StringMatch, TUNNEL_ALPN, TcpKeepalive,
-        TransportSocketMatch, UpstreamHttp, UpstreamTls, UtilizationLb, Validation,
+        Cluster, Discovery, Http2Keepalive, LbPolicy, LeastRequest, LocalOrigin, NameCache, NamedHosts,
+        OutlierDetection, ProxyProtocolVersion, RetryBudget, SecretRef, SlowStart, StringMatch, TUNNEL_ALPN,
+        TcpKeepalive, TransportSocketMatch, UpstreamHttp, UpstreamTls, UtilizationLb, Validation,
     },
     registry::{Labels, Protocol, Resolution, ServicePort},
 };
@@ -86,6 +86,10 @@ fn add(
 
     let discovery = match entry.service.resolution {
         Resolution::Passthrough => Discovery::OriginalDst,
+        Resolution::ByName => Discovery::ByName(NamedHosts {
+            cache: name_cache(),
+            port: entry.endpoints.iter().find(|e| e.service_port == port.name).map_or(port.port, |e| e.port),
+        }),
         _ if passthrough => Discovery::OriginalDst,
         Resolution::Static => {
             let a = endpoints::assignment(ctx, entry, port, labels, &name, &policy);
@@ -98,10 +102,15 @@ fn add(
     };
     let mut c = ctx.base_cluster(&name, discovery);
     c.http = http_version(ctx, port.protocol);
-    balance(&mut c, lb, ctx.proxy.flotilla);
+    // Where the caller says which host it is, there is nothing to balance.
+    match c.discovery {
+        Discovery::ByName(_) | Discovery::OriginalDst => c.lb = LbPolicy::RoundRobin,
+        _ => balance(&mut c, lb, ctx.proxy.flotilla),
+    }
     c.slow_start = lb
         .and_then(slow_start)
-        .filter(|_| matches!(c.lb, LbPolicy::RoundRobin | LbPolicy::LeastRequest(_)) && !passthrough);
+        .filter(|_| matches!(c.discovery, Discovery::Eds(_) | Discovery::StrictDns(_)))
+        .filter(|_| matches!(c.lb, LbPolicy::RoundRobin | LbPolicy::LeastRequest(_)));
     pool(&mut c, policy.connection_pool.as_ref(), port.protocol);
     c.limits.retry_budget = policy.retry_budget.as_ref().map(retry_budget);
     c.outlier = match &policy.outlier_detection {
@@ -132,6 +141,23 @@ fn add(
         });
     }
     out.cluster(c);
+}
+
+/// Where names are kept that requests ask for. Nobody who owns a name of a wildcard gets at the proxy's own host, or at
+/// what answers on the link, such as a cloud's metadata.
+pub(super) fn name_cache() -> NameCache {
+    const INWARD: [&str; 8] = [
+        "0.0.0.0/8",
+        "127.0.0.0/8",
+        "169.254.0.0/16",
+        "224.0.0.0/4",
+        "::/127",
+        "::ffff:0.0.0.0/96",
+        "fe80::/10",
+        "ff00::/8",
+    ];
+    let refused = INWARD.iter().filter_map(|net| net.parse().ok()).collect();
+    NameCache { name: "mesh".to_owned(), refused, ..NameCache::default() }
 }
 
 fn http_version(_ctx: &Ctx<'_>, p: Protocol) -> UpstreamHttp {
@@ -422,6 +448,8 @@ fn foreign_tls(ctx: &Ctx<'_>, entry: &Entry, t: &ClientTlsSettings, http2: bool)
     };
     let wanted = if t.subject_alt_names.is_empty() { &entry.subject_alt_names } else { &t.subject_alt_names };
     let mut sans: Vec<StringMatch> = wanted.iter().map(StringMatch::exact).collect();
+    // Where the host is found by name, that is the one to ask for, and to be shown.
+    let by_name = sni.is_empty() && entry.service.resolution == Resolution::ByName;
     // A chain to a public root proves little without the name.
     if sans.is_empty() && trusted.is_some() && !sni.is_empty() {
         sans.push(StringMatch::exact(&sni));
@@ -430,6 +458,7 @@ fn foreign_tls(ctx: &Ctx<'_>, entry: &Entry, t: &ClientTlsSettings, http2: bool)
         certificate,
         validation: Validation { trusted, sans, crl },
         sni,
+        by_name,
         alpn: if http2 { vec!["h2".to_owned()] } else { vec![] },
     }
 }

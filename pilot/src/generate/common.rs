@@ -13,7 +13,7 @@ use mesh_model::{
     },
 };
 
-use super::{Ctx, jwt, rbac};
+use super::{Ctx, clusters, jwt, rbac};
 
 /// Accepts and closes: where undeclared destinations go with `REGISTRY_ONLY`.
 pub(super) const BLACK_HOLE: &str = "BlackHoleCluster";
@@ -135,6 +135,7 @@ impl Ctx<'_> {
                 crl: None,
             },
             sni,
+            by_name: false,
             alpn,
         }
     }
@@ -150,6 +151,7 @@ impl Ctx<'_> {
             access_log: self.access_log(),
             tunnel: None,
             on_demand: asks.then(OnDemandCluster::default),
+            names: None,
         })
     }
 
@@ -174,6 +176,10 @@ impl Ctx<'_> {
         // It stands first: when a virtual host has come, those behind it begin anew with its routes.
         if side == Side::Outbound && self.proxy.on_demand {
             filters.push(HttpFilter::OnDemand(Some(OnDemandCluster::default())));
+        }
+        // Ours resolves names where it picks a host.
+        if side == Side::Outbound && !self.proxy.flotilla && self.world.index.resolves_by_name() {
+            filters.push(HttpFilter::Names(clusters::name_cache()));
         }
         // Who comes in is asked first; who leaves has been.
         if side != Side::Outbound {

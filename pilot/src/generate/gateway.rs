@@ -11,12 +11,13 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use mesh_model::{
     authored::{Gateway, Server, ServerTlsMode, ServerTlsSettings, TlsProtocol},
     proxy::{
-        ClientCertificate, Direction, DownstreamTls, FilterChain, FilterChainMatch, HttpCodec, Listener,
-        NetworkFilter, QuicOptions, RouteSource, SecretRef, StringMatch, TLS_CURVES, TlsServerOptions,
-        TlsVersion, TransportProtocol, Validation, is_cipher_expression,
+        CertificatePin, ClientCertificate, Direction, DownstreamTls, FilterChain, FilterChainMatch,
+        HttpCodec, Listener, NetworkFilter, QuicOptions, RouteSource, SecretRef, StringMatch, TLS_CURVES,
+        TlsServerOptions, TlsVersion, TransportProtocol, Validation, is_cipher_expression,
     },
     registry::Protocol,
 };
@@ -299,6 +300,17 @@ fn passthrough_chains(ctx: &Ctx<'_>, s: &Served<'_>) -> Vec<FilterChain> {
     out
 }
 
+/// Certificates that alone a client may show. What cannot be read fits none: it must not open what it was to close.
+fn pins(t: &ServerTlsSettings) -> Vec<CertificatePin> {
+    let key = |text: &String| {
+        let bytes = STANDARD.decode(text).ok().and_then(|b| <[u8; 32]>::try_from(b).ok());
+        bytes.map(CertificatePin::PublicKey)
+    };
+    let none = CertificatePin::Whole([0; 32]);
+    let hashes = t.verify_certificate_hash.iter().map(|h| CertificatePin::whole(h));
+    hashes.chain(t.verify_certificate_spki.iter().map(key)).map(|p| p.unwrap_or(none)).collect()
+}
+
 pub(super) fn termination(ctx: &Ctx<'_>, t: &ServerTlsSettings, http: bool) -> Option<DownstreamTls> {
     let sds = |name: &str, suffix: &str| SecretRef::Sds(format!("kubernetes://{name}{suffix}"));
     let mut credentials: Vec<&String> = [&t.credential_name].into_iter().chain(&t.credential_names).collect();
@@ -363,6 +375,7 @@ pub(super) fn termination(ctx: &Ctx<'_>, t: &ServerTlsSettings, http: bool) -> O
         options.max_version = (t.max_protocol_version == TlsProtocol::V1_2).then_some(TlsVersion::V1_2);
         // A proxy refuses a listener for a name that it does not know.
         options.ciphers = known_names(&t.cipher_suites, is_cipher_expression);
+        options.pins = pins(t);
         options.curves = known_names(&t.ecdh_curves, |c| TLS_CURVES.contains(&c));
     }
     let mut alpn = if http { vec!["h2".to_owned(), "http/1.1".to_owned()] } else { vec![] };

@@ -223,6 +223,7 @@ impl<'a> KeyServer<'a> {
                     crl: None,
                 },
                 sni: self.host.to_owned(),
+                by_name: false,
                 alpn: vec![],
             })
         });

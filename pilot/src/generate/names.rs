@@ -18,7 +18,7 @@ pub(super) fn generate(ctx: &Ctx<'_>) -> NameTable {
         let s = &e.service;
         let ips: Vec<String> = if s.headless {
             ready(e).map(|e| e.address.clone()).filter(|a| a.parse::<std::net::IpAddr>().is_ok()).collect()
-        } else if s.resolution == Resolution::Passthrough && e.assigned_vip {
+        } else if matches!(s.resolution, Resolution::Passthrough | Resolution::ByName) && e.assigned_vip {
             // Its callers have real addresses to connect to; ours would lead nowhere.
             continue;
         } else {

@@ -6,10 +6,11 @@ use ipnet::IpNet;
 use mesh_model::{
     authored::{DestinationRule, RouteDestination, VirtualService},
     proxy::{FilterChain, FilterChainMatch, NetworkFilter, TransportProtocol, Tunneling, WeightedCluster},
+    registry::Resolution,
 };
 
 use super::{
-    Ctx,
+    Ctx, clusters,
     common::{chain, cluster_name},
     http::{self, Scope},
 };
@@ -64,6 +65,9 @@ fn to_service(ctx: &Ctx<'_>, entry: &Entry, port: u16, cluster: &str) -> Network
 /// Gives connections the times and the tunnel of the service's rule.
 fn settle(ctx: &Ctx<'_>, entry: &Entry, port: u16, subset: &str, filter: &mut NetworkFilter) {
     let NetworkFilter::Tcp(t) = filter else { return };
+    if entry.service.resolution == Resolution::ByName {
+        t.names = Some((clusters::name_cache(), port));
+    }
     let Some(rule) = ctx.world.destination_rule(ctx.proxy, entry) else { return };
     t.tunnel = tunnel(&rule, subset);
     let policy = effective_policy(Some(&rule), None, port);

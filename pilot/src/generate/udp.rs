@@ -142,7 +142,8 @@ fn cluster(ctx: &Ctx<'_>, out: &mut Generated, e: &Entry, port: &ServicePort, po
     let none = Labels::new();
     let assignment = || endpoints::assignment(ctx, e, port, &none, &name, policy);
     let discovery = match e.service.resolution {
-        Resolution::Passthrough => Discovery::OriginalDst,
+        // A datagram names nobody, and galley refuses such ports.
+        Resolution::Passthrough | Resolution::ByName => Discovery::OriginalDst,
         Resolution::Static => {
             out.assignment(assignment());
             Discovery::Eds(name.clone())

@@ -390,10 +390,7 @@ impl<'a> Builder<'a> {
                 AuthoredResolution::None => Resolution::Passthrough,
                 AuthoredResolution::Static => Resolution::Static,
                 AuthoredResolution::Dns | AuthoredResolution::DnsRoundRobin => Resolution::Dns,
-                AuthoredResolution::DynamicDns => {
-                    self.problem(&object, "resolution DYNAMIC_DNS is treated as NONE");
-                    Resolution::Passthrough
-                }
+                AuthoredResolution::DynamicDns => Resolution::ByName,
             };
             let mut addresses = Vec::new();
             for a in &spec.addresses {
@@ -446,7 +443,8 @@ impl<'a> Builder<'a> {
                     continue;
                 }
                 // Without endpoints, the name itself is what is resolved.
-                if resolution == Resolution::Dns && entry.endpoints.is_empty() && !host.starts_with('*') {
+                let named = resolution == Resolution::Dns && !host.starts_with('*');
+                if entry.endpoints.is_empty() && (named || resolution == Resolution::ByName) {
                     for (i, p) in ports.iter().chain(&udp_ports).enumerate() {
                         let number = match targets.get(i) {
                             Some(Some(IntOrString::Int(n))) => u16::try_from(*n).unwrap_or(p.port),

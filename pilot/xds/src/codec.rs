@@ -24,6 +24,7 @@ pub mod grpc;
 mod http;
 mod jwt;
 mod listener;
+mod names;
 mod on_demand;
 mod quic;
 mod rate_limit;

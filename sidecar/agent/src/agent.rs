@@ -130,6 +130,7 @@ pub fn control_plane(args: &ProxyArgs, address: &str, store: &SecretStore) -> an
             crl: None,
         },
         sni: server_name.into(),
+        by_name: false,
         alpn: vec!["h2".into()],
     })?;
     Ok(Endpoint::Tls { address: address.to_owned(), server_name: server_name.into(), config })

@@ -33,6 +33,7 @@ use crate::{
         cluster::{Cluster, ClusterSlot, Outcome, Permit},
         connect::{ConnectError, Want},
         host::{ActiveGuard, Host},
+        names,
     },
     worker::{
         Worker,
@@ -140,7 +141,8 @@ async fn run(
 ) -> Result<(), Failure> {
     let times = Times::of(proxy);
     // Boxed: what a dial needs would otherwise be kept for as long as the connection is.
-    let connected = Box::pin(self::connect(conn, cluster, proxy.tunnel.as_ref(), record)).await;
+    let port = proxy.config.names.as_ref().map(|(_, port)| *port);
+    let connected = Box::pin(self::connect(conn, cluster, proxy.tunnel.as_ref(), port, record)).await;
     let (mut up, holds) = match connected {
         Ok(c) => c,
         Err(e) => {
@@ -198,11 +200,12 @@ impl Holds {
 }
 
 /// An upstream connection within the cluster's limits; it is counted as opened. With `tunnel` it may be a stream of a
-/// shared connection, and is then limited as requests are.
+/// shared connection, and is then limited as requests are. `port` is that of hosts which the SNI names.
 pub(crate) async fn connect(
     conn: &Rc<Connection>,
     cluster: &Arc<Cluster>,
     tunnel: Option<&ConnectRequest>,
+    port: Option<u16>,
     record: &mut TcpRecord,
 ) -> Result<(Io, Holds), Failure> {
     let limits = &cluster.config.limits;
@@ -213,7 +216,7 @@ pub(crate) async fn connect(
         _ => Permit::take(&cluster.usage, |u| &u.connections, limits.max_connections),
     };
     let Some(permit) = permit else { return Err(("UO", "upstream_overflow".into())) };
-    let (up, host) = dial(conn, cluster, tunnel).await?;
+    let (up, host) = dial(conn, cluster, tunnel, port).await?;
     let active = ActiveGuard::new(&host.stats);
     let watched = cluster.config.close_on_health_failure.then(|| Arc::clone(&host));
     record.host = Some(host);
@@ -290,13 +293,25 @@ async fn dial(
     conn: &Rc<Connection>,
     cluster: &Arc<Cluster>,
     tunnel: Option<&ConnectRequest>,
+    port: Option<u16>,
 ) -> Result<(Io, Arc<Host>), Failure> {
     let mut tried = Vec::new();
+    let named = match cluster.names() {
+        Some(names) => {
+            let found = names.hosts(conn.sni.as_deref().unwrap_or_default(), port).await;
+            Some(found.map_err(|e| (e.flag(), e.details().to_owned()))?)
+        }
+        None => None,
+    };
     let mut last = ("UH", "no_healthy_upstream".to_owned());
     let begun = Instant::now();
     // What is refused at once costs little: a service of many workloads, most of which just died, is still served.
     while tried.len() < CONNECT_ATTEMPTS || (tried.len() < FAST_ATTEMPTS && begun.elapsed() < FAST) {
-        let host = match pick(conn, cluster, &tried) {
+        let picked = match &named {
+            Some(hosts) => names::next(hosts, &tried).ok_or_else(|| last.clone()),
+            None => pick(conn, cluster, &tried),
+        };
+        let host = match picked {
             Ok(h) => h,
             Err(e) => return Err(if tried.is_empty() { e } else { last }),
         };

@@ -8,6 +8,7 @@ pub(crate) mod host;
 mod keepalive;
 pub(crate) mod lb;
 pub(crate) mod load;
+pub(crate) mod names;
 mod outlier;
 pub(crate) mod pool;
 mod recent;

@@ -65,6 +65,7 @@ fn client_tls(sans: &[&str]) -> UpstreamTls {
         certificate: Some(SecretRef::Sds(WORKLOAD_SVID.into())),
         validation: validation(sans),
         sni: "outbound_.9080_._.reviews.books.svc.cluster.local".into(),
+        by_name: false,
         alpn: vec!["h2".into()],
     }
 }
@@ -271,6 +272,8 @@ fn a_session_without_identity_is_not_resumed_with_one() {
 
 #[path = "domains.rs"]
 mod domains;
+#[path = "named.rs"]
+mod named;
 #[path = "revoked.rs"]
 mod revoked;
 

@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::{HealthCheck, LoadAssignment, SecretRef, Validation};
@@ -108,6 +109,47 @@ pub enum Discovery {
     LogicalDns(LoadAssignment),
     /// The connection's original destination.
     OriginalDst,
+    /// What the name resolves to that a request or connection asks for (`envoy.clusters.dynamic_forward_proxy`).
+    ByName(NamedHosts),
+}
+
+/// Hosts that are found by the name of each request: its authority, or the SNI of a connection of bytes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NamedHosts {
+    /// Where what was resolved is kept.
+    pub cache: NameCache,
+    /// Port of the hosts; 0 is the one that the authority names, and else 443 with TLS and 80 without. Envoy has no such
+    /// field: it is metadata of the cluster, which Envoy leaves alone.
+    pub port: u16,
+}
+
+/// `envoy.extensions.common.dynamic_forward_proxy.v3.DnsCacheConfig`. Caches of one name must be alike.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct NameCache {
+    /// Name of the cache.
+    pub name: String,
+    /// Names that are kept at a time.
+    pub max_hosts: u32,
+    /// A name that was not asked for in so long is forgotten.
+    pub ttl: Duration,
+    /// Between resolutions of a name that is kept.
+    pub refresh: Duration,
+    /// Addresses that are no answer, whoever gives it: names that strangers choose must not lead to the proxy's own host
+    /// (`resolved_address_filter`).
+    pub refused: Vec<IpNet>,
+}
+
+impl Default for NameCache {
+    /// Envoy's defaults.
+    fn default() -> Self {
+        Self {
+            name: "default".to_owned(),
+            max_hosts: 1024,
+            ttl: Duration::from_secs(300),
+            refresh: Duration::from_secs(60),
+            refused: Vec::new(),
+        }
+    }
 }
 
 /// `Cluster.LbPolicy`.
@@ -210,11 +252,21 @@ pub struct UpstreamTls {
     pub validation: Validation,
     /// SNI; empty sends none.
     pub sni: String,
+    /// Without an `sni`, it is the name by which the host was found ([`Discovery::ByName`]), and the certificate must be
+    /// for that name (`auto_sni` and `auto_san_validation`).
+    pub by_name: bool,
     /// ALPN, preferred first.
     pub alpn: Vec<String>,
 }
 
 impl UpstreamTls {
+    /// Whether the certificate must be for the name by which the host was found: nothing else says whose it has to be.
+    #[must_use]
+    pub fn is_proven_by_name(&self) -> bool {
+        let unnamed = self.sni.is_empty() && self.validation.sans.is_empty();
+        self.by_name && unnamed && self.validation.trusted.is_some()
+    }
+
     /// Whether the session is one of QUIC that carries datagrams ([`super::UDP_ALPN`]).
     #[must_use]
     pub fn carries_datagrams(&self) -> bool {

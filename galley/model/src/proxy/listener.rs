@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Compressor, ConnectionAuthz, ConnectionLimit, ExtAuthz, ExtProc, GlobalRateLimit, JwtAuthn,
-    LocalRateLimit, OnDemandCluster, Rbac, RouteConfiguration, StatefulSession, StringMatch, UdpProxy,
-    WeightedCluster,
+    LocalRateLimit, NameCache, OnDemandCluster, Rbac, RouteConfiguration, StatefulSession, StringMatch,
+    UdpProxy, WeightedCluster,
 };
 
 /// `HttpConnectionManager.PathWithEscapedSlashesAction`: `%2F` and `%5C` in a path, of which servers make different things.
@@ -219,6 +219,36 @@ pub struct TlsServerOptions {
     pub ciphers: Vec<String>,
     /// Groups of the key exchange by BoringSSL's names, preferred first; likewise.
     pub curves: Vec<String>,
+    /// A client's certificate has to be one of these, besides what else is asked of it; empty is any.
+    pub pins: Vec<CertificatePin>,
+}
+
+/// What is known beforehand of a certificate: a SHA-256 (`verify_certificate_hash`, `verify_certificate_spki`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum CertificatePin {
+    /// Of all of it, in DER.
+    Whole([u8; 32]),
+    /// Of its public key, the `SubjectPublicKeyInfo` in DER.
+    PublicKey([u8; 32]),
+}
+
+impl CertificatePin {
+    /// From the hash of a certificate as OpenSSL prints it: 64 hexadecimal digits, with colons between the pairs or
+    /// without.
+    #[must_use]
+    pub fn whole(hex: &str) -> Option<Self> {
+        let digits: Vec<u8> = match hex.len() {
+            64 => hex.bytes().collect(),
+            95 if hex.split(':').all(|pair| pair.len() == 2) => hex.bytes().filter(|b| *b != b':').collect(),
+            _ => return None,
+        };
+        let mut out = [0; 32];
+        for (byte, pair) in out.iter_mut().zip(digits.chunks_exact(2)) {
+            let digit = |b: u8| char::from(b).to_digit(16).and_then(|d| u8::try_from(d).ok());
+            *byte = digit(pair[0])? << 4 | digit(pair[1])?;
+        }
+        Some(Self::Whole(out))
+    }
 }
 
 /// Client authentication of a TLS server.
@@ -306,6 +336,9 @@ pub struct TcpProxy {
     pub tunnel: Option<Tunneling>,
     /// A destination that does not exist is asked for.
     pub on_demand: Option<OnDemandCluster>,
+    /// The SNI names the host, of a cluster whose hosts are found by name; the port is theirs
+    /// (`envoy.filters.network.sni_dynamic_forward_proxy` before the proxy).
+    pub names: Option<(NameCache, u16)>,
 }
 
 /// `TcpProxy.TunnelingConfig`: a stream on a shared connection where the cluster speaks HTTP/2, and a connection of its
@@ -431,6 +464,9 @@ pub enum HttpFilter {
     Buffer(u32),
     /// `envoy.filters.http.stateful_session`.
     StatefulSession(Arc<StatefulSession>),
+    /// `envoy.filters.http.dynamic_forward_proxy`: resolves for clusters whose hosts are found by name. Ours does so where
+    /// it picks a host, and needs no filter.
+    Names(NameCache),
     /// `envoy.filters.http.on_demand`: asks for virtual hosts where the routes say so, and for clusters that do not
     /// exist if this says so.
     OnDemand(Option<OnDemandCluster>),

@@ -175,6 +175,7 @@ fn service_entries() {
             "hosts: [a.com, b.com]\nresolution: DNS\nports: [{number: 443, name: a, protocol: TLS}]",
             "hosts: [a.com, b.com]\nports: [{number: 443, name: a, protocol: TCP}]",
             "hosts: ['*.a.com']\nresolution: DNS\nports: [{number: 443, name: a, protocol: TLS}]\nendpoints: [{address: b.com}]",
+            "hosts: ['*.a.com']\nresolution: DYNAMIC_DNS\nports: [{number: 443, name: a, protocol: TLS}]",
             &se("resolution: STATIC\nendpoints: [{network: n1}]"),
             &se("resolution: STATIC\naddresses: [10.0.0.0/8]\nworkloadSelector: {labels: {app: a}}"),
             &se("exportTo: ['~']"),
@@ -203,6 +204,18 @@ fn service_entries() {
                 "endpoints",
             ),
             (&se("resolution: DYNAMIC_DNS"), "hosts[0]"),
+            (
+                "hosts: ['*.a.com']\nresolution: DYNAMIC_DNS\nports: [{number: 80, name: a, protocol: HTTP}]\naddresses: [10.0.0.1]",
+                "addresses",
+            ),
+            (
+                "hosts: ['*.a.com']\nresolution: DYNAMIC_DNS\nports: [{number: 80, name: a, protocol: HTTP}]\nendpoints: [{address: b.com}]",
+                "endpoints",
+            ),
+            (
+                "hosts: ['*.a.com']\nresolution: DYNAMIC_DNS\nports: [{number: 9, name: t, protocol: TCP}]",
+                "ports[0].protocol",
+            ),
             (
                 &se("resolution: STATIC\nendpoints: [{address: 1.1.1.1, labels: {a: '-'}}]"),
                 "endpoints[0].labels.a",

@@ -188,6 +188,11 @@ pub(crate) const TESTS: &[(&str, &str)] = &[
 /// Fields that are for people, and what they say.
 pub(crate) const DESCRIPTIVE: &[(&str, &str)] = &[
     ("Gateway.servers[].name", "a name for people; Istio does nothing with it either"),
+    ("Gateway.servers[].defaultEndpoint", "Istio has never done anything with it; galley warns"),
+    (
+        "VirtualService.http[].websocketUpgrade",
+        "of 1.0: upgrades are always accepted, as in Istio since; galley warns",
+    ),
     ("api/GatewayClass.description", "for people"),
     ("api/L4Route.rules[].name", "for people"),
 ];

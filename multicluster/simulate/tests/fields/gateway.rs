@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::{Base, Row, View, from, refused, row, support::bookinfo, unenforced};
+use crate::{Base, Row, View, from, refused, row, support::bookinfo};
 
 const EDGE: &str = "istio-system/istio-ingressgateway";
 
@@ -116,12 +116,6 @@ pub(crate) fn rows() -> Vec<Row> {
             json!("10.9.0.1"),
             config(),
             json!({"listeners": {"10.9.0.1_80": {"address": "10.9.0.1:80"}}}),
-        ),
-        unenforced(
-            "Gateway.servers[].defaultEndpoint",
-            &p,
-            "/spec/servers/0/defaultEndpoint",
-            json!("127.0.0.1:80"),
         ),
         row(
             "Gateway.servers[].tls.httpsRedirect",
@@ -256,19 +250,19 @@ pub(crate) fn rows() -> Vec<Row> {
             json!({"options": {"certificates": [{"Files": {"chain": "/c2", "key": "/k2"}}]}}),
         )
         .instead_of(json!([{"serverCertificate": "/c", "privateKey": "/k"}])),
-        refused(
+        chain(
             "Gateway.servers[].tls.verifyCertificateHash",
             &mutual,
             "/spec/servers/0/tls/verifyCertificateHash",
-            json!(["ab"]),
-            "not supported yet",
+            json!(["0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b"]),
+            json!({"options": {"pins": [{"Whole": vec![11; 32]}]}}),
         ),
-        refused(
+        chain(
             "Gateway.servers[].tls.verifyCertificateSpki",
             &mutual,
             "/spec/servers/0/tls/verifyCertificateSpki",
-            json!(["ab"]),
-            "not supported yet",
+            json!(["CwsLCwsLCwsLCwsLCwsLCwsLCwsLCwsLCwsLCwsLCws="]),
+            json!({"options": {"pins": [{"PublicKey": vec![11; 32]}]}}),
         ),
         refused(
             "Gateway.servers[].tls.insecureSkipVerify",

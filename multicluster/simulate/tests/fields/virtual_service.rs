@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::{Base, Row, View, from, get, refused, row, support::bookinfo, warned, with_headers};
+use crate::{Base, Row, View, from, get, refused, row, support::bookinfo, with_headers};
 
 const X: &str = "GET http://reviews:9080/x";
 
@@ -499,13 +499,6 @@ fn forwarding() -> Vec<Row> {
             View::Config { from: "default/productpage-v1" },
             json!({"routes": {"9080": {"virtual_hosts": {"reviews.default.svc.cluster.local:9080": {"routes": [
                 {"response_headers": {"remove": ["a"]}}]}}}}}),
-        ),
-        warned(
-            "VirtualService.http[].websocketUpgrade",
-            &p,
-            "/spec/http/0/websocketUpgrade",
-            json!(true),
-            "upgrades are always accepted",
         ),
         refused(
             "VirtualService.http[].route[].destination.port.name",

@@ -84,8 +84,10 @@ fn one(
             None
         }
         Discovery::Static(_) | Discovery::LogicalDns(_) => None,
-        Discovery::OriginalDst => {
-            left.insert("services without endpoints of their own (resolution NONE, PASSTHROUGH)");
+        Discovery::OriginalDst | Discovery::ByName(_) => {
+            left.insert(
+                "services without endpoints of their own (resolution NONE, DYNAMIC_DNS, PASSTHROUGH)",
+            );
             return;
         }
     };

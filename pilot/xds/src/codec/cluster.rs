@@ -17,10 +17,10 @@ use envoy_types::pb::{
 use mesh_model::proxy::{
     CircuitBreakers, Cluster, Discovery, Http2Keepalive, LbPolicy, LeastRequest, OutlierDetection,
     ProxyProtocolVersion, RetryBudget, SlowStart, TcpKeepalive, TransportSocketMatch, UpstreamHttp,
-    UpstreamHttp2, UtilizationLb,
+    UpstreamHttp2, UpstreamTls, UtilizationLb,
 };
 
-use super::{At, Bad, Res, common::*, each, endpoint, refuse, tls};
+use super::{At, Bad, Res, common::*, each, endpoint, names, refuse, tls};
 
 pub(super) mod health;
 mod outlier;
@@ -79,14 +79,21 @@ pub(super) fn encode(m: &Cluster) -> pb::Cluster {
             T::LogicalDns
         }
         Discovery::OriginalDst => T::OriginalDst,
+        // Of another kind, which follows.
+        Discovery::ByName(_) => T::Static,
     };
     if matches!(kind, T::StrictDns | T::LogicalDns) {
         out.dns_lookup_family = c::DnsLookupFamily::V4Preferred.into();
     }
     out.cluster_discovery_type = Some(c::ClusterDiscoveryType::Type(kind.into()));
+    if let Discovery::ByName(n) = &m.discovery {
+        let (kind, metadata) = names::cluster(n);
+        out.cluster_discovery_type = Some(c::ClusterDiscoveryType::ClusterType(kind));
+        out.metadata = metadata;
+    }
     let policy = match m.lb {
         // The only policy that Envoy allows there.
-        _ if matches!(m.discovery, Discovery::OriginalDst) => P::ClusterProvided,
+        _ if matches!(m.discovery, Discovery::OriginalDst | Discovery::ByName(_)) => P::ClusterProvided,
         LbPolicy::RoundRobin => {
             out.lb_config = m.slow_start.as_ref().map(|s| {
                 let slow_start_config = Some(slow_start(s));
@@ -235,6 +242,13 @@ fn http(m: &Cluster) -> up::HttpProtocolOptions {
         common_http_protocol_options: common,
         upstream_protocol_options: Some(protocol),
         outlier_detection: m.outlier.as_deref().and_then(outlier::errors),
+        upstream_http_protocol_options: m.tls.as_deref().filter(|t| t.by_name).map(|t| {
+            core::UpstreamHttpProtocolOptions {
+                auto_sni: true,
+                auto_san_validation: t.is_proven_by_name(),
+                ..Default::default()
+            }
+        }),
         ..Default::default()
     }
 }
@@ -374,7 +388,7 @@ pub(super) fn decode(mut m: pb::Cluster) -> Res<Cluster> {
     let discovery = to_discovery(&mut m)?;
     let utilization = to_weighted(&mut m).at("load_balancing_policy")?.map(Box::new);
     let (lb, slow_start) = to_lb(&mut m, &discovery)?;
-    let Http { version: http, http2, common, error_codes } =
+    let Http { version: http, http2, common, error_codes, names } =
         to_http(&mut m).at("typed_extension_protocol_options")?;
     let common_lb = m.common_lb_config.take().unwrap_or_default();
     let checks = std::mem::take(&mut m.health_checks);
@@ -393,10 +407,9 @@ pub(super) fn decode(mut m: pb::Cluster) -> Res<Cluster> {
     let (proxy_protocol, socket) = to_sockets(&mut m)?;
     let keepalive = m.upstream_connection_options.take().and_then(|o| o.tcp_keepalive).map(to_keepalive);
     Ok(Cluster {
-        discovery,
         connect_timeout: m.connect_timeout.map_or(Ok(CONNECT_TIMEOUT), to_duration).at("connect_timeout")?,
         http,
-        tls: socket.map(tls::to_upstream).transpose().at("transport_socket")?.flatten().map(Box::new),
+        tls: to_named(socket, names, &discovery)?.map(Box::new),
         tls_matches: each("transport_socket_matches", m.transport_socket_matches, to_socket_match)?,
         limits: to_limits(m.circuit_breakers).at("circuit_breakers")?,
         outlier: m
@@ -423,8 +436,33 @@ pub(super) fn decode(mut m: pb::Cluster) -> Res<Cluster> {
         keepalive,
         source,
         proxy_protocol,
+        discovery,
         name: m.name,
     })
+}
+
+/// TLS to the hosts, whose name may be that of the request (`auto_sni`, `auto_san_validation`). Where hosts are not found by
+/// it, all requests of a connection would have to be of one name.
+fn to_named(
+    socket: Option<core::TransportSocket>,
+    (sni, san): (bool, bool),
+    discovery: &Discovery,
+) -> Res<Option<UpstreamTls>> {
+    let mut tls = socket.map(tls::to_upstream).transpose().at("transport_socket")?.flatten();
+    if !sni && !san {
+        return Ok(tls);
+    }
+    let field = "upstream_http_protocol_options";
+    if !matches!(discovery, Discovery::ByName(_)) {
+        return Err(Bad::unsupported(field, "a name of TLS for each request, unless hosts are found by it"));
+    }
+    if let Some(t) = &mut tls {
+        t.by_name = sni;
+        if san != t.is_proven_by_name() {
+            return Err(Bad::unsupported(field, "auto_san_validation other than by auto_sni"));
+        }
+    }
+    Ok(tls)
 }
 
 fn to_source(b: core::BindConfig) -> Res<Vec<IpAddr>> {
@@ -448,7 +486,7 @@ fn to_discovery(m: &mut pb::Cluster) -> Res<Discovery> {
     let kind = match &m.cluster_discovery_type {
         Some(c::ClusterDiscoveryType::Type(t)) => T::try_from(*t).map_err(|_| Bad::unsupported("type", t))?,
         Some(c::ClusterDiscoveryType::ClusterType(t)) => {
-            return Err(Bad::unsupported("cluster_type", format_args!("extension {:?}", t.name)));
+            return names::to_cluster(t.clone(), m.metadata.take()).map(Discovery::ByName);
         }
         None => T::Static,
     };
@@ -478,7 +516,7 @@ fn to_lb(m: &mut pb::Cluster, discovery: &Discovery) -> Res<(LbPolicy, Option<Sl
         s.map(to_slow_start).transpose().map(Option::flatten).at("slow_start_config")
     };
     let policy = match (policy, config) {
-        (_, _) if matches!(discovery, Discovery::OriginalDst) => LbPolicy::RoundRobin,
+        (_, _) if matches!(discovery, Discovery::OriginalDst | Discovery::ByName(_)) => LbPolicy::RoundRobin,
         (P::RoundRobin, Some(c::LbConfig::RoundRobinLbConfig(o))) => {
             return Ok((LbPolicy::RoundRobin, slow(o.slow_start_config)?));
         }
@@ -577,6 +615,8 @@ struct Http {
     common: core::HttpProtocolOptions,
     /// What passive health takes for errors.
     error_codes: Vec<u16>,
+    /// `auto_sni` and `auto_san_validation`.
+    names: (bool, bool),
 }
 
 fn to_http2(h: Option<core::Http2ProtocolOptions>) -> Res<UpstreamHttp2> {
@@ -603,9 +643,10 @@ fn to_http(m: &mut pb::Cluster) -> Res<Http> {
     let Some(a) = ours else { return Ok(Http::default()) };
     let h: up::HttpProtocolOptions = typed(&a)?;
     refuse!(h;
-        upstream_http_protocol_options, http_filters, header_validation_config,
-        request_mirror_policies, hash_policy, retry_policy
+        http_filters, header_validation_config, request_mirror_policies, hash_policy, retry_policy
     );
+    let names = h.upstream_http_protocol_options.unwrap_or_default();
+    refuse!(names; override_auto_sni_header);
     let common = h.common_http_protocol_options.unwrap_or_default();
     refuse!(common; max_stream_duration);
     let (version, http2) = match h.upstream_protocol_options {
@@ -629,7 +670,7 @@ fn to_http(m: &mut pb::Cluster) -> Res<Http> {
         Some(o) => outlier::to_errors(o).at("outlier_detection")?,
         None => vec![],
     };
-    Ok(Http { version, http2, common, error_codes })
+    Ok(Http { version, http2, common, error_codes, names: (names.auto_sni, names.auto_san_validation) })
 }
 
 /// Takes the PROXY protocol off all sockets of a cluster; it is of the cluster here, so they must agree.

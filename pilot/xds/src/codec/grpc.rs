@@ -286,6 +286,7 @@ mod tests {
                 crl: None,
             },
             sni: "x".into(),
+            by_name: false,
             alpn: vec!["istio".into()],
         };
         let m = Cluster { tls: Some(Box::new(tls)), ..tests::cluster() };

@@ -9,7 +9,8 @@ use envoy_types::pb::{
             access_loggers::file::v3 as file,
             filters::{
                 http::{
-                    buffer::v3::Buffer, compressor::v3::Compressor, cors::v3::Cors, ext_authz::v3::ExtAuthz,
+                    buffer::v3::Buffer, compressor::v3::Compressor, cors::v3::Cors,
+                    dynamic_forward_proxy::v3::FilterConfig as DynamicForwardProxy, ext_authz::v3::ExtAuthz,
                     ext_proc::v3::ExternalProcessor, fault::v3::HttpFault, grpc_stats::v3 as grpc_stats,
                     grpc_web::v3::GrpcWeb, jwt_authn::v3::JwtAuthentication,
                     local_ratelimit::v3::LocalRateLimit, on_demand::v3::OnDemand, ratelimit::v3::RateLimit,
@@ -31,8 +32,8 @@ use mesh_model::proxy::{
 use prost::Message as _;
 
 use super::{
-    At, Bad, Res, body, common::*, each, ext_authz, ext_proc, jwt, on_demand, rate_limit, rbac, refuse,
-    route, split,
+    At, Bad, Res, body, common::*, each, ext_authz, ext_proc, jwt, names, on_demand, rate_limit, rbac,
+    refuse, route, split,
 };
 
 const WEBSOCKET: &str = "websocket";
@@ -271,6 +272,7 @@ fn filter(f: &HttpFilter) -> hcm::HttpFilter {
         HttpFilter::Compressor(c) => named(route::COMPRESSOR, any(&body::compressor(c))),
         HttpFilter::Buffer(n) => named(route::BUFFER, any(&body::buffer(*n))),
         HttpFilter::StatefulSession(s) => named(route::SESSION, any(&body::session(s))),
+        HttpFilter::Names(c) => named(names::HTTP_FILTER, any(&names::http(c))),
         HttpFilter::OnDemand(o) => named(on_demand::FILTER, any(&on_demand::filter(*o))),
         HttpFilter::Cors => named(route::CORS, any(&Cors::default())),
         HttpFilter::Fault => named(route::FAULT, any(&HttpFault::default())),
@@ -322,6 +324,8 @@ fn to_filters(list: Vec<hcm::HttpFilter>) -> Res<Vec<HttpFilter>> {
             HttpFilter::Buffer(body::to_buffer(typed(&a).at(&field)?).at(&field)?)
         } else if is::<StatefulSession>(&a) {
             HttpFilter::StatefulSession(Arc::new(body::to_session(typed(&a).at(&field)?).at(&field)?))
+        } else if is::<DynamicForwardProxy>(&a) {
+            HttpFilter::Names(names::to_http(typed(&a).at(&field)?).at(&field)?)
         } else if is::<OnDemand>(&a) {
             HttpFilter::OnDemand(on_demand::to_filter(typed(&a).at(&field)?).at(&field)?)
         } else if is::<Cors>(&a) {

@@ -17,7 +17,7 @@ use envoy_types::pb::{
             network::{
                 ext_authz::v3::ExtAuthz, http_connection_manager::v3::HttpConnectionManager,
                 local_ratelimit::v3::LocalRateLimit, rbac::v3::Rbac, sni_cluster::v3::SniCluster,
-                tcp_proxy::v3 as tcp,
+                sni_dynamic_forward_proxy::v3::FilterConfig as SniNames, tcp_proxy::v3 as tcp,
             },
             udp::udp_proxy::v3::UdpProxyConfig,
         },
@@ -25,13 +25,14 @@ use envoy_types::pb::{
     google::protobuf as gp,
 };
 use mesh_model::proxy::{
-    AccessLog, Direction, FilterChain, FilterChainMatch, HeaderOps, Listener, NetworkFilter, TcpProxy,
-    TransportProtocol, Tunneling, WeightedCluster,
+    AccessLog, Direction, FilterChain, FilterChainMatch, HeaderOps, Listener, NameCache, NetworkFilter,
+    TcpProxy, TransportProtocol, Tunneling, WeightedCluster,
 };
 use prost::Name;
 
 use super::{
-    At, Bad, Res, common::*, each, ext_authz, http, on_demand, quic, rate_limit, rbac, refuse, tls, udp,
+    At, Bad, Res, common::*, each, ext_authz, http, names, on_demand, quic, rate_limit, rbac, refuse, tls,
+    udp,
 };
 
 /// Envoy's default.
@@ -227,18 +228,24 @@ fn chain(c: &FilterChain, quic: bool) -> pb::FilterChain {
     pb::FilterChain {
         name: c.name.clone(),
         filter_chain_match: (c.matches != FilterChainMatch::default()).then(|| chain_match(&c.matches)),
-        filters: c.filters.iter().map(filter).collect(),
+        filters: c.filters.iter().flat_map(|f| by_sni(f).into_iter().chain([filter(f)])).collect(),
         transport_socket: c.tls.as_ref().map(|t| tls::downstream(t, quic)),
         ..Default::default()
     }
 }
 
 #[allow(deprecated)]
-fn to_chain(c: pb::FilterChain, quic: bool) -> Res<FilterChain> {
+fn to_chain(mut c: pb::FilterChain, quic: bool) -> Res<FilterChain> {
     if bool_or(c.use_proxy_proto, false) {
         return Err(Bad::unsupported("use_proxy_proto", "the deprecated field"));
     }
-    let filters = each("filters", c.filters, to_filter)?;
+    let sni = to_sni(&mut c.filters)?;
+    let mut filters = each("filters", c.filters, to_filter)?;
+    match (sni, filters.last_mut()) {
+        (None, _) => {}
+        (names, Some(NetworkFilter::Tcp(t))) => t.names = names,
+        _ => return Err(Bad::new("filters", "sni_dynamic_forward_proxy is for tcp_proxy")),
+    }
     let terminal = |f: &NetworkFilter| {
         matches!(f, NetworkFilter::Tcp(_) | NetworkFilter::Http(_) | NetworkFilter::Udp(_))
     };
@@ -301,6 +308,26 @@ fn to_chain_match(m: pb::FilterChainMatch, quic: bool) -> Res<FilterChainMatch> 
         application_protocols: m.application_protocols,
         source_prefixes: each("source_prefix_ranges", m.source_prefix_ranges, to_cidr)?,
     })
+}
+
+/// What resolves the SNI for the TCP proxy after it.
+fn by_sni(f: &NetworkFilter) -> Option<pb::Filter> {
+    let NetworkFilter::Tcp(TcpProxy { names: Some((cache, port)), .. }) = f else { return None };
+    let config = l::filter::ConfigType::TypedConfig(any(&names::sni(cache, *port)));
+    Some(pb::Filter { name: names::SNI_FILTER.to_owned(), config_type: Some(config) })
+}
+
+/// Takes it out.
+fn to_sni(filters: &mut Vec<pb::Filter>) -> Res<Option<(NameCache, u16)>> {
+    let config = |f: &pb::Filter| match &f.config_type {
+        Some(l::filter::ConfigType::TypedConfig(a)) if is::<SniNames>(a) => Some(a.clone()),
+        _ => None,
+    };
+    let Some((i, a)) = filters.iter().enumerate().find_map(|(i, f)| Some((i, config(f)?))) else {
+        return Ok(None);
+    };
+    filters.remove(i);
+    names::to_sni(typed(&a)?).at(format_args!("filters[{i}]")).map(Some)
 }
 
 fn filter(f: &NetworkFilter) -> pb::Filter {
@@ -419,5 +446,6 @@ fn to_tcp_proxy(m: tcp::TcpProxy) -> Res<TcpProxy> {
         access_log: each("access_log", m.access_log, http::to_access_log)?,
         tunnel: m.tunneling_config.map(to_tunneling).transpose().at("tunneling_config")?,
         on_demand: m.on_demand.map(on_demand::to_tcp).transpose().at("on_demand")?.flatten(),
+        names: None,
     })
 }

@@ -244,6 +244,7 @@ mod tests {
             certificate: None,
             validation: Validation { trusted: None, sans: vec![], crl: None },
             sni: "outbound_.53_._.dns.books.svc.cluster.local".into(),
+            by_name: false,
             alpn: vec![UDP_ALPN.into()],
         };
         let socket = tls::upstream(&tls);

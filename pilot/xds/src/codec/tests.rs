@@ -28,6 +28,7 @@ fn downstream_tls() -> DownstreamTls {
             max_version: None,
             ciphers: vec!["ECDHE-RSA-AES128-GCM-SHA256".into()],
             curves: vec!["X25519".into(), "P-256".into()],
+            pins: vec![CertificatePin::Whole([0xab; 32]), CertificatePin::PublicKey([7; 32])],
         },
     }
 }
@@ -543,6 +544,7 @@ pub(crate) fn listener() -> Listener {
             post: true,
         }),
         on_demand: Some(OnDemandCluster::default()),
+        names: Some((NameCache::default(), 8443)),
     });
     let split = NetworkFilter::Tcp(TcpProxy {
         stat_prefix: "t".into(),
@@ -555,6 +557,7 @@ pub(crate) fn listener() -> Listener {
         access_log: vec![],
         tunnel: None,
         on_demand: None,
+        names: None,
     });
     Listener {
         name: "virtualInbound".into(),
@@ -671,6 +674,7 @@ pub(crate) fn cluster() -> Cluster {
         certificate: Some(SecretRef::Sds("default".into())),
         validation: roots(),
         sni: "outbound_.80_._.a".into(),
+        by_name: false,
         alpn: vec!["istio".into(), "h2".into()],
     };
     Cluster {
@@ -826,6 +830,11 @@ fn clusters_round_trip() {
         ),
         (Discovery::LogicalDns(assignment()), LbPolicy::Random, UpstreamHttp::Auto),
         (Discovery::OriginalDst, LbPolicy::RoundRobin, UpstreamHttp::Http1),
+        (
+            Discovery::ByName(NamedHosts { cache: NameCache::default(), port: 8443 }),
+            LbPolicy::RoundRobin,
+            UpstreamHttp::Http1,
+        ),
         (Discovery::Eds(String::new()), LbPolicy::Maglev(65_537), UpstreamHttp::Http2),
     ];
     assert_eq!(decode_cluster(&encode_cluster(&base)).unwrap(), base);
@@ -895,6 +904,23 @@ fn clusters_round_trip() {
         };
         assert_eq!(decode_cluster(&encode_cluster(&c)).unwrap(), c);
     }
+    // A name of TLS for each request is for hosts that are found by it.
+    let mut c = Cluster {
+        discovery: Discovery::ByName(NamedHosts { cache: NameCache::default(), port: 0 }),
+        lb: LbPolicy::RoundRobin,
+        tls: base.tls_matches[0].tls.clone().map(Box::new),
+        tls_matches: vec![],
+        ..base.clone()
+    };
+    for (sans, trusted) in [(vec![], true), (vec![StringMatch::exact("a")], true), (vec![], false)] {
+        let tls = c.tls.as_mut().unwrap();
+        (tls.sni, tls.by_name, tls.validation.sans) = (String::new(), true, sans);
+        tls.validation.trusted = trusted.then(|| SecretRef::Sds("x".into()));
+        assert_eq!(decode_cluster(&encode_cluster(&c)).unwrap(), c);
+    }
+    c.discovery = Discovery::Static(assignment());
+    let e = decode_cluster(&encode_cluster(&c)).unwrap_err().to_string();
+    assert!(e.contains("upstream_http_protocol_options"), "{e}");
 }
 
 #[test]

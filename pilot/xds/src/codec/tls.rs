@@ -1,5 +1,6 @@
 //! TLS contexts and transport sockets.
 
+use base64::Engine as _;
 use envoy_types::pb::envoy::config::core::v3 as core;
 pub(super) use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3 as pb;
 use envoy_types::pb::envoy::extensions::transport_sockets::{
@@ -8,8 +9,8 @@ use envoy_types::pb::envoy::extensions::transport_sockets::{
     raw_buffer::v3::RawBuffer,
 };
 use mesh_model::proxy::{
-    ClientCertificate, DownstreamTls, ProxyProtocolVersion, SecretRef, StringMatch, StringMatchKind,
-    TlsServerOptions, TlsVersion, UDP_ALPN, UpstreamTls, Validation,
+    CertificatePin, ClientCertificate, DownstreamTls, ProxyProtocolVersion, SecretRef, StringMatch,
+    StringMatchKind, TlsServerOptions, TlsVersion, UDP_ALPN, UpstreamTls, Validation,
 };
 use pb::{
     CertificateValidationContext, CommonTlsContext, SdsSecretConfig, SubjectAltNameMatcher, TlsCertificate,
@@ -181,6 +182,54 @@ fn validation(v: &Validation) -> Option<V> {
     })
 }
 
+fn empty_context() -> V {
+    V::ValidationContext(CertificateValidationContext::default())
+}
+
+/// The part of a validation context that a proxy has without asking for it.
+fn own_context(v: &mut V) -> Option<&mut CertificateValidationContext> {
+    match v {
+        V::ValidationContext(c) => Some(c),
+        V::CombinedValidationContext(c) => {
+            Some(c.default_validation_context.get_or_insert_with(Default::default))
+        }
+        _ => None,
+    }
+}
+
+fn pin(v: &mut V, pins: &[CertificatePin]) {
+    let Some(c) = own_context(v) else { return };
+    for p in pins {
+        match p {
+            CertificatePin::Whole(h) => {
+                c.verify_certificate_hash.push(h.iter().map(|b| format!("{b:02x}")).collect());
+            }
+            CertificatePin::PublicKey(h) => {
+                c.verify_certificate_spki.push(base64::engine::general_purpose::STANDARD.encode(h));
+            }
+        }
+    }
+}
+
+/// Takes them out.
+fn to_pins(v: &mut V) -> Res<Vec<CertificatePin>> {
+    let Some(c) = own_context(v) else { return Ok(vec![]) };
+    let whole = |h: String| {
+        CertificatePin::whole(&h)
+            .ok_or_else(|| Bad::new("verify_certificate_hash", format!("{h:?} is no SHA-256")))
+    };
+    let key = |h: String| {
+        let bytes = base64::engine::general_purpose::STANDARD.decode(&h).ok();
+        bytes
+            .and_then(|b| <[u8; 32]>::try_from(b).ok())
+            .map(CertificatePin::PublicKey)
+            .ok_or_else(|| Bad::new("verify_certificate_spki", format!("{h:?} is no SHA-256")))
+    };
+    let hashes = std::mem::take(&mut c.verify_certificate_hash).into_iter().map(whole);
+    let keys = std::mem::take(&mut c.verify_certificate_spki).into_iter().map(key);
+    hashes.chain(keys).collect()
+}
+
 #[allow(deprecated)]
 fn to_context(c: CertificateValidationContext) -> Res<Validation> {
     refuse!(c;
@@ -244,7 +293,8 @@ fn to_options(p: Option<TlsParameters>, certificates: Vec<SecretRef>) -> Res<Tls
         Ok(TlsProtocol::TlSv12) => Some(TlsVersion::V1_2),
         _ => return Err(Bad::unsupported("tls_params.tls_maximum_protocol_version", "TLS below 1.2")),
     };
-    Ok(TlsServerOptions { certificates, max_version, ciphers: p.cipher_suites, curves: p.ecdh_curves })
+    let (ciphers, curves) = (p.cipher_suites, p.ecdh_curves);
+    Ok(TlsServerOptions { certificates, max_version, ciphers, curves, pins: vec![] })
 }
 
 fn to_min_version(p: Option<&TlsParameters>) -> TlsVersion {
@@ -317,6 +367,10 @@ pub(super) fn downstream(t: &DownstreamTls, over_quic: bool) -> core::TransportS
         ClientCertificate::Required(v) => (true, Some(v)),
     };
     common.validation_context_type = v.and_then(validation);
+    // Who is not asked for a certificate shows none.
+    if !t.options.pins.is_empty() && t.client_certificate != ClientCertificate::None {
+        pin(common.validation_context_type.get_or_insert_with(empty_context), &t.options.pins);
+    }
     let context = pb::DownstreamTlsContext {
         common_tls_context: Some(common),
         require_client_certificate: boolv(require),
@@ -358,6 +412,7 @@ pub(super) fn to_downstream(s: core::TransportSocket, over_quic: bool) -> Res<Op
         return Err(Bad::new("tls_certificates", "is missing"));
     }
     let certificate = certificates.remove(0);
+    let pins = common.validation_context_type.as_mut().map_or(Ok(vec![]), to_pins)?;
     let v = to_validation(common.validation_context_type.take())?;
     let client_certificate = match (bool_or(m.require_client_certificate, false), v) {
         (true, v) => {
@@ -371,7 +426,7 @@ pub(super) fn to_downstream(s: core::TransportSocket, over_quic: bool) -> Res<Op
         client_certificate,
         alpn: common.alpn_protocols,
         min_version: to_min_version(common.tls_params.as_ref()),
-        options: to_options(common.tls_params, certificates)?,
+        options: TlsServerOptions { pins, ..to_options(common.tls_params, certificates)? },
     }))
 }
 
@@ -409,6 +464,7 @@ pub(super) fn to_upstream(s: core::TransportSocket) -> Res<Option<UpstreamTls>> 
         certificate,
         validation: v.unwrap_or(Validation { trusted: None, sans: vec![], crl: None }),
         sni: m.sni,
+        by_name: false,
         alpn: common.alpn_protocols,
     };
     if tls.carries_datagrams() != over_quic {

@@ -16,7 +16,7 @@ pub(super) fn endpoint(state: &ProxyState, cluster: &str, store: &SecretStore) -
     let c = state.clusters.get(cluster).with_context(|| format!("there is no static cluster {cluster:?}"))?;
     let assignment = match &c.discovery {
         Discovery::Static(a) | Discovery::StrictDns(a) | Discovery::LogicalDns(a) => a,
-        Discovery::Eds(_) | Discovery::OriginalDst => {
+        Discovery::Eds(_) | Discovery::OriginalDst | Discovery::ByName(_) => {
             bail!("cluster {cluster:?}: a control plane needs an address that is in the file")
         }
     };

@@ -166,6 +166,7 @@ async fn tunnels_through_a_forward_proxy() {
                 access_log: vec![],
                 tunnel,
                 on_demand: None,
+                names: None,
             },
             vec![cluster("up", proxy, UpstreamHttp::Http1)],
         )

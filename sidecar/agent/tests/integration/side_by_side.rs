@@ -168,21 +168,32 @@ fn free_port() -> u16 {
 
 impl Pair {
     pub(crate) async fn new(m: HttpConnectionManager, clusters: Vec<Cluster>) -> Self {
-        Self::with(NetworkFilter::Http(Box::new(m)), Direction::Inbound, clusters).await
+        Self::with(NetworkFilter::Http(Box::new(m)), Direction::Inbound, false, clusters).await
     }
 
     /// A listener of bytes.
     pub(crate) async fn tcp(t: TcpProxy, clusters: Vec<Cluster>) -> Self {
-        Self::with(NetworkFilter::Tcp(t), Direction::Outbound, clusters).await
+        Self::with(NetworkFilter::Tcp(t), Direction::Outbound, false, clusters).await
     }
 
-    async fn with(filter: NetworkFilter, direction: Direction, clusters: Vec<Cluster>) -> Self {
+    /// A listener of bytes that looks at their SNI.
+    pub(crate) async fn sni(t: TcpProxy, clusters: Vec<Cluster>) -> Self {
+        Self::with(NetworkFilter::Tcp(t), Direction::Outbound, true, clusters).await
+    }
+
+    async fn with(
+        filter: NetworkFilter,
+        direction: Direction,
+        inspect_tls: bool,
+        clusters: Vec<Cluster>,
+    ) -> Self {
         let port = free_port();
         let pair = Self::start(
             Listener {
                 name: "l".into(),
                 address: SocketAddr::from(([127, 0, 0, 1], port)),
                 direction,
+                inspect_tls,
                 filter_chains: vec![FilterChain {
                     name: "c".into(),
                     matches: FilterChainMatch::default(),

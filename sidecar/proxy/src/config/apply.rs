@@ -176,6 +176,9 @@ impl Applier {
                             }
                         }
                         model::Discovery::OriginalDst => {}
+                        model::Discovery::ByName(hosts) => {
+                            new.find_by_name(hosts, &self.control, old.as_deref());
+                        }
                     }
                     slot.store(Some(Arc::clone(&new)));
                     new

@@ -144,6 +144,8 @@ pub(crate) enum HttpFilter {
     Cors,
     Fault,
     GrpcStats,
+    /// Names are resolved where a host is picked.
+    Names,
 }
 
 impl HttpFilter {
@@ -269,16 +271,21 @@ impl Listener {
         self.by_port.get(&Some(port)).or_else(|| self.by_port.get(&None)).map_or(&[], Vec::as_slice)
     }
 
-    /// Whether the choice of a chain at this destination depends on a ClientHello, and on HTTP detection.
+    /// Whether the choice of a chain at this destination, or of a host by it, depends on a ClientHello, and on HTTP
+    /// detection.
     pub(crate) fn inspection(&self, destination: SocketAddr) -> (bool, bool) {
-        let mut needs = (false, false);
+        let by_sni =
+            |c: &Chain| c.sni_cluster || matches!(&c.terminal, Terminal::Tcp(t) if t.config.names.is_some());
+        let mut needs = (self.default.as_deref().is_some_and(by_sni), false);
         for i in self.at_port(destination.port()) {
-            let m = &self.chains[*i].model.matches;
+            let chain = &self.chains[*i];
+            let m = &chain.model.matches;
             let http =
                 m.application_protocols.iter().any(|p| matches!(p.as_str(), "http/1.1" | "h2c" | "http/1.0"));
             needs.0 |= m.transport_protocol.is_some()
                 || !m.server_names.is_empty()
-                || !m.application_protocols.is_empty();
+                || !m.application_protocols.is_empty()
+                || by_sni(chain);
             needs.1 |= http;
         }
         (needs.0 && self.model.inspect_tls, needs.1 && self.model.inspect_http)
@@ -449,6 +456,7 @@ impl HttpManager {
                     model::HttpFilter::Compressor(c) => HttpFilter::Compressor(Arc::new(Compressor::new(c)?)),
                     model::HttpFilter::Buffer(n) => HttpFilter::Buffer(*n),
                     model::HttpFilter::StatefulSession(s) => HttpFilter::StatefulSession(Arc::clone(s)),
+                    model::HttpFilter::Names(_) => HttpFilter::Names,
                     model::HttpFilter::OnDemand(o) => HttpFilter::OnDemand(*o),
                     model::HttpFilter::Cors => HttpFilter::Cors,
                     model::HttpFilter::Fault => HttpFilter::Fault,
@@ -549,6 +557,7 @@ mod tests {
                 access_log: vec![],
                 tunnel: None,
                 on_demand: None,
+                names: None,
             })]
         };
         let chain = |name: &str, matches| model::FilterChain {

@@ -220,7 +220,7 @@ pub(crate) async fn run<D: Downstream>(
                     }
                 }
             }
-            HttpFilter::GrpcStats => {}
+            HttpFilter::GrpcStats | HttpFilter::Names => {}
         }
         if std::mem::take(&mut passed.reroute) {
             return Ok(Some(at + 1));

@@ -65,6 +65,7 @@ flags! {
     Upe = "UPE",
     Ut = "UT",
     Om = "OM",
+    Df = "DF",
 }
 
 /// Series remembered by a connection.

@@ -37,6 +37,7 @@ use crate::{
         connect::{ConnectError, Want, connect_for},
         host::{ActiveGuard, Host, HostAddr, now_ms},
         lb::stable_hash,
+        names::{self, NameError},
         pool::{self, Acquired, Pool},
     },
     worker::{Worker, connection::Connection},
@@ -60,6 +61,8 @@ pub(crate) struct Context<'a> {
 #[derive(Debug)]
 pub(super) enum TryError {
     NoHost,
+    /// The name that the request asks for leads nowhere.
+    Name(NameError),
     Overflow,
     Connect(ConnectError),
     Exchange(Failure),
@@ -523,6 +526,12 @@ impl<D: Downstream> Try<'_, D> {
         rec.host = None;
         let host = if self.cluster.config.discovery == mesh_model::proxy::Discovery::OriginalDst {
             crate::tcp::pick(conn, self.cluster, &[]).map_err(|_| TryError::NoHost)?
+        } else if let Some(names) = self.cluster.names() {
+            // Boxed, so that requests whose hosts are known do not carry it.
+            let found = Box::pin(names.of_authority(&self.head.authority)).await.map_err(TryError::Name)?;
+            names::next(&found, &state.tried)
+                .or_else(|| found.first().cloned())
+                .ok_or(TryError::Name(NameError::Unresolved))?
         } else {
             let tables = self.cluster.tables();
             let wanted = self.ctx.passed.session.as_ref().filter(|_| state.retries == 0);
@@ -662,6 +671,13 @@ fn failure(rec: &mut Record, e: &TryError, exhausted: bool) -> LocalReply {
     };
     match e {
         TryError::NoHost => reply(rec, Flag::Uh, "no_healthy_upstream", 503, "no healthy upstream".into()),
+        TryError::Name(e) => {
+            let (flag, body) = match e {
+                NameError::Full => (Flag::Uo, "DNS cache overflow"),
+                NameError::Invalid | NameError::Unresolved => (Flag::Df, "DNS resolution failure"),
+            };
+            reply(rec, flag, e.details(), 503, body.into())
+        }
         TryError::Overflow => {
             let mut r = reply(
                 rec,

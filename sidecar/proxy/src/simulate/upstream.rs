@@ -77,9 +77,12 @@ impl Simulation<'_> {
             model::Discovery::Static(a)
             | model::Discovery::StrictDns(a)
             | model::Discovery::LogicalDns(a) => Some(Arc::new(a.clone())),
-            model::Discovery::OriginalDst => {
+            model::Discovery::OriginalDst | model::Discovery::ByName(_) => {
                 self.out.endpoints.push(EndpointSeen {
-                    address: self.arrival.destination.to_string(),
+                    address: match &cluster.discovery {
+                        model::Discovery::ByName(n) => self.named(n, cluster.tls.is_some()),
+                        _ => self.arrival.destination.to_string(),
+                    },
                     locality: String::new(),
                     priority: 0,
                     weight: 1,
@@ -116,6 +119,25 @@ impl Simulation<'_> {
                 });
             }
         }
+    }
+}
+
+impl Simulation<'_> {
+    /// The host that the request, or else the SNI, asks for by name.
+    fn named(&self, hosts: &model::NamedHosts, tls: bool) -> String {
+        let hello = self.arrival.hello.as_ref();
+        let asked = match &self.arrival.request {
+            Some(r) => r.authority.as_str(),
+            None => hello.and_then(|h| h.sni.as_deref()).unwrap_or_default(),
+        };
+        let (name, port) = crate::upstream::names::split(asked);
+        let port = match (hosts.port, port) {
+            (0, Some(port)) => port,
+            (0, None) if tls => 443,
+            (0, None) => 80,
+            (own, _) => own,
+        };
+        authority(name, port)
     }
 }
 

@@ -242,7 +242,7 @@ async fn proxy(
     times: Times,
     logs: &[AccessLog],
 ) {
-    let result = match tcp::connect(conn, cluster, None, &mut record).await {
+    let result = match tcp::connect(conn, cluster, None, None, &mut record).await {
         Err(failure) => {
             record.status = 503;
             offer.refuse(503);

@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc, LazyLock, Mutex, PoisonError,
+        Arc, LazyLock, Mutex, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicU32, Ordering::Relaxed},
     },
     time::Duration,
@@ -11,12 +11,14 @@ use std::{
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use mesh_model::proxy as model;
+use tokio::runtime::Handle;
 
 use super::{
     connect::TlsTransport,
     health::Counts,
     host::{CHECKS, Check, Host, HostStats, now_ms, unique_id},
     lb::{LbConfig, LbTables, stable_hash},
+    names::Names,
     outlier,
     recent::Recent,
     silence::is_far,
@@ -178,6 +180,8 @@ pub(crate) struct Cluster {
     tables: ArcSwap<LbTables>,
     /// Guards rebuilding, never held while a request picks.
     members: Mutex<Members>,
+    /// Hosts that requests name, instead of members.
+    names: OnceLock<Arc<Names>>,
 }
 
 #[derive(Debug, Default)]
@@ -227,13 +231,6 @@ impl Cluster {
             tls: m.tls.clone().map(TlsTransport::new),
             hbone: m.hbone.then(|| stable_hash(format!("{:?}", m.tls).as_bytes())),
         }));
-        let same_transport = |a: &model::Cluster, b: &model::Cluster| {
-            a.tls == b.tls
-                && a.tls_matches == b.tls_matches
-                && a.http == b.http
-                && a.http2 == b.http2
-                && a.keepalive == b.keepalive
-        };
         let names =
             matches!(config.discovery, model::Discovery::StrictDns(_) | model::Discovery::LogicalDns(_));
         let this = Self {
@@ -244,6 +241,7 @@ impl Cluster {
             resolved: AtomicBool::new(!names),
             tables: ArcSwap::from_pointee(LbTables::default()),
             members: Mutex::new(Members::default()),
+            names: OnceLock::new(),
         };
         if let Some(p) = previous {
             let old = p.members.lock().unwrap_or_else(PoisonError::into_inner);
@@ -258,6 +256,23 @@ impl Cluster {
             }
         }
         this
+    }
+
+    /// Hosts are what names resolve to from here on. Those that are known stay, if they are reached the same way.
+    pub(crate) fn find_by_name(&self, hosts: &model::NamedHosts, control: &Handle, before: Option<&Cluster>) {
+        let known = before
+            .filter(|b| same_transport(&b.config, &self.config))
+            .and_then(Self::names)
+            .filter(|n| n.config() == hosts)
+            .cloned();
+        let tls = self.config.tls.is_some();
+        let names = known.unwrap_or_else(|| Names::new(control.clone(), hosts.clone(), tls));
+        let _ = self.names.set(names);
+    }
+
+    /// Where to find hosts by name, if that is how they are found.
+    pub(crate) fn names(&self) -> Option<&Arc<Names>> {
+        self.names.get()
     }
 
     /// How long a connection may take to be made.
@@ -578,6 +593,15 @@ impl Cluster {
             self.rebuild(&mut m);
         }
     }
+}
+
+/// Whether connections to hosts are made the same way.
+fn same_transport(a: &model::Cluster, b: &model::Cluster) -> bool {
+    a.tls == b.tls
+        && a.tls_matches == b.tls_matches
+        && a.http == b.http
+        && a.http2 == b.http2
+        && a.keepalive == b.keepalive
 }
 
 pub(super) fn millis(d: Duration) -> u64 {

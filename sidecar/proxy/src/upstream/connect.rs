@@ -88,7 +88,7 @@ impl TlsTransport {
 
     /// The server name that this host is asked for.
     pub(crate) fn server_name(&self, host: &Host) -> String {
-        server_name(&slotted(&self.spec.sni, host), host).to_str().into_owned()
+        server_name(&asked(&self.spec, host), host).to_str().into_owned()
     }
 
     pub(crate) fn new(spec: model::UpstreamTls) -> Self {
@@ -238,7 +238,7 @@ async fn connect_now(
     };
     let Some(tls) = tls else { return Ok(Io::Plain(transport)) };
     let config = tls.config(&worker.secrets, want)?;
-    let name = server_name(&slotted(&tls.spec.sni, host), host);
+    let name = server_name(&asked(&tls.spec, host), host);
     let mut stream = tokio_rustls::TlsConnector::from(config)
         .connect(name, transport.below_tls())
         .await
@@ -264,6 +264,14 @@ fn keepalive(k: model::TcpKeepalive) -> socket2::TcpKeepalive {
 
 /// Longest DNS name in a server name.
 const MAX_NAME: usize = 253;
+
+/// The server name that a host is asked for.
+fn asked<'a>(tls: &'a model::UpstreamTls, host: &'a Host) -> Cow<'a, str> {
+    match &host.name {
+        Some(name) if tls.by_name && tls.sni.is_empty() => Cow::Borrowed(name),
+        _ => slotted(&tls.sni, host),
+    }
+}
 
 /// The server name of an endpoint: its slot goes before what is the same for all, where there is room.
 fn slotted<'a>(sni: &'a str, host: &Host) -> Cow<'a, str> {

@@ -34,6 +34,19 @@ pub(crate) async fn refresh(cluster: Weak<Cluster>, authored: model::LoadAssignm
     }
 }
 
+/// The addresses of a name, in order.
+pub(super) async fn addresses(name: &str, port: u16) -> std::io::Result<Vec<IpAddr>> {
+    let found = tokio::time::timeout(TIMEOUT, tokio::net::lookup_host((name, port))).await??;
+    let mut ips: Vec<IpAddr> = found.map(|a| a.ip()).collect();
+    ips.sort_unstable();
+    ips.dedup();
+    // IPv4 first where both exist, as Envoy's AUTO would on hosts without IPv6 routes.
+    if ips.iter().any(IpAddr::is_ipv4) {
+        ips.retain(IpAddr::is_ipv4);
+    }
+    Ok(ips)
+}
+
 async fn resolve(authored: &model::LoadAssignment, one: bool) -> (model::LoadAssignment, bool) {
     let mut out = authored.clone();
     let mut complete = true;
@@ -44,27 +57,16 @@ async fn resolve(authored: &model::LoadAssignment, one: bool) -> (model::LoadAss
                 endpoints.push(e.clone());
                 continue;
             }
-            match tokio::time::timeout(TIMEOUT, tokio::net::lookup_host((e.address.as_str(), e.port))).await {
-                Ok(Ok(found)) => {
-                    let mut ips: Vec<IpAddr> = found.map(|a| a.ip()).collect();
-                    ips.sort_unstable();
-                    ips.dedup();
-                    // IPv4 first where both exist, as Envoy's AUTO would on hosts without IPv6 routes.
-                    if ips.iter().any(IpAddr::is_ipv4) {
-                        ips.retain(IpAddr::is_ipv4);
-                    }
+            match addresses(&e.address, e.port).await {
+                Ok(ips) => {
                     let n = if one { 1 } else { MAX_ADDRESSES };
-                    endpoints.extend(
-                        ips.into_iter()
-                            .take(n)
-                            .map(|ip| model::LbEndpoint { address: ip.to_string(), ..e.clone() }),
-                    );
+                    let at = |ip: IpAddr| model::LbEndpoint { address: ip.to_string(), ..e.clone() };
+                    endpoints.extend(ips.into_iter().take(n).map(at));
                 }
-                Ok(Err(error)) => {
+                Err(error) => {
                     tracing::debug!(name = %e.address, %error, "cannot resolve");
                     complete = false;
                 }
-                Err(_) => complete = false,
             }
         }
         l.endpoints = endpoints;

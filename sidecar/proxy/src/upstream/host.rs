@@ -248,6 +248,8 @@ pub(crate) struct Host {
     pub(crate) workload: WorkloadMeta,
     pub(crate) check: Option<Box<model::EndpointCheck>>,
     pub(crate) slots: model::Slots,
+    /// The name by which it was found.
+    pub(crate) name: Option<Arc<str>>,
     pub(crate) stats: Arc<HostStats>,
 }
 
@@ -285,6 +287,7 @@ impl Host {
             workload: WorkloadMeta::parse(&e.workload),
             check: e.check.clone(),
             slots: e.slots.clone(),
+            name: None,
             stats: stats.unwrap_or_else(|| {
                 let new = HostStats::new();
                 new.healthy_since.store(now_ms(), Relaxed);
@@ -306,8 +309,19 @@ impl Host {
             workload: WorkloadMeta::default(),
             check: None,
             slots: model::Slots::None,
+            name: None,
             stats: HostStats::new(),
         }
+    }
+
+    /// A host outside of any assignment that a name resolved to.
+    pub(crate) fn named(addr: SocketAddr, name: &Arc<str>) -> Self {
+        Self { name: Some(Arc::clone(name)), ..Self::original(addr) }
+    }
+
+    /// Whether it is there.
+    pub(crate) fn is_at(&self, addr: SocketAddr) -> bool {
+        self.addr == HostAddr::Socket(addr)
     }
 
     /// The host as its checks see it, which may be another port or address.
@@ -333,6 +347,7 @@ impl Host {
             check: self.check.clone(),
             slots: self.slots.clone(),
             stats: Arc::clone(&self.stats),
+            name: self.name.clone(),
             ..*self
         }
     }

@@ -250,6 +250,7 @@ pub(crate) fn tcp_filter(cluster: &str) -> NetworkFilter {
         access_log: vec![],
         tunnel: None,
         on_demand: None,
+        names: None,
     })
 }
 
@@ -578,6 +579,7 @@ pub(crate) fn upstream_mtls(sni: &str, san: &str, alpn: &[&str]) -> UpstreamTls 
         certificate: Some(SecretRef::Sds("default".into())),
         validation: validation(&[san]),
         sni: sni.into(),
+        by_name: false,
         alpn: alpn.iter().map(|s| (*s).to_owned()).collect(),
     }
 }

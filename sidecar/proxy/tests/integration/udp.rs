@@ -370,6 +370,7 @@ async fn a_host_that_is_reached_with_tls_gets_nothing_in_clear() {
         certificate: None,
         validation: Validation { trusted: None, sans: vec![], crl: None },
         sni: String::new(),
+        by_name: false,
         alpn: vec![],
     }));
     let p = proxy(&[], UdpProxy::to(C)).cluster(c).run();
