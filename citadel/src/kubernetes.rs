@@ -164,5 +164,15 @@ fn reviewed(answer: &Value) -> Result<(String, String), AuthorityError> {
     account(status["user"]["username"].as_str().unwrap_or_default())
 }
 
+/// Whom a review of any content proves is whom it names, and for us.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz_review(data: &[u8]) {
+    let Ok(answer) = serde_json::from_slice::<Value>(data) else { return };
+    if let Ok((namespace, name)) = reviewed(&answer) {
+        assert_eq!(answer["status"]["authenticated"], true);
+        assert_eq!(answer["status"]["user"]["username"], format!("system:serviceaccount:{namespace}:{name}"));
+    }
+}
+
 #[cfg(test)]
 mod tests;

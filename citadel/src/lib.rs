@@ -12,6 +12,8 @@ mod announcement;
 pub mod audit;
 pub mod authority;
 mod csr;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod kubernetes;
 mod legacy;
 pub mod probe;

@@ -18,6 +18,8 @@ mod check;
 mod de;
 pub mod debug;
 mod document;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod galley;
 mod metrics;
 mod node;

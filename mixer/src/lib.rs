@@ -15,6 +15,8 @@ mod adapters;
 mod config;
 mod dispatch;
 mod expr;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod mixer;
 mod server;
 

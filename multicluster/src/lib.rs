@@ -14,6 +14,8 @@ mod declared;
 mod dial;
 pub mod exchange;
 mod federate;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod join;
 mod link;
 pub mod membership;

@@ -181,6 +181,13 @@ fn checksum(payload: &str) -> String {
     hex(&digest(&SHA256, payload.as_bytes()).as_ref()[..8])
 }
 
+/// A token of any payload, with the checksum that fits.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn frame(json: &str) -> String {
+    let payload = URL_SAFE_NO_PAD.encode(json);
+    format!("{PREFIX}.{payload}.{}", checksum(&payload))
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

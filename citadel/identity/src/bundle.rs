@@ -333,7 +333,7 @@ mod tests {
     /// The corpus of the fuzz target; the name says whether it is a bundle.
     #[test]
     fn the_corpus_is_what_it_is_called() {
-        let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz/corpus/bundle");
+        let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/../../e2e/fuzz/corpus/bundle");
         let (mut good, mut bad) = (0, 0);
         for file in std::fs::read_dir(dir).unwrap() {
             let file = file.unwrap();

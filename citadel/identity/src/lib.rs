@@ -10,6 +10,8 @@
 
 mod bundle;
 mod error;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod offer;
 mod peer;
 mod pinned;

@@ -12,6 +12,8 @@
 
 mod answer;
 mod forward;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod metrics;
 mod names;
 mod server;

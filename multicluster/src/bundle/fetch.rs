@@ -60,7 +60,7 @@ impl BundleUrl {
     }
 
     /// Where a `Location` of this endpoint's leads.
-    fn redirected(&self, location: &str) -> Result<Self, FetchError> {
+    pub(crate) fn redirected(&self, location: &str) -> Result<Self, FetchError> {
         if location.starts_with('/') && !location.starts_with("//") {
             let authority = self.uri.authority().map_or("", |a| a.as_str());
             return Self::parse(&format!("https://{authority}{location}"));

@@ -10,6 +10,8 @@
 
 mod config;
 mod engine;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod http;
 mod io;
 mod listener;

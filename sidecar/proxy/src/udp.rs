@@ -15,7 +15,7 @@
 //! A gateway passes such connections on without ending them ([`relay`]).
 
 pub(crate) mod carrier;
-mod initial;
+pub(crate) mod initial;
 pub(crate) mod inner;
 pub(crate) mod relay;
 mod session;

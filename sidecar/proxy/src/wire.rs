@@ -259,6 +259,26 @@ pub(crate) fn unframe(body: &[u8]) -> Result<&[u8], WireError> {
     (head[0] == 0 && message.len() == length as usize).then_some(message).ok_or(WireError)
 }
 
+/// A message in fields, and a `Struct`, which is written as it was read.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz(data: &[u8]) {
+    let mut sizes = 0;
+    let all = read(data, |_, f| {
+        sizes += f.bytes().len();
+        Ok(())
+    });
+    assert!(sizes <= data.len());
+    if let Ok(s) = read_struct(data) {
+        assert!(all.is_ok());
+        let mut w = Writer::default();
+        w.fields(&s);
+        assert_eq!(read_struct(&w.into_bytes()), Ok(s));
+    }
+    if let Ok(message) = unframe(data) {
+        assert_eq!(message, &data[5..]);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;

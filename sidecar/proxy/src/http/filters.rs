@@ -33,6 +33,15 @@ use crate::{
     worker::connection::Connection,
 };
 
+/// A request to change in every way.
+#[cfg(any(test, fuzzing))]
+fn fuzz_head() -> RequestHead {
+    let mut headers = Headers::default();
+    headers.push(b"authorization", b"x");
+    headers.push_id(HeaderId::Cookie, b"a=1");
+    super::client::head(Method::POST, "a.test", "/p?q=1&r", headers, 3)
+}
+
 /// What filters decided about a request that goes on.
 #[derive(Default)]
 pub(crate) struct Passed {

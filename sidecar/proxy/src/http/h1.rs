@@ -2,7 +2,9 @@
 
 pub(crate) mod body;
 pub(crate) mod client;
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
+#[cfg(any(test, fuzzing))]
 mod oracle;
 pub(crate) mod parse;
 pub(crate) mod server;

@@ -9,6 +9,8 @@
 //! connection has no memory that a client could fill.
 
 mod frame;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod head;
 mod qpack;
 pub(crate) mod server;

@@ -6,7 +6,7 @@ use http::Method;
 use tokio::{sync::Notify, time::Instant};
 
 use super::{
-    h1::parse::{is_authority, is_path},
+    h1::parse::{content_length, is_authority, is_path},
     headers::{HeaderId, Headers, list_has},
     message::{BodyKind, RequestHead, Version},
 };
@@ -68,6 +68,10 @@ pub(crate) fn head(
         (None, Some(h)) => h,
         _ => return Err(400),
     };
+    // A protocol is what an extended CONNECT asks for, and nobody else (RFC 8441 section 4).
+    if protocol.is_some() && method != Method::CONNECT {
+        return Err(400);
+    }
     let tunnel = method == Method::CONNECT && protocol.is_none();
     let path_ok = match path {
         "" => tunnel,
@@ -78,8 +82,9 @@ pub(crate) fn head(
         return Err(400);
     }
     let lengths = headers.count_id(HeaderId::ContentLength);
+    // Digits and nothing else, since HTTP/1 has it as it came: `parse` would take a sign.
     let length =
-        headers.str_id(HeaderId::ContentLength).map(str::parse::<u64>).transpose().map_err(|_| 400u16)?;
+        headers.get_id(HeaderId::ContentLength).map(content_length).transpose().map_err(|_| 400u16)?;
     if lengths > 1 {
         return Err(400);
     }

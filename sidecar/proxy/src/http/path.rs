@@ -21,8 +21,18 @@ pub(crate) enum Then {
 
 /// Normalises a path and query in place, as a connection manager wants it.
 pub(crate) fn normalize(path: &mut String, c: &HttpConnectionManager) -> Result<Then, Ambiguous> {
-    let then = slashes(path, c.escaped_slashes)?;
-    base(path, c.normalize_path, c.merge_slashes)?;
+    by(path, c.escaped_slashes, c.normalize_path, c.merge_slashes)
+}
+
+/// The same by its settings: escaped slashes, dot segments, and whether slashes are merged.
+pub(crate) fn by(
+    path: &mut String,
+    escaped: EscapedSlashes,
+    dots: bool,
+    merge: bool,
+) -> Result<Then, Ambiguous> {
+    let then = slashes(path, escaped)?;
+    base(path, dots, merge)?;
     Ok(then)
 }
 
@@ -100,30 +110,29 @@ fn base(path: &mut String, dots: bool, merge: bool) -> Result<(), Ambiguous> {
 }
 
 fn decode(p: &str) -> Result<String, Ambiguous> {
-    let mut out = String::with_capacity(p.len());
     let b = p.as_bytes();
+    let mut out = Vec::with_capacity(b.len());
     let mut i = 0;
     while i < b.len() {
         match b[i] {
-            b'\\' => out.push('/'),
+            b'\\' => out.push(b'/'),
             b'%' => {
                 let hex = |at: usize| b.get(at).and_then(|c| (*c as char).to_digit(16));
                 let (Some(h), Some(l)) = (hex(i + 1), hex(i + 2)) else { return Err(Ambiguous) };
                 let c = (h * 16 + l) as u8;
                 match c {
                     0 => return Err(Ambiguous),
-                    c if c.is_ascii_alphanumeric() || matches!(c, b'-' | b'.' | b'_' | b'~') => {
-                        out.push(c as char)
-                    }
-                    _ => out.push_str(&p[i..i + 3].to_ascii_uppercase()),
+                    c if c.is_ascii_alphanumeric() || matches!(c, b'-' | b'.' | b'_' | b'~') => out.push(c),
+                    _ => out.extend(b[i..i + 3].iter().map(u8::to_ascii_uppercase)),
                 }
                 i += 2;
             }
-            c => out.push(c as char),
+            c => out.push(c),
         }
         i += 1;
     }
-    Ok(out)
+    // Only characters of ASCII were changed.
+    String::from_utf8(out).map_err(|_| Ambiguous)
 }
 
 fn remove_dots(p: &str) -> Result<String, Ambiguous> {
@@ -174,6 +183,7 @@ mod tests {
             ("//a///b", Some("/a/b")),
             ("/a%20b%c3%a4", Some("/a%20b%C3%A4")),
             ("/.hidden", Some("/.hidden")),
+            ("/\u{e4}%2e", Some("/\u{e4}.")),
             ("*", Some("*")),
         ] {
             let mut p = path.to_owned();

@@ -266,7 +266,7 @@ fn stream_end(ctx: &Context<'_>, head: &RequestHead, rec: &Record) -> Option<Ins
 }
 
 /// `grpc-timeout`: up to eight digits and a unit (gRPC over HTTP/2).
-fn grpc_timeout(v: &[u8]) -> Option<Duration> {
+pub(crate) fn grpc_timeout(v: &[u8]) -> Option<Duration> {
     let (unit, digits) = v.split_last()?;
     if digits.is_empty() || digits.len() > 8 || !digits.iter().all(u8::is_ascii_digit) {
         return None;

@@ -319,5 +319,7 @@ fn seal(keys: &DirectionalKeys, to: &Id, from: &Id, number: u32, mut payload: Ve
     Some(packet)
 }
 
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 #[cfg(test)]
 mod tests;

@@ -124,8 +124,9 @@ fn binary(v: &[u8]) -> Option<Report> {
             _ => return Ok(()),
         };
         match value {
+            _ if out.len() >= MAX_METRICS => {}
             Field::Double(d) => out.push((name.to_owned(), d)),
-            Field::Bytes(entry) if out.len() < MAX_METRICS => {
+            Field::Bytes(entry) => {
                 let (mut key, mut metric) = (String::new(), 0.0);
                 wire::read(entry, |field, value| {
                     match (field, value) {
@@ -145,7 +146,7 @@ fn binary(v: &[u8]) -> Option<Report> {
     Some(out)
 }
 
-/// Requests in a second by utilisation; reports that lack either say nothing.
+/// Requests in a second by utilisation; reports that lack either say nothing, and neither do numbers whose quotient is none.
 fn weight(r: &Report, u: &UtilizationLb) -> Option<f64> {
     let get = |name: &str| {
         let found = r.iter().find(|(k, _)| k == name).map_or(0.0, |(_, v)| *v);
@@ -159,7 +160,22 @@ fn weight(r: &Report, u: &UtilizationLb) -> Option<f64> {
     }
     let penalty = get("eps").max(0.0) / rate * f64::from(u.error_penalty) / 100.0;
     let utilization = own.unwrap_or(0.0) + penalty;
-    (utilization > 0.0).then(|| rate / utilization).filter(|w| w.is_finite())
+    (utilization > 0.0).then(|| rate / utilization).filter(|w| w.is_normal())
+}
+
+/// A report in every form: bounded, and a weight that can be one.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz(data: &[u8]) {
+    let u = UtilizationLb { metrics: vec!["named_metrics.a".into()], ..UtilizationLb::default() };
+    let encoded = STANDARD.encode(data);
+    for (name, value) in [(REPORT, data), (REPORT_BIN, data), (REPORT_BIN, encoded.as_bytes())] {
+        let mut headers = Headers::default();
+        headers.push(name, value);
+        if let Some(report) = read(&headers) {
+            assert!(report.len() <= 2 * MAX_METRICS, "{} metrics", report.len());
+            assert!(weight(&report, &u).is_none_or(|w| w.is_normal() && w > 0.0));
+        }
+    }
 }
 
 #[cfg(test)]

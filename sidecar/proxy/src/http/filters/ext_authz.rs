@@ -272,7 +272,7 @@ fn may_change(name: &[u8]) -> bool {
     let id = HeaderId::of(name);
     http::HeaderName::from_bytes(name).is_ok()
         && !id.is_hop_by_hop()
-        && !matches!(id, HeaderId::Host | HeaderId::ContentLength)
+        && !matches!(id, HeaderId::Host | HeaderId::ContentLength | HeaderId::Expect)
 }
 
 fn change(headers: &mut Headers, changes: Vec<(Change, String, Vec<u8>)>) {
@@ -308,6 +308,26 @@ fn query(head: &mut RequestHead, set: &[(String, String)], remove: &[String]) {
     head.path = if parts.is_empty() { path.to_owned() } else { format!("{path}?{}", parts.join("&")) };
 }
 
+/// An answer: what is refused has a status that can be sent, and what cannot be read is no yes.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz(data: &[u8]) {
+    match grpc::verdict(data) {
+        // Whatever it changes, it stays one request.
+        Verdict::Yes(yes) => {
+            let mut head = super::fuzz_head();
+            yes.remove
+                .iter()
+                .filter(|n| may_change(n.as_bytes()))
+                .for_each(|n| head.headers.remove(n.as_bytes()));
+            change(&mut head.headers, yes.headers);
+            query(&mut head, &yes.query_set, &yes.query_remove);
+            crate::http::h1::fuzz::forward(&head, &[]);
+        }
+        Verdict::No(no) => assert!(no.body.len() <= data.len()),
+        Verdict::Error(e) => assert!(!e.is_empty()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -328,6 +348,7 @@ mod tests {
                 c(Change::Set, ":path", b"/admin"),
                 c(Change::Set, "Host", b"evil"),
                 c(Change::Set, "transfer-encoding", b"chunked"),
+                c(Change::Set, "expect", b"tea"),
                 c(Change::AddIfAbsent, "d", b"4"),
             ],
         );

@@ -306,3 +306,31 @@ const NO_LIMIT: Duration = Duration::from_secs(1 << 30);
 
 /// The empty piece.
 const EMPTY: Bytes = Bytes::new();
+
+/// An answer: whatever it changes, the request stays one, and what it says of a body is a part of it.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz(data: &[u8]) {
+    let data = bytes::Bytes::copy_from_slice(data);
+    let Ok(answer) = wire::answer(&data) else { return };
+    let changes = match &answer.said {
+        wire::Said::Change(_, c) => {
+            assert!(c.body.as_ref().is_none_or(|b| b.len() <= data.len()));
+            &c.headers
+        }
+        wire::Said::Immediate(i) => {
+            assert!(i.body.len() <= data.len());
+            &i.headers
+        }
+        wire::Said::Nothing => return,
+    };
+    let mut head = super::fuzz_head();
+    let _ = mutate::apply(changes, &mutate::Rules::default(), &mut head);
+    crate::http::h1::fuzz::forward(&head, &[]);
+    let mut head = crate::http::message::ResponseHead {
+        status: 200,
+        headers: head.headers,
+        body: crate::http::message::BodyKind::Stream,
+    };
+    let _ = mutate::apply(changes, &mutate::Rules::default(), &mut head);
+    assert!((200..600).contains(&head.status));
+}

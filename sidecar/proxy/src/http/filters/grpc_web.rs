@@ -113,6 +113,31 @@ impl Encode for Web {
     }
 }
 
+/// Text in any pieces is what it is as a whole, and what is written is read.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz(data: &[u8]) {
+    let read = |text: &[u8], step: usize| {
+        let (mut from, mut out) = (FromText(BytesMut::new()), Vec::new());
+        for piece in text.chunks(step.max(1)) {
+            out.extend_from_slice(&from.data(Bytes::copy_from_slice(piece)).ok()?);
+            assert!(from.0.len() < 4);
+        }
+        from.finish().ok().map(|()| out)
+    };
+    let step = usize::from(data.first().copied().unwrap_or_default() & 15);
+    assert_eq!(read(data, step), read(data, data.len()));
+    let web = Web { text: true, foreign: false };
+    let mut text = Vec::new();
+    for piece in data.chunks(step.max(1)) {
+        text.extend_from_slice(&web.piece(Bytes::copy_from_slice(piece)));
+    }
+    assert_eq!(read(&text, 7).as_deref(), Some(data));
+    let mut trailers = Headers::default();
+    trailers.push(b"grpc-message", data);
+    let (frame, _) = Web { text: false, foreign: false }.finish(Some(&trailers));
+    assert_eq!(frame[1..5], u32::try_from(frame.len() - 5).unwrap().to_be_bytes());
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

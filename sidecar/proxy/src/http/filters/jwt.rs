@@ -607,5 +607,31 @@ fn denied(head: &RequestHead, status: Status, rec: &mut Record) -> LocalReply {
     reply
 }
 
+/// The header and claims of a token, or a key set behind an empty line: a token is what its parts say, and no key set of
+/// a stranger says yes to it.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz(data: &[u8]) {
+    use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    let (first, rest) = text.split_once('\n').unwrap_or((text, ""));
+    let (second, keys) = rest.split_once('\n').unwrap_or((rest, first));
+    let built = format!("{}.{}.AAAA", URL_SAFE_NO_PAD.encode(first), URL_SAFE_NO_PAD.encode(second));
+    for raw in [first, built.as_str()] {
+        let Ok(t) = token::parse(raw) else { continue };
+        assert!(raw.starts_with(t.signed) && raw.split('.').count() == 3);
+        assert!(t.claims.expires.is_none_or(|e| serde_json::to_string(&e).is_ok()));
+        if let Ok(set) = KeySet::parse(keys) {
+            assert!(set.verify(&t).is_err(), "a signature of three zero bytes");
+        }
+        let claims = t.claims.clone();
+        let v = t.into_verified(&["scope".to_owned()]);
+        assert_eq!(v.claims, claims);
+        assert!(v.payload.is_object() && v.metadata.is_object());
+        let again = URL_SAFE_NO_PAD.decode(v.payload_base64.as_bytes()).unwrap();
+        assert_eq!(serde_json::from_slice::<serde_json::Value>(&again).unwrap(), *v.payload);
+    }
+    let _ = KeySet::parse(text);
+}
+
 #[cfg(test)]
 mod tests;

@@ -98,6 +98,18 @@ impl Session {
     }
 }
 
+/// A cookie of any text: what it names is what would be put into a new one.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz(data: &[u8]) {
+    for text in [std::str::from_utf8(data).unwrap_or_default().to_owned(), STANDARD.encode(data)] {
+        if let Some(host) = from_cookie(&text) {
+            let mut w = Writer::default();
+            w.text(1, host.to_string().as_bytes());
+            assert_eq!(from_cookie(&STANDARD.encode(w.into_bytes())), Some(host));
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -76,6 +76,54 @@ impl H1Conn {
     }
 }
 
+/// Writes the head of a request as a server is to read it; what follows is written with the encoder.
+pub(super) fn write_head(head: &RequestHead, out: &mut Vec<u8>) -> Encoder {
+    let upgrade = head.upgrade.is_some();
+    let connect = head.method == Method::CONNECT && !upgrade;
+    // An extended CONNECT of HTTP/2 is a GET with Upgrade here (RFC 8441 section 5).
+    let method = if upgrade && head.method == Method::CONNECT { "GET" } else { head.method.as_str() };
+    out.extend_from_slice(method.as_bytes());
+    out.push(b' ');
+    out.extend_from_slice(if connect { head.authority.as_bytes() } else { head.path.as_bytes() });
+    out.extend_from_slice(b" HTTP/1.1\r\nhost: ");
+    out.extend_from_slice(head.authority.as_bytes());
+    out.extend_from_slice(b"\r\n");
+    head.headers.write_h1(out);
+    if let Some(u) = &head.upgrade {
+        out.extend_from_slice(b"connection: Upgrade\r\nupgrade: ");
+        out.extend_from_slice(u.as_bytes());
+        out.extend_from_slice(b"\r\n");
+        if !head.headers.has(HeaderId::SecWebSocketKey) && u == "websocket" {
+            // HTTP/2 has no key; any sixteen bytes will do (RFC 6455 section 4.1), the peer's answer is not passed back to a client that
+            // could check it.
+            out.extend_from_slice(b"sec-websocket-key: RmxvdGlsbGEgV2ViU29jaw==\r\n");
+        }
+    }
+    let encoder = match head.body {
+        BodyKind::Stream if upgrade || connect => Encoder::Raw,
+        BodyKind::Empty => {
+            if !head.headers.has(HeaderId::ContentLength)
+                && matches!(head.method, Method::POST | Method::PUT | Method::PATCH)
+            {
+                out.extend_from_slice(b"content-length: 0\r\n");
+            }
+            Encoder::Empty
+        }
+        BodyKind::Length(n) => {
+            if !head.headers.has(HeaderId::ContentLength) {
+                out.extend_from_slice(format!("content-length: {n}\r\n").as_bytes());
+            }
+            Encoder::Length(n)
+        }
+        BodyKind::Stream => {
+            out.extend_from_slice(b"transfer-encoding: chunked\r\n");
+            Encoder::Chunked
+        }
+    };
+    out.extend_from_slice(b"\r\n");
+    encoder
+}
+
 /// One request on a connection.
 pub(crate) struct H1Exchange {
     inner: RefCell<Inner>,
@@ -101,50 +149,7 @@ struct Inner {
 impl H1Exchange {
     /// Writes the head into the connection's buffer; [`Self::poll_flush`] sends it.
     pub(crate) fn start(mut conn: Box<H1Conn>, head: &RequestHead) -> Self {
-        let upgrade = head.upgrade.is_some();
-        let connect = head.method == Method::CONNECT && !upgrade;
-        let out = &mut conn.write.buf;
-        // An extended CONNECT of HTTP/2 is a GET with Upgrade here (RFC 8441 section 5).
-        let method = if upgrade && head.method == Method::CONNECT { "GET" } else { head.method.as_str() };
-        out.extend_from_slice(method.as_bytes());
-        out.push(b' ');
-        out.extend_from_slice(if connect { head.authority.as_bytes() } else { head.path.as_bytes() });
-        out.extend_from_slice(b" HTTP/1.1\r\nhost: ");
-        out.extend_from_slice(head.authority.as_bytes());
-        out.extend_from_slice(b"\r\n");
-        head.headers.write_h1(out);
-        if let Some(u) = &head.upgrade {
-            out.extend_from_slice(b"connection: Upgrade\r\nupgrade: ");
-            out.extend_from_slice(u.as_bytes());
-            out.extend_from_slice(b"\r\n");
-            if !head.headers.has(HeaderId::SecWebSocketKey) && u == "websocket" {
-                // HTTP/2 has no key; any sixteen bytes will do (RFC 6455 section 4.1), the peer's answer is not passed back to a client that
-                // could check it.
-                out.extend_from_slice(b"sec-websocket-key: RmxvdGlsbGEgV2ViU29jaw==\r\n");
-            }
-        }
-        let encoder = match head.body {
-            BodyKind::Stream if upgrade || connect => Encoder::Raw,
-            BodyKind::Empty => {
-                if !head.headers.has(HeaderId::ContentLength)
-                    && matches!(head.method, Method::POST | Method::PUT | Method::PATCH)
-                {
-                    out.extend_from_slice(b"content-length: 0\r\n");
-                }
-                Encoder::Empty
-            }
-            BodyKind::Length(n) => {
-                if !head.headers.has(HeaderId::ContentLength) {
-                    out.extend_from_slice(format!("content-length: {n}\r\n").as_bytes());
-                }
-                Encoder::Length(n)
-            }
-            BodyKind::Stream => {
-                out.extend_from_slice(b"transfer-encoding: chunked\r\n");
-                Encoder::Chunked
-            }
-        };
-        out.extend_from_slice(b"\r\n");
+        let encoder = write_head(head, &mut conn.write.buf);
         if let Some(l) = &conn.link {
             l.said();
         }
@@ -153,7 +158,7 @@ impl H1Exchange {
             inner: RefCell::new(Inner {
                 conn,
                 method: head.method.clone(),
-                upgrade,
+                upgrade: head.upgrade.is_some(),
                 request_done: encoder == Encoder::Empty,
                 encoder,
                 decoder: Decoder::Raw,

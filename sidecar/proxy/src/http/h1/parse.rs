@@ -277,7 +277,8 @@ pub(crate) fn response(buf: &[u8], method: &Method) -> Result<ParsedResponse, He
     })
 }
 
-fn content_length(value: &[u8]) -> Result<u64, HeadError> {
+/// A length: digits alone.
+pub(crate) fn content_length(value: &[u8]) -> Result<u64, HeadError> {
     if value.is_empty() || value.len() > 19 || !value.iter().all(u8::is_ascii_digit) {
         return Err(HeadError::ContentLength);
     }
@@ -380,6 +381,8 @@ pub(crate) fn is_authority(s: &str) -> bool {
             Some((addr, rest)) if addr.parse::<std::net::Ipv6Addr>().is_ok() => rest,
             _ => return false,
         },
+        // Brackets belong to IPv6 addresses.
+        None if s.contains(['[', ']']) => return false,
         None => match s.find(':') {
             Some(at) => &s[at..],
             None => "",
@@ -470,6 +473,7 @@ mod tests {
             ("host list", b"GET / HTTP/1.1\r\nHost: a, b\r\n\r\n", 400),
             ("host user", b"GET / HTTP/1.1\r\nHost: u@a\r\n\r\n", 400),
             ("host path", b"GET / HTTP/1.1\r\nHost: a/b\r\n\r\n", 400),
+            ("host bracket", b"GET / HTTP/1.1\r\nHost: a]\r\n\r\n", 400),
             ("host port", b"GET / HTTP/1.1\r\nHost: a:99999\r\n\r\n", 400),
             ("fragment", b"GET /a#b HTTP/1.1\r\nHost: a\r\n\r\n", 400),
             ("target", b"GET a HTTP/1.1\r\nHost: a\r\n\r\n", 400),

@@ -187,6 +187,10 @@ pub(crate) fn head(
     parts: &http::request::Parts,
     recv: &RecvStream,
 ) -> Result<RequestHead, u16> {
+    translate(parts, conn.tls, recv.is_end_stream())
+}
+
+pub(super) fn translate(parts: &http::request::Parts, https: bool, ended: bool) -> Result<RequestHead, u16> {
     if parts.headers.len() > MAX_FIELDS {
         return Err(431);
     }
@@ -212,7 +216,7 @@ pub(crate) fn head(
         path,
         protocol,
     };
-    mux::head(Version::Http2, conn.tls, target, headers, recv.is_end_stream())
+    mux::head(Version::Http2, https, target, headers, ended)
 }
 
 struct H2Down {

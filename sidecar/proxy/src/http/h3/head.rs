@@ -233,6 +233,7 @@ mod tests {
         with(&[("x y", "a")]);
         with(&[("", "a")]);
         with(&[("content-length", "1")]);
+        with(&[("content-length", "+0")]);
         with(&[("content-length", "0"), ("content-length", "0")]);
         bad(&[GET[0], GET[1], GET[2], ("x", "1"), GET[3]]);
         bad(&[GET[0], ("x", "1"), GET[1], GET[2], GET[3]]);

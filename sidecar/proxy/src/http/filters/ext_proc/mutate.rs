@@ -158,9 +158,11 @@ pub(super) fn apply(m: &Mutation, rules: &Rules, to: &mut dyn Head) -> Result<u6
     Ok(ignored)
 }
 
-/// Names that belong to one connection: this proxy's to write, whatever the rules say.
+/// Names that belong to one connection, and what asks for an answer before the answer: this proxy's to write, whatever
+/// the rules say.
 fn framing(name: &str) -> bool {
-    HeaderId::of(name.as_bytes()).is_hop_by_hop()
+    let id = HeaderId::of(name.as_bytes());
+    id.is_hop_by_hop() || id == HeaderId::Expect
 }
 
 #[cfg(test)]

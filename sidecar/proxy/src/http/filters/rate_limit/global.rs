@@ -125,10 +125,23 @@ impl GlobalRateLimit {
     }
 }
 
+/// An answer: whatever it adds to the request, it stays one.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz(data: &[u8]) {
+    let Ok(v) = decode(data) else { return };
+    let mut head = crate::http::filters::fuzz_head();
+    push_all(&mut head.headers, &v.request_headers);
+    crate::http::h1::fuzz::forward(&head, &[]);
+    let mut headers = Headers::default();
+    numbers(&v.statuses, &mut headers);
+    assert!(headers.iter().all(|(_, _, v)| http::HeaderValue::from_bytes(v).is_ok()));
+}
+
 fn push_all(to: &mut Headers, list: &[(String, Vec<u8>)]) {
     for (n, v) in list {
         let id = HeaderId::of(n.as_bytes());
-        let framing = id.is_hop_by_hop() || matches!(id, HeaderId::ContentLength | HeaderId::Host);
+        let framing =
+            id.is_hop_by_hop() || matches!(id, HeaderId::ContentLength | HeaderId::Host | HeaderId::Expect);
         if !framing
             && http::HeaderName::from_bytes(n.as_bytes()).is_ok()
             && http::HeaderValue::from_bytes(v).is_ok()
