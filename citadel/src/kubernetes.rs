@@ -63,6 +63,7 @@ impl IssuerUrl {
     /// As for [`Url::parse`].
     pub fn parse(s: &str) -> Result<Self, String> {
         match s.split_once("=http") {
+            None if s.ends_with('=') => Err("names nothing after =".into()),
             None => Url::parse(s).map(|name| Self { at: name.clone(), name }),
             Some((name, at)) => Ok(Self {
                 name: Url::parse(name).map_err(|why| format!("the issuer {why}"))?,
