@@ -28,6 +28,7 @@ const DEBIAN: &[(&str, &str)] = &[
     ("curl", "a client that is not ours"),
     ("openssl", "another client, and certificates that are not ours"),
     ("testssl.sh", "what others hold against a server's TLS"),
+    ("python3-seccomp", "filters of system calls, as container runtimes make them"),
     ("util-linux", "programs under the proxy's user"),
     ("python3-venv", "a place for Envoy and the packages below"),
     ("nginx-light", "a server that is not ours: HTTP/1, HTTP/2 in clear, large files"),
@@ -155,6 +156,7 @@ impl Verify {
                 "patches",
                 "rotation",
                 "consul",
+                "seccomp",
             ])
         });
         // Of the tests that plain `cargo test` leaves out, the one with many worlds; the other measures.
