@@ -59,6 +59,9 @@ pub enum AuthorityError {
     /// The caller did not prove who it is.
     #[error("{0}")]
     Unauthenticated(String),
+    /// Who vouches for the caller cannot be asked: it may try again.
+    #[error("{0}")]
+    Unavailable(String),
     /// The caller proved something else than it asks for.
     #[error("{0}")]
     Refused(String),

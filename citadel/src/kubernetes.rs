@@ -8,7 +8,11 @@
 mod https;
 mod oidc;
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use serde::Deserialize;
@@ -17,7 +21,7 @@ use serde_json::{Value, json};
 pub use https::Url;
 
 use crate::{AuthorityError, token::AUDIENCE};
-use https::{Client, Failure};
+use https::Client;
 use oidc::Issuer;
 
 /// Longest token that is looked at, bytes.
@@ -26,6 +30,8 @@ const MAX_TOKEN: usize = 16 * 1024;
 const MAX_ANSWER: usize = 256 * 1024;
 /// An API server that is slower is as good as none.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// Between two lines of the log about the same trouble.
+const PAUSE: Duration = Duration::from_secs(10);
 
 /// Where tokens are verified.
 #[derive(Debug, Clone, Default)]
@@ -33,11 +39,38 @@ pub struct KubernetesOptions {
     /// The API server, to ask about tokens.
     pub review: Option<Url>,
     /// Issuers whose tokens are verified by their keys.
-    pub issuers: Vec<Url>,
+    pub issuers: Vec<IssuerUrl>,
     /// Authorities of both, PEM.
     pub ca: Option<PathBuf>,
     /// What this process is to them: a bearer token, read anew for each question.
     pub credential: Option<PathBuf>,
+}
+
+/// An issuer, and where it is asked for its keys.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IssuerUrl {
+    /// As in tokens and in its document.
+    pub name: Url,
+    /// Where that document is; the same unless another is given. Inside a cluster its API server is
+    /// `https://kubernetes.default.svc`, outside it nobody knows that name.
+    pub at: Url,
+}
+
+impl IssuerUrl {
+    /// Reads `ISSUER` or `ISSUER=URL`.
+    ///
+    /// # Errors
+    /// As for [`Url::parse`].
+    pub fn parse(s: &str) -> Result<Self, String> {
+        match s.split_once("=http") {
+            None if s.ends_with('=') => Err("names nothing after =".into()),
+            None => Url::parse(s).map(|name| Self { at: name.clone(), name }),
+            Some((name, at)) => Ok(Self {
+                name: Url::parse(name).map_err(|why| format!("the issuer {why}"))?,
+                at: Url::parse(&format!("http{at}")).map_err(|why| format!("what follows = {why}"))?,
+            }),
+        }
+    }
 }
 
 /// Who a token proves its bearer to be.
@@ -56,6 +89,8 @@ pub(crate) struct Kubernetes {
     client: Arc<Client>,
     review: Option<Url>,
     issuers: Vec<Issuer>,
+    /// When it was said last that the API server cannot be asked.
+    warned: Mutex<Option<Instant>>,
 }
 
 /// What a token says before anything of it is believed.
@@ -79,6 +114,10 @@ fn said(token: &str) -> Said {
 
 pub(crate) fn refused(why: impl std::fmt::Display) -> AuthorityError {
     AuthorityError::Unauthenticated(format!("service-account token: {why}"))
+}
+
+pub(crate) fn unavailable(why: impl std::fmt::Display) -> AuthorityError {
+    AuthorityError::Unavailable(format!("service-account token: {why}"))
 }
 
 /// `(namespace, name)` of a service account's user name.
@@ -105,7 +144,7 @@ impl Kubernetes {
         }
         let client = Arc::new(Client::new(o.ca.as_deref(), o.credential)?);
         let issuers = o.issuers.into_iter().map(|url| Issuer::new(url, client.clone())).collect();
-        Ok(Some(Self { client, review: o.review, issuers }))
+        Ok(Some(Self { client, review: o.review, issuers, warned: Mutex::default() }))
     }
 
     /// Whether an issuer of this name is verified here at all.
@@ -116,7 +155,8 @@ impl Kubernetes {
     /// Verifies a token.
     ///
     /// # Errors
-    /// [`AuthorityError::Unauthenticated`]; also if nobody can be asked, since the caller may ask again.
+    /// [`AuthorityError::Unauthenticated`], or [`AuthorityError::Unavailable`] if nobody can be asked: the token may be good,
+    /// and the caller may ask again.
     pub(crate) async fn prove(&self, token: &str) -> Result<Account, AuthorityError> {
         if token.len() > MAX_TOKEN {
             return Err(refused("it is too long"));
@@ -136,13 +176,29 @@ impl Kubernetes {
         let asked = self.client.post(&url, &ask, MAX_ANSWER);
         let answer = match tokio::time::timeout(PATIENCE, asked).await {
             Ok(Ok(a)) => a,
-            Ok(Err(Failure(why))) => {
-                return Err(refused(format!("the API server could not be asked: {why}")));
+            Ok(Err(e)) => {
+                let hint = match e.status.map(|s| s.as_u16()) {
+                    Some(401) => " (--token-credential names a token that it knows)",
+                    Some(403) => " (the account of --token-credential needs the role system:auth-delegator)",
+                    _ => "",
+                };
+                return Err(self.away(&format!("the API server could not be asked: {e}{hint}"), &e.said));
             }
-            Err(_) => return Err(refused("the API server does not answer")),
+            Err(_) => return Err(self.away("the API server does not answer", "")),
         };
         let (namespace, name) = reviewed(&answer)?;
         Ok(Account { namespace, name, issued_at: said.iat, by: "token review" })
+    }
+
+    /// Callers are told what is wrong; what the server says of us is for who runs this, and so that callers do not fill the
+    /// log, only now and then.
+    fn away(&self, why: &str, said: &str) -> AuthorityError {
+        let mut warned = self.warned.lock().unwrap_or_else(PoisonError::into_inner);
+        if warned.is_none_or(|at| at.elapsed() >= PAUSE) {
+            *warned = Some(Instant::now());
+            tracing::warn!(said, "a service-account token cannot be verified: {why}");
+        }
+        unavailable(why)
     }
 }
 

@@ -42,6 +42,7 @@ impl From<AuthorityError> for Status {
             }
             AuthorityError::BadRequest(_) => Status::invalid_argument(text),
             AuthorityError::Unauthenticated(_) => Status::unauthenticated(text),
+            AuthorityError::Unavailable(_) => Status::unavailable(text),
             AuthorityError::Refused(_) => Status::permission_denied(text),
             AuthorityError::Stored(_)
             | AuthorityError::Io(_)

@@ -60,6 +60,24 @@ pub fn consul() -> anyhow::Result<PathBuf> {
     Ok(path)
 }
 
+/// The Kubernetes API server: `KUBE_APISERVER_BIN`, else the one that `cargo verify --with kubernetes` builds.
+///
+/// # Errors
+/// There is none; the error says how to get it.
+pub fn kube_apiserver() -> anyhow::Result<PathBuf> {
+    let target = std::env::var_os("CARGO_TARGET_DIR")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target"), PathBuf::from);
+    let path = std::env::var_os("KUBE_APISERVER_BIN")
+        .map_or_else(|| target.join("tools/kube-apiserver"), PathBuf::from);
+    if !path.is_file() {
+        bail!(
+            "no Kubernetes API server at {}: `cargo verify --with kubernetes` builds one, or set KUBE_APISERVER_BIN",
+            path.display()
+        );
+    }
+    Ok(path)
+}
+
 /// What a command said.
 #[derive(Debug, Clone)]
 pub struct Said {

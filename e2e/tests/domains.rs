@@ -406,6 +406,25 @@ fn a_foreign_envoy_verifies_by_domain() {
     honest.knocks(at, &sni, "istio").unwrap();
     refused(&forged, "a's root in the name of b");
 
+    // What its own domain has revoked it refuses, and nobody else, of either domain.
+    let c = &mut west.cluster;
+    for (name, n) in [("thief", 4), ("other", 5)] {
+        c.sidecar(name, c.workload(n), None);
+        c.ready(c.workload(n));
+    }
+    let (thief, other) = (Caller::honest(c, "thief"), Caller::honest(c, "other"));
+    for caller in [&thief, &other] {
+        caller.knocks(at, &sni, "istio").unwrap();
+    }
+    ok(c, &["ca", "revoke", "--identity", "ns/books/sa/thief"]);
+    until("the Envoy refuses what was revoked", || match thief.knocks(at, &sni, "istio") {
+        Err(e) if e.contains("alert") => Ok(()),
+        other => Err(format!("{other:?}")),
+    });
+    for caller in [&honest, &other] {
+        caller.knocks(at, &sni, "istio").unwrap();
+    }
+
     // An agent that starts again without its control plane takes nothing away.
     west.cluster.kill("control-plane");
     west.cluster.kill("details");

@@ -10,6 +10,8 @@ mod http3;
 #[path = "gateways/restart.rs"]
 mod restart;
 mod support;
+#[path = "gateways/tls.rs"]
+mod tls;
 
 use std::{net::SocketAddr, time::Duration};
 

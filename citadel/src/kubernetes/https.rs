@@ -8,7 +8,7 @@ use std::{
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full, Limited};
-use hyper::{Method, Request, Uri, header};
+use hyper::{Method, Request, StatusCode, Uri, header};
 use hyper_util::rt::TokioIo;
 use mesh_identity::{IdentityError, crypto_provider, pem_certificates};
 use rustls::{ClientConfig, RootCertStore};
@@ -19,9 +19,30 @@ use tokio::{
     net::TcpStream,
 };
 
+/// Of what a server says of itself, characters that are repeated.
+const MAX_WORDS: usize = 300;
+
 /// Why there is no answer.
 #[derive(Debug)]
-pub(super) struct Failure(pub(super) String);
+pub(super) struct Failure {
+    pub(super) why: String,
+    /// If it was one that refuses.
+    pub(super) status: Option<StatusCode>,
+    /// What the server says of it, for logs.
+    pub(super) said: String,
+}
+
+impl Failure {
+    pub(super) fn new(why: impl Into<String>) -> Self {
+        Self { why: why.into(), status: None, said: String::new() }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.why)
+    }
+}
 
 /// `https`, or `http` to this machine alone.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,13 +82,21 @@ impl Url {
     }
 
     /// Whether the credential for one is for the other as well.
-    fn is_server_of(&self, other: &Self) -> bool {
+    pub(super) fn is_server_of(&self, other: &Self) -> bool {
         (&self.host, self.port, self.tls) == (&other.host, other.port, other.tls)
     }
 
     /// The same server and path, and more path.
     pub(super) fn join(&self, path: &str) -> Self {
         Self { text: format!("{}{path}", self.text.trim_end_matches('/')), ..self.clone() }
+    }
+
+    /// What is at this path of another server at that of `self`.
+    pub(super) fn with_path_of(&self, other: &Self) -> Option<Self> {
+        let parse = |u: &Self| u.text.parse::<Uri>().ok();
+        let (own, other) = (parse(self)?, parse(other)?);
+        let text = format!("{}://{}{}", own.scheme_str()?, own.authority()?, other.path());
+        Some(Self { text, ..self.clone() })
     }
 }
 
@@ -119,20 +148,23 @@ impl Client {
         limit: usize,
         own: bool,
     ) -> Result<Value, Failure> {
-        let uri: Uri =
-            url.text.parse().map_err(|_| Failure(format!("{}: the path cannot be asked for", url.host)))?;
+        let uri: Uri = url
+            .text
+            .parse()
+            .map_err(|_| Failure::new(format!("{}: the path cannot be asked for", url.host)))?;
         let mut request = Request::builder()
             .method(method)
             .uri(uri.path_and_query().map_or("/", |p| p.as_str()))
             .header(header::HOST, uri.authority().map_or("", |a| a.as_str()))
-            .header(header::ACCEPT, "application/json")
+            // An API server refuses to tell its keys to whoever takes the first alone.
+            .header(header::ACCEPT, "application/json, application/jwk-set+json")
             .header(header::CONTENT_TYPE, "application/json");
         if let Some(path) = self.credential.as_ref().filter(|_| own) {
             let token = tokio::fs::read_to_string(path).await;
-            let token = token.map_err(|e| Failure(format!("{}: {e}", path.display())))?;
+            let token = token.map_err(|e| Failure::new(format!("{}: {e}", path.display())))?;
             request = request.header(header::AUTHORIZATION, format!("Bearer {}", token.trim()));
         }
-        let failed = |e: &dyn fmt::Display| Failure(format!("{}: {e}", url.host));
+        let failed = |e: &dyn fmt::Display| Failure::new(format!("{}: {e}", url.host));
         let tcp = TcpStream::connect((url.host.as_str(), url.port)).await.map_err(|e| failed(&e))?;
         if !url.tls {
             return over(tcp, request, url, body, limit).await;
@@ -154,7 +186,7 @@ async fn over<S>(
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    let failed = |e: &dyn fmt::Display| Failure(format!("{}: {e}", url.host));
+    let failed = |e: &dyn fmt::Display| Failure::new(format!("{}: {e}", url.host));
     let request = request.body(Full::new(body)).map_err(|e| failed(&e))?;
     let (mut sender, driver) = hyper::client::conn::http1::Builder::new()
         .max_headers(64)
@@ -164,12 +196,17 @@ where
     let driver = tokio_util::task::AbortOnDropHandle::new(tokio::spawn(driver));
     let response = sender.send_request(request).await.map_err(|e| failed(&e))?;
     let status = response.status();
-    if !status.is_success() {
-        return Err(failed(&format!("answers {status}")));
-    }
     let body = Limited::new(response.into_body(), limit).collect().await;
     let body =
         body.map_err(|e| failed(&format!("sends more than {limit} bytes, or no whole answer: {e}")))?;
     drop(driver);
-    serde_json::from_slice(&body.to_bytes()).map_err(|e| failed(&format!("answers with no JSON: {e}")))
+    let body = body.to_bytes();
+    if !status.is_success() {
+        // An API server says in words what is missing.
+        let said: Value = serde_json::from_slice(&body).unwrap_or_default();
+        let said = said["message"].as_str().unwrap_or_default();
+        let said = said.chars().filter(|c| !c.is_control()).take(MAX_WORDS).collect();
+        return Err(Failure { status: Some(status), said, ..failed(&format!("answers {status}")) });
+    }
+    serde_json::from_slice(&body).map_err(|e| failed(&format!("answers with no JSON: {e}")))
 }

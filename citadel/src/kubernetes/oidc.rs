@@ -14,9 +14,9 @@ use serde::Deserialize;
 use tokio::sync::Mutex;
 
 use super::{
-    Account, PATIENCE, account,
+    Account, IssuerUrl, PATIENCE, account,
     https::{Client, Failure, Url},
-    refused,
+    refused, unavailable,
 };
 use crate::{AuthorityError, token::AUDIENCE};
 
@@ -65,9 +65,8 @@ struct Claims {
 }
 
 impl Issuer {
-    pub(super) fn new(url: Url, client: Arc<Client>) -> Self {
-        let name = url.to_string();
-        Self { url, name, client, keys: Mutex::default() }
+    pub(super) fn new(issuer: IssuerUrl, client: Arc<Client>) -> Self {
+        Self { url: issuer.at, name: issuer.name.to_string(), client, keys: Mutex::default() }
     }
 
     /// Names are compared as they are written; only what URLs make of an empty path is the same.
@@ -108,29 +107,49 @@ impl Issuer {
         if !fresh && !within(keys.asked, PAUSE) {
             keys.asked = Some(now);
             let asked = tokio::time::timeout(PATIENCE, self.fetch()).await;
-            match asked.unwrap_or_else(|_| Err(Failure("no answer".into()))) {
+            match asked.unwrap_or_else(|_| Err(Failure::new("no answer"))) {
                 Ok(set) => {
                     keys.set = Some(Arc::new(set));
                     keys.told = Some(now);
                 }
-                Err(Failure(why)) => {
-                    tracing::warn!(issuer = %self.name, %why, "the keys of an issuer of tokens were not told");
+                Err(why) => {
+                    tracing::warn!(issuer = %self.name, %why, said = why.said, "the keys of an issuer of tokens were not told");
                 }
             }
         }
-        keys.set.clone().ok_or_else(|| refused("the keys of its issuer are not known yet"))
+        keys.set.clone().ok_or_else(|| unavailable("the keys of its issuer are not known yet"))
     }
 
     async fn fetch(&self) -> Result<JwkSet, Failure> {
-        let at = self.url.join("/.well-known/openid-configuration");
-        let document = self.client.get(&at, &self.url, MAX_DOCUMENT).await?;
+        let url = self.url.join("/.well-known/openid-configuration");
+        let document = self.client.get(&url, &self.url, MAX_DOCUMENT).await.map_err(hinted)?;
         let issuer = document["issuer"].as_str().unwrap_or_default();
         if !self.is(issuer) {
-            return Err(Failure(format!("{at} is about another issuer")));
+            return Err(Failure::new(format!("{url} is about another issuer")));
         }
         let uri = document["jwks_uri"].as_str().unwrap_or_default();
-        let uri = Url::parse(uri).map_err(|why| Failure(format!("{at}: jwks_uri {why}")))?;
-        let keys = self.client.get(&uri, &self.url, MAX_DOCUMENT).await?;
-        serde_json::from_value(keys).map_err(|e| Failure(format!("{uri}: {e}")))
+        let uri = Url::parse(uri).map_err(|why| Failure::new(format!("{url}: jwks_uri {why}")))?;
+        // An API server names the address at which it thinks that it is reached. It is not always, and our credential is
+        // not for whoever is there: so the one that was asked for the document is asked for them first.
+        if let Some(own) = self.url.with_path_of(&uri).filter(|_| !uri.is_server_of(&self.url))
+            && let Ok(keys) = self.client.get(&own, &self.url, MAX_DOCUMENT).await
+            && let Ok(set) = serde_json::from_value(keys)
+        {
+            return Ok(set);
+        }
+        let keys = self.client.get(&uri, &self.url, MAX_DOCUMENT).await.map_err(hinted)?;
+        serde_json::from_value(keys).map_err(|e| Failure::new(format!("{uri}: {e}")))
     }
+}
+
+/// What to do about it.
+fn hinted(e: Failure) -> Failure {
+    let why = match e.status.map(|s| s.as_u16()) {
+        Some(401 | 403) => format!(
+            "{e} (an API server tells its keys to accounts with the role system:service-account-issuer-discovery: \
+             --token-credential names a token of one)"
+        ),
+        _ => return e,
+    };
+    Failure { why, ..e }
 }

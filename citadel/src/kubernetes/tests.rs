@@ -2,7 +2,7 @@
 
 use std::{
     convert::Infallible,
-    sync::{Mutex, atomic::AtomicUsize, atomic::Ordering::Relaxed},
+    sync::{atomic::AtomicUsize, atomic::Ordering::Relaxed},
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -65,7 +65,11 @@ impl Server {
     fn options(&self, review: bool) -> KubernetesOptions {
         KubernetesOptions {
             review: review.then(|| self.url.clone()),
-            issuers: if review { vec![] } else { vec![self.url.clone()] },
+            issuers: if review {
+                vec![]
+            } else {
+                vec![IssuerUrl { name: self.url.clone(), at: self.url.clone() }]
+            },
             ..KubernetesOptions::default()
         }
     }
@@ -76,6 +80,7 @@ async fn answer(
     request: Request<Incoming>,
 ) -> Result<Response<Full<Bytes>>, Infallible> {
     let path = request.uri().path().to_owned();
+    let accept = request.headers().get("accept").map_or("", |v| v.to_str().unwrap()).to_owned();
     let bearer = request.headers().get("authorization").map(|v| v.to_str().unwrap().to_owned());
     let body = request.into_body().collect().await.unwrap().to_bytes();
     let mut s = said.lock().unwrap();
@@ -88,7 +93,8 @@ async fn answer(
     let answer = match path.as_str() {
         "/apis/authentication.k8s.io/v1/tokenreviews" => json!({"status": s.review}),
         "/.well-known/openid-configuration" => s.document.clone(),
-        "/openid/v1/jwks" => s.jwks.clone(),
+        // As an API server has it: with the other type alone it answers 406.
+        "/openid/v1/jwks" if accept.contains("application/jwk-set+json") => s.jwks.clone(),
         _ => Value::Null,
     };
     Ok(Response::new(Full::new(Bytes::from(answer.to_string()))))
@@ -174,7 +180,7 @@ async fn the_api_server_is_asked_as_it_wants_to_be() {
     let gone = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
     let review = Some(Url::parse(&format!("http://{gone}")).unwrap());
     let e = verifier(KubernetesOptions { review, ..Default::default() }).prove("opaque").await.unwrap_err();
-    assert!(matches!(e, AuthorityError::Unauthenticated(_)), "{e}");
+    assert!(matches!(e, AuthorityError::Unavailable(_)), "{e}");
 }
 
 #[tokio::test]
@@ -267,8 +273,53 @@ async fn a_workload_gets_its_certificate_with_such_a_token() {
     assert!(log.contains("token of an issuer"));
 }
 
+/// An API server names its keys at the address at which pods reach it.
+#[tokio::test]
+async fn who_told_the_document_is_asked_for_the_keys_first() {
+    let server = Server::start().await;
+    let key = Key::new("one");
+    let name = "https://kubernetes.default.svc";
+    let dir = tempfile::tempdir().unwrap();
+    let credential = dir.path().join("token");
+    std::fs::write(&credential, "own-token").unwrap();
+    {
+        let mut s = server.said.lock().unwrap();
+        s.jwks = json!({"keys": [key.jwk()]});
+        s.document = json!({"issuer": name, "jwks_uri": "http://127.0.0.1:1/openid/v1/jwks"});
+    }
+    let issuer = IssuerUrl::parse(&format!("{name}={}", server.url)).unwrap();
+    let options =
+        KubernetesOptions { issuers: vec![issuer], credential: Some(credential), ..Default::default() };
+    let good = claims(&Url::parse(name).unwrap());
+    verifier(options.clone()).prove(&key.sign(&good)).await.unwrap();
+    let asked: Vec<_> = server.said.lock().unwrap().requests.drain(..).map(|r| (r.0, r.1)).collect();
+    let with = |path: &str| (path.to_owned(), "Bearer own-token".to_owned());
+    assert_eq!(asked, [with("/.well-known/openid-configuration"), with("/openid/v1/jwks")]);
+
+    // Others have their keys at another server, and no credential is for that one.
+    let keys = Server::start().await;
+    keys.said.lock().unwrap().jwks = json!({"keys": [key.jwk()]});
+    {
+        let mut s = server.said.lock().unwrap();
+        s.jwks = Value::Null;
+        s.document["jwks_uri"] = json!(format!("{}/openid/v1/jwks", keys.url));
+    }
+    verifier(options).prove(&key.sign(&good)).await.unwrap();
+    assert_eq!(keys.said.lock().unwrap().requests[0].1, "");
+}
+
 #[test]
 fn where_one_may_ask() {
+    let i = IssuerUrl::parse("https://kubernetes.default.svc=https://10.0.0.1:6443").unwrap();
+    assert_eq!(
+        (i.name.to_string(), i.at.to_string()),
+        ("https://kubernetes.default.svc".into(), "https://10.0.0.1:6443".into())
+    );
+    let i = IssuerUrl::parse("https://issuer.example/x").unwrap();
+    assert_eq!(i.name, i.at);
+    for bad in ["https://a.example=http://10.0.0.1", "kubernetes=https://a.example", "https://a.example="] {
+        assert!(IssuerUrl::parse(bad).is_err(), "{bad}");
+    }
     for good in [
         "https://10.0.0.1:6443",
         "https://kubernetes.default.svc",

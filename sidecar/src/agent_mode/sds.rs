@@ -68,9 +68,10 @@ impl SecretSource {
 
 /// A proxy that is told of other trust domains verifies by domain; otherwise by the roots, as ever.
 fn snapshot(own: &TrustDomain, pem: &SvidPem, foreign: &[ForeignBundle]) -> TypeSnapshot {
+    let told = foreign.iter().find(|b| b.own.is_some() && b.roots.as_bytes() == pem.roots);
+    let lists = told.and_then(|b| lists(b, SystemTime::now()));
     let roots = if foreign.iter().all(|b| b.trust_domain == *own) {
-        let told = foreign.iter().find(|b| b.own.is_some() && b.roots.as_bytes() == pem.roots);
-        match told.and_then(|b| lists(b, SystemTime::now())) {
+        match lists {
             Some((lists, leaf_only)) => {
                 SecretKind::RootsAndLists { roots: pem.roots.clone(), lists, leaf_only }
             }
@@ -81,7 +82,14 @@ fn snapshot(own: &TrustDomain, pem: &SvidPem, foreign: &[ForeignBundle]) -> Type
             .iter()
             .filter(|b| b.trust_domain != *own)
             .map(|b| (b.trust_domain.to_string(), b.roots.clone().into_bytes()));
-        SecretKind::Domains(std::iter::once((own.to_string(), pem.roots.clone())).chain(others).collect())
+        // The SPIFFE validator has no field for lists, but takes them among the roots of a domain, and then wants one of each
+        // issuer up to the root. Of other domains nobody here knows that all are told, so theirs would cut somebody off.
+        let mut ours = pem.roots.clone();
+        if let Some((lists, false)) = lists {
+            ours.extend_from_slice(b"\n");
+            ours.extend(lists);
+        }
+        SecretKind::Domains(std::iter::once((own.to_string(), ours)).chain(others).collect())
     };
     let secrets = [
         Secret {

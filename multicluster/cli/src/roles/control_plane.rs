@@ -9,7 +9,7 @@ use anyhow::Context;
 use axum::http::StatusCode;
 use citadel::{
     Citadel, CitadelOptions,
-    kubernetes::{KubernetesOptions, Url},
+    kubernetes::{IssuerUrl, KubernetesOptions, Url},
     probe::Health,
     secrets::{SecretsOptions, ServiceAccount},
 };
@@ -170,9 +170,10 @@ struct KubernetesArgs {
     /// Ask this API server about service-account tokens (TokenReview; audience istio-ca)
     #[arg(long, value_name = "URL", value_parser = Url::parse)]
     token_review: Option<Url>,
-    /// Verify tokens of this issuer by its keys, which its /.well-known/openid-configuration names; repeated
-    #[arg(long, value_name = "URL", value_parser = Url::parse)]
-    token_issuer: Vec<Url>,
+    /// Verify tokens of this issuer by its keys, which its /.well-known/openid-configuration names; repeated. `=URL` is where
+    /// it is asked, if not by its own name
+    #[arg(long, value_name = "ISSUER[=URL]", value_parser = IssuerUrl::parse)]
+    token_issuer: Vec<IssuerUrl>,
     /// Authorities of both, PEM; a pod has /var/run/secrets/kubernetes.io/serviceaccount/ca.crt
     #[arg(long, value_name = "FILE")]
     token_ca: Option<PathBuf>,

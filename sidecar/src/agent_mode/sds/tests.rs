@@ -198,4 +198,33 @@ async fn lists_are_pushed_while_anything_is_revoked() {
         });
         assert_eq!(text.map(|t| (t, v.only_verify_leaf_cert_crl)), want, "{what}");
     }
+
+    // Who knows another domain as well gets them among the roots of the own, but only if the whole chain can be looked at.
+    let other = ForeignBundle {
+        trust_domain: TrustDomain::new("b.example").unwrap(),
+        roots: "roots of b.example".to_owned(),
+        own: None,
+        ..told(vec![of_west.clone()], false)
+    };
+    for (what, revoked, unlisted, want) in [
+        ("all", vec![of_root.clone(), of_west.clone()], false, format!("{roots}\n{both}")),
+        ("no root's", vec![of_west.clone()], false, roots.clone()),
+        ("a member has none", vec![of_root, of_west], true, roots.clone()),
+    ] {
+        foreign.send_replace(vec![told(revoked, unlisted), other.clone()]);
+        changes.changed().await.unwrap();
+        let any = source.snapshot(&node, SDS).get("ROOTCA").unwrap().resource.clone().unwrap();
+        let Some(tls::secret::Type::ValidationContext(v)) =
+            tls::Secret::decode(any.value.as_ref()).unwrap().r#type
+        else {
+            panic!("{what}");
+        };
+        let config = v.custom_validator_config.unwrap().typed_config.unwrap();
+        let config = tls::SpiffeCertValidatorConfig::decode(config.value.as_ref()).unwrap();
+        let bundles: Vec<_> =
+            config.trust_domains.into_iter().map(|d| d.trust_bundle.unwrap().specifier).collect();
+        use envoy_types::pb::envoy::config::core::v3::data_source::Specifier;
+        let bytes = |s: &str| Some(Specifier::InlineBytes(s.as_bytes().to_vec()));
+        assert_eq!(bundles, [bytes(&want), bytes("roots of b.example")], "{what}");
+    }
 }
