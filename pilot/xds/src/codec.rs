@@ -25,6 +25,7 @@ mod http;
 mod jwt;
 mod listener;
 mod on_demand;
+mod on_route;
 mod quic;
 mod rate_limit;
 mod rbac;

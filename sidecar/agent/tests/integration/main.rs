@@ -1,6 +1,7 @@
 //! The engine beside a real Envoy, by the same configuration.
 
 mod filters;
+mod on_routes;
 mod policies;
 mod processor;
 mod side_by_side;
