@@ -23,6 +23,7 @@ mod l4;
 mod listeners;
 mod order;
 mod rule;
+mod session;
 pub mod status;
 
 use std::{

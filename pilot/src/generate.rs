@@ -20,6 +20,7 @@ mod outbound;
 mod patches;
 mod rbac;
 mod routes;
+mod session;
 mod sni;
 mod tcp;
 mod udp;
@@ -148,6 +149,8 @@ struct Ctx<'a> {
     egress: OnceCell<Vec<Egress<'a>>>,
     visible: OnceCell<Vec<&'a Arc<Entry>>>,
     reached: OnceCell<Vec<&'a Arc<Entry>>>,
+    /// Whether sessions of what it calls may stay on a host.
+    sessions: OnceCell<bool>,
     /// Only the routes of these are asked for.
     rerouted: Option<&'a Rerouted>,
 }
@@ -160,6 +163,7 @@ impl<'a> Ctx<'a> {
             egress: OnceCell::new(),
             visible: OnceCell::new(),
             reached: OnceCell::new(),
+            sessions: OnceCell::new(),
             rerouted: None,
         }
     }

@@ -45,7 +45,7 @@ pub(crate) struct Group {
     pub(crate) slots: Vec<u32>,
 }
 
-fn hash(parts: &[&str]) -> u32 {
+pub(crate) fn hash(parts: &[&str]) -> u32 {
     // FNV-1a of 64 bits, folded; not for secrets.
     let mut h = 0xcbf2_9ce4_8422_2325u64;
     for b in parts.iter().flat_map(|p| p.bytes().chain([0])) {

@@ -71,6 +71,8 @@ struct Basis {
     /// Patches.
     filters: Selected,
     on_demand: bool,
+    /// Routes of a listener that is an HTTP proxy: which filters it has depends on them.
+    routing: Option<u64>,
 }
 
 impl Basis {
@@ -82,6 +84,7 @@ impl Basis {
             instances: instances().map(|(e, _)| Arc::clone(e)).collect(),
             filters: proxy.filters.clone(),
             on_demand: proxy.on_demand,
+            routing: proxy.http_proxy_port.map(|_| world.lineage().routing),
         })
     }
 
@@ -89,6 +92,7 @@ impl Basis {
         self.shape == other.shape
             && self.filters == other.filters
             && self.on_demand == other.on_demand
+            && self.routing == other.routing
             && self.instances.len() == other.instances.len()
             && self.instances.iter().zip(&other.instances).all(|(a, b)| Arc::ptr_eq(a, b))
     }

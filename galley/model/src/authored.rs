@@ -38,6 +38,7 @@ mod core;
 mod destination_rule;
 mod envoy_filter;
 mod extension;
+mod extras;
 mod gateway;
 pub mod gateway_api;
 pub mod kubernetes;
@@ -57,6 +58,7 @@ pub use self::{
     destination_rule::*,
     envoy_filter::*,
     extension::*,
+    extras::RouteExtras,
     gateway::*,
     kubernetes::{ClusterNode, EndpointSlice, Pod},
     mesh::*,

@@ -391,12 +391,28 @@ fn persistence(s: &SessionPersistence, p: &Path<'_>, out: &mut Findings) {
     if s.cookie.is_some() && header {
         out.error(&p.key("cookie"), "a cookie is for type Cookie");
     }
+    if let Some(h) = &s.header {
+        common::header_name(&h.name, &p.key("header").key("name"), out);
+    }
+    for (c, field) in [(&s.cookie, "cookie"), (&s.cookie_config, "cookieConfig")] {
+        let Some(c) = c else { continue };
+        let at = p.key(field);
+        if let Some(n) = &c.name {
+            common::header_name(n, &at.key("name"), out);
+        }
+        if c.path.as_ref().is_some_and(|p| p.bytes().any(|b| b == b';' || b.is_ascii_control())) {
+            out.error(&at.key("path"), "must not contain ';' or control characters");
+        }
+    }
+    if let Some(n) = &s.session_name {
+        common::header_name(n, &p.key("sessionName"), out);
+    }
     let lasting =
         s.cookie.iter().chain(&s.cookie_config).any(|c| c.lifetime_type == Some(CookieLifetime::Permanent));
-    if lasting && s.absolute_timeout.is_none() {
-        out.error(&p.key("absoluteTimeout"), "a permanent cookie needs an absoluteTimeout");
+    let absolute = span(s.absolute_timeout.as_deref(), &p.key("absoluteTimeout"), out);
+    if lasting && (s.absolute_timeout.is_none() || absolute.is_some_and(|d| d.is_zero())) {
+        out.error(&p.key("absoluteTimeout"), "a permanent cookie needs an absoluteTimeout that is not zero");
     }
-    span(s.absolute_timeout.as_deref(), &p.key("absoluteTimeout"), out);
     span(s.idle_timeout.as_deref(), &p.key("idleTimeout"), out);
 }
 

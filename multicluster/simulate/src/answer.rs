@@ -56,6 +56,8 @@ pub struct Answer {
     pub mirrors: Vec<Mirror>,
     /// What consistent hashing looks at.
     pub hash: Vec<String>,
+    /// A session that stays on a host; null is none.
+    pub session: Option<Session>,
     /// Method, authority and path that go upstream.
     pub upstream: Option<Direct>,
     /// Request headers that go upstream, without values that differ with each request.
@@ -170,6 +172,24 @@ pub struct Mirror {
     pub cluster: String,
     /// Percent of requests.
     pub percentage: f64,
+}
+
+/// A session that stays on a host.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Session {
+    /// `cookie` or `header`, in which the client keeps its host.
+    pub by: &'static str,
+    /// Its name.
+    pub name: String,
+    /// Path of a cookie; empty otherwise.
+    pub path: String,
+    /// How long a cookie lasts; null is as long as the client runs.
+    pub max_age: Option<String>,
+    /// When the session ends, whatever the client does.
+    pub absolute_timeout: Option<String>,
+    /// The endpoint to which this request stays; null if it is new or its endpoint is gone.
+    pub endpoint: Option<String>,
 }
 
 /// A request line.

@@ -113,6 +113,12 @@ impl Mesh {
         authz::decide(&self.world, request)
     }
 
+    /// `status` of the Gateway API's documents, as pilot shows it (`/debug/gatewayz`) while no gateway is connected.
+    #[must_use]
+    pub fn gateway_api_status(&self) -> pilot::gateway_api::status::Status {
+        pilot::gateway_api::status::status(&self.world.config, &[])
+    }
+
     /// The configuration of a caller's proxy, as the engine executes it: `listeners`, `routes`, `clusters` and
     /// `endpoints` by name, virtual hosts of a route configuration by name as well; `filters` repeats the HTTP filters
     /// of each filter chain by kind.

@@ -25,8 +25,8 @@ use pilot::{
 use crate::{
     Error,
     answer::{
-        Answer, Asked, Caller, Direct, Endpoint, Fault, Mirror, Outlier, Policy, Reason, Retries, Share,
-        TrafficPolicy, Weight,
+        Answer, Asked, Caller, Direct, Endpoint, Fault, Mirror, Outlier, Policy, Reason, Retries, Session,
+        Share, TrafficPolicy, Weight,
     },
     assume::ASSUMED,
     question::{Question, Understood},
@@ -231,6 +231,14 @@ fn first(a: &mut Answer, p: &Passage, cluster: Option<&Cluster>) {
         .map(|m| Mirror { cluster: m.cluster.clone(), percentage: percent(m.fraction) })
         .collect();
     a.hash.clone_from(&p.hash);
+    a.session = p.session.as_ref().map(|s| Session {
+        by: s.by,
+        name: s.name.clone(),
+        path: s.path.clone(),
+        max_age: s.max_age.map(seconds),
+        absolute_timeout: s.absolute.map(seconds),
+        endpoint: s.host.clone(),
+    });
     a.tunnel.clone_from(&p.tunnel);
     if let Some(r) = &p.upstream {
         a.upstream =

@@ -6,6 +6,7 @@ use mesh_model::authored::gateway_api::{
 
 use super::{
     Documents,
+    http::Written,
     known::{GROUP, Known},
     listeners::Serves,
     service_host,
@@ -82,29 +83,23 @@ impl<'a> Route<'a> {
         of!(self, d => &d.spec.hostnames)
     }
 
-    /// Everything that rules refer to as a backend, shadows among them.
-    pub(super) fn backends(&self) -> Vec<&'a BackendRef> {
-        let shadows = |f: &'a [RouteFilter]| {
-            f.iter().filter_map(|f| f.request_mirror.as_ref().and_then(|m| m.backend_ref.as_ref()))
-        };
+    /// Rules of requests.
+    pub(super) fn rules(&self) -> Vec<Written<'a>> {
         match self {
-            Self::Http(d) => {
-                d.spec.rules.iter().flat_map(|r| r.backend_refs.iter().chain(shadows(&r.filters))).collect()
-            }
-            Self::Grpc(d) => {
-                d.spec.rules.iter().flat_map(|r| r.backend_refs.iter().chain(shadows(&r.filters))).collect()
-            }
-            Self::Tls(d) | Self::Tcp(d) => d.spec.rules.iter().flat_map(|r| &r.backend_refs).collect(),
+            Self::Http(d) => d.spec.rules.iter().map(Written::http).collect(),
+            Self::Grpc(d) => d.spec.rules.iter().map(Written::grpc).collect(),
+            Self::Tls(_) | Self::Tcp(_) => vec![],
         }
     }
 
-    /// Filters of rules.
-    pub(super) fn filters(&self) -> Vec<&'a RouteFilter> {
-        match self {
-            Self::Http(d) => d.spec.rules.iter().flat_map(|r| &r.filters).collect(),
-            Self::Grpc(d) => d.spec.rules.iter().flat_map(|r| &r.filters).collect(),
-            Self::Tls(_) | Self::Tcp(_) => vec![],
+    /// Everything that rules refer to as a backend, shadows among them.
+    pub(super) fn backends(&self) -> Vec<&'a BackendRef> {
+        if let Self::Tls(d) | Self::Tcp(d) = self {
+            return d.spec.rules.iter().flat_map(|r| &r.backend_refs).collect();
         }
+        let shadow = |f: &'a RouteFilter| f.request_mirror.as_ref().and_then(|m| m.backend_ref.as_ref());
+        let of = |r: Written<'a>| r.backends.iter().chain(r.filters.iter().filter_map(shadow));
+        self.rules().into_iter().flat_map(of).collect()
     }
 }
 

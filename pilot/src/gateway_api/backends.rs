@@ -87,12 +87,18 @@ pub(super) struct Split<'a> {
     pub(super) lost: i64,
 }
 
-/// Divides backends by whether they are any. Without weight nothing comes to one.
-pub(super) fn split<'a>(known: &Known<'_>, from: Referrer<'_>, list: &'a [BackendRef]) -> Split<'a> {
+/// Divides backends by whether they are any. Without weight nothing comes to one, but what `stays` where it is.
+pub(super) fn split<'a>(
+    known: &Known<'_>,
+    from: Referrer<'_>,
+    list: &'a [BackendRef],
+    stays: bool,
+) -> Split<'a> {
     let mut out = Split { valid: vec![], lost: 0 };
+    let some = list.iter().any(|b| b.weight.unwrap_or(1) > 0);
     for b in list {
         let weight = b.weight.unwrap_or(1);
-        if weight <= 0 {
+        if weight <= 0 && !(stays && some) {
             continue;
         }
         match destination(known, from, b) {

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use mesh_model::authored::{
     self, HttpDirectResponse, HttpMatchRequest, StringMatch,
     gateway_api::{
-        BackendRef, GrpcMatch, HttpMatch, HttpRule, NamedMatch, PathMatchType, RouteFilter, ValueMatchType,
+        BackendRef, GrpcMatch, GrpcRule, HttpMatch, HttpRule, NamedMatch, PathMatchType, RouteFilter,
+        SessionPersistence, ValueMatchType,
     },
 };
 
@@ -15,7 +16,7 @@ use super::{
     known::Known,
     listeners::{Serves, Speaks},
     order::{self, Candidate, Order},
-    rule,
+    rule, session,
 };
 
 /// Where rules apply.
@@ -88,7 +89,7 @@ pub(super) fn candidates(known: &Known<'_>, r: &Route<'_>, place: &Place) -> Vec
             let everything = [HttpRule::default()];
             let rules = if d.spec.rules.is_empty() { everything.as_slice() } else { d.spec.rules.as_slice() };
             for (i, x) in rules.iter().enumerate() {
-                let mut made = Rule::new(known, r, i, x.name.as_deref(), &x.filters, &x.backend_refs, place);
+                let mut made = Rule::new(known, r, i, &Written::http(x), place);
                 rule::timing(&mut made.route, x.timeouts.as_ref(), x.retry.as_ref());
                 let any = [HttpMatch::default()];
                 let matches = if x.matches.is_empty() { any.as_slice() } else { x.matches.as_slice() };
@@ -108,7 +109,7 @@ pub(super) fn candidates(known: &Known<'_>, r: &Route<'_>, place: &Place) -> Vec
         }
         Route::Grpc(d) => {
             for (i, x) in d.spec.rules.iter().enumerate() {
-                let made = Rule::new(known, r, i, x.name.as_deref(), &x.filters, &x.backend_refs, place);
+                let made = Rule::new(known, r, i, &Written::grpc(x), place);
                 let any = [GrpcMatch::default()];
                 let matches = if x.matches.is_empty() { any.as_slice() } else { x.matches.as_slice() };
                 for (j, m) in matches.iter().enumerate() {
@@ -146,6 +147,41 @@ fn answer(name: &str, status: u32) -> authored::HttpRoute {
     authored::HttpRoute { name: name.to_owned(), direct_response, ..authored::HttpRoute::default() }
 }
 
+/// What rules of both kinds of routes have.
+pub(super) struct Written<'a> {
+    name: Option<&'a str>,
+    pub(super) filters: &'a [RouteFilter],
+    pub(super) backends: &'a [BackendRef],
+    session: Option<&'a SessionPersistence>,
+}
+
+impl<'a> Written<'a> {
+    pub(super) fn http(x: &'a HttpRule) -> Self {
+        Self {
+            name: x.name.as_deref(),
+            filters: &x.filters,
+            backends: &x.backend_refs,
+            session: x.session_persistence.as_ref(),
+        }
+    }
+
+    pub(super) fn grpc(x: &'a GrpcRule) -> Self {
+        Self {
+            name: x.name.as_deref(),
+            filters: &x.filters,
+            backends: &x.backend_refs,
+            session: x.session_persistence.as_ref(),
+        }
+    }
+
+    /// What of it cannot be done, for which requests are answered with 500.
+    pub(super) fn unsupported(&self) -> Option<String> {
+        let filter = self.filters.iter().find(|f| rule::is_unsupported(f)).and_then(|f| f.filter_type);
+        let filter = filter.map(|t| format!("a filter of type {t:?}"));
+        filter.or_else(|| self.session.and_then(session::unsupported).map(str::to_owned))
+    }
+}
+
 /// A rule without its conditions.
 struct Rule {
     route: authored::HttpRoute,
@@ -153,29 +189,26 @@ struct Rule {
 }
 
 impl Rule {
-    fn new(
-        known: &Known<'_>,
-        r: &Route<'_>,
-        position: usize,
-        name: Option<&str>,
-        filters: &[RouteFilter],
-        backends: &[BackendRef],
-        place: &Place,
-    ) -> Self {
-        let last = name.map_or_else(|| position.to_string(), str::to_owned);
+    fn new(known: &Known<'_>, r: &Route<'_>, position: usize, written: &Written<'_>, place: &Place) -> Self {
+        let last = written.name.map_or_else(|| position.to_string(), str::to_owned);
         let name = format!("{}/{}/{last}", r.namespace(), r.name());
         let grants = place.listener.is_some();
         let from = Referrer { kind: r.kind(), namespace: r.namespace(), grants };
         let mut out = authored::HttpRoute { name, ..authored::HttpRoute::default() };
+        let failed = |name: &str| Self { route: answer(name, 500), change: rule::PathChange::None };
         // What such a filter would have done is not known, and it may have been to refuse.
-        if filters.iter().any(rule::is_unsupported) {
-            return Self { route: answer(&out.name, 500), change: rule::PathChange::None };
+        if written.unsupported().is_some() {
+            return failed(&out.name);
         }
-        let change = rule::filters(known, from, filters, place, &mut out);
+        let change = rule::filters(known, from, written.filters, place, &mut out);
+        if let Some(Ok(s)) = written.session.map(|s| session::kept(r, &last, s)) {
+            out.extras.get_or_insert_default().session = Some(s);
+        }
         if out.redirect.is_none() {
-            let shares = split(known, from, backends);
-            if shares.valid.is_empty() {
-                return Self { route: answer(&out.name, 500), change: rule::PathChange::None };
+            let stays = written.session.is_some();
+            let shares = split(known, from, written.backends, stays);
+            if shares.valid.iter().all(|(_, weight, _)| *weight <= 0) {
+                return failed(&out.name);
             }
             rule::destinations(&shares, &mut out);
         }

@@ -17,7 +17,7 @@ fn destinations(known: &Known<'_>, r: &Route<'_>, grants: bool) -> Vec<RouteDest
     let (Route::Tls(d) | Route::Tcp(d)) = r else { return vec![] };
     let Some(rule) = d.spec.rules.first() else { return vec![] };
     let from = Referrer { kind: r.kind(), namespace: r.namespace(), grants };
-    let shares = split(known, from, &rule.backend_refs);
+    let shares = split(known, from, &rule.backend_refs, false);
     let to = |(d, weight, _)| RouteDestination { destination: Some(d), weight };
     let lost = i32::try_from(shares.lost).unwrap_or(i32::MAX);
     let mut out: Vec<_> = shares.valid.into_iter().map(to).collect();

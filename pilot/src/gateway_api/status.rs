@@ -20,7 +20,6 @@ use super::{
     backends::{Referrer, Unresolved, destination},
     known::{GROUP, Known},
     listeners::{Serves, listeners, proxies},
-    rule,
 };
 use crate::{
     config::{Config, Doc, Problem, selects},
@@ -413,13 +412,13 @@ fn of_parent(known: &Known<'_>, r: &Route<'_>, target: &Target<'_>) -> Option<Ve
     let from = Referrer { kind: r.kind(), namespace: r.namespace(), grants };
     let bad = r.backends().into_iter().find_map(|b| destination(known, from, b).err());
     let mut out = vec![accepted, Condition::of("ResolvedRefs", bad)];
-    let unsupported = r.filters().into_iter().find(|f| rule::is_unsupported(f)).and_then(|f| f.filter_type);
-    if let Some(t) = unsupported.filter(|_| out[0].is_true()) {
+    let unsupported = r.rules().into_iter().find_map(|r| r.unsupported());
+    if let Some(what) = unsupported.filter(|_| out[0].is_true()) {
         out.push(Condition {
             condition: "PartiallyInvalid",
             status: "True",
             reason: "UnsupportedValue",
-            message: format!("rules with a filter of type {t:?} answer 500, since it is not supported"),
+            message: format!("rules with {what} answer 500, since it is not supported"),
         });
     }
     Some(out)

@@ -7,13 +7,13 @@ use mesh_model::{
     proxy::{
         AccessLog, AccessLogFormat, CircuitBreakers, Cluster, Direction, Discovery, EscapedSlashes,
         FilterChain, FilterChainMatch, ForwardClientCert, HttpCodec, HttpConnectionManager, HttpFilter,
-        LbPolicy, LeastRequest, Listener, LoadAssignment, NetworkFilter, OnDemandCluster, RouteSource,
-        SecretRef, StringMatch, TcpProxy, Tracing, UpstreamHttp, UpstreamHttp2, UpstreamTls, Validation,
-        WeightedCluster,
+        LbPolicy, LeastRequest, Listener, LoadAssignment, NetworkFilter, OnDemandCluster, RouteConfiguration,
+        RouteSource, SecretRef, StringMatch, TcpProxy, Tracing, UpstreamHttp, UpstreamHttp2, UpstreamTls,
+        Validation, WeightedCluster,
     },
 };
 
-use super::{Ctx, clusters, jwt, rbac};
+use super::{Ctx, clusters, jwt, rbac, session};
 
 /// Accepts and closes: where undeclared destinations go with `REGISTRY_ONLY`.
 pub(super) const BLACK_HOLE: &str = "BlackHoleCluster";
@@ -191,6 +191,10 @@ impl Ctx<'_> {
         if side != Side::Inbound {
             filters.push(HttpFilter::Cors);
             filters.push(HttpFilter::Fault);
+            // Where no session stays anywhere, nothing looks for one. An edge's listeners know their routes.
+            if side == Side::Outbound && *self.sessions.get_or_init(|| session::any(self)) {
+                filters.push(session::filter());
+            }
         }
         let paths = self
             .world
@@ -240,6 +244,16 @@ impl Ctx<'_> {
             accept_http_10: true,
             preserve_request_id: side != Side::Edge,
         }
+    }
+
+    /// A connection manager of an edge, with what its routes need.
+    pub(super) fn edge_filter(&self, stat_prefix: &str, routes: &RouteConfiguration) -> NetworkFilter {
+        let source = RouteSource::Rds(routes.name.clone());
+        let mut hcm = self.hcm(stat_prefix, source, Side::Edge);
+        if session::any_of(routes) {
+            hcm.filters.push(session::filter());
+        }
+        NetworkFilter::Http(Box::new(hcm))
     }
 
     pub(super) fn http_filter(&self, stat_prefix: &str, routes: RouteSource, side: Side) -> NetworkFilter {

@@ -16,7 +16,7 @@ use mesh_model::{
     authored::{Gateway, Server, ServerTlsMode, ServerTlsSettings, TlsProtocol},
     proxy::{
         CertificatePin, ClientCertificate, Direction, DownstreamTls, FilterChain, FilterChainMatch,
-        HttpCodec, Listener, NetworkFilter, QuicOptions, RouteSource, SecretRef, StringMatch, TLS_CURVES,
+        HttpCodec, Listener, NetworkFilter, QuicOptions, SecretRef, StringMatch, TLS_CURVES,
         TlsServerOptions, TlsVersion, TransportProtocol, Validation, is_cipher_expression,
     },
     registry::Protocol,
@@ -24,7 +24,7 @@ use mesh_model::{
 
 use super::{
     Ctx, Generated,
-    common::{Side, chain, listener},
+    common::{chain, listener},
     gateway_routes,
     http::Scope,
     rbac, tcp,
@@ -139,12 +139,10 @@ fn port_listeners(
                 None => format!("http.{number}"),
                 Some(ip) => format!("http.{number}.{ip}"),
             };
-            out.route(gateway_routes::generate(ctx, &name, number, &same));
-            l.filter_chains.push(chain(
-                name.clone(),
-                FilterChainMatch::default(),
-                vec![ctx.http_filter(&format!("gateway_{number}"), RouteSource::Rds(name), Side::Edge)],
-            ));
+            let routes = gateway_routes::generate(ctx, &name, number, &same);
+            let filter = ctx.edge_filter(&format!("gateway_{number}"), &routes);
+            out.route(routes);
+            l.filter_chains.push(chain(name, FilterChainMatch::default(), vec![filter]));
         } else {
             l.filter_chains.extend(tcp_chains(ctx, first));
         }
@@ -252,8 +250,10 @@ fn tls_chains(ctx: &Ctx<'_>, out: &mut Generated, s: &Served<'_>) -> Vec<FilterC
             let filters = if s.protocol == Protocol::Https {
                 let port = s.server.port.as_ref().map(|p| p.name.as_str()).unwrap_or_default();
                 let name = format!("https.{}.{port}.{}.{}", s.number, s.gateway.name, s.gateway.namespace);
-                out.route(gateway_routes::generate(ctx, &name, s.number, std::slice::from_ref(s)));
-                vec![ctx.http_filter(&format!("gateway_{}", s.number), RouteSource::Rds(name), Side::Edge)]
+                let routes = gateway_routes::generate(ctx, &name, s.number, std::slice::from_ref(s));
+                let filter = ctx.edge_filter(&format!("gateway_{}", s.number), &routes);
+                out.route(routes);
+                vec![filter]
             } else {
                 // Bytes inside the session that ends here.
                 match tcp_chains(ctx, s).into_iter().next() {

@@ -13,11 +13,11 @@ use mesh_model::{
     proxy::{
         AbortKind, Cors, DirectResponse, Fault, Forward, HashPolicy, HeaderMatch, HeaderOps,
         HeaderValueMatch, Mirror, PathMatch, QueryMatch, Redirect, RetryOn, RetryPolicy, Route, RouteAction,
-        RouteFilters, RouteMatch, StringMatch, WeightedCluster,
+        RouteMatch, SessionOverride, StringMatch, WeightedCluster,
     },
 };
 
-use super::{Ctx, common::cluster_name, jwt};
+use super::{Ctx, common::cluster_name, jwt, session};
 use crate::{
     config::{Doc, selects},
     gateway_api::SEMANTICS,
@@ -183,11 +183,15 @@ pub(super) fn default_route(ctx: &Ctx<'_>, entry: &Entry, port: u16) -> Route {
         hash: hash_policy(ctx, entry, port, ""),
         ..Forward::default()
     };
-    Route {
+    let mut out = Route {
         name: "default".to_owned(),
         operation: format!("{}:{port}/*", entry.service.host),
         ..route(RouteMatch::any(), RouteAction::Forward(Box::new(forward)))
+    };
+    if let Some(s) = session::of_service(entry) {
+        out.filters.session = Some(SessionOverride::Set(s));
     }
+    out
 }
 
 pub(super) fn route(matches: RouteMatch, action: RouteAction) -> Route {
@@ -304,8 +308,7 @@ fn one(
                 (r, m) => format!("{r}.{m}"),
             };
             if !m.stat_prefix.is_empty() {
-                let filters = RouteFilters { stat_prefix: m.stat_prefix.clone(), ..RouteFilters::default() };
-                made.filters = filters.into();
+                made.filters.stat_prefix.clone_from(&m.stat_prefix);
             }
             out.push(made);
             if all {
@@ -390,6 +393,11 @@ fn build(ctx: &Ctx<'_>, namespace: &str, r: &HttpRoute, matches: RouteMatch, por
     if let Some(d) = r.route.first().and_then(|d| d.destination.as_ref()) {
         out.operation = format!("{}:{port}/*", hosts::resolve(&d.host, namespace));
     }
+    if matches!(out.action, RouteAction::Forward(_))
+        && let Some(s) = session::of_route(ctx, namespace, r)
+    {
+        out.filters.session = Some(SessionOverride::Set(s));
+    }
     Some(out)
 }
 
@@ -404,11 +412,13 @@ fn forward(
     let mut hash = Vec::new();
     let single = r.route.len() == 1;
     let all_zero = r.route.iter().all(|d| d.weight <= 0);
+    // A session stays where it is, whatever becomes of weights.
+    let stays = r.extras.as_ref().is_some_and(|e| e.session.is_some());
     for d in &r.route {
         let Some(dest) = &d.destination else { continue };
         let weight = u32::try_from(d.weight).unwrap_or(0);
         // One destination gets everything, whatever it says; of several, those without weight nothing.
-        if weight == 0 && !single && !all_zero {
+        if weight == 0 && !single && !all_zero && !stays {
             continue;
         }
         let (cluster, entry, dest_port) = destination(ctx, namespace, dest, port);
@@ -417,7 +427,8 @@ fn forward(
         {
             hash = hash_policy(ctx, e, dest_port, &dest.subset);
         }
-        clusters.push(weighted(d, cluster, if single { 1 } else { weight.max(1) }));
+        let weight = if single || all_zero { 1 } else { weight };
+        clusters.push(weighted(d, cluster, weight));
     }
     if clusters.is_empty() {
         return None;

@@ -26,6 +26,7 @@ mod jwt;
 mod listener;
 mod names;
 mod on_demand;
+mod on_route;
 mod quic;
 mod rate_limit;
 mod rbac;

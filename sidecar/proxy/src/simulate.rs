@@ -25,7 +25,7 @@ use mesh_model::proxy as model;
 use self::why::Reasons;
 pub use self::{
     authz::{Attributes, AuthzError, judge},
-    http::{FaultSeen, Mirrored, Retries},
+    http::{FaultSeen, Mirrored, Retries, SessionSeen},
     policy::{PolicySeen, Verdict},
     upstream::{EndpointSeen, Weight},
     why::Reason,
@@ -36,7 +36,10 @@ use crate::{
         listener::{Chain, ConnectionFacts, Guard, Listener, Names, Terminal},
         route::RouteTable,
     },
-    http::metadata::{CONNECTION_RBAC, Metadata},
+    http::{
+        filters::session::Session,
+        metadata::{CONNECTION_RBAC, Metadata},
+    },
     rbac,
     upstream::cluster::ClusterSlot,
 };
@@ -169,6 +172,8 @@ pub struct Passage {
     pub mirrors: Vec<Mirrored>,
     /// Injected faults.
     pub fault: Option<FaultSeen>,
+    /// A session that stays on a host.
+    pub session: Option<SessionSeen>,
     /// What the hash of consistent hashing is made of.
     pub hash: Vec<String>,
     /// Method, authority, path and headers that go upstream.
@@ -200,7 +205,8 @@ pub struct Unusable {
 /// # Errors
 /// If what it meets does not compile; the proxy would have refused that resource.
 pub fn simulate(config: &ConfigSnapshot, arrival: &Arrival) -> Result<Passage, Unusable> {
-    let mut s = Simulation { config, arrival, out: Passage::default(), reasons: Reasons::default() };
+    let mut s =
+        Simulation { config, arrival, out: Passage::default(), reasons: Reasons::default(), session: None };
     s.run()?;
     s.out.reasons = s.reasons.done();
     Ok(s.out)
@@ -211,6 +217,7 @@ struct Simulation<'a> {
     arrival: &'a Arrival,
     out: Passage,
     reasons: Reasons,
+    session: Option<Session>,
 }
 
 impl Simulation<'_> {
@@ -357,7 +364,7 @@ impl Simulation<'_> {
             Some(only) => std::slice::from_ref(only),
             None => &tcp.clusters,
         };
-        self.destinations(to);
+        self.destinations(to, None);
         self.out.tunnel = tcp.tunnel.as_ref().map(|t| {
             let method = if t.post { "POST" } else { "CONNECT" };
             format!("{method} {}", t.hostname)

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Duration, Percent, PortSelector, StringMatch};
+use super::{Duration, Percent, PortSelector, RouteExtras, StringMatch};
 
 message! {
     /// How requests to hosts are routed.
@@ -63,6 +63,9 @@ message! {
         pub remove_response_headers: BTreeMap<String, String>,
         /// 1.0: without effect, upgrades are automatic.
         pub websocket_upgrade: bool,
+        /// What the Gateway API says beyond this; it is never authored.
+        #[serde(skip)]
+        pub extras: Option<Box<RouteExtras>>,
     }
 
     /// Conditions that must all hold.

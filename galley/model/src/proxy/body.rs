@@ -59,12 +59,15 @@ pub enum BufferOverride {
 }
 
 /// `envoy.extensions.filters.http.stateful_session.v3.StatefulSession`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct StatefulSession {
     /// Where the client keeps its host; `None` only as the filter's own setting, which then does nothing.
     pub state: Option<SessionState>,
     /// Without that host the request is answered with 503.
     pub strict: bool,
+    /// A session ends after this long, whatever the client does; zero is never. Of routes alone, and ours: Envoy knows the
+    /// time of a cookie, of which it tells the client.
+    pub absolute: Duration,
 }
 
 /// Where a client keeps its host.

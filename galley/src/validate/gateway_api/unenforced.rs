@@ -111,7 +111,10 @@ fn rule(
     p: &Path<'_>,
     out: &mut Findings,
 ) {
-    out.unenforced(persistence.is_some(), p, "sessionPersistence");
+    if persistence.is_some_and(|s| s.idle_timeout.is_some()) {
+        let at = p.key("sessionPersistence");
+        out.warning(&at.key("idleTimeout"), "is not supported: the rule answers 500");
+    }
     let list = p.key("filters");
     for (i, f) in filters.iter().enumerate() {
         let at = list.index(i);

@@ -95,7 +95,11 @@ fn what_is_not_enforced() {
         "HTTPRoute",
         &[
             ("useDefaultGateways: All", "useDefaultGateways", not),
-            (&rule("sessionPersistence: {sessionName: a}"), "rules[0].sessionPersistence", not),
+            (
+                &rule("sessionPersistence: {idleTimeout: 5m}"),
+                "rules[0].sessionPersistence.idleTimeout",
+                "answers 500",
+            ),
             (
                 &rule("filters: [{type: ExtensionRef, extensionRef: {group: a, kind: B, name: c}}]"),
                 "rules[0].filters[0].type",
@@ -126,7 +130,11 @@ fn what_is_not_enforced() {
     warns(
         API,
         "GRPCRoute",
-        &[(&rule("sessionPersistence: {sessionName: a}"), "rules[0].sessionPersistence", not)],
+        &[(
+            &rule("sessionPersistence: {idleTimeout: 5m}"),
+            "rules[0].sessionPersistence.idleTimeout",
+            "answers 500",
+        )],
     );
     let to = "{backendRefs: [{name: a, port: 1}]}";
     warns(API, "TCPRoute", &[(&format!("rules: [{to}, {to}]"), "rules[1]", "no effect")]);

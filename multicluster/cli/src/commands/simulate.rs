@@ -157,6 +157,13 @@ fn text(a: &Answer) -> String {
     for m in &a.mirrors {
         row("mirror", format!("{} % to {}", m.percentage, m.cluster));
     }
+    if let Some(s) = &a.session {
+        let stays = match &s.endpoint {
+            Some(e) => format!("stays on {e}"),
+            None => "begins: the answer tells the client its endpoint".to_owned(),
+        };
+        row("session", format!("{stays} (by {} {})", s.by, s.name));
+    }
     if let Some(u) = &a.upstream {
         row("upstream", format!("{} {} to {}", u.method, u.path, u.authority));
     }

@@ -212,18 +212,16 @@ fn http(rows: &mut Vec<Row>) {
         "HttpRoute.rules[].matches[].queryParams[]" "/spec/rules/0/matches/0/queryParams" [{"name": "q", "value": "1"}]: edge("GET http://x/?q=2") => (none);
     }
     rows.push(unenforced("api/HttpRoute.useDefaultGateways", &b, "/spec/useDefaultGateways", json!("All")));
-    for (field, value) in [
-        ("api/HttpRoute.rules[].sessionPersistence.absoluteTimeout", json!({"absoluteTimeout": "1h"})),
-        ("api/HttpRoute.rules[].sessionPersistence.cookie", json!({"cookie": {"name": "c"}})),
-        ("api/HttpRoute.rules[].sessionPersistence.cookieConfig.lifetimeType", json!({"cookieConfig": {"lifetimeType": "Session"}})),
-        ("api/HttpRoute.rules[].sessionPersistence.cookieConfig.name", json!({"cookieConfig": {"name": "c"}})),
-        ("api/HttpRoute.rules[].sessionPersistence.cookieConfig.path", json!({"cookieConfig": {"path": "/"}})),
-        ("api/HttpRoute.rules[].sessionPersistence.header.name", json!({"type": "Header", "header": {"name": "h"}})),
-        ("api/HttpRoute.rules[].sessionPersistence.idleTimeout", json!({"idleTimeout": "1h"})),
-        ("api/HttpRoute.rules[].sessionPersistence.sessionName", json!({"sessionName": "s"})),
-        ("api/HttpRoute.rules[].sessionPersistence.type", json!({"type": "Header"})),
-    ] {
-        rows.push(unenforced(field, &b, "/spec/rules/0/sessionPersistence", value));
+    table! { rows, &b;
+        "HttpRoute.rules[].sessionPersistence.absoluteTimeout" "/spec/rules/0/sessionPersistence" {"absoluteTimeout": "1h"} or {}: edge("GET http://x/") => {"session": {"absoluteTimeout": "3600s", "maxAge": null}};
+        "HttpRoute.rules[].sessionPersistence.cookie" "/spec/rules/0/sessionPersistence" {"type": "Cookie", "cookie": {"name": "c", "path": "/a"}} or {}: edge("GET http://x/a") => {"session": {"by": "cookie", "name": "c", "path": "/a"}};
+        "HttpRoute.rules[].sessionPersistence.cookieConfig.lifetimeType" "/spec/rules/0/sessionPersistence" {"absoluteTimeout": "1h", "cookieConfig": {"lifetimeType": "Permanent"}} or {"absoluteTimeout": "1h", "cookieConfig": {"lifetimeType": "Session"}}: edge("GET http://x/") => {"session": {"maxAge": "3600s"}};
+        "HttpRoute.rules[].sessionPersistence.cookieConfig.name" "/spec/rules/0/sessionPersistence" {"cookieConfig": {"name": "c"}} or {}: edge("GET http://x/") => {"session": {"name": "c"}};
+        "HttpRoute.rules[].sessionPersistence.cookieConfig.path" "/spec/rules/0/sessionPersistence" {"cookieConfig": {"path": "/a"}} or {}: edge("GET http://x/b") => {"session": null};
+        "HttpRoute.rules[].sessionPersistence.header.name" "/spec/rules/0/sessionPersistence" {"type": "Header", "header": {"name": "h"}} or {"type": "Header"}: edge("GET http://x/") => {"session": {"by": "header", "name": "h"}};
+        "HttpRoute.rules[].sessionPersistence.idleTimeout" "/spec/rules/0/sessionPersistence" {"idleTimeout": "1h"} or {}: View::Status => {"HTTPRoute r": {"PartiallyInvalid": {"status": "True", "reason": "UnsupportedValue"}}};
+        "HttpRoute.rules[].sessionPersistence.sessionName" "/spec/rules/0/sessionPersistence" {"sessionName": "s"} or {}: edge("GET http://x/") => {"session": {"name": "s"}};
+        "HttpRoute.rules[].sessionPersistence.type" "/spec/rules/0/sessionPersistence" {"type": "Header"} or {"type": "Cookie"}: edge("GET http://x/") => {"session": {"by": "header"}};
     }
 }
 
@@ -317,7 +315,9 @@ fn others(rows: &mut Vec<Row>) {
         "GrpcRoute.rules[].matches[].method.service" "/spec/rules/0/matches/0/method" {"service": "a.X"}: edge("POST http://x/a.B/C") => (none);
         "GrpcRoute.rules[].matches[].method.type" "/spec/rules/0/matches/0/method" {"type": "RegularExpression", "service": "a.*"} or {"type": "Exact", "service": "a"}: edge("POST http://x/a.B/C") => (served);
     }
-    rows.push(unenforced("api/GrpcRoute.rules[].sessionPersistence", &grpc, "/spec/rules/0/sessionPersistence", json!({"sessionName": "s"})));
+    table! { rows, &grpc;
+        "GrpcRoute.rules[].sessionPersistence" "/spec/rules/0/sessionPersistence" {"type": "Header", "header": {"name": "s"}}: edge("POST http://x/a.B/C") => {"session": {"by": "header", "name": "s"}};
+    }
     rows.push(unenforced("api/GrpcRoute.useDefaultGateways", &grpc, "/spec/useDefaultGateways", json!("All")));
     let tcp = json!({"name": "tcp", "port": 5432});
     let listener = json!({"name": "tls", "port": 443, "protocol": "TLS", "tls": {"mode": "Passthrough"}});

@@ -65,6 +65,8 @@ pub(crate) enum View {
     Answer { from: &'static str, request: &'static str, headers: &'static [&'static str] },
     /// The configuration of a proxy.
     Config { from: &'static str },
+    /// `status` of documents of the Gateway API: conditions by object and type.
+    Status,
     /// A warning about the document, that says this: the field is known and does nothing.
     Warned(&'static str),
     /// The document is refused, and the error says this.
@@ -222,6 +224,9 @@ impl Row {
                 m.try_ask(from, request, headers).map_err(|e| e.to_string())
             }
             View::Config { from } => m.try_load()?.configuration(from).map_err(|e| e.to_string()),
+            View::Status => {
+                m.try_load().map(|m| conditions(&serde_json::to_value(m.gateway_api_status()).unwrap()))
+            }
             View::Warned(_) | View::Refused(_) => Ok(Value::Null),
         };
         let seen = see(&with)?;
@@ -242,8 +247,48 @@ impl Row {
                 format!("{of}`{request}`{with}: {}", short(&self.want))
             }
             View::Config { from } => format!("configuration of {from}: {}", short(&self.want)),
+            View::Status => format!("status: {}", short(&self.want)),
         }
     }
+}
+
+/// Conditions of all objects, such as `{"HTTPRoute r": {"Accepted": {"status": "True"}}}`; those of listeners are under the
+/// listener's name.
+fn conditions(status: &Value) -> Value {
+    fn walk(v: &Value, into: &mut serde_json::Map<String, Value>) {
+        match v {
+            Value::Array(l) => l.iter().for_each(|v| walk(v, into)),
+            Value::Object(o) => {
+                if let Some(t) = o.get("type").and_then(Value::as_str).filter(|_| o.contains_key("reason")) {
+                    into.insert(t.to_owned(), v.clone());
+                }
+                let named = |v: &Value| v.get("name").and_then(Value::as_str).map(str::to_owned);
+                for (k, v) in o {
+                    match (k.as_str(), v) {
+                        ("listeners", Value::Array(l)) => {
+                            for v in l {
+                                let mut own = serde_json::Map::new();
+                                walk(v, &mut own);
+                                into.insert(named(v).unwrap_or_default(), Value::Object(own));
+                            }
+                        }
+                        _ => walk(v, into),
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    let mut out = serde_json::Map::new();
+    for (kind, list) in status.as_object().into_iter().flatten() {
+        for object in list.as_array().into_iter().flatten() {
+            let mut own = serde_json::Map::new();
+            walk(&object["status"], &mut own);
+            let name = object["name"].as_str().unwrap_or_default();
+            out.insert(format!("{kind} {name}"), Value::Object(own));
+        }
+    }
+    Value::Object(out)
 }
 
 fn short(want: &Value) -> String {

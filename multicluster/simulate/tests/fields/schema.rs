@@ -84,6 +84,7 @@ fn inner(ty: &str) -> (&str, bool) {
 fn structs(text: &str, all: &mut BTreeMap<String, Vec<(String, String)>>) {
     let mut current: Option<(String, Vec<(String, String)>)> = None;
     let mut rename: Option<String> = None;
+    let mut unwritten = false;
     for line in text.lines().map(str::trim) {
         if let Some(rest) = line.strip_prefix("pub struct ") {
             let name = rest.split(|c: char| !c.is_alphanumeric()).next().unwrap_or_default();
@@ -92,7 +93,12 @@ fn structs(text: &str, all: &mut BTreeMap<String, Vec<(String, String)>>) {
             all.extend(current.take());
         } else if let Some((_, v)) = line.split_once("serde(rename = \"") {
             rename = v.split('"').next().map(str::to_owned);
+        } else if line == "#[serde(skip)]" {
+            unwritten = true;
         } else if let (Some((_, fields)), Some(rest)) = (&mut current, line.strip_prefix("pub ")) {
+            if std::mem::take(&mut unwritten) {
+                continue;
+            }
             let Some((name, ty)) = rest.split_once(':') else { continue };
             let json = rename.take().unwrap_or_else(|| camel(name.trim()));
             fields.push((json, ty.trim().trim_end_matches(',').to_owned()));

@@ -3,6 +3,7 @@
 mod attach;
 mod connections;
 mod rules;
+mod sessions;
 #[path = "../support/mod.rs"]
 mod support;
 

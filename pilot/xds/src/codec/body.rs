@@ -175,7 +175,7 @@ pub(super) fn to_session(m: sess::StatefulSession) -> Res<StatefulSession> {
             }
         }
     };
-    Ok(StatefulSession { state, strict: m.strict })
+    Ok(StatefulSession { state, strict: m.strict, absolute: Duration::ZERO })
 }
 
 pub(super) fn session_per_route(s: &SessionOverride) -> sess::StatefulSessionPerRoute {

@@ -24,16 +24,16 @@ use envoy_types::pb::{
 };
 use mesh_model::proxy::{
     AbortKind, Cors, DirectResponse, Fault, Forward, HashPolicy, HostRateLimits, Mirror, PathMatch,
-    QueryMatch, Redirect, Route, RouteAction, RouteConfiguration, RouteFilters, RouteMatch, StreamLimit,
-    VirtualHost, WeightedCluster,
+    QueryMatch, Redirect, Route, RouteAction, RouteConfiguration, RouteFilters, RouteMatch, SessionOverride,
+    StreamLimit, VirtualHost, WeightedCluster,
 };
 
 use prost::Message as _;
 
 use self::retry::{retry, to_retry};
 use super::{
-    At, Bad, Res, body, common::*, each, ext_authz, ext_proc, http::CONNECT, jwt, on_demand, rate_limit,
-    refuse, split,
+    At, Bad, Res, body, common::*, each, ext_authz, ext_proc, http::CONNECT, jwt, on_demand, on_route,
+    rate_limit, refuse, split,
 };
 
 pub(super) const CORS: &str = "envoy.filters.http.cors";
@@ -160,6 +160,7 @@ fn filters(f: &RouteFilters) -> HashMap<String, gp::Any> {
     }
     if let Some(s) = &f.session {
         out.insert(SESSION.to_owned(), any(&body::session_per_route(s)));
+        on_route::session_end(s, &mut out);
     }
     if let Some(o) = f.on_demand {
         out.insert(on_demand::FILTER.to_owned(), any(&on_demand::per_route(o)));
@@ -177,10 +178,12 @@ fn filters(f: &RouteFilters) -> HashMap<String, gp::Any> {
 /// it is.
 fn to_filters(all: HashMap<String, gp::Any>) -> Res<(RouteFilters, (Option<Fault>, Option<Cors>))> {
     let mut out = RouteFilters::default();
-    let (mut fault, mut cors) = (None, None);
+    let (mut fault, mut cors, mut session_end) = (None, None, Duration::ZERO);
     for (name, a) in all {
         let field = format!("typed_per_filter_config[{name}]");
-        if is::<fault::HttpFault>(&a) {
+        if is::<r::FilterConfig>(&a) {
+            on_route::decode(&name, typed(&a).at(&field)?, &mut session_end).at(&field)?;
+        } else if is::<fault::HttpFault>(&a) {
             fault = Some(to_fault(typed(&a).at(&field)?).at(&field)?);
         } else if is::<cors::CorsPolicy>(&a) {
             cors = Some(to_cors(typed(&a).at(&field)?).at(&field)?);
@@ -207,6 +210,9 @@ fn to_filters(all: HashMap<String, gp::Any>) -> Res<(RouteFilters, (Option<Fault
         } else {
             return Err(Bad::unsupported(field, "this filter"));
         }
+    }
+    if let Some(SessionOverride::Set(s)) = &mut out.session {
+        s.absolute = session_end;
     }
     Ok((out, (fault, cors)))
 }

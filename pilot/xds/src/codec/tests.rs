@@ -188,7 +188,7 @@ fn compressor() -> Compressor {
 
 fn session() -> StatefulSession {
     let state = SessionState::Cookie { name: "s".into(), path: "/a".into(), ttl: Duration::from_secs(60) };
-    StatefulSession { state: Some(state), strict: false }
+    StatefulSession { state: Some(state), ..StatefulSession::default() }
 }
 
 fn bucket() -> TokenBucket {
@@ -364,7 +364,10 @@ pub(crate) fn routes() -> RouteConfiguration {
             buffer_limit: Some(1 << 20),
             buffer: Some(BufferOverride::Limit(9)),
             no_compression: true,
-            session: Some(SessionOverride::Set(session())),
+            session: Some(SessionOverride::Set(StatefulSession {
+                absolute: Duration::from_millis(90_500),
+                ..session()
+            })),
             on_demand: Some(Some(OnDemandCluster { timeout: Duration::from_secs(2) })),
         }
         .into(),
@@ -495,6 +498,7 @@ pub(crate) fn hcm_model(routes: RouteSource) -> HttpConnectionManager {
             HttpFilter::StatefulSession(Arc::new(StatefulSession {
                 state: Some(SessionState::Header("x-h".into())),
                 strict: true,
+                ..StatefulSession::default()
             })),
             HttpFilter::LocalRateLimit(Arc::new(local_limit())),
             HttpFilter::RateLimit(Arc::new(global_limit())),

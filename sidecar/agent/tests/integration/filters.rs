@@ -379,7 +379,10 @@ async fn bodies_sessions_and_limits_of_time() {
     let filters = vec![
         HttpFilter::GrpcWeb,
         HttpFilter::Compressor(Arc::new(Compressor { weaken_etag: true, ..Compressor::default() })),
-        HttpFilter::StatefulSession(Arc::new(StatefulSession { state: Some(state), strict: false })),
+        HttpFilter::StatefulSession(Arc::new(StatefulSession {
+            state: Some(state),
+            ..StatefulSession::default()
+        })),
     ];
     let f = Forward {
         max_stream: Some(StreamLimit {

@@ -2,6 +2,7 @@
 
 mod filters;
 mod names;
+mod on_routes;
 mod policies;
 mod processor;
 mod side_by_side;

@@ -609,6 +609,11 @@ impl Forward {
         &self.clusters[0]
     }
 
+    /// Destinations, those without weight among them.
+    pub(crate) fn destinations(&self) -> &[Destination] {
+        &self.clusters
+    }
+
     /// The cluster that a request names, if that is how this route finds one.
     pub(crate) fn named_cluster(&self, req: &RequestHead) -> Option<String> {
         let header = self.cluster_header.as_ref()?;

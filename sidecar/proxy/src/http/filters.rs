@@ -11,7 +11,7 @@ pub(crate) mod session;
 use std::{future::poll_fn, rc::Rc, sync::Arc};
 
 use http::Method;
-use mesh_model::proxy::{AbortKind, BufferOverride, OnDemandCluster, SessionOverride};
+use mesh_model::proxy::{AbortKind, BufferOverride, OnDemandCluster};
 
 use self::session::Session;
 
@@ -174,12 +174,8 @@ pub(crate) async fn run<D: Downstream>(
                 }
             }
             HttpFilter::StatefulSession(s) => {
-                passed.session = match route.and_then(|r| r.filters.session.as_ref()) {
-                    None => session::run(s, head),
-                    Some(SessionOverride::Set(s)) => session::run(s, head),
-                    Some(SessionOverride::Disabled) => None,
-                }
-                .map(Box::new);
+                let s = session::setting(s, route.and_then(|r| r.filters.session.as_ref()));
+                passed.session = s.and_then(|s| session::run(s, head)).map(Box::new);
             }
             HttpFilter::OnDemand(o) => {
                 if let Some(routes) = passed.hosts.take() {

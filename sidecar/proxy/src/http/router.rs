@@ -35,7 +35,7 @@ use crate::{
     upstream::{
         cluster::{Cluster, ClusterSlot, Outcome, Permit},
         connect::{ConnectError, Want, connect_for},
-        host::{ActiveGuard, Host, HostAddr, now_ms},
+        host::{ActiveGuard, Host, now_ms},
         lb::stable_hash,
         names::{self, NameError},
         pool::{self, Acquired, Pool},
@@ -78,7 +78,9 @@ pub(crate) async fn forward<D: Downstream>(
     rec: &mut Record,
 ) -> Result<(), LocalReply> {
     let worker = &ctx.conn.worker;
-    let destination = ctx.forward.destination(worker.rng.next());
+    let kept = ctx.passed.session.as_ref().filter(|_| ctx.forward.destinations().len() > 1);
+    let kept = kept.and_then(|s| s.destination(ctx.forward));
+    let destination = kept.unwrap_or_else(|| ctx.forward.destination(worker.rng.next()));
     let mut slot = Arc::clone(&destination.cluster);
     let named = ctx.forward.named_cluster(head);
     if let Some(there) = named.as_deref().and_then(|n| on_demand::named(ctx.conn, n)) {
@@ -535,10 +537,7 @@ impl<D: Downstream> Try<'_, D> {
         } else {
             let tables = self.cluster.tables();
             let wanted = self.ctx.passed.session.as_ref().filter(|_| state.retries == 0);
-            let own = wanted.and_then(|s| s.host).and_then(|a| {
-                let is = |h: &&Arc<Host>| h.addr == HostAddr::Socket(a) && h.is_usable();
-                tables.hosts.iter().find(is).cloned()
-            });
+            let own = wanted.and_then(|s| s.among(&tables.hosts)).cloned();
             if own.is_none() && wanted.is_some_and(|s| s.strict && s.host.is_some()) {
                 return Err(TryError::NoHost);
             }
@@ -836,8 +835,8 @@ fn finish_response(
     if let Some(edits) = &ctx.passed.response {
         edits.apply(h);
     }
-    if let (Some(s), Some(HostAddr::Socket(a))) = (&ctx.passed.session, rec.host.as_ref().map(|h| &h.addr)) {
-        s.remember(*a, h);
+    if let (Some(s), Some(host)) = (&ctx.passed.session, &rec.host) {
+        s.remember(host, h);
     }
     if let Some(c) = cookie {
         h.push_id(HeaderId::SetCookie, c.as_bytes());

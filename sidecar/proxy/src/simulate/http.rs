@@ -14,7 +14,7 @@ use crate::{
         route::{Action as RouteAction, Forward, Found, Route, VirtualHost},
     },
     http::{
-        filters::{cross_origin, cross_origin_headers},
+        filters::{cross_origin, cross_origin_headers, session},
         headers::{HeaderId, Headers},
         local_reply::http_of_grpc,
         message::{BodyKind, RequestHead, Version},
@@ -63,6 +63,23 @@ pub struct FaultSeen {
     pub delay: Option<(Duration, u32)>,
     /// Status of the answer and share in 1/1,000,000.
     pub abort: Option<(u16, u32)>,
+}
+
+/// A session that stays on a host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SessionSeen {
+    /// `cookie` or `header`.
+    pub by: &'static str,
+    /// Name of that.
+    pub name: String,
+    /// Path of a cookie; empty otherwise.
+    pub path: String,
+    /// How long a cookie lasts; `None` is until the client ends.
+    pub max_age: Option<Duration>,
+    /// When the session ends, whatever the client does.
+    pub absolute: Option<Duration>,
+    /// The host that the request asks for, if it gets it.
+    pub host: Option<String>,
 }
 
 /// What an answer of the proxy's own looks like.
@@ -275,6 +292,10 @@ impl Simulation<'_> {
                         self.fault(fault)?;
                     }
                 }
+                (HttpFilter::StatefulSession(s), _) => {
+                    let s = session::setting(s, route.and_then(|r| r.filters.session.as_ref()));
+                    self.session = s.and_then(|s| session::run(s, head));
+                }
                 (HttpFilter::ExtAuthz(e), _) if !e.asks(Some(metadata)) => {}
                 (HttpFilter::ExtAuthz(_), _) => self.out.asks.push("external authorization".into()),
                 (HttpFilter::ExtProc(_), _) => self.out.asks.push("an external processor".into()),
@@ -396,10 +417,13 @@ impl Simulation<'_> {
             Some(only) => std::slice::from_ref(only),
             None => &fm.clusters,
         };
-        let at = self.destinations(to);
-        // A number that the heaviest destination's part of the sum contains.
+        let kept = self.session.as_ref().and_then(|s| self.kept(s, to));
+        let at = self.destinations(to, kept);
+        self.out.session = self.session.as_ref().map(|s| seen(s, kept.is_some()));
+        // A number that this destination's part of the sum contains.
         let random = to.iter().take(at).map(|c| u64::from(c.weight)).sum();
-        let destination = f.destination(if to.len() > 1 { random } else { 0 });
+        let of_session = kept.and_then(|at| f.destinations().get(at));
+        let destination = of_session.unwrap_or_else(|| f.destination(if to.len() > 1 { random } else { 0 }));
         let outbound = self.arrival.direction == model::Direction::Outbound;
         let limits = Limits::new(f, false, outbound, head);
         self.out.timeout = limits.timeout;
@@ -453,6 +477,22 @@ fn first(
         }
     }
     Ok(None)
+}
+
+fn seen(s: &session::Session, kept: bool) -> SessionSeen {
+    let (by, name, path, max_age) = match &s.state {
+        model::SessionState::Cookie { name, path, ttl } => ("cookie", name, path.as_str(), *ttl),
+        model::SessionState::Header(name) => ("header", name, "", Duration::ZERO),
+    };
+    let some = |d: Duration| (!d.is_zero()).then_some(d);
+    SessionSeen {
+        by,
+        name: name.clone(),
+        path: path.to_owned(),
+        max_age: some(max_age),
+        absolute: some(s.absolute),
+        host: s.host.filter(|_| kept).map(|h| h.to_string()),
+    }
 }
 
 fn hashed(h: &model::HashPolicy) -> String {

@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use mesh_model::proxy as model;
 
 use super::Simulation;
+use crate::http::filters::session::Session;
 
 /// A destination and its share.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,15 +38,28 @@ pub struct EndpointSeen {
 }
 
 impl Simulation<'_> {
-    /// Notes destinations; the heaviest one's endpoints are listed. Returns the position of that one.
-    pub(super) fn destinations(&mut self, to: &[model::WeightedCluster]) -> usize {
+    /// The position of the destination with the host that a session asks for, if that takes traffic.
+    pub(super) fn kept(&self, s: &Session, to: &[model::WeightedCluster]) -> Option<usize> {
+        let wanted = s.host?;
+        to.iter().position(|c| {
+            let assignment = self.config.clusters.get(&c.cluster).and_then(|c| self.assignment(c));
+            assignment.iter().flat_map(|a| &a.localities).flat_map(|l| &l.endpoints).any(|e| {
+                wanted.is(e)
+                    && matches!(e.health, model::EndpointHealth::Healthy | model::EndpointHealth::Degraded)
+            })
+        })
+    }
+
+    /// Notes destinations; the endpoints of the one that is kept to, or else of the heaviest, are listed. Returns the
+    /// position of that one.
+    pub(super) fn destinations(&mut self, to: &[model::WeightedCluster], kept: Option<usize>) -> usize {
         let only = to.len() == 1;
         let weight = |c: &model::WeightedCluster| if only { c.weight.max(1) } else { c.weight };
         self.out.weights =
             to.iter().map(|c| Weight { cluster: c.cluster.clone(), weight: weight(c) }).collect();
         // The first of the heaviest: `max_by_key` would take the last.
         let heaviest = to.iter().map(weight).max().unwrap_or(0);
-        let at = to.iter().position(|c| weight(c) == heaviest).unwrap_or(0);
+        let at = kept.or_else(|| to.iter().position(|c| weight(c) == heaviest)).unwrap_or(0);
         if let Some(c) = to.get(at) {
             self.out.cluster = Some(c.cluster.clone());
             match self.config.clusters.get(&c.cluster).cloned() {
@@ -68,8 +82,9 @@ impl Simulation<'_> {
         !self.out.endpoints.iter().any(|e| e.active)
     }
 
-    fn endpoints(&mut self, cluster: &model::Cluster) {
-        let assignment = match &cluster.discovery {
+    /// Endpoints of a cluster; `None` for the original destination, and before there are any.
+    fn assignment(&self, cluster: &model::Cluster) -> Option<Arc<model::LoadAssignment>> {
+        match &cluster.discovery {
             model::Discovery::Eds(service) => {
                 let name = if service.is_empty() { &cluster.name } else { service };
                 self.config.endpoints.get(name).cloned()
@@ -77,24 +92,30 @@ impl Simulation<'_> {
             model::Discovery::Static(a)
             | model::Discovery::StrictDns(a)
             | model::Discovery::LogicalDns(a) => Some(Arc::new(a.clone())),
-            model::Discovery::OriginalDst | model::Discovery::ByName(_) => {
-                self.out.endpoints.push(EndpointSeen {
-                    address: match &cluster.discovery {
-                        model::Discovery::ByName(n) => self.named(n, cluster.tls.is_some()),
-                        _ => self.arrival.destination.to_string(),
-                    },
-                    locality: String::new(),
-                    priority: 0,
-                    weight: 1,
-                    health: model::EndpointHealth::Healthy,
-                    active: true,
-                    tls: cluster.tls.as_deref().cloned(),
-                    workload: String::new(),
-                });
-                return;
-            }
+            model::Discovery::OriginalDst | model::Discovery::ByName(_) => None,
+        }
+    }
+
+    fn endpoints(&mut self, cluster: &model::Cluster) {
+        let told = match &cluster.discovery {
+            model::Discovery::ByName(n) => Some(self.named(n, cluster.tls.is_some())),
+            model::Discovery::OriginalDst => Some(self.arrival.destination.to_string()),
+            _ => None,
         };
-        let Some(a) = assignment else { return };
+        if let Some(address) = told {
+            self.out.endpoints.push(EndpointSeen {
+                address,
+                locality: String::new(),
+                priority: 0,
+                weight: 1,
+                health: model::EndpointHealth::Healthy,
+                active: true,
+                tls: cluster.tls.as_deref().cloned(),
+                workload: String::new(),
+            });
+            return;
+        }
+        let Some(a) = self.assignment(cluster) else { return };
         let loads = loads(&a);
         for l in &a.localities {
             let whole = loads.get(&l.priority).copied().unwrap_or(0) > 0;

@@ -215,7 +215,8 @@ async fn sessions_stay_on_their_host() {
     let (a, b) = (Upstream::new("a").await, Upstream::new("b").await);
     let hosts = [a.address, b.address];
     let state = SessionState::Cookie { name: "host".into(), path: "/".into(), ttl: Duration::from_secs(60) };
-    let cookie = |strict| StatefulSession { state: Some(state.clone()), strict };
+    let cookie =
+        |strict| StatefulSession { state: Some(state.clone()), strict, ..StatefulSession::default() };
     let run = |s: StatefulSession, hosts: &[std::net::SocketAddr], f| {
         proxy(hosts, UpstreamHttp::Http1, vec![HttpFilter::StatefulSession(Arc::new(s))], f)
     };
@@ -239,7 +240,8 @@ async fn sessions_stay_on_their_host() {
         .send("h", "/name", &format!("cookie: {pair}\r\n"))
         .await;
     assert_eq!(r.status, 503);
-    let header = StatefulSession { state: Some(SessionState::Header("x-host".into())), strict: false };
+    let header =
+        StatefulSession { state: Some(SessionState::Header("x-host".into())), ..StatefulSession::default() };
     let p = run(header, &hosts, RouteFilters::default());
     let first = p.get("h", "/name").await;
     let host = first.header("x-host").unwrap().to_owned();

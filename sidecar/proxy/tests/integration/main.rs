@@ -19,6 +19,7 @@ mod rate_limit;
 mod refusals;
 mod resilience;
 mod routing;
+mod sessions;
 mod silence;
 mod simulate;
 mod slots;
