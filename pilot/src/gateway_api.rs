@@ -15,6 +15,7 @@
 //! Names with a `~` cannot be those of authored documents.
 
 mod attach;
+mod authorizers;
 mod backend_tls;
 mod backends;
 mod http;

@@ -92,13 +92,16 @@ impl<'a> Route<'a> {
         }
     }
 
-    /// Everything that rules refer to as a backend, shadows among them.
+    /// Everything that rules refer to as a backend, shadows and authorisers among them.
     pub(super) fn backends(&self) -> Vec<&'a BackendRef> {
         if let Self::Tls(d) | Self::Tcp(d) = self {
             return d.spec.rules.iter().flat_map(|r| &r.backend_refs).collect();
         }
-        let shadow = |f: &'a RouteFilter| f.request_mirror.as_ref().and_then(|m| m.backend_ref.as_ref());
-        let of = |r: Written<'a>| r.backends.iter().chain(r.filters.iter().filter_map(shadow));
+        let other = |f: &'a RouteFilter| {
+            let shadow = f.request_mirror.as_ref().and_then(|m| m.backend_ref.as_ref());
+            shadow.or_else(|| f.external_auth.as_ref().and_then(|a| a.backend_ref.as_ref()))
+        };
+        let of = |r: Written<'a>| r.backends.iter().chain(r.filters.iter().filter_map(other));
         self.rules().into_iter().flat_map(of).collect()
     }
 }

@@ -16,7 +16,7 @@ use serde_json::json;
 use super::{
     CONTROLLERS,
     attach::{self, Route, Target, routes},
-    backend_tls,
+    authorizers, backend_tls,
     backends::{Referrer, Unresolved, destination},
     known::{GROUP, Known},
     listeners::{Serves, listeners, proxies},
@@ -411,6 +411,12 @@ fn of_parent(known: &Known<'_>, r: &Route<'_>, target: &Target<'_>) -> Option<Ve
     };
     let from = Referrer { kind: r.kind(), namespace: r.namespace(), grants };
     let bad = r.backends().into_iter().find_map(|b| destination(known, from, b).err());
+    let bad = bad.or_else(|| {
+        let rules = r.rules();
+        let asked = rules.iter().flat_map(|r| r.filters).filter_map(|f| f.external_auth.as_ref());
+        let mut of = asked.filter_map(|a| Some((a, a.backend_ref.as_ref()?)));
+        of.find_map(|(a, b)| authorizers::destination(known, from, a, b).err())
+    });
     let mut out = vec![accepted, Condition::of("ResolvedRefs", bad)];
     let unsupported = r.rules().into_iter().find_map(|r| r.unsupported());
     if let Some(what) = unsupported.filter(|_| out[0].is_true()) {

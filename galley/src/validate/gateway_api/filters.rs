@@ -137,17 +137,38 @@ fn members(f: &RouteFilter, t: FilterType, p: &Path<'_>, out: &mut Findings) {
     if let Some(a) = &f.external_auth {
         let at = p.key("externalAuth");
         let fits = match a.protocol.as_str() {
-            "GRPC" => a.grpc.is_some() && a.http.is_none(),
-            "HTTP" => a.http.is_some() && a.grpc.is_none(),
+            "GRPC" => a.http.is_none(),
+            "HTTP" => a.grpc.is_none(),
             _ => false,
         };
         if !fits {
-            out.error(&at.key("protocol"), "protocol GRPC needs grpc alone, protocol HTTP needs http alone");
+            out.error(
+                &at.key("protocol"),
+                "protocol GRPC may have grpc, protocol HTTP may have http, and no other is known",
+            );
+        }
+        if let Some(h) = &a.http {
+            let at = at.key("http");
+            if !h.path.is_empty() {
+                super::absolute_path(&h.path, &at.key("path"), out);
+            }
+            names(&h.allowed_headers, &at.key("allowedHeaders"), out);
+            names(&h.allowed_response_headers, &at.key("allowedResponseHeaders"), out);
+        }
+        if let Some(g) = &a.grpc {
+            names(&g.allowed_headers, &at.key("grpc").key("allowedHeaders"), out);
         }
         match &a.backend_ref {
             Some(b) => backend(b, &at.key("backendRef"), out),
             None => out.error(&at.key("backendRef"), "a backend is required"),
         }
+    }
+}
+
+fn names(list: &[String], p: &Path<'_>, out: &mut Findings) {
+    count(list.len(), 0, 64, p, out);
+    for (i, n) in list.iter().enumerate() {
+        common::header_name(n, &p.index(i), out);
     }
 }
 

@@ -118,7 +118,7 @@ fn rule(
     let list = p.key("filters");
     for (i, f) in filters.iter().enumerate() {
         let at = list.index(i);
-        if let Some(t @ (FilterType::ExtensionRef | FilterType::ExternalAuth)) = f.filter_type {
+        if let Some(t @ FilterType::ExtensionRef) = f.filter_type {
             // Passing what it might have refused would open what its author believes closed.
             let says = format!("filter {t:?} is accepted but not enforced yet: the rule answers 500");
             out.warning(&at.key("type"), says);

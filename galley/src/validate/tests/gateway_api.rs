@@ -106,13 +106,6 @@ fn what_is_not_enforced() {
                 "answers 500",
             ),
             (
-                &rule(
-                    "filters: [{type: ExternalAuth, externalAuth: {protocol: GRPC, grpc: {}, backendRef: {name: a, port: 1}}}]",
-                ),
-                "rules[0].filters[0].type",
-                "answers 500",
-            ),
-            (
                 &rule("filters: [{type: CORS, cors: {allowCredentials: true, allowHeaders: ['*']}}]"),
                 "rules[0].filters[0].cors",
                 not,

@@ -240,20 +240,31 @@ fn filters(rows: &mut Vec<Row>) {
     rows.push(refused("api/HttpRoute.rules[].filters[].type", &cors, "/spec/rules/0/filters/0/type", json!("URLRewrite"), "required by the filter's type"));
     let b = routed(json!({"backendRefs": backends("reviews")}));
     let own = json!([{"type": "ExtensionRef", "extensionRef": {"group": "a.b", "kind": "C", "name": "d"}}]);
-    rows.push(warned("api/HttpRoute.rules[].filters[].extensionRef", &b, "/spec/rules/0/filters", own, "the rule answers 500"));
-    for (field, protocol, with) in [
-        ("api/HttpRoute.rules[].filters[].externalAuth.backendRef", "GRPC", json!({})),
-        ("api/HttpRoute.rules[].filters[].externalAuth.protocol", "GRPC", json!({})),
-        ("api/HttpRoute.rules[].filters[].externalAuth.grpc.allowedHeaders", "GRPC", json!({"allowedHeaders": ["a"]})),
-        ("api/HttpRoute.rules[].filters[].externalAuth.http.allowedHeaders", "HTTP", json!({"allowedHeaders": ["a"]})),
-        ("api/HttpRoute.rules[].filters[].externalAuth.http.allowedResponseHeaders", "HTTP", json!({"allowedResponseHeaders": ["a"]})),
-        ("api/HttpRoute.rules[].filters[].externalAuth.http.path", "HTTP", json!({"path": "/a"})),
-        ("api/HttpRoute.rules[].filters[].externalAuth.forwardBody.maxSize", "HTTP", json!({})),
-    ] {
-        let mut auth = json!({"protocol": protocol, "backendRef": {"name": "ratings", "port": 9080}, "forwardBody": {"maxSize": 1}});
-        auth[protocol.to_lowercase()] = with;
-        let filter = json!([{"type": "ExternalAuth", "externalAuth": auth}]);
-        rows.push(warned(field, &b, "/spec/rules/0/filters", filter, "the rule answers 500"));
+    rows.push(row("api/HttpRoute.rules[].filters[].extensionRef", &b, "/spec/rules/0/filters", own, edge("GET http://x/"), json!({"status": 500})));
+    let asking = |protocol: &str| {
+        let mut mesh = bookinfo();
+        mesh.0[1]["spec"]["ports"][0]["name"] = json!("grpc");
+        let auth = json!({"type": "ExternalAuth", "externalAuth": {"protocol": protocol, "backendRef": {"name": "ratings", "port": 9080}}});
+        Base::new(mesh.with(gateway(plain())).with(route("HTTPRoute", &json!({"backendRefs": backends("reviews"), "filters": [auth]}))))
+    };
+    let asks = |what: Value| {
+        let filters = json!({"http.80": {"ExtAuthz": what}});
+        json!({"filters": filters})
+    };
+    let over_http = |what: Value| asks(json!({"service": {"Http": what}}));
+    let exactly = |n: &str| json!([{"kind": {"Exact": n}, "ignore_case": true}]);
+    let (prefixed, copied) = (over_http(json!({"path_prefix": "/check"})), over_http(json!({"allowed_upstream_headers": exactly("x-user")})));
+    let (shown, body, grpc) = (asks(json!({"allowed_headers": exactly("x-a")})), asks(json!({"with_request_body": {"max_bytes": 9, "allow_partial": false}})), asks(json!({"service": {"Grpc": {}}})));
+    table! { rows, &asking("HTTP");
+        "HttpRoute.rules[].filters[].externalAuth.backendRef" "/spec/rules/0/filters/0/externalAuth/backendRef/name" "productpage" or "ratings": edge("GET http://x/") => {"asks": [{"who": "external authorization by outbound|9080||productpage.default.svc.cluster.local"}]};
+        "HttpRoute.rules[].filters[].externalAuth.protocol" "/spec/rules/0/filters/0/externalAuth/protocol" "GRPC" or "HTTP": config() => (grpc);
+        "HttpRoute.rules[].filters[].externalAuth.http.allowedHeaders" "/spec/rules/0/filters/0/externalAuth/http" {"allowedHeaders": ["x-a"]}: config() => (shown);
+        "HttpRoute.rules[].filters[].externalAuth.http.allowedResponseHeaders" "/spec/rules/0/filters/0/externalAuth/http" {"allowedResponseHeaders": ["x-user"]}: config() => (copied);
+        "HttpRoute.rules[].filters[].externalAuth.http.path" "/spec/rules/0/filters/0/externalAuth/http" {"path": "/check"}: config() => (prefixed);
+        "HttpRoute.rules[].filters[].externalAuth.forwardBody.maxSize" "/spec/rules/0/filters/0/externalAuth/forwardBody" {"maxSize": 9}: config() => (body);
+    }
+    table! { rows, &asking("GRPC");
+        "HttpRoute.rules[].filters[].externalAuth.grpc.allowedHeaders" "/spec/rules/0/filters/0/externalAuth/grpc" {"allowedHeaders": ["x-a"]}: config() => (shown);
     }
     let request = filtered(json!({"type": "RequestHeaderModifier", "requestHeaderModifier": {}}));
     table! { rows, &request;
