@@ -1,7 +1,8 @@
 //! Filters of routes.
 
 use mesh_model::authored::gateway_api::{
-    FilterType, HeaderModifier, HttpRule, PathMatchType, PathModifier, PathModifierType, RouteFilter,
+    BackendRef, FilterType, HeaderModifier, HttpRule, PathMatchType, PathModifier, PathModifierType,
+    RouteFilter,
 };
 
 use super::{METHODS, backend, count};
@@ -83,7 +84,7 @@ fn members(f: &RouteFilter, t: FilterType, p: &Path<'_>, out: &mut Findings) {
     if let Some(m) = &f.request_mirror {
         let at = p.key("requestMirror");
         match &m.backend_ref {
-            Some(b) => backend(b, &at.key("backendRef"), out),
+            Some(b) => object(b, &at.key("backendRef"), out),
             None => out.error(&at.key("backendRef"), "a backend is required"),
         }
         if m.percent.is_some() && m.fraction.is_some() {
@@ -159,8 +160,18 @@ fn members(f: &RouteFilter, t: FilterType, p: &Path<'_>, out: &mut Findings) {
             names(&g.allowed_headers, &at.key("grpc").key("allowedHeaders"), out);
         }
         match &a.backend_ref {
-            Some(b) => backend(b, &at.key("backendRef"), out),
+            Some(b) => object(b, &at.key("backendRef"), out),
             None => out.error(&at.key("backendRef"), "a backend is required"),
+        }
+    }
+}
+
+/// A reference that has no share and no filters of its own.
+fn object(b: &BackendRef, p: &Path<'_>, out: &mut Findings) {
+    backend(b, p, out);
+    for (there, field) in [(b.weight.is_some(), "weight"), (!b.filters.is_empty(), "filters")] {
+        if there {
+            out.error(&p.key(field), "is no field of this reference: it is that of backendRefs");
         }
     }
 }
