@@ -15,6 +15,7 @@
 //! Names with a `~` cannot be those of authored documents.
 
 mod attach;
+mod authorizers;
 mod backend_tls;
 mod backends;
 mod http;
@@ -178,7 +179,7 @@ impl Made {
         // By namespace and name of the parent, and the namespace of callers if it is not every.
         let mut mesh: BTreeMap<(String, String, Option<String>), Mesh> = BTreeMap::new();
         for r in routes(known.docs) {
-            for p in r.parents() {
+            for p in r.parents(known) {
                 match attach::attach(known, listeners, &r, p) {
                     Target::Listeners(list) => {
                         for (i, names) in list {

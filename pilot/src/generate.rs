@@ -4,6 +4,7 @@
 //! gateways get listeners from `Gateway` documents; east-west gateways forward by SNI without
 //! terminating anything; gRPC libraries without a proxy get the narrower form that they know.
 
+mod authorizers;
 mod clusters;
 mod common;
 mod endpoints;
@@ -35,7 +36,7 @@ use std::{cell::OnceCell, collections::BTreeMap, sync::Arc};
 
 use mesh_model::{
     authored::{DestinationRule, VirtualService},
-    proxy::{Cluster, Listener, LoadAssignment, RouteAction, RouteConfiguration, VirtualHost},
+    proxy::{Cluster, HttpFilter, Listener, LoadAssignment, RouteAction, RouteConfiguration, VirtualHost},
 };
 use mesh_xds::{codec, nds::NameTable, pb, type_url};
 
@@ -151,6 +152,8 @@ struct Ctx<'a> {
     reached: OnceCell<Vec<&'a Arc<Entry>>>,
     /// Whether sessions of what it calls may stay on a host.
     sessions: OnceCell<bool>,
+    /// Filters of authorisers that single routes ask.
+    authorizers: OnceCell<BTreeMap<String, HttpFilter>>,
     /// Only the routes of these are asked for.
     rerouted: Option<&'a Rerouted>,
 }
@@ -164,6 +167,7 @@ impl<'a> Ctx<'a> {
             visible: OnceCell::new(),
             reached: OnceCell::new(),
             sessions: OnceCell::new(),
+            authorizers: OnceCell::new(),
             rerouted: None,
         }
     }
@@ -193,6 +197,10 @@ impl<'a> Ctx<'a> {
     /// The service behind a host or alias, if this proxy has clusters of it.
     fn service(&self, host: &str) -> Option<&'a Arc<Entry>> {
         find(self.reached(), self.world.index.canonical(host))
+    }
+
+    fn authorizers(&self) -> &BTreeMap<String, HttpFilter> {
+        self.authorizers.get_or_init(|| authorizers::all(self))
     }
 
     /// The document with routes of a service.
@@ -339,6 +347,7 @@ pub fn own(proxy: &ProxyNode, world: &World) -> Generated {
 pub(crate) fn unasked(class: &ProxyNode, world: &World) -> Vec<String> {
     let ctx = Ctx::new(class, world);
     let mut out = rbac::authorizers(&ctx);
+    out.extend(authorizers::clusters(&ctx));
     out.extend(jwt::services(&ctx));
     out
 }

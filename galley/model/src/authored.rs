@@ -58,7 +58,7 @@ pub use self::{
     destination_rule::*,
     envoy_filter::*,
     extension::*,
-    extras::RouteExtras,
+    extras::{Authorizer, RouteExtras},
     gateway::*,
     kubernetes::{ClusterNode, EndpointSlice, Pod},
     mesh::*,

@@ -1,7 +1,7 @@
 //! Routes and what they are attached to.
 
 use mesh_model::authored::gateway_api::{
-    BackendRef, GrpcRoute, HttpRoute, L4Route, ParentReference, RouteFilter,
+    BackendRef, DefaultScope, GrpcRoute, HttpRoute, L4Route, ParentReference, RouteFilter,
 };
 
 use super::{
@@ -75,8 +75,21 @@ impl<'a> Route<'a> {
         of!(self, d => d.created)
     }
 
-    pub(super) fn parents(&self) -> &'a [ParentReference] {
-        of!(self, d => &d.spec.parent_refs)
+    /// Parents that it names, and default Gateways that it names not.
+    pub(super) fn parents<'k>(&self, known: &'k Known<'a>) -> Vec<&'k ParentReference> {
+        let named: &'a [ParentReference] = of!(self, d => &d.spec.parent_refs);
+        let mut out: Vec<&'k ParentReference> = named.iter().collect();
+        if of!(self, d => d.spec.use_default_gateways) == Some(DefaultScope::All) {
+            let same = |p: &ParentReference, d: &ParentReference| {
+                p.name == d.name
+                    && p.namespace.as_deref().unwrap_or(self.namespace())
+                        == d.namespace.as_deref().unwrap_or_default()
+                    && p.kind.as_deref().unwrap_or("Gateway") == "Gateway"
+                    && p.group.as_deref().unwrap_or(GROUP) == GROUP
+            };
+            out.extend(known.defaults.iter().filter(|d| !named.iter().any(|p| same(p, d))));
+        }
+        out
     }
 
     pub(super) fn hostnames(&self) -> &'a [String] {
@@ -92,13 +105,16 @@ impl<'a> Route<'a> {
         }
     }
 
-    /// Everything that rules refer to as a backend, shadows among them.
+    /// Everything that rules refer to as a backend, shadows and authorisers among them.
     pub(super) fn backends(&self) -> Vec<&'a BackendRef> {
         if let Self::Tls(d) | Self::Tcp(d) = self {
             return d.spec.rules.iter().flat_map(|r| &r.backend_refs).collect();
         }
-        let shadow = |f: &'a RouteFilter| f.request_mirror.as_ref().and_then(|m| m.backend_ref.as_ref());
-        let of = |r: Written<'a>| r.backends.iter().chain(r.filters.iter().filter_map(shadow));
+        let other = |f: &'a RouteFilter| {
+            let shadow = f.request_mirror.as_ref().and_then(|m| m.backend_ref.as_ref());
+            shadow.or_else(|| f.external_auth.as_ref().and_then(|a| a.backend_ref.as_ref()))
+        };
+        let of = |r: Written<'a>| r.backends.iter().chain(r.filters.iter().filter_map(other));
         self.rules().into_iter().flat_map(of).collect()
     }
 }
@@ -141,12 +157,12 @@ pub(super) struct ServiceParent<'a> {
 }
 
 /// Finds what a route's reference leads to. `listeners` are all that are known.
-pub(super) fn attach<'a>(
-    known: &Known<'a>,
+pub(super) fn attach<'k, 'a: 'k>(
+    known: &'k Known<'a>,
     listeners: &[Serves<'a>],
     route: &Route<'a>,
-    parent: &'a ParentReference,
-) -> Target<'a> {
+    parent: &'k ParentReference,
+) -> Target<'k> {
     let namespace = parent.namespace.as_deref().unwrap_or(route.namespace());
     let group = parent.group.as_deref().unwrap_or(GROUP);
     match (group, parent.kind.as_deref().unwrap_or("Gateway")) {
@@ -172,7 +188,7 @@ fn no_parent<'a>(kind: &str, namespace: &str, name: &str) -> Target<'a> {
     refused("NoMatchingParent", format!("there is no {kind} {namespace}/{name}"))
 }
 
-fn at_service<'a>(known: &Known<'a>, parent: &'a ParentReference, namespace: &'a str) -> Target<'a> {
+fn at_service<'k>(known: &Known<'_>, parent: &'k ParentReference, namespace: &'k str) -> Target<'k> {
     let Some(service) = known.service(namespace, &parent.name) else {
         return no_parent("Service", namespace, &parent.name);
     };
@@ -197,13 +213,13 @@ fn at_service<'a>(known: &Known<'a>, parent: &'a ParentReference, namespace: &'a
     Target::Service(ServiceParent { namespace, name: &parent.name, hosts, port })
 }
 
-fn at_gateway<'a>(
-    known: &Known<'a>,
-    listeners: &[Serves<'a>],
-    route: &Route<'a>,
-    parent: &'a ParentReference,
+fn at_gateway<'k>(
+    known: &Known<'_>,
+    listeners: &[Serves<'_>],
+    route: &Route<'_>,
+    parent: &ParentReference,
     namespace: &str,
-) -> Target<'a> {
+) -> Target<'k> {
     let found = known.docs.gateways.iter().find(|g| g.name == parent.name && g.namespace == namespace);
     match found {
         None => return no_parent("Gateway", namespace, &parent.name),

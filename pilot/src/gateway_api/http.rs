@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use mesh_model::authored::{
-    self, HttpDirectResponse, HttpMatchRequest, StringMatch,
+    self, Authorizer, HttpDirectResponse, HttpMatchRequest, StringMatch,
     gateway_api::{
         BackendRef, GrpcMatch, GrpcRule, HttpMatch, HttpRule, NamedMatch, PathMatchType, RouteFilter,
         SessionPersistence, ValueMatchType,
@@ -12,6 +12,7 @@ use mesh_model::authored::{
 
 use super::{
     attach::Route,
+    authorizers::{self, AUTHORIZER},
     backends::{Referrer, split},
     known::Known,
     listeners::{Serves, Speaks},
@@ -201,6 +202,15 @@ impl Rule {
             return failed(&out.name);
         }
         let change = rule::filters(known, from, written.filters, place, &mut out);
+        for (j, f) in written.filters.iter().enumerate() {
+            let Some(asks) = &f.external_auth else { continue };
+            // By number: a rule's name may be another one's number.
+            let name = format!("{AUTHORIZER}/{}/{}/{position}/{j}", r.namespace(), r.name());
+            let found = asks.backend_ref.as_ref().map(|b| authorizers::destination(known, from, asks, b));
+            let Some(Ok(destination)) = found else { return failed(&out.name) };
+            let asked = Authorizer { name, destination, asks: asks.clone() };
+            out.extras.get_or_insert_default().authorizers.push(asked);
+        }
         if let Some(Ok(s)) = written.session.map(|s| session::kept(r, &last, s)) {
             out.extras.get_or_insert_default().session = Some(s);
         }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use mesh_model::authored::{
     Service,
-    gateway_api::{KubernetesSelector, SelectorExpression},
+    gateway_api::{DefaultScope, Gateway, KubernetesSelector, ParentReference, SelectorExpression},
 };
 
 use super::{CLASSES, CONTROLLERS, Documents};
@@ -21,13 +21,26 @@ pub(crate) struct Known<'a> {
     pub(super) config: &'a Config,
     /// `None` for a service that only peers have.
     services: HashMap<(&'a str, &'a str), Option<&'a Service>>,
+    /// Gateways that routes may have as parents without naming them (GEP-3793). Of several each is one.
+    pub(super) defaults: Vec<ParentReference>,
 }
 
 impl<'a> Known<'a> {
     pub(super) fn new(config: &'a Config) -> Self {
         let imports = config.imports.iter().map(|i| ((&*i.service.namespace, &*i.service.name), None));
         let own = config.services.iter().map(|s| ((&*s.namespace, &*s.name), Some(&*s.spec)));
-        Self { docs: &config.gateway_api, config, services: imports.chain(own).collect() }
+        let docs = &config.gateway_api;
+        let mut out = Self { docs, config, services: imports.chain(own).collect(), defaults: vec![] };
+        let default = |g: &&Doc<Gateway>| {
+            g.spec.default_scope == Some(DefaultScope::All) && out.is_own_class(&g.spec.gateway_class_name)
+        };
+        let parents = docs.gateways.iter().filter(default).map(|g| ParentReference {
+            namespace: Some(g.namespace.clone()),
+            name: g.name.clone(),
+            ..ParentReference::default()
+        });
+        out.defaults = parents.collect();
+        out
     }
 
     /// A service, of which only this cluster's own tell their ports.

@@ -268,7 +268,10 @@ impl<'a> Serves<'a> {
     /// What the Gateway's proxies show to backends. A reference that leads nowhere names what nobody has, so that
     /// backends that ask are not reached without.
     fn client_certificate(&self, known: &Known<'_>) -> Option<String> {
-        let r = self.gateway.spec.tls.as_ref()?.backend.as_ref()?.client_certificate_ref.as_ref()?;
+        let spec = &self.gateway.spec;
+        let now = spec.tls.as_ref().and_then(|t| t.backend.as_ref());
+        // The field has moved.
+        let r = now.or(spec.backend_tls.as_ref())?.client_certificate_ref.as_ref()?;
         let name = credential(known, &self.gateway.namespace, r, &["Secret"]);
         Some(name.unwrap_or_else(|_| format!("invalid_{}", r.name)))
     }

@@ -25,7 +25,7 @@ const MAX_AGE: i32 = 5;
 
 /// Whether nobody here knows what a filter does.
 pub(super) fn is_unsupported(f: &RouteFilter) -> bool {
-    matches!(f.filter_type, Some(FilterType::ExtensionRef | FilterType::ExternalAuth) | None)
+    matches!(f.filter_type, Some(FilterType::ExtensionRef) | None)
 }
 
 /// What becomes of a path.

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use mesh_model::{
-    authored::gateway_api::{BackendTlsPolicy, GatewayClass, ParentReference},
+    authored::gateway_api::{BackendTlsPolicy, DefaultScope, Gateway, GatewayClass, ParentReference},
     registry::Labels,
 };
 use serde::Serialize;
@@ -16,7 +16,7 @@ use serde_json::json;
 use super::{
     CONTROLLERS,
     attach::{self, Route, Target, routes},
-    backend_tls,
+    authorizers, backend_tls,
     backends::{Referrer, Unresolved, destination},
     known::{GROUP, Known},
     listeners::{Serves, listeners, proxies},
@@ -25,6 +25,9 @@ use crate::{
     config::{Config, Doc, Problem, selects},
     index::workload_labels,
 };
+
+/// Type of the condition of an object of which fields change nothing.
+const IGNORED: &str = "flotilla.dev/FieldsIgnored";
 
 /// What a proxy that serves Gateways is known by.
 #[derive(Debug, Clone)]
@@ -216,8 +219,8 @@ pub fn status(config: &Config, connected: &[GatewayProxy]) -> Status {
     let mut out = Status::default();
     for r in routes(known.docs) {
         let parents: Vec<_> = r
-            .parents()
-            .iter()
+            .parents(&known)
+            .into_iter()
             .filter_map(|p| {
                 let target = attach::attach(&known, &listeners, &r, p);
                 if let Target::Listeners(list) = &target {
@@ -254,7 +257,7 @@ pub(super) fn problems(config: &Config) -> Vec<Problem> {
     let mut add = |object: String, at: &str, conditions: &[Condition]| {
         let wrong = conditions.iter().filter(|c| match c.condition {
             "Accepted" | "ResolvedRefs" => !c.is_true(),
-            "PartiallyInvalid" => c.is_true(),
+            "PartiallyInvalid" | IGNORED => c.is_true(),
             "Programmed" => c.reason == "AddressNotUsable",
             _ => false,
         });
@@ -269,8 +272,7 @@ pub(super) fn problems(config: &Config) -> Vec<Problem> {
     for g in &status.gateways {
         let object = || format!("Gateway {}/{}", g.namespace, g.name);
         // Whether it is accepted is what its listeners say.
-        let own: Vec<_> =
-            g.status.conditions.iter().filter(|c| c.condition == "Programmed").cloned().collect();
+        let own: Vec<_> = g.status.conditions.iter().filter(|c| c.condition != "Accepted").cloned().collect();
         add(object(), "", &own);
         for l in &g.status.listeners {
             add(object(), &format!("listener {}: ", l.name), &l.conditions);
@@ -304,7 +306,7 @@ fn class(c: &Doc<GatewayClass>) -> Option<Object<Conditions>> {
 
 fn gateway(
     known: &Known<'_>,
-    g: &Doc<mesh_model::authored::gateway_api::Gateway>,
+    g: &Doc<Gateway>,
     own: &[(&Serves<'_>, &usize)],
     connected: &[GatewayProxy],
 ) -> GatewayStatus {
@@ -351,8 +353,38 @@ fn gateway(
     } else {
         Condition::holds("Programmed")
     };
+    let mut conditions = vec![accepted, programmed];
+    if g.spec.default_scope == Some(DefaultScope::All) {
+        conditions.push(Condition::holds("DefaultGateway"));
+    }
+    conditions.extend(ignored(
+        &unread(&g.spec),
+        "Gateways are not deployed by this mesh, and no ListenerSets are read",
+    ));
     let addresses = found.into_iter().map(|value| Address { address_type: "IPAddress", value }).collect();
-    GatewayStatus { addresses, conditions: vec![accepted, programmed], listeners }
+    GatewayStatus { addresses, conditions, listeners }
+}
+
+/// Fields of a Gateway that are for somebody who deploys it, or for documents that nobody reads here.
+fn unread(g: &Gateway) -> Vec<&'static str> {
+    let infrastructure = g.infrastructure.as_ref();
+    let all = [
+        ("infrastructure.labels", infrastructure.is_some_and(|i| !i.labels.is_empty())),
+        ("infrastructure.annotations", infrastructure.is_some_and(|i| !i.annotations.is_empty())),
+        ("infrastructure.parametersRef", infrastructure.is_some_and(|i| i.parameters_ref.is_some())),
+        ("allowedListeners", g.allowed_listeners.is_some()),
+    ];
+    all.into_iter().filter(|(_, there)| *there).map(|(field, _)| field).collect()
+}
+
+/// A condition of our own, for fields that change nothing: the API has none for what an implementation may leave out.
+fn ignored(fields: &[&str], why: &str) -> Option<Condition> {
+    (!fields.is_empty()).then(|| Condition {
+        condition: IGNORED,
+        status: "True",
+        reason: "Unsupported",
+        message: format!("{} changes nothing: {why}", fields.join(", ")),
+    })
 }
 
 fn waits(groups: &[(String, BTreeMap<String, String>)]) -> String {
@@ -411,6 +443,12 @@ fn of_parent(known: &Known<'_>, r: &Route<'_>, target: &Target<'_>) -> Option<Ve
     };
     let from = Referrer { kind: r.kind(), namespace: r.namespace(), grants };
     let bad = r.backends().into_iter().find_map(|b| destination(known, from, b).err());
+    let bad = bad.or_else(|| {
+        let rules = r.rules();
+        let asked = rules.iter().flat_map(|r| r.filters).filter_map(|f| f.external_auth.as_ref());
+        let mut of = asked.filter_map(|a| Some((a, a.backend_ref.as_ref()?)));
+        of.find_map(|(a, b)| authorizers::destination(known, from, a, b).err())
+    });
     let mut out = vec![accepted, Condition::of("ResolvedRefs", bad)];
     let unsupported = r.rules().into_iter().find_map(|r| r.unsupported());
     if let Some(what) = unsupported.filter(|_| out[0].is_true()) {
@@ -425,6 +463,7 @@ fn of_parent(known: &Known<'_>, r: &Route<'_>, target: &Target<'_>) -> Option<Ve
 }
 
 fn policy(known: &Known<'_>, p: &Doc<BackendTlsPolicy>) -> Object<PolicyStatus> {
+    let options: Vec<&str> = if p.spec.options.is_empty() { vec![] } else { vec!["options"] };
     let of = |t: &mesh_model::authored::gateway_api::PolicyTarget| {
         let accepted = match backend_tls::target(known, p, t) {
             Ok(_) => Condition::holds("Accepted"),
@@ -443,7 +482,10 @@ fn policy(known: &Known<'_>, p: &Doc<BackendTlsPolicy>) -> Object<PolicyStatus> 
                 ..ParentReference::default()
             },
             controller_name: CONTROLLERS[0],
-            conditions: vec![accepted, resolved],
+            conditions: [accepted, resolved]
+                .into_iter()
+                .chain(ignored(&options, "no option is known"))
+                .collect(),
         }
     };
     Object::new(p, PolicyStatus { ancestors: p.spec.target_refs.iter().map(of).collect() })

@@ -13,7 +13,7 @@ use mesh_model::{
     },
 };
 
-use super::{Ctx, clusters, jwt, rbac, session};
+use super::{Ctx, authorizers, clusters, jwt, rbac, session};
 
 /// Accepts and closes: where undeclared destinations go with `REGISTRY_ONLY`.
 pub(super) const BLACK_HOLE: &str = "BlackHoleCluster";
@@ -189,7 +189,11 @@ impl Ctx<'_> {
         }
         filters.push(HttpFilter::GrpcStats);
         if side != Side::Inbound {
+            // A preflight carries nothing by which anybody could judge it, and is answered before.
             filters.push(HttpFilter::Cors);
+            if side == Side::Outbound {
+                filters.extend(self.authorizers().values().cloned());
+            }
             filters.push(HttpFilter::Fault);
             // Where no session stays anywhere, nothing looks for one. An edge's listeners know their routes.
             if side == Side::Outbound && *self.sessions.get_or_init(|| session::any(self)) {
@@ -250,6 +254,8 @@ impl Ctx<'_> {
     pub(super) fn edge_filter(&self, stat_prefix: &str, routes: &RouteConfiguration) -> NetworkFilter {
         let source = RouteSource::Rds(routes.name.clone());
         let mut hcm = self.hcm(stat_prefix, source, Side::Edge);
+        let fault = hcm.filters.iter().position(|f| *f == HttpFilter::Fault).unwrap_or(hcm.filters.len());
+        hcm.filters.splice(fault..fault, authorizers::of(self, routes));
         if session::any_of(routes) {
             hcm.filters.push(session::filter());
         }

@@ -367,7 +367,11 @@ fn route_match(m: &HttpMatchRequest, segments: bool) -> RouteMatch {
 }
 
 fn build(ctx: &Ctx<'_>, namespace: &str, r: &HttpRoute, matches: RouteMatch, port: u16) -> Option<Route> {
-    let action = if let Some(d) = &r.redirect {
+    let asked = r.extras.as_ref().map_or(&[][..], |e| &e.authorizers);
+    let action = if asked.iter().any(|a| !ctx.authorizers().contains_key(&a.name)) {
+        // Nobody can say yes.
+        RouteAction::Direct(DirectResponse { status: 500, body: vec![] })
+    } else if let Some(d) = &r.redirect {
         RouteAction::Redirect(redirect(d, port))
     } else if let Some(d) = &r.direct_response {
         let body = match &d.body {
@@ -392,6 +396,10 @@ fn build(ctx: &Ctx<'_>, namespace: &str, r: &HttpRoute, matches: RouteMatch, por
     out.cors = r.cors_policy.as_ref().map(|c| Box::new(cors(c)));
     if let Some(d) = r.route.first().and_then(|d| d.destination.as_ref()) {
         out.operation = format!("{}:{port}/*", hosts::resolve(&d.host, namespace));
+    }
+    if !asked.is_empty() {
+        out.filters.authorizers = asked.iter().map(|a| a.name.clone()).collect();
+        out.filters.authorizers.sort();
     }
     if matches!(out.action, RouteAction::Forward(_))
         && let Some(s) = session::of_route(ctx, namespace, r)

@@ -246,7 +246,8 @@ fn destinations(v: &VirtualService, f: &mut impl FnMut(&Destination)) {
     let http = |r: &HttpRoute, f: &mut dyn FnMut(&Destination)| {
         let mirrors = r.mirrors.iter().filter_map(|m| m.destination.as_ref());
         let routes = r.route.iter().filter_map(|d| d.destination.as_ref());
-        routes.chain(r.mirror.as_ref()).chain(mirrors).for_each(f);
+        let authorizers = r.extras.iter().flat_map(|e| &e.authorizers).map(|a| &a.destination);
+        routes.chain(r.mirror.as_ref()).chain(mirrors).chain(authorizers).for_each(f);
     };
     v.http.iter().for_each(|r| http(r, f));
     let tls = v.tls.iter().flat_map(|r| &r.route);

@@ -46,6 +46,11 @@ pub struct ExtAuthz {
     pub enabled_metadata: Option<MetadataMatch>,
     /// A yes that changes the request has its route looked for again.
     pub clear_route_cache: bool,
+    /// Only requests of routes that name it so are asked about ([`RouteFilters::authorizers`]); empty is of all. On the
+    /// wire it is the filter's name, and the filter is `disabled`.
+    ///
+    /// [`RouteFilters::authorizers`]: super::RouteFilters::authorizers
+    pub on_routes: String,
 }
 
 impl Default for ExtAuthz {
@@ -63,6 +68,7 @@ impl Default for ExtAuthz {
             enabled: 1_000_000,
             enabled_metadata: None,
             clear_route_cache: false,
+            on_routes: String::new(),
         }
     }
 }

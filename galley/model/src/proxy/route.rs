@@ -71,6 +71,8 @@ pub struct RouteFilters {
     pub jwt: Option<JwtOverride>,
     /// External authorization.
     pub ext_authz: Option<AuthzOverride>,
+    /// Names of authorisers that this asks and others do not ([`ExtAuthz::on_routes`](super::ExtAuthz::on_routes)).
+    pub authorizers: Vec<String>,
     /// External processing.
     pub ext_proc: Option<ProcOverride>,
     /// A local rate limit instead of the filter's.

@@ -1,7 +1,8 @@
 //! Filters of routes.
 
 use mesh_model::authored::gateway_api::{
-    FilterType, HeaderModifier, HttpRule, PathMatchType, PathModifier, PathModifierType, RouteFilter,
+    BackendRef, FilterType, HeaderModifier, HttpRule, PathMatchType, PathModifier, PathModifierType,
+    RouteFilter,
 };
 
 use super::{METHODS, backend, count};
@@ -83,7 +84,7 @@ fn members(f: &RouteFilter, t: FilterType, p: &Path<'_>, out: &mut Findings) {
     if let Some(m) = &f.request_mirror {
         let at = p.key("requestMirror");
         match &m.backend_ref {
-            Some(b) => backend(b, &at.key("backendRef"), out),
+            Some(b) => object(b, &at.key("backendRef"), out),
             None => out.error(&at.key("backendRef"), "a backend is required"),
         }
         if m.percent.is_some() && m.fraction.is_some() {
@@ -137,17 +138,48 @@ fn members(f: &RouteFilter, t: FilterType, p: &Path<'_>, out: &mut Findings) {
     if let Some(a) = &f.external_auth {
         let at = p.key("externalAuth");
         let fits = match a.protocol.as_str() {
-            "GRPC" => a.grpc.is_some() && a.http.is_none(),
-            "HTTP" => a.http.is_some() && a.grpc.is_none(),
+            "GRPC" => a.http.is_none(),
+            "HTTP" => a.grpc.is_none(),
             _ => false,
         };
         if !fits {
-            out.error(&at.key("protocol"), "protocol GRPC needs grpc alone, protocol HTTP needs http alone");
+            out.error(
+                &at.key("protocol"),
+                "protocol GRPC may have grpc, protocol HTTP may have http, and no other is known",
+            );
+        }
+        if let Some(h) = &a.http {
+            let at = at.key("http");
+            if !h.path.is_empty() {
+                super::absolute_path(&h.path, &at.key("path"), out);
+            }
+            names(&h.allowed_headers, &at.key("allowedHeaders"), out);
+            names(&h.allowed_response_headers, &at.key("allowedResponseHeaders"), out);
+        }
+        if let Some(g) = &a.grpc {
+            names(&g.allowed_headers, &at.key("grpc").key("allowedHeaders"), out);
         }
         match &a.backend_ref {
-            Some(b) => backend(b, &at.key("backendRef"), out),
+            Some(b) => object(b, &at.key("backendRef"), out),
             None => out.error(&at.key("backendRef"), "a backend is required"),
         }
+    }
+}
+
+/// A reference that has no share and no filters of its own.
+fn object(b: &BackendRef, p: &Path<'_>, out: &mut Findings) {
+    backend(b, p, out);
+    for (there, field) in [(b.weight.is_some(), "weight"), (!b.filters.is_empty(), "filters")] {
+        if there {
+            out.error(&p.key(field), "is no field of this reference: it is that of backendRefs");
+        }
+    }
+}
+
+fn names(list: &[String], p: &Path<'_>, out: &mut Findings) {
+    count(list.len(), 0, 64, p, out);
+    for (i, n) in list.iter().enumerate() {
+        common::header_name(n, &p.index(i), out);
     }
 }
 

@@ -24,8 +24,6 @@ pub(super) fn gateway(g: &Gateway, p: &Path<'_>, out: &mut Findings) {
     }
     out.unenforced(g.infrastructure.is_some(), p, "infrastructure");
     out.unenforced(g.allowed_listeners.is_some(), p, "allowedListeners");
-    out.unenforced(g.backend_tls.is_some(), p, "backendTLS");
-    out.unenforced(g.default_scope.is_some(), p, "defaultScope");
     let addresses = p.key("addresses");
     for (i, a) in g.addresses.iter().enumerate() {
         if a.address_type.as_deref() != Some("Hostname") {
@@ -89,7 +87,6 @@ fn validation(v: Option<&FrontendValidation>, p: &Path<'_>, out: &mut Findings) 
 }
 
 pub(super) fn http(r: &HttpRoute, p: &Path<'_>, out: &mut Findings) {
-    out.unenforced(r.use_default_gateways.is_some(), p, "useDefaultGateways");
     let rules = p.key("rules");
     for (i, x) in r.rules.iter().enumerate() {
         rule(&x.filters, &x.backend_refs, x.session_persistence.as_ref(), &rules.index(i), out);
@@ -97,7 +94,6 @@ pub(super) fn http(r: &HttpRoute, p: &Path<'_>, out: &mut Findings) {
 }
 
 pub(super) fn grpc(r: &GrpcRoute, p: &Path<'_>, out: &mut Findings) {
-    out.unenforced(r.use_default_gateways.is_some(), p, "useDefaultGateways");
     let rules = p.key("rules");
     for (i, x) in r.rules.iter().enumerate() {
         rule(&x.filters, &x.backend_refs, x.session_persistence.as_ref(), &rules.index(i), out);
@@ -118,21 +114,10 @@ fn rule(
     let list = p.key("filters");
     for (i, f) in filters.iter().enumerate() {
         let at = list.index(i);
-        if let Some(t @ (FilterType::ExtensionRef | FilterType::ExternalAuth)) = f.filter_type {
+        if let Some(t @ FilterType::ExtensionRef) = f.filter_type {
             // Passing what it might have refused would open what its author believes closed.
             let says = format!("filter {t:?} is accepted but not enforced yet: the rule answers 500");
             out.warning(&at.key("type"), says);
-        }
-        if let Some(b) = f.request_mirror.as_ref().and_then(|m| m.backend_ref.as_ref()) {
-            let at = at.key("requestMirror");
-            let at = at.key("backendRef");
-            out.unenforced(!b.filters.is_empty(), &at, "filters");
-            if b.weight.is_some() {
-                out.warning(
-                    &at.key("weight"),
-                    "has no effect: percent or fraction are the share of a shadow",
-                );
-            }
         }
         if let Some(c) = &f.cors
             && c.allow_credentials == Some(true)
@@ -164,7 +149,6 @@ pub(super) fn l4(r: &L4Route, kind: &str, p: &Path<'_>, out: &mut Findings) {
         out.warning(p, "UDPRoute is accepted but not enforced yet");
         return;
     }
-    out.unenforced(r.use_default_gateways.is_some(), p, "useDefaultGateways");
     let rules = p.key("rules");
     for i in 1..r.rules.len() {
         out.warning(

@@ -68,8 +68,6 @@ fn what_is_not_enforced() {
         &[
             (&with("infrastructure: {labels: {a: b}}"), "infrastructure", not),
             (&with("allowedListeners: {namespaces: {from: All}}"), "allowedListeners", not),
-            (&with("backendTLS: {clientCertificateRef: {name: c}}"), "backendTLS", not),
-            (&with("defaultScope: All"), "defaultScope", not),
             (&with("addresses: [{value: 10.0.0.1}]"), "addresses[0].type", not),
             (&plain.replace(": c\n", ": istio-waypoint\n"), "gatewayClassName", not),
             (&listener("port: 53, protocol: UDP"), "listeners[0].protocol", not),
@@ -94,7 +92,6 @@ fn what_is_not_enforced() {
         API,
         "HTTPRoute",
         &[
-            ("useDefaultGateways: All", "useDefaultGateways", not),
             (
                 &rule("sessionPersistence: {idleTimeout: 5m}"),
                 "rules[0].sessionPersistence.idleTimeout",
@@ -106,23 +103,9 @@ fn what_is_not_enforced() {
                 "answers 500",
             ),
             (
-                &rule(
-                    "filters: [{type: ExternalAuth, externalAuth: {protocol: GRPC, grpc: {}, backendRef: {name: a, port: 1}}}]",
-                ),
-                "rules[0].filters[0].type",
-                "answers 500",
-            ),
-            (
                 &rule("filters: [{type: CORS, cors: {allowCredentials: true, allowHeaders: ['*']}}]"),
                 "rules[0].filters[0].cors",
                 not,
-            ),
-            (
-                &rule(
-                    "filters: [{type: RequestMirror, requestMirror: {backendRef: {name: a, port: 1, weight: 2}}}]",
-                ),
-                "rules[0].filters[0].requestMirror.backendRef.weight",
-                "no effect",
             ),
             (&backend("{type: URLRewrite, urlRewrite: {}}"), "rules[0].backendRefs[0].filters[0].type", not),
         ],

@@ -5,7 +5,6 @@ use serde_json::{Value, json};
 use crate::{
     Base, Row, View, from, refused, row,
     support::{Mesh, bookinfo},
-    unenforced, warned,
 };
 
 const EDGE: &str = "default/shop";
@@ -107,7 +106,8 @@ fn gateways(rows: &mut Vec<Row>) {
     }
     for field in ["api/GatewayClass.parametersRef.group", "api/GatewayClass.parametersRef.kind",
                   "api/GatewayClass.parametersRef.name", "api/GatewayClass.parametersRef.namespace"] {
-        rows.push(unenforced(field, &class, "/spec/parametersRef", json!({"group": "a", "kind": "B", "name": "c", "namespace": "d"})));
+        let named = json!({"group": "a", "kind": "B", "name": "c", "namespace": "d"});
+        rows.push(row(field, &class, "/spec/parametersRef", named, View::Status, json!({"GatewayClass edge": {"Accepted": {"status": "False", "reason": "InvalidParameters"}}})));
     }
     let served = json!({"route": "default/r/0"});
     let none = json!({"status": 404});
@@ -146,13 +146,11 @@ fn gateways(rows: &mut Vec<Row>) {
     }
     for (field, at, value) in [
         ("api/Gateway.allowedListeners.namespaces", "/spec/allowedListeners", json!({"namespaces": {"from": "All"}})),
-        ("api/Gateway.backendTLS", "/spec/backendTLS", json!({"clientCertificateRef": {"name": "c"}})),
-        ("api/Gateway.defaultScope", "/spec/defaultScope", json!("All")),
         ("api/Gateway.infrastructure.annotations", "/spec/infrastructure/annotations", json!({"a": "b"})),
         ("api/Gateway.infrastructure.labels", "/spec/infrastructure/labels", json!({"a": "b"})),
         ("api/Gateway.infrastructure.parametersRef", "/spec/infrastructure/parametersRef", json!({"group": "a", "kind": "B", "name": "c"})),
     ] {
-        rows.push(unenforced(field, &p, at, value));
+        rows.push(row(field, &p, at, value, View::Status, json!({"Gateway shop": {"flotilla.dev/FieldsIgnored": {"status": "True", "reason": "Unsupported"}}})));
     }
     let s = listening(json!({"name": "https", "port": 443, "protocol": "HTTPS", "tls": {"certificateRefs": [{"name": "c"}]}}));
     let chain = |tls: Value| json!({"listeners": {"0.0.0.0_443": {"filter_chains": [{"tls": tls}]}}});
@@ -211,7 +209,31 @@ fn http(rows: &mut Vec<Row>) {
         "HttpRoute.rules[].matches[].path.value" "/spec/rules/0/matches/0/path/value" "/a": edge("GET http://x/ab") => (none);
         "HttpRoute.rules[].matches[].queryParams[]" "/spec/rules/0/matches/0/queryParams" [{"name": "q", "value": "1"}]: edge("GET http://x/?q=2") => (none);
     }
-    rows.push(unenforced("api/HttpRoute.useDefaultGateways", &b, "/spec/useDefaultGateways", json!("All")));
+    let default = |m: Mesh, listener: Value, kind: &str, backend: Value| {
+        let mut g = gateway(listener);
+        g["spec"]["defaultScope"] = json!("All");
+        let mut spec = json!({"rules": [{"backendRefs": [backend]}]});
+        if kind == "TLSRoute" {
+            spec["hostnames"] = json!(["a.example"]);
+        }
+        Base::new(m.with(g).with(document(kind, "r", spec)))
+    };
+    let to_reviews = || json!({"name": "reviews", "port": 9080});
+    table! { rows, &default(bookinfo(), plain(), "HTTPRoute", to_reviews());
+        "HttpRoute.useDefaultGateways" "/spec/useDefaultGateways" "All" or "None": edge("GET http://x/") => (served);
+    }
+    table! { rows, &default(bookinfo(), plain(), "GRPCRoute", to_reviews());
+        "GrpcRoute.useDefaultGateways" "/spec/useDefaultGateways" "All" or "None": edge("POST http://x/a.B/C") => (served);
+    }
+    let passing = json!({"name": "tls", "port": 443, "protocol": "TLS", "tls": {"mode": "Passthrough"}});
+    table! { rows, &default(bookinfo(), passing, "TLSRoute", to_reviews());
+        "L4Route.useDefaultGateways" "/spec/useDefaultGateways" "All" or "None": edge("GET https://a.example/") => {"cluster": "outbound|9080||reviews.default.svc.cluster.local"};
+    }
+    let asking = document("HTTPRoute", "r", json!({"useDefaultGateways": "All", "rules": [{"backendRefs": backends("reviews")}]}));
+    let scoped = Base::new(bookinfo().with(asking).with(gateway(plain())));
+    table! { rows, &scoped;
+        "Gateway.defaultScope" "/spec/defaultScope" "All" or "None": edge("GET http://x/") => (served);
+    }
     table! { rows, &b;
         "HttpRoute.rules[].sessionPersistence.absoluteTimeout" "/spec/rules/0/sessionPersistence" {"absoluteTimeout": "1h"} or {}: edge("GET http://x/") => {"session": {"absoluteTimeout": "3600s", "maxAge": null}};
         "HttpRoute.rules[].sessionPersistence.cookie" "/spec/rules/0/sessionPersistence" {"type": "Cookie", "cookie": {"name": "c", "path": "/a"}} or {}: edge("GET http://x/a") => {"session": {"by": "cookie", "name": "c", "path": "/a"}};
@@ -240,20 +262,31 @@ fn filters(rows: &mut Vec<Row>) {
     rows.push(refused("api/HttpRoute.rules[].filters[].type", &cors, "/spec/rules/0/filters/0/type", json!("URLRewrite"), "required by the filter's type"));
     let b = routed(json!({"backendRefs": backends("reviews")}));
     let own = json!([{"type": "ExtensionRef", "extensionRef": {"group": "a.b", "kind": "C", "name": "d"}}]);
-    rows.push(warned("api/HttpRoute.rules[].filters[].extensionRef", &b, "/spec/rules/0/filters", own, "the rule answers 500"));
-    for (field, protocol, with) in [
-        ("api/HttpRoute.rules[].filters[].externalAuth.backendRef", "GRPC", json!({})),
-        ("api/HttpRoute.rules[].filters[].externalAuth.protocol", "GRPC", json!({})),
-        ("api/HttpRoute.rules[].filters[].externalAuth.grpc.allowedHeaders", "GRPC", json!({"allowedHeaders": ["a"]})),
-        ("api/HttpRoute.rules[].filters[].externalAuth.http.allowedHeaders", "HTTP", json!({"allowedHeaders": ["a"]})),
-        ("api/HttpRoute.rules[].filters[].externalAuth.http.allowedResponseHeaders", "HTTP", json!({"allowedResponseHeaders": ["a"]})),
-        ("api/HttpRoute.rules[].filters[].externalAuth.http.path", "HTTP", json!({"path": "/a"})),
-        ("api/HttpRoute.rules[].filters[].externalAuth.forwardBody.maxSize", "HTTP", json!({})),
-    ] {
-        let mut auth = json!({"protocol": protocol, "backendRef": {"name": "ratings", "port": 9080}, "forwardBody": {"maxSize": 1}});
-        auth[protocol.to_lowercase()] = with;
-        let filter = json!([{"type": "ExternalAuth", "externalAuth": auth}]);
-        rows.push(warned(field, &b, "/spec/rules/0/filters", filter, "the rule answers 500"));
+    rows.push(row("api/HttpRoute.rules[].filters[].extensionRef", &b, "/spec/rules/0/filters", own, edge("GET http://x/"), json!({"status": 500})));
+    let asking = |protocol: &str| {
+        let mut mesh = bookinfo();
+        mesh.0[1]["spec"]["ports"][0]["name"] = json!("grpc");
+        let auth = json!({"type": "ExternalAuth", "externalAuth": {"protocol": protocol, "backendRef": {"name": "ratings", "port": 9080}}});
+        Base::new(mesh.with(gateway(plain())).with(route("HTTPRoute", &json!({"backendRefs": backends("reviews"), "filters": [auth]}))))
+    };
+    let asks = |what: Value| {
+        let filters = json!({"http.80": {"ExtAuthz": what}});
+        json!({"filters": filters})
+    };
+    let over_http = |what: Value| asks(json!({"service": {"Http": what}}));
+    let exactly = |n: &str| json!([{"kind": {"Exact": n}, "ignore_case": true}]);
+    let (prefixed, copied) = (over_http(json!({"path_prefix": "/check"})), over_http(json!({"allowed_upstream_headers": exactly("x-user")})));
+    let (shown, body, grpc) = (asks(json!({"allowed_headers": exactly("x-a")})), asks(json!({"with_request_body": {"max_bytes": 9, "allow_partial": false}})), asks(json!({"service": {"Grpc": {}}})));
+    table! { rows, &asking("HTTP");
+        "HttpRoute.rules[].filters[].externalAuth.backendRef" "/spec/rules/0/filters/0/externalAuth/backendRef/name" "productpage" or "ratings": edge("GET http://x/") => {"asks": [{"who": "external authorization by outbound|9080||productpage.default.svc.cluster.local"}]};
+        "HttpRoute.rules[].filters[].externalAuth.protocol" "/spec/rules/0/filters/0/externalAuth/protocol" "GRPC" or "HTTP": config() => (grpc);
+        "HttpRoute.rules[].filters[].externalAuth.http.allowedHeaders" "/spec/rules/0/filters/0/externalAuth/http" {"allowedHeaders": ["x-a"]}: config() => (shown);
+        "HttpRoute.rules[].filters[].externalAuth.http.allowedResponseHeaders" "/spec/rules/0/filters/0/externalAuth/http" {"allowedResponseHeaders": ["x-user"]}: config() => (copied);
+        "HttpRoute.rules[].filters[].externalAuth.http.path" "/spec/rules/0/filters/0/externalAuth/http" {"path": "/check"}: config() => (prefixed);
+        "HttpRoute.rules[].filters[].externalAuth.forwardBody.maxSize" "/spec/rules/0/filters/0/externalAuth/forwardBody" {"maxSize": 9}: config() => (body);
+    }
+    table! { rows, &asking("GRPC");
+        "HttpRoute.rules[].filters[].externalAuth.grpc.allowedHeaders" "/spec/rules/0/filters/0/externalAuth/grpc" {"allowedHeaders": ["x-a"]}: config() => (shown);
     }
     let request = filtered(json!({"type": "RequestHeaderModifier", "requestHeaderModifier": {}}));
     table! { rows, &request;
@@ -280,8 +313,12 @@ fn filters(rows: &mut Vec<Row>) {
         "HttpRoute.rules[].filters[].requestMirror.backendRef.kind" "/spec/rules/0/filters/0/requestMirror/backendRef" (host) or {"group": "networking.istio.io", "name": "h.example", "port": 80}: edge("GET http://x/") => {"mirrors": [{"cluster": "outbound|80||h.example"}]};
     }
     let header = json!([{"type": "RequestHeaderModifier", "requestHeaderModifier": {"remove": ["a"]}}]);
-    rows.push(unenforced("api/HttpRoute.rules[].filters[].requestMirror.backendRef.filters[]", &mirror, "/spec/rules/0/filters/0/requestMirror/backendRef/filters", header));
-    rows.push(warned("api/HttpRoute.rules[].filters[].requestMirror.backendRef.weight", &mirror, "/spec/rules/0/filters/0/requestMirror/backendRef/weight", json!(5), "has no effect"));
+    for (field, at, value) in [
+        ("api/HttpRoute.rules[].filters[].requestMirror.backendRef.filters[]", "/spec/rules/0/filters/0/requestMirror/backendRef/filters", header),
+        ("api/HttpRoute.rules[].filters[].requestMirror.backendRef.weight", "/spec/rules/0/filters/0/requestMirror/backendRef/weight", json!(5)),
+    ] {
+        rows.push(refused(field, &mirror, at, value, "no field of this reference"));
+    }
     let redirect = routed(json!({"matches": [{"path": {"value": "/foo"}}], "filters": [{"type": "RequestRedirect", "requestRedirect": {}}]}));
     table! { rows, &redirect;
         "HttpRoute.rules[].filters[].requestRedirect.hostname" "/spec/rules/0/filters/0/requestRedirect/hostname" "y.example": edge("GET http://x/foo") => {"location": "http://y.example/foo"};
@@ -318,7 +355,6 @@ fn others(rows: &mut Vec<Row>) {
     table! { rows, &grpc;
         "GrpcRoute.rules[].sessionPersistence" "/spec/rules/0/sessionPersistence" {"type": "Header", "header": {"name": "s"}}: edge("POST http://x/a.B/C") => {"session": {"by": "header", "name": "s"}};
     }
-    rows.push(unenforced("api/GrpcRoute.useDefaultGateways", &grpc, "/spec/useDefaultGateways", json!("All")));
     let tcp = json!({"name": "tcp", "port": 5432});
     let listener = json!({"name": "tls", "port": 443, "protocol": "TLS", "tls": {"mode": "Passthrough"}});
     let spec = json!({"parentRefs": [{"name": "shop"}], "hostnames": ["a.example"], "rules": [{"backendRefs": [{"name": "db", "port": 5432}]}]});
@@ -331,7 +367,6 @@ fn others(rows: &mut Vec<Row>) {
         "L4Route.parentRefs[]" "/spec/parentRefs/0/name" "shop" or "x": edge("GET https://a.example/") => (db);
         "L4Route.rules[].backendRefs[]" "/spec/rules/0/backendRefs/0/name" "db2" or "db": edge("GET https://a.example/") => (db2);
     }
-    rows.push(unenforced("api/L4Route.useDefaultGateways", &l4, "/spec/useDefaultGateways", json!("All")));
     let foreign = route("HTTPRoute", &json!({"backendRefs": [{"name": "pay", "namespace": "bank", "port": 80}]}));
     let mut grant = document("ReferenceGrant", "g", json!({
         "from": [{"group": "gateway.networking.k8s.io", "kind": "HTTPRoute", "namespace": "default"}], "to": [{"group": "", "kind": "Service"}]}));
@@ -373,6 +408,9 @@ fn others(rows: &mut Vec<Row>) {
     let shown = tls(json!({"certificate": {"Sds": "kubernetes://c"}}));
     table! { rows, &shop;
         "Gateway.tls.backend.clientCertificateRef" "/spec/tls/backend" {"clientCertificateRef": {"name": "c"}}: config() => (shown);
+        "Gateway.backendTLS" "/spec/backendTLS" {"clientCertificateRef": {"name": "c"}}: config() => (shown);
     }
-    rows.push(unenforced("api/BackendTlsPolicy.options", &policy, "/spec/options", json!({"a": "b"})));
+    table! { rows, &policy;
+        "BackendTlsPolicy.options" "/spec/options" {"a": "b"}: View::Status => {"BackendTLSPolicy p": {"flotilla.dev/FieldsIgnored": {"status": "True", "reason": "Unsupported"}}};
+    }
 }

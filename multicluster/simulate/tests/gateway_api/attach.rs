@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use crate::{
     EDGE, ask, backend, database, edge, gateway, goes, in_namespace, lost, object, plain, route, rule,
     service,
-    support::{self, bookinfo},
+    support::{self, Mesh, bookinfo},
 };
 
 #[test]
@@ -253,4 +253,40 @@ fn routes_of_a_service() {
     let m = m.with(of("team", "mine", parent, to_page, "/"));
     m.asks("team/app", "GET http://reviews.default:9080/x", &[], &to("productpage"));
     m.asks(from, "GET http://reviews:9080/x", &[], &to("ratings"));
+}
+
+#[test]
+fn a_default_gateway_takes_routes_that_ask_for_one() {
+    let default = |mut listener: Value, from: Option<&str>| {
+        if let Some(from) = from {
+            listener["allowedRoutes"] = json!({"namespaces": {"from": from}});
+        }
+        object(
+            "Gateway",
+            "shop",
+            json!({"gatewayClassName": "istio", "defaultScope": "All", "listeners": [listener]}),
+        )
+    };
+    let asking = |namespace: &str, extra: Value| {
+        let mut spec = json!({"useDefaultGateways": "All", "rules": [{"backendRefs": [backend("reviews")]}]});
+        spec.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+        in_namespace(namespace, "HTTPRoute", "r", spec)
+    };
+    let served = |m: &Mesh| goes(m, "GET http://x/", "reviews");
+    let m = bookinfo().with(default(plain(), None)).with(asking("default", json!({})));
+    served(&m);
+    let status = serde_json::to_value(m.load().gateway_api_status()).unwrap();
+    let parents = &status["HTTPRoute"][0]["status"]["parents"];
+    assert_eq!(parents[0]["parentRef"], json!({"namespace": "default", "name": "shop"}), "{parents:#}");
+    assert_eq!(status["Gateway"][0]["status"]["listeners"][0]["attachedRoutes"], 1);
+    // One that it names as well is one parent, with what is said of it.
+    let named = asking("default", json!({"parentRefs": [{"name": "shop", "sectionName": "x"}]}));
+    lost(&bookinfo().with(default(plain(), None)).with(named), "GET http://x/");
+    // The usual rules of who may attach hold.
+    let elsewhere = || asking("books", json!({"rules": []}));
+    let of = |from| bookinfo().with(default(plain(), from)).with(elsewhere());
+    lost(&of(None), "GET http://x/");
+    ask(&of(Some("All")), "GET http://x/", &[], json!({"route": "books/r/0"}));
+    // Nobody's default.
+    lost(&bookinfo().with(gateway(json!([plain()]))).with(asking("default", json!({}))), "GET http://x/");
 }

@@ -1,6 +1,7 @@
 //! The Gateway API, by requests to meshes on paper.
 
 mod attach;
+mod authorizers;
 mod connections;
 mod rules;
 mod sessions;

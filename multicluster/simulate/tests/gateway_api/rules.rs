@@ -243,17 +243,10 @@ fn cross_origin() {
 
 #[test]
 fn filters_that_nobody_knows_never_let_a_request_pass() {
-    let auth = json!({"type": "ExternalAuth", "externalAuth": {"protocol": "GRPC", "backendRef": backend("ratings"), "grpc": {}}});
     let own =
         json!({"type": "ExtensionRef", "extensionRef": {"group": "x.example", "kind": "Thing", "name": "t"}});
-    for filter in [auth, own] {
-        ask(
-            &edge(rule(json!({"filters": [filter]}))),
-            "GET http://x/",
-            &[],
-            json!({"action": "direct-response", "status": 500}),
-        );
-    }
+    let m = edge(rule(json!({"filters": [own]})));
+    ask(&m, "GET http://x/", &[], json!({"action": "direct-response", "status": 500}));
 }
 
 #[test]

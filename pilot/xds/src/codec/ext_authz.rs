@@ -63,6 +63,7 @@ pub(super) fn decode(m: authz::ExtAuthz) -> Res<ExtAuthz> {
         enabled: to_runtime_ppm(m.filter_enabled, ALL),
         enabled_metadata: enabled_metadata(m.filter_enabled_metadata)?,
         clear_route_cache: m.clear_route_cache,
+        on_routes: String::new(),
     })
 }
 

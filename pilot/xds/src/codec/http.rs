@@ -264,7 +264,12 @@ fn filter(f: &HttpFilter) -> hcm::HttpFilter {
     match f {
         HttpFilter::Rbac(r) => named("envoy.filters.http.rbac", any(&rbac::http(r))),
         HttpFilter::Jwt(j) => named(route::JWT, any(&jwt::encode(j))),
-        HttpFilter::ExtAuthz(e) => named(route::EXT_AUTHZ, any(&ext_authz::encode(e))),
+        HttpFilter::ExtAuthz(e) if e.on_routes.is_empty() => {
+            named(route::EXT_AUTHZ, any(&ext_authz::encode(e)))
+        }
+        HttpFilter::ExtAuthz(e) => {
+            hcm::HttpFilter { disabled: true, ..named(&e.on_routes, any(&ext_authz::encode(e))) }
+        }
         HttpFilter::ExtProc(e) => named(route::EXT_PROC, any(&ext_proc::encode(e))),
         HttpFilter::LocalRateLimit(l) => named(route::LOCAL_RATE_LIMIT, any(&rate_limit::local(l))),
         HttpFilter::RateLimit(l) => named(route::RATE_LIMIT, any(&rate_limit::global(l))),
@@ -293,7 +298,6 @@ fn to_filters(list: Vec<hcm::HttpFilter>) -> Res<Vec<HttpFilter>> {
     let mut out = Vec::with_capacity(last);
     for (i, f) in list.into_iter().enumerate() {
         let field = format!("http_filters[{i}]");
-        refuse!(f; disabled);
         let Some(hcm::http_filter::ConfigType::TypedConfig(a)) = f.config_type else {
             return Err(Bad::unsupported(field, "a filter without typed_config"));
         };
@@ -304,12 +308,20 @@ fn to_filters(list: Vec<hcm::HttpFilter>) -> Res<Vec<HttpFilter>> {
         if router {
             continue;
         }
+        // Only authorisers may be off and turned on by routes.
+        if f.disabled && !is::<ExtAuthz>(&a) {
+            return Err(Bad::unsupported(field, "a filter that is disabled"));
+        }
         out.push(if is::<Rbac>(&a) {
             HttpFilter::Rbac(rbac::to_http(typed(&a).at(&field)?).at(&field)?)
         } else if is::<JwtAuthentication>(&a) {
             HttpFilter::Jwt(Arc::new(jwt::decode(typed(&a).at(&field)?).at(&field)?))
         } else if is::<ExtAuthz>(&a) {
-            HttpFilter::ExtAuthz(Arc::new(ext_authz::decode(typed(&a).at(&field)?).at(&field)?))
+            let mut e = ext_authz::decode(typed(&a).at(&field)?).at(&field)?;
+            if f.disabled {
+                e.on_routes = f.name;
+            }
+            HttpFilter::ExtAuthz(Arc::new(e))
         } else if is::<ExternalProcessor>(&a) {
             HttpFilter::ExtProc(Arc::new(ext_proc::decode(typed(&a).at(&field)?).at(&field)?))
         } else if is::<LocalRateLimit>(&a) {

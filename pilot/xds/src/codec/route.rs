@@ -149,6 +149,7 @@ fn filters(f: &RouteFilters) -> HashMap<String, gp::Any> {
     if let Some(e) = &f.ext_authz {
         out.insert(EXT_AUTHZ.to_owned(), any(&ext_authz::per_route(e)));
     }
+    on_route::authorizers(&f.authorizers, &mut out);
     if let Some(e) = &f.ext_proc {
         out.insert(EXT_PROC.to_owned(), any(&ext_proc::per_route(e)));
     }
@@ -182,7 +183,8 @@ fn to_filters(all: HashMap<String, gp::Any>) -> Res<(RouteFilters, (Option<Fault
     for (name, a) in all {
         let field = format!("typed_per_filter_config[{name}]");
         if is::<r::FilterConfig>(&a) {
-            on_route::decode(&name, typed(&a).at(&field)?, &mut session_end).at(&field)?;
+            let config = typed(&a).at(&field)?;
+            on_route::decode(name, config, &mut out.authorizers, &mut session_end).at(&field)?;
         } else if is::<fault::HttpFault>(&a) {
             fault = Some(to_fault(typed(&a).at(&field)?).at(&field)?);
         } else if is::<cors::CorsPolicy>(&a) {
@@ -211,6 +213,8 @@ fn to_filters(all: HashMap<String, gp::Any>) -> Res<(RouteFilters, (Option<Fault
             return Err(Bad::unsupported(field, "this filter"));
         }
     }
+    // Entries come in any order.
+    out.authorizers.sort();
     if let Some(SessionOverride::Set(s)) = &mut out.session {
         s.absolute = session_end;
     }

@@ -243,6 +243,7 @@ fn authz_grpc() -> ExtAuthz {
         enabled: 500_000,
         enabled_metadata: Some(claim()),
         clear_route_cache: true,
+        on_routes: String::new(),
     }
 }
 
@@ -350,6 +351,7 @@ pub(crate) fn routes() -> RouteConfiguration {
         operation: "svc:80/*".into(),
         filters: RouteFilters {
             jwt: Some(JwtOverride::Disabled),
+            authorizers: vec!["authz/a".into(), "authz/b".into()],
             ext_proc: Some(ProcOverride::Disabled),
             ext_authz: Some(AuthzOverride::Check {
                 context_extensions: BTreeMap::from([("a".into(), "b".into())]),
@@ -490,6 +492,7 @@ pub(crate) fn hcm_model(routes: RouteSource) -> HttpConnectionManager {
         filters: vec![
             HttpFilter::ExtAuthz(Arc::new(authz_grpc())),
             HttpFilter::ExtAuthz(Arc::new(authz_http())),
+            HttpFilter::ExtAuthz(Arc::new(ExtAuthz { on_routes: "authz/a".into(), ..authz_http() })),
             HttpFilter::GrpcWeb,
             HttpFilter::Compressor(Arc::new(compressor())),
             HttpFilter::Compressor(Arc::new(Compressor::default())),

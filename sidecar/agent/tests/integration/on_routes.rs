@@ -75,3 +75,100 @@ async fn sessions_of_routes() {
         }
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs Envoy (ENVOY_BIN)"]
+async fn authorisers_of_routes() {
+    let up = server(|r| {
+        let lower = r.to_ascii_lowercase();
+        let kept = |l: &&str| ["x-", "content-", "host"].iter().any(|p| l.starts_with(p));
+        let mut lines: Vec<&str> =
+            lower.lines().filter(kept).filter(|l| !l.starts_with("x-request-id")).collect();
+        lines.retain(|l| !l.starts_with("x-envoy") && !l.starts_with("x-forwarded"));
+        lines.sort_unstable();
+        (200, String::new(), lines.join("\n"))
+    })
+    .await;
+    // Says yes to who knows its name, and shows what it saw.
+    let authority = |name: &'static str| {
+        server(move |r| {
+            let lower = r.to_ascii_lowercase();
+            let path = r.split(' ').nth(1).unwrap_or_default();
+            let saw = format!(
+                "x-saw: {path}\r\nx-by: {name}\r\ncontent-type: text/html\r\nx-a-seen: {}\r\n",
+                lower.contains("\r\nx-a:")
+            );
+            if lower.contains(&format!("authorization: {name}")) {
+                (200, saw, String::new())
+            } else {
+                (403, saw, "no".into())
+            }
+        })
+    };
+    let (one, two) = (authority("one").await, authority("two").await);
+    let filter = |name: &str, upstream, allowed: &[&str]| {
+        let exact = |l: &[&str]| -> Vec<StringMatch> {
+            l.iter().map(|n| StringMatch { ignore_case: true, ..StringMatch::exact(*n) }).collect()
+        };
+        HttpFilter::ExtAuthz(Arc::new(ExtAuthz {
+            service: AuthzService::Http(Box::new(HttpAuthz {
+                uri: "http://authz".into(),
+                cluster: name.into(),
+                timeout: Duration::from_secs(2),
+                path_prefix: format!("/{name}"),
+                allowed_upstream_headers: upstream,
+                ..HttpAuthz::default()
+            })),
+            allowed_headers: exact(allowed),
+            on_routes: format!("envoy.filters.http.ext_authz/{name}"),
+            ..ExtAuthz::default()
+        }))
+    };
+    let on = |names: &[&str]| RouteFilters {
+        authorizers: names.iter().map(|n| format!("envoy.filters.http.ext_authz/{n}")).collect(),
+        ..RouteFilters::default()
+    };
+    let routes = vec![
+        under("/one", to_up(), on(&["one"])),
+        under("/two", to_up(), on(&["two"])),
+        under("/both", to_up(), on(&["one", "two"])),
+        under("/", to_up(), RouteFilters::default()),
+    ];
+    // As pilot has it where a rule names none.
+    let not_framing = other_than(&[
+        "connection",
+        "content-*",
+        "date",
+        "host",
+        "keep-alive",
+        "proxy-*",
+        "server",
+        "te",
+        "trailer",
+        "transfer-*",
+        "upgrade",
+        "x-envoy-*",
+    ]);
+    let filters =
+        vec![filter("one", not_framing, &["x-a"]), filter("two", vec![StringMatch::exact("x-by")], &[])];
+    let clusters = vec![
+        cluster("up", up, UpstreamHttp::Http1),
+        cluster("one", one, UpstreamHttp::Http1),
+        cluster("two", two, UpstreamHttp::Http1),
+    ];
+    let p = Pair::new(manager(filters, routes), clusters).await;
+    for path in ["/one/a?q=1", "/two", "/both", "/other"] {
+        for who in [
+            "",
+            "authorization: one\r\n",
+            "authorization: two\r\n",
+            "authorization: one\r\nx-a: 1\r\nx-by: me\r\n",
+        ] {
+            let answer = p.alike(&get(path, who), &["x-saw", "x-by"]).await;
+            let asked = ["/one", "/two"].iter().any(|n| path.starts_with(n)) || path == "/both";
+            let right = who.starts_with("authorization: one") && path.starts_with("/one")
+                || who.contains("two") && path == "/two";
+            assert_eq!(answer.status == 200, !asked || right, "{path} {who}: {answer:?}");
+        }
+    }
+}

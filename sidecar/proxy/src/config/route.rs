@@ -83,6 +83,7 @@ pub(crate) struct Route {
 pub(crate) struct RouteFilters {
     pub(crate) jwt: Option<model::JwtOverride>,
     pub(crate) ext_authz: Option<model::AuthzOverride>,
+    pub(crate) authorizers: Vec<String>,
     pub(crate) ext_proc: Option<ProcOverride>,
     pub(crate) local_rate_limit: Option<Box<LocalRateLimit>>,
     pub(crate) rate_limits: Rules,
@@ -135,6 +136,7 @@ impl RouteFilters {
         Ok(Rare::some(Self {
             jwt: route.jwt.as_ref().or(host.jwt.as_ref()).cloned(),
             ext_authz: route.ext_authz.as_ref().or(host.ext_authz.as_ref()).cloned(),
+            authorizers: route.authorizers.iter().chain(&host.authorizers).cloned().collect(),
             ext_proc: route.ext_proc.as_ref().or(host.ext_proc.as_ref()).map(|o| ProcOverride::new(o, slot)),
             local_rate_limit: local,
             rate_limits: Rules::new(route, host)?,

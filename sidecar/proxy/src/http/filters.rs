@@ -142,6 +142,7 @@ pub(crate) async fn run<D: Downstream>(
                 let on_route = route.and_then(|r| r.filters.jwt.as_ref());
                 passed.reroute |= Box::pin(j.run(conn, head, on_route, rec)).await?;
             }
+            HttpFilter::ExtAuthz(e) if !e.is_on(route) => {}
             HttpFilter::ExtAuthz(e) => {
                 let on_route = route.and_then(|r| r.filters.ext_authz.as_ref());
                 Box::pin(e.run(conn, head, on_route, down, passed, rec)).await?;

@@ -541,12 +541,11 @@ impl<D: Downstream> Try<'_, D> {
             if own.is_none() && wanted.is_some_and(|s| s.strict && s.host.is_some()) {
                 return Err(TryError::NoHost);
             }
-            let left = limits.retry.map_or(&[][..], |r| state.leave(r.config.leave_priorities));
-            let picked = match left {
-                [] => tables.pick_avoiding(&conn.worker.rng, self.hash, &state.tried, avoid),
-                left => tables.pick_elsewhere(&conn.worker.rng, left, &state.tried, avoid),
+            let pick = || match limits.retry.map_or(&[][..], |r| state.leave(r.config.leave_priorities)) {
+                [] => tables.pick_avoiding(&conn.worker.rng, self.hash, &state.tried, avoid).cloned(),
+                left => tables.pick_elsewhere(&conn.worker.rng, left, &state.tried, avoid).cloned(),
             };
-            own.or_else(|| picked.cloned()).ok_or(TryError::NoHost)?
+            own.or_else(pick).ok_or(TryError::NoHost)?
         };
         rec.host = Some(Arc::clone(&host));
         let guard = ActiveGuard::new(&host.stats);

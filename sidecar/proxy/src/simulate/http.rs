@@ -296,8 +296,8 @@ impl Simulation<'_> {
                     let s = session::setting(s, route.and_then(|r| r.filters.session.as_ref()));
                     self.session = s.and_then(|s| session::run(s, head));
                 }
-                (HttpFilter::ExtAuthz(e), _) if !e.asks(Some(metadata)) => {}
-                (HttpFilter::ExtAuthz(_), _) => self.out.asks.push("external authorization".into()),
+                (HttpFilter::ExtAuthz(e), _) if !e.is_on(route) || !e.asks(Some(metadata)) => {}
+                (HttpFilter::ExtAuthz(e), _) => self.out.asks.push(e.whom()),
                 (HttpFilter::ExtProc(_), _) => self.out.asks.push("an external processor".into()),
                 (HttpFilter::LocalRateLimit(_), _) => self.out.asks.push("a local rate limit".into()),
                 (HttpFilter::RateLimit(_), _) => self.out.asks.push("a rate limit service".into()),

@@ -14,7 +14,10 @@ use serde_json::Value;
 
 use super::{Passed, ahead};
 use crate::{
-    config::{CompileError, route::SlotOf},
+    config::{
+        CompileError,
+        route::{Route, SlotOf},
+    },
     http::{
         downstream::Downstream,
         filtered::Ahead,
@@ -132,6 +135,21 @@ impl ExtAuthz {
         let name = name.to_ascii_lowercase();
         let any = |l: &[StringMatcher]| l.iter().any(|m| m.matches(&name));
         !any(&self.disallowed) && (any(&self.allowed) || default)
+    }
+
+    /// Whether requests of a route are asked about.
+    pub(crate) fn is_on(&self, route: Option<&Route>) -> bool {
+        let name = &self.config.on_routes;
+        name.is_empty() || route.is_some_and(|r| r.filters.authorizers.contains(name))
+    }
+
+    /// Who is asked, for people.
+    pub(crate) fn whom(&self) -> String {
+        let cluster = match &self.config.service {
+            model::AuthzService::Grpc(g) => &g.cluster,
+            model::AuthzService::Http(h) => &h.cluster,
+        };
+        format!("external authorization by {cluster}")
     }
 
     /// Whether a request of which this was found out is asked about.
