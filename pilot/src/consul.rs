@@ -431,3 +431,28 @@ impl Follow {
         }
     }
 }
+
+/// Answers of any content to each question: within their limits, and instances in the order that makes equal answers equal.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz(data: &[u8]) {
+    if let Ok((names, _)) = answer::catalog(data) {
+        assert!(names.len() <= answer::MAX_SERVICES && !names.contains("consul"));
+    }
+    let _ = answer::critical(data);
+    let Ok((instances, unused)) = answer::instances(data) else { return };
+    assert!(instances.len() <= answer::MAX_INSTANCES);
+    let naming = service::Naming {
+        namespace: "default".into(),
+        prefixes: vec![("books-".into(), "books".into())],
+        domain: "consul".into(),
+    };
+    for name in ["web", "books-Web", "a.b"] {
+        let made = service::service(name, &instances, &unused, &naming);
+        assert!(made.instances.len() <= instances.len());
+        assert!(made.ports.windows(2).all(|w| w[0] != w[1]));
+        assert!(made.instances.iter().all(|(p, _)| made.ports.contains(p)));
+        assert!(mesh_model::ClusterId::new(&made.namespace).is_ok(), "{:?}", made.namespace);
+    }
+    let kept = serde_json::to_vec(&instances).expect("plain data");
+    assert!(serde_json::from_slice::<Vec<answer::Instance>>(&kept).is_ok_and(|again| again == instances));
+}

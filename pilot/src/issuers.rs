@@ -185,15 +185,30 @@ async fn ask(issuer: &str, roots: &std::path::Path) -> Result<String, String> {
         get(tcp, &uri).await
     };
     let body = body.map_err(|e| format!("{host}: {e}"))?;
-    let a: Answer = serde_json::from_slice(&body).map_err(|e| format!("{host}: the answer: {e}"))?;
+    answered(issuer, &body).map_err(|e| format!("{host}: {e}"))
+}
+
+/// The `jwks_uri` of an answer.
+fn answered(issuer: &str, body: &[u8]) -> Result<String, String> {
+    let a: Answer = serde_json::from_slice(body).map_err(|e| format!("the answer: {e}"))?;
     // Discovery, section 4.3: who answers must be the issuer.
     if a.issuer.trim_end_matches('/') != issuer.trim_end_matches('/') {
-        return Err(format!("{host}: the answer is of another issuer"));
+        return Err("the answer is of another issuer".to_owned());
     }
     if !is_url(&a.jwks_uri) || a.jwks_uri.parse::<Uri>().is_err() {
-        return Err(format!("{host}: its jwks_uri is no http or https URL"));
+        return Err("its jwks_uri is no http or https URL".to_owned());
     }
     Ok(a.jwks_uri)
+}
+
+/// Where an issuer's answer of any content leads is a URL with a host.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz(data: &[u8]) {
+    if let Ok(uri) = answered("https://issuer.example", data) {
+        let read: Uri = uri.parse().expect("a URL");
+        assert!(read.host().is_some_and(|h| !h.is_empty()), "{uri:?}");
+        assert!(matches!(read.scheme_str(), Some("http" | "https")), "{uri:?}");
+    }
 }
 
 fn client(roots: &std::path::Path) -> Result<rustls::ClientConfig, String> {

@@ -16,6 +16,8 @@ pub mod debug;
 mod draining;
 pub mod envoy_filter;
 pub mod exports;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod gateway_api;
 pub mod generate;
 pub mod hosts;

@@ -10,6 +10,8 @@ pub mod authored;
 pub mod explain;
 pub mod federation;
 pub mod flow;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod id;
 pub mod proxy;
 mod rare;

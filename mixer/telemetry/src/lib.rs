@@ -6,6 +6,8 @@
 pub mod access_log;
 pub mod attributes;
 pub mod check;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod metrics;
 pub mod proto;
 pub mod report;

@@ -18,6 +18,8 @@ pub mod bootstrap;
 pub mod bundles;
 pub mod client;
 pub mod codec;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod links;
 pub mod mcp;
 pub mod nds;

@@ -242,6 +242,27 @@ impl Patch {
         Ok(())
     }
 
+    /// Merges into any message: what comes out is one if what went in was.
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn fuzz_merge(&self, message: &[u8]) {
+        use envoy_types::pb::envoy::config::{
+            cluster::v3::Cluster, listener::v3::Listener, route::v3::Route,
+        };
+        fn into<T: Name + Default + PartialEq + std::fmt::Debug>(p: &Patch, message: &[u8]) {
+            if p.value.message != T::full_name() {
+                return;
+            }
+            let Ok(mut m) = T::decode(message) else { return };
+            p.merge(&mut m).expect("a message and a value of its type");
+        }
+        into::<Cluster>(self, message);
+        into::<Listener>(self, message);
+        into::<Route>(self, message);
+        for replace in [false, true] {
+            let _ = self.value.merge(message, replace);
+        }
+    }
+
     /// The same with another value.
     fn with(&self, value: Tree) -> Self {
         Self { matches: self.matches.clone(), value, version: String::new(), ..*self }
