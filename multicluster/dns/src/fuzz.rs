@@ -65,7 +65,7 @@ pub fn dns_answer(packet: &[u8]) {
         let mut asked = vec![0xab, 0xcd, 1, 0, 0, 1, 0, 0, 0, 0, 0, records];
         asked.extend(b"\x01x\x07example\0\0\x01\0\x01");
         asked.extend(tail);
-        let query = Query::parse(&asked).unwrap_or_else(|_| panic!("a question"));
+        let Ok(query) = Query::parse(&asked) else { panic!("no question") };
         for transport in [Transport::Udp, Transport::Tcp] {
             let question = forward::question(&query);
             let (out, _) = forward::encode(&query, question, Some(answer.clone()), transport);
