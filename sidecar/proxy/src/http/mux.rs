@@ -78,7 +78,8 @@ pub(crate) fn head(
         "*" => method == Method::OPTIONS,
         p => p.starts_with('/') && is_path(p),
     };
-    if !is_authority(authority) || !path_ok {
+    // A tunnel has no default port (RFC 9110 section 9.3.6).
+    if !is_authority(authority) || !path_ok || (tunnel && !authority.contains(':')) {
         return Err(400);
     }
     let lengths = headers.count_id(HeaderId::ContentLength);

@@ -201,6 +201,10 @@ pub(super) fn translate(parts: &http::request::Parts, https: bool, ended: bool) 
         return Err(400);
     }
     let path = if parts.method == Method::CONNECT && protocol.is_none() {
+        // It names no resource (RFC 9113 section 8.5).
+        if parts.uri.path_and_query().is_some() {
+            return Err(400);
+        }
         ""
     } else {
         parts.uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str)

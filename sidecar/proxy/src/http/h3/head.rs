@@ -215,6 +215,7 @@ mod tests {
             bad(&left);
         }
         bad(&[GET[0], GET[1], GET[3]]);
+        bad(&[(":method", "CONNECT"), (":authority", "a.test")]);
         for twice in GET {
             with(&[twice]);
         }
