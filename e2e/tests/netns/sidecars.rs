@@ -134,7 +134,7 @@ async fn observe(west: &Cluster, whose: &str, root: &str) -> anyhow::Result<()> 
     // Where the application believes the name to be does not matter: nobody is there.
     let elsewhere = |name: &str, port| format!("{name}.wild.example:{port}:192.0.2.9");
     let named = |name: &str| {
-        app(&["--resolve", &elsewhere(name, 8080), &format!("http://{name}.wild.example:8080/")])
+        app(&["-m", "20", "--resolve", &elsewhere(name, 8080), &format!("http://{name}.wild.example:8080/")])
     };
     until("a host that the request names", CONVERGE, async || {
         let got = named("a")?;
