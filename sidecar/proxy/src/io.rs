@@ -214,7 +214,22 @@ macro_rules! each {
 
 impl AsyncRead for Io {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        each!(self, s => Pin::new(s).poll_read(cx, buf))
+        match self.get_mut() {
+            Io::Server(s) => {
+                let read = Pin::new(&mut **s).poll_read(cx, buf);
+                // What TLS answers by itself (a renegotiation with an alert, RFC 5246 section 7.2.2) waits for the next
+                // write otherwise, and the peer with it.
+                if read.is_pending() && s.get_ref().1.wants_write() {
+                    let _ = Pin::new(&mut **s).poll_flush(cx)?;
+                }
+                read
+            }
+            Io::Plain(s) => Pin::new(s).poll_read(cx, buf),
+            Io::Client(s) => Pin::new(s).poll_read(cx, buf),
+            Io::Prefixed(s) => Pin::new(s).poll_read(cx, buf),
+            Io::Tunnel(s) => Pin::new(s).poll_read(cx, buf),
+            Io::Post(s) => Pin::new(s).poll_read(cx, buf),
+        }
     }
 }
 

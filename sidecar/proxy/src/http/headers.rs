@@ -194,7 +194,7 @@ impl Headers {
         Self { arena: Vec::with_capacity(bytes), entries: Vec::with_capacity(fields) }
     }
 
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub(crate) fn len(&self) -> usize {
         self.entries.len()
     }
