@@ -40,7 +40,12 @@ impl Bed {
     fn start() -> Self {
         let mut cluster = Cluster::start_after("west", |c| {
             start_agent(c, &[]);
-            vec![format!("--consul=http://{}:8500", c.host(9)), format!("--consul-namespace={NAMESPACE}")]
+            let mut args = vec![format!("--consul=http://{}:8500", c.host(9))];
+            args.extend(
+                [NAMESPACE, "shop-=shop", "shop-back-=backoffice"]
+                    .map(|ns| format!("--consul-namespace={ns}")),
+            );
+            args
         });
         cluster.found();
         let (client, agent) = (cluster.workload(1), cluster.host(9));
@@ -239,6 +244,21 @@ fn services_follow_the_agent() {
     b.until_served_by(host, &["one"]);
     assert_eq!(b.doctor().0, "ok");
     assert_eq!(b.control_metric("pilot_consul_agents_down"), Some(0.0));
+
+    // Whose name begins so is in the namespace of the longest beginning.
+    for (name, namespace) in [("shop-cart", "shop"), ("shop-back-stock", "backoffice"), ("other", NAMESPACE)]
+    {
+        b.register(name, &format!("{name}-1"), two, &[]);
+        b.until_served_by(&format!("{name}.service.consul"), &["two"]);
+        let of = format!("destination_service_namespace=\"{namespace}\"");
+        let host = format!("destination_service=\"{name}.service.consul\"");
+        until(&format!("{name} is counted in {namespace}"), || {
+            let page = curl(&[&format!("http://{}:15090/stats/prometheus", b.cluster.workload(1))]).body;
+            let lines: Vec<_> = page.lines().filter(|l| l.contains(&host)).collect();
+            let here = |l: &&str| l.starts_with("istio_requests_total") && l.contains(&of);
+            if lines.iter().any(here) { Ok(()) } else { Err(lines.join("\n")) }
+        });
+    }
 }
 
 /// An agent that wants a token and serves TLS only.

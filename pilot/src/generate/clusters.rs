@@ -101,6 +101,10 @@ fn add(
         }
     };
     let mut c = ctx.base_cluster(&name, discovery);
+    // Of hosts such as `reviews.books.svc.cluster.local` it is in the name.
+    if entry.service.host.split('.').nth(2) != Some("svc") {
+        c.namespace.clone_from(&entry.service.namespace);
+    }
     c.http = http_version(ctx, port.protocol);
     // Where the caller says which host it is, there is nothing to balance.
     match c.discovery {

@@ -270,6 +270,7 @@ impl Ctx<'_> {
     pub(super) fn base_cluster(&self, name: &str, discovery: Discovery) -> Cluster {
         Cluster {
             name: name.to_owned(),
+            namespace: String::new(),
             discovery,
             lb: LbPolicy::LeastRequest(LeastRequest::default()),
             connect_timeout: self.connect_timeout(),

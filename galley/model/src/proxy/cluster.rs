@@ -12,6 +12,9 @@ use super::{HealthCheck, LoadAssignment, SecretRef, Validation};
 pub struct Cluster {
     /// Such as `outbound|9080|v1|reviews.books.svc.cluster.local`.
     pub name: String,
+    /// Namespace of its service, of those whose host does not say it (`namespace` of `services` in Istio's metadata).
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub namespace: String,
     /// Where endpoints come from.
     pub discovery: Discovery,
     /// Load balancing.

@@ -38,6 +38,9 @@ fn the_name_of_a_request_leads_to_its_host() {
     let g = wildcard().generate(&productpage());
     let web = &g.clusters["outbound|80||*.example.com"];
     assert_eq!(named(web).port, 8080, "the port that is meant");
+    assert_eq!(web.namespace, "books", "which the host does not say");
+    let reviews = g.clusters.iter().find(|(name, _)| name.ends_with("||reviews.books.svc.cluster.local"));
+    assert_eq!(reviews.unwrap().1.namespace, "");
     assert!(vhost(&g.routes["80"], "*.example.com").domains.contains(&"*.example.com".to_owned()));
     let tls = &g.clusters["outbound|443||*.example.com"];
     assert_eq!(named(tls).port, 443);

@@ -33,6 +33,8 @@ const EMPTY: &str = "type.googleapis.com/google.protobuf.Empty";
 /// Name of a transport socket whose TLS session carries CONNECT streams. Envoy has no such socket; it goes by the
 /// type of the configuration, so that a foreign proxy would open plain mutual TLS to the endpoint.
 const HBONE: &str = "flotilla.transport_sockets.hbone";
+/// In Istio's metadata of a cluster.
+const SERVICES: &str = "services";
 const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
 /// Envoy's defaults for absent fields.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -90,6 +92,10 @@ pub(super) fn encode(m: &Cluster) -> pb::Cluster {
         let (kind, metadata) = names::cluster(n);
         out.cluster_discovery_type = Some(c::ClusterDiscoveryType::ClusterType(kind));
         out.metadata = metadata;
+    }
+    if !m.namespace.is_empty() {
+        let all = out.metadata.get_or_insert_default();
+        all.filter_metadata.insert(endpoint::ISTIO.to_owned(), services(&m.name, &m.namespace));
     }
     let policy = match m.lb {
         // The only policy that Envoy allows there.
@@ -385,6 +391,7 @@ pub(super) fn decode(mut m: pb::Cluster) -> Res<Cluster> {
         dns_resolvers, connection_pool_per_downstream_connection, http_protocol_options,
         http2_protocol_options, common_http_protocol_options, upstream_http_protocol_options
     );
+    let namespace = to_namespace(m.metadata.as_mut());
     let discovery = to_discovery(&mut m)?;
     let utilization = to_weighted(&mut m).at("load_balancing_policy")?.map(Box::new);
     let (lb, slow_start) = to_lb(&mut m, &discovery)?;
@@ -438,7 +445,31 @@ pub(super) fn decode(mut m: pb::Cluster) -> Res<Cluster> {
         proxy_protocol,
         discovery,
         name: m.name,
+        namespace,
     })
+}
+
+/// `services` of Istio's metadata: that of a cluster such as `outbound|443||api.example`.
+fn services(cluster: &str, namespace: &str) -> gp::Struct {
+    let host = cluster.rsplit('|').next().unwrap_or_default().to_owned();
+    let fields = [("host", &host), ("name", &host), ("namespace", &namespace.to_owned())];
+    let fields = fields.map(|(k, v)| (k.to_owned(), v));
+    let service = string_struct(fields.iter().map(|(k, v)| (k, *v)));
+    let value = |kind| gp::Value { kind: Some(kind) };
+    let all = gp::ListValue { values: vec![value(gp::value::Kind::StructValue(service))] };
+    let fields = HashMap::from([(SERVICES.to_owned(), value(gp::value::Kind::ListValue(all)))]);
+    gp::Struct { fields }
+}
+
+/// Of the first of them; whatever else may be there says nothing to us.
+fn to_namespace(m: Option<&mut core::Metadata>) -> String {
+    use gp::value::Kind;
+    let kind = m.and_then(|m| m.filter_metadata.get_mut(endpoint::ISTIO)?.fields.remove(SERVICES)?.kind);
+    let Some(Kind::ListValue(all)) = kind else { return String::new() };
+    match all.values.into_iter().next().and_then(|v| v.kind) {
+        Some(Kind::StructValue(s)) => to_string_map(s).remove("namespace").unwrap_or_default(),
+        _ => String::new(),
+    }
 }
 
 /// TLS to the hosts, whose name may be that of the request (`auto_sni`, `auto_san_validation`). Where hosts are not found by

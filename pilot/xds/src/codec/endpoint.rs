@@ -11,7 +11,7 @@ use super::{At, Bad, Res, cluster::health, common::*, each, refuse};
 const MATCH: &str = "envoy.transport_socket_match";
 /// Prefix of an address that is a listener of the same proxy.
 const INTERNAL: &str = "internal:";
-const ISTIO: &str = "istio";
+pub(super) const ISTIO: &str = "istio";
 const FLOTILLA: &str = "flotilla";
 /// Far above what a pilot hands out.
 const MAX_SERVES: usize = 256;

@@ -686,6 +686,7 @@ pub(crate) fn cluster() -> Cluster {
     };
     Cluster {
         name: "outbound|80||a".into(),
+        namespace: "books".into(),
         discovery: Discovery::Eds("outbound|80||a".into()),
         lb: LbPolicy::RingHash(2048),
         connect_timeout: Duration::from_secs(10),

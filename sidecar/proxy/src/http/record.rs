@@ -73,11 +73,23 @@ const CACHED_SERIES: usize = 8;
 /// Hosts that clients of an inbound listener may turn into metric labels.
 const MAX_SERVICES: usize = 128;
 
+/// A service as the worker's table has it: others with its names are not the same.
+#[derive(Debug, Clone)]
+struct Same(Rc<ServiceName>);
+
+impl PartialEq for Same {
+    fn eq(&self, other: &Self) -> bool {
+        Rc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for Same {}
+
 /// What distinguishes the metric series of one connection.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct SeriesKey {
     cluster: u64,
-    service: usize,
+    service: Same,
     host: u64,
     status: u16,
     grpc: Option<u32>,
@@ -250,19 +262,19 @@ impl Record {
         if let Some(c) = &self.cluster
             && !c.service.host.is_empty()
         {
-            return named(conn, &c.service.host, unknown);
+            return c.with_namespace(|ns| named(conn, &c.service.host, ns, unknown));
         }
         if let Some(s) = &self.service {
-            return named(conn, s, unknown);
+            return named(conn, s, "", unknown);
         }
         let host = head.authority.rsplit_once(':').map_or(head.authority.as_str(), |(h, _)| h);
-        named(conn, host, unknown)
+        named(conn, host, "", unknown)
     }
 
     fn series(&self, conn: &Connection, service: &Rc<ServiceName>) -> RequestSeries {
         let key = SeriesKey {
             cluster: self.cluster.as_ref().map_or(0, |c| c.id),
-            service: Rc::as_ptr(service) as usize,
+            service: Same(Rc::clone(service)),
             host: self.host.as_ref().map_or(0, |h| h.stats.id),
             status: self.status,
             grpc: self.grpc_status,
@@ -325,10 +337,13 @@ fn flags_text(bits: u32) -> Cow<'static, str> {
 }
 
 /// A service by host, from a table of the worker: strangers choose hosts, so the table is bounded and what does
-/// not fit is `unknown`.
-fn named(conn: &Connection, host: &str, unknown: &Arc<str>) -> Rc<ServiceName> {
+/// not fit is `unknown`. What is not said by the host is said by `namespace`, unless it is empty; inbound it is then the
+/// workload's.
+fn named(conn: &Connection, host: &str, namespace: &str, unknown: &Arc<str>) -> Rc<ServiceName> {
     let mut table = conn.worker.services.borrow_mut();
-    if let Some(s) = table.get(host) {
+    if let Some(s) = table.get(host)
+        && (namespace.is_empty() || *s.namespace == *namespace)
+    {
         return Rc::clone(s);
     }
     let known = conn.outbound() || table.len() < MAX_SERVICES;
@@ -338,7 +353,11 @@ fn named(conn: &Connection, host: &str, unknown: &Arc<str>) -> Rc<ServiceName> {
         ServiceName { host: Arc::clone(unknown), name: Arc::clone(unknown), namespace: Arc::clone(unknown) }
     };
     if s.namespace.is_empty() {
-        s.namespace = Arc::clone(unknown);
+        s.namespace = match namespace {
+            "" if conn.outbound() => Arc::clone(unknown),
+            "" => Arc::clone(&conn.worker.shared.labels.namespace),
+            told => Arc::from(told),
+        };
     }
     let s = Rc::new(s);
     if table.len() < 16 * MAX_SERVICES {
@@ -643,8 +662,11 @@ impl TcpRecord {
     fn find_series(&self) -> Option<TcpSeries> {
         let conn = self.conn.as_ref()?;
         let s = sides(conn, self.host.as_deref(), self.principal.as_ref());
-        let host = self.cluster.as_ref().map_or("", |c| &*c.service.host);
-        let service = named(conn, host, &conn.worker.shared.labels.unknown);
+        let unknown = &conn.worker.shared.labels.unknown;
+        let service = match &self.cluster {
+            Some(c) => c.with_namespace(|ns| named(conn, &c.service.host, ns, unknown)),
+            None => named(conn, "", "", unknown),
+        };
         Some(conn.worker.shared.metrics.tcp_series(&TcpLabels {
             reporter: s.reporter,
             source_workload: s.source_workload,

@@ -91,6 +91,14 @@ impl ClusterSlot {
         self.current.load_full()
     }
 
+    /// Calls with the namespace of its service, as far as its configuration says it and its name does not.
+    pub(crate) fn with_namespace<T>(&self, f: impl FnOnce(&str) -> T) -> T {
+        if !self.service.namespace.is_empty() {
+            return f("");
+        }
+        f(self.current.load().as_ref().map_or("", |c| &c.config.namespace))
+    }
+
     /// Takes note of its use by traffic that may ask for clusters.
     pub(crate) fn touch(&self) {
         touch(&self.used);
@@ -615,6 +623,7 @@ mod tests {
     pub(crate) fn cluster(hosts: u32, outlier: Option<model::OutlierDetection>) -> Cluster {
         let c = model::Cluster {
             name: "outbound|80||a.b.svc.cluster.local".into(),
+            namespace: String::new(),
             discovery: model::Discovery::Eds("x".into()),
             lb: model::LbPolicy::RoundRobin,
             connect_timeout: Duration::from_secs(1),

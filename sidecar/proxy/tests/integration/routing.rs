@@ -272,3 +272,39 @@ async fn trace_context_is_continued() {
     let r = p.get("h", "/").await;
     assert!(r.body.contains("traceparent: 00-") && r.body.contains("x-b3-sampled: 1\n"), "{r:?}");
 }
+
+/// Of hosts that do not say their namespace the configuration does, and it may change; inbound it is the workload's.
+#[tokio::test]
+async fn namespaces_of_services_are_counted() {
+    let up = Upstream::new("a").await;
+    let named = |namespace: &str| Cluster {
+        namespace: namespace.into(),
+        ..cluster("outbound|80||api.example", &[up.address])
+    };
+    let routes = || inline(vec![vhost(&["*"], vec![route(forward("outbound|80||api.example"))])]);
+    let mut p = Proxy::new().cluster(named("shop"));
+    p = p.listener(listener(Direction::Outbound, vec![http_chain(routes())])).run();
+    for (namespace, config) in [("shop", None), ("depot", Some(named("depot"))), ("unknown", Some(named("")))]
+    {
+        if let Some(c) = config {
+            p = p.cluster(c);
+            p.apply();
+        }
+        for _ in 0..2 {
+            assert_eq!(p.get("api.example", "/").await.status, 200);
+        }
+        let of = format!("destination_service_namespace=\"{namespace}\"");
+        p.metric(&["istio_requests_total", "destination_service_name=\"api.example\"", &of, "} 2"]).await;
+    }
+    let here = Proxy::new()
+        .cluster(cluster("inbound|80||", &[up.address]))
+        .listener(listener(
+            Direction::Inbound,
+            vec![http_chain(inline(vec![vhost(&["*"], vec![route(forward("inbound|80||"))])]))],
+        ))
+        .run();
+    assert_eq!(here.get("api.example", "/").await.status, 200);
+    let of = here.metric(&["istio_requests_total", "destination_service=\"api.example\""]).await;
+    let own = of.split("destination_workload_namespace=").nth(1).unwrap().split(',').next().unwrap();
+    assert!(of.contains(&format!("destination_service_namespace={own}")), "{of}");
+}

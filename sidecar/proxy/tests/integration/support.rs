@@ -303,6 +303,7 @@ pub(crate) fn assignment(hosts: &[SocketAddr]) -> LoadAssignment {
 pub(crate) fn cluster(name: &str, hosts: &[SocketAddr]) -> Cluster {
     Cluster {
         name: name.into(),
+        namespace: String::new(),
         discovery: Discovery::Static(assignment(hosts)),
         lb: LbPolicy::RoundRobin,
         connect_timeout: Duration::from_secs(2),
