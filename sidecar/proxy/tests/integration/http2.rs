@@ -237,6 +237,48 @@ async fn what_http1_would_read_differently_is_refused() {
     assert!(String::from_utf8(data).unwrap().contains("cookie: a=1; b=2\n"));
 }
 
+/// In HTTP/2 the `http` crate takes names with a quotation mark, which are tokens in no version.
+#[tokio::test]
+async fn names_that_no_version_has_go_neither_way() {
+    fn name() -> http::HeaderName {
+        http::HeaderName::from_lowercase(b"\"x").unwrap()
+    }
+    let up = Upstream::new("up").await;
+    let p = proxy(up.address, UpstreamHttp::Http1).run();
+    let mut r = request("GET", "/");
+    r.headers_mut().insert(name(), "1".parse().unwrap());
+    let (r, _) = client(&p).await.send_request(r, true).unwrap();
+    assert_eq!((r.await.unwrap().status().as_u16(), up.requests()), (400, 0));
+    // And at the end of a body.
+    let (r, mut s) = client(&p).await.send_request(request("POST", "/"), false).unwrap();
+    s.send_data(Bytes::from_static(b"a"), false).unwrap();
+    s.send_trailers([(name(), "1".parse().unwrap())].into_iter().collect()).unwrap();
+    assert!(!matches!(r.await, Ok(r) if r.status() == 200));
+
+    let server = raw_server(|s, _| async move {
+        let mut c = h2::server::handshake(s).await.unwrap();
+        while let Some(Ok((r, mut respond))) = c.accept().await {
+            let mut head = http::Response::new(());
+            if r.uri().path() == "/head" {
+                head.headers_mut().insert(name(), "1".parse().unwrap());
+            }
+            let mut s = respond.send_response(head, false).unwrap();
+            s.send_data(Bytes::from_static(b"a"), false).unwrap();
+            s.send_trailers([(name(), "1".parse().unwrap())].into_iter().collect()).unwrap();
+        }
+    })
+    .await;
+    let p = proxy(server, UpstreamHttp::Http2).run();
+    assert_eq!(p.get("reviews", "/head").await.status, 502);
+    let (r, _) = client(&p).await.send_request(request("GET", "/trailers"), true).unwrap();
+    // The stream is reset, which may overtake its head.
+    if let Ok(r) = r.await {
+        let mut b = r.into_body();
+        while let Some(Ok(_)) = b.data().await {}
+        assert!(b.trailers().await.is_err(), "the stream is reset");
+    }
+}
+
 #[tokio::test]
 async fn rapid_reset_ends_the_connection_not_the_proxy() {
     let up = Upstream::new("up").await;

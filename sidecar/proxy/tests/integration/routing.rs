@@ -284,8 +284,7 @@ async fn namespaces_of_services_are_counted() {
     let routes = || inline(vec![vhost(&["*"], vec![route(forward("outbound|80||api.example"))])]);
     let mut p = Proxy::new().cluster(named("shop"));
     p = p.listener(listener(Direction::Outbound, vec![http_chain(routes())])).run();
-    for (namespace, config) in [("shop", None), ("depot", Some(named("depot"))), ("unknown", Some(named("")))]
-    {
+    for (namespace, config) in [("shop", None), ("depot", Some(named("depot")))] {
         if let Some(c) = config {
             p = p.cluster(c);
             p.apply();

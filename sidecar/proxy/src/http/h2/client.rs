@@ -111,6 +111,9 @@ impl H2Exchange {
         self.guard.conn().heard();
         inner.response = None;
         let (parts, recv) = response.into_parts();
+        if !are_named(&parts.headers) {
+            return Poll::Ready(Err(StreamError::Protocol));
+        }
         let mut headers = Headers::from_map(&parts.headers);
         headers.retain(|id, _, _| !id.is_hop_by_hop());
         let length = headers.str_id(HeaderId::ContentLength).and_then(|v| v.parse().ok());
@@ -161,10 +164,17 @@ pub(crate) fn poll_recv(
         }
     }
     match ready!(recv.poll_trailers(cx)) {
-        Ok(Some(t)) => Poll::Ready(Some(Ok(Frame::Trailers(trailers(&t))))),
+        Ok(Some(t)) if are_named(&t) => Poll::Ready(Some(Ok(Frame::Trailers(trailers(&t))))),
+        Ok(Some(_)) => Poll::Ready(Some(Err(StreamError::Protocol))),
         Ok(None) => Poll::Ready(None),
         Err(e) => Poll::Ready(Some(Err(stream_error(&e)))),
     }
+}
+
+/// Whether names are tokens (RFC 9110 section 5.1): in HTTP/2 the `http` crate also takes a quotation mark, which no other
+/// version can carry.
+pub(super) fn are_named(map: &http::HeaderMap) -> bool {
+    map.keys().all(|n| !n.as_str().contains('"'))
 }
 
 fn trailers(map: &http::HeaderMap) -> Headers {

@@ -13,7 +13,10 @@ use h2::{Reason, RecvStream, server::SendResponse};
 use http::{HeaderMap, Method, Response, StatusCode};
 use tokio::time::Instant;
 
-use super::{client::poll_recv, send::SendBody};
+use super::{
+    client::{are_named, poll_recv},
+    send::SendBody,
+};
 use crate::{
     config::listener::HttpManager,
     http::{
@@ -193,6 +196,9 @@ pub(crate) fn head(
 pub(super) fn translate(parts: &http::request::Parts, https: bool, ended: bool) -> Result<RequestHead, u16> {
     if parts.headers.len() > MAX_FIELDS {
         return Err(431);
+    }
+    if !are_named(&parts.headers) {
+        return Err(400);
     }
     let protocol = parts.extensions.get::<h2::ext::Protocol>().map(|p| p.as_str().to_ascii_lowercase());
     let mut hosts = parts.headers.get_all(http::header::HOST).iter();
