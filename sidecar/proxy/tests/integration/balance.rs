@@ -97,7 +97,8 @@ async fn peak_ewma_leaves_slow_hosts_alone() {
     let mut c = cluster("c", &[fast, slow]);
     c.lb = LbPolicy::PeakEwma;
     let got = counts(&proxy(c), 60).await;
-    assert!(got.get("slow").copied().unwrap_or(0) <= 5, "{got:?}");
+    // Half of them, if it made no difference; a busy machine may make the other look slow for a while.
+    assert!(got.get("slow").copied().unwrap_or(0) <= 15, "{got:?}");
 }
 
 #[tokio::test]

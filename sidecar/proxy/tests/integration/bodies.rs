@@ -183,12 +183,8 @@ async fn grpc_web_in_both_forms() {
     // Errors of the server and our own.
     let (r, body) = send(&p, &post("application/grpc-web", "", "/status/503", "x")).await;
     assert_eq!((r.status, r.header("grpc-status"), body.len()), (200, Some("14"), 0));
-    let down = proxy(
-        &[closed_port().await],
-        UpstreamHttp::Http2,
-        vec![HttpFilter::GrpcWeb],
-        RouteFilters::default(),
-    );
+    let down =
+        proxy(&[closed_port()], UpstreamHttp::Http2, vec![HttpFilter::GrpcWeb], RouteFilters::default());
     let (r, _) = send(&down, &post("application/grpc-web", "", "/", "x")).await;
     assert_eq!((r.status, r.header("grpc-status")), (200, Some("14")));
     assert_eq!(r.header("content-type"), Some("application/grpc-web+proto"));

@@ -141,7 +141,7 @@ async fn an_http_server_decides() {
     assert_eq!(p.get("h", "/open").await.status, 200);
     p.metric(&["istio_requests_total", "response_code=\"401\"", "response_flags=\"UAEX\""]).await;
     // Without an answer.
-    let down = closed_port().await;
+    let down = closed_port();
     let p = proxy(&up, down, UpstreamHttp::Http1, ExtAuthz { status_on_error: 503, ..over_http() }, plain());
     assert_eq!(p.get("h", "/").await.status, 503);
     let lenient = ExtAuthz { failure_mode_allow: true, failure_mode_allow_header_add: true, ..over_http() };
@@ -363,7 +363,7 @@ async fn connections_are_asked_about_before_their_first_byte() {
         grpc(&field(1, if r.headers()["x-say"] == "yes" { &[] } else { &[8, 7] }))
     })
     .await;
-    let down = closed_port().await;
+    let down = closed_port();
     let run = |authz, say: &str, asked: Permission, failure_mode_allow| {
         let ask = NetworkFilter::Authz(ConnectionAuthz {
             stat_prefix: "a".into(),

@@ -173,7 +173,7 @@ async fn a_reader_that_never_reads_stops_only_its_own_stream() {
 
 #[tokio::test]
 async fn local_replies_to_grpc_are_trailers_only() {
-    let p = proxy(closed_port().await, UpstreamHttp::Http2).run();
+    let p = proxy(closed_port(), UpstreamHttp::Http2).run();
     let mut send = client(&p).await;
     let (r, _) = send.send_request(grpc("/x"), true).unwrap();
     let r = r.await.unwrap();

@@ -364,11 +364,9 @@ async fn keys_are_fetched_once_and_renewed() {
         assert!(std::time::Instant::now() < end, "not renewed");
         assert_eq!(p.send("h", "/", &token).await.status, 200);
     }
-    for address in [
-        publisher(vec![old.jwks()], 500).await.0,
-        publisher(vec!["{".into()], 200).await.0,
-        closed_port().await,
-    ] {
+    for address in
+        [publisher(vec![old.jwks()], 500).await.0, publisher(vec!["{".into()], 200).await.0, closed_port()]
+    {
         let r = run(address, Duration::from_secs(1), false).send("h", "/", &token).await;
         assert_eq!((r.status, r.body.as_str()), (401, "Jwks remote fetch is failed"));
     }

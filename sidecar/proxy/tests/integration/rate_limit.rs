@@ -233,7 +233,7 @@ async fn a_service_counts_for_everybody() {
     assert_eq!(seen.lock().unwrap().len(), before);
     assert_eq!(p.send("h", "/", "x-user: broken\r\n").await.status, 200, "no answer lets pass");
     let strict = GlobalRateLimit { failure_mode_deny: true, ..GlobalRateLimit::default() };
-    let p = run(strict, closed_port().await);
+    let p = run(strict, closed_port());
     assert_eq!(p.send("h", "/", "x-user: alice\r\n").await.status, 500);
     p.metric(&["istio_requests_total", "response_code=\"500\"", "response_flags=\"RLSE\""]).await;
 }

@@ -108,13 +108,13 @@ async fn a_body_too_large_to_keep_is_not_retried() {
 #[tokio::test]
 async fn connect_failures_go_to_another_host() {
     let up = Upstream::new("up").await;
-    let c = cluster("c", &[closed_port().await, up.address]);
+    let c = cluster("c", &[closed_port(), up.address]);
     let p = proxy(c, Forward { retry: retry(&[RetryOn::ConnectFailure], 2), ..forward("c") }).run();
     for _ in 0..10 {
         assert_eq!(p.get("a", "/name").await.status, 200);
     }
     assert_eq!(up.requests(), 10);
-    let p = proxy(cluster("c", &[closed_port().await]), forward("c")).run();
+    let p = proxy(cluster("c", &[closed_port()]), forward("c")).run();
     let r = p.get("a", "/").await;
     assert_eq!(r.status, 503);
     assert!(r.body.starts_with("upstream connect error or disconnect/reset before headers"), "{r:?}");

@@ -119,7 +119,7 @@ async fn a_gateway_without_a_backend_says_so_and_its_cluster_is_left_alone() {
     let north = gateway(&[(north.address("l"), 9)]);
     let mut dead = Vec::new();
     for slot in 1..=6 {
-        dead.push((closed_port().await, slot));
+        dead.push((closed_port(), slot));
     }
     let east = gateway(&dead);
     let mut to: Vec<_> = (1..=6).map(|slot| (east.address("l"), "east", slot)).collect();
@@ -140,7 +140,7 @@ async fn an_unknown_name_is_told_to_the_caller() {
     let mut l = listener(Direction::Unspecified, vec![chain(vec![tcp_filter("other")])]);
     l.filter_chains[0].matches.server_names = vec!["other.example".into()];
     l.inspect_tls = true;
-    let gateway = Proxy::new().cluster(cluster("other", &[closed_port().await])).listener(l).run();
+    let gateway = Proxy::new().cluster(cluster("other", &[closed_port()])).listener(l).run();
     let dir = tempfile::tempdir().unwrap();
     let log = dir.path().join("log");
     let mut m =

@@ -472,10 +472,13 @@ where
     a
 }
 
-/// A port that refuses connections.
-pub(crate) async fn closed_port() -> SocketAddr {
-    let l = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    l.local_addr().unwrap()
+/// A port that refuses connections. It stays taken: who listens on any port must not get it.
+pub(crate) fn closed_port() -> SocketAddr {
+    let s = tokio::net::TcpSocket::new_v4().unwrap();
+    s.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let at = s.local_addr().unwrap();
+    std::mem::forget(s);
+    at
 }
 
 // ------------------------------------------------------------- certificates

@@ -73,7 +73,7 @@ async fn refused_hosts_are_passed_over_and_idle_connections_closed() {
     .await;
     let NetworkFilter::Tcp(mut t) = tcp_filter(DB) else { unreachable!() };
     t.idle_timeout = Some(Duration::from_millis(100));
-    let p = proxy(&[closed_port().await, server], NetworkFilter::Tcp(t)).run();
+    let p = proxy(&[closed_port(), server], NetworkFilter::Tcp(t)).run();
     for _ in 0..3 {
         assert_eq!(p.raw("l", "").await, "hi");
     }

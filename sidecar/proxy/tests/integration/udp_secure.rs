@@ -259,7 +259,7 @@ async fn a_gateway_says_why_not_and_another_one_is_asked_at_once() {
     let l = Listener { inspect_quic: true, ..plain(Direction::Unspecified, vec![other]) };
     let unknown = Proxy::new().cluster(cluster("udp|x", &[s.address("l")])).listener(l).run();
     let empty = gateway(&[], "udp|x", Hooks::default()).run();
-    let no_way = gateway(&[closed_port().await], "peer|east", Hooks::default()).run();
+    let no_way = gateway(&[closed_port()], "peer|east", Hooks::default()).run();
     for (what, g, kind) in
         [("unknown", &unknown, "no_route"), ("empty", &empty, "no_host"), ("no way", &no_way, "no_trunk")]
     {

@@ -113,6 +113,8 @@ async fn a_client_that_moves_keeps_its_connection() {
     let chains = vec![chain_for(&["a.test"], "up", ClientCertificate::None)];
     let p = gateway(Proxy::with(options, Hooks::default()), &ca, app.address, chains);
     let client = Client::new(&ca, &p, "a.test").await;
+    // Nobody may move before the handshake is confirmed (RFC 9000 section 9), as an answer shows.
+    assert_eq!(client.get("/here").await.unwrap().0.status(), 200);
     // Each new port reaches the worker of the connection with a probability of one in four.
     for i in 0..12 {
         client.move_away();
