@@ -4,7 +4,7 @@ pub(super) mod locality;
 
 use mesh_model::authored::{
     ClientTlsMode, ClientTlsSettings, ConnectionPoolSettings, DestinationRule, H2UpgradePolicy,
-    LoadBalancerSettings, OutlierDetection, SimpleLb, TrafficPolicy, TunnelSettings,
+    LoadBalancerSettings, OutlierDetection, TrafficPolicy, TunnelSettings,
 };
 
 use super::common::{self, Findings};
@@ -109,9 +109,6 @@ fn blocks(
 }
 
 fn load_balancer(lb: &LoadBalancerSettings, outlier: bool, p: &Path<'_>, out: &mut Findings) {
-    if lb.simple == Some(SimpleLb::Passthrough) {
-        out.warning(&p.key("simple"), "PASSTHROUGH is accepted but not enforced yet: ROUND_ROBIN is used");
-    }
     let kinds = usize::from(lb.simple.is_some())
         + usize::from(lb.consistent_hash.is_some())
         + usize::from(lb.backend_utilization.is_some());

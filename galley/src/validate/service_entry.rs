@@ -133,6 +133,9 @@ fn endpoints(se: &ServiceEntry, p: &Path<'_>, out: &mut Findings) {
                 format!("{:?} is not an IP address, resolution STATIC needs one", e.address),
             );
         }
+        if se.resolution != Resolution::Static && e.address.starts_with("unix://") {
+            out.error(&at.key("address"), "a unix socket needs resolution STATIC");
+        }
         for name in e.ports.keys() {
             if !se.ports.iter().any(|p| p.name == *name) {
                 out.error(&at.key("ports").key(name), format!("no port of the entry is named {name:?}"));
@@ -176,7 +179,6 @@ fn workload(w: &WorkloadEntry, p: &Path<'_>, out: &mut Findings) {
         if !w.ports.is_empty() {
             out.error(&p.key("ports"), "a unix socket has no ports");
         }
-        out.error(&at, "unix sockets are not supported yet");
     } else if w.address.is_empty() {
         if w.network.is_empty() {
             out.error(&at, "an address is required (or a network, whose gateway is used)");

@@ -15,7 +15,9 @@ use mesh_model::{
     Locality,
     authored::{LocalityLbSetting, MutualTlsMode, TrafficPolicy},
     federation::{ImportedService, LeaseState, OnLapse},
-    proxy::{Discovery, EndpointHealth, LbEndpoint, LoadAssignment, LocalityEndpoints, OWN_GATEWAYS, Slots},
+    proxy::{
+        Discovery, EndpointHealth, LbEndpoint, LoadAssignment, LocalityEndpoints, OWN_GATEWAYS, Slots, UNIX,
+    },
     registry::{Health, Labels, ServicePort, TlsMode},
 };
 use mesh_runtime::ports;
@@ -98,6 +100,10 @@ fn groups(
     for e in entry.endpoints_of(port, subset) {
         // Of a network that this proxy cannot reach.
         if e.network.as_ref().is_some_and(|n| n != network) {
+            continue;
+        }
+        // A socket of the workload's host; those of a gateway's are not for who may write a ServiceEntry.
+        if e.address.starts_with(UNIX) && (ctx.proxy.router || port.is_udp()) {
             continue;
         }
         let mtls = e.tls == TlsMode::Mutual

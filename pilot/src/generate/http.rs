@@ -155,6 +155,8 @@ fn retry(r: &HttpRetry) -> Option<RetryPolicy> {
                 "reset-before-request" => RetryOn::ResetBeforeRequest,
                 "retriable-4xx" => RetryOn::Retriable4xx,
                 "retriable-status-codes" => RetryOn::RetriableStatusCodes,
+                "retriable-headers" => RetryOn::RetriableHeaders,
+                "envoy-ratelimited" => RetryOn::EnvoyRateLimited,
                 "cancelled" => RetryOn::Cancelled,
                 "deadline-exceeded" => RetryOn::DeadlineExceeded,
                 "resource-exhausted" => RetryOn::ResourceExhausted,

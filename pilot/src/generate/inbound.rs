@@ -20,7 +20,7 @@ use mesh_model::{
         ClientCertificate, Cluster, Direction, Discovery, DownstreamTls, EndpointHealth, FilterChain,
         FilterChainMatch, Forward, LbEndpoint, LoadAssignment, LocalityEndpoints, NetworkFilter, RouteAction,
         RouteConfiguration, RouteMatch, RouteSource, TUNNEL_ALPN, TlsServerOptions, TlsVersion,
-        TransportProtocol, UpstreamHttp, Validation, WeightedCluster,
+        TransportProtocol, UNIX, UpstreamHttp, Validation, WeightedCluster,
     },
     registry::Protocol,
 };
@@ -49,7 +49,8 @@ struct Port<'a> {
     /// The service that the port is of; a `Sidecar` may declare others.
     entry: Option<&'a Entry>,
     service_port: u16,
-    to: SocketAddr,
+    /// Address and port of the application.
+    to: (String, u16),
     /// Limits that a `Sidecar` sets, instead of those of the service's rule.
     pool: Option<&'a ConnectionPoolSettings>,
     /// As a `Sidecar` declares it.
@@ -147,7 +148,7 @@ fn ports<'a>(ctx: &Ctx<'a>) -> BTreeMap<u16, Port<'a>> {
             protocol: p.protocol,
             entry: Some(entry),
             service_port: p.port,
-            to,
+            to: parts(to),
             pool,
             listener: None,
         });
@@ -165,7 +166,9 @@ fn ports<'a>(ctx: &Ctx<'a>) -> BTreeMap<u16, Port<'a>> {
             protocol: Protocol::parse(&port.protocol).unwrap_or(Protocol::Tcp),
             entry: known.as_ref().and_then(|k| k.entry),
             service_port: known.as_ref().map_or(number, |k| k.service_port),
-            to: to.or(known.map(|k| k.to)).unwrap_or(SocketAddr::from(([127, 0, 0, 1], number))),
+            to: to
+                .or(known.map(|k| k.to))
+                .unwrap_or_else(|| parts(SocketAddr::from(([127, 0, 0, 1], number)))),
             pool: l.connection_pool.as_ref().or(pool),
             listener: Some(l),
         });
@@ -175,7 +178,10 @@ fn ports<'a>(ctx: &Ctx<'a>) -> BTreeMap<u16, Port<'a>> {
 
 /// Where the application listens, as an ingress listener says: a loopback address as it is, an address of all
 /// interfaces stands for the workload's own.
-fn endpoint(ctx: &Ctx<'_>, text: &str, number: u16) -> Option<SocketAddr> {
+fn endpoint(ctx: &Ctx<'_>, text: &str, number: u16) -> Option<(String, u16)> {
+    if text.starts_with(UNIX) {
+        return Some((text.to_owned(), 0));
+    }
     let to: SocketAddr = match text.strip_prefix(':') {
         Some(port) => SocketAddr::from(([127, 0, 0, 1], port.parse().ok()?)),
         None => text.parse().ok()?,
@@ -183,9 +189,13 @@ fn endpoint(ctx: &Ctx<'_>, text: &str, number: u16) -> Option<SocketAddr> {
     let port = if to.port() == 0 { number } else { to.port() };
     if to.ip().is_unspecified() {
         let own = ctx.proxy.addresses.iter().find(|a| a.is_ipv4() == to.is_ipv4());
-        return Some(SocketAddr::new(own.copied().unwrap_or(to.ip()), port));
+        return Some(parts(SocketAddr::new(own.copied().unwrap_or(to.ip()), port)));
     }
-    Some(SocketAddr::new(to.ip(), port))
+    Some(parts(SocketAddr::new(to.ip(), port)))
+}
+
+fn parts(to: SocketAddr) -> (String, u16) {
+    (to.ip().to_string(), to.port())
 }
 
 /// Numbers of the workload's ports.
@@ -200,8 +210,8 @@ fn cluster_name(port: u16) -> String {
 fn cluster(ctx: &Ctx<'_>, p: &Port<'_>) -> Cluster {
     let name = cluster_name(p.number);
     let endpoint = LbEndpoint {
-        address: p.to.ip().to_string(),
-        port: p.to.port(),
+        address: p.to.0.clone(),
+        port: p.to.1,
         weight: 1,
         health: EndpointHealth::Healthy,
         transport_labels: BTreeMap::new(),

@@ -7,6 +7,7 @@ mod grpc;
 mod names;
 mod patches;
 mod policy;
+mod sockets;
 mod udp;
 mod v1alpha1;
 
@@ -819,7 +820,7 @@ fn virtual_service_actions() {
         {"match": [{"uri": {"exact": "/r"}}], "redirect": {"uri": "/n", "authority": "h", "redirectCode": 308, "scheme": "https", "port": 8443}},
         {"match": [{"uri": {"exact": "/d"}}], "directResponse": {"status": 418, "body": {"string": "tea"}}},
         {"match": [{"uri": {"prefix": "/p"}}], "rewrite": {"uri": "/q", "authority": "x"}, "timeout": "1.5s",
-         "retries": {"attempts": 3, "perTryTimeout": "2s", "retryOn": "gateway-error,503,reset"},
+         "retries": {"attempts": 3, "perTryTimeout": "2s", "retryOn": "gateway-error,503,reset,retriable-headers,envoy-ratelimited"},
          "fault": {"delay": {"fixedDelay": "7s", "percentage": {"value": 0.5}}, "abort": {"httpStatus": 500, "percent": 10}},
          "mirror": {"host": "reviews", "subset": "v3"}, "mirrorPercentage": {"value": 25.0},
          "corsPolicy": {"allowOrigins": [{"prefix": "https://a"}], "allowMethods": ["GET", "POST"], "maxAge": "24h", "allowCredentials": true},
@@ -840,7 +841,8 @@ fn virtual_service_actions() {
     assert_eq!((f.prefix_rewrite.as_deref(), f.host_rewrite.as_deref()), (Some("/q"), Some("x")));
     assert_eq!(f.timeout.unwrap().as_millis(), 1500);
     let retry = f.retry.as_ref().unwrap();
-    assert_eq!(retry.on, [RetryOn::GatewayError, RetryOn::Reset, RetryOn::RetriableStatusCodes]);
+    let named = [RetryOn::GatewayError, RetryOn::Reset, RetryOn::RetriableHeaders, RetryOn::EnvoyRateLimited];
+    assert_eq!(retry.on, [&named[..], &[RetryOn::RetriableStatusCodes]].concat());
     assert_eq!(retry.status_codes, [503]);
     assert_eq!(f.mirrors[0].fraction, 250_000);
     let fault = routes[2].fault.as_ref().unwrap();
@@ -887,6 +889,11 @@ fn destination_rule_settings() {
     );
     // The rule's pool settings hold at the workload as well.
     assert_eq!(g.clusters["inbound|9080||"].limits.max_connections, 7);
+    // Who wants no balancing connects to where the caller did.
+    let to_reviews = json!({"host": "reviews", "trafficPolicy": {"loadBalancer": {"simple": "PASSTHROUGH"}}});
+    let g = docs.add("DestinationRule", "books/reviews", to_reviews).generate(&productpage());
+    let c = &g.clusters["outbound|9080||reviews.books.svc.cluster.local"];
+    assert!(matches!(c.discovery, Discovery::OriginalDst), "{:?}", c.discovery);
 }
 
 #[test]

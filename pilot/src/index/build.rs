@@ -331,12 +331,11 @@ impl<'a> Builder<'a> {
                         the federation, not listed"
                 .to_owned());
         }
-        if spec.address.starts_with("unix:") {
-            return Err("ignored: unix socket addresses are not supported".to_owned());
-        }
+        // Nobody's proxy listens there, whatever its labels say.
+        let unix = spec.address.starts_with(mesh_model::proxy::UNIX);
         let labels = workload_labels(w);
         let tls = match labels.get(TLS_MODE).or_else(|| w.labels.get(TLS_MODE)) {
-            Some(v) if v == "istio" => TlsMode::Mutual,
+            Some(v) if v == "istio" && !unix => TlsMode::Mutual,
             _ => TlsMode::Disabled,
         };
         let health = match w.annotations.get(HEALTH).map(String::as_str) {
@@ -346,7 +345,7 @@ impl<'a> Builder<'a> {
         };
         Ok(Endpoint {
             address: spec.address.clone(),
-            port: number,
+            port: if unix { 0 } else { number },
             service_port: port.name.clone(),
             service_account: spec.service_account.clone(),
             locality: Locality::from(spec.locality.clone()),

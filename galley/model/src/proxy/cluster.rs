@@ -61,6 +61,9 @@ pub struct Cluster {
     pub proxy_protocol: Option<ProxyProtocolVersion>,
 }
 
+/// Before the path of an endpoint that is a Unix socket; `@` stands before an abstract name. Its port is 0.
+pub const UNIX: &str = "unix://";
+
 /// `envoy.config.core.v3.Http2ProtocolOptions` of a cluster.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UpstreamHttp2 {

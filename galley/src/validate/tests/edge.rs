@@ -179,6 +179,7 @@ fn service_entries() {
             &se("resolution: STATIC\nendpoints: [{network: n1}]"),
             &se("resolution: STATIC\naddresses: [10.0.0.0/8]\nworkloadSelector: {labels: {app: a}}"),
             &se("exportTo: ['~']"),
+            &se("resolution: STATIC\nendpoints: [{address: 'unix:///run/a.sock'}, {address: 'unix://@a'}]"),
         ],
     );
     refuses(
@@ -221,6 +222,7 @@ fn service_entries() {
                 "endpoints[0].labels.a",
             ),
             (&se("exportTo: ['~', a]"), "exportTo[0]"),
+            (&se("resolution: DNS\nendpoints: [{address: 'unix:///run/a.sock'}]"), "endpoints[0].address"),
             (&se("workloadSelector: {labels: {a: 'b*'}}"), "workloadSelector.labels.a"),
         ],
     );
@@ -240,7 +242,12 @@ fn workloads() {
     accepts(
         NET,
         "WorkloadEntry",
-        &["address: a.com", "network: n1", "address: '2001:db8::1'\nports: {http: 80}"],
+        &[
+            "address: a.com",
+            "address: 'unix:///run/a.sock'",
+            "network: n1",
+            "address: '2001:db8::1'\nports: {http: 80}",
+        ],
     );
     refuses(
         NET,

@@ -163,9 +163,9 @@ fn virtual_service_warnings() {
             (&two("{uri: {prefix: /}}", "{uri: {exact: /b}}"), "http[1]", "never reached"),
             (&routed("mirror: {host: b}, mirrorPercent: 10"), "http[0].mirrorPercent", "deprecated"),
             (
-                &routed("retries: {attempts: 1, retryOn: retriable-headers}"),
+                &routed("retries: {attempts: 1, retryOn: http3-post-connect-failure}"),
                 "http[0].retries.retryOn",
-                "not enforced",
+                "never holds",
             ),
             (
                 "hosts: [a]\ngateways: [gw.ns.svc.cluster.local]\nhttp: [{redirect: {uri: /}}]",

@@ -57,14 +57,16 @@ const RETRY_ON: &[&str] = &[
     "reset-before-request",
     "retriable-4xx",
     "retriable-status-codes",
+    "retriable-headers",
+    "envoy-ratelimited",
     "cancelled",
     "deadline-exceeded",
     "resource-exhausted",
     "internal",
     "unavailable",
 ];
-/// Conditions that Envoy has besides.
-const RETRY_ON_LATER: &[&str] = &["retriable-headers", "envoy-ratelimited", "http3-post-connect-failure"];
+/// A condition that Envoy has besides, of servers that it asks in HTTP/3.
+const HTTP3: &str = "http3-post-connect-failure";
 
 pub(super) fn retries(x: &HttpRetry, p: &Path<'_>, out: &mut Findings) {
     common::not_negative(x.attempts.into(), &p.key("attempts"), out);
@@ -80,8 +82,8 @@ pub(super) fn retries(x: &HttpRetry, p: &Path<'_>, out: &mut Findings) {
         let at = p.key("retryOn");
         if on.trim() != on {
             out.error(&at, format!("{on:?}: conditions are separated by commas alone, remove the space"));
-        } else if RETRY_ON_LATER.contains(&on) {
-            out.warning(&at, format!("condition {on:?} is accepted but not enforced yet"));
+        } else if on == HTTP3 {
+            out.warning(&at, format!("condition {on:?} never holds: no server is asked in HTTP/3"));
         } else if !on.parse().is_ok_and(is_status) && !RETRY_ON.contains(&on) {
             out.error(
                 &at,

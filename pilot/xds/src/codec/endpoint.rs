@@ -101,6 +101,10 @@ fn to_slots(m: Option<HashMap<String, String>>) -> Res<model::Slots> {
 }
 
 fn address(e: &model::LbEndpoint) -> core::Address {
+    if let Some(path) = e.address.strip_prefix(model::UNIX) {
+        let pipe = core::Pipe { path: path.to_owned(), mode: 0 };
+        return core::Address { address: Some(core::address::Address::Pipe(pipe)) };
+    }
     let Some(name) = e.address.strip_prefix(INTERNAL) else { return socket_address(&e.address, e.port) };
     use core::envoy_internal_address::AddressNameSpecifier::ServerListenerName;
     core::Address {
@@ -120,6 +124,13 @@ fn to_address(a: Option<core::Address>) -> Res<(String, u16)> {
                 return Err(Bad::new("server_listener_name", "is missing"));
             };
             Ok((format!("{INTERNAL}{name}"), 0))
+        }
+        Some(core::Address { address: Some(core::address::Address::Pipe(p)) }) => {
+            refuse!(p; mode);
+            if p.path.is_empty() {
+                return Err(Bad::new("pipe.path", "is empty"));
+            }
+            Ok((format!("{}{}", model::UNIX, p.path), 0))
         }
         a => to_socket_address(a),
     }

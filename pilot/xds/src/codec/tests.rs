@@ -658,16 +658,28 @@ fn assignment() -> LoadAssignment {
                 }],
             },
             LocalityEndpoints {
-                endpoints: vec![LbEndpoint {
-                    address: "internal:virtualInbound".into(),
-                    port: 0,
-                    weight: 1,
-                    health: EndpointHealth::Healthy,
-                    transport_labels: BTreeMap::new(),
-                    workload: String::new(),
-                    check: None,
-                    slots: Slots::Serves([7, u32::MAX].into()),
-                }],
+                endpoints: vec![
+                    LbEndpoint {
+                        address: "unix:///run/a.sock".into(),
+                        port: 0,
+                        weight: 1,
+                        health: EndpointHealth::Healthy,
+                        transport_labels: BTreeMap::new(),
+                        workload: String::new(),
+                        check: None,
+                        slots: Slots::None,
+                    },
+                    LbEndpoint {
+                        address: "internal:virtualInbound".into(),
+                        port: 0,
+                        weight: 1,
+                        health: EndpointHealth::Healthy,
+                        transport_labels: BTreeMap::new(),
+                        workload: String::new(),
+                        check: None,
+                        slots: Slots::Serves([7, u32::MAX].into()),
+                    },
+                ],
                 ..LocalityEndpoints::default()
             },
             LocalityEndpoints::default(),

@@ -7,3 +7,4 @@ mod policies;
 mod processor;
 mod side_by_side;
 mod udp;
+mod unix;

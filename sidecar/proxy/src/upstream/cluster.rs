@@ -329,6 +329,7 @@ impl Cluster {
             let (address, port) = match &h.addr {
                 super::host::HostAddr::Socket(a) => (a.ip().to_string(), a.port()),
                 super::host::HostAddr::Internal(n) => (format!("internal:{n}"), 0),
+                super::host::HostAddr::Unix(path) => (format!("{}{path}", model::UNIX), 0),
                 super::host::HostAddr::Trunk(n, p) | super::host::HostAddr::Unresolved(n, p) => {
                     (n.clone(), *p)
                 }

@@ -14,7 +14,10 @@ use bytes::Bytes;
 use mesh_identity::SecretStore;
 use mesh_model::proxy as model;
 use rustls::pki_types::ServerName;
-use tokio::{io::AsyncWriteExt as _, net::TcpSocket};
+use tokio::{
+    io::AsyncWriteExt as _,
+    net::{TcpSocket, UnixStream},
+};
 
 use super::{
     cluster::Cluster,
@@ -227,12 +230,19 @@ async fn connect_now(
             }
             Transport::tcp(stream, Bytes::new())
         }
+        HostAddr::Unix(path) if !hbone => {
+            let mut stream = unix(path).await.map_err(tcp)?;
+            if let Some(v) = cluster.config.proxy_protocol {
+                stream.write_all(&proxy_protocol::encode(v, client)).await.map_err(tcp)?;
+            }
+            Transport::boxed(Box::new(stream))
+        }
         HostAddr::Trunk(name, port) => {
             let dialer = worker.dialer().ok_or_else(|| ConnectError::NoDialer(name.clone()))?;
             let sni = tls.map(|t| slotted(&t.spec.sni, host)).unwrap_or_default();
             Transport::boxed(dialer.dial(name, *port, &sni).await.map_err(tcp)?)
         }
-        HostAddr::Internal(name) | HostAddr::Unresolved(name, _) => {
+        HostAddr::Internal(name) | HostAddr::Unresolved(name, _) | HostAddr::Unix(name) => {
             return Err(ConnectError::Unresolved(name.clone()));
         }
     };
@@ -249,6 +259,18 @@ async fn connect_now(
     // As much as is read at once also goes into one write.
     stream.get_mut().1.set_buffer_limit(Some(crate::tcp::BUFFER));
     Ok(Io::Client(Box::new(stream)))
+}
+
+/// Connects to a server of this host by its socket's path, or `@` and an abstract name. What this process itself serves
+/// there, such as its administration, is not for those who may say where requests go.
+async fn unix(path: &str) -> io::Result<UnixStream> {
+    let at = path.strip_prefix('@').map(|name| format!("\0{name}"));
+    let stream = UnixStream::connect(at.as_deref().unwrap_or(path)).await?;
+    let own = i32::try_from(std::process::id()).ok();
+    if own.is_some() && stream.peer_cred()?.pid() == own {
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, "the socket is the proxy's own"));
+    }
+    Ok(stream)
 }
 
 fn keepalive(k: model::TcpKeepalive) -> socket2::TcpKeepalive {

@@ -53,7 +53,8 @@ async fn resolve(authored: &model::LoadAssignment, one: bool) -> (model::LoadAss
     for l in &mut out.localities {
         let mut endpoints = Vec::new();
         for e in &l.endpoints {
-            if e.address.parse::<IpAddr>().is_ok() || e.address.starts_with("trunk:") {
+            let named = !["trunk:", model::UNIX].iter().any(|p| e.address.starts_with(p));
+            if !named || e.address.parse::<IpAddr>().is_ok() {
                 endpoints.push(e.clone());
                 continue;
             }

@@ -33,6 +33,8 @@ pub(crate) fn unique_id() -> u64 {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) enum HostAddr {
     Socket(SocketAddr),
+    /// `unix://<path>`, or `unix://@<name>` of an abstract one.
+    Unix(String),
     /// `trunk:<name>` and a port, for the dialer hook.
     Trunk(String, u16),
     /// `internal:<name>`: a listener of this proxy.
@@ -265,6 +267,8 @@ impl Host {
             HostAddr::Trunk(e.address.clone(), e.port)
         } else if let Some(name) = e.address.strip_prefix("internal:") {
             HostAddr::Internal(name.to_owned())
+        } else if let Some(path) = e.address.strip_prefix(model::UNIX) {
+            HostAddr::Unix(path.to_owned())
         } else {
             match e.address.parse::<IpAddr>() {
                 Ok(ip) => HostAddr::Socket(SocketAddr::new(ip, e.port)),
@@ -275,6 +279,7 @@ impl Host {
             HostAddr::Socket(a) => a.to_string(),
             HostAddr::Trunk(n, p) | HostAddr::Unresolved(n, p) => format!("{n}:{p}"),
             HostAddr::Internal(n) => format!("internal:{n}"),
+            HostAddr::Unix(path) => path.clone(),
         };
         Self {
             addr,

@@ -273,6 +273,25 @@ async fn trace_context_is_continued() {
     assert!(r.body.contains("traceparent: 00-") && r.body.contains("x-b3-sampled: 1\n"), "{r:?}");
 }
 
+/// Who may say where requests go must not reach what the proxy serves to its own host.
+#[tokio::test]
+async fn sockets_of_the_proxy_itself_are_not_reached() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("s");
+    let l = tokio::net::UnixListener::bind(&path).unwrap();
+    let mut c = cluster("up", &[([127, 0, 0, 1], 1).into()]);
+    let Discovery::Static(a) = &mut c.discovery else { panic!() };
+    let e = &mut a.localities[0].endpoints[0];
+    (e.address, e.port) = (format!("unix://{}", path.display()), 0);
+    let p = with_routes(&[], vec![vhost(&["*"], vec![route(forward("up"))])]);
+    let p = p.cluster(c).run();
+    let r = p.get("a", "/").await;
+    assert!(r.status == 503 && r.body.contains("remote connection failure"), "{r:?}");
+    // It was connected to, and nothing was said.
+    let (mut s, _) = l.accept().await.unwrap();
+    assert_eq!(read_all(&mut s).await, "");
+}
+
 /// Of hosts that do not say their namespace the configuration does, and it may change; inbound it is the workload's.
 #[tokio::test]
 async fn namespaces_of_services_are_counted() {

@@ -14,6 +14,9 @@ use crate::http::{
     message::{BodyKind, Frame, MAX_FIELDS, MAX_HEAD, RequestHead, StreamError},
 };
 
+/// Most fields that forwarding adds: host, length or coding, and three of a WebSocket that was HTTP/2's or 3's.
+const ADDED: usize = 5;
+
 /// What is left when all but the fields of one connection is compared.
 type Fields = Vec<(Vec<u8>, Vec<u8>)>;
 
@@ -29,7 +32,7 @@ pub(crate) fn requests(raw: &[u8]) {
     let mut plain = true;
     for (head, u) in &ours {
         assert!(head.headers.iter().count() <= MAX_FIELDS);
-        plain &= head.headers.len() + 2 <= MAX_FIELDS;
+        plain &= head.headers.len() + ADDED <= MAX_FIELDS;
         plain &= !head.opens_tunnel() && has_a_uri(head) && !head.authority.is_empty();
         forwarded.extend(forward(head, &u.body));
     }
@@ -88,8 +91,8 @@ pub(crate) fn forward(head: &RequestHead, body: &[u8]) -> Vec<u8> {
     assert_eq!(end, out.len(), "the head has an end within");
     let again = match parse::request(&out, head.https) {
         Ok(p) => p,
-        // Its length is a field more, which one that had as many as may be has no room for: a second proxy says so.
-        Err(parse::HeadError::TooManyFields) if head.headers.len() + 2 > MAX_FIELDS => return Vec::new(),
+        // What is added is more, which one that had as many as may be has no room for: a second proxy says so.
+        Err(parse::HeadError::TooManyFields) if head.headers.len() + ADDED > MAX_FIELDS => return Vec::new(),
         Err(e) => panic!("we would refuse what we forward ({e}): {:?}", String::from_utf8_lossy(&out)),
     };
     let upgrade = head.upgrade.is_some();
