@@ -11,6 +11,7 @@ mod consul;
 mod slices;
 mod vips;
 
+use ipnet::IpNet;
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     net::{IpAddr, SocketAddr},
@@ -44,8 +45,10 @@ pub enum Origin {
 /// A service with everything that generators need of it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Entry {
-    /// The service. `addresses` is never empty unless it is headless.
+    /// The service. `addresses` is never empty unless it is headless, or has ranges of them.
     pub service: Service,
+    /// Ranges of addresses that a `ServiceEntry` says are the service's, apart from single ones.
+    pub ranges: Vec<IpNet>,
     /// Where it comes from.
     pub origin: Origin,
     /// Other hosts that mean the same service.
@@ -78,6 +81,7 @@ impl Entry {
             e.service.headless || matches!(e.service.resolution, Resolution::Dns | Resolution::ByName)
         };
         self.service == other.service
+            && self.ranges == other.ranges
             && self.origin == other.origin
             && self.aliases == other.aliases
             && self.assigned_vip == other.assigned_vip

@@ -19,7 +19,7 @@ fn egress() -> String {
         "apiVersion: networking.istio.io/v1\nkind: Sidecar\nmetadata: {{name: client, namespace: {NAMESPACE}}}\nspec:\n  \
          workloadSelector: {{labels: {{app: client}}}}\n  egress:\n  - port: {{number: 7000, protocol: HTTP, name: own}}\n    \
          bind: 127.0.0.9\n    captureMode: NONE\n    hosts: [\"./own.example\"]\n  - port: {{number: 3128, protocol: HTTP_PROXY, \
-         name: proxy}}\n    captureMode: NONE\n    hosts: [\"./{}\"]\n  - hosts: [\"./*.wild.example\"]\n  outboundTrafficPolicy:\n    mode: ALLOW_ANY\n    \
+         name: proxy}}\n    captureMode: NONE\n    hosts: [\"./{}\"]\n  - hosts: [\"./*.wild.example\", \"./range.example\"]\n  outboundTrafficPolicy:\n    mode: ALLOW_ANY\n    \
          egressProxy: {{host: {}, port: {{number: 8080}}}}\n---\napiVersion: networking.istio.io/v1\nkind: VirtualService\n\
          metadata: {{name: own, namespace: {NAMESPACE}}}\nspec: {{hosts: [own.example], http: [{{route: [{{destination: {{host: \
          {}, port: {{number: 8080}}}}}}]}}]}}\n",
@@ -35,6 +35,15 @@ fn wild() -> String {
         "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: wild, namespace: {NAMESPACE}}}\nspec:\n  \
          hosts: [\"*.wild.example\"]\n  location: MESH_EXTERNAL\n  resolution: DYNAMIC_DNS\n  ports:\n  - {{number: 8080, name: \
          http, protocol: HTTP}}\n  - {{number: 9443, name: tls, protocol: TLS}}\n"
+    )
+}
+
+/// A range of addresses that `beta` answers for.
+fn range(beta: &str) -> String {
+    format!(
+        "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: range, namespace: {NAMESPACE}}}\nspec:\n  \
+         hosts: [range.example]\n  addresses: [198.51.100.0/24]\n  resolution: STATIC\n  ports:\n  - {{number: 5432, name: tcp, \
+         protocol: TCP, targetPort: 8080}}\n  endpoints: [{{address: {beta}}}]\n"
     )
 }
 
@@ -75,6 +84,7 @@ fn listeners_of_a_sidecar() {
         west.write("ingress.yaml", &ingress(&chain, &key))?;
         west.write("egress.yaml", &egress())?;
         west.write("wild.yaml", &wild())?;
+        west.write("range.yaml", &range(&west.workload("beta").ip))?;
         resolve(west)?;
         observe(west, "Flotilla", &root).await?;
         for service in ["client", "alpha"] {
@@ -119,6 +129,11 @@ async fn observe(west: &Cluster, whose: &str, root: &str) -> anyhow::Result<()> 
     let unknown = app(&["http://192.0.2.1:8080/"])?;
     ensure!(from(&unknown, "gamma"), "what nobody declared: {unknown:?}");
     println!("   {whose}: beta by the HTTP proxy, gamma for what nobody declared");
+    for (ip, who) in [("198.51.100.7", "beta"), ("198.51.100.255", "beta"), ("198.51.101.7", "gamma")] {
+        let got = app(&[&format!("http://{ip}:5432/")])?;
+        ensure!(from(&got, who), "{ip}: {got:?}");
+    }
+    println!("   {whose}: beta for a range of addresses, gamma beside it");
     let ip = &west.workload("alpha").ip;
     let (node, at) = (west.netns("node"), format!("alpha.example:9443:{ip}"));
     let tls = ["--cacert", root, "--resolve", &at, "https://alpha.example:9443/"];

@@ -163,7 +163,7 @@ fn ports<'a>(ctx: &Ctx<'a>) -> BTreeMap<u16, Port<'a>> {
         let to = endpoint(ctx, &l.default_endpoint, number);
         out.entry(number).or_insert(Port {
             number,
-            protocol: Protocol::parse(&port.protocol).unwrap_or(Protocol::Tcp),
+            protocol: Protocol::parse(&port.protocol).unwrap_or(Protocol::Auto),
             entry: known.as_ref().and_then(|k| k.entry),
             service_port: known.as_ref().map_or(number, |k| k.service_port),
             to: to

@@ -10,6 +10,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
 };
 
+use ipnet::IpNet;
 use mesh_model::{
     proxy::{
         Direction, FilterChain, FilterChainMatch, Listener, NetworkFilter, RouteSource, TransportProtocol,
@@ -36,6 +37,8 @@ struct Plan {
     http: bool,
     sni: Vec<FilterChain>,
     tcp: Option<Vec<FilterChain>>,
+    /// Of services that have ranges of addresses.
+    ranged: Vec<FilterChain>,
 }
 
 /// The HTTP proxy listener, on the workload's own address.
@@ -128,7 +131,7 @@ fn declared(ctx: &Ctx<'_>, out: &mut Generated, way: &Egress<'_>, d: Declared) {
     if let Some(plan) = plans.get_mut(&d.port) {
         plan.http |= protocol.is_http();
     }
-    plans.retain(|_, p| p.http || p.tcp.is_some() || !p.sni.is_empty());
+    plans.retain(|_, p| p.http || p.tcp.is_some() || !p.sni.is_empty() || !p.ranged.is_empty());
     match at {
         None => wildcards(ctx, out, way, plans),
         Some(ip) => {
@@ -205,8 +208,8 @@ fn service_port(
         s.addresses.clone()
     };
     // Callers that do not use the mesh's DNS connect to an address that we do not know.
-    let unknown_address =
-        (matches!(e.origin, Origin::Entry | Origin::Consul) && e.assigned_vip) || addresses.is_empty();
+    let unknown_address = (matches!(e.origin, Origin::Entry | Origin::Consul) && e.assigned_vip)
+        || (addresses.is_empty() && e.ranges.is_empty());
     match protocol {
         p if p.is_http() => plans.entry(port).or_default().http = true,
         Protocol::Udp => {}
@@ -214,28 +217,25 @@ fn service_port(
             if unknown_address {
                 plans.entry(port).or_default().http = true;
             }
-            if addresses.is_empty() {
+            if addresses.is_empty() && e.ranges.is_empty() {
                 return;
             }
             let name = routes::single_name(e, port);
             out.route(routes::single(ctx, e, port));
+            let http =
+                FilterChainMatch { application_protocols: http_protocols(), ..FilterChainMatch::default() };
+            let requests = || {
+                let routes = RouteSource::Rds(name.clone());
+                let filter = ctx.http_filter(&format!("outbound_{name}"), routes, Side::Outbound);
+                chain(name.clone(), http.clone(), vec![filter])
+            };
+            let bytes = tcp::tcp_chains(ctx, e, port).pop();
+            within(plans, e, port, || [requests()].into_iter().chain(bytes.clone()).collect());
             for ip in addresses {
                 let mut l = unbound(ip, port);
                 l.inspect_http = true;
-                let http = FilterChainMatch {
-                    application_protocols: http_protocols(),
-                    ..FilterChainMatch::default()
-                };
-                l.filter_chains = vec![chain(
-                    name.clone(),
-                    http,
-                    vec![ctx.http_filter(
-                        &format!("outbound_{name}"),
-                        RouteSource::Rds(name.clone()),
-                        Side::Outbound,
-                    )],
-                )];
-                l.default_filter_chain = tcp::tcp_chains(ctx, e, port).pop();
+                l.filter_chains = vec![requests()];
+                l.default_filter_chain.clone_from(&bytes);
                 add(out, l);
             }
         }
@@ -247,20 +247,21 @@ fn service_port(
                     tcp::push(&mut plan.sni, c);
                 }
             }
+            // By server name only if a document asks for it; else everything at this address is this service.
+            let own = cluster_name(port, "", &s.host);
+            let elsewhere = |f: &NetworkFilter| match f {
+                NetworkFilter::Tcp(t) => t.clusters.iter().any(|c| c.cluster != own),
+                _ => false,
+            };
+            let named = chains.iter().any(|c| c.filters.iter().any(elsewhere));
+            let chains = if named { chains } else { vec![] };
+            let bytes = tcp::tcp_chains(ctx, e, port).pop();
+            within(plans, e, port, || chains.iter().cloned().chain(bytes.clone()).collect());
             for ip in addresses {
                 let mut l = unbound(ip, port);
-                // By server name only if a document asks for it; else everything at this address is
-                // this service.
-                let own = cluster_name(port, "", &s.host);
-                let elsewhere = |f: &NetworkFilter| match f {
-                    NetworkFilter::Tcp(t) => t.clusters.iter().any(|c| c.cluster != own),
-                    _ => false,
-                };
-                if chains.iter().any(|c| c.filters.iter().any(elsewhere)) {
-                    l.inspect_tls = true;
-                    l.filter_chains.clone_from(&chains);
-                }
-                l.default_filter_chain = tcp::tcp_chains(ctx, e, port).pop();
+                l.inspect_tls = named;
+                l.filter_chains.clone_from(&chains);
+                l.default_filter_chain.clone_from(&bytes);
                 add(out, l);
             }
         }
@@ -270,6 +271,7 @@ fn service_port(
                 // Without an address a TCP port is told apart by its number alone: the first has it.
                 plans.entry(port).or_default().tcp.get_or_insert_with(|| chains.clone());
             }
+            within(plans, e, port, || chains.clone());
             for ip in addresses {
                 let mut l = unbound(ip, port);
                 l.filter_chains.clone_from(&chains);
@@ -277,6 +279,35 @@ fn service_port(
             }
         }
     }
+}
+
+/// Adds what a service has for the ranges of its addresses. A proxy looks for the narrowest range that has the destination
+/// and then at nothing else, so that all of the service's chains are in each of them.
+fn within(plans: &mut BTreeMap<u16, Plan>, e: &Entry, port: u16, chains: impl FnOnce() -> Vec<FilterChain>) {
+    if e.ranges.is_empty() {
+        return;
+    }
+    let ranged = &mut plans.entry(port).or_default().ranged;
+    let chains = chains();
+    for range in &e.ranges {
+        for c in &chains {
+            // A document may ask for a part of them.
+            let of = &c.matches.destination_prefixes;
+            let parts: Vec<IpNet> = match of.as_slice() {
+                [] => vec![*range],
+                of => of.iter().filter_map(|n| common_part(range, n)).collect(),
+            };
+            for part in parts {
+                let mut c = c.clone();
+                c.matches.destination_prefixes = vec![part];
+                tcp::push(ranged, c);
+            }
+        }
+    }
+}
+
+fn common_part(a: &IpNet, b: &IpNet) -> Option<IpNet> {
+    if a.contains(b) { Some(*b) } else { b.contains(a).then_some(*a) }
 }
 
 /// The listener of everything on one port that has no address of its own.
@@ -294,7 +325,7 @@ fn wildcard(ctx: &Ctx<'_>, ip: IpAddr, port: u16, plan: Plan) -> Listener {
             )],
         )
     };
-    let Plan { http: has_http, sni, tcp } = plan;
+    let Plan { http: has_http, sni, tcp, ranged } = plan;
     let mut fallback = undeclared(ctx);
     if let Some(chains) = &tcp
         && let Some(last) = chains.last()
@@ -322,6 +353,14 @@ fn wildcard(ctx: &Ctx<'_>, ip: IpAddr, port: u16, plan: Plan) -> Listener {
         l.filter_chains = vec![http(FilterChainMatch::default())];
     } else {
         l.filter_chains = tcp.unwrap_or_default();
+        if l.filter_chains.is_empty() {
+            l.default_filter_chain = Some(fallback);
+        }
+    }
+    for c in ranged {
+        l.inspect_http |= !c.matches.application_protocols.is_empty();
+        l.inspect_tls |= !c.matches.server_names.is_empty();
+        tcp::push(&mut l.filter_chains, c);
     }
     l
 }

@@ -126,6 +126,7 @@ fn finish(
         let without = entries
             .iter()
             .filter(|(h, e)| e.service.addresses.is_empty() && !e.service.headless && !h.starts_with('*'))
+            .filter(|(_, e)| e.ranges.is_empty())
             .map(|(h, _)| h.as_str());
         vips::assign(without).into_iter().map(|(h, ip)| (h.to_owned(), ip)).collect()
     };
@@ -254,6 +255,7 @@ impl<'a> Builder<'a> {
             && self.exports.contains(&(service.namespace.as_str(), service.name.as_str()));
         Entry {
             service,
+            ranges: vec![],
             origin,
             aliases: vec![],
             assigned_vip: false,
@@ -370,7 +372,7 @@ impl<'a> Builder<'a> {
             for p in &spec.ports {
                 match u16::try_from(p.number) {
                     Ok(number) if number > 0 => {
-                        let protocol = Protocol::parse(&p.protocol).unwrap_or(Protocol::Tcp);
+                        let protocol = Protocol::parse(&p.protocol).unwrap_or(Protocol::Auto);
                         let port = ServicePort { name: p.name.clone(), port: number, protocol };
                         let target = (p.target_port > 0).then_some(IntOrString::Int(p.target_port));
                         if protocol == Protocol::Udp {
@@ -391,16 +393,14 @@ impl<'a> Builder<'a> {
                 AuthoredResolution::Dns | AuthoredResolution::DnsRoundRobin => Resolution::Dns,
                 AuthoredResolution::DynamicDns => Resolution::ByName,
             };
-            let mut addresses = Vec::new();
+            let (mut addresses, mut ranges) = (Vec::new(), Vec::new());
             for a in &spec.addresses {
                 match a.parse::<IpAddr>() {
                     Ok(ip) => addresses.push(ip),
                     Err(_) => match a.parse::<ipnet::IpNet>() {
                         Ok(net) if net.prefix_len() == net.max_prefix_len() => addresses.push(net.addr()),
-                        _ => self.problem(
-                            &object,
-                            format!("address {a} is ignored: only single addresses are supported"),
-                        ),
+                        Ok(net) => ranges.push(net.trunc()),
+                        Err(_) => self.problem(&object, format!("address {a} is ignored: it is none")),
                     },
                 }
             }
@@ -430,6 +430,7 @@ impl<'a> Builder<'a> {
                 };
                 let mut entry = self.entry(service, Origin::Entry);
                 entry.udp_ports.clone_from(&udp_ports);
+                entry.ranges.clone_from(&ranges);
                 entry.subject_alt_names.clone_from(&spec.subject_alt_names);
                 if let Some(selector) = &spec.workload_selector {
                     self.select_workloads(&mut entry, &selector.labels, &targets, &object);

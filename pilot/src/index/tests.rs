@@ -58,7 +58,7 @@ fn what_cannot_be_used_is_said() {
     let docs = Docs::default()
         .add("Service", "a/s", json!({"selector": {"app": "s"}, "ports": [{"name": "http", "port": 80, "targetPort": "nope"}]}))
         .add("WorkloadEntry", "a/w", json!({"address": "10.0.0.1", "labels": {"app": "s"}}))
-        .add("ServiceEntry", "a/e", json!({"hosts": ["a.example.com"], "addresses": ["10.1.0.0/16"], "ports": [{"number": 80, "name": "http", "protocol": "HTTP"}]}))
+        .add("ServiceEntry", "a/e", json!({"hosts": ["a.example.com"], "addresses": ["10.1.0.0/40"], "ports": [{"number": 80, "name": "http", "protocol": "HTTP"}]}))
         .add("ServiceEntry", "b/e", json!({"hosts": ["a.example.com"], "ports": [{"number": 80, "name": "http", "protocol": "HTTP"}]}));
     let (index, problems) = index(&docs);
     let said: Vec<&str> = problems.iter().map(|p| p.object.as_str()).collect();

@@ -171,3 +171,59 @@ fn ports_that_a_sidecar_serves_apart() {
         .generate(&productpage());
     assert!(g.listeners["10.1.0.200_9443"].filter_chains.is_empty());
 }
+
+/// Where a connection to `ip` goes that was captured on its way to `port`: what the narrowest range has, else the listener's
+/// default.
+fn chains<'a>(g: &'a Generated, port: u16, ip: &str) -> Vec<&'a FilterChain> {
+    let l = &g.listeners[&format!("0.0.0.0_{port}")];
+    let ip: std::net::IpAddr = ip.parse().unwrap();
+    let reach = |c: &FilterChain| {
+        let of = &c.matches.destination_prefixes;
+        of.iter()
+            .filter(|n| n.contains(&ip))
+            .map(|n| i32::from(n.prefix_len()))
+            .max()
+            .unwrap_or(if of.is_empty() { -1 } else { -2 })
+    };
+    let best = l.filter_chains.iter().map(reach).max().unwrap_or(-2);
+    let found: Vec<_> = l.filter_chains.iter().filter(|c| best > -2 && reach(c) == best).collect();
+    if found.is_empty() { l.default_filter_chain.iter().collect() } else { found }
+}
+
+#[test]
+fn ranges_of_addresses_are_a_service_entry() {
+    let entry = |name: &str, addresses: Value, ports: Value| json!({"hosts": [format!("{name}.example")], "resolution": "NONE", "addresses": addresses, "ports": ports});
+    let docs = bookstore()
+        .add("ServiceEntry", "books/wide", entry("wide", json!(["10.50.0.0/16", "10.60.0.1"]), json!([port(3306, "TCP"), {"number": 7000, "name": "any"}])))
+        .add("ServiceEntry", "books/narrow", entry("narrow", json!(["10.50.7.9/24"]), json!([port(3306, "TCP"), port(9443, "TLS")])))
+        .add("ServiceEntry", "books/web", entry("web", json!(["10.50.0.0/16"]), json!([port(9080, "HTTP")])))
+        .add("VirtualService", "books/wide", json!({"hosts": ["wide.example"], "tcp": [
+            {"match": [{"port": 3306, "destinationSubnets": ["10.50.9.0/24", "10.99.0.0/16"]}], "route": [{"destination": {"host": "narrow.example"}}]},
+            {"route": [{"destination": {"host": "wide.example"}}]}]}));
+    let g = docs.generate(&productpage());
+    let bytes = |port, ip| chains(&g, port, ip).into_iter().map(tcp_cluster).collect::<Vec<_>>();
+    let (wide, narrow) = ("outbound|3306||wide.example", "outbound|3306||narrow.example");
+    assert_eq!(bytes(3306, "10.50.1.1"), [wide]);
+    assert_eq!(bytes(3306, "10.50.7.1"), [narrow], "the narrowest");
+    assert_eq!(bytes(3306, "10.50.9.1"), [narrow], "as its VirtualService says of a part");
+    assert_eq!(bytes(3306, "10.99.0.1"), ["PassthroughCluster"], "which is no address of the service");
+    assert_eq!(bytes(3306, "10.51.0.1"), ["PassthroughCluster"]);
+    // One address has a listener of its own, as ever.
+    assert_eq!(tcp_cluster(g.listeners["10.60.0.1_3306"].filter_chains.last().unwrap()), wide);
+    assert!(matches!(g.clusters[wide].discovery, Discovery::OriginalDst));
+    // TLS, and what is told apart by what it says.
+    assert_eq!(bytes(9443, "10.50.7.1"), ["outbound|9443||narrow.example"]);
+    let both = chains(&g, 7000, "10.50.1.1");
+    assert!(both.len() == 2 && g.listeners["0.0.0.0_7000"].inspect_http, "{both:?}");
+    assert_eq!(tcp_cluster(both[1]), "outbound|7000||wide.example");
+    assert_eq!(bytes(7000, "10.51.0.1"), ["PassthroughCluster"]);
+    // Requests go by their host, wherever they were sent.
+    assert!(domains(&g.routes["9080"]).contains(&"web.example"));
+    assert!(chains(&g, 9080, "10.51.0.1")[0].matches.destination_prefixes.is_empty());
+    // Such a service has no address that the mesh would answer for its name.
+    assert!(
+        !g.listeners.keys().any(|l| l.starts_with("240.") && l.ends_with("_9443")),
+        "{:?}",
+        g.listeners.keys()
+    );
+}
