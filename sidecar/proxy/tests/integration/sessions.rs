@@ -99,3 +99,42 @@ async fn workloads_behind_one_gateway_are_told_apart() {
     let bare = format!("cookie: stay={}\r\n", STANDARD.encode(gateway.address.to_string()));
     assert!(p.send("h", "/name", &bare).await.header("set-cookie").is_some());
 }
+
+#[tokio::test]
+async fn a_session_leaves_a_host_that_takes_no_traffic_unless_it_is_strict() {
+    let (a, b) = (Upstream::new("a").await, Upstream::new("b").await);
+    let with = |health: EndpointHealth, strict: bool| {
+        let mut c = cluster("c", &[a.address, b.address]);
+        let Discovery::Static(l) = &mut c.discovery else { panic!() };
+        l.localities[0].endpoints[1].health = health;
+        proxy(vec![c], &[("c", 1)], StatefulSession { strict, ..cookie(Duration::ZERO) })
+    };
+    let at_b = format!("cookie: stay={}\r\n", STANDARD.encode(b.address.to_string()));
+    for strict in [false, true] {
+        let p = with(EndpointHealth::Healthy, strict);
+        for _ in 0..4 {
+            let r = p.send("h", "/name", &at_b).await;
+            assert_eq!((r.body.as_str(), r.header("set-cookie")), ("b", None));
+        }
+    }
+    let p = with(EndpointHealth::Unhealthy, false);
+    let r = p.send("h", "/name", &at_b).await;
+    assert!(r.body == "a" && r.header("set-cookie").is_some(), "it begins anew: {r:?}");
+    let r = with(EndpointHealth::Unhealthy, true).send("h", "/name", &at_b).await;
+    assert_eq!((r.status, b.requests()), (503, 8), "{r:?}");
+}
+
+#[tokio::test]
+async fn a_cookie_is_of_its_path() {
+    let (a, b) = (Upstream::new("a").await, Upstream::new("b").await);
+    let mut c = cookie(Duration::ZERO);
+    c.state = Some(SessionState::Cookie { name: "stay".into(), path: "/shop".into(), ttl: Duration::ZERO });
+    let p = proxy(vec![cluster("c", &[a.address, b.address])], &[("c", 1)], c);
+    for within in ["/shop", "/shop/name", "/shop?a=/"] {
+        let r = p.get("h", within).await;
+        assert!(r.header("set-cookie").is_some_and(|c| c.contains("Path=/shop")), "{within}: {r:?}");
+    }
+    for outside in ["/", "/shopping", "/name"] {
+        assert_eq!(p.get("h", outside).await.header("set-cookie"), None, "{outside}");
+    }
+}
