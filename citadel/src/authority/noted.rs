@@ -12,7 +12,11 @@ use rcgen::{
 };
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use super::{Active, Authority, AuthorityError, BACKDATE, serial, split_pem};
+use super::{
+    Active, Authority, AuthorityError,
+    sign::{BACKDATE, serial},
+    split_pem,
+};
 use crate::audit::{self, Event, Proof, Signer};
 
 /// A probe that works is written this often.

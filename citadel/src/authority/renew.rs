@@ -2,7 +2,7 @@
 
 use std::time::SystemTime;
 
-use super::{Authority, AuthorityError, AuthorityStatus, first_pem, new_intermediate};
+use super::{Authority, AuthorityError, AuthorityStatus, first_pem, sign::new_intermediate};
 use crate::store::{CaFiles, RENEWAL};
 
 impl AuthorityStatus {

@@ -10,7 +10,7 @@ use x509_parser::{
     prelude::{FromDer, X509Certificate},
 };
 
-use super::{Active, Authority, AuthorityError, BACKDATE, rotate};
+use super::{Active, Authority, AuthorityError, rotate, sign::BACKDATE};
 use crate::{
     audit::{self, Event},
     revocation::{self, Former, HOLDS, MAX_REVOKED, Outcome, REFRESH, Reason, Records, Revoked, Target},

@@ -12,7 +12,10 @@ use rcgen::{KeyPair, PublicKeyData as _};
 use rustls_pki_types::CertificateDer;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use super::{Active, Authority, AuthorityError, AuthorityStatus, RootKey, new_intermediate, new_root};
+use super::{
+    Active, Authority, AuthorityError, AuthorityStatus, RootKey,
+    sign::{new_intermediate, new_root},
+};
 use crate::{
     announcement::Announcement,
     rotation::{Blocker, Phase, Report, Step, Verdict, decide},
