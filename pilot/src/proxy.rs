@@ -118,6 +118,13 @@ fn number(v: &Value) -> Option<u16> {
 }
 
 impl ProxyNode {
+    /// Whether the proxy connects to Unix sockets of its host: it does so with its own rights, so that one which does not
+    /// look whose they are could be sent to its agent's, and a gateway to whatever else its host serves.
+    #[must_use]
+    pub fn opens_sockets(&self) -> bool {
+        self.flotilla && !self.router
+    }
+
     /// Reads a node.
     ///
     /// # Errors

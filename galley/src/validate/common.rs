@@ -139,6 +139,10 @@ pub(super) fn host(s: &str, p: &Path<'_>, out: &mut Findings) {
     }
 }
 
+/// Of Unix sockets.
+pub(super) const OWN_SOCKETS: &str =
+    "Flotilla's own sidecars alone connect to a unix socket, unless its server runs as their user";
+
 pub(super) fn port(n: u32, p: &Path<'_>, out: &mut Findings) {
     if !(1..=65535).contains(&n) {
         out.error(p, format!("port {n} is outside of 1..65535"));

@@ -179,6 +179,7 @@ fn workload(w: &WorkloadEntry, p: &Path<'_>, out: &mut Findings) {
         if !w.ports.is_empty() {
             out.error(&p.key("ports"), "a unix socket has no ports");
         }
+        out.warning(&at, common::OWN_SOCKETS);
     } else if w.address.is_empty() {
         if w.network.is_empty() {
             out.error(&at, "an address is required (or a network, whose gateway is used)");

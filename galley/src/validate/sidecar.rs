@@ -96,6 +96,9 @@ fn ingress_listener(l: &IstioIngressListener, p: &Path<'_>, out: &mut Findings) 
             ),
         );
     }
+    if socket {
+        out.warning(&p.key("defaultEndpoint"), common::OWN_SOCKETS);
+    }
     if let Some(t) = &l.tls {
         let at = p.key("tls");
         for (set, field) in [

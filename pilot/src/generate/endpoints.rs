@@ -102,8 +102,7 @@ fn groups(
         if e.network.as_ref().is_some_and(|n| n != network) {
             continue;
         }
-        // A socket of the workload's host; those of a gateway's are not for who may write a ServiceEntry.
-        if e.address.starts_with(UNIX) && (ctx.proxy.router || port.is_udp()) {
+        if e.address.starts_with(UNIX) && (port.is_udp() || !ctx.proxy.opens_sockets()) {
             continue;
         }
         let mtls = e.tls == TlsMode::Mutual

@@ -221,7 +221,11 @@ fn cluster(ctx: &Ctx<'_>, p: &Port<'_>) -> Cluster {
     };
     let assignment = LoadAssignment {
         name: name.clone(),
-        localities: vec![LocalityEndpoints { endpoints: vec![endpoint], ..LocalityEndpoints::default() }],
+        localities: if endpoint.address.starts_with(UNIX) && !ctx.proxy.opens_sockets() {
+            vec![]
+        } else {
+            vec![LocalityEndpoints { endpoints: vec![endpoint], ..LocalityEndpoints::default() }]
+        },
         overprovisioning: 140,
     };
     let mut c = ctx.base_cluster(&name, Discovery::Static(assignment));

@@ -40,8 +40,9 @@ fn a_sidecar_connects_to_sockets_of_its_host() {
     );
 }
 
+/// Whoever else is sent to a socket opens it with the rights of its proxy: that of its agent, with its key, among them.
 #[test]
-fn a_gateway_has_no_sockets_for_others() {
+fn only_our_sidecars_have_sockets() {
     let docs = entry()
         .add(
             "Gateway",
@@ -52,21 +53,31 @@ fn a_gateway_has_no_sockets_for_others() {
         .add(
             "VirtualService",
             "books/local",
-            json!({"hosts": ["local.example"], "gateways": ["edge"], "http": [{"route": [{"destination": {"host": "local.example"}}]}]}),
-        );
+            json!({"hosts": ["local.example"], "gateways": ["edge", "mesh"], "http": [{"route": [{"destination": {"host": "local.example"}}]}]}),
+        )
+        .add("Sidecar", "books/pp", at_a_socket());
     let gateway = node(NodeKind::Router, "10.1.0.100", "gw", json!({"LABELS": {"app": "gw"}}));
-    let found = endpoints(&docs.generate(&gateway), "outbound|80||local.example");
-    assert_eq!(found, [("10.9.0.1".to_owned(), 80, false)]);
+    let mut envoy = productpage();
+    envoy.metadata.remove("GENERATOR");
+    envoy.user_agent = "envoy".into();
+    for other in [&gateway, &envoy] {
+        let found = endpoints(&docs.generate(other), "outbound|80||local.example");
+        assert_eq!(found, [("10.9.0.1".to_owned(), 80, false)]);
+    }
+    let Discovery::Static(a) = &docs.generate(&envoy).clusters["inbound|9080||"].discovery.clone() else {
+        panic!()
+    };
+    assert_eq!(a.localities, []);
+}
+
+fn at_a_socket() -> Value {
+    json!({"workloadSelector": {"labels": {"app": "productpage"}}, "ingress": [
+        {"port": {"number": 9080, "name": "http", "protocol": "HTTP"}, "defaultEndpoint": "unix:///run/app.sock"}]})
 }
 
 #[test]
 fn the_application_of_a_workload_may_be_at_a_socket() {
-    let docs = bookstore().add(
-        "Sidecar",
-        "books/pp",
-        json!({"workloadSelector": {"labels": {"app": "productpage"}}, "ingress": [
-            {"port": {"number": 9080, "name": "http", "protocol": "HTTP"}, "defaultEndpoint": "unix:///run/app.sock"}]}),
-    );
+    let docs = bookstore().add("Sidecar", "books/pp", at_a_socket());
     let g = docs.generate(&productpage());
     let Discovery::Static(a) = &g.clusters["inbound|9080||"].discovery else { panic!() };
     let e = &a.localities[0].endpoints[0];

@@ -261,14 +261,14 @@ async fn connect_now(
     Ok(Io::Client(Box::new(stream)))
 }
 
-/// Connects to a server of this host by its socket's path, or `@` and an abstract name. What this process itself serves
-/// there, such as its administration, is not for those who may say where requests go.
+/// Connects to a server of this host by its socket's path, or `@` and an abstract name. What the proxy's own user serves, such
+/// as this process its administration, is not for those who may say where requests go.
 async fn unix(path: &str) -> io::Result<UnixStream> {
     let at = path.strip_prefix('@').map(|name| format!("\0{name}"));
     let stream = UnixStream::connect(at.as_deref().unwrap_or(path)).await?;
-    let own = i32::try_from(std::process::id()).ok();
-    if own.is_some() && stream.peer_cred()?.pid() == own {
-        return Err(io::Error::new(io::ErrorKind::PermissionDenied, "the socket is the proxy's own"));
+    if stream.peer_cred()?.uid() == rustix::process::geteuid().as_raw() {
+        let why = "its server runs as the proxy's own user";
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
     }
     Ok(stream)
 }

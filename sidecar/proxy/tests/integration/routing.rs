@@ -273,9 +273,9 @@ async fn trace_context_is_continued() {
     assert!(r.body.contains("traceparent: 00-") && r.body.contains("x-b3-sampled: 1\n"), "{r:?}");
 }
 
-/// Who may say where requests go must not reach what the proxy serves to its own host.
+/// Who may say where requests go must not reach what the proxy, or another process of its user, serves to its own host.
 #[tokio::test]
-async fn sockets_of_the_proxy_itself_are_not_reached() {
+async fn sockets_of_the_proxys_user_are_not_reached() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("s");
     let l = tokio::net::UnixListener::bind(&path).unwrap();
