@@ -404,6 +404,9 @@ impl<'a> Builder<'a> {
                     },
                 }
             }
+            if !ranges.is_empty() && !udp_ports.is_empty() {
+                self.problem(&object, "ranges of addresses are ignored for its ports of UDP".to_owned());
+            }
             for host in &spec.hosts {
                 let host = host.to_ascii_lowercase();
                 if !hosts::plausible(&host) {

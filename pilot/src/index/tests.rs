@@ -60,9 +60,10 @@ fn what_cannot_be_used_is_said() {
         .add("WorkloadEntry", "a/w", json!({"address": "10.0.0.1", "labels": {"app": "s"}}))
         .add("ServiceEntry", "a/e", json!({"hosts": ["a.example.com"], "addresses": ["10.1.0.0/40"], "ports": [{"number": 80, "name": "http", "protocol": "HTTP"}]}))
         .add("ServiceEntry", "b/e", json!({"hosts": ["a.example.com"], "ports": [{"number": 80, "name": "http", "protocol": "HTTP"}]}));
+    let docs = docs.add("ServiceEntry", "c/e", json!({"hosts": ["c.example.com"], "addresses": ["10.2.0.0/16"], "ports": [{"number": 53, "name": "dns", "protocol": "UDP"}]}));
     let (index, problems) = index(&docs);
     let said: Vec<&str> = problems.iter().map(|p| p.object.as_str()).collect();
-    assert_eq!(said, ["Service a/s", "ServiceEntry a/e", "ServiceEntry b/e"]);
+    assert_eq!(said, ["Service a/s", "ServiceEntry a/e", "ServiceEntry b/e", "ServiceEntry c/e"]);
     assert_eq!(index.services["a.example.com"].service.namespace, "a", "the older one has the host");
 }
 
