@@ -6,7 +6,7 @@
 //! that already serves is not taken back when a host vanishes; it gets a warning instead, since
 //! removing its other routes would do more harm. Everything else that dangles is a warning.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use mesh_model::authored::{Destination, DestinationRule, Document, Spec, VirtualService};
 
@@ -23,11 +23,50 @@ const PEER_DOMAINS: [&str; 2] = [".clusterset.local", ".global"];
 /// Everything that references are checked against.
 #[derive(Debug, Default)]
 pub(crate) struct Index {
-    hosts: BTreeSet<String>,
-    wildcards: Vec<String>,
-    gateways: BTreeSet<String>,
-    delegates: BTreeSet<String>,
-    subsets: BTreeMap<String, BTreeSet<String>>,
+    hosts: Counted<String>,
+    /// What follows the asterisk.
+    wildcards: Counted<String>,
+    /// `namespace/name`.
+    gateways: Counted<String>,
+    /// The same.
+    delegates: Counted<String>,
+    /// Host and subset.
+    subsets: Counted<(String, String)>,
+}
+
+/// What several documents may say, each of which may take it back.
+#[derive(Debug)]
+struct Counted<T>(BTreeMap<T, usize>);
+
+impl<T> Default for Counted<T> {
+    fn default() -> Self {
+        Self(BTreeMap::new())
+    }
+}
+
+impl<T: Ord> Counted<T> {
+    fn add(&mut self, item: T) {
+        *self.0.entry(item).or_default() += 1;
+    }
+
+    fn remove(&mut self, item: &T) {
+        if let Some(n) = self.0.get_mut(item) {
+            *n = n.saturating_sub(1);
+            if *n == 0 {
+                self.0.remove(item);
+            }
+        }
+    }
+}
+
+/// One thing that a document makes known.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Fact {
+    Host(String),
+    Wildcard(String),
+    Gateway(String),
+    Delegate(String),
+    Subset(String, String),
 }
 
 /// What the analysis says about a document.
@@ -48,46 +87,88 @@ pub(crate) fn qualify(host: &str, namespace: &str) -> String {
     }
 }
 
-impl Index {
-    /// Indexes the documents, and hosts that others know (imports from peers).
-    pub(crate) fn new<'a>(documents: impl Iterator<Item = &'a Document>, extra: &BTreeSet<String>) -> Self {
-        let mut index =
-            Self { hosts: extra.iter().map(|h| h.to_ascii_lowercase()).collect(), ..Self::default() };
-        for d in documents {
-            let m = &d.metadata;
-            match &d.spec {
-                Spec::Service(_) => {
-                    index.hosts.insert(qualify(&m.name, &m.namespace));
+/// What a document makes known.
+fn facts(d: &Document) -> Vec<Fact> {
+    let m = &d.metadata;
+    let full_name = || format!("{}/{}", m.namespace, m.name);
+    match &d.spec {
+        Spec::Service(_) => vec![Fact::Host(qualify(&m.name, &m.namespace))],
+        Spec::ServiceEntry(s) => s
+            .hosts
+            .iter()
+            .map(|h| {
+                let h = qualify(h, &m.namespace);
+                match h.strip_prefix('*') {
+                    Some(suffix) => Fact::Wildcard(suffix.to_owned()),
+                    None => Fact::Host(h),
                 }
-                Spec::ServiceEntry(s) => {
-                    for h in &s.hosts {
-                        let h = qualify(h, &m.namespace);
-                        match h.strip_prefix('*') {
-                            Some(suffix) => index.wildcards.push(suffix.to_owned()),
-                            None => {
-                                index.hosts.insert(h);
-                            }
-                        }
-                    }
-                }
-                Spec::Gateway(_) => {
-                    index.gateways.insert(format!("{}/{}", m.namespace, m.name));
-                }
-                Spec::VirtualService(v) if v.hosts.is_empty() => {
-                    index.delegates.insert(format!("{}/{}", m.namespace, m.name));
-                }
-                Spec::DestinationRule(r) => {
-                    let subsets = index.subsets.entry(qualify(&r.host, &m.namespace)).or_default();
-                    subsets.extend(r.subsets.iter().map(|s| s.name.clone()));
-                }
-                _ => {}
-            }
+            })
+            .collect(),
+        Spec::Gateway(_) => vec![Fact::Gateway(full_name())],
+        Spec::VirtualService(v) if v.hosts.is_empty() => vec![Fact::Delegate(full_name())],
+        Spec::DestinationRule(r) => {
+            let host = qualify(&r.host, &m.namespace);
+            r.subsets.iter().map(|s| Fact::Subset(host.clone(), s.name.clone())).collect()
         }
+        _ => vec![],
+    }
+}
+
+impl Index {
+    /// An index of hosts that others know (imports from peers).
+    pub(crate) fn of_hosts<'a>(extra: impl Iterator<Item = &'a String>) -> Self {
+        let mut index = Self::default();
+        extra.for_each(|h| index.hosts.add(h.to_ascii_lowercase()));
         index
     }
 
+    /// Adds what a document makes known.
+    pub(crate) fn add(&mut self, d: &Document) {
+        for f in facts(d) {
+            match f {
+                Fact::Host(h) => self.hosts.add(h),
+                Fact::Wildcard(w) => self.wildcards.add(w),
+                Fact::Gateway(g) => self.gateways.add(g),
+                Fact::Delegate(d) => self.delegates.add(d),
+                Fact::Subset(host, name) => self.subsets.add((host, name)),
+            }
+        }
+    }
+
+    fn remove(&mut self, d: &Document) {
+        for f in facts(d) {
+            match f {
+                Fact::Host(h) => self.hosts.remove(&h),
+                Fact::Wildcard(w) => self.wildcards.remove(&w),
+                Fact::Gateway(g) => self.gateways.remove(&g),
+                Fact::Delegate(d) => self.delegates.remove(&d),
+                Fact::Subset(host, name) => self.subsets.remove(&(host, name)),
+            }
+        }
+    }
+
+    /// Replaces documents by others, and says whether those make other things known.
+    pub(crate) fn replace<'a>(
+        &mut self,
+        before: impl Iterator<Item = &'a Document> + Clone,
+        after: impl Iterator<Item = &'a Document> + Clone,
+    ) -> bool {
+        let sorted = |all: &mut Vec<Fact>| all.sort();
+        let mut old: Vec<Fact> = before.clone().flat_map(facts).collect();
+        let mut new: Vec<Fact> = after.clone().flat_map(facts).collect();
+        sorted(&mut old);
+        sorted(&mut new);
+        if old == new {
+            return false;
+        }
+        before.for_each(|d| self.remove(d));
+        after.for_each(|d| self.add(d));
+        true
+    }
+
     fn knows(&self, host: &str) -> bool {
-        self.hosts.contains(host) || self.wildcards.iter().any(|suffix| host.ends_with(suffix.as_str()))
+        self.hosts.0.contains_key(host)
+            || self.wildcards.0.keys().any(|suffix| host.ends_with(suffix.as_str()))
     }
 
     /// Checks one document.
@@ -131,7 +212,7 @@ impl Index {
             } else {
                 format!("{namespace}/{g}")
             };
-            if !self.gateways.contains(&full) {
+            if !self.gateways.0.contains_key(&full) {
                 let path = p.key("gateways").index(i).to_field_path();
                 out.warnings.push((path, format!("there is no Gateway {full}")));
             }
@@ -142,7 +223,7 @@ impl Index {
             if let Some(d) = &r.delegate {
                 let ns = if d.namespace.is_empty() { namespace } else { &d.namespace };
                 let full = format!("{ns}/{}", d.name);
-                if !self.delegates.contains(&full) {
+                if !self.delegates.0.contains_key(&full) {
                     let path = at.key("delegate").to_field_path();
                     out.warnings.push((path, format!("there is no VirtualService {full} without hosts")));
                 }
@@ -195,7 +276,9 @@ impl Index {
             }
             return;
         }
-        if !d.subset.is_empty() && !self.subsets.get(&host).is_some_and(|s| s.contains(&d.subset)) {
+        let subset = (host, d.subset.clone());
+        if !d.subset.is_empty() && !self.subsets.0.contains_key(&subset) {
+            let (host, _) = subset;
             out.warnings.push((
                 p.key("subset").to_field_path(),
                 format!("no DestinationRule declares subset {:?} of {host}", d.subset),
@@ -207,7 +290,8 @@ impl Index {
     fn elsewhere(&self, host: &str) -> Option<&str> {
         let name = host.split('.').next()?;
         self.hosts
-            .iter()
+            .0
+            .keys()
             .find(|h| h.split('.').next() == Some(name) && h.ends_with(CLUSTER_DOMAIN))
             .map(String::as_str)
     }
@@ -223,10 +307,11 @@ mod tests {
     use crate::document::parse_file;
 
     fn analyse(text: &str, extra: &[&str]) -> Vec<(String, Vec<String>, Vec<String>)> {
-        let parsed = parse_file("t", text.as_bytes(), "books");
+        let parsed = parse_file("t", &std::sync::Arc::new(text.as_bytes().to_vec()), "books");
         let documents: Vec<_> = parsed.iter().filter_map(|p| p.document.as_ref()).collect();
-        let extra = extra.iter().map(|s| (*s).to_owned()).collect();
-        let index = Index::new(documents.iter().copied(), &extra);
+        let extra: Vec<String> = extra.iter().map(|s| (*s).to_owned()).collect();
+        let mut index = Index::of_hosts(extra.iter());
+        documents.iter().for_each(|d| index.add(d));
         parsed
             .iter()
             .filter_map(|p| {

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, io, io::Read as _, path::PathBuf, sync::Arc};
 use mesh_xds::mcp;
 
 use crate::{
-    document::{MAX_FILE_BYTES, parse_file},
+    document::MAX_FILE_BYTES,
     galley,
     report::DocumentReport,
     source,
@@ -41,7 +41,9 @@ pub fn validate_files(paths: &[PathBuf], stdin: &mut dyn io::Read) -> Validation
     let unreadable = files.iter().any(|f| f.content.is_err());
 
     let order: Vec<String> = files.iter().map(|f| f.path.clone()).collect();
-    let mut reports = Store::new(crate::DEFAULT_NAMESPACE).update(&files, Hosts::Unknown).reports;
+    let mut store = Store::new(crate::DEFAULT_NAMESPACE);
+    store.update(&files, Hosts::Unknown);
+    let mut reports = verdicts(&store);
     reports.sort_by_key(|r| (order.iter().position(|p| *p == r.file), r.document));
     Validation { reports, unreadable }
 }
@@ -64,16 +66,21 @@ pub struct Loaded {
 pub fn load_files(paths: &[PathBuf], stdin: &mut dyn io::Read) -> Loaded {
     let files = read_files(paths, stdin);
     let unreadable = files.iter().any(|f| f.content.is_err());
-    let outcome = Store::new(crate::DEFAULT_NAMESPACE).update(&files, Hosts::Unknown);
-    let documents = galley::by_type(outcome.documents.iter())
+    let mut store = Store::new(crate::DEFAULT_NAMESPACE);
+    store.update(&files, Hosts::Unknown);
+    let documents = galley::by_type(store.documents().map(|(k, d)| (k, &**d)))
         .into_iter()
         .map(|(t, all)| (t, all.into_iter().map(|(n, d)| (n, Arc::new(d))).collect()))
         .collect();
     let documents = mcp::ConfigState { documents, ..mcp::ConfigState::default() };
-    let parsed = files.iter().filter_map(|f| Some((&f.path, f.content.as_ref().ok()?)));
-    let parsed = parsed.flat_map(|(path, bytes)| parse_file(path, bytes, crate::DEFAULT_NAMESPACE));
-    let templates = parsed.filter(|p| p.ignored).filter_map(|p| PodTemplate::read(&p)).collect();
-    Loaded { documents, validation: Validation { reports: outcome.reports, unreadable }, templates }
+    let parsed = store.parsed();
+    let ignored = parsed.iter().flat_map(|p| p.iter()).filter(|p| p.ignored);
+    let templates = ignored.filter_map(PodTemplate::read).collect();
+    Loaded { documents, validation: Validation { reports: verdicts(&store), unreadable }, templates }
+}
+
+fn verdicts(store: &Store) -> Vec<DocumentReport> {
+    store.reports().map(|r| (**r).clone()).collect()
 }
 
 /// Files in the order they are given, directories by their contents; the path `-` is `stdin`.

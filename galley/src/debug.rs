@@ -28,7 +28,8 @@ pub(crate) fn router(shared: Arc<Shared>) -> Router {
 
 async fn config_errors(State(shared): State<Arc<Shared>>) -> Json<Vec<DocumentReport>> {
     let status = shared.status.borrow().clone();
-    Json(status.reports.iter().filter(|r| !r.valid || !r.warnings.is_empty()).cloned().collect())
+    let told = status.reports.iter().filter(|r| !r.valid || !r.warnings.is_empty());
+    Json(told.map(|r| (**r).clone()).collect())
 }
 
 /// On the blocking pool: thousands of documents take a while.

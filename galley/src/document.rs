@@ -6,6 +6,11 @@
 
 mod metadata;
 
+use std::{
+    ops::{Deref, Range},
+    sync::{Arc, Mutex, PoisonError, Weak},
+};
+
 use mesh_model::authored::{Document, Kind, Spec, resource_name};
 
 use crate::{
@@ -41,13 +46,13 @@ impl std::fmt::Display for Key {
 /// A document after parsing and validation.
 #[derive(Debug, Clone)]
 pub(crate) struct Parsed {
-    pub report: DocumentReport,
+    pub report: Arc<DocumentReport>,
     /// Which document it is, as far as that can be told; also of an invalid one.
     pub key: Option<Key>,
     /// The typed document if it is valid on its own.
-    pub document: Option<Document>,
+    pub document: Option<Arc<Document>>,
     /// The typed document, valid or not, for the analysis.
-    pub typed: Option<Document>,
+    pub typed: Option<Arc<Document>>,
     /// Which of the warnings have a code of their own in the analysis.
     pub coded: Vec<(&'static str, Finding)>,
     /// Where its fields stand, for findings of the analysis.
@@ -59,31 +64,71 @@ pub(crate) struct Parsed {
 /// Lines of a document's fields.
 #[derive(Debug, Clone)]
 pub(crate) struct Places {
-    node: Option<std::sync::Arc<Node>>,
+    source: Option<Arc<Source>>,
     prefix: FieldPath,
     first_line: u32,
 }
 
+/// The text of a document, which becomes a tree when somebody asks where something stands. Most documents have no
+/// findings, and a tree takes several times the memory of its text.
+#[derive(Debug)]
+struct Source {
+    file: Arc<Vec<u8>>,
+    range: Range<usize>,
+    tree: Mutex<Weak<Node>>,
+}
+
+/// The tree of a document, or of an item of a list.
+#[derive(Debug)]
+pub(crate) struct Tree {
+    root: Arc<Node>,
+    prefix: FieldPath,
+}
+
+impl Deref for Tree {
+    type Target = Node;
+
+    fn deref(&self) -> &Node {
+        // What is below the prefix was found when this was made.
+        below(&self.root, &self.prefix).unwrap_or(&self.root)
+    }
+}
+
+fn below<'n>(root: &'n Node, prefix: &FieldPath) -> Option<&'n Node> {
+    prefix.0.iter().try_fold(root, |at, s| match (s, &at.value) {
+        (Segment::Key(k), _) => at.get(k),
+        (Segment::Index(i), Value::Seq(items)) => items.get(*i),
+        (Segment::Index(_), _) => None,
+    })
+}
+
+impl Source {
+    fn tree(&self) -> Option<Arc<Node>> {
+        let mut kept = self.tree.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(tree) = kept.upgrade() {
+            return Some(tree);
+        }
+        let text = self.file.get(self.range.clone()).and_then(|b| std::str::from_utf8(b).ok())?;
+        let tree = Arc::new(Node::parse(text).ok()?);
+        *kept = Arc::downgrade(&tree);
+        Some(tree)
+    }
+}
+
 impl Places {
     fn line(&self, path: &FieldPath) -> u32 {
-        let Some(node) = &self.node else { return self.first_line };
+        let Some(node) = self.source.as_ref().and_then(|s| s.tree()) else { return self.first_line };
         match node.locate(path).line {
             0 => self.first_line,
             line => self.first_line.saturating_add(line).saturating_sub(1),
         }
     }
 
-    /// The document's own tree, without what surrounds it in a list.
-    pub(crate) fn tree(&self) -> Option<&Node> {
-        let mut at = self.node.as_deref()?;
-        for s in &self.prefix.0 {
-            at = match (s, &at.value) {
-                (Segment::Key(k), _) => at.get(k)?,
-                (Segment::Index(i), Value::Seq(items)) => items.get(*i)?,
-                (Segment::Index(_), _) => return None,
-            };
-        }
-        Some(at)
+    /// The document's own tree, without what surrounds it in a list. While somebody has it, nobody else makes it again.
+    pub(crate) fn tree(&self) -> Option<Tree> {
+        let root = self.source.as_ref()?.tree()?;
+        below(&root, &self.prefix)?;
+        Some(Tree { root, prefix: self.prefix.clone() })
     }
 
     pub(crate) fn finding(&self, path: FieldPath, message: String) -> Finding {
@@ -93,49 +138,80 @@ impl Places {
 }
 
 /// Parses and validates every document of a file.
-pub(crate) fn parse_file(file: &str, bytes: &[u8], default_namespace: &str) -> Vec<Parsed> {
+pub(crate) fn parse_file(file: &str, content: &Arc<Vec<u8>>, default_namespace: &str) -> Vec<Parsed> {
+    let bytes = content.as_slice();
     let whole = |message: String| vec![broken(DocumentReport::unreadable(file, message))];
     if bytes.len() > MAX_FILE_BYTES {
         return whole(format!("the file has {} bytes; {MAX_FILE_BYTES} is the limit", bytes.len()));
     }
-    let text = match std::str::from_utf8(bytes) {
-        Ok(t) => t.strip_prefix('\u{feff}').unwrap_or(t),
+    let whole_text = match std::str::from_utf8(bytes) {
+        Ok(t) => t,
         Err(e) => return whole(format!("not UTF-8 at byte {}", e.valid_up_to())),
     };
+    let text = whole_text.strip_prefix('\u{feff}').unwrap_or(whole_text);
+    let skipped = whole_text.len() - text.len();
     let chunks = split(text);
     if chunks.len() > MAX_DOCUMENTS {
         return whole(format!("the file has {} documents; {MAX_DOCUMENTS} is the limit", chunks.len()));
     }
     let mut out = Vec::new();
     let mut number = 0;
-    for (first_line, chunk) in chunks {
-        if chunk.lines().all(|l| {
+    for (first_line, range) in chunks {
+        let Some(chunk) = text.get(range.clone()) else { continue };
+        if lines(chunk).all(|l| {
             let l = l.trim();
             l.is_empty() || l.starts_with('#') || l == "---" || l == "..."
         }) {
             continue;
         }
         number += 1;
-        parse_chunk(file, number, first_line, chunk, default_namespace, &mut out);
+        let range = range.start + skipped..range.end + skipped;
+        let source = Source { file: Arc::clone(content), range, tree: Mutex::default() };
+        parse_chunk(file, number, first_line, (chunk, source), default_namespace, &mut out);
     }
     out
 }
 
 fn broken(report: DocumentReport) -> Parsed {
-    let places = Places { node: None, prefix: FieldPath::default(), first_line: 0 };
-    Parsed { report, key: None, document: None, typed: None, coded: vec![], places, ignored: false }
+    let places = Places { source: None, prefix: FieldPath::default(), first_line: 0 };
+    Parsed {
+        report: Arc::new(report),
+        key: None,
+        document: None,
+        typed: None,
+        coded: vec![],
+        places,
+        ignored: false,
+    }
 }
 
-/// `(line of its first line, text)` of every document.
-fn split(text: &str) -> Vec<(u32, &str)> {
+/// Lines with what ends them. YAML ends a line at a carriage return, too (YAML 1.2.2, section 5.4).
+fn lines(text: &str) -> impl Iterator<Item = &str> {
+    let bytes = text.as_bytes();
+    let mut at = 0;
+    std::iter::from_fn(move || {
+        let rest = bytes.get(at..).filter(|r| !r.is_empty())?;
+        let end = match rest.iter().position(|b| matches!(b, b'\n' | b'\r')) {
+            None => rest.len(),
+            Some(i) if rest[i] == b'\r' && rest.get(i + 1) == Some(&b'\n') => i + 2,
+            Some(i) => i + 1,
+        };
+        let line = text.get(at..at + end);
+        at += end;
+        line
+    })
+}
+
+/// Line of its first line, and the range of bytes, of every document.
+fn split(text: &str) -> Vec<(u32, Range<usize>)> {
     let mut out = Vec::new();
     let (mut start, mut start_line) = (0, 1u32);
     let (mut at, mut line) = (0, 1u32);
     let mut content = false;
-    for l in text.split_inclusive('\n') {
+    for l in lines(text) {
         let marker = l.starts_with("---") && l[3..].chars().next().is_none_or(char::is_whitespace);
         if marker && content {
-            out.push((start_line, &text[start..at]));
+            out.push((start_line, start..at));
             (start, start_line) = (at, line);
         }
         // Directives (`%YAML`) belong to the document that follows their `---`.
@@ -144,7 +220,7 @@ fn split(text: &str) -> Vec<(u32, &str)> {
         at += l.len();
         line = line.saturating_add(1);
     }
-    out.push((start_line, &text[start..]));
+    out.push((start_line, start..text.len()));
     out
 }
 
@@ -152,12 +228,12 @@ fn parse_chunk(
     file: &str,
     number: usize,
     first_line: u32,
-    text: &str,
+    (text, source): (&str, Source),
     default_namespace: &str,
     out: &mut Vec<Parsed>,
 ) {
     let node = match Node::parse(text) {
-        Ok(n) => std::sync::Arc::new(n),
+        Ok(n) => Arc::new(n),
         Err(e) => {
             let guess = guess_identity(text, default_namespace);
             let mut report = DocumentReport::unreadable(file, String::new());
@@ -182,6 +258,7 @@ fn parse_chunk(
     if node.is_null() {
         return;
     }
+    let source = Arc::new(Source { tree: Mutex::new(Arc::downgrade(&node)), ..source });
     let is_list = node.get("kind").and_then(Node::as_str) == Some("List");
     if is_list
         && let Some(items) = node.get("items")
@@ -190,12 +267,12 @@ fn parse_chunk(
         for (i, item) in items.iter().enumerate() {
             let root = Path::root();
             let prefix = root.key("items").index(i).to_field_path();
-            let places = Places { node: Some(node.clone()), prefix, first_line };
+            let places = Places { source: Some(Arc::clone(&source)), prefix, first_line };
             out.push(parse_node(file, number, item, places, default_namespace));
         }
         return;
     }
-    let places = Places { node: Some(node.clone()), prefix: FieldPath::default(), first_line };
+    let places = Places { source: Some(source), prefix: FieldPath::default(), first_line };
     out.push(parse_node(file, number, &node, places, default_namespace));
 }
 
@@ -217,39 +294,37 @@ fn parse_node(file: &str, number: usize, node: &Node, places: Places, default_na
     for (path, message) in errors {
         report.errors.push(places.finding(path, message));
     }
-    let mut out =
-        Parsed { report, key: None, document: None, typed: None, coded: vec![], places, ignored: false };
+    let (mut key, mut document, mut typed, mut coded, mut ignored) = (None, None, None, vec![], false);
     match parsed {
         Read::Nothing => {}
         Read::Ignored => {
-            out.ignored = true;
-            let message = format!("{} is not configuration of the mesh; ignored", out.report.kind);
-            out.report.warnings.push(out.places.finding(FieldPath::key("kind"), message));
+            ignored = true;
+            let message = format!("{} is not configuration of the mesh; ignored", report.kind);
+            report.warnings.push(places.finding(FieldPath::key("kind"), message));
         }
-        Read::Identified(key) => out.key = Some(key),
-        Read::Typed(key, document) => {
+        Read::Identified(k) => key = Some(k),
+        Read::Typed(k, d) => {
             let mut findings = Findings::default();
-            validate::document(&document, &mut findings);
+            validate::document(&d, &mut findings);
             for (path, message) in findings.errors {
-                out.report.errors.push(out.places.finding(path, message));
+                report.errors.push(places.finding(path, message));
             }
             for (path, message) in findings.warnings {
-                out.report.warnings.push(out.places.finding(path, message));
+                report.warnings.push(places.finding(path, message));
             }
             for (code, path, message) in findings.coded {
-                let f = out.places.finding(path, message);
-                out.report.warnings.push(f.clone());
-                out.coded.push((code, f));
+                let f = places.finding(path, message);
+                report.warnings.push(f.clone());
+                coded.push((code, f));
             }
-            out.key = Some(key);
-            out.typed = Some((*document).clone());
-            if out.report.errors.is_empty() {
-                out.document = Some(*document);
-            }
+            key = Some(k);
+            let d: Arc<Document> = Arc::from(d);
+            document = report.errors.is_empty().then(|| Arc::clone(&d));
+            typed = Some(d);
         }
     }
-    out.report.valid = out.report.errors.is_empty();
-    out
+    report.valid = report.errors.is_empty();
+    Parsed { report: Arc::new(report), key, document, typed, coded, places, ignored }
 }
 
 enum Read {
@@ -401,7 +476,7 @@ fn guess_identity(text: &str, default_namespace: &str) -> Option<(String, String
     };
     let (mut api, mut kind, mut name, mut namespace) = (None, None, None, None);
     let mut in_metadata = false;
-    for l in text.lines().take(10_000) {
+    for l in lines(text).take(10_000) {
         if !l.starts_with([' ', '\t', '#', '-']) && !l.trim().is_empty() {
             in_metadata = l.starts_with("metadata:");
             api = api.or_else(|| value(l, "apiVersion"));

@@ -1,7 +1,7 @@
 //! The running component: reads when something may have changed, publishes what applies.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     io,
     net::SocketAddr,
     path::PathBuf,
@@ -20,7 +20,7 @@ use crate::{
     metrics::Metrics,
     report::DocumentReport,
     source::{DirectorySource, Notifications},
-    store::{Hosts, Outcome, ParsedFiles, Store},
+    store::{Change, Hosts, ParsedFiles, Store},
 };
 
 /// Where documents are served.
@@ -98,13 +98,13 @@ pub struct Status {
     /// Documents that apply in an earlier version than their file has.
     pub stale: BTreeSet<Key>,
     /// The verdict on every document.
-    pub reports: Vec<DocumentReport>,
+    pub reports: Vec<Arc<DocumentReport>>,
 }
 
 impl Status {
     /// Documents that are rejected.
     pub fn rejected(&self) -> impl Iterator<Item = &DocumentReport> {
-        self.reports.iter().filter(|r| !r.valid)
+        self.reports.iter().map(|r| &**r).filter(|r| !r.valid)
     }
 }
 
@@ -336,14 +336,14 @@ impl Reader {
         let hosts = extra.clone();
         let read = tokio::task::spawn_blocking(move || {
             let files = source.read();
-            let outcome = store.update(&files, Hosts::Known(&extra));
-            (source, store, outcome)
+            let change = store.update(&files, Hosts::Known(&extra));
+            (source, store, change)
         });
         match read.await {
-            Ok((source, store, outcome)) => {
+            Ok((source, store, change)) => {
+                self.publish(&store, change, hosts);
                 self.source = Some(source);
                 self.store = Some(store);
-                self.publish(outcome, hosts);
                 true
             }
             Err(e) => {
@@ -355,12 +355,19 @@ impl Reader {
         }
     }
 
-    fn publish(&self, outcome: Outcome, hosts: Arc<BTreeSet<String>>) {
+    fn publish(&self, store: &Store, change: Change, hosts: Arc<BTreeSet<String>>) {
         let first = self.shared.status.borrow().generation == 0;
-        let Outcome { documents, reports, stale, parsed } = outcome;
-        self.shared.read.send_replace(Arc::new(LastRead { parsed, hosts }));
-        let applied = documents.len();
-        let diff = self.shared.documents.publish(documents);
+        let diff = match change {
+            Change::Nothing if first => self.shared.documents.publish([]),
+            Change::Nothing => return,
+            Change::Some(documents) => self.shared.documents.update(documents),
+            Change::All => {
+                let all = store.documents().map(|(k, d)| (k.clone(), Arc::clone(d)));
+                self.shared.documents.publish(all)
+            }
+        };
+        self.shared.read.send_replace(Arc::new(LastRead { parsed: store.parsed(), hosts }));
+        let applied = store.documents().len();
         if first || !diff.is_empty() {
             let snapshot = self.shared.documents.snapshot();
             if first {
@@ -385,8 +392,11 @@ impl Reader {
             );
         }
         let old = self.shared.status.borrow().clone();
+        let (reports, stale): (Vec<Arc<DocumentReport>>, _) =
+            (store.reports().map(Arc::clone).collect(), store.stale().clone());
         if first || old.reports != reports || old.stale != stale || !diff.is_empty() {
-            for r in reports.iter().filter(|r| !r.valid && !old.reports.contains(r)) {
+            let known: HashSet<&DocumentReport> = old.rejected().collect();
+            for r in reports.iter().filter(|r| !r.valid && !known.contains(&***r)) {
                 for e in &r.errors {
                     tracing::warn!(
                         file = %r.file, line = e.line, document = %r.subject(), path = %e.path,

@@ -1,6 +1,6 @@
 //! Galley's metrics.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use prometheus_client::{
     encoding::EncodeLabelSet,
@@ -39,7 +39,7 @@ impl Metrics {
         registry.register("galley_reloads", "Readings that changed something", self.reloads.clone());
     }
 
-    pub(crate) fn record(&self, reports: &[DocumentReport], applied: usize, stale: usize) {
+    pub(crate) fn record(&self, reports: &[Arc<DocumentReport>], applied: usize, stale: usize) {
         let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
         self.applied.set(count(applied));
         self.stale.set(count(stale));

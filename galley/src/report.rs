@@ -1,12 +1,12 @@
 //! What is said about a document: errors and warnings with their places.
 
-use std::fmt::Write as _;
+use std::{borrow::Borrow, fmt::Write as _};
 
 use mesh_model::authored::resource_name;
 use serde::Serialize;
 
 /// One error or warning.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
 pub struct Finding {
     /// Field, such as `spec.http[0].route[1].weight`; empty for the document as a whole.
     pub path: String,
@@ -17,7 +17,7 @@ pub struct Finding {
 }
 
 /// The verdict on one document. Its JSON form is the output of `flotilla validate -o json`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct DocumentReport {
     /// Path of the file as it was given; `-` is standard input.
@@ -82,9 +82,10 @@ impl DocumentReport {
 
 /// The reports as text for people: one line per document, its findings below.
 #[must_use]
-pub fn render_text(reports: &[DocumentReport]) -> String {
+pub fn render_text<R: Borrow<DocumentReport>>(reports: &[R]) -> String {
     let mut out = String::new();
-    for r in reports {
+    let reports: Vec<&DocumentReport> = reports.iter().map(Borrow::borrow).collect();
+    for r in &reports {
         let verdict = if r.valid { "valid" } else { "INVALID" };
         let _ = writeln!(out, "{}: {}: {verdict}", r.file, r.subject());
         for (label, findings) in [("error", &r.errors), ("warning", &r.warnings)] {

@@ -82,8 +82,7 @@ impl DirectorySource {
         }
         for (path, listed) in found {
             let shown = path.display().to_string();
-            let read = listed.and_then(|()| {
-                let meta = fs::metadata(&path)?;
+            let read = listed.and_then(|meta| {
                 let stamp = Stamp::of(&meta);
                 let content = match self.cache.get(&path) {
                     Some((old, content)) if *old == stamp => content.clone(),
@@ -120,7 +119,12 @@ pub(crate) fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
 
 /// Lists configuration files below `dir`. Names that start with a dot are skipped: editors' own
 /// files, and the real directories behind a mounted ConfigMap's links.
-fn walk(dir: &Path, depth: usize, visited: &mut HashSet<PathBuf>, out: &mut Vec<(PathBuf, io::Result<()>)>) {
+fn walk(
+    dir: &Path,
+    depth: usize,
+    visited: &mut HashSet<PathBuf>,
+    out: &mut Vec<(PathBuf, io::Result<fs::Metadata>)>,
+) {
     if depth > MAX_DEPTH {
         out.push((dir.to_owned(), Err(io::Error::other("directories are nested too deep"))));
         return;
@@ -162,7 +166,7 @@ fn walk(dir: &Path, depth: usize, visited: &mut HashSet<PathBuf>, out: &mut Vec<
         match fs::metadata(&path) {
             Ok(m) if m.is_dir() => walk(&path, depth + 1, visited, out),
             // Neither pipes nor devices: reading them could wait for ever.
-            Ok(m) if m.is_file() && is_config_file(&path) => out.push((path, Ok(()))),
+            Ok(m) if m.is_file() && is_config_file(&path) => out.push((path, Ok(m))),
             Ok(_) => {}
             // Removed since it was listed; a dangling link is a mistake worth telling.
             Err(e) if e.kind() == io::ErrorKind::NotFound && fs::symlink_metadata(&path).is_err() => {}
@@ -177,7 +181,7 @@ pub(crate) fn list(dir: &Path) -> Vec<(PathBuf, io::Result<()>)> {
     let mut out = Vec::new();
     walk(dir, 0, &mut HashSet::new(), &mut out);
     out.sort_by(|a, b| a.0.cmp(&b.0));
-    out
+    out.into_iter().map(|(path, listed)| (path, listed.map(drop))).collect()
 }
 
 /// Says when a directory may have changed. Capacity one: any number of events is one reading.

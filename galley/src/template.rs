@@ -35,7 +35,8 @@ impl PodTemplate {
             "CronJob" => &["spec", "jobTemplate", "spec", "template"],
             _ => return None,
         };
-        let template = at.iter().try_fold(p.places.tree()?, |n, field| n.get(field))?;
+        let tree = p.places.tree()?;
+        let template = at.iter().try_fold(&*tree, |n, field| n.get(field))?;
         let of = |field| template.get("metadata").and_then(|m| m.get(field)).map(strings).unwrap_or_default();
         let spec = template.get("spec")?;
         let list = |n: Option<&Node>| match n.map(|n| &n.value) {

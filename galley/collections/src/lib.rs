@@ -118,7 +118,7 @@ impl<K: Ord + Clone, V> Snapshot<K, V> {
     }
 
     /// The snapshot with `values` as its content: equal values keep their `Arc` and their version.
-    fn replaced(&self, values: impl IntoIterator<Item = (K, V)>) -> (Self, Diff<K>)
+    fn replaced(&self, values: impl IntoIterator<Item = (K, Arc<V>)>) -> (Self, Diff<K>)
     where
         V: PartialEq,
     {
@@ -127,10 +127,10 @@ impl<K: Ord + Clone, V> Snapshot<K, V> {
         let mut entries = BTreeMap::new();
         for (k, v) in values {
             let entry = match self.0.entries.get(&k) {
-                Some(e) if *e.value == v => e.clone(),
+                Some(e) if Arc::ptr_eq(&e.value, &v) || e.value == v => e.clone(),
                 _ => {
                     changed.push(k.clone());
-                    Entry { version, value: Arc::new(v) }
+                    Entry { version, value: v }
                 }
             };
             entries.insert(k, entry);
@@ -139,6 +139,41 @@ impl<K: Ord + Clone, V> Snapshot<K, V> {
         let diff = Diff { changed, removed };
         if diff.is_empty() {
             return (self.clone(), diff);
+        }
+        (Self(Arc::new(Inner { version, entries })), diff)
+    }
+
+    /// The snapshot with other values, or none, for some keys.
+    fn changed(&self, values: impl IntoIterator<Item = (K, Option<Arc<V>>)>) -> (Self, Diff<K>)
+    where
+        V: PartialEq,
+    {
+        let version = self.0.version + 1;
+        let mut diff = Diff { changed: vec![], removed: vec![] };
+        let mut news: BTreeMap<K, Option<Entry<V>>> = BTreeMap::new();
+        for (k, v) in values {
+            let old = self.0.entries.get(&k);
+            match v {
+                Some(v) if old.is_none_or(|e| !Arc::ptr_eq(&e.value, &v) && e.value != v) => {
+                    diff.changed.push(k.clone());
+                    news.insert(k, Some(Entry { version, value: v }));
+                }
+                None if old.is_some() => {
+                    diff.removed.push(k.clone());
+                    news.insert(k, None);
+                }
+                _ => {}
+            }
+        }
+        if diff.is_empty() {
+            return (self.clone(), diff);
+        }
+        let mut entries = self.0.entries.clone();
+        for (k, e) in news {
+            match e {
+                Some(e) => drop(entries.insert(k, e)),
+                None => drop(entries.remove(&k)),
+            }
         }
         (Self(Arc::new(Inner { version, entries })), diff)
     }
@@ -161,10 +196,19 @@ impl<K: Ord, V> Default for Publisher<K, V> {
 
 impl<K: Ord + Clone, V: PartialEq> Publisher<K, V> {
     /// Replaces the content. Readers are woken only if something changed.
-    pub fn publish(&self, values: impl IntoIterator<Item = (K, V)>) -> Diff<K> {
+    pub fn publish(&self, values: impl IntoIterator<Item = (K, Arc<V>)>) -> Diff<K> {
+        self.modify(|current| current.replaced(values))
+    }
+
+    /// Sets or, with `None`, removes single values, of which each key has one. Readers are woken only if something changed.
+    pub fn update(&self, values: impl IntoIterator<Item = (K, Option<Arc<V>>)>) -> Diff<K> {
+        self.modify(|current| current.changed(values))
+    }
+
+    fn modify(&self, change: impl FnOnce(&Snapshot<K, V>) -> (Snapshot<K, V>, Diff<K>)) -> Diff<K> {
         let mut diff = Diff { changed: vec![], removed: vec![] };
         self.0.send_if_modified(|current| {
-            let (next, d) = current.replaced(values);
+            let (next, d) = change(current);
             *current = next;
             diff = d;
             !diff.is_empty()
@@ -193,9 +237,10 @@ mod tests {
     fn only_what_changed_is_reported() {
         let p = Publisher::<&str, u32>::default();
         let empty = p.snapshot();
-        assert_eq!(p.publish([("a", 1), ("b", 2)]).changed, ["a", "b"]);
+        let publish = |all: &[(&'static str, u32)]| p.publish(all.iter().map(|(k, v)| (*k, Arc::new(*v))));
+        assert_eq!(publish(&[("a", 1), ("b", 2)]).changed, ["a", "b"]);
         let first = p.snapshot();
-        assert_eq!(p.publish([("b", 3), ("c", 4)]), Diff { changed: vec!["b", "c"], removed: vec!["a"] });
+        assert_eq!(publish(&[("b", 3), ("c", 4)]), Diff { changed: vec!["b", "c"], removed: vec!["a"] });
         let second = p.snapshot();
         assert_eq!(second.since(&first), Diff { changed: vec!["b", "c"], removed: vec!["a"] });
         assert_eq!(second.since(&empty), Diff { changed: vec!["b", "c"], removed: vec![] });
@@ -205,9 +250,24 @@ mod tests {
     }
 
     #[test]
+    fn single_values_are_replaced_and_removed() {
+        let p = Publisher::<&str, u32>::default();
+        p.publish([("a", Arc::new(1)), ("b", Arc::new(2)), ("c", Arc::new(3))]);
+        let before = p.snapshot();
+        let news = [("a", Some(Arc::new(1))), ("b", Some(Arc::new(5))), ("c", None), ("d", None)];
+        assert_eq!(p.update(news), Diff { changed: vec!["b"], removed: vec!["c"] });
+        let after = p.snapshot();
+        assert_eq!(after.iter().map(|(k, v)| (*k, **v)).collect::<Vec<_>>(), [("a", 1), ("b", 5)]);
+        assert_eq!(after.since(&before), Diff { changed: vec!["b"], removed: vec!["c"] });
+        let mut reader = p.subscribe();
+        reader.borrow_and_update();
+        assert!(p.update([("b", Some(Arc::new(5)))]).is_empty() && !reader.has_changed().unwrap());
+    }
+
+    #[test]
     fn equal_content_wakes_nobody_and_shares_values() {
         let p = Publisher::<String, String>::default();
-        let v = |s: &str| (s.to_owned(), s.to_owned());
+        let v = |s: &str| (s.to_owned(), Arc::new(s.to_owned()));
         p.publish([v("a"), v("b")]);
         let mut reader = p.subscribe();
         let before = reader.borrow_and_update().clone();

@@ -29,6 +29,8 @@ impl<'w, 'a> Findings<'w, 'a> {
 
     /// A finding about a field.
     fn add(&mut self, code: &'static str, r: &'w Resource<'a>, path: FieldPath, message: impl Into<String>) {
+        // Kept, so that it is not made again for the next.
+        r.tree();
         let line = r.parsed.places.finding(path, String::new()).line;
         self.at_line(code, r, line, message.into());
     }

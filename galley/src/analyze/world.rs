@@ -1,12 +1,15 @@
 //! All documents, in the order and by the names that checks need.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::OnceLock,
+};
 
 use mesh_model::authored::{Document, Spec};
 
 use super::hosts::Hosts;
 use crate::{
-    document::Parsed,
+    document::{Parsed, Tree},
     node::{Node, Value},
     path::FieldPath,
 };
@@ -25,39 +28,45 @@ pub(super) struct Resource<'a> {
     pub(super) name: &'a str,
     pub(super) labels: Labels,
     pub(super) annotations: Labels,
+    /// Made when it is first asked for.
+    tree: OnceLock<Option<Tree>>,
 }
 
 impl<'a> Resource<'a> {
     fn new(parsed: &'a Parsed) -> Self {
         let report = &parsed.report;
-        let (labels, annotations, namespace) = match (&parsed.typed, parsed.places.tree()) {
-            (Some(d), _) => {
-                (d.metadata.labels.clone(), d.metadata.annotations.clone(), d.metadata.namespace.clone())
-            }
-            (None, Some(tree)) => {
-                let of =
-                    |field| tree.get("metadata").and_then(|m| m.get(field)).map(strings).unwrap_or_default();
-                let namespace = match report.namespace.as_str() {
-                    "" if parsed.ignored && !CLUSTER_KINDS.contains(&report.kind.as_str()) => {
-                        crate::DEFAULT_NAMESPACE
-                    }
-                    ns => ns,
-                };
-                (of("labels"), of("annotations"), namespace.to_owned())
-            }
-            (None, None) => (Labels::new(), Labels::new(), report.namespace.clone()),
-        };
-        Self { parsed, kind: &report.kind, namespace, name: &report.name, labels, annotations }
+        let tree = OnceLock::new();
+        let read = || tree.get_or_init(|| parsed.places.tree()).as_deref();
+        let (labels, annotations, namespace) =
+            match (&parsed.typed, parsed.typed.is_none().then(read).flatten()) {
+                (Some(d), _) => {
+                    (d.metadata.labels.clone(), d.metadata.annotations.clone(), d.metadata.namespace.clone())
+                }
+                (None, Some(tree)) => {
+                    let of = |field| {
+                        tree.get("metadata").and_then(|m| m.get(field)).map(strings).unwrap_or_default()
+                    };
+                    let namespace = match report.namespace.as_str() {
+                        "" if parsed.ignored && !CLUSTER_KINDS.contains(&report.kind.as_str()) => {
+                            crate::DEFAULT_NAMESPACE
+                        }
+                        ns => ns,
+                    };
+                    (of("labels"), of("annotations"), namespace.to_owned())
+                }
+                (None, None) => (Labels::new(), Labels::new(), report.namespace.clone()),
+            };
+        Self { parsed, kind: &report.kind, namespace, name: &report.name, labels, annotations, tree }
     }
 
     /// The typed specification.
     pub(super) fn spec(&self) -> Option<&'a Spec> {
-        self.parsed.typed.as_ref().map(|d: &'a Document| &d.spec)
+        self.parsed.typed.as_deref().map(|d: &'a Document| &d.spec)
     }
 
     /// The document's tree.
-    pub(super) fn tree(&self) -> Option<&'a Node> {
-        self.parsed.places.tree()
+    pub(super) fn tree(&self) -> Option<&Node> {
+        self.tree.get_or_init(|| self.parsed.places.tree()).as_deref()
     }
 
     /// `namespace/name`.

@@ -3,7 +3,7 @@
 use super::{metadata::parse_rfc3339, *};
 
 fn parse(text: &str) -> Vec<Parsed> {
-    parse_file("test.yaml", text.as_bytes(), "default")
+    parse_file("test.yaml", &Arc::new(text.as_bytes().to_vec()), "default")
 }
 
 fn only(text: &str) -> Parsed {
@@ -125,7 +125,7 @@ fn the_envelope() {
     let created = accepted(
         "apiVersion: v1\nkind: Namespace\nmetadata: {name: n, namespace: x, creationTimestamp: '2026-11-23T04:45:00Z', uid: a}\n",
     );
-    let metadata = created.document.unwrap().metadata;
+    let metadata = &created.document.as_ref().unwrap().metadata;
     assert_eq!((metadata.creation_timestamp, metadata.namespace.as_str()), (1_795_409_100, ""));
     assert_eq!(parse_rfc3339("1970-01-01T00:00:00Z"), Some(0));
     assert_eq!(parse_rfc3339("2000-02-29T12:30:15.5Z"), Some(951_827_415));
@@ -644,12 +644,16 @@ fn mixer_kinds() {
 
 #[test]
 fn files_that_cannot_be_read() {
-    let p = parse_file("x", &[0xff, 0xfe, 0], "default");
+    let p = parse_file("x", &Arc::new(vec![0xff, 0xfe, 0]), "default");
     assert!(!p[0].report.valid && p[0].report.errors[0].message.contains("UTF-8"));
     let huge = vec![b' '; MAX_FILE_BYTES + 1];
-    assert!(parse_file("x", &huge, "default")[0].report.errors[0].message.contains("limit"));
+    assert!(parse_file("x", &Arc::new(huge), "default")[0].report.errors[0].message.contains("limit"));
     let many = "---\na: 1\n".repeat(MAX_DOCUMENTS + 1);
-    assert!(parse_file("x", many.as_bytes(), "default")[0].report.errors[0].message.contains("limit"));
+    assert!(
+        parse_file("x", &Arc::new(many.into_bytes()), "default")[0].report.errors[0]
+            .message
+            .contains("limit")
+    );
     let nested = format!("apiVersion: v1\nkind: Service\nmetadata: {{name: a}}\nspec: {}", "[".repeat(1_000));
     assert!(!only(&nested).report.valid);
 }
@@ -657,7 +661,7 @@ fn files_that_cannot_be_read() {
 proptest::proptest! {
     #[test]
     fn no_bytes_panic(bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..300)) {
-        parse_file("x", &bytes, "default");
+        parse_file("x", &Arc::new(bytes), "default");
     }
 
     #[test]
@@ -667,7 +671,7 @@ proptest::proptest! {
         let mut text = net("VirtualService", "hosts: [reviews]\nhttp:\n- match:\n  - headers:\n      end-user: {exact: jason}\n  route:\n  - destination: {host: reviews, subset: v2}\n    weight: 90\n  timeout: 1.5s\n");
         let at = at.min(text.len());
         text.insert_str(at, &junk);
-        parse_file("x", text.as_bytes(), "default");
+        parse_file("x", &Arc::new(text.into_bytes()), "default");
     }
 }
 
@@ -740,6 +744,20 @@ fn what_editors_and_other_systems_leave_in_files() {
     assert_eq!(all.len(), 2, "{all:#?}");
     assert!(all[0].report.valid);
     assert_eq!((all[1].report.name.as_str(), all[1].report.errors[0].line), ("b", 9));
+    // And as on a Mac of long ago; a comment ends with its line there, too.
+    let mac = parse(
+        &windows
+            .replace(
+                "apiVersion: v1\nkind: Service\nmetadata: {name: a}",
+                "# services\napiVersion: v1\nkind: Service\nmetadata: {name: a}",
+            )
+            .replace('\n', "\r"),
+    );
+    assert_eq!(mac.len(), 2, "{mac:#?}");
+    assert!(mac[0].report.valid);
+    assert_eq!((mac[1].report.name.as_str(), mac[1].report.errors[0].line), ("b", 10));
+    let broken = only("kind: Service\rapiVersion: v1\rmetadata:\r  name: a\rspec: [\r");
+    assert_eq!(broken.key.unwrap().name, "a");
     // A tab is no indentation.
     let tab = only("apiVersion: v1\nkind: Service\nmetadata:\n\tname: a\n");
     assert!(!tab.report.valid && tab.report.errors[0].line >= 3, "{:?}", tab.report);

@@ -16,6 +16,22 @@ fn route(name: &str, host: &str, timeout: &str) -> String {
     )
 }
 
+/// All that a store says after a reading.
+struct Outcome {
+    documents: BTreeMap<Key, Arc<Document>>,
+    reports: Vec<Arc<DocumentReport>>,
+    stale: BTreeSet<Key>,
+}
+
+fn outcome(s: &mut Store, files: &[SourceFile], hosts: Hosts<'_>) -> Outcome {
+    s.update(files, hosts);
+    Outcome {
+        documents: s.documents().map(|(k, d)| (k.clone(), d.clone())).collect(),
+        reports: s.reports().cloned().collect(),
+        stale: s.stale().clone(),
+    }
+}
+
 fn names(o: &Outcome) -> Vec<String> {
     o.documents.keys().map(ToString::to_string).collect()
 }
@@ -31,7 +47,7 @@ fn port_of(o: &Outcome, name: &str) -> u32 {
 }
 
 fn update(s: &mut Store, files: &[SourceFile]) -> Outcome {
-    s.update(files, Hosts::Known(&BTreeSet::new()))
+    outcome(s, files, Hosts::Known(&BTreeSet::new()))
 }
 
 #[test]
@@ -115,7 +131,7 @@ fn an_unknown_host_withholds_a_document_until_it_appears() {
     assert_eq!(report.errors[0].line, 7);
     // It comes from a peer.
     let imports = BTreeSet::from(["reviews.default.svc.cluster.local".to_owned()]);
-    let o = s.update(&[file("a", &vs)], Hosts::Known(&imports));
+    let o = outcome(&mut s, &[file("a", &vs)], Hosts::Known(&imports));
     assert_eq!(names(&o).len(), 1);
     assert!(o.reports[0].valid);
     // The peer is gone: what serves is not taken back, but its author is told.
@@ -123,7 +139,7 @@ fn an_unknown_host_withholds_a_document_until_it_appears() {
     assert_eq!(names(&o).len(), 1);
     assert!(o.reports[0].valid && o.reports[0].warnings[0].message.contains("stays"));
     // A new version with an unknown host is refused, the old one stays.
-    let o = s.update(&[file("a", &route("vs", "nowhere", "2s"))], Hosts::Known(&imports));
+    let o = outcome(&mut s, &[file("a", &route("vs", "nowhere", "2s"))], Hosts::Known(&imports));
     assert_eq!(o.stale.len(), 1);
     let Spec::VirtualService(kept) = &o.documents.values().next().unwrap().spec else { panic!() };
     assert_eq!(kept.hosts, ["reviews"]);
@@ -139,6 +155,120 @@ fn age_is_kept_while_a_document_exists() {
     assert_eq!(created(&update(&mut s, &[later.clone()])), 100, "an edit does not make it younger");
     update(&mut s, &[]);
     assert_eq!(created(&update(&mut s, &[later])), 200);
+}
+
+/// Takes what another store has read last, without the way for few changes.
+fn follow(s: &mut Store, other: &Store) {
+    let read = |f: &File| File {
+        content: f.content.clone(),
+        modified: f.modified,
+        parsed: Arc::clone(&f.parsed),
+        reports: if f.content.is_err() { f.reports.clone() } else { vec![] },
+    };
+    s.files = other.files.iter().map(|(path, f)| (path.clone(), read(f))).collect();
+    s.hosts.clone_from(&other.hosts);
+    s.all();
+}
+
+#[test]
+fn few_changes_have_the_same_result_as_all_of_them_would() {
+    let rule = |host: &str, subset: &str| {
+        format!(
+            "---\napiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: {host}}}\nspec: {{host: {host}, \
+             subsets: [{{name: {subset}, labels: {{v: x}}}}]}}\n"
+        )
+    };
+    let workload = |n: u32| {
+        format!(
+            "---\napiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata: {{name: w{n}}}\nspec: {{address: \
+             10.0.0.{n}}}\n"
+        )
+    };
+    let mut seed = 1u32;
+    let mut random = move |n: u32| {
+        seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (seed >> 16) % n
+    };
+    let paths = ["a", "b", "dir/c", "dir/d", "e"];
+    let (mut few, mut all) = (Store::new("default"), Store::new("default"));
+    let mut files: BTreeMap<&str, SourceFile> = BTreeMap::new();
+    let (mut quick, mut kept, mut refused) = (0, 0, 0);
+    for n in 0..1_500u32 {
+        for _ in 0..=random(2) {
+            let path = paths[random(5) as usize];
+            // Names that nobody else has, and (rarely) such that others have as well.
+            let own =
+                |n: u32| format!("s{}{n}", path.len() * 10 + usize::from(path.as_bytes()[path.len() - 1]));
+            let name = if random(12) == 0 { "shared".to_owned() } else { own(random(2)) };
+            let other = format!("s{}{}", 10 + [97, 98, 101][random(3) as usize], random(2));
+            let mut text = String::new();
+            for _ in 0..random(4) {
+                text += &match random(9) {
+                    0..=2 => service(&name, 80 + random(3)),
+                    3 | 4 => route(&name, &other, &format!("{}s", 1 + random(3))),
+                    5 => rule(&name, ["v1", "v2"][random(2) as usize]),
+                    6 => workload(random(20) + 1),
+                    7 if random(4) == 0 => service(&name, 99_999),
+                    7 if random(4) == 0 => "---\nkind: [\n".to_owned(),
+                    _ => route(&format!("r{name}"), &name, "1s")
+                        .replace("]}", "], match: [{uri: {exact: /}}]}"),
+                };
+            }
+            match random(14) {
+                0 => drop(files.remove(path)),
+                1 if random(3) == 0 => {
+                    files.insert(path, SourceFile { content: Err("no".into()), ..file(path, "") });
+                }
+                _ => {
+                    files.insert(path, SourceFile { modified: 100 + u64::from(n), ..file(path, &text) });
+                }
+            }
+        }
+        let hosts: BTreeSet<String> =
+            (n % 500 > 400).then(|| "far.default.svc.cluster.local".to_owned()).into_iter().collect();
+        let now: Vec<SourceFile> = files.values().cloned().collect();
+        let change = few.update(&now, Hosts::Known(&hosts));
+        follow(&mut all, &few);
+        let told = |s: &Store| -> BTreeMap<Key, Document> {
+            s.documents().map(|(k, d)| (k.clone(), (**d).clone())).collect()
+        };
+        assert_eq!(told(&few), told(&all), "{n}");
+        assert!(few.reports().eq(all.reports()), "{n}");
+        assert_eq!(few.stale(), all.stale(), "{n}");
+        assert_eq!(few.seen, all.seen, "{n}");
+        quick += u32::from(matches!(change, Change::Some(_)));
+        kept += u32::from(!few.stale().is_empty());
+        refused +=
+            u32::from(few.reports().any(|r| r.errors.iter().any(|e| e.message.contains("unknown host"))));
+    }
+    assert!(quick > 250 && kept > 150 && refused > 150, "{quick} {kept} {refused}");
+}
+
+#[test]
+fn changes_are_told_and_nothing_is_done_without_any() {
+    let mut s = Store::new("default");
+    let none = BTreeSet::new();
+    let mut files =
+        vec![file("a", &service("one", 1)), file("b", &(service("two", 1) + &route("v", "one", "1s")))];
+    assert!(matches!(s.update(&files, Hosts::Known(&none)), Change::All));
+    assert!(matches!(s.update(&files, Hosts::Known(&none)), Change::Nothing));
+    files[0] = file("a", &service("one", 2));
+    let Change::Some(told) = s.update(&files, Hosts::Known(&none)) else { panic!() };
+    let told: Vec<_> = told.iter().map(|(k, d)| (k.to_string(), d.is_some())).collect();
+    assert_eq!(told, [("Service default/one".to_owned(), true)]);
+    // What refers to it is looked at, too, and stays as it is.
+    let Change::Some(told) = s.update(&files[1..], Hosts::Known(&none)) else { panic!() };
+    assert_eq!(
+        told.iter().map(|(k, d)| (k.to_string(), d.is_some())).collect::<Vec<_>>(),
+        [("Service default/one".to_owned(), false)]
+    );
+    assert!(s.reports().any(|r| r.warnings.iter().any(|w| w.message.contains("stays"))));
+    // A document that moves to another file is there all the time.
+    let moved = [file("b", &(service("two", 1) + &route("v", "two", "1s"))), file("c", &service("one", 2))];
+    s.update(&moved, Hosts::Known(&none));
+    let again = [file("b", &(service("one", 2) + &route("v", "two", "1s"))), file("c", &service("two", 1))];
+    assert!(matches!(s.update(&again, Hosts::Known(&none)), Change::All));
+    assert_eq!(s.documents().count(), 3);
 }
 
 #[test]

@@ -15,7 +15,7 @@ fn parse(api: &str, kind: &str, spec: &str) -> Parsed {
     let spec: String = spec.lines().map(|l| format!("  {l}\n")).collect();
     let text =
         format!("apiVersion: {api}\nkind: {kind}\nmetadata: {{name: x, namespace: books}}\nspec:\n{spec}");
-    let mut all = parse_file("test.yaml", text.as_bytes(), "default");
+    let mut all = parse_file("test.yaml", &std::sync::Arc::new(text.as_bytes().to_vec()), "default");
     assert_eq!(all.len(), 1, "{text}");
     all.pop().unwrap()
 }

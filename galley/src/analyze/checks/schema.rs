@@ -69,7 +69,7 @@ fn deprecated<'w, 'a>(r: &'w super::Resource<'a>, out: &mut Findings<'w, 'a>) {
         }
         None if r.kind == "CustomResourceDefinition" => {
             let spec = r.tree().and_then(|t| t.get("spec"));
-            let text = |n: Option<&'a Node>| n.and_then(Node::as_str).unwrap_or_default();
+            let text = |n: Option<&'w Node>| n.and_then(Node::as_str).unwrap_or_default();
             let kind = text(spec.and_then(|s| s.get("names")).and_then(|n| n.get("kind")));
             if text(spec.and_then(|s| s.get("group"))) == "rbac.istio.io" {
                 out.add(
@@ -97,7 +97,7 @@ fn conditions<'w, 'a>(r: &'w super::Resource<'a>, out: &mut Findings<'w, 'a>) {
         _ => return,
     };
     let Some(status) = r.tree().and_then(|t| t.get("status")) else { return };
-    let items = |n: &'a Node, field: &str| match n.get(field).map(|l| &l.value) {
+    let items = |n: &'w Node, field: &str| match n.get(field).map(|l| &l.value) {
         Some(Value::Seq(items)) => items.as_slice(),
         _ => &[],
     };

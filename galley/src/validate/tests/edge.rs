@@ -80,7 +80,7 @@ fn gateways() {
         ],
     );
     let text = "apiVersion: networking.istio.io/v1\nkind: Gateway\nmetadata: {name: a.b, namespace: n}\nspec: {servers: [{port: {number: 80, name: a, protocol: HTTP}, hosts: ['*']}]}\n";
-    let p = crate::document::parse_file("t", text.as_bytes(), "default");
+    let p = crate::document::parse_file("t", &std::sync::Arc::new(text.as_bytes().to_vec()), "default");
     assert_eq!(p[0].report.errors[0].path, "metadata.name");
 }
 

@@ -137,7 +137,9 @@ fn authorization() {
         let text = format!(
             "apiVersion: {SEC}\nkind: AuthorizationPolicy\nmetadata: {{name: a, annotations: {{istio.io/dry-run: '{value}'}}}}\nspec: {{action: {action}, rules: [{{}}]}}\n"
         );
-        crate::document::parse_file("t", text.as_bytes(), "default").remove(0).report
+        crate::document::parse_file("t", &std::sync::Arc::new(text.as_bytes().to_vec()), "default")
+            .remove(0)
+            .report
     };
     assert!(dry("DENY", "true").valid);
     let path = r#"metadata.annotations["istio.io/dry-run"]"#;

@@ -9,7 +9,7 @@ const RBAC: &str = "rbac.istio.io/v1alpha1";
 /// A document of a name of its own.
 fn named(api: &str, kind: &str, name: &str, spec: &str) -> Parsed {
     let text = format!("apiVersion: {api}\nkind: {kind}\nmetadata: {{name: {name}}}\nspec: {spec}\n");
-    parse_file("a.yaml", text.as_bytes(), "default").pop().unwrap()
+    parse_file("a.yaml", &std::sync::Arc::new(text.as_bytes().to_vec()), "default").pop().unwrap()
 }
 
 #[track_caller]

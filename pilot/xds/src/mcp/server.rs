@@ -28,6 +28,14 @@ pub struct ConfigServer {
     service: AdsService<Store>,
 }
 
+/// What is published of a type.
+enum News {
+    /// These and no others.
+    All(Vec<Arc<pb::Resource>>),
+    /// These instead of those of their names, or none.
+    Some(BTreeMap<String, Option<Arc<pb::Resource>>>),
+}
+
 struct Store {
     types: RwLock<BTreeMap<String, Arc<TypeSnapshot>>>,
     changes: watch::Sender<u64>,
@@ -57,7 +65,7 @@ impl ConfigServer {
     pub fn publish(&self, types: BTreeMap<String, BTreeMap<String, Document>>) {
         let built = types
             .into_iter()
-            .map(|(t, docs)| (t, docs.into_iter().map(|(name, d)| resource(name, d)).collect()))
+            .map(|(t, docs)| (t, News::All(docs.into_iter().map(|(name, d)| resource(name, d)).collect())))
             .collect();
         self.install(built);
     }
@@ -70,24 +78,22 @@ impl ConfigServer {
     /// Adds, replaces or (with `None`) removes single documents of a type; cheaper than
     /// [`ConfigServer::publish`] when few of many change.
     pub fn update(&self, type_url: &str, docs: impl IntoIterator<Item = (String, Option<Document>)>) {
-        let current = self.service.source().get(type_url);
-        let mut fresh: BTreeMap<String, Option<Document>> = docs.into_iter().collect();
-        let kept = current.resources().filter(|r| !fresh.contains_key(&r.name)).cloned();
-        let mut all: Vec<Arc<pb::Resource>> = kept.collect();
-        all.extend(std::mem::take(&mut fresh).into_iter().filter_map(|(name, d)| Some(resource(name, d?))));
-        self.install(vec![(type_url.to_owned(), all)]);
+        let news = docs.into_iter().map(|(name, d)| (name.clone(), d.map(|d| resource(name, d)))).collect();
+        self.install(vec![(type_url.to_owned(), News::Some(news))]);
     }
 
-    fn install(&self, built: Vec<(String, Vec<Arc<pb::Resource>>)>) {
+    fn install(&self, built: Vec<(String, News)>) {
         let store = self.service.source();
         let mut changed = false;
         {
             let mut map = store.types.write().unwrap_or_else(std::sync::PoisonError::into_inner);
-            for (t, resources) in built {
+            for (t, news) in built {
                 let old = map.get(&t);
-                let layer = match old.and_then(|old| old.layers().first()) {
-                    Some(before) => before.next(resources),
-                    None => Layer::new(resources),
+                let layer = match (old.and_then(|old| old.layers().first()), news) {
+                    (Some(before), News::All(resources)) => before.next(resources),
+                    (Some(before), News::Some(news)) => before.with(news),
+                    (None, News::All(resources)) => Layer::new(resources),
+                    (None, News::Some(news)) => Layer::new(news.into_values().flatten().collect()),
                 };
                 let snapshot = TypeSnapshot::of(vec![layer]);
                 if old.is_none_or(|old| old.version != snapshot.version) {

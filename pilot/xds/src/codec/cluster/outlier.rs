@@ -32,7 +32,10 @@ fn detector(n: u32, percent: u32) -> (Option<gp::UInt32Value>, Option<gp::UInt32
 
 /// Reverse of [`detector`]: the count, 0 when it is switched off, and the enforcement.
 fn to_detector(n: Option<gp::UInt32Value>, enforcing: u32) -> (u32, u32) {
-    if enforcing == 0 { (0, 100) } else { (n.map_or(5, |v| v.value), enforcing.min(100)) }
+    match (n.map_or(5, |v| v.value), enforcing.min(100)) {
+        (0, _) | (_, 0) => (0, 100),
+        on => on,
+    }
 }
 
 pub(super) fn encode(o: &OutlierDetection) -> pb::OutlierDetection {
