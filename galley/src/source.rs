@@ -5,7 +5,8 @@
 //! by renaming a symbolic link), so the source is also polled; a poll is one `stat` per file.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{HashMap, HashSet},
+    ffi::OsString,
     fs, io,
     io::Read as _,
     path::{Path, PathBuf},
@@ -56,12 +57,13 @@ impl Stamp {
 #[derive(Debug, Default)]
 pub(crate) struct DirectorySource {
     dirs: Vec<PathBuf>,
-    cache: BTreeMap<PathBuf, (Stamp, Arc<Vec<u8>>)>,
+    /// By path as text: to compare or hash paths part by part costs several times as much, for each file and reading.
+    cache: HashMap<OsString, (Stamp, Arc<Vec<u8>>)>,
 }
 
 impl DirectorySource {
     pub(crate) fn new(dirs: Vec<PathBuf>) -> Self {
-        Self { dirs, cache: BTreeMap::new() }
+        Self { dirs, cache: HashMap::new() }
     }
 
     /// Reads everything; blocking. An unreadable file or directory is an entry with its error.
@@ -71,9 +73,9 @@ impl DirectorySource {
         for dir in &self.dirs {
             walk(dir, 0, &mut visited, &mut found);
         }
-        found.sort_by(|a, b| a.0.cmp(&b.0));
-        found.dedup_by(|a, b| a.0 == b.0);
-        let mut cache = BTreeMap::new();
+        found.sort_by(|a, b| a.0.as_os_str().cmp(b.0.as_os_str()));
+        found.dedup_by(|a, b| a.0.as_os_str() == b.0.as_os_str());
+        let mut cache = HashMap::with_capacity(found.len());
         let mut out = Vec::with_capacity(found.len());
         if found.len() > MAX_FILES {
             let reason = format!("more than {MAX_FILES} files");
@@ -84,7 +86,7 @@ impl DirectorySource {
             let shown = path.display().to_string();
             let read = listed.and_then(|meta| {
                 let stamp = Stamp::of(&meta);
-                let content = match self.cache.get(&path) {
+                let content = match self.cache.get(path.as_os_str()) {
                     Some((old, content)) if *old == stamp => content.clone(),
                     _ => Arc::new(read_bounded(&path)?),
                 };
@@ -93,7 +95,7 @@ impl DirectorySource {
             out.push(match read {
                 Ok((stamp, content)) => {
                     let modified = stamp.modified.and_then(|t| t.duration_since(UNIX_EPOCH).ok());
-                    cache.insert(path, (stamp, content.clone()));
+                    cache.insert(path.into_os_string(), (stamp, content.clone()));
                     SourceFile {
                         path: shown,
                         content: Ok(content),

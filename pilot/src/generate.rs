@@ -280,6 +280,21 @@ pub(crate) fn routing(class: &ProxyNode, world: &World, rerouted: Option<&Rerout
     out
 }
 
+/// The virtual hosts that may differ from those of the world before, by the name of their resource. `domains` tells those
+/// of such a host before, which routes do not change. `None` if that is not all that may differ, or is not known.
+#[must_use]
+pub(crate) fn rehosted(
+    class: &ProxyNode,
+    world: &World,
+    rerouted: &Rerouted,
+    domains: impl Fn(&str) -> Option<Vec<String>>,
+) -> Option<BTreeMap<String, VirtualHost>> {
+    if class.grpc || class.east_west || class.router || class.on_demand || !class.filters.is_empty() {
+        return None;
+    }
+    routes::again(&Ctx::new(class, world), rerouted, domains)
+}
+
 /// A service that proxies of a class reach, and the rule by which they do.
 pub(crate) struct Reached {
     pub(crate) entry: Arc<Entry>,

@@ -8,6 +8,7 @@
 
 mod build;
 mod consul;
+mod made;
 mod slices;
 mod vips;
 
@@ -18,8 +19,8 @@ use std::{
     sync::Arc,
 };
 
-pub use build::build;
 pub(crate) use build::{HEALTH, TLS_MODE, workload_labels};
+pub use build::{build, build_after};
 pub(crate) use consul::not_exported;
 use mesh_model::{
     ClusterId,
@@ -123,9 +124,10 @@ pub struct Index {
     /// Aliases to hosts.
     pub aliases: HashMap<String, String>,
     /// Workload address to the `(host, position of the endpoint)` that it serves.
-    pub by_address: HashMap<IpAddr, Vec<(String, usize)>>,
+    pub by_address: HashMap<IpAddr, Vec<(Arc<str>, usize)>>,
     /// This cluster's own east-west gateways.
     pub east_west: Vec<SocketAddr>,
+    kept: made::Kept,
 }
 
 impl Index {
@@ -155,7 +157,7 @@ impl Index {
         let mut out = Vec::new();
         for a in addresses {
             for (host, i) in self.by_address.get(a).into_iter().flatten() {
-                if let Some(entry) = self.services.get(host)
+                if let Some(entry) = self.services.get(&**host)
                     && let Some(endpoint) = entry.endpoints.get(*i)
                 {
                     out.push((entry, endpoint));
@@ -166,8 +168,16 @@ impl Index {
     }
 }
 
+/// Hosts of services of the platform that were made for the second of two indices, and not for the first.
+#[cfg(test)]
+pub(crate) fn made_again(before: &Index, after: &Index) -> Vec<String> {
+    let was = |host: &String| before.kept.made.get(host);
+    let fresh = after.kept.made.iter().filter(|(h, m)| was(h).is_none_or(|w| !Arc::ptr_eq(w, m)));
+    fresh.map(|(host, _)| host.clone()).collect()
+}
+
 /// What an index is built for.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Local {
     /// This cluster.
     pub cluster: ClusterId,

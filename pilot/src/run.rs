@@ -321,11 +321,10 @@ impl Follow {
 
     fn rebuild(&self, config: Config) {
         let started = std::time::Instant::now();
-        let world = World::new(self.settings.clone(), config);
-        let world = world.with_draining(self.source.draining().addresses());
+        let (settings, draining) = (self.settings.clone(), self.source.draining().addresses());
         let world = Arc::new(match self.source.world() {
-            Some(before) => world.following(&before),
-            None => world,
+            Some(before) => before.next(settings, config, draining),
+            None => World::new(settings, config).with_draining(draining),
         });
         let (documents, found) = exports::exports(&world);
         self.exports.publish_type(type_url::EXPORTED_SERVICE, documents);

@@ -109,6 +109,16 @@ impl World {
     /// Prepares all look-ups.
     #[must_use]
     pub fn new(settings: Settings, config: Config) -> Self {
+        Self::build(settings, config, &Index::default())
+    }
+
+    /// The world that follows this one: what did not change is shared with it, and known not to have changed.
+    #[must_use]
+    pub fn next(&self, settings: Settings, config: Config, draining: BTreeSet<IpAddr>) -> Self {
+        Self::build(settings, config, &self.index).with_draining(draining).following(self)
+    }
+
+    fn build(settings: Settings, config: Config, before: &Index) -> Self {
         let trust_domain = config
             .mesh
             .trust_domain
@@ -121,7 +131,7 @@ impl World {
             trust_domain: settings.trust_domain.clone(),
             east_west: settings.east_west.clone(),
         };
-        let (index, found) = index::build(&config, &local);
+        let (index, found) = index::build_after(&config, &local, before);
         let mut problems = config.problems.clone();
         problems.extend(found);
         problems.extend(providers::problems(&config, &index));
@@ -225,11 +235,17 @@ impl World {
         })
     }
 
-    /// The same as what follows another world: what did not change is shared with it, and known not to have changed.
+    /// The same as what follows another world.
     #[must_use]
-    pub fn following(mut self, before: &Self) -> Self {
+    fn following(mut self, before: &Self) -> Self {
         for (host, entry) in &mut self.index.services {
-            if let Some(old) = before.index.services.get(host).filter(|old| ***old == **entry) {
+            if let Some(old) = before
+                .index
+                .services
+                .get(host)
+                .filter(|old| !Arc::ptr_eq(old, entry))
+                .filter(|old| ***old == **entry)
+            {
                 *entry = Arc::clone(old);
             }
         }

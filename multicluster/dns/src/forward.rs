@@ -209,6 +209,8 @@ pub(crate) fn encode(
     answer: Answer,
     transport: Transport,
 ) -> (Vec<u8>, u16) {
+    // In an update (RFC 2136) records may be empty, which they are not allowed to be in an answer.
+    let answer = answer.filter(|m| m.metadata.op_code == OpCode::Query);
     let Some((mut m, question)) = answer.zip(question) else {
         let mut out = vec![0; usize::from(wire::MAX_PAYLOAD)];
         let len = crate::answer::failed(query, Code::ServFail, &mut out, transport);

@@ -1,7 +1,7 @@
 //! Route configurations of sidecars: one per HTTP port, and one for the HTTP proxy listener.
 
 use std::{
-    collections::{BTreeSet, HashSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     net::IpAddr,
 };
 
@@ -25,7 +25,7 @@ use crate::{
     config::Doc,
     index::{Entry, Origin},
     proxy::Interception,
-    world::Egress,
+    world::{Egress, Rerouted},
 };
 
 /// RDS name of the HTTP proxy listener.
@@ -204,6 +204,41 @@ pub(super) fn port(ctx: &Ctx<'_>, way: &Egress<'_>, number: u16, out: &mut Gener
     let captured =
         ctx.proxy.interception != Interception::None && way.declared().is_none_or(|d| !d.connected);
     whole(ctx, out, number.to_string(), hosts, catch_all(ctx, captured));
+}
+
+/// The virtual hosts of services whose documents changed, of a proxy that everything is said of by the port of its service.
+pub(super) fn again(
+    ctx: &Ctx<'_>,
+    rerouted: &Rerouted,
+    domains: impl Fn(&str) -> Option<Vec<String>>,
+) -> Option<BTreeMap<String, VirtualHost>> {
+    let (proxy, world) = (ctx.proxy, ctx.world);
+    let others = proxy.http_proxy_port.is_some() || proxy.interception == Interception::None;
+    if others || !proxy.hosts_apart() || world.sidecar(proxy).is_some() {
+        return None;
+    }
+    let mut out = BTreeMap::new();
+    for host in rerouted.hosts()? {
+        // A host that no service has, or none that this proxy sees, has a virtual host of its own.
+        let e = world.index.services.get(host)?;
+        if !proxy.sees(&e.service.namespace, &e.service.export_to) {
+            return None;
+        }
+        let mut seen = BTreeSet::new();
+        for p in &e.service.ports {
+            if !p.protocol.is_http() {
+                return None;
+            }
+            let name = format!("{host}:{}", p.port);
+            let resource = format!("{}/{name}", p.port);
+            if seen.insert(p.port)
+                && let Some(domains) = domains(&resource)
+            {
+                out.insert(resource, virtual_host(name, domains, service_routes(ctx, e, p.port)));
+            }
+        }
+    }
+    Some(out)
 }
 
 /// Routes of one service's own listener: whatever the host header says, it is this service.

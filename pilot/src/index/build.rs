@@ -9,7 +9,8 @@ use std::{
 use mesh_model::{
     ClusterId, Locality, NetworkId, SpiffeId,
     authored::{
-        IntOrString, Location, Resolution as AuthoredResolution, WorkloadEntry, kubernetes::topology,
+        IntOrString, Location, Resolution as AuthoredResolution, Service as AuthoredService, WorkloadEntry,
+        kubernetes::topology,
     },
     federation::ImportedService,
     registry::{Endpoint, Health, Labels, Protocol, Resolution, Service, ServicePort, TlsMode},
@@ -17,6 +18,7 @@ use mesh_model::{
 
 use super::{
     Entry, Index, Local, Origin,
+    made::{Borrowed, Kept, Made},
     slices::{PodIndex, Slices},
     vips,
 };
@@ -43,8 +45,11 @@ pub(super) struct Builder<'a> {
     workloads: HashMap<&'a str, Workloads<'a>>,
     imports: HashMap<(&'a str, &'a str), Vec<Arc<ImportedService>>>,
     pub(super) exports: BTreeSet<(&'a str, &'a str)>,
-    pub(super) entries: BTreeMap<String, Entry>,
+    pub(super) entries: BTreeMap<String, Arc<Entry>>,
     problems: Vec<Problem>,
+    /// What was made for the index before, and what of it, or instead, is made for this one.
+    before: &'a HashMap<String, Arc<Made>>,
+    made: HashMap<String, Arc<Made>>,
 }
 
 /// Workloads of a namespace, found by their labels: a namespace has about as many services as workloads.
@@ -76,6 +81,14 @@ impl<'a> Workloads<'a> {
 /// Builds the index, and tells what it could not use.
 #[must_use]
 pub fn build(config: &Config, local: &Local) -> (Index, Vec<Problem>) {
+    build_after(config, local, &Index::default())
+}
+
+/// The same after another index: what is made of the same documents as there is shared with it.
+#[must_use]
+pub fn build_after(config: &Config, local: &Local, before: &Index) -> (Index, Vec<Problem>) {
+    let nothing = HashMap::new();
+    let same = before.kept.local.as_ref() == Some(local);
     let mut workloads: HashMap<&str, Workloads<'_>> = HashMap::new();
     for w in &config.workload_entries {
         workloads.entry(&w.namespace).or_default().add(w);
@@ -104,6 +117,8 @@ pub fn build(config: &Config, local: &Local) -> (Index, Vec<Problem>) {
         exports,
         entries: BTreeMap::new(),
         problems: Vec::new(),
+        before: if same { &before.kept.made } else { &nothing },
+        made: HashMap::new(),
     };
     b.platform();
     b.consul();
@@ -113,13 +128,17 @@ pub fn build(config: &Config, local: &Local) -> (Index, Vec<Problem>) {
     b.members();
     let east_west = b.east_west();
     let mut problems = std::mem::take(&mut b.problems);
-    let index = finish(b.entries, east_west, &mut problems);
-    (index, problems)
+    let (entries, made) = (b.entries, b.made);
+    let index = finish(entries, east_west, &made, before, &mut problems);
+    let kept = Kept { local: Some(local.clone()), made };
+    (Index { kept, ..index }, problems)
 }
 
 fn finish(
-    mut entries: BTreeMap<String, Entry>,
+    mut entries: BTreeMap<String, Arc<Entry>>,
     east_west: Vec<SocketAddr>,
+    made: &HashMap<String, Arc<Made>>,
+    before: &Index,
     problems: &mut Vec<Problem>,
 ) -> Index {
     let assigned: Vec<(String, IpAddr)> = {
@@ -131,9 +150,15 @@ fn finish(
         vips::assign(without).into_iter().map(|(h, ip)| (h.to_owned(), ip)).collect()
     };
     for (host, ip) in assigned {
-        if let Some(e) = entries.get_mut(&host) {
-            e.service.addresses = vec![ip];
-            e.assigned_vip = true;
+        let Some(e) = entries.get_mut(&host) else { continue };
+        let kept = made.get(&host).zip(before.kept.made.get(&host)).is_some_and(|(a, b)| Arc::ptr_eq(a, b));
+        match before.services.get(&host) {
+            Some(old) if kept && old.assigned_vip && old.service.addresses == [ip] => *e = Arc::clone(old),
+            _ => {
+                let e = Arc::make_mut(e);
+                e.service.addresses = vec![ip];
+                e.assigned_vip = true;
+            }
         }
     }
     let mut index = Index { east_west, ..Index::default() };
@@ -150,13 +175,14 @@ fn finish(
         if entry.origin == Origin::Member {
             continue;
         }
+        let host: Arc<str> = host.as_str().into();
         for (i, e) in entry.endpoints.iter().enumerate() {
             if let Ok(ip) = e.address.parse() {
-                index.by_address.entry(ip).or_default().push((host.clone(), i));
+                index.by_address.entry(ip).or_default().push((Arc::clone(&host), i));
             }
         }
     }
-    index.services = entries.into_iter().map(|(h, e)| (h, Arc::new(e))).collect();
+    index.services = entries;
     index
 }
 
@@ -180,6 +206,14 @@ impl<'a> Builder<'a> {
             let spec = &doc.spec;
             let object = format!("Service {}/{}", doc.namespace, doc.name);
             let host = hosts::service_host(&doc.name, &doc.namespace);
+            let of = self.ingredients(doc);
+            if let Some(made) = self.before.get(&host).filter(|made| of.are_those_of(made)) {
+                self.problems.extend(made.problems.iter().cloned());
+                self.entries.insert(host.clone(), Arc::clone(&made.entry));
+                self.made.insert(host, Arc::clone(made));
+                continue;
+            }
+            let told = self.problems.len();
             let (mut ports, mut targets) = (Vec::new(), Vec::new());
             let (mut udp_ports, mut udp_targets) = (Vec::new(), Vec::new());
             for p in &spec.ports {
@@ -246,7 +280,30 @@ impl<'a> Builder<'a> {
                 self.select_workloads(&mut entry, &spec.selector, &targets, &object);
             }
             self.merge_imports(&mut entry);
+            let entry = Arc::new(entry);
+            let problems = self.problems.get(told..).unwrap_or_default().to_vec();
+            let made = Arc::new(Made { of: of.kept(), entry: Arc::clone(&entry), problems });
+            self.made.insert(host.clone(), made);
             self.entries.insert(host, entry);
+        }
+    }
+
+    /// What a `Service` is made of: everything that [`Builder::platform`] looks at for it, but for what the index is built for.
+    fn ingredients(&self, doc: &'a Doc<AuthoredService>) -> Borrowed<'a> {
+        let key = (doc.namespace.as_str(), doc.name.as_str());
+        let slices = self.slices.get(&key).cloned().unwrap_or_default();
+        let named = slices.iter().flat_map(|s| &s.spec.endpoints);
+        let named = named.filter_map(|e| Some(self.pod(&doc.namespace, e, e.addresses.first()?)));
+        let of_namespace =
+            self.workloads.get(doc.namespace.as_str()).filter(|_| !doc.spec.selector.is_empty());
+        let selected = of_namespace.into_iter().flat_map(|all| all.selected(&doc.spec.selector)).map(Some);
+        let imports = self.imports.get(&key).into_iter().flatten();
+        Borrowed {
+            service: doc,
+            workloads: named.chain(selected).collect(),
+            slices,
+            exported: self.exports.contains(&key),
+            imports: imports.map(|i| (i.clone(), self.config.foreign_domain(&i.cluster).is_some())).collect(),
         }
     }
 
@@ -456,7 +513,7 @@ impl<'a> Builder<'a> {
                         entry.endpoints.push(inline(&host, number, &p.name));
                     }
                 }
-                self.entries.insert(host, entry);
+                self.entries.insert(host, Arc::new(entry));
             }
         }
     }
@@ -559,7 +616,7 @@ impl<'a> Builder<'a> {
             let mut entry = self.entry(service, Origin::Imported);
             entry.udp_ports = udp;
             self.merge_imports(&mut entry);
-            self.entries.insert(host, entry);
+            self.entries.insert(host, Arc::new(entry));
         }
     }
 
@@ -574,7 +631,7 @@ impl<'a> Builder<'a> {
                 let s = &e.service;
                 let host = hosts::member_host(&s.name, &s.namespace, cluster.as_str());
                 let service = Service { host, addresses: vec![], headless: false, ..s.clone() };
-                let mut m = Entry { service, origin: Origin::Member, aliases: vec![], ..e.clone() };
+                let mut m = Entry { service, origin: Origin::Member, aliases: vec![], ..(**e).clone() };
                 m.imports.clear();
                 m.endpoints.clear();
                 m.exported = false;
@@ -591,7 +648,7 @@ impl<'a> Builder<'a> {
                 out.push(m);
             }
         }
-        self.entries.extend(out.into_iter().map(|m| (m.service.host.clone(), m)));
+        self.entries.extend(out.into_iter().map(|m| (m.service.host.clone(), Arc::new(m))));
     }
 
     /// Addresses of this cluster's own east-west gateways.

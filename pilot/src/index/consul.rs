@@ -4,7 +4,7 @@
 //! others come on top, as in Istio's aggregate registry. Agents come in the order in which they are given, then
 //! `ServiceEntry` documents.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, sync::Arc};
 
 use mesh_model::registry::{Labels, Resolution, Service, ServicePort};
 
@@ -41,7 +41,7 @@ impl Builder<'_> {
             if self.entries.contains_key(&s.host) {
                 self.join_consul(entry);
             } else {
-                self.entries.insert(s.host.clone(), entry);
+                self.entries.insert(s.host.clone(), Arc::new(entry));
             }
         }
     }
@@ -71,13 +71,13 @@ impl Builder<'_> {
             let mut entry =
                 Entry { udp_ports, endpoints, identities, ..self.entry(service, Origin::Platform) };
             self.merge_imports(&mut entry);
-            self.entries.insert(host, entry);
+            self.entries.insert(host, Arc::new(entry));
         }
     }
 
     /// Adds to a service of Consul what another registry has under the same host.
     pub(super) fn join_consul(&mut self, other: Entry) {
-        let Some(entry) = self.entries.get_mut(&other.service.host) else { return };
+        let Some(entry) = self.entries.get_mut(&other.service.host).map(Arc::make_mut) else { return };
         let known = &mut entry.service;
         let mut renamed = Vec::new();
         join_ports(&mut known.ports, other.service.ports, &mut renamed);

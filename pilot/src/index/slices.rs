@@ -32,7 +32,7 @@ impl<'a> PodIndex<'a> {
     }
 }
 
-impl Builder<'_> {
+impl<'a> Builder<'a> {
     /// Adds what slices say of a service; false if there are none. Workloads that are no pods and that the service
     /// selects come on top, since no controller writes slices for them.
     pub(super) fn slices(
@@ -80,7 +80,12 @@ impl Builder<'_> {
     }
 
     /// The pod behind an endpoint.
-    fn pod(&self, namespace: &str, e: &SliceEndpoint, address: &str) -> Option<&Doc<WorkloadEntry>> {
+    pub(super) fn pod(
+        &self,
+        namespace: &str,
+        e: &SliceEndpoint,
+        address: &str,
+    ) -> Option<&'a Doc<WorkloadEntry>> {
         match e.target_ref.as_ref().filter(|t| t.kind == "Pod") {
             Some(t) => self.pods.by_name.get(&(namespace, t.name.as_str())).copied(),
             None => self.pods.by_address.get(&(namespace, address)).copied(),

@@ -33,7 +33,7 @@ use crate::{
     generate::{self, Generated, Reached},
     index::Entry,
     proxy::ProxyNode,
-    world::{Lineage, World},
+    world::{Lineage, Rerouted, World},
 };
 
 /// Layers by type.
@@ -164,31 +164,10 @@ impl Classes {
         let (now, before) = (world.lineage(), class.lineage);
         let changed = |of: fn(&Lineage) -> u64| before.is_none_or(|b| of(&b) != of(&now));
         if changed(|l| l.routing) {
-            // Patches of routes must know whose the domains are.
-            let whole = class.node.filters.concerns(Scope::Routes);
             let rerouted = world.rerouted().filter(|r| before.is_some_and(|b| b.routing == r.since));
-            let rerouted = rerouted.filter(|_| !whole);
-            let mut routing = generate::routing(&class.node, world, rerouted);
-            let asks = class.node.on_demand;
-            let was = if asks { class.hidden.get(VHDS) } else { class.layers.get(VHDS) };
-            let find = |n: &String| was.and_then(|l| l.get(n)).cloned();
-            let kept = routing.kept.iter().map(find).collect::<Option<Resources>>().unwrap_or_else(|| {
-                // One that was not there before: a defect, but no reason to serve a part.
-                routing = generate::routing(&class.node, world, None);
-                vec![]
-            });
-            let before = if asks { with(&class.layers, &class.hidden) } else { class.layers.clone() };
-            for (t, mut resources) in encode(&routing, &before, class.node.grpc) {
-                if t == VHDS {
-                    self.share(&mut resources);
-                }
-                class.routing.insert(t, resources);
+            if !rerouted.is_some_and(|r| self.reroute_some(class, world, r)) {
+                self.reroute(class, world, rerouted);
             }
-            class.routing.entry(VHDS).or_default().extend(kept);
-            if asks {
-                class.hide_hosts(&routing);
-            }
-            class.refused_routing = routing.refused;
         }
         if changed(|l| l.shape) {
             let names = generate::name_table(&class.node, world).to_any();
@@ -234,6 +213,53 @@ impl Classes {
         tracing::debug!(
             namespace = %class.node.namespace, generation, elapsed = ?started.elapsed(), "generated a class"
         );
+    }
+
+    /// Makes listeners, routes and virtual hosts.
+    fn reroute(&self, class: &mut Class, world: &World, rerouted: Option<&Rerouted>) {
+        // Patches of routes must know whose the domains are.
+        let whole = class.node.filters.concerns(Scope::Routes);
+        let mut routing = generate::routing(&class.node, world, rerouted.filter(|_| !whole));
+        let asks = class.node.on_demand;
+        let was = if asks { class.hidden.get(VHDS) } else { class.layers.get(VHDS) };
+        let find = |n: &String| was.and_then(|l| l.get(n)).cloned();
+        let kept = routing.kept.iter().map(find).collect::<Option<Resources>>().unwrap_or_else(|| {
+            // One that was not there before: a defect, but no reason to serve a part.
+            routing = generate::routing(&class.node, world, None);
+            vec![]
+        });
+        let before = if asks { with(&class.layers, &class.hidden) } else { class.layers.clone() };
+        for (t, mut resources) in encode(&routing, &before, class.node.grpc) {
+            if t == VHDS {
+                self.share(&mut resources);
+            }
+            class.routing.insert(t, resources);
+        }
+        class.routing.entry(VHDS).or_default().extend(kept);
+        if asks {
+            class.hide_hosts(&routing);
+        }
+        class.refused_routing = routing.refused;
+    }
+
+    /// Makes the virtual hosts of some services, if nothing else may differ.
+    fn reroute_some(&self, class: &mut Class, world: &World, rerouted: &Rerouted) -> bool {
+        let before = class.layers.get(VHDS);
+        let domains = |name: &str| {
+            let any = before?.get(name)?.resource.as_ref()?;
+            Some(codec::decode_virtual_host(any).ok()?.domains)
+        };
+        let Some(hosts) = generate::rehosted(&class.node, world, rerouted, domains) else { return false };
+        let mut made = encode_each(&hosts, codec::encode_virtual_host, before);
+        self.share(&mut made);
+        // Few of many; those that are there are in no order.
+        for r in class.routing.entry(VHDS).or_default() {
+            if let Some(at) = made.iter().position(|m| m.name == r.name) {
+                *r = made.swap_remove(at);
+            }
+        }
+        debug_assert!(made.is_empty(), "virtual hosts that were not there before");
+        true
     }
 
     /// Replaces virtual hosts by those of other classes that are the same.

@@ -329,20 +329,127 @@ proptest! {
             }
             keep(&mut g, &galley);
             keep(&mut f, &federation);
-            let world = World::new(settings(), reader.read(&g, &f));
+            let config = reader.read(&g, &f);
             let world = Arc::new(match source.world() {
-                Some(before) => world.following(&before),
-                None => world,
+                Some(before) => before.next(settings(), config, BTreeSet::new()),
+                None => World::new(settings(), config),
             });
             (galley, federation) = (g, f);
             source.update(Arc::clone(&world));
             let alone = World::new(settings(), Reader::default().read(&galley, &federation));
+            prop_assert_eq!(&world.index.services, &alone.index.services);
+            prop_assert_eq!(&world.index.by_address, &alone.index.by_address);
+            prop_assert_eq!(&world.problems, &alone.problems);
             for n in nodes() {
                 let mut made = made(&alone, &n);
                 prop_assert_eq!(served(&source, &n, &mut made), made, "{}", n.id);
             }
         }
     }
+}
+
+/// Services, and a route whose timeout, name and kind are these.
+fn routed(timeout: u32, host: &str, kind: &str) -> Docs {
+    let ports = json!([{"name": "http", "port": 80}, {"name": "http-b", "port": 8080}]);
+    let service = |ip: &str| json!({"clusterIP": ip, "selector": {"app": "a"}, "ports": ports});
+    let workload = json!({"address": "10.0.0.1", "labels": {"app": "a"}});
+    let to = json!([{"destination": {"host": "a.books.svc.cluster.local"}}]);
+    let rules = if kind == "http" {
+        json!([{"route": to, "timeout": format!("{timeout}s")}])
+    } else {
+        json!([{"route": to, "match": [{"port": 80, "sniHosts": ["x"]}]}])
+    };
+    let mut spec = serde_json::Map::new();
+    spec.insert("hosts".into(), json!([host]));
+    spec.insert(kind.into(), rules);
+    Docs::default()
+        .add("Service", "books/a", service("10.9.0.1"))
+        // Of the same address: the first has its domain.
+        .add("Service", "books/b", service("10.9.0.1"))
+        .add("WorkloadEntry", "books/a", workload)
+        .add("VirtualService", "books/v", Value::Object(spec))
+}
+
+#[test]
+fn the_routes_of_one_service_are_made_alone() {
+    let source = PilotSource::new();
+    let all = nodes();
+    all.iter().for_each(|n| source.connected(n));
+    let (mut reader, mut before) = (Reader::default(), ConfigState::default());
+    let steps = [
+        (routed(1, "a", "http"), false),
+        (routed(2, "a", "http"), true),
+        // Both the host that it was for and the one that it is for.
+        (routed(2, "b", "http"), true),
+        // A host that no service has is one more virtual host; so it is when it goes.
+        (routed(2, "c.example.com", "http"), false),
+        (routed(3, "a", "http"), false),
+        (routed(3, "a", "tls"), false),
+        (routed(4, "b", "http"), false),
+        (routed(5, "b", "http"), true),
+    ];
+    for (at, (docs, alone)) in steps.into_iter().enumerate() {
+        let (mut galley, federation) = docs.states();
+        keep(&mut galley, &before);
+        before.clone_from(&galley);
+        let config = reader.read(&galley, &federation);
+        let world = match source.world() {
+            Some(before) => before.next(settings(), config, BTreeSet::new()),
+            None => World::new(settings(), config),
+        };
+        let known = |_: &str| Some(vec![]);
+        let node = ProxyNode::new(&all[1]).unwrap().class(world.telling_labels());
+        let some = world.rerouted().and_then(|r| generate::rehosted(&node, &world, r, known));
+        assert_eq!(some.is_some(), alone, "{at}");
+        if let Some(hosts) = some {
+            assert_eq!(hosts.len(), if at == 2 { 4 } else { 2 }, "{hosts:?}");
+        }
+        source.update(Arc::new(world));
+        let alone = World::new(settings(), Reader::default().read(&galley, &federation));
+        for n in &all {
+            let mut made = made(&alone, n);
+            assert_eq!(served(&source, n, &mut made), made, "{at} {}", n.id);
+        }
+    }
+}
+
+/// Of a hundred services one is made again when one of its workloads changes, or when it is the service that does.
+#[test]
+fn services_whose_documents_stay_are_not_made_again() {
+    let docs = |zone: &str, port: u32| {
+        let mut docs = Docs::default();
+        for n in 0..100 {
+            let port = if n == 7 { port } else { 80 };
+            let spec =
+                json!({"selector": {"app": format!("a{n}")}, "ports": [{"name": "http", "port": port}]});
+            docs = docs.add("Service", &format!("books/s{n}"), spec);
+            let zone = if n == 3 { zone } else { "r/z" };
+            let spec = json!({"address": format!("10.0.0.{n}"), "locality": zone, "labels": {"app": format!("a{n}")}});
+            docs = docs.add("WorkloadEntry", &format!("books/w{n}"), spec);
+        }
+        docs.states()
+    };
+    let (mut reader, mut before) = (Reader::default(), ConfigState::default());
+    let mut worlds: Vec<World> = vec![];
+    for (zone, port) in [("r/z", 80), ("r/y", 80), ("r/y", 81), ("r/y", 81)] {
+        let (mut galley, federation) = docs(zone, port);
+        keep(&mut galley, &before);
+        before.clone_from(&galley);
+        let config = reader.read(&galley, &federation);
+        let world = match worlds.last() {
+            Some(before) => before.next(settings(), config, BTreeSet::new()),
+            None => World::new(settings(), config),
+        };
+        worlds.push(world);
+    }
+    let again = |a: &World, b: &World| -> Vec<String> {
+        let pairs = a.index.services.values().zip(b.index.services.values());
+        pairs.filter(|(a, b)| !Arc::ptr_eq(a, b)).map(|(a, _)| a.service.name.clone()).collect()
+    };
+    assert_eq!(again(&worlds[0], &worlds[1]), ["s3"]);
+    assert_eq!(again(&worlds[1], &worlds[2]), ["s7"]);
+    assert!(again(&worlds[2], &worlds[3]).is_empty());
+    assert_eq!(crate::index::made_again(&worlds[0].index, &worlds[1].index), ["s3.books.svc.cluster.local"]);
 }
 
 #[test]
@@ -380,10 +487,10 @@ fn patches_know_whose_domains_are_kept() {
         let (mut galley, federation) = docs.states();
         keep(&mut galley, &before);
         before.clone_from(&galley);
-        let world = World::new(settings(), reader.read(&galley, &federation));
+        let config = reader.read(&galley, &federation);
         let world = match source.world() {
-            Some(before) => world.following(&before),
-            None => world,
+            Some(before) => before.next(settings(), config, BTreeSet::new()),
+            None => World::new(settings(), config),
         };
         assert_eq!(world.rerouted().is_some(), variant == 1);
         source.update(Arc::new(world));

@@ -39,6 +39,8 @@ pub(crate) struct Rerouted {
     pub(crate) since: u64,
     exact: HashSet<String>,
     wildcards: Vec<String>,
+    /// The documents say nothing that anything but virtual hosts is made of.
+    plain: bool,
 }
 
 impl Rerouted {
@@ -46,7 +48,8 @@ impl Rerouted {
         if now.lineage.shape != before.lineage.shape || now.lineage.routing == before.lineage.routing {
             return None;
         }
-        let mut out = Self { since: before.lineage.routing, exact: HashSet::new(), wildcards: vec![] };
+        let mut out =
+            Self { since: before.lineage.routing, exact: HashSet::new(), wildcards: vec![], plain: true };
         let key = |d: &Doc<VirtualService>| (d.namespace.clone(), d.name.clone());
         let old: HashMap<_, _> = before.virtual_services().map(|(d, hosts)| (key(d), (d, hosts))).collect();
         if old.len() < before.config.virtual_services.len() {
@@ -55,6 +58,8 @@ impl Rerouted {
         }
         let mut kept = 0;
         let mut add = |d: &Doc<VirtualService>, hosts: &[String]| {
+            let s = &d.spec;
+            out.plain &= s.tls.is_empty() && s.tcp.is_empty() && s.http.iter().all(|r| r.extras.is_none());
             for h in hosts {
                 if h.starts_with('*') {
                     out.wildcards.push(h.clone());
@@ -80,6 +85,11 @@ impl Rerouted {
             }
         }
         hosted.then_some(out)
+    }
+
+    /// All of these hosts, if they are known by name and nothing but their virtual hosts may differ.
+    pub(crate) fn hosts(&self) -> Option<impl Iterator<Item = &str>> {
+        (self.plain && self.wildcards.is_empty()).then(|| self.exact.iter().map(String::as_str))
     }
 
     /// Whether the routes of a host may differ.

@@ -234,10 +234,10 @@ fn what_changes_is_what_was_asked_for() {
     let mut reader = Reader::default();
     let mut turn = |d: &Docs| {
         let (g, f) = d.states();
-        let world = World::new(settings(), reader.read(&g, &f));
+        let config = reader.read(&g, &f);
         let world = match s.world() {
-            Some(before) => world.following(&before),
-            None => world,
+            Some(before) => before.next(settings(), config, BTreeSet::new()),
+            None => World::new(settings(), config),
         };
         s.update(Arc::new(world));
     };
