@@ -55,7 +55,8 @@ fn routes_mean_what_they_mean_to_a_sidecar() {
         &routes(&format!(
             "  - match: [{{headers: {{x-user: {{exact: jason}}}}}}]\n{TO_V2}  - match: [{{uri: {{exact: \
              /greeter.Greeter/Other}}}}]\n{TO_V2}  - match: [{{method: {{exact: GET}}}}]\n{TO_V2}  - match: [{{headers: \
-             {{x-name: {{regex: \"b.*\"}}}}, withoutHeaders: {{x-not: {{}}}}}}]\n{TO_V2}  -{}",
+             {{x-name: {{regex: \"b.*\"}}}}, withoutHeaders: {{x-not: {{}}}}}}]\n{TO_V2}  - match: [{{headers: {{x-other: {{}}}}, \
+             withoutHeaders: {{x-kind: {{exact: plain}}}}}}]\n{TO_V2}  -{}",
             &TO_V1[3..]
         )),
     );
@@ -66,6 +67,12 @@ fn routes_mean_what_they_mean_to_a_sidecar() {
     assert_eq!(client.calls(20, json!({"method": "Other"})).servers(), ["v2"]);
     assert_eq!(client.calls(20, with("x-name", "bob")).servers(), ["v2"]);
     assert_eq!(client.calls(20, json!({"metadata": {"x-name": "bob", "x-not": "1"}})).servers(), ["v1"]);
+    // Not for a value: without the header, or with another.
+    assert_eq!(client.calls(20, with("x-other", "1")).servers(), ["v2"]);
+    for (kind, to) in [("plain", "v1"), ("fancy", "v2")] {
+        let t = client.calls(20, json!({"metadata": {"x-other": "1", "x-kind": kind}}));
+        assert_eq!(t.servers(), [to], "{kind}");
+    }
 
     // Weights, and a change of them that no call notices.
     c.write("routes.yaml", &weights(80, 20));

@@ -179,6 +179,7 @@ impl Verify {
                 "bundles",
                 "audit",
                 "revocation",
+                "policies",
             ])
         });
         let why = "needs root for network namespaces";

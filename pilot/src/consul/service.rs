@@ -92,7 +92,7 @@ pub(crate) fn service(name: &str, all: &[Instance], unused: &[String], naming: &
     }
     let namespaces: Vec<&String> = all.iter().filter_map(|i| i.meta.get("namespace")).collect();
     if let Some(first) = namespaces.first() {
-        if is_label(first) {
+        if is_label(first) && mesh_model::ClusterId::new(&first.to_ascii_lowercase()).is_ok() {
             out.namespace = first.to_ascii_lowercase();
         } else {
             out.problems.push(problem(format!("namespace {first:?} is ignored: not a DNS label")));

@@ -104,22 +104,31 @@ impl HeaderMatcher {
         Ok(Self { name: m.name.to_ascii_lowercase().into_bytes(), present, value, invert: m.invert })
     }
 
+    /// A header that is there several times has several values, one of which is enough: joined they would be none of those
+    /// that a condition names, and whoever is denied for one would send another with it (Envoy's `match_headers_individually`
+    /// and `rbac_match_headers_individually`).
     pub(crate) fn matches(&self, req: &RequestHead) -> bool {
-        self.holds(header_value(req, &self.name))
+        if self.name.starts_with(b":") || self.name == b"host" {
+            return self.holds(header_value(req, &self.name).as_deref().into_iter());
+        }
+        self.holds(req.headers.values(&self.name))
     }
 
     /// The same for the headers of an answer.
     pub(crate) fn matches_response(&self, headers: &Headers) -> bool {
-        self.holds(headers.joined(&self.name))
+        self.holds(headers.values(&self.name))
     }
 
-    fn holds(&self, value: Option<Cow<'_, [u8]>>) -> bool {
+    fn holds<'a>(&self, values: impl Iterator<Item = &'a [u8]>) -> bool {
+        let mut values = values.peekable();
+        let there = values.peek().is_some();
         let holds = match (&self.value, self.present) {
-            // A value condition on a missing header is false before inversion, so `not v` holds for it:
-            // what users mean by `withoutHeaders` (Envoy says this with treat_missing_header_as_empty).
-            (Some(m), _) => value.is_some_and(|v| m.matches(&v)),
-            (None, Some(p)) => value.is_some() == p,
-            (None, None) => value.is_some(),
+            // A missing header has no value that is asked for. Where one is not wanted it is an empty one, so that `not v` holds
+            // for it: what users mean by `withoutHeaders` (Envoy's treat_missing_header_as_empty).
+            (Some(m), _) if !there => self.invert && m.matches(b""),
+            (Some(m), _) => values.any(|v| m.matches(v)),
+            (None, Some(p)) => there == p,
+            (None, None) => there,
         };
         holds != self.invert
     }

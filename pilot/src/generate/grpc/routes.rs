@@ -16,6 +16,8 @@ use mesh_model::{
 use super::{super::http::default_retry, Left};
 
 const METHOD: &str = "POST";
+/// Headers of one route whose values it may not be for: each doubles the routes.
+const MAX_WITHOUT: usize = 4;
 /// gRPC makes no more tries than this, the first included.
 const TRIES: u32 = 5;
 /// Statuses that gRPC retries.
@@ -29,7 +31,32 @@ const RETRIED: [RetryOn; 5] = [
 
 /// The routes that apply to calls, with what a client can do of each.
 pub(super) fn adapted(routes: Vec<Route>, left: &mut Left) -> Vec<Route> {
-    routes.into_iter().filter_map(|r| one(r, left)).collect()
+    routes.into_iter().flat_map(|r| one(r, left).map_or_else(Vec::new, |r| split(r, left))).collect()
+}
+
+/// Routes that are not for a value of a header twice: for calls without the header, and for those with other values. The
+/// client takes a condition on a missing header for none that holds, inverted or not.
+fn split(r: Route, left: &mut Left) -> Vec<Route> {
+    let inverted = |h: &HeaderMatch| h.invert && matches!(h.value, HeaderValueMatch::Value(_));
+    let at: Vec<usize> =
+        r.matches.headers.iter().enumerate().filter(|(_, h)| inverted(h)).map(|(at, _)| at).collect();
+    if at.len() > MAX_WITHOUT {
+        left.insert("routes that are not for values of more than four headers");
+        return vec![];
+    }
+    let mut out = vec![r];
+    for at in at {
+        out = out.into_iter().flat_map(|r| [without(r.clone(), at), r]).collect();
+    }
+    out
+}
+
+/// The same for requests without one of its headers.
+fn without(mut r: Route, at: usize) -> Route {
+    if let Some(h) = r.matches.headers.get_mut(at) {
+        (h.value, h.invert) = (HeaderValueMatch::Present(false), false);
+    }
+    r
 }
 
 fn one(mut r: Route, left: &mut Left) -> Option<Route> {

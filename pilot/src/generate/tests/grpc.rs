@@ -103,6 +103,38 @@ fn a_document_s_host_needs_no_service() {
     assert!(!made(&hidden, json!({})).listeners.contains_key("other.example:80"));
 }
 
+/// The client takes an inverted condition on a missing header for none that holds.
+#[test]
+fn routes_without_headers_are_for_calls_that_have_none() {
+    let without = |n: usize| {
+        let all: serde_json::Map<String, Value> = (0..n)
+            .map(|n| (format!("x-{n}"), json!({"exact": "1"})))
+            .chain([("x-any".into(), json!({}))])
+            .collect();
+        let to = json!([{"destination": {"host": "greeter"}}]);
+        let rule = json!({"match": [{"withoutHeaders": all}], "route": to});
+        greeter().add("VirtualService", "books/greeter", json!({"hosts": ["greeter"], "http": [rule]}))
+    };
+    let docs = without(2);
+    let routes = &made(&docs, json!({})).routes[&format!("{HOST}:7070")].virtual_hosts[0].routes;
+    let conditions = |r: &Route| -> Vec<(String, bool, bool)> {
+        let of = |h: &HeaderMatch| (h.name.clone(), matches!(h.value, HeaderValueMatch::Value(_)), h.invert);
+        r.matches.headers.iter().map(of).collect()
+    };
+    let all: Vec<_> = routes.iter().map(conditions).collect();
+    assert_eq!(all.len(), 4, "{all:?}");
+    for (a, b) in [(false, false), (false, true), (true, false), (true, true)] {
+        let wanted =
+            [("x-0", a, a), ("x-1", b, b), ("x-any", false, true)].map(|(n, v, i)| (n.to_owned(), v, i));
+        assert!(all.contains(&wanted.to_vec()), "{all:?}");
+    }
+    let docs = without(5);
+    let routes = &made(&docs, json!({})).routes[&format!("{HOST}:7070")].virtual_hosts[0].routes;
+    assert!(routes.is_empty(), "{routes:?}");
+    let [told] = &problems(&docs)[..] else { panic!("{:?}", problems(&docs)) };
+    assert!(told.contains("more than four headers"), "{told}");
+}
+
 #[test]
 fn routes_are_what_a_call_can_match() {
     let to = json!([{"destination": {"host": "greeter"}}]);

@@ -48,6 +48,83 @@ async fn named_statuses_eject() {
     assert_eq!(gone.status, 503, "ejected by both");
 }
 
+/// A header that is there twice has two values: for rules that ask for one, and for rules that must not find one.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs Envoy (ENVOY_BIN)"]
+async fn repeated_headers_and_rules() {
+    let up = statuses().await;
+    let value = |kind: StringMatch| HeaderValueMatch::Value(kind);
+    let of = |name: &str, value, invert| HeaderMatch { name: name.into(), value, invert };
+    let rules = [
+        of("x-v", value(StringMatch::exact("2")), false),
+        of("x-v", value(StringMatch::exact("2")), true),
+        of("x-v", value(StringMatch::prefix("1,")), false),
+        of("x-v", HeaderValueMatch::Present(true), false),
+        of("x-v", HeaderValueMatch::Present(true), true),
+        of("x-v", HeaderValueMatch::Present(false), false),
+        of(":authority", value(StringMatch::prefix("books")), false),
+    ];
+    for (n, rule) in rules.into_iter().enumerate() {
+        for action in [RbacAction::Allow, RbacAction::Deny] {
+            let policy = |p| RbacPolicy { permissions: vec![p], principals: vec![Principal::Any] };
+            let plain = policy(Permission::Header(rule.clone()));
+            for policy in [plain, policy(Permission::Not(Box::new(Permission::Header(rule.clone()))))] {
+                let rules = RbacRules { action, policies: [("p".into(), policy)].into() };
+                let rbac = HttpFilter::Rbac(Rbac { rules: Some(rules), ..Rbac::default() });
+                let m = manager(vec![rbac], vec![route(to_up(), RouteFilters::default())]);
+                let p = Pair::new(m, vec![cluster("up", up, UpstreamHttp::Http1)]).await;
+                let mut seen = std::collections::BTreeSet::new();
+                for headers in [
+                    "",
+                    "x-v: 1\r\n",
+                    "x-v: 2\r\n",
+                    "x-v: 1\r\nX-V: 2\r\n",
+                    "x-v: 2\r\nx-v: 1\r\n",
+                    "x-v: 1,2\r\n",
+                ] {
+                    seen.insert(p.alike(&get("/200", headers), &[]).await.status);
+                }
+                assert_eq!(seen.len(), if n == 6 { 1 } else { 2 }, "{n} {action:?}");
+            }
+        }
+    }
+}
+
+/// And for routes.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs Envoy (ENVOY_BIN)"]
+async fn repeated_headers_and_routes() {
+    let up = statuses().await;
+    let value = |kind: StringMatch| HeaderValueMatch::Value(kind);
+    for (value, invert) in [
+        (value(StringMatch::exact("2")), false),
+        (value(StringMatch::exact("2")), true),
+        (value(StringMatch::exact("1,2")), false),
+        (value(StringMatch::prefix("1")), true),
+        (value(StringMatch::regex("[0-9]*")), true),
+        (HeaderValueMatch::Present(true), true),
+    ] {
+        let mut first = route(Forward::default(), RouteFilters::default());
+        first.matches.headers = vec![HeaderMatch { name: "x-v".into(), value, invert }];
+        first.action = RouteAction::Direct(DirectResponse { status: 207, body: vec![] });
+        let routes = vec![first, route(to_up(), RouteFilters::default())];
+        let p = Pair::new(manager(vec![], routes), vec![cluster("up", up, UpstreamHttp::Http1)]).await;
+        let mut seen = std::collections::BTreeSet::new();
+        for headers in [
+            "",
+            "x-v: 1\r\n",
+            "x-v: 2\r\n",
+            "x-v: 1\r\nX-V: 2\r\n",
+            "x-v: 2\r\nx-v: 1\r\n",
+            "x-v: 1,2\r\n",
+            "x-v: a\r\n",
+        ] {
+            seen.insert(p.alike(&get("/200", headers), &[]).await.status);
+        }
+        assert_eq!(seen.len(), 2);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs Envoy (ENVOY_BIN)"]
 async fn cookies_and_preflights() {

@@ -107,6 +107,43 @@ fn request(path: &str) -> RequestHead {
     }
 }
 
+/// Who is denied for a value is denied for it among others, in lines of their own.
+#[test]
+fn each_line_of_a_header_is_a_value() {
+    let header = |value: StringMatch, invert| {
+        Pm::Header(model::HeaderMatch {
+            name: "X-V".into(),
+            value: model::HeaderValueMatch::Value(value),
+            invert,
+        })
+    };
+    let with = |values: &[&str]| {
+        let mut r = request("/");
+        values.iter().for_each(|v| r.headers.push(b"x-v", v.as_bytes()));
+        r
+    };
+    let deny = rbac(RbacAction::Deny, vec![header(StringMatch::exact("bad"), false)], vec![Pr::Any]);
+    let not = rbac(
+        RbacAction::Deny,
+        vec![Pm::Not(Box::new(header(StringMatch::exact("good"), false)))],
+        vec![Pr::Any],
+    );
+    let inverted = rbac(RbacAction::Deny, vec![header(StringMatch::exact("good"), true)], vec![Pr::Any]);
+    for (values, bad, no_good) in [
+        (&[][..], false, true),
+        (&["bad"], true, true),
+        (&["good"], false, false),
+        (&["good", "bad"], true, false),
+        (&["bad", "good"], true, false),
+        (&["good,bad"], false, true),
+    ] {
+        let r = with(values);
+        for (rules, wanted) in [(&deny, bad), (&not, no_good), (&inverted, no_good)] {
+            assert_eq!(rules.check(&facts(&[], Some(&r))).is_err(), wanted, "{values:?}");
+        }
+    }
+}
+
 mod indexed {
     use proptest::{collection::vec, prelude::*};
 
