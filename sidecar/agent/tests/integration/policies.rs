@@ -48,6 +48,78 @@ async fn named_statuses_eject() {
     assert_eq!(gone.status, 503, "ejected by both");
 }
 
+/// What policies of action LOG, and shadow rules, say of connections is for their logs.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs Envoy (ENVOY_BIN)"]
+async fn connections_are_noted_for_loggers() {
+    let up = statuses().await;
+    let rules = |action, port: u16| RbacRules {
+        action,
+        policies: [(
+            "p".to_owned(),
+            RbacPolicy {
+                permissions: vec![Permission::Not(Box::new(Permission::DestinationPort(port)))],
+                principals: vec![Principal::Any],
+            },
+        )]
+        .into(),
+    };
+    let any_port = 1;
+    let dir = tempfile::tempdir().unwrap();
+    for (n, (audited, shadow, wanted)) in [
+        (true, None, "true - - -"),
+        (false, None, "false - - -"),
+        (true, Some(RbacAction::Deny), "true - denied p"),
+        (false, Some(RbacAction::Allow), "false - allowed p"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let path = dir.path().join(format!("{n}.log")).display().to_string();
+        let operators = "%DYNAMIC_METADATA(envoy.common:access_log_hint)% %RESPONSE_FLAGS% \
+            %DYNAMIC_METADATA(envoy.filters.network.rbac:shadow_engine_result)% \
+            %DYNAMIC_METADATA(envoy.filters.network.rbac:shadow_effective_policy_id)% %DOWNSTREAM_LOCAL_ADDRESS%\n";
+        let log = AccessLog { path: path.clone(), format: AccessLogFormat::Text(operators.into()) };
+        let mut log_rules = rules(RbacAction::Log, any_port);
+        if !audited {
+            // Nobody has this address.
+            let none = vec![Principal::DirectRemoteIp("192.0.2.1/32".parse().unwrap())];
+            log_rules.policies.get_mut("p").unwrap().principals = none;
+        }
+        let rbac = Rbac {
+            rules: Some(log_rules),
+            shadow: shadow.map(|a| rules(a, any_port)),
+            stat_prefix: "tcp.".into(),
+            ..Rbac::default()
+        };
+        let tcp = TcpProxy {
+            stat_prefix: "t".into(),
+            clusters: vec![WeightedCluster::only("up")],
+            idle_timeout: None,
+            max_duration: None,
+            access_log: vec![log],
+            tunnel: None,
+            on_demand: None,
+            names: None,
+        };
+        let filters = vec![NetworkFilter::Rbac(rbac), NetworkFilter::Tcp(tcp)];
+        let p = Pair::filtered(filters, vec![cluster("up", up, UpstreamHttp::Http1)]).await;
+        // Both write to the file, and say who they are.
+        p.ask(&get("/200", "")).await;
+        let lines = async |of: std::net::SocketAddr| loop {
+            let text = std::fs::read_to_string(&path).unwrap_or_default();
+            if let Some(l) = text.lines().find_map(|l| l.strip_suffix(&format!(" {of}"))) {
+                return l.to_owned();
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        };
+        let both = async { (lines(p.engine).await, lines(p.envoy).await) };
+        let both = tokio::time::timeout(Duration::from_secs(20), both).await;
+        let (ours, theirs) = both.unwrap_or_else(|_| panic!("{:?}", std::fs::read_to_string(&path)));
+        assert_eq!((ours.as_str(), theirs.as_str()), (wanted, wanted));
+    }
+}
+
 /// A header that is there twice has two values: for rules that ask for one, and for rules that must not find one.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs Envoy (ENVOY_BIN)"]

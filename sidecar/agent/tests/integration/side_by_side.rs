@@ -168,21 +168,26 @@ fn free_port() -> u16 {
 
 impl Pair {
     pub(crate) async fn new(m: HttpConnectionManager, clusters: Vec<Cluster>) -> Self {
-        Self::with(NetworkFilter::Http(Box::new(m)), Direction::Inbound, false, clusters).await
+        Self::with(vec![NetworkFilter::Http(Box::new(m))], Direction::Inbound, false, clusters).await
     }
 
     /// A listener of bytes.
     pub(crate) async fn tcp(t: TcpProxy, clusters: Vec<Cluster>) -> Self {
-        Self::with(NetworkFilter::Tcp(t), Direction::Outbound, false, clusters).await
+        Self::with(vec![NetworkFilter::Tcp(t)], Direction::Outbound, false, clusters).await
     }
 
     /// A listener of bytes that looks at their SNI.
     pub(crate) async fn sni(t: TcpProxy, clusters: Vec<Cluster>) -> Self {
-        Self::with(NetworkFilter::Tcp(t), Direction::Outbound, true, clusters).await
+        Self::with(vec![NetworkFilter::Tcp(t)], Direction::Outbound, true, clusters).await
+    }
+
+    /// A listener of bytes with filters before that.
+    pub(crate) async fn filtered(filters: Vec<NetworkFilter>, clusters: Vec<Cluster>) -> Self {
+        Self::with(filters, Direction::Inbound, false, clusters).await
     }
 
     async fn with(
-        filter: NetworkFilter,
+        filters: Vec<NetworkFilter>,
         direction: Direction,
         inspect_tls: bool,
         clusters: Vec<Cluster>,
@@ -198,7 +203,7 @@ impl Pair {
                     name: "c".into(),
                     matches: FilterChainMatch::default(),
                     tls: None,
-                    filters: vec![filter],
+                    filters,
                 }],
                 ..base_listener()
             },

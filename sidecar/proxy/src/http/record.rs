@@ -554,21 +554,24 @@ impl LogRecord for RequestLine<'_> {
     }
 
     fn metadata(&self, namespace: &str, keys: &[String], out: &mut String) -> bool {
-        let found = self.record.metadata.as_ref().and_then(|m| match keys {
-            // A namespace as a whole is an object.
-            [] => Some(serde_json::Value::Object(
-                m.iter()
-                    .filter(|(n, ..)| *n == namespace)
-                    .map(|(_, k, v)| (k.to_owned(), v.clone()))
-                    .collect(),
-            )),
-            keys => m.get(namespace, keys).cloned(),
-        });
-        match found {
-            Some(serde_json::Value::String(s)) => text(&s, out),
-            Some(v) if v.as_object().is_none_or(|o| !o.is_empty()) => text(&v.to_string(), out),
-            _ => false,
+        self.record.metadata.as_deref().is_some_and(|m| found(m, namespace, keys, out))
+    }
+}
+
+/// Writes what filters found out; false if that is nothing.
+fn found(m: &Metadata, namespace: &str, keys: &[String], out: &mut String) -> bool {
+    let found = match keys {
+        // A namespace as a whole is an object.
+        [] => {
+            let own = m.iter().filter(|(n, ..)| *n == namespace);
+            Some(serde_json::Value::Object(own.map(|(_, k, v)| (k.to_owned(), v.clone())).collect()))
         }
+        keys => m.get(namespace, keys).cloned(),
+    };
+    match found {
+        Some(serde_json::Value::String(s)) => text(&s, out),
+        Some(v) if v.as_object().is_none_or(|o| !o.is_empty()) => text(&v.to_string(), out),
+        _ => false,
     }
 }
 
@@ -767,5 +770,10 @@ impl LogRecord for TcpRecord {
     }
     fn response_trailer(&self, _: &str, _: &mut String) -> bool {
         false
+    }
+
+    fn metadata(&self, namespace: &str, keys: &[String], out: &mut String) -> bool {
+        let of = self.conn.as_ref().and_then(|c| c.found.get());
+        of.is_some_and(|m| found(m, namespace, keys, out))
     }
 }

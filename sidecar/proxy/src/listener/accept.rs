@@ -14,7 +14,7 @@ use crate::{
     config::listener::{Chain, ConnectionFacts, Guard, HttpManager, Listener, ListenerSlot, Terminal},
     http::{
         h1, h2,
-        metadata::{CONNECTION_RBAC, Metadata},
+        metadata::{AUDIT, CONNECTION_RBAC, Metadata},
         record::TcpRecord,
     },
     io::{BoxedIo, Io, Transport},
@@ -201,6 +201,7 @@ async fn serve(
         series: Default::default(),
         peer_text: Default::default(),
         client_cert: Default::default(),
+        found: Default::default(),
         chain,
     });
     let session = tls && matches!(conn.chain.terminal, Terminal::Tcp(_)) && negotiated_tunnels(&io);
@@ -267,6 +268,9 @@ async fn guarded(conn: &Rc<Connection>, asked: impl Fn(&Guard) -> bool) -> bool 
                 if let Some(said) = rbac.shadow(&facts) {
                     rbac.note(said, CONNECTION_RBAC, &mut found);
                 }
+                if let Some(matched) = rbac.audits(&facts) {
+                    found.set(AUDIT.0, AUDIT.1, Arc::new(matched.into()));
+                }
                 rbac.check(&facts)
             }
             // Boxed, so that connections without it do not carry its state.
@@ -274,11 +278,20 @@ async fn guarded(conn: &Rc<Connection>, asked: impl Fn(&Guard) -> bool) -> bool 
         };
         if let Err(why) = decided {
             tracing::debug!(%why, peer = %conn.peer, "connection denied");
+            note(conn, found);
             refused(conn, "UAEX", why);
             return false;
         }
     }
+    note(conn, found);
     true
+}
+
+/// Keeps what was found out, for the log. Streams of a session are asked about again, and nothing else is found.
+fn note(conn: &Connection, found: Metadata) {
+    if found.iter().next().is_some() {
+        let _ = conn.found.set(Box::new(found));
+    }
 }
 
 /// Serves a connection that carries HTTP.

@@ -211,6 +211,7 @@ async fn accepted(
         series: Default::default(),
         peer_text: Default::default(),
         client_cert: Default::default(),
+        found: Default::default(),
         chain,
     });
     let allowed = authorized(&conn).await;

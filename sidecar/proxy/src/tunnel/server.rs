@@ -303,6 +303,7 @@ async fn internal(outer: &Rc<Connection>, authority: &str, host: &Host, offer: O
         series: Default::default(),
         peer_text: Default::default(),
         client_cert: Default::default(),
+        found: Default::default(),
         chain,
     });
     if !accept::authorized(&conn).await {

@@ -15,7 +15,7 @@ use mesh_telemetry::metrics::RequestSeries;
 use super::{Worker, signals::Signals};
 use crate::{
     config::listener::{Chain, Listener},
-    http::{message::RequestHead, record::SeriesKey},
+    http::{message::RequestHead, metadata::Metadata, record::SeriesKey},
     rbac::Facts,
 };
 
@@ -46,6 +46,8 @@ pub(crate) struct Connection {
     pub(crate) peer_text: OnceCell<Box<str>>,
     /// The peer's element of `x-forwarded-client-cert`, once a request needs it.
     pub(crate) client_cert: OnceCell<String>,
+    /// What filters of the connection found out, for its log. Requests have their own.
+    pub(crate) found: OnceCell<Box<Metadata>>,
 }
 
 /// Metric labels of the peer.
