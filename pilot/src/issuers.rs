@@ -195,8 +195,10 @@ fn answered(issuer: &str, body: &[u8]) -> Result<String, String> {
     if a.issuer.trim_end_matches('/') != issuer.trim_end_matches('/') {
         return Err("the answer is of another issuer".to_owned());
     }
-    if !is_url(&a.jwks_uri) || a.jwks_uri.parse::<Uri>().is_err() {
-        return Err("its jwks_uri is no http or https URL".to_owned());
+    let uri = a.jwks_uri.parse::<Uri>().ok().filter(|_| is_url(&a.jwks_uri));
+    let named = |u: &Uri| u.authority().is_some_and(|a| !a.host().is_empty() && !a.as_str().contains('@'));
+    if !uri.as_ref().is_some_and(named) {
+        return Err("its jwks_uri is no http or https URL of a host".to_owned());
     }
     Ok(a.jwks_uri)
 }

@@ -178,6 +178,12 @@ fn few_changes_have_the_same_result_as_all_of_them_would() {
              subsets: [{{name: {subset}, labels: {{v: x}}}}]}}\n"
         )
     };
+    let entry = |name: &str, host: &str| {
+        format!(
+            "---\napiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: {name}}}\nspec: {{hosts: [{host}], \
+             ports: [{{number: 80, name: http, protocol: HTTP}}]}}\n"
+        )
+    };
     let workload = |n: u32| {
         format!(
             "---\napiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata: {{name: w{n}}}\nspec: {{address: \
@@ -203,11 +209,17 @@ fn few_changes_have_the_same_result_as_all_of_them_would() {
             let other = format!("s{}{}", 10 + [97, 98, 101][random(3) as usize], random(2));
             let mut text = String::new();
             for _ in 0..random(4) {
-                text += &match random(9) {
+                text += &match random(11) {
                     0..=2 => service(&name, 80 + random(3)),
                     3 | 4 => route(&name, &other, &format!("{}s", 1 + random(3))),
                     5 => rule(&name, ["v1", "v2"][random(2) as usize]),
                     6 => workload(random(20) + 1),
+                    // Hosts that several documents may have.
+                    9 => entry(&format!("e{name}"), &format!("{other}.default.svc.cluster.local")),
+                    10 => {
+                        entry(&format!("f{name}"), "far.default.svc.cluster.local")
+                            + &route(&format!("g{name}"), "far", "1s")
+                    }
                     7 if random(4) == 0 => service(&name, 99_999),
                     7 if random(4) == 0 => "---\nkind: [\n".to_owned(),
                     _ => route(&format!("r{name}"), &name, "1s")
@@ -223,6 +235,12 @@ fn few_changes_have_the_same_result_as_all_of_them_would() {
                     files.insert(path, SourceFile { modified: 100 + u64::from(n), ..file(path, &text) });
                 }
             }
+        }
+        // A directory that cannot be read hides what is below it.
+        if n % 97 > 85 {
+            files.insert("dir", SourceFile { content: Err("no".into()), ..file("dir", "") });
+        } else {
+            files.remove("dir");
         }
         let hosts: BTreeSet<String> =
             (n % 500 > 400).then(|| "far.default.svc.cluster.local".to_owned()).into_iter().collect();

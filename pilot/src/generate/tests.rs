@@ -45,7 +45,8 @@ pub(crate) struct Docs(Vec<(String, Document)>);
 impl Docs {
     pub(crate) fn add(mut self, kind: &str, name: &str, spec: Value) -> Self {
         let t = match kind {
-            "Service" => "core/v1/Service".to_owned(),
+            "Service" | "Pod" => format!("core/v1/{kind}"),
+            "EndpointSlice" => "discovery.k8s.io/v1/EndpointSlice".to_owned(),
             "ServiceExport" => "multicluster.x-k8s.io/v1alpha1/ServiceExport".to_owned(),
             "MeshConfig" | "ImportedService" | "PeerCluster" | "FormerCluster" | "ForeignBundle"
             | "ExportPolicy" | "ImportPolicy" => {
@@ -65,6 +66,12 @@ impl Docs {
         let created = 1000 + self.0.len() as u64;
         let doc = Document { name: name.to_owned(), created, body: spec, ..Document::default() };
         self.0.push((t, doc));
+        self
+    }
+
+    pub(crate) fn label(mut self, key: &str, value: &str) -> Self {
+        let (_, d) = self.0.last_mut().unwrap();
+        d.labels.insert(key.to_owned(), value.to_owned());
         self
     }
 

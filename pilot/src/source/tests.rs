@@ -413,6 +413,81 @@ fn the_routes_of_one_service_are_made_alone() {
     }
 }
 
+/// An HTTP proxy has hosts of all ports in one route configuration.
+#[test]
+fn the_routes_of_an_http_proxy_follow_as_well() {
+    let source = PilotSource::new();
+    let all = nodes();
+    all.iter().for_each(|n| source.connected(n));
+    let (mut reader, mut before) = (Reader::default(), ConfigState::default());
+    let egress = json!([{"port": {"number": 15_080, "protocol": "HTTP_PROXY", "name": "all"}, "hosts": ["*/*"]},
+        {"hosts": ["*/*"]}]);
+    for timeout in [1, 2, 3] {
+        let docs =
+            routed(timeout, "a", "http").add("Sidecar", "istio-system/default", json!({"egress": egress}));
+        let (mut galley, federation) = docs.states();
+        keep(&mut galley, &before);
+        before.clone_from(&galley);
+        let config = reader.read(&galley, &federation);
+        let world = match source.world() {
+            Some(before) => before.next(settings(), config, BTreeSet::new()),
+            None => World::new(settings(), config),
+        };
+        source.update(Arc::new(world));
+        let alone = World::new(settings(), Reader::default().read(&galley, &federation));
+        for n in &all {
+            let mut made = made(&alone, n);
+            assert_eq!(served(&source, n, &mut made), made, "{timeout} {}", n.id);
+        }
+    }
+}
+
+/// What a service is made of besides workloads that it selects: slices, their pods, and whether it is exported.
+#[test]
+fn a_service_follows_everything_that_it_is_made_of() {
+    let docs = |port: u16, ready: &str, exported: bool, account: &str| {
+        let pod = json!({"spec": {"serviceAccountName": account, "nodeName": "n"}, "status": {"podIP": "10.0.0.1", "phase": "Running",
+            "conditions": [{"type": "Ready", "status": ready}]}});
+        let slice = json!({"ports": [{"name": "http", "port": port}],
+            "endpoints": [{"addresses": ["10.0.0.1"], "targetRef": {"kind": "Pod", "name": "p"}}]});
+        let docs = Docs::default()
+            .add(
+                "Service",
+                "books/a",
+                json!({"selector": {"app": "a"}, "ports": [{"name": "http", "port": 80}]}),
+            )
+            .add("Pod", "books/p", pod)
+            .add("EndpointSlice", "books/s", slice)
+            .label("kubernetes.io/service-name", "a");
+        if exported { docs.add("ServiceExport", "books/a", json!({})) } else { docs }
+    };
+    let (mut reader, mut before) = (Reader::default(), ConfigState::default());
+    let mut world: Option<World> = None;
+    let mut seen = Vec::new();
+    for docs in [
+        docs(8080, "True", false, "a"),
+        docs(8081, "True", false, "a"),
+        docs(8081, "True", false, "b"),
+        docs(8081, "True", true, "b"),
+        docs(8081, "True", false, "b"),
+    ] {
+        let (mut galley, federation) = docs.states();
+        keep(&mut galley, &before);
+        before.clone_from(&galley);
+        let config = reader.read(&galley, &federation);
+        let next = match &world {
+            Some(before) => before.next(settings(), config, BTreeSet::new()),
+            None => World::new(settings(), config),
+        };
+        let alone = World::new(settings(), Reader::default().read(&galley, &federation));
+        assert_eq!(next.index.services, alone.index.services);
+        seen.push((*next.index.services["a.books.svc.cluster.local"]).clone());
+        world = Some(next);
+    }
+    assert!(seen.windows(2).all(|w| w[0] != w[1]), "{seen:#?}");
+    assert!(!seen[0].endpoints.is_empty());
+}
+
 /// Of a hundred services one is made again when one of its workloads changes, or when it is the service that does.
 #[test]
 fn services_whose_documents_stay_are_not_made_again() {
