@@ -370,6 +370,53 @@ fn routed(timeout: u32, host: &str, kind: &str) -> Docs {
         .add("VirtualService", "books/v", Value::Object(spec))
 }
 
+/// The world that follows, and what it would be alone.
+fn turn(source: &PilotSource, reader: &mut Reader, before: &mut ConfigState, docs: &Docs) -> (World, World) {
+    let (mut galley, federation) = docs.states();
+    keep(&mut galley, before);
+    before.clone_from(&galley);
+    let config = reader.read(&galley, &federation);
+    let world = match source.world() {
+        Some(before) => before.next(settings(), config, BTreeSet::new()),
+        None => World::new(settings(), config),
+    };
+    (world, World::new(settings(), Reader::default().read(&galley, &federation)))
+}
+
+/// Routes of a gateway are nothing to sidecars.
+#[test]
+fn the_routes_of_gateways_change_no_sidecar() {
+    let source = PilotSource::new();
+    let all = nodes();
+    all.iter().for_each(|n| source.connected(n));
+    let (mut reader, mut before) = (Reader::default(), ConfigState::default());
+    let to = json!([{"destination": {"host": "a.books.svc.cluster.local"}}]);
+    let edge = |gateways: Value, timeout: u32| {
+        let rules = json!([{"route": to, "timeout": format!("{timeout}s")}]);
+        let spec = json!({"hosts": ["shop.example.com"], "gateways": gateways, "http": rules});
+        routed(1, "a", "http").add("VirtualService", "books/z", spec)
+    };
+    let (gateway, both) = (json!(["edge"]), json!(["edge", "mesh"]));
+    let steps = [
+        (&gateway, 1, None),
+        (&gateway, 2, Some(0)),
+        (&both, 2, None),
+        (&both, 3, None),
+        (&gateway, 3, None),
+    ];
+    for (at, (gateways, timeout, some)) in steps.into_iter().enumerate() {
+        let (world, alone) = turn(&source, &mut reader, &mut before, &edge(gateways.clone(), timeout));
+        let node = ProxyNode::new(&all[1]).unwrap().class(world.telling_labels());
+        let hosts = world.rerouted().and_then(|r| generate::rehosted(&node, &world, r, |_| None));
+        assert_eq!(hosts.map(|h| h.len()), some, "{at}");
+        source.update(Arc::new(world));
+        for n in &all {
+            let mut made = made(&alone, n);
+            assert_eq!(served(&source, n, &mut made), made, "{at} {}", n.id);
+        }
+    }
+}
+
 #[test]
 fn the_routes_of_one_service_are_made_alone() {
     let source = PilotSource::new();
@@ -389,14 +436,7 @@ fn the_routes_of_one_service_are_made_alone() {
         (routed(5, "b", "http"), true),
     ];
     for (at, (docs, alone)) in steps.into_iter().enumerate() {
-        let (mut galley, federation) = docs.states();
-        keep(&mut galley, &before);
-        before.clone_from(&galley);
-        let config = reader.read(&galley, &federation);
-        let world = match source.world() {
-            Some(before) => before.next(settings(), config, BTreeSet::new()),
-            None => World::new(settings(), config),
-        };
+        let (world, whole) = turn(&source, &mut reader, &mut before, &docs);
         let known = |_: &str| Some(vec![]);
         let node = ProxyNode::new(&all[1]).unwrap().class(world.telling_labels());
         let some = world.rerouted().and_then(|r| generate::rehosted(&node, &world, r, known));
@@ -405,9 +445,8 @@ fn the_routes_of_one_service_are_made_alone() {
             assert_eq!(hosts.len(), if at == 2 { 4 } else { 2 }, "{hosts:?}");
         }
         source.update(Arc::new(world));
-        let alone = World::new(settings(), Reader::default().read(&galley, &federation));
         for n in &all {
-            let mut made = made(&alone, n);
+            let mut made = made(&whole, n);
             assert_eq!(served(&source, n, &mut made), made, "{at} {}", n.id);
         }
     }

@@ -32,7 +32,7 @@ fn fresh() -> u64 {
     NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
-/// Hosts whose routes may differ, where nothing else does.
+/// Hosts whose routes may differ at sidecars, where nothing else does.
 #[derive(Debug)]
 pub(crate) struct Rerouted {
     /// [`Lineage::routing`] of the world that they differ from.
@@ -58,13 +58,17 @@ impl Rerouted {
         }
         let mut kept = 0;
         let mut add = |d: &Doc<VirtualService>, hosts: &[String]| {
-            let s = &d.spec;
-            out.plain &= s.tls.is_empty() && s.tcp.is_empty() && s.http.iter().all(|r| r.extras.is_none());
-            for h in hosts {
-                if h.starts_with('*') {
-                    out.wildcards.push(h.clone());
-                } else {
-                    out.exact.insert(h.clone());
+            // Routes of gateways alone are none that sidecars have.
+            if crate::generate::bound_to_mesh(d) {
+                let s = &d.spec;
+                out.plain &=
+                    s.tls.is_empty() && s.tcp.is_empty() && s.http.iter().all(|r| r.extras.is_none());
+                for h in hosts {
+                    if h.starts_with('*') {
+                        out.wildcards.push(h.clone());
+                    } else {
+                        out.exact.insert(h.clone());
+                    }
                 }
             }
             // Others delegate to one without hosts.
