@@ -175,7 +175,9 @@ impl Format {
                         Some(source) => {
                             if !append(source, r, &mut value) {
                                 out.push_str("null");
-                            } else if is_number(source) && value.parse::<i64>().is_ok() {
+                            } else if is_number(source)
+                                && value.parse().is_ok_and(|n: i64| n.to_string() == value)
+                            {
                                 out.push_str(&value);
                             } else {
                                 push_json(&value, out);
