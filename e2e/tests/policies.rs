@@ -23,8 +23,7 @@ use mesh_model::{
     federation::Transport,
     proxy::{
         ClientCertificate, DirectResponse, DownstreamTls, FilterChain, FilterChainMatch, HttpFilter,
-        Listener, NetworkFilter, Route, RouteAction, RouteConfiguration, RouteMatch, RouteSource, SecretRef,
-        TlsVersion, Validation, VirtualHost,
+        Listener, NetworkFilter, RouteAction, RouteSource, SecretRef, TlsVersion, Validation,
     },
 };
 use mesh_proxy::{ConfigSnapshot, Engine, EngineOptions, Hooks};
@@ -452,27 +451,11 @@ fn listener(documents: &str, dir: &Path, port: u16, ours: bool, tls: DownstreamT
     };
     let mut m = inbound.filter_chains.iter().find_map(manager).expect("a chain for requests to the port");
     m.filters.retain(|f| matches!(f, HttpFilter::Rbac(_)));
-    let direct = RouteAction::Direct(DirectResponse { status: 200, body: vec![] });
-    let host = VirtualHost {
-        name: "v".into(),
-        domains: vec!["*".into()],
-        require_tls: false,
-        routes: vec![Route {
-            name: "r".into(),
-            matches: RouteMatch::any(),
-            action: direct,
-            request_headers: Default::default(),
-            response_headers: Default::default(),
-            fault: None,
-            cors: None,
-            operation: String::new(),
-            filters: Default::default(),
-        }],
-        request_headers: Default::default(),
-        response_headers: Default::default(),
-        filters: Default::default(),
-    };
-    let routes = RouteConfiguration { name: "r".into(), virtual_hosts: vec![host], on_demand: None };
+    let RouteSource::Inline(made) = &m.routes else { panic!("inbound routes are part of the listener") };
+    let mut routes = (**made).clone();
+    for r in routes.virtual_hosts.iter_mut().flat_map(|h| &mut h.routes) {
+        r.action = RouteAction::Direct(DirectResponse { status: 200, body: vec![] });
+    }
     m.routes = RouteSource::Inline(Arc::new(routes));
     (m.access_log, m.tracing) = (vec![], None);
     let chain = FilterChain {
@@ -554,17 +537,11 @@ async fn send(to: SocketAddr, ask: &Ask, tls: &Arc<rustls::ClientConfig>) -> Str
     String::from_utf8_lossy(&answer).split(' ').nth(1).unwrap_or("none").to_owned()
 }
 
-/// Ports that are free at both addresses.
+/// Ports that are free at both addresses, below those that clients get.
 fn free_ports(n: usize) -> Vec<u16> {
-    let mut held = Vec::new();
-    while held.len() < n {
-        let one = std::net::TcpListener::bind((OURS, 0)).unwrap();
-        let port = one.local_addr().unwrap().port();
-        if let Ok(other) = std::net::TcpListener::bind((ENVOYS, port)) {
-            held.push((port, one, other));
-        }
-    }
-    held.into_iter().map(|(port, ..)| port).collect()
+    let is_free = |at: &str, port| std::net::TcpListener::bind((at, port)).is_ok();
+    let free = (21_000..32_000).filter(|port| is_free(OURS, *port) && is_free(ENVOYS, *port));
+    free.take(n).collect()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

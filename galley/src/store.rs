@@ -22,7 +22,7 @@ use mesh_model::authored::{Document, Kind, Spec};
 
 use crate::{
     analysis::Index,
-    document::{Key, Parsed, parse_file},
+    document::{Key, Parsed, Tree, parse_file},
     path::FieldPath,
     report::DocumentReport,
 };
@@ -256,6 +256,7 @@ impl Store {
             let others = self.owner.iter().filter(|(k, at)| refers(k) && !known.contains(*at));
             look.extend(others.map(|(_, at)| at.clone()));
         }
+        let mut held = Vec::new();
         let mut changes = Vec::new();
         for key in removed {
             self.seen.remove(&key);
@@ -268,7 +269,7 @@ impl Store {
             let Some(key) = self.files.get(&path).and_then(|f| f.parsed.get(j)?.key.clone()) else {
                 continue;
             };
-            let Some(verdict) = self.judge(&key, &path, j) else { continue };
+            let Some(verdict) = self.judge(&key, &path, j, &mut held) else { continue };
             if verdict.stale {
                 self.stale.insert(key.clone());
             } else {
@@ -304,8 +305,9 @@ impl Store {
         }
     }
 
-    /// Decides about the document that is in this place.
-    fn judge(&mut self, key: &Key, path: &str, j: usize) -> Option<Verdict> {
+    /// Decides about the document that is in this place. Trees of what has findings are `held` until everything is judged:
+    /// the items of a list share one.
+    fn judge(&mut self, key: &Key, path: &str, j: usize, held: &mut Vec<Tree>) -> Option<Verdict> {
         let file = self.files.get(path)?;
         let d = file.parsed.get(j)?;
         let first_seen = *self.seen.entry(key.clone()).or_insert(file.modified);
@@ -321,8 +323,7 @@ impl Store {
         let mut report = Arc::clone(&d.report);
         if !analysis.errors.is_empty() || !analysis.warnings.is_empty() {
             let report = Arc::make_mut(&mut report);
-            // Made once for all of them.
-            let _tree = d.places.tree();
+            held.extend(d.places.tree());
             for (path, message) in analysis.errors {
                 let mut f = d.places.finding(path, message);
                 if refused {
@@ -361,6 +362,7 @@ impl Store {
         // what was edited last.
         let mut owner: HashMap<Key, (String, usize)> = HashMap::new();
         let mut contested = BTreeSet::new();
+        let mut held = Vec::new();
         let mut verdicts: BTreeMap<String, Vec<Arc<DocumentReport>>> = BTreeMap::new();
         for (path, f) in self.files.iter().filter(|(_, f)| f.content.is_ok()) {
             let mut of_file = Vec::with_capacity(f.parsed.len());
@@ -371,6 +373,7 @@ impl Store {
                         let number = self.files.get(first).and_then(|f| f.parsed.get(*at));
                         let number = number.map_or(0, |d| d.report.document);
                         let message = format!("duplicate of {key}, which {first} has as document {number}");
+                        held.extend(d.places.tree());
                         let f = d.places.finding(FieldPath::key("metadata"), message);
                         Arc::make_mut(&mut report).reject(f.path, f.line, f.message);
                         contested.insert(key.clone());
@@ -412,7 +415,7 @@ impl Store {
         let places: Vec<(Key, (String, usize))> =
             self.owner.iter().map(|(k, at)| (k.clone(), at.clone())).collect();
         for (key, (path, j)) in places {
-            let Some(verdict) = self.judge(&key, &path, j) else { continue };
+            let Some(verdict) = self.judge(&key, &path, j, &mut held) else { continue };
             if verdict.stale {
                 self.stale.insert(key.clone());
             }

@@ -289,6 +289,33 @@ fn changes_are_told_and_nothing_is_done_without_any() {
     assert_eq!(s.documents().count(), 3);
 }
 
+/// Items of a list share a tree, which is made once for all that is said of them.
+#[test]
+fn thousands_of_findings_in_a_list_are_not_quadratic() {
+    let list = |item: &dyn Fn(usize) -> String| {
+        let items: Vec<String> = (0..2_000).map(item).collect();
+        format!("apiVersion: v1\nkind: List\nitems:\n{}", items.concat())
+    };
+    let duplicates = list(&|_| "- {apiVersion: v1, kind: Namespace, metadata: {name: n}}\n".to_owned());
+    let unknown = list(&|n| {
+        format!(
+            "- {{apiVersion: networking.istio.io/v1, kind: VirtualService, metadata: {{name: v{n}}}, spec: {{hosts: [a], http: \
+             [{{route: [{{destination: {{host: nobody}}}}]}}]}}}}\n"
+        )
+    });
+    for (text, findings) in [(duplicates, 1_999), (unknown, 2_000)] {
+        let started = std::time::Instant::now();
+        let _ = parse_file("a", &Arc::new(text.clone().into_bytes()), "default");
+        let once = started.elapsed();
+        let mut s = Store::new("default");
+        let started = std::time::Instant::now();
+        let o = update(&mut s, &[file("a", &text)]);
+        assert_eq!(o.reports.iter().filter(|r| !r.valid).count(), findings);
+        // Parsed once more for the places of findings; each item anew would be thousands of times.
+        assert!(started.elapsed() < once * 50, "{:?}, and {once:?} to parse it", started.elapsed());
+    }
+}
+
 #[test]
 fn thousands_of_documents_are_not_quadratic() {
     let text: String = (0..3_000)

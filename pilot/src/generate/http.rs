@@ -333,7 +333,9 @@ fn string_match(m: &Authored) -> Option<StringMatch> {
 
 fn header(name: &str, m: &Authored, invert: bool) -> HeaderMatch {
     let value = string_match(m).map_or(HeaderValueMatch::Present(true), HeaderValueMatch::Value);
-    HeaderMatch { name: name.to_ascii_lowercase(), value, invert }
+    // What has no such header is not of the value either.
+    let missing_is_empty = invert && matches!(value, HeaderValueMatch::Value(_));
+    HeaderMatch { name: name.to_ascii_lowercase(), value, invert, missing_is_empty }
 }
 
 /// `segments`: prefixes are of whole segments. One that ends with a slash is in any case.

@@ -533,7 +533,7 @@ fn header(name: &str, v: &str, ignore_case: bool) -> HeaderMatch {
         m.ignore_case = ignore_case && !matches!(m.kind, StringMatchKind::Regex(_));
         HeaderValueMatch::Value(m)
     };
-    HeaderMatch { name: name.to_owned(), value, invert: false }
+    HeaderMatch { name: name.to_owned(), value, invert: false, missing_is_empty: false }
 }
 
 fn header_permission(name: &str, v: &str) -> Permission {

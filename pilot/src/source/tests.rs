@@ -371,16 +371,16 @@ fn routed(timeout: u32, host: &str, kind: &str) -> Docs {
 }
 
 /// The world that follows, and what it would be alone.
-fn turn(source: &PilotSource, reader: &mut Reader, before: &mut ConfigState, docs: &Docs) -> (World, World) {
+fn turn(world: Option<&World>, reader: &mut Reader, before: &mut ConfigState, docs: &Docs) -> (World, World) {
     let (mut galley, federation) = docs.states();
     keep(&mut galley, before);
     before.clone_from(&galley);
     let config = reader.read(&galley, &federation);
-    let world = match source.world() {
-        Some(before) => before.next(settings(), config, BTreeSet::new()),
+    let next = match world {
+        Some(world) => world.next(settings(), config, BTreeSet::new()),
         None => World::new(settings(), config),
     };
-    (world, World::new(settings(), Reader::default().read(&galley, &federation)))
+    (next, World::new(settings(), Reader::default().read(&galley, &federation)))
 }
 
 /// Routes of a gateway are nothing to sidecars.
@@ -405,7 +405,8 @@ fn the_routes_of_gateways_change_no_sidecar() {
         (&gateway, 3, None),
     ];
     for (at, (gateways, timeout, some)) in steps.into_iter().enumerate() {
-        let (world, alone) = turn(&source, &mut reader, &mut before, &edge(gateways.clone(), timeout));
+        let (world, alone) =
+            turn(source.world().as_deref(), &mut reader, &mut before, &edge(gateways.clone(), timeout));
         let node = ProxyNode::new(&all[1]).unwrap().class(world.telling_labels());
         let hosts = world.rerouted().and_then(|r| generate::rehosted(&node, &world, r, |_| None));
         assert_eq!(hosts.map(|h| h.len()), some, "{at}");
@@ -436,7 +437,7 @@ fn the_routes_of_one_service_are_made_alone() {
         (routed(5, "b", "http"), true),
     ];
     for (at, (docs, alone)) in steps.into_iter().enumerate() {
-        let (world, whole) = turn(&source, &mut reader, &mut before, &docs);
+        let (world, whole) = turn(source.world().as_deref(), &mut reader, &mut before, &docs);
         let known = |_: &str| Some(vec![]);
         let node = ProxyNode::new(&all[1]).unwrap().class(world.telling_labels());
         let some = world.rerouted().and_then(|r| generate::rehosted(&node, &world, r, known));
@@ -464,16 +465,8 @@ fn the_routes_of_an_http_proxy_follow_as_well() {
     for timeout in [1, 2, 3] {
         let docs =
             routed(timeout, "a", "http").add("Sidecar", "istio-system/default", json!({"egress": egress}));
-        let (mut galley, federation) = docs.states();
-        keep(&mut galley, &before);
-        before.clone_from(&galley);
-        let config = reader.read(&galley, &federation);
-        let world = match source.world() {
-            Some(before) => before.next(settings(), config, BTreeSet::new()),
-            None => World::new(settings(), config),
-        };
+        let (world, alone) = turn(source.world().as_deref(), &mut reader, &mut before, &docs);
         source.update(Arc::new(world));
-        let alone = World::new(settings(), Reader::default().read(&galley, &federation));
         for n in &all {
             let mut made = made(&alone, n);
             assert_eq!(served(&source, n, &mut made), made, "{timeout} {}", n.id);
@@ -510,15 +503,7 @@ fn a_service_follows_everything_that_it_is_made_of() {
         docs(8081, "True", true, "b"),
         docs(8081, "True", false, "b"),
     ] {
-        let (mut galley, federation) = docs.states();
-        keep(&mut galley, &before);
-        before.clone_from(&galley);
-        let config = reader.read(&galley, &federation);
-        let next = match &world {
-            Some(before) => before.next(settings(), config, BTreeSet::new()),
-            None => World::new(settings(), config),
-        };
-        let alone = World::new(settings(), Reader::default().read(&galley, &federation));
+        let (next, alone) = turn(world.as_ref(), &mut reader, &mut before, &docs);
         assert_eq!(next.index.services, alone.index.services);
         seen.push((*next.index.services["a.books.svc.cluster.local"]).clone());
         world = Some(next);
@@ -541,19 +526,12 @@ fn services_whose_documents_stay_are_not_made_again() {
             let spec = json!({"address": format!("10.0.0.{n}"), "locality": zone, "labels": {"app": format!("a{n}")}});
             docs = docs.add("WorkloadEntry", &format!("books/w{n}"), spec);
         }
-        docs.states()
+        docs
     };
     let (mut reader, mut before) = (Reader::default(), ConfigState::default());
     let mut worlds: Vec<World> = vec![];
     for (zone, port) in [("r/z", 80), ("r/y", 80), ("r/y", 81), ("r/y", 81)] {
-        let (mut galley, federation) = docs(zone, port);
-        keep(&mut galley, &before);
-        before.clone_from(&galley);
-        let config = reader.read(&galley, &federation);
-        let world = match worlds.last() {
-            Some(before) => before.next(settings(), config, BTreeSet::new()),
-            None => World::new(settings(), config),
-        };
+        let (world, _) = turn(worlds.last(), &mut reader, &mut before, &docs(zone, port));
         worlds.push(world);
     }
     let again = |a: &World, b: &World| -> Vec<String> {
@@ -598,17 +576,9 @@ fn patches_know_whose_domains_are_kept() {
             let (kind, name, spec) = document(which, variant);
             docs = docs.add(kind, &name, spec);
         }
-        let (mut galley, federation) = docs.states();
-        keep(&mut galley, &before);
-        before.clone_from(&galley);
-        let config = reader.read(&galley, &federation);
-        let world = match source.world() {
-            Some(before) => before.next(settings(), config, BTreeSet::new()),
-            None => World::new(settings(), config),
-        };
+        let (world, alone) = turn(source.world().as_deref(), &mut reader, &mut before, &docs);
         assert_eq!(world.rerouted().is_some(), variant == 1);
         source.update(Arc::new(world));
-        let alone = World::new(settings(), Reader::default().read(&galley, &federation));
         assert_eq!(unasked(&source, node), made(&alone, node));
         let [p] = &source.problems()[..] else { panic!("{:?}", source.problems()) };
         assert!(

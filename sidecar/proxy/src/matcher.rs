@@ -93,6 +93,7 @@ pub(crate) struct HeaderMatcher {
     present: Option<bool>,
     value: Option<StringMatcher>,
     invert: bool,
+    missing_is_empty: bool,
 }
 
 impl HeaderMatcher {
@@ -101,7 +102,13 @@ impl HeaderMatcher {
             model::HeaderValueMatch::Present(p) => (Some(*p), None),
             model::HeaderValueMatch::Value(v) => (None, Some(StringMatcher::new(v)?)),
         };
-        Ok(Self { name: m.name.to_ascii_lowercase().into_bytes(), present, value, invert: m.invert })
+        Ok(Self {
+            name: m.name.to_ascii_lowercase().into_bytes(),
+            present,
+            value,
+            invert: m.invert,
+            missing_is_empty: m.missing_is_empty,
+        })
     }
 
     /// A header that is there several times has several values, one of which is enough: joined they would be none of those
@@ -123,10 +130,10 @@ impl HeaderMatcher {
         let mut values = values.peekable();
         let there = values.peek().is_some();
         let holds = match (&self.value, self.present) {
-            // A missing header has no value that is asked for. Where one is not wanted it is an empty one, so that `not v` holds
-            // for it: what users mean by `withoutHeaders` (Envoy's treat_missing_header_as_empty).
-            (Some(m), _) if !there => self.invert && m.matches(b""),
-            (Some(m), _) => values.any(|v| m.matches(v)),
+            (Some(m), _) if there => values.any(|v| m.matches(v)),
+            (Some(m), _) if self.missing_is_empty => m.matches(b""),
+            // Nothing is said of what is not there, inverted or not.
+            (Some(_), _) => return false,
             (None, Some(p)) => there == p,
             (None, None) => there,
         };

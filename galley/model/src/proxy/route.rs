@@ -148,7 +148,8 @@ pub enum PathMatch {
     Connect,
 }
 
-/// Condition on a header. Several values are joined by `,` first.
+/// Condition on a header (`envoy.config.route.v3.HeaderMatcher`). One that is there several times has several values, one of
+/// which is enough.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct HeaderMatch {
     /// Lower-case name.
@@ -157,6 +158,10 @@ pub struct HeaderMatch {
     pub value: HeaderValueMatch,
     /// Negates the condition.
     pub invert: bool,
+    /// Of a condition on a value: a missing header has an empty one. Without it the condition does not hold for a missing
+    /// header, inverted or not (`treat_missing_header_as_empty`).
+    #[serde(default)]
+    pub missing_is_empty: bool,
 }
 
 /// Condition on a header's value.

@@ -54,7 +54,7 @@ fn split(r: Route, left: &mut Left) -> Vec<Route> {
 /// The same for requests without one of its headers.
 fn without(mut r: Route, at: usize) -> Route {
     if let Some(h) = r.matches.headers.get_mut(at) {
-        (h.value, h.invert) = (HeaderValueMatch::Present(false), false);
+        (h.value, h.invert, h.missing_is_empty) = (HeaderValueMatch::Present(false), false, false);
     }
     r
 }

@@ -177,6 +177,7 @@ fn met(t: &TriggerRule) -> Vec<HeaderMatch> {
             name: ":path".to_owned(),
             value: HeaderValueMatch::Value(StringMatch::regex(format!("(?:{})(?:\\?.*)?", any.join("|")))),
             invert,
+            missing_is_empty: invert,
         }
     };
     let mut out = Vec::new();

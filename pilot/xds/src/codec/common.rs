@@ -168,8 +168,7 @@ pub(super) fn header_match(h: &model::HeaderMatch) -> route::HeaderMatcher {
     route::HeaderMatcher {
         name: h.name.clone(),
         invert_match: h.invert,
-        // Without it nothing is said of a request that does not have the header, which has no such value either.
-        treat_missing_header_as_empty: h.invert && matches!(h.value, HeaderValueMatch::Value(_)),
+        treat_missing_header_as_empty: h.missing_is_empty,
         header_match_specifier: Some(spec),
     }
 }
@@ -189,14 +188,15 @@ pub(super) fn to_header_match(h: route::HeaderMatcher) -> Res<model::HeaderMatch
         Some(S::SafeRegexMatch(r)) => plain(StringMatchKind::Regex(r.regex)),
         Some(S::RangeMatch(_)) => return Err(Bad::unsupported("range_match", "a range of numbers")),
     };
-    // Whether there is a header does not depend on what a missing one is; nothing but its absence has no value.
-    if matches!(value, HeaderValueMatch::Value(_)) && h.invert_match != h.treat_missing_header_as_empty {
-        return Err(Bad::unsupported(
-            "treat_missing_header_as_empty",
-            "a condition on a value that is inverted without it, or has it without being inverted",
-        ));
+    if matches!(value, HeaderValueMatch::Present(_)) {
+        refuse!(h; treat_missing_header_as_empty);
     }
-    Ok(model::HeaderMatch { name: h.name.to_ascii_lowercase(), value, invert: h.invert_match })
+    Ok(model::HeaderMatch {
+        name: h.name.to_ascii_lowercase(),
+        value,
+        invert: h.invert_match,
+        missing_is_empty: h.treat_missing_header_as_empty,
+    })
 }
 
 /// Headers to add and to remove.

@@ -38,6 +38,7 @@ fn rbac() -> Rbac {
         name: "x-a".into(),
         value: HeaderValueMatch::Value(StringMatch::prefix("b")),
         invert: true,
+        missing_is_empty: true,
     };
     let policy = RbacPolicy {
         permissions: vec![Permission::And(vec![
@@ -149,6 +150,7 @@ fn rate_limits() -> Vec<RateLimit> {
         name: "x".into(),
         value: HeaderValueMatch::Value(StringMatch::exact("1")),
         invert: false,
+        missing_is_empty: false,
     }];
     let query = vec![QueryMatch { name: "q".into(), value: None }];
     vec![RateLimit {
@@ -313,8 +315,12 @@ fn route(name: &str, action: RouteAction) -> Route {
 }
 
 pub(crate) fn routes() -> RouteConfiguration {
-    let retry_header =
-        HeaderMatch { name: "x-r".into(), value: HeaderValueMatch::Present(true), invert: false };
+    let retry_header = HeaderMatch {
+        name: "x-r".into(),
+        value: HeaderValueMatch::Present(true),
+        invert: false,
+        missing_is_empty: false,
+    };
     let rich = Route {
         matches: RouteMatch {
             path: PathMatch::Regex("/a/.*".into()),
@@ -324,8 +330,14 @@ pub(crate) fn routes() -> RouteConfiguration {
                     name: ":method".into(),
                     value: HeaderValueMatch::Value(StringMatch::exact("GET")),
                     invert: false,
+                    missing_is_empty: false,
                 },
-                HeaderMatch { name: "x".into(), value: HeaderValueMatch::Present(false), invert: false },
+                HeaderMatch {
+                    name: "x".into(),
+                    value: HeaderValueMatch::Present(false),
+                    invert: false,
+                    missing_is_empty: false,
+                },
             ],
             query: vec![
                 QueryMatch { name: "q".into(), value: Some(StringMatch::exact("1")) },

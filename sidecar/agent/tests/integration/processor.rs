@@ -100,6 +100,7 @@ async fn pair_with(processor: &Running, config: ExtProc, filters: RouteFilters) 
         name: "x-t-route".into(),
         value: HeaderValueMatch::Value(StringMatch::exact("other")),
         invert: false,
+        missing_is_empty: false,
     }];
     let m = manager(vec![HttpFilter::ExtProc(Arc::new(config))], vec![other, route(to_up(), filters)]);
     let clusters = vec![

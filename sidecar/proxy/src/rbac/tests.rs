@@ -115,6 +115,7 @@ fn each_line_of_a_header_is_a_value() {
             name: "X-V".into(),
             value: model::HeaderValueMatch::Value(value),
             invert,
+            missing_is_empty: invert,
         })
     };
     let with = |values: &[&str]| {

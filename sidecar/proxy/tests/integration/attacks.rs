@@ -150,6 +150,7 @@ async fn hosts_in_other_spellings_meet_the_policy_or_no_route() {
             ..StringMatch::exact("admin.example")
         }),
         invert: false,
+        missing_is_empty: false,
     };
     m.filters = vec![deny(Permission::Header(host))];
     let p = Proxy::new()

@@ -315,6 +315,7 @@ async fn only_what_shadow_rules_match_is_asked_about() {
                         name: "x-user".into(),
                         value: HeaderValueMatch::Present(true),
                         invert: false,
+                        missing_is_empty: false,
                     }],
                     ..RouteMatch::any()
                 },

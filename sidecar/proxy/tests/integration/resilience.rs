@@ -283,8 +283,12 @@ fn with(on: &[RetryOn], change: impl FnOnce(&mut RetryPolicy)) -> Option<Box<Ret
 
 #[tokio::test]
 async fn retries_by_headers_and_rate_limits() {
-    let present =
-        |name: &str| HeaderMatch { name: name.into(), value: HeaderValueMatch::Present(true), invert: false };
+    let present = |name: &str| HeaderMatch {
+        name: name.into(),
+        value: HeaderValueMatch::Present(true),
+        invert: false,
+        missing_is_empty: false,
+    };
     let (a, seen) = scripted(at_once(&[answer(200, "x-again: 1\r\n", "no"), answer(200, "", "yes")])).await;
     let r = with(&[RetryOn::RetriableHeaders], |r| r.retriable_headers = vec![present("x-again")]);
     let p = proxy(cluster("c", &[a]), Forward { retry: r, ..forward("c") }).run();

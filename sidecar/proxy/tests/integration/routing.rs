@@ -28,6 +28,7 @@ async fn hosts_paths_headers_and_rewrites() {
         name: "x-user".into(),
         value: HeaderValueMatch::Value(StringMatch::exact("jason")),
         invert: false,
+        missing_is_empty: false,
     }];
     let rewritten = route(Forward {
         prefix_rewrite: Some("/v1".into()),

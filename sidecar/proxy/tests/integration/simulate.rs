@@ -14,7 +14,12 @@ fn on(path: PathMatch, action: RouteAction) -> Route {
 }
 
 fn hosts() -> Vec<VirtualHost> {
-    let header = |name: &str, value, invert| HeaderMatch { name: name.into(), value, invert };
+    let header = |name: &str, value, invert| HeaderMatch {
+        name: name.into(),
+        value,
+        invert,
+        missing_is_empty: invert,
+    };
     let mut canary = route(forward("b"));
     canary.matches.headers = vec![
         header("x-user", HeaderValueMatch::Value(StringMatch::regex("j.*n")), false),
@@ -89,6 +94,7 @@ fn rules() -> Rbac {
             name: "x-role".into(),
             value: HeaderValueMatch::Value(StringMatch::exact(value)),
             invert: false,
+            missing_is_empty: false,
         })
     };
     let policy = |p| RbacPolicy { permissions: vec![p], principals: vec![Principal::Any] };

@@ -142,7 +142,12 @@ pub(super) fn errors(o: &OutlierDetection) -> Option<up::OutlierDetection> {
     let rule = |r| MatchPredicate { rule: Some(r) };
     let status = |code: &u16| {
         let value = HeaderValueMatch::Value(StringMatch::exact(code.to_string()));
-        let headers = vec![header_match(&HeaderMatch { name: STATUS.to_owned(), value, invert: false })];
+        let headers = vec![header_match(&HeaderMatch {
+            name: STATUS.to_owned(),
+            value,
+            invert: false,
+            missing_is_empty: false,
+        })];
         rule(Rule::HttpResponseHeadersMatch(HttpHeadersMatch { headers }))
     };
     let mut rules: Vec<MatchPredicate> = o.error_codes.iter().map(status).collect();
@@ -167,9 +172,12 @@ pub(super) fn to_errors(o: up::OutlierDetection) -> Res<Vec<u16>> {
         };
         let only = m.headers.pop().filter(|_| m.headers.is_empty()).map(to_header_match).transpose()?;
         match only {
-            Some(HeaderMatch { name, value: HeaderValueMatch::Value(s), invert: false })
-                if name == STATUS =>
-            {
+            Some(HeaderMatch {
+                name,
+                value: HeaderValueMatch::Value(s),
+                invert: false,
+                missing_is_empty: false,
+            }) if name == STATUS => {
                 let exact = match &s.kind {
                     StringMatchKind::Exact(code) => code.parse().ok(),
                     _ => None,
