@@ -9,6 +9,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Command, ExitCode, Stdio},
     sync::{Arc, Mutex, PoisonError},
+    thread::JoinHandle,
     time::{Duration, Instant},
 };
 
@@ -67,8 +68,11 @@ enum Outcome {
 
 struct Verify {
     root: PathBuf,
-    rows: Vec<(String, Outcome, Duration, String)>,
+    rows: Vec<Row>,
 }
+
+/// A check, what came of it, how long it took, and why it failed or did not run.
+type Row = (String, Outcome, Duration, String);
 
 const HELP: &str = "\
 Every check of this repository: formatting, dependency policy, lints, unit and integration tests, the demo, whole
@@ -128,11 +132,6 @@ impl Verify {
         self.step("tools", |v| v.tools(root));
         self.cargo("formatting", &["fmt", "--all", "--check"]);
         self.step("dependency policy", |v| policy::check(&v.root));
-        self.cargo("lints", &["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"]);
-        // The fuzz targets are outside of the workspace and need nightly; what they run is in it, behind a flag of its own.
-        let look = ["clippy", "--workspace", "--lib", "--features", "mesh-proxy/oracle", "--quiet"];
-        let fuzzing = ["--", "-D", "warnings", "--cfg", "fuzzing"];
-        self.cargo("lints of what is fuzzed", &[&look[..], &fuzzing].concat());
         self.cargo("tests", &["test", "--workspace", "--no-fail-fast"]);
         self.step("lean binaries", |v| {
             let mut c = v.command("cargo");
@@ -148,6 +147,7 @@ impl Verify {
         // As README says it, so that the alias is checked too. It names no package and what follows says `--workspace`,
         // so that both keep the features of the step above, and nothing is built again.
         self.cargo("demo", &["demo", "--", "--check"]);
+        let lints = self.lints();
         self.step("whole processes", |v| {
             v.ignored(&[
                 "federation",
@@ -193,6 +193,29 @@ impl Verify {
             let why = "only with `cargo verify --with kubernetes`".to_owned();
             self.rows.push(("kubernetes".to_owned(), Outcome::NotAsked, Duration::ZERO, why));
         }
+        match lints.join() {
+            Ok(rows) => self.rows.extend(rows),
+            Err(_) => self.step("lints", |_| bail!("they ended without an answer")),
+        }
+    }
+
+    /// Clippy, while tests of whole processes wait for time to pass: it needs four minutes of one processor, which they
+    /// leave idle. At the lowest priority, since some of them measure, and with artifacts of its own, since two builds of
+    /// one directory wait for each other.
+    fn lints(&self) -> JoinHandle<Vec<Row>> {
+        eprintln!("\n=== lints, beside what follows");
+        let run = |args: &[&str]| {
+            let mut c = self.command("nice");
+            c.args(["-n", "19", "cargo"]).args(args);
+            c.env("CARGO_TARGET_DIR", target(&self.root).join("lints"));
+            c
+        };
+        let all = ["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"];
+        // The fuzz targets are outside of the workspace and need nightly; what they run is in it, behind a flag of its own.
+        let look = ["clippy", "--workspace", "--lib", "--features", "mesh-proxy/oracle", "--quiet"];
+        let fuzzing = ["--", "-D", "warnings", "--cfg", "fuzzing"];
+        let steps = [("lints", run(&all)), ("lints of what is fuzzed", run(&[&look[..], &fuzzing].concat()))];
+        std::thread::spawn(move || steps.map(|(name, c)| row(name, || quiet(c))).into())
     }
 
     /// Runs the tests that plain `cargo test` leaves out, one at a time, with what they need.
@@ -214,15 +237,7 @@ impl Verify {
 
     fn step(&mut self, name: &str, run: impl FnOnce(&Self) -> anyhow::Result<()>) {
         eprintln!("\n=== {name}");
-        let begun = Instant::now();
-        let (outcome, note) = match run(self) {
-            Ok(()) => (Outcome::Passed, String::new()),
-            Err(e) => {
-                eprintln!("error: {e:#}");
-                (Outcome::Failed, format!("{e:#}"))
-            }
-        };
-        self.rows.push((name.to_owned(), outcome, begun.elapsed(), note));
+        self.rows.push(row(name, || run(self)));
     }
 
     fn when(&mut self, able: bool, why: &str, name: &str, run: impl FnOnce(&Self) -> anyhow::Result<()>) {
@@ -346,6 +361,18 @@ impl Verify {
     }
 }
 
+fn row(name: &str, run: impl FnOnce() -> anyhow::Result<()>) -> Row {
+    let begun = Instant::now();
+    let (outcome, note) = match run() {
+        Ok(()) => (Outcome::Passed, String::new()),
+        Err(e) => {
+            eprintln!("error: {name}: {e:#}");
+            (Outcome::Failed, format!("{e:#}"))
+        }
+    };
+    (name.to_owned(), outcome, begun.elapsed(), note)
+}
+
 fn target(root: &Path) -> PathBuf {
     std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from)
 }
@@ -396,6 +423,19 @@ fn spawn(mut c: Command) -> anyhow::Result<()> {
     bail!("{}", [vec![format!("{shown}: {status}")], said].concat().join("\n"))
 }
 
+/// Runs a command beside others, and shows what it printed at its end, if it failed.
+fn quiet(mut c: Command) -> anyhow::Result<()> {
+    let shown = format!("{c:?}");
+    let out = c.output().with_context(|| shown.clone())?;
+    if out.status.success() {
+        return Ok(());
+    }
+    let said = Mutex::new(vec![]);
+    relay(&*out.stderr, &mut std::io::stderr(), &said);
+    let said = said.into_inner().unwrap_or_else(PoisonError::into_inner);
+    bail!("{}", [vec![format!("{shown}: {}", out.status)], said].concat().join("\n"))
+}
+
 /// Passes lines on, and keeps the beginnings of panics and errors.
 fn relay(from: impl Read, to: &mut impl Write, said: &Mutex<Vec<String>>) {
     let mut from = BufReader::new(from);
@@ -435,5 +475,10 @@ mod tests {
         let mut c = Command::new("sh");
         c.args(["-c", "echo 'error: not one'"]);
         spawn(c).unwrap();
+        let mut c = Command::new("sh");
+        c.args(["-c", "echo 'error: this is why' >&2; exit 101"]);
+        let (name, outcome, _, note) = row("lints", || quiet(c));
+        assert_eq!((name.as_str(), outcome), ("lints", Outcome::Failed));
+        assert!(note.contains("exit status: 101") && note.ends_with("    error: this is why"), "{note}");
     }
 }
