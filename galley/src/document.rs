@@ -4,6 +4,7 @@
 //! text is split before it is parsed, and a syntax error rejects one document and not its
 //! neighbours. A `v1` `List` stands for its items.
 
+mod config_map;
 mod metadata;
 
 use std::{
@@ -15,7 +16,7 @@ use mesh_model::authored::{Document, Kind, Spec, resource_name};
 
 use crate::{
     de::NodeDe,
-    node::{Node, Value},
+    node::{Node, SyntaxError, Value},
     path::{FieldPath, Path, Segment},
     report::{DocumentReport, Finding},
     validate::{self, Findings},
@@ -67,6 +68,8 @@ pub(crate) struct Places {
     source: Option<Arc<Source>>,
     prefix: FieldPath,
     first_line: u32,
+    /// Its specification is text in a ConfigMap.
+    in_config_map: bool,
 }
 
 /// The text of a document, which becomes a tree when somebody asks where something stands. Most documents have no
@@ -109,7 +112,7 @@ impl Source {
             return Some(tree);
         }
         let text = self.file.get(self.range.clone()).and_then(|b| std::str::from_utf8(b).ok())?;
-        let tree = Arc::new(Node::parse(text).ok()?);
+        let tree = Arc::new(parse(text).ok()?);
         *kept = Arc::downgrade(&tree);
         Some(tree)
     }
@@ -132,9 +135,17 @@ impl Places {
     }
 
     pub(crate) fn finding(&self, path: FieldPath, message: String) -> Finding {
+        let path = if self.in_config_map { config_map::path(path) } else { path };
         let path = path.under(&self.prefix);
         Finding { line: self.line(&path), path: path.to_string(), message }
     }
+}
+
+/// The tree of a document, with what is text in a ConfigMap of the mesh's settings as a part of it.
+fn parse(text: &str) -> Result<Node, SyntaxError> {
+    let mut node = Node::parse(text)?;
+    config_map::expand(&mut node);
+    Ok(node)
 }
 
 /// Parses and validates every document of a file.
@@ -173,7 +184,7 @@ pub(crate) fn parse_file(file: &str, content: &Arc<Vec<u8>>, default_namespace: 
 }
 
 fn broken(report: DocumentReport) -> Parsed {
-    let places = Places { source: None, prefix: FieldPath::default(), first_line: 0 };
+    let places = Places { source: None, prefix: FieldPath::default(), first_line: 0, in_config_map: false };
     Parsed {
         report: Arc::new(report),
         key: None,
@@ -232,7 +243,7 @@ fn parse_chunk(
     default_namespace: &str,
     out: &mut Vec<Parsed>,
 ) {
-    let node = match Node::parse(text) {
+    let node = match parse(text) {
         Ok(n) => Arc::new(n),
         Err(e) => {
             let guess = guess_identity(text, default_namespace);
@@ -267,17 +278,20 @@ fn parse_chunk(
         for (i, item) in items.iter().enumerate() {
             let root = Path::root();
             let prefix = root.key("items").index(i).to_field_path();
-            let places = Places { source: Some(Arc::clone(&source)), prefix, first_line };
+            let places =
+                Places { source: Some(Arc::clone(&source)), prefix, first_line, in_config_map: false };
             out.push(parse_node(file, number, item, places, default_namespace));
         }
         return;
     }
-    let places = Places { source: Some(source), prefix: FieldPath::default(), first_line };
+    let places =
+        Places { source: Some(source), prefix: FieldPath::default(), first_line, in_config_map: false };
     out.push(parse_node(file, number, &node, places, default_namespace));
 }
 
 /// Parses one document from its tree.
-fn parse_node(file: &str, number: usize, node: &Node, places: Places, default_namespace: &str) -> Parsed {
+fn parse_node(file: &str, number: usize, node: &Node, mut places: Places, default_namespace: &str) -> Parsed {
+    places.in_config_map = config_map::settings(node).is_some();
     let mut report = DocumentReport {
         file: file.to_owned(),
         document: number,
@@ -306,6 +320,7 @@ fn parse_node(file: &str, number: usize, node: &Node, places: Places, default_na
         Read::Typed(k, d) => {
             let mut findings = Findings::default();
             validate::document(&d, &mut findings);
+            findings.warnings.extend(config_map::beside(node));
             for (path, message) in findings.errors {
                 report.errors.push(places.finding(path, message));
             }
@@ -363,7 +378,12 @@ fn read(
     if report.kind.is_empty() || report.api_version.is_empty() {
         return Read::Nothing;
     }
-    let Some(kind) = Kind::resolve(&report.api_version, &report.kind) else {
+    let settings = config_map::settings(node);
+    let resolved = match settings {
+        Some(_) => Some(Kind::MeshConfig),
+        None => Kind::resolve(&report.api_version, &report.kind),
+    };
+    let Some(kind) = resolved else {
         if platform_kind(&report.api_version, &report.kind) {
             errors.clear();
             return Read::Ignored;
@@ -372,12 +392,17 @@ fn read(
         return Read::Nothing;
     };
     let Some(mut metadata) = metadata else { return Read::Nothing };
+    if settings.is_some() {
+        config_map::NAME_OF_SETTINGS.clone_into(&mut metadata.name);
+    }
     if !kind.namespaced() {
         metadata.namespace.clear();
     } else if metadata.namespace.is_empty() {
         default_namespace.clone_into(&mut metadata.namespace);
     }
-    report.namespace.clone_from(&metadata.namespace);
+    if settings.is_none() {
+        report.namespace.clone_from(&metadata.namespace);
+    }
     if metadata.name.is_empty() {
         return Read::Nothing;
     }
@@ -385,7 +410,13 @@ fn read(
 
     const ENVELOPE: &[&str] = &["apiVersion", "kind", "metadata", "status"];
     let empty = Node { place: node.place, value: Value::Map(vec![]) };
-    let (de, base) = if kind.spec_at_top_level() {
+    let (de, base) = if let Some(settings) = settings {
+        if let Some(message) = config_map::not_a_mapping(settings) {
+            errors.push((config_map::path(FieldPath::key("spec")), message));
+            return Read::Identified(key);
+        }
+        (NodeDe::new(settings), FieldPath::key("spec"))
+    } else if kind.spec_at_top_level() {
         let envelope = if kind.has_status() { &ENVELOPE[..3] } else { ENVELOPE };
         (NodeDe::without(node, envelope), FieldPath::default())
     } else {

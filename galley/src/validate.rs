@@ -20,6 +20,7 @@ mod envoy_filter;
 mod federation;
 mod gateway;
 mod gateway_api;
+mod mesh;
 mod mixer;
 mod role;
 mod security;
@@ -88,7 +89,7 @@ pub(crate) fn document(d: &Document, out: &mut Findings) {
         Spec::ClusterEviction(s) => federation::check_eviction(s, &d.metadata, p, out),
         Spec::FederatedTrustDomain(s) => trust_domains::check(s, p, out),
         Spec::ImportPolicy(s) => federation::check_imports(s, p, out),
-        Spec::MeshConfig(s) => core::check_mesh(s, &d.metadata, p, out),
+        Spec::MeshConfig(s) => mesh::check(s, &d.metadata, p, out),
         Spec::Namespace(_) | Spec::Node(_) => {}
         Spec::Pod(s) => core::check_pod(s, p, out),
         Spec::EndpointSlice(s) => core::check_slice(s, &d.metadata, p, out),

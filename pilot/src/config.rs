@@ -297,6 +297,7 @@ impl Reader {
                 }),
             }
         }
+        config.discover();
         config.imports.sort_by(|a, b| {
             (&a.service.namespace, &a.service.name, &a.cluster).cmp(&(
                 &b.service.namespace,
@@ -422,11 +423,57 @@ impl Config {
         self.gateway_api.sort();
     }
 
+    /// Leaves out what is in namespaces that `MeshConfig.discoverySelectors` do not select. The mesh's own namespace is
+    /// always selected.
+    fn discover(&mut self) {
+        let mesh = Arc::clone(&self.mesh);
+        if mesh.discovery_selectors.is_empty() {
+            return;
+        }
+        let root = self.root_namespace().to_owned();
+        let labels = std::mem::take(&mut self.gateway_api.namespaces);
+        let seen = |namespace: &str| {
+            let of = labels.get(namespace);
+            namespace == root
+                || mesh.discovery_selectors.iter().any(|s| gateway_api::known::selects(s, namespace, of))
+        };
+        macro_rules! only {
+            ($($list:expr),*) => { $($list.retain(|d| seen(&d.namespace));)* };
+        }
+        only!(
+            self.services,
+            self.workload_entries,
+            self.workload_groups,
+            self.endpoint_slices,
+            self.service_entries,
+            self.virtual_services,
+            self.destination_rules,
+            self.gateways,
+            self.sidecars,
+            self.proxy_configs,
+            self.peer_authentications,
+            self.request_authentications,
+            self.authorization_policies,
+            self.service_exports,
+            self.envoy_filters
+        );
+        self.imports.retain(|i| seen(&i.service.namespace));
+        self.v1alpha1.retain(&seen);
+        self.gateway_api.retain(&seen);
+        self.gateway_api.namespaces = labels;
+    }
+
     /// Namespace whose policies apply to the whole mesh.
     #[must_use]
     pub fn root_namespace(&self) -> &str {
         self.mesh.root_namespace.as_deref().unwrap_or("istio-system")
     }
+}
+
+/// `exportTo` of something, or what the mesh says of those that have none.
+#[must_use]
+pub(crate) fn exported<'a>(own: &'a [String], default: &'a [String]) -> &'a [String] {
+    if own.is_empty() { default } else { own }
 }
 
 /// Orders documents as conflicts between them are resolved.

@@ -19,7 +19,7 @@ mod authorizers;
 mod backend_tls;
 mod backends;
 mod http;
-mod known;
+pub(crate) mod known;
 mod l4;
 mod listeners;
 mod order;
@@ -93,6 +93,17 @@ pub struct Documents {
 }
 
 impl Documents {
+    /// Leaves out what is in namespaces that are not seen.
+    pub(crate) fn retain(&mut self, seen: &impl Fn(&str) -> bool) {
+        self.gateways.retain(|d| seen(&d.namespace));
+        self.http.retain(|d| seen(&d.namespace));
+        self.grpc.retain(|d| seen(&d.namespace));
+        self.tls.retain(|d| seen(&d.namespace));
+        self.tcp.retain(|d| seen(&d.namespace));
+        self.grants.retain(|d| seen(&d.namespace));
+        self.backend_tls.retain(|d| seen(&d.namespace));
+    }
+
     pub(crate) fn add(&mut self, doc: &mcp::Document, spec: &Spec) {
         match spec {
             Spec::GatewayClass(s) => self.classes.push(Doc::of(doc, s)),
@@ -227,7 +238,7 @@ impl Made {
                 None => drop(producers.insert(key, created)),
                 Some(_) => created = producers.get(&key).map_or(created, |p| created.min(*p)),
             }
-            let export_to = if consumer.is_some() { vec![".".to_owned()] } else { vec![] };
+            let export_to = if consumer.is_some() { vec![".".to_owned()] } else { vec!["*".to_owned()] };
             let list = if consumer.is_some() { &mut out.of_consumers } else { &mut out.virtual_services };
             list.push(virtual_service(
                 consumer.as_deref().unwrap_or(&namespace),

@@ -68,6 +68,14 @@ impl Documents {
         true
     }
 
+    /// Leaves out what is in namespaces that are not seen.
+    pub(crate) fn retain(&mut self, seen: &impl Fn(&str) -> bool) {
+        self.policies.retain(|d| seen(&d.namespace));
+        self.rbac_configs.retain(|d| seen(&d.namespace));
+        self.roles.retain(|d| seen(&d.namespace));
+        self.bindings.retain(|d| seen(&d.namespace));
+    }
+
     pub(crate) fn sort(&mut self) {
         crate::config::by_age(&mut self.policies);
         crate::config::by_age(&mut self.mesh_policies);

@@ -21,7 +21,7 @@ pub(crate) use self::{
     lineage::{Lineage, Rerouted},
 };
 use crate::{
-    config::{Config, Doc, Problem, selects},
+    config::{Config, Doc, Problem, exported, selects},
     envoy_filter::Selected,
     gateway_api::{CLIENT_CERTIFICATE, SEMANTICS},
     hosts,
@@ -186,6 +186,10 @@ impl World {
         let filters = Selected::of(&self.config, proxy);
         let mut out = ProxyNode { filters, situation: self.situation(proxy), ..proxy.clone() };
         out.on_demand = on_demand::applies(&self.config, &out);
+        if !proxy.router && !proxy.grpc {
+            let port = u16::try_from(self.config.mesh.proxy_http_port).ok().filter(|p| *p != 0);
+            out.http_proxy_port = proxy.http_proxy_port.or(port);
+        }
         out
     }
 
@@ -305,7 +309,10 @@ impl World {
                         .find(|(p, _)| hosts::covers(p, &entry.service.host))
                         .map(|(_, r)| r)
                 })
-                .filter(|r| proxy.sees(&r.namespace, &r.rule.export_to))
+                .filter(|r| {
+                    let default = &self.config.mesh.default_destination_rule_export_to;
+                    proxy.sees(&r.namespace, exported(&r.rule.export_to, default))
+                })
                 .filter(|r| {
                     r.rule.workload_selector.as_ref().is_none_or(|s| {
                         r.namespace == proxy.namespace && selects(&s.match_labels, &proxy.labels)
@@ -326,6 +333,12 @@ impl World {
 
     // --------------------------------------------------------- virtual services
 
+    /// Whether a document with routes is visible to a proxy.
+    pub(crate) fn shows(&self, proxy: &ProxyNode, d: &Doc<VirtualService>) -> bool {
+        let default = &self.config.mesh.default_virtual_service_export_to;
+        proxy.sees(&d.namespace, exported(&d.spec.export_to, default))
+    }
+
     /// The virtual service that a proxy applies to a host, if `bound` says it is for this kind of
     /// proxy. The most specific host wins, then the oldest document.
     pub fn virtual_service<'a>(
@@ -337,7 +350,7 @@ impl World {
         let list = &self.config.virtual_services;
         let usable = |i: usize| {
             let d = list.get(i)?;
-            (proxy.sees(&d.namespace, &d.spec.export_to) && bound(d)).then_some(d)
+            (self.shows(proxy, d) && bound(d)).then_some(d)
         };
         if let Some(found) =
             self.virtual_services.exact.get(host).into_iter().flatten().find_map(|i| usable(*i))

@@ -47,6 +47,23 @@ fn range(beta: &str) -> String {
     )
 }
 
+/// Where `gamma` has a server that listens at the workload's own address alone.
+const OWN_ADDRESS: u16 = 8181;
+
+fn own_address() -> String {
+    format!(
+        "apiVersion: v1\nkind: Service\nmetadata: {{name: page, namespace: {NAMESPACE}}}\nspec:\n  selector: {{app: gamma}}\n  \
+         ports: [{{name: http, port: {OWN_ADDRESS}}}]\n"
+    )
+}
+
+/// Istio's settings of the mesh as its installation keeps them.
+const MESH: &str = "apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: istio\n  namespace: istio-system\ndata:\n  mesh: |-\n    \
+                    defaultConfig:\n      discoveryAddress: istiod.istio-system.svc:15012\n    inboundTrafficPolicy:\n      \
+                    mode: PASSTHROUGH\n    tcpKeepalive:\n      time: 30s\n    dnsRefreshRate: 20s\n    protocolDetectionTimeout: 1s\n    \
+                    outboundClusterStatName: '%SERVICE%_%SERVICE_PORT%'\n    inboundClusterStatName: '%SERVICE%_%TARGET_PORT%'\n    \
+                    meshMTLS:\n      ecdhCurves: [X25519]\n";
+
 /// `alpha` ends TLS of its own for strangers, on a port that nothing captures.
 fn ingress(chain: &str, key: &str) -> String {
     format!(
@@ -85,14 +102,17 @@ fn listeners_of_a_sidecar() {
         west.write("egress.yaml", &egress())?;
         west.write("wild.yaml", &wild())?;
         west.write("range.yaml", &range(&west.workload("beta").ip))?;
+        west.write("own-address.yaml", &own_address())?;
+        let at = format!("{}:{OWN_ADDRESS}", west.workload("gamma").ip);
+        west.start_page("gamma", &at)?;
         resolve(west)?;
         observe(west, "Flotilla", &root).await?;
-        for service in ["client", "alpha"] {
+        for service in ["client", "alpha", "gamma"] {
             west.replace_by_envoy(service, Path::new(&envoy), &[host("beta")]).await?;
         }
         resolve(west)?;
         observe(west, "Envoy", &root).await?;
-        for part in ["client-v1", "alpha-v1"] {
+        for part in ["client-v1", "alpha-v1", "gamma-v1"] {
             let dump = west.admin(part, "/config_dump")?;
             ensure!(!dump.contains("\"error_state\""), "{part} refused something: {dump}");
         }
@@ -163,8 +183,36 @@ async fn observe(west: &Cluster, whose: &str, root: &str) -> anyhow::Result<()> 
         let got = named(name)?;
         ensure!(got.status == 503 && got.body.contains("DNS resolution failure"), "{name}: {got:?}");
     }
+    inbound(west, whose).await?;
     println!(
         "   {whose}: *.wild.example is where the name leads, by Host and by SNI; 503 for no name, and for 127.0.0.1"
     );
     Ok(())
+}
+
+/// Where inbound connections go: to loopback unless the mesh's settings say that it is the workload's own address, where
+/// they come from one that capture leaves alone.
+async fn inbound(west: &Cluster, whose: &str) -> anyhow::Result<()> {
+    let page = format!("http://{}:{OWN_ADDRESS}/", host("page"));
+    let get = || west.as_app("beta", &curl(&[&page])).map(Got::of);
+    until("loopback, where nothing listens", CONVERGE, async || {
+        let got = get()?;
+        ensure!(got.status == 503, "{got:?}");
+        Ok(())
+    })
+    .await?;
+    west.write("mesh.yaml", MESH)?;
+    until("the workload's own address", CONVERGE, async || {
+        let got = get()?;
+        ensure!(got.status == 200 && got.body.contains("page of gamma for 127.0.0.6"), "{got:?}");
+        Ok(())
+    })
+    .await?;
+    // What listens everywhere is reached as before.
+    let beta = west.as_app("beta", &curl(&[&format!("http://{}:8080/", host("gamma"))])).map(Got::of)?;
+    ensure!(beta.status == 200 && beta.body.contains("\"workload\":\"gamma\""), "{beta:?}");
+    println!(
+        "   {whose}: 503 from a server that loopback does not have, and 200 with Istio's ConfigMap that says PASSTHROUGH"
+    );
+    west.remove("mesh.yaml")
 }

@@ -43,6 +43,7 @@ mod gateway;
 pub mod gateway_api;
 pub mod kubernetes;
 mod mesh;
+mod mesh_proxy;
 mod mixer;
 mod role;
 mod security;
@@ -62,6 +63,7 @@ pub use self::{
     gateway::*,
     kubernetes::{ClusterNode, EndpointSlice, Pod},
     mesh::*,
+    mesh_proxy::*,
     mixer::*,
     role::*,
     security::*,

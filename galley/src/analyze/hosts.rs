@@ -40,7 +40,7 @@ pub(super) enum Found<'h, 'a> {
 }
 
 impl<'a> Hosts<'a> {
-    pub(super) fn new(resources: &[Resource<'a>], known: &BTreeSet<String>) -> Self {
+    pub(super) fn new(resources: &[Resource<'a>], known: &BTreeSet<String>, default: &[String]) -> Self {
         let mut hosts =
             Self { known: known.iter().map(|h| h.to_ascii_lowercase()).collect(), ..Self::default() };
         for r in resources {
@@ -58,7 +58,7 @@ impl<'a> Hosts<'a> {
                     let to = r.annotations.get("networking.istio.io/exportTo");
                     let to: Vec<String> =
                         to.iter().flat_map(|t| t.split(',')).map(|t| t.trim().to_owned()).collect();
-                    hosts.add(&to, ns, qualify(r.name, ns), &host);
+                    hosts.add(if to.is_empty() { default } else { &to }, ns, qualify(r.name, ns), &host);
                 }
                 Some(Spec::ServiceEntry(s)) => {
                     let selector = s.workload_selector.as_ref().map(|w| &w.labels);
@@ -68,8 +68,9 @@ impl<'a> Hosts<'a> {
                             .and_then(|l| Some((r.parsed.typed.as_ref()?.metadata.namespace.as_str(), l))),
                         endpoints: s.endpoints.iter().map(|e| &e.labels).collect(),
                     };
+                    let to = if s.export_to.is_empty() { default } else { &s.export_to };
                     for h in &s.hosts {
-                        hosts.add(&s.export_to, ns, qualify(h, ns), &host);
+                        hosts.add(to, ns, qualify(h, ns), &host);
                     }
                 }
                 Some(Spec::ServiceExport(_)) => {

@@ -55,6 +55,34 @@ fn the_readme_has_every_code_that_is_told() {
 
 const DANGLING: &str = "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: v, namespace: books}\nspec: {hosts: [a], http: [{route: [{destination: {host: nobody}}]}]}\n";
 
+/// Who says nothing of `exportTo` is seen as the mesh's settings say.
+#[test]
+fn visibility_by_the_settings_of_the_mesh() {
+    let service = |ns: &str| {
+        format!(
+            "---\napiVersion: v1\nkind: Service\nmetadata: {{name: reviews, namespace: {ns}}}\nspec: {{ports: [{{name: http, port: 80}}]}}\n"
+        )
+    };
+    let routes = |ns: &str, host: &str| {
+        format!(
+            "---\napiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: v, namespace: {ns}}}\n\
+                 spec: {{hosts: [x.com], http: [{{route: [{{destination: {{host: {host}}}}}]}}]}}\n"
+        )
+    };
+    let mesh = |spec: &str| {
+        format!(
+            "---\napiVersion: v1\nkind: ConfigMap\nmetadata: {{name: istio, namespace: istio-system}}\ndata:\n  mesh: '{spec}'\n"
+        )
+    };
+    let far = service("a") + &routes("b", "reviews.a.svc.cluster.local");
+    assert!(of(&far, "IST0101").is_empty());
+    assert_eq!(of(&(far.clone() + &mesh("defaultServiceExportTo: [.]")), "IST0101").len(), 1);
+    assert!(of(&(far + &mesh("defaultVirtualServiceExportTo: [.]")), "IST0101").is_empty());
+    let twice = service("a") + &routes("a", "reviews") + &service("b") + &routes("b", "reviews");
+    assert!(!of(&twice, "IST0109").is_empty());
+    assert!(of(&(twice + &mesh("defaultVirtualServiceExportTo: [.]")), "IST0109").is_empty());
+}
+
 #[test]
 fn findings_are_suppressed_by_annotations_and_flags() {
     assert_eq!(of(DANGLING, "IST0101").len(), 1);

@@ -5,7 +5,7 @@ use std::{
     sync::OnceLock,
 };
 
-use mesh_model::authored::{Document, Spec};
+use mesh_model::authored::{DestinationRule, Document, MeshConfig, ServiceEntry, Spec, VirtualService};
 
 use super::hosts::Hosts;
 use crate::{
@@ -133,6 +133,8 @@ pub(super) struct World<'a> {
     /// Whether the documents are those of a platform, so that every workload is among them.
     pub(super) all_workloads: bool,
     pub(super) root_namespace: String,
+    /// The mesh's settings.
+    mesh: Option<&'a MeshConfig>,
     /// Namespace documents by name.
     pub(super) namespaces: BTreeMap<&'a str, usize>,
     /// Namespaces that some document is in.
@@ -145,6 +147,7 @@ impl<'a> World<'a> {
         let mut workloads = Vec::new();
         let mut all_workloads = false;
         let mut root_namespace = ROOT_NAMESPACE.to_owned();
+        let mut mesh = None;
         let mut namespaces = BTreeMap::new();
         for (i, r) in resources.iter().enumerate() {
             match r.spec() {
@@ -160,6 +163,7 @@ impl<'a> World<'a> {
                     host_network: false,
                 }),
                 Some(Spec::MeshConfig(m)) => {
+                    mesh = Some(&**m);
                     if let Some(ns) = &m.root_namespace {
                         root_namespace.clone_from(ns);
                     }
@@ -174,10 +178,26 @@ impl<'a> World<'a> {
                 workloads.push(w);
             }
         }
-        let hosts = Hosts::new(&resources, known_hosts);
+        let hosts =
+            Hosts::new(&resources, known_hosts, exported(&[], mesh, |m| &m.default_service_export_to));
         let inhabited =
             resources.iter().filter(|r| !r.namespace.is_empty()).map(|r| r.namespace.clone()).collect();
-        Self { resources, workloads, hosts, all_workloads, root_namespace, namespaces, inhabited }
+        Self { resources, workloads, hosts, all_workloads, root_namespace, mesh, namespaces, inhabited }
+    }
+
+    /// `exportTo` of a VirtualService, or the mesh's.
+    pub(super) fn shown<'s>(&'s self, vs: &'s VirtualService) -> &'s [String] {
+        exported(&vs.export_to, self.mesh, |m| &m.default_virtual_service_export_to)
+    }
+
+    /// `exportTo` of a DestinationRule, or the mesh's.
+    pub(super) fn applied<'s>(&'s self, dr: &'s DestinationRule) -> &'s [String] {
+        exported(&dr.export_to, self.mesh, |m| &m.default_destination_rule_export_to)
+    }
+
+    /// `exportTo` of a ServiceEntry, or the mesh's.
+    pub(super) fn offered<'s>(&'s self, se: &'s ServiceEntry) -> &'s [String] {
+        exported(&se.export_to, self.mesh, |m| &m.default_service_export_to)
     }
 
     /// Documents whose specification is of one type.
@@ -257,4 +277,16 @@ pub(crate) fn strings(n: &Node) -> Labels {
 /// Labels as they are written in a selector.
 pub(super) fn shown(labels: &Labels) -> String {
     labels.iter().map(|(k, v)| format!("{k}={v}")).collect::<Vec<_>>().join(",")
+}
+
+/// `exportTo` of a document, or what the mesh's settings have for those that say nothing.
+fn exported<'s>(
+    own: &'s [String],
+    mesh: Option<&'s MeshConfig>,
+    default: fn(&MeshConfig) -> &Vec<String>,
+) -> &'s [String] {
+    match mesh {
+        Some(m) if own.is_empty() => default(m),
+        _ => own,
+    }
 }

@@ -369,7 +369,17 @@ pub(super) fn export_to(
     p: &Path<'_>,
     out: &mut Findings,
 ) {
-    let p = &p.key("exportTo");
+    export_list(list, none_allowed, namespace, &p.key("exportTo"), out);
+}
+
+/// The same, of the field at `p`. Without a namespace `.` is that of whoever the list is for.
+pub(super) fn export_list(
+    list: &[String],
+    none_allowed: bool,
+    namespace: &str,
+    p: &Path<'_>,
+    out: &mut Findings,
+) {
     let own = |ns: &str| ns == "." || ns == namespace;
     for (i, ns) in list.iter().enumerate() {
         let at = p.index(i);

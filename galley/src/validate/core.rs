@@ -1,22 +1,12 @@
-//! Rules of Kubernetes' own kinds, ServiceExport and MeshConfig.
-
-mod providers;
+//! Rules of Kubernetes' own kinds and of ServiceExport.
 
 use std::net::IpAddr;
 
-use mesh_model::{
-    TrustDomain,
-    authored::{
-        EndpointSlice, IntOrString, MeshConfig, Metadata, Pod, Secret, Service, ServiceExport,
-        kubernetes::topology,
-    },
+use mesh_model::authored::{
+    EndpointSlice, IntOrString, Metadata, Pod, Secret, Service, ServiceExport, kubernetes::topology,
 };
 
-use super::{
-    common::{self, Findings},
-    destination_rule::locality,
-    envoy_filter, trust_domains,
-};
+use super::common::{self, Findings};
 use crate::path::Path;
 
 pub(super) fn check_service(s: &Service, p: &Path<'_>, out: &mut Findings) {
@@ -162,61 +152,4 @@ pub(super) fn check_export(e: &ServiceExport, p: &Path<'_>, out: &mut Findings) 
     common::labels(&e.exported_labels, &p.key("exportedLabels"), out);
     out.unenforced(!e.exported_labels.is_empty(), p, "exportedLabels");
     out.unenforced(!e.exported_annotations.is_empty(), p, "exportedAnnotations");
-}
-
-pub(super) fn check_mesh(m: &MeshConfig, meta: &Metadata, p: &Path<'_>, out: &mut Findings) {
-    let root = Path::root();
-    if meta.name != "mesh" {
-        out.error(&root.key("metadata").key("name"), "the only MeshConfig is named \"mesh\"");
-    }
-    if let Some(td) = &m.trust_domain
-        && let Err(e) = TrustDomain::new(td)
-    {
-        out.error(&p.key("trustDomain"), e.to_string());
-    }
-    if let Some(ns) = &m.root_namespace
-        && !common::is_dns1123_label(ns)
-    {
-        out.error(&p.key("rootNamespace"), format!("{ns:?} is not a namespace"));
-    }
-    if let Some(l) = &m.locality_lb_setting {
-        locality::check(l, &p.key("localityLbSetting"), out);
-    }
-    common::duration(m.default_connect_timeout, &p.key("defaultConnectTimeout"), out);
-    for (s, field) in
-        [(&m.mixer_check_server, "mixerCheckServer"), (&m.mixer_report_server, "mixerReportServer")]
-    {
-        if !s.is_empty() {
-            common::host_port(s, &p.key(field), out);
-            let flag = if field == "mixerCheckServer" { "--mixer-check" } else { "--mixer-report" };
-            out.warning(&p.key(field), format!("proxies do not read {field}: start them with {flag} {s}"));
-        }
-    }
-    if m.policy_check_fail_open {
-        out.warning(
-            &p.key("policyCheckFailOpen"),
-            "proxies do not read policyCheckFailOpen: start them with --mixer-fail-open",
-        );
-    }
-    if let Some(s) = m.trace_sampling
-        && !(0.0..=100.0).contains(&s)
-    {
-        out.error(&p.key("traceSampling"), format!("{s} is outside of 0..100 percent"));
-    }
-    trust_domains::check_certificates(&m.ca_certificates, &p.key("caCertificates"), out);
-    providers::check(&m.extension_providers, &p.key("extensionProviders"), out);
-    if let Some(d) = &m.default_config {
-        let config = p.key("defaultConfig");
-        let at = &config.key("proxyMetadata");
-        envoy_filter::on_demand(&d.proxy_metadata, at, out);
-        for k in d.proxy_metadata.keys().filter(|k| *k != envoy_filter::ON_DEMAND) {
-            out.warning(
-                &at.key(k),
-                format!("proxies do not read it; only {} has an effect", envoy_filter::ON_DEMAND),
-            );
-        }
-    }
-    if let Some(o) = &m.outbound_traffic_policy {
-        out.unenforced(o.egress_proxy.is_some(), &p.key("outboundTrafficPolicy"), "egressProxy");
-    }
 }

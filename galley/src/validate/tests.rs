@@ -5,6 +5,7 @@
 
 mod edge;
 mod gateway_api;
+mod mesh;
 mod networking;
 mod policy;
 mod v1alpha1;
@@ -15,6 +16,10 @@ fn parse(api: &str, kind: &str, spec: &str) -> Parsed {
     let spec: String = spec.lines().map(|l| format!("  {l}\n")).collect();
     let text =
         format!("apiVersion: {api}\nkind: {kind}\nmetadata: {{name: x, namespace: books}}\nspec:\n{spec}");
+    parse_text(&text)
+}
+
+fn parse_text(text: &str) -> Parsed {
     let mut all = parse_file("test.yaml", &std::sync::Arc::new(text.as_bytes().to_vec()), "default");
     assert_eq!(all.len(), 1, "{text}");
     all.pop().unwrap()

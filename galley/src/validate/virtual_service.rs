@@ -1,6 +1,8 @@
 //! Rules of VirtualService.
 
 mod actions;
+
+pub(super) use self::actions::retries;
 mod unreachable;
 
 use mesh_model::authored::{

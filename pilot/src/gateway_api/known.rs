@@ -2,9 +2,12 @@
 
 use std::collections::HashMap;
 
-use mesh_model::authored::{
-    Service,
-    gateway_api::{DefaultScope, Gateway, KubernetesSelector, ParentReference, SelectorExpression},
+use mesh_model::{
+    authored::{
+        Service,
+        gateway_api::{DefaultScope, Gateway, KubernetesSelector, ParentReference, SelectorExpression},
+    },
+    registry::Labels,
 };
 
 use super::{CLASSES, CONTROLLERS, Documents};
@@ -72,29 +75,7 @@ impl<'a> Known<'a> {
 
     /// Whether a namespace has the labels that a selector wants.
     pub(super) fn selects(&self, selector: &KubernetesSelector, namespace: &str) -> bool {
-        let labels = self.docs.namespaces.get(namespace);
-        let value = |key: &str| match key {
-            NAMESPACE_NAME => Some(namespace),
-            _ => labels.and_then(|l| l.get(key)).map(String::as_str),
-        };
-        let holds = |e: &SelectorExpression| {
-            // Of a namespace without a document nobody knows which labels it lacks.
-            if labels.is_none() && e.key != NAMESPACE_NAME {
-                return false;
-            }
-            let v = value(&e.key);
-            let among = || v.is_some_and(|v| e.values.iter().any(|w| w == v));
-            match e.operator.as_str() {
-                "In" => among(),
-                "NotIn" => !among(),
-                "Exists" => v.is_some(),
-                "DoesNotExist" => v.is_none(),
-                // What cannot be judged lets nobody in.
-                _ => false,
-            }
-        };
-        selector.match_labels.iter().all(|(k, v)| value(k) == Some(v))
-            && selector.match_expressions.iter().all(holds)
+        selects(selector, namespace, self.docs.namespaces.get(namespace))
     }
 
     /// The Service that an address of a Gateway names, such as `edge.ingress.svc.cluster.local`.
@@ -111,4 +92,30 @@ impl<'a> Known<'a> {
         };
         self.config.services.iter().find(|s| fits && s.name == name && s.namespace == ns)
     }
+}
+
+/// Whether a namespace, with its labels if a document says them, has what a selector wants.
+pub(crate) fn selects(selector: &KubernetesSelector, namespace: &str, labels: Option<&Labels>) -> bool {
+    let value = |key: &str| match key {
+        NAMESPACE_NAME => Some(namespace),
+        _ => labels.and_then(|l| l.get(key)).map(String::as_str),
+    };
+    let holds = |e: &SelectorExpression| {
+        // Of a namespace without a document nobody knows which labels it lacks.
+        if labels.is_none() && e.key != NAMESPACE_NAME {
+            return false;
+        }
+        let v = value(&e.key);
+        let among = || v.is_some_and(|v| e.values.iter().any(|w| w == v));
+        match e.operator.as_str() {
+            "In" => among(),
+            "NotIn" => !among(),
+            "Exists" => v.is_some(),
+            "DoesNotExist" => v.is_none(),
+            // What cannot be judged lets nobody in.
+            _ => false,
+        }
+    };
+    selector.match_labels.iter().all(|(k, v)| value(k) == Some(v))
+        && selector.match_expressions.iter().all(holds)
 }

@@ -386,6 +386,6 @@ fn routes_of_a_service_by_its_owner_and_by_a_caller() {
     // The caller's comes before the owner's, though it is younger, and is its namespace's alone.
     let made = config.virtual_services.iter().filter(|v| v.name == "a.shop~mesh");
     let all: Vec<_> = made.map(|v| (v.namespace.as_str(), v.spec.export_to.join(","))).collect();
-    assert_eq!(all, [("team", ".".to_owned()), ("shop", String::new())]);
+    assert_eq!(all, [("team", ".".to_owned()), ("shop", "*".to_owned())]);
     assert_eq!(config.virtual_services[0].name, "own", "what is older stays so");
 }

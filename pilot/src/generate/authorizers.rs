@@ -106,7 +106,7 @@ fn names(list: &[String]) -> Vec<StringMatch> {
 pub(super) fn all(ctx: &Ctx<'_>) -> BTreeMap<String, HttpFilter> {
     let mut out = BTreeMap::new();
     let counts = |d: &&Doc<VirtualService>| {
-        (ctx.proxy.router || Scope::Mesh.bound(d)) && ctx.proxy.sees(&d.namespace, &d.spec.export_to)
+        (ctx.proxy.router || Scope::Mesh.bound(d)) && ctx.world.shows(ctx.proxy, d)
     };
     for doc in ctx.world.config.virtual_services.iter().filter(counts) {
         for a in doc.spec.http.iter().filter_map(|r| r.extras.as_ref()).flat_map(|e| &e.authorizers) {

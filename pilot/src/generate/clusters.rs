@@ -7,7 +7,8 @@ use mesh_model::{
     authored::{
         BackendUtilizationLb, ClientTlsMode, ClientTlsSettings, ConnectionPoolSettings, DestinationRule,
         H2UpgradePolicy, LoadBalancerSettings, OutlierDetection as AuthoredOutlier,
-        ProxyProtocolVersion as Authored, RetryBudget as AuthoredBudget, SimpleLb, Subset, TrafficPolicy,
+        ProxyProtocolVersion as Authored, RetryBudget as AuthoredBudget, SimpleLb, Subset,
+        TcpKeepalive as AuthoredKeepalive, TrafficPolicy,
     },
     federation::ImportedService,
     proxy::{
@@ -105,6 +106,15 @@ fn add(
     if entry.service.host.split('.').nth(2) != Some("svc") {
         c.namespace.clone_from(&entry.service.namespace);
     }
+    c.stat_name = stat_name(
+        &ctx.world.config.mesh.outbound_cluster_stat_name,
+        entry,
+        port,
+        ("SUBSET_NAME", subset_name),
+    );
+    if matches!(c.discovery, Discovery::StrictDns(_)) {
+        c.dns_refresh = ctx.world.config.mesh.dns_refresh_rate.map(Duration::from);
+    }
     c.http = http_version(ctx, port.protocol);
     // Where the caller says which host it is, there is nothing to balance.
     match c.discovery {
@@ -116,6 +126,9 @@ fn add(
         .filter(|_| matches!(c.discovery, Discovery::Eds(_) | Discovery::StrictDns(_)))
         .filter(|_| matches!(c.lb, LbPolicy::RoundRobin | LbPolicy::LeastRequest(_)));
     pool(&mut c, policy.connection_pool.as_ref(), port.protocol);
+    if upgraded(ctx, entry, port, &policy) {
+        c.http = UpstreamHttp::Http2;
+    }
     c.limits.retry_budget = policy.retry_budget.as_ref().map(retry_budget);
     c.outlier = match &policy.outlier_detection {
         Some(o) => Some(Box::new(outlier(o))),
@@ -145,6 +158,25 @@ fn add(
         });
     }
     out.cluster(c);
+}
+
+/// A cluster's name in statistics, by a pattern of the mesh; empty without one.
+pub(super) fn stat_name(pattern: &str, entry: &Entry, port: &ServicePort, own: (&str, &str)) -> String {
+    if pattern.is_empty() {
+        return String::new();
+    }
+    let s = &entry.service;
+    let short = if s.host == s.name { s.host.clone() } else { format!("{}.{}", s.name, s.namespace) };
+    let number = port.port.to_string();
+    [
+        ("SERVICE_FQDN", s.host.as_str()),
+        ("SERVICE_PORT_NAME", &port.name),
+        ("SERVICE_PORT", &number),
+        ("SERVICE", &short),
+        own,
+    ]
+    .iter()
+    .fold(pattern.to_owned(), |text, (variable, value)| text.replace(&format!("%{variable}%"), value))
 }
 
 /// Where names are kept that requests ask for. Nobody who owns a name of a wildcard gets at the proxy's own host, or at
@@ -242,6 +274,23 @@ fn count(n: i32) -> Option<u32> {
     u32::try_from(n).ok().filter(|n| *n > 0)
 }
 
+pub(super) fn keepalive(k: &AuthoredKeepalive) -> TcpKeepalive {
+    TcpKeepalive {
+        time: k.time.map_or(Duration::from_secs(7200), Duration::from),
+        interval: k.interval.map(Duration::from),
+        probes: Some(k.probes).filter(|n| *n > 0),
+    }
+}
+
+/// Whether the mesh's default makes HTTP/2 of a service's HTTP/1.1: nobody knows what servers outside of it speak.
+fn upgraded(ctx: &Ctx<'_>, entry: &Entry, port: &ServicePort, policy: &TrafficPolicy) -> bool {
+    let said = policy.connection_pool.as_ref().and_then(|p| p.http.as_ref());
+    ctx.world.config.mesh.h2_upgrade_policy == H2UpgradePolicy::Upgrade
+        && said.is_none_or(|h| h.h2_upgrade_policy == H2UpgradePolicy::Default && !h.use_client_protocol)
+        && port.protocol.is_http()
+        && !entry.service.mesh_external
+}
+
 pub(super) fn pool(c: &mut Cluster, pool: Option<&ConnectionPoolSettings>, protocol: Protocol) {
     let Some(pool) = pool else { return };
     if let Some(t) = &pool.tcp {
@@ -252,11 +301,7 @@ pub(super) fn pool(c: &mut Cluster, pool: Option<&ConnectionPoolSettings>, proto
             c.connect_timeout = d.into();
         }
         if let Some(k) = &t.tcp_keepalive {
-            c.keepalive = Some(TcpKeepalive {
-                time: k.time.map_or(Duration::from_secs(7200), Duration::from),
-                interval: k.interval.map(Duration::from),
-                probes: Some(k.probes).filter(|n| *n > 0),
-            });
+            c.keepalive = Some(keepalive(k));
         }
         c.max_connection_duration = t.max_connection_duration.map(Duration::from);
     }
@@ -369,7 +414,8 @@ fn transport(
     };
     match &policy.tls {
         None => {
-            if s.mesh_external || s.resolution != Resolution::Static {
+            let automatic = ctx.world.config.mesh.enable_auto_mtls != Some(false);
+            if !automatic || s.mesh_external || s.resolution != Resolution::Static {
                 return;
             }
             c.tls_matches.push(TransportSocketMatch {

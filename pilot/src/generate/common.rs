@@ -1,19 +1,19 @@
 //! Pieces of listeners and clusters that several generators use.
 
-use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, sync::LazyLock, time::Duration};
 
 use mesh_model::{
-    authored::{AccessLogEncoding, PathNormalization},
+    authored::{AccessLogEncoding, ClientCertDetails, FileLogProvider, GatewayTopology, PathNormalization},
     proxy::{
         AccessLog, AccessLogFormat, CircuitBreakers, Cluster, Direction, Discovery, EscapedSlashes,
         FilterChain, FilterChainMatch, ForwardClientCert, HttpCodec, HttpConnectionManager, HttpFilter,
-        LbPolicy, LeastRequest, Listener, LoadAssignment, NetworkFilter, OnDemandCluster, RouteConfiguration,
-        RouteSource, SecretRef, StringMatch, TcpProxy, Tracing, UpstreamHttp, UpstreamHttp2, UpstreamTls,
-        Validation, WeightedCluster,
+        LbPolicy, LeastRequest, Listener, LoadAssignment, NetworkFilter, OnDemandCluster, RetryPolicy,
+        RouteConfiguration, RouteSource, SecretRef, StringMatch, TcpProxy, Tracing, UpstreamHttp,
+        UpstreamHttp2, UpstreamTls, Validation, WeightedCluster,
     },
 };
 
-use super::{Ctx, authorizers, clusters, jwt, rbac, session};
+use super::{Ctx, authorizers, clusters, http, jwt, rbac, session};
 
 /// Accepts and closes: where undeclared destinations go with `REGISTRY_ONLY`.
 pub(super) const BLACK_HOLE: &str = "BlackHoleCluster";
@@ -73,6 +73,14 @@ pub(super) fn member_sni(port: u16, subset: &str, name: &str, namespace: &str, c
 impl Ctx<'_> {
     pub(super) fn access_log(&self) -> Vec<AccessLog> {
         let mesh = &self.world.config.mesh;
+        if let Some(named) = mesh.default_providers.as_ref().filter(|d| !d.access_logging.is_empty()) {
+            let log = |name: &String| match mesh.extension_providers.iter().find(|p| p.name == *name) {
+                Some(p) => p.envoy_file_access_log.as_ref().map(file_log),
+                // Istio has it without a definition.
+                None => (name == "envoy").then(|| file_log(&STANDARD_LOG)),
+            };
+            return named.access_logging.iter().filter_map(log).collect();
+        }
         let Some(path) = mesh.access_log_file.clone().filter(|p| !p.is_empty()) else { return vec![] };
         let text = mesh.access_log_format.clone().unwrap_or_default();
         let format = match mesh.access_log_encoding {
@@ -80,24 +88,54 @@ impl Ctx<'_> {
             AccessLogEncoding::Json => {
                 // A JSON object of templates, or the standard fields.
                 let custom: Option<BTreeMap<String, String>> = serde_json::from_str(&text).ok();
-                AccessLogFormat::Json(custom.unwrap_or_else(|| {
-                    JSON_FIELDS.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()
-                }))
+                AccessLogFormat::Json(custom.unwrap_or_else(standard_fields))
             }
         };
         vec![AccessLog { path, format }]
     }
 
-    fn tracing(&self) -> Tracing {
-        let percent = self.world.config.mesh.trace_sampling.unwrap_or(1.0).clamp(0.0, 100.0);
+    fn tracing(&self) -> Option<Tracing> {
+        let mesh = &self.world.config.mesh;
+        if mesh.enable_tracing == Some(false) {
+            return None;
+        }
+        let of_proxies = mesh.default_config.as_ref().and_then(|c| c.tracing.as_ref()?.sampling);
+        let percent = of_proxies.or(mesh.trace_sampling).unwrap_or(1.0).clamp(0.0, 100.0);
         // At most 10,000 by the clamp.
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
         let sampling = (percent * 100.0).round() as u32;
-        Tracing { sampling }
+        Some(Tracing { sampling })
+    }
+
+    /// What is in front of gateways.
+    pub(super) fn topology(&self) -> Option<&GatewayTopology> {
+        let edge = self.proxy.router && !self.proxy.east_west;
+        self.world.config.mesh.default_config.as_ref().filter(|_| edge)?.gateway_topology.as_ref()
+    }
+
+    /// Port that outbound connections are captured to.
+    pub(super) fn outbound_port(&self) -> u16 {
+        port_or(self.world.config.mesh.proxy_listen_port, mesh_runtime::ports::OUTBOUND)
+    }
+
+    /// Port that inbound connections are captured to.
+    pub(super) fn inbound_port(&self) -> u16 {
+        port_or(self.world.config.mesh.proxy_inbound_listen_port, mesh_runtime::ports::INBOUND)
+    }
+
+    /// How long first bytes are waited for; zero is for ever.
+    pub(super) fn inspect_timeout(&self) -> Duration {
+        self.world.config.mesh.protocol_detection_timeout.map_or(INSPECT_TIMEOUT, Duration::from)
+    }
+
+    /// Retries of routes that have none of their own.
+    pub(super) fn retry(&self) -> Option<RetryPolicy> {
+        let of_mesh = self.world.config.mesh.default_http_retry_policy.as_ref();
+        of_mesh.map_or_else(|| Some(http::default_retry()), http::retry)
     }
 
     pub(super) fn connect_timeout(&self) -> Duration {
-        self.world.config.mesh.default_connect_timeout.map_or(CONNECT_TIMEOUT, Duration::from)
+        self.world.config.mesh.connect_timeout.map_or(CONNECT_TIMEOUT, Duration::from)
     }
 
     /// The workload's own certificate.
@@ -131,13 +169,27 @@ impl Ctx<'_> {
             certificate: Some(self.own_certificate()),
             validation: Validation {
                 trusted: Some(self.mesh_roots()),
-                sans: identities.into_iter().map(StringMatch::exact).collect(),
+                sans: self.known_as(identities),
                 crl: None,
             },
             sni,
             by_name: false,
             alpn,
         }
+    }
+
+    /// Identities, also under the other names of the trust domain.
+    fn known_as<'s>(&self, identities: impl IntoIterator<Item = &'s String>) -> Vec<StringMatch> {
+        let aliases = &self.world.config.mesh.trust_domain_aliases;
+        let own = format!("spiffe://{}/", self.world.settings.trust_domain);
+        let mut out = Vec::new();
+        for id in identities {
+            out.push(StringMatch::exact(id));
+            if let Some(rest) = id.strip_prefix(&own) {
+                out.extend(aliases.iter().map(|a| StringMatch::exact(format!("spiffe://{a}/{rest}"))));
+            }
+        }
+        out
     }
 
     pub(super) fn tcp_filter(&self, stat_prefix: &str, clusters: Vec<WeightedCluster>) -> NetworkFilter {
@@ -207,17 +259,26 @@ impl Ctx<'_> {
             .path_normalization
             .as_ref()
             .map_or_else(Default::default, |p| p.normalization);
+        let topology = self.topology().filter(|_| side == Side::Edge);
         HttpConnectionManager {
             stat_prefix: stat_prefix.to_owned(),
             codec: HttpCodec::Auto,
             routes,
             filters,
             use_remote_address: side == Side::Edge,
-            trusted_hops: 0,
+            trusted_hops: topology.map_or(0, |t| t.num_trusted_proxies),
             forward_client_cert: match side {
                 Side::Inbound => ForwardClientCert::AppendForward,
                 Side::Outbound => ForwardClientCert::Sanitize,
-                Side::Edge => ForwardClientCert::SanitizeSet,
+                Side::Edge => match topology.map(|t| t.forward_client_cert_details).unwrap_or_default() {
+                    ClientCertDetails::Undefined | ClientCertDetails::SanitizeSet => {
+                        ForwardClientCert::SanitizeSet
+                    }
+                    ClientCertDetails::Sanitize => ForwardClientCert::Sanitize,
+                    ClientCertDetails::ForwardOnly => ForwardClientCert::ForwardOnly,
+                    ClientCertDetails::AppendForward => ForwardClientCert::AppendForward,
+                    ClientCertDetails::AlwaysForwardOnly => ForwardClientCert::AlwaysForwardOnly,
+                },
             },
             websocket: true,
             // Applications use the outbound side as an HTTP proxy. Inbound it would carry bytes past the rules
@@ -239,7 +300,7 @@ impl Ctx<'_> {
                 _ => EscapedSlashes::Keep,
             },
             access_log: self.access_log(),
-            tracing: Some(self.tracing()),
+            tracing: self.tracing(),
             idle_timeout: Some(HTTP_IDLE),
             // Edges face strangers: a request head must arrive in time.
             request_headers_timeout: (side == Side::Edge).then_some(Duration::from_secs(60)),
@@ -290,9 +351,11 @@ impl Ctx<'_> {
             locality_weighted: false,
             max_connection_duration: None,
             http2: UpstreamHttp2::default(),
-            keepalive: None,
+            keepalive: self.world.config.mesh.tcp_keepalive.as_ref().map(clusters::keepalive),
             source: vec![],
             proxy_protocol: None,
+            stat_name: String::new(),
+            dns_refresh: None,
         }
     }
 
@@ -313,6 +376,34 @@ impl Ctx<'_> {
                 overprovisioning: 140,
             }),
         )
+    }
+}
+
+fn port_or(said: Option<u32>, default: u16) -> u16 {
+    said.and_then(|p| u16::try_from(p).ok()).filter(|p| *p != 0).unwrap_or(default)
+}
+
+fn standard_fields() -> BTreeMap<String, String> {
+    JSON_FIELDS.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()
+}
+
+/// The provider `envoy`.
+static STANDARD_LOG: LazyLock<FileLogProvider> =
+    LazyLock::new(|| FileLogProvider { path: "/dev/stdout".to_owned(), ..FileLogProvider::default() });
+
+fn file_log(p: &FileLogProvider) -> AccessLog {
+    let format = p.log_format.as_ref();
+    let labels = format.and_then(|f| f.labels.as_ref());
+    AccessLog {
+        path: p.path.clone(),
+        format: match labels {
+            None => AccessLogFormat::Text(format.map(|f| f.text.clone()).unwrap_or_default()),
+            Some(l) if l.is_empty() => AccessLogFormat::Json(standard_fields()),
+            // Validation lets in texts alone.
+            Some(l) => AccessLogFormat::Json(
+                l.iter().filter_map(|(k, v)| Some((k.clone(), v.as_str()?.to_owned()))).collect(),
+            ),
+        },
     }
 }
 

@@ -13,7 +13,7 @@ use std::{
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use mesh_model::{
-    authored::{Gateway, Server, ServerTlsMode, ServerTlsSettings, TlsProtocol},
+    authored::{Gateway, Server, ServerTlsMode, ServerTlsSettings, TlsProtocol, TlsSettings},
     proxy::{
         CertificatePin, ClientCertificate, Direction, DownstreamTls, FilterChain, FilterChainMatch,
         HttpCodec, Listener, NetworkFilter, QuicOptions, SecretRef, StringMatch, TLS_CURVES,
@@ -130,6 +130,7 @@ fn port_listeners(
     let bind = bound_port(ctx, number);
     let ip = own_address.unwrap_or(ctx.proxy.bind());
     let mut l = listener(format!("{ip}_{bind}"), SocketAddr::new(ip, bind), Direction::Unspecified);
+    l.proxy_protocol = ctx.topology().is_some_and(|t| t.proxy_protocol.is_some());
 
     let plain: Vec<Served<'_>> = servers.iter().filter(|s| s.tls().is_none()).copied().collect();
     if let Some(first) = plain.first() {
@@ -365,7 +366,13 @@ pub(super) fn termination(ctx: &Ctx<'_>, t: &ServerTlsSettings, http: bool) -> O
         }
         _ => ClientCertificate::None,
     };
-    let min_version = match t.min_protocol_version {
+    let mesh = &ctx.world.config.mesh;
+    let defaults = mesh.tls_defaults.as_ref().filter(|_| t.mode != ServerTlsMode::IstioMutual);
+    let lowest = match (t.min_protocol_version, defaults) {
+        (TlsProtocol::Auto, Some(d)) => d.min_protocol_version,
+        (own, _) => own,
+    };
+    let min_version = match lowest {
         TlsProtocol::V1_3 => TlsVersion::V1_3,
         // Its clients are of the mesh.
         TlsProtocol::Auto if t.mode == ServerTlsMode::IstioMutual => TlsVersion::V1_3,
@@ -374,9 +381,13 @@ pub(super) fn termination(ctx: &Ctx<'_>, t: &ServerTlsSettings, http: bool) -> O
     if t.mode != ServerTlsMode::IstioMutual {
         options.max_version = (t.max_protocol_version == TlsProtocol::V1_2).then_some(TlsVersion::V1_2);
         // A proxy refuses a listener for a name that it does not know.
-        options.ciphers = known_names(&t.cipher_suites, is_cipher_expression);
+        let or = |own: &'_ [String], of: fn(&TlsSettings) -> &Vec<String>| match defaults {
+            Some(d) if own.is_empty() => of(d).clone(),
+            _ => own.to_vec(),
+        };
+        options.ciphers = known_names(&or(&t.cipher_suites, |d| &d.cipher_suites), is_cipher_expression);
         options.pins = pins(t);
-        options.curves = known_names(&t.ecdh_curves, |c| TLS_CURVES.contains(&c));
+        options.curves = known_names(&or(&t.ecdh_curves, |d| &d.ecdh_curves), |c| TLS_CURVES.contains(&c));
     }
     let mut alpn = if http { vec!["h2".to_owned(), "http/1.1".to_owned()] } else { vec![] };
     if t.mode == ServerTlsMode::IstioMutual {
@@ -388,7 +399,7 @@ pub(super) fn termination(ctx: &Ctx<'_>, t: &ServerTlsSettings, http: bool) -> O
 }
 
 /// Names that are known, each once.
-fn known_names(list: &[String], known: impl Fn(&str) -> bool) -> Vec<String> {
+pub(super) fn known_names(list: &[String], known: impl Fn(&str) -> bool) -> Vec<String> {
     let mut out: Vec<String> = Vec::new();
     for name in list.iter().filter(|n| known(n)) {
         if !out.contains(name) {

@@ -28,10 +28,7 @@ pub(super) fn generate(ctx: &Ctx<'_>, name: &str, port: u16, servers: &[Served<'
         let scope = Scope::Gateways(&own);
         let redirect = s.server.tls.as_ref().is_some_and(|t| t.https_redirect);
         for (doc, vs_hosts) in ctx.world.virtual_services() {
-            if doc.spec.http.is_empty()
-                || !scope.bound(doc)
-                || !ctx.proxy.sees(&doc.namespace, &doc.spec.export_to)
-            {
+            if doc.spec.http.is_empty() || !scope.bound(doc) || !ctx.world.shows(ctx.proxy, doc) {
                 continue;
             }
             let served: Vec<&String> = vs_hosts

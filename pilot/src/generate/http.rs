@@ -122,7 +122,7 @@ pub(super) fn default_retry() -> RetryPolicy {
 /// Tries after which priorities are left, as in Istio.
 const LEAVE_PRIORITIES: u32 = 2;
 
-fn retry(r: &HttpRetry) -> Option<RetryPolicy> {
+pub(super) fn retry(r: &HttpRetry) -> Option<RetryPolicy> {
     let attempts = u32::try_from(r.attempts).unwrap_or(0);
     if attempts == 0 {
         return None;
@@ -181,7 +181,7 @@ pub(super) fn default_route(ctx: &Ctx<'_>, entry: &Entry, port: u16) -> Route {
     let cluster = cluster_name(port, "", &entry.service.host);
     let forward = Forward {
         clusters: vec![WeightedCluster::only(cluster)],
-        retry: Some(Box::new(default_retry())),
+        retry: ctx.retry().map(Box::new),
         hash: hash_policy(ctx, entry, port, ""),
         ..Forward::default()
     };
@@ -461,7 +461,7 @@ fn forward(
         clusters,
         timeout: r.timeout.map(Duration::from).filter(|d| !d.is_zero()),
         idle_timeout: None,
-        retry: r.retries.as_ref().map_or_else(|| Some(default_retry()), retry).map(Box::new),
+        retry: r.retries.as_ref().map_or_else(|| ctx.retry(), retry).map(Box::new),
         prefix_rewrite,
         regex_rewrite,
         host_rewrite: r.rewrite.as_ref().map(|w| w.authority.clone()).filter(|a| !a.is_empty()),

@@ -15,12 +15,15 @@ use std::{
 };
 
 use mesh_model::{
-    authored::{CaptureMode, ConnectionPoolSettings, IstioIngressListener, MutualTlsMode, ServerTlsSettings},
+    authored::{
+        CaptureMode, ConnectionPoolSettings, InboundTrafficMode, IstioIngressListener, MutualTlsMode,
+        ServerTlsSettings,
+    },
     proxy::{
         ClientCertificate, Cluster, Direction, Discovery, DownstreamTls, EndpointHealth, FilterChain,
-        FilterChainMatch, Forward, LbEndpoint, LoadAssignment, LocalityEndpoints, NetworkFilter, RouteAction,
-        RouteConfiguration, RouteMatch, RouteSource, TUNNEL_ALPN, TlsServerOptions, TlsVersion,
-        TransportProtocol, UNIX, UpstreamHttp, Validation, WeightedCluster,
+        FilterChainMatch, Forward, LbEndpoint, LbPolicy, LoadAssignment, LocalityEndpoints, NetworkFilter,
+        RouteAction, RouteConfiguration, RouteMatch, RouteSource, TLS_CURVES, TUNNEL_ALPN, TlsServerOptions,
+        TlsVersion, TransportProtocol, UNIX, UpstreamHttp, Validation, WeightedCluster,
     },
     registry::Protocol,
 };
@@ -51,6 +54,8 @@ struct Port<'a> {
     service_port: u16,
     /// Address and port of the application.
     to: (String, u16),
+    /// Nobody said that address.
+    own: bool,
     /// Limits that a `Sidecar` sets, instead of those of the service's rule.
     pool: Option<&'a ConnectionPoolSettings>,
     /// As a `Sidecar` declares it.
@@ -81,6 +86,7 @@ pub(super) fn generate(ctx: &Ctx<'_>, out: &mut Generated) {
         let Some(at) = p.own_address(ctx) else { continue };
         let mut l = listener(format!("{}_{}", at.ip(), at.port()), at, Direction::Inbound);
         l.filter_chains = port_chains(ctx, p, FilterChainMatch::default());
+        l.inspect_timeout = ctx.inspect_timeout();
         inspect(&mut l);
         // In clear there is no other way in, so nothing may share the HTTP proxy's address.
         if !out.listeners.contains_key(&l.name) {
@@ -92,21 +98,12 @@ pub(super) fn generate(ctx: &Ctx<'_>, out: &mut Generated) {
         hbone::inbound(ctx, &targets, out);
         return;
     }
-    // Told from the workload's connections to itself by where they come from: capture leaves these alone, which would
-    // otherwise come back for ever.
-    let mut source = vec![IpAddr::from(PASSED_V4)];
-    if ctx.proxy.flotilla {
-        // Only where capture gave it to the loopback interface, without which Envoy would not connect.
-        source.push(IpAddr::from(PASSED_V6));
-    }
-    out.cluster(Cluster { source, ..ctx.passthrough(INBOUND_PASSTHROUGH) });
+    out.cluster(Cluster { source: passed(ctx), ..ctx.passthrough(INBOUND_PASSTHROUGH) });
     let any = ctx.proxy.any();
-    let mut l = listener(
-        VIRTUAL_INBOUND.to_owned(),
-        SocketAddr::new(any, mesh_runtime::ports::INBOUND),
-        Direction::Inbound,
-    );
+    let mut l =
+        listener(VIRTUAL_INBOUND.to_owned(), SocketAddr::new(any, ctx.inbound_port()), Direction::Inbound);
     l.use_original_dst = true;
+    l.inspect_timeout = ctx.inspect_timeout();
     l.transparent = ctx.proxy.interception == Interception::Tproxy;
     for p in ports.values() {
         let at = FilterChainMatch { destination_port: Some(p.number), ..FilterChainMatch::default() };
@@ -116,6 +113,25 @@ pub(super) fn generate(ctx: &Ctx<'_>, out: &mut Generated) {
     inspect(&mut l);
     hbone::inbound(ctx, &[Target::whole(ctx, VIRTUAL_INBOUND)], out);
     out.listener(l);
+}
+
+/// Where connections to the workload's own address come from. They are told from its connections to itself by that: capture
+/// leaves these alone, which would otherwise come back for ever.
+fn passed(ctx: &Ctx<'_>) -> Vec<IpAddr> {
+    let mut source = vec![IpAddr::from(PASSED_V4)];
+    if ctx.proxy.flotilla {
+        // Only where capture gave it to the loopback interface, without which Envoy would not connect.
+        source.push(IpAddr::from(PASSED_V6));
+    }
+    source
+}
+
+/// Whether applications listen at the workload's own address (`MeshConfig.inboundTrafficPolicy`). Who says nothing gets
+/// loopback, as in release 1.0: what listens there alone is reached, and what listens everywhere is too.
+fn passes_through(ctx: &Ctx<'_>) -> bool {
+    let policy = ctx.world.config.mesh.inbound_traffic_policy.as_ref();
+    policy.is_some_and(|p| p.mode == InboundTrafficMode::Passthrough)
+        && ctx.proxy.interception != Interception::None
 }
 
 /// Turns on the inspection that the chains need and no more, since it costs a peek per connection.
@@ -137,18 +153,15 @@ fn ports<'a>(ctx: &Ctx<'a>) -> BTreeMap<u16, Port<'a>> {
     let mut out = BTreeMap::new();
     for (entry, endpoint) in found {
         let Some(p) = entry.service.ports.iter().find(|p| p.name == endpoint.service_port) else { continue };
-        let to = ctx
-            .proxy
-            .inbound
-            .get(&endpoint.port)
-            .copied()
-            .unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], endpoint.port)));
+        let said = ctx.proxy.inbound.get(&endpoint.port).copied();
+        let to = said.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], endpoint.port)));
         out.entry(endpoint.port).or_insert(Port {
             number: endpoint.port,
             protocol: p.protocol,
             entry: Some(entry),
             service_port: p.port,
             to: parts(to),
+            own: said.is_none(),
             pool,
             listener: None,
         });
@@ -161,6 +174,7 @@ fn ports<'a>(ctx: &Ctx<'a>) -> BTreeMap<u16, Port<'a>> {
         let Some(number) = u16::try_from(port.number).ok().filter(|n| *n > 0) else { continue };
         let known = of_services.remove(&number);
         let to = endpoint(ctx, &l.default_endpoint, number);
+        let own = to.is_none() && known.as_ref().is_none_or(|k| k.own);
         out.entry(number).or_insert(Port {
             number,
             protocol: Protocol::parse(&port.protocol).unwrap_or(Protocol::Auto),
@@ -169,6 +183,7 @@ fn ports<'a>(ctx: &Ctx<'a>) -> BTreeMap<u16, Port<'a>> {
             to: to
                 .or(known.map(|k| k.to))
                 .unwrap_or_else(|| parts(SocketAddr::from(([127, 0, 0, 1], number)))),
+            own,
             pool: l.connection_pool.as_ref().or(pool),
             listener: Some(l),
         });
@@ -228,7 +243,21 @@ fn cluster(ctx: &Ctx<'_>, p: &Port<'_>) -> Cluster {
         },
         overprovisioning: 140,
     };
-    let mut c = ctx.base_cluster(&name, Discovery::Static(assignment));
+    let mut c = if p.own && passes_through(ctx) {
+        Cluster {
+            lb: LbPolicy::RoundRobin,
+            source: passed(ctx),
+            ..ctx.base_cluster(&name, Discovery::OriginalDst)
+        }
+    } else {
+        ctx.base_cluster(&name, Discovery::Static(assignment))
+    };
+    if let Some(e) = p.entry
+        && let Some(port) = e.service.ports.iter().find(|x| x.port == p.service_port)
+    {
+        let pattern = &ctx.world.config.mesh.inbound_cluster_stat_name;
+        c.stat_name = clusters::stat_name(pattern, e, port, ("TARGET_PORT", &p.number.to_string()));
+    }
     // The pool settings of the service's own rule apply here as well, unless a Sidecar has others.
     let rule = p.entry.and_then(|e| ctx.world.destination_rule(ctx.proxy, e));
     let policy = effective_policy(rule.as_deref(), None, p.service_port);
@@ -258,7 +287,16 @@ fn mutual_tls(ctx: &Ctx<'_>, http: bool) -> DownstreamTls {
         alpn: alpn.iter().map(|s| (*s).to_owned()).collect(),
         // Whoever has a certificate of the mesh speaks it; older versions would show certificates and names in clear.
         min_version: TlsVersion::V1_3,
-        options: TlsServerOptions::default(),
+        options: TlsServerOptions {
+            curves: ctx
+                .world
+                .config
+                .mesh
+                .mesh_mtls
+                .as_ref()
+                .map_or_else(Vec::new, |t| gateway::known_names(&t.ecdh_curves, |c| TLS_CURVES.contains(&c))),
+            ..TlsServerOptions::default()
+        },
     }
 }
 

@@ -234,6 +234,7 @@ fn service_port(
             for ip in addresses {
                 let mut l = unbound(ip, port);
                 l.inspect_http = true;
+                l.inspect_timeout = ctx.inspect_timeout();
                 l.filter_chains = vec![requests()];
                 l.default_filter_chain.clone_from(&bytes);
                 add(out, l);
@@ -357,6 +358,7 @@ fn wildcard(ctx: &Ctx<'_>, ip: IpAddr, port: u16, plan: Plan) -> Listener {
             l.default_filter_chain = Some(fallback);
         }
     }
+    l.inspect_timeout = ctx.inspect_timeout();
     for c in ranged {
         l.inspect_http |= !c.matches.application_protocols.is_empty();
         l.inspect_tls |= !c.matches.server_names.is_empty();
@@ -373,11 +375,8 @@ fn undeclared(ctx: &Ctx<'_>) -> FilterChain {
 
 fn catch_all(ctx: &Ctx<'_>) -> Listener {
     let any = ctx.proxy.any();
-    let mut l = listener(
-        VIRTUAL_OUTBOUND.to_owned(),
-        SocketAddr::new(any, mesh_runtime::ports::OUTBOUND),
-        Direction::Outbound,
-    );
+    let mut l =
+        listener(VIRTUAL_OUTBOUND.to_owned(), SocketAddr::new(any, ctx.outbound_port()), Direction::Outbound);
     l.use_original_dst = true;
     l.transparent = ctx.proxy.interception == Interception::Tproxy;
     l.filter_chains = vec![undeclared(ctx)];

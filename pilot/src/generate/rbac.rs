@@ -290,11 +290,11 @@ impl Maker<'_, '_> {
     fn source(&self, s: &Source, out: &mut Vec<Principal>) -> Option<()> {
         let ns = |v: &str| Some(Principal::Authenticated(Some(namespace(v))));
         let account = |v: &str| Some(Principal::Authenticated(Some(self.service_account(v))));
-        principal_values(&s.principals, &s.not_principals, principal, out);
+        principal_values(&s.principals, &s.not_principals, |v| self.principal(v), out);
         let domain_said = !s.trust_domains.is_empty() || !s.principals.is_empty();
         self.names(&s.namespaces, &s.not_namespaces, ns, domain_said, out);
         self.names(&s.service_accounts, &s.not_service_accounts, account, domain_said, out);
-        principal_values(&s.trust_domains, &s.not_trust_domains, trust_domain, out);
+        principal_values(&s.trust_domains, &s.not_trust_domains, |v| self.trust_domain(v), out);
         principal_values(&s.ip_blocks, &s.not_ip_blocks, |v| net(v).map(Principal::DirectRemoteIp), out);
         principal_values(
             &s.remote_ip_blocks,
@@ -332,8 +332,16 @@ impl Maker<'_, '_> {
             return principal_values(yes, no, make, out);
         }
         let own = || {
-            let domain = &self.ctx.world.settings.trust_domain;
-            Principal::Authenticated(Some(StringMatch::prefix(format!("spiffe://{domain}/"))))
+            let of = |domain: &str| {
+                Principal::Authenticated(Some(StringMatch::prefix(format!("spiffe://{domain}/"))))
+            };
+            let domain = of(self.ctx.world.settings.trust_domain.as_str());
+            match self.ctx.world.config.mesh.trust_domain_aliases.as_slice() {
+                [] => domain,
+                aliases => {
+                    Principal::Or(std::iter::once(domain).chain(aliases.iter().map(|a| of(a))).collect())
+                }
+            }
         };
         if !yes.is_empty() && self.action == RbacAction::Allow {
             out.push(own());
@@ -343,6 +351,32 @@ impl Maker<'_, '_> {
             principal_values(&[], no, |v| Some(Principal::And(vec![own(), make(v)?])), out);
         } else {
             principal_values(&[], no, make, out);
+        }
+    }
+
+    /// Names of the mesh's trust domain, if `domain` is one of several.
+    fn same_domain(&self, domain: &str) -> Vec<&str> {
+        let own = self.ctx.world.settings.trust_domain.as_str();
+        let aliases = &self.ctx.world.config.mesh.trust_domain_aliases;
+        let all = || std::iter::once(own).chain(aliases.iter().map(String::as_str));
+        if aliases.is_empty() || !all().any(|d| d == domain) { vec![] } else { all().collect() }
+    }
+
+    /// A principal; one of the mesh's trust domain under any of its names.
+    fn principal(&self, v: &str) -> Option<Principal> {
+        let same = v.split_once('/').map(|(domain, rest)| (self.same_domain(domain), rest));
+        match same.filter(|(domains, _)| !domains.is_empty()) {
+            None => principal(v),
+            Some((domains, rest)) => Some(Principal::Or(
+                domains.iter().filter_map(|d| principal(&format!("{d}/{rest}"))).collect(),
+            )),
+        }
+    }
+
+    fn trust_domain(&self, v: &str) -> Option<Principal> {
+        match self.same_domain(v) {
+            domains if domains.is_empty() => trust_domain(v),
+            domains => Some(Principal::Or(domains.iter().filter_map(|d| trust_domain(d)).collect())),
         }
     }
 
@@ -385,7 +419,7 @@ impl Maker<'_, '_> {
                 let make = |v: &str| Some(Principal::Authenticated(Some(self.service_account(v))));
                 self.names(yes, no, make, false, principals);
             }
-            "source.principal" => principal_values(yes, no, principal, principals),
+            "source.principal" => principal_values(yes, no, |v| self.principal(v), principals),
             "source.cluster" => {
                 if !self.ctx.proxy.flotilla {
                     return Err(Unknown);

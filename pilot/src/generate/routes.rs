@@ -125,7 +125,7 @@ pub(super) fn unowned<'a>(ctx: &Ctx<'a>, ways: &[Egress<'_>]) -> Vec<(&'a Doc<Vi
         !doc.spec.http.is_empty()
             && !hosts.is_empty()
             && Scope::Mesh.bound(doc)
-            && ctx.proxy.sees(&doc.namespace, &doc.spec.export_to)
+            && ctx.world.shows(ctx.proxy, doc)
             && ways.iter().any(|w| w.imports_routes(ctx.proxy, &doc.namespace, hosts))
     });
     let hosts = documents.flat_map(|(doc, hosts)| hosts.iter().map(move |h| (doc, h)));

@@ -52,7 +52,7 @@ pub(super) fn any(ctx: &Ctx<'_>) -> bool {
     let of_rule = |d: &Doc<VirtualService>| {
         d.spec.http.iter().any(|r| r.extras.as_ref().is_some_and(|e| e.session.is_some()))
             && Scope::Mesh.bound(d)
-            && ctx.proxy.sees(&d.namespace, &d.spec.export_to)
+            && ctx.world.shows(ctx.proxy, d)
     };
     ctx.world.config.virtual_services.iter().any(of_rule)
         || ctx.reached().iter().any(|e| {

@@ -131,7 +131,7 @@ fn datagrams(ctx: &Ctx<'_>, out: &mut Generated) {
             let name = format!("udp|{}", sni_name(p.port, "", &s.host));
             let mut a = local_endpoints(e, p, &Labels::new(), &name, &serves);
             for x in a.localities.iter_mut().flat_map(|l| &mut l.endpoints) {
-                x.port = mesh_runtime::ports::INBOUND;
+                x.port = ctx.inbound_port();
             }
             out.assignment(a);
             out.cluster(ctx.base_cluster(&name, Discovery::Eds(name.clone())));

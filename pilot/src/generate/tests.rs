@@ -4,6 +4,7 @@ mod domains;
 mod egress;
 mod gateways;
 mod grpc;
+mod mesh;
 mod names;
 mod patches;
 mod policy;

@@ -25,7 +25,6 @@ use mesh_model::{
     },
     registry::{Labels, Resolution, ServicePort},
 };
-use mesh_runtime::ports;
 
 use super::{
     Ctx, Generated, clusters,
@@ -88,11 +87,8 @@ pub(super) fn shared(ctx: &Ctx<'_>, out: &mut Generated) {
     // A proxy for streams is none for datagrams.
     let passed = ctx.world.undeclared(ctx.proxy) != Undeclared::Refused;
     let to = if passed { PASSTHROUGH } else { BLACK_HOLE };
-    let mut l = listener(
-        VIRTUAL_OUTBOUND.to_owned(),
-        SocketAddr::new(any, mesh_runtime::ports::OUTBOUND),
-        Direction::Outbound,
-    );
+    let mut l =
+        listener(VIRTUAL_OUTBOUND.to_owned(), SocketAddr::new(any, ctx.outbound_port()), Direction::Outbound);
     l.use_original_dst = true;
     l.transparent = true;
     l.udp = Some(Box::new(proxy(ctx, to)));
@@ -232,7 +228,8 @@ pub(super) fn inbound(ctx: &Ctx<'_>, out: &mut Generated) {
     }
     // With capture the workload's address need not be the proxy's to bind.
     let ip = if ctx.proxy.interception == Interception::None { ctx.proxy.bind() } else { ctx.proxy.any() };
-    let mut l = listener(VIRTUAL_INBOUND.to_owned(), SocketAddr::new(ip, ports::INBOUND), Direction::Inbound);
+    let mut l =
+        listener(VIRTUAL_INBOUND.to_owned(), SocketAddr::new(ip, ctx.inbound_port()), Direction::Inbound);
     l.quic = Some(QuicOptions::default());
     l.filter_chains = chains.into_values().collect();
     out.listener(l);

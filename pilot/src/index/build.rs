@@ -9,10 +9,10 @@ use std::{
 use mesh_model::{
     ClusterId, Locality, NetworkId, SpiffeId,
     authored::{
-        IntOrString, Location, Resolution as AuthoredResolution, Service as AuthoredService, WorkloadEntry,
-        kubernetes::topology,
+        IntOrString, Location, MeshConfig, Resolution as AuthoredResolution, Service as AuthoredService,
+        WorkloadEntry, kubernetes::topology,
     },
-    federation::ImportedService,
+    federation::{ExportedService, ImportedService},
     registry::{Endpoint, Health, Labels, Protocol, Resolution, Service, ServicePort, TlsMode},
 };
 
@@ -23,7 +23,7 @@ use super::{
     vips,
 };
 use crate::{
-    config::{Config, Doc, Problem},
+    config::{Config, Doc, Problem, exported},
     consul::FROM_CONSUL,
     hosts,
 };
@@ -88,7 +88,8 @@ pub fn build(config: &Config, local: &Local) -> (Index, Vec<Problem>) {
 #[must_use]
 pub fn build_after(config: &Config, local: &Local, before: &Index) -> (Index, Vec<Problem>) {
     let nothing = HashMap::new();
-    let same = before.kept.local.as_ref() == Some(local);
+    let same = before.kept.local.as_ref() == Some(local)
+        && before.kept.export_to == config.mesh.default_service_export_to;
     let mut workloads: HashMap<&str, Workloads<'_>> = HashMap::new();
     for w in &config.workload_entries {
         workloads.entry(&w.namespace).or_default().add(w);
@@ -96,7 +97,7 @@ pub fn build_after(config: &Config, local: &Local, before: &Index) -> (Index, Ve
     let mut imports: HashMap<(&str, &str), Vec<Arc<ImportedService>>> = HashMap::new();
     for i in &config.imports {
         // A peer that echoes our own services back would make a loop.
-        if i.cluster != local.cluster {
+        if i.cluster != local.cluster && !cluster_local(&config.mesh, &i.service) {
             imports.entry((&i.service.namespace, &i.service.name)).or_default().push(i.clone());
         }
     }
@@ -130,7 +131,8 @@ pub fn build_after(config: &Config, local: &Local, before: &Index) -> (Index, Ve
     let mut problems = std::mem::take(&mut b.problems);
     let (entries, made) = (b.entries, b.made);
     let index = finish(entries, east_west, &made, before, &mut problems);
-    let kept = Kept { local: Some(local.clone()), made };
+    let export_to = config.mesh.default_service_export_to.clone();
+    let kept = Kept { local: Some(local.clone()), export_to, made };
     (Index { kept, ..index }, problems)
 }
 
@@ -253,7 +255,7 @@ impl<'a> Builder<'a> {
                 .annotations
                 .get(EXPORT_TO)
                 .map(|v| v.split(',').map(|s| s.trim().to_owned()).filter(|s| !s.is_empty()).collect())
-                .unwrap_or_default();
+                .unwrap_or_else(|| config.mesh.default_service_export_to.clone());
             let service = Service {
                 host: host.clone(),
                 name: doc.name.clone(),
@@ -484,7 +486,8 @@ impl<'a> Builder<'a> {
                     resolution,
                     mesh_external: spec.location == Location::MeshExternal,
                     headless: false,
-                    export_to: spec.export_to.clone(),
+                    export_to: exported(&spec.export_to, &self.config.mesh.default_service_export_to)
+                        .to_vec(),
                     labels: (*doc.labels).clone(),
                     created: doc.created,
                 };
@@ -727,4 +730,17 @@ fn target_port(w: &WorkloadEntry, port: &ServicePort, target: Option<&IntOrStrin
         Ok(n) if n > 0 => Ok(n),
         _ => Err(format!("port {number} is not between 1 and 65535")),
     }
+}
+
+/// Whether `MeshConfig.serviceSettings` keep callers of a service in their own cluster. The most specific host decides.
+fn cluster_local(mesh: &MeshConfig, service: &ExportedService) -> bool {
+    if mesh.service_settings.is_empty() {
+        return false;
+    }
+    let host = hosts::service_host(&service.name, &service.namespace);
+    let all = mesh.service_settings.iter().filter_map(|s| Some((s.settings.as_ref()?, &s.hosts)));
+    all.flat_map(|(set, hosts)| hosts.iter().map(move |h| (h, set.cluster_local)))
+        .filter(|(h, _)| **h == host || hosts::covers(h, &host))
+        .max_by_key(|(h, _)| (!h.starts_with('*'), h.len()))
+        .is_some_and(|(_, local)| local)
 }

@@ -164,7 +164,11 @@ fn document(which: usize, variant: u8) -> (&'static str, String, Value) {
             format!("{ns}/d-{s}"),
             json!({"hosts": [], "http": [{"timeout": format!("{}s", v + 1), "route": [{"destination": {"host": "b"}}]}]}),
         ),
-        _ => ("MeshConfig", "mesh".to_owned(), json!({"defaultConnectTimeout": format!("{}s", v + 1)})),
+        _ => (
+            "MeshConfig",
+            "mesh".to_owned(),
+            json!({"connectTimeout": format!("{}s", v / 2 + 1), "defaultServiceExportTo": [one(["*", ".", "*"])]}),
+        ),
     }
 }
 

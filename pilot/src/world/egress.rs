@@ -191,7 +191,7 @@ impl World {
         };
         for (doc, called) in self.virtual_services() {
             let counts = crate::generate::bound_to_mesh(doc)
-                && proxy.sees(&doc.namespace, &doc.spec.export_to)
+                && self.shows(proxy, doc)
                 && egress.iter().any(|l| l.imports_routes(proxy, &doc.namespace, called));
             if counts {
                 destinations(&doc.spec, &mut |d| add(d, &doc.namespace));

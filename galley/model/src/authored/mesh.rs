@@ -6,7 +6,10 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Duration, LocalityLbSetting, OutboundTrafficPolicy};
+use super::{
+    Duration, H2UpgradePolicy, HttpRetry, LocalityLbSetting, OutboundTrafficPolicy, ProxyDefaults,
+    TcpKeepalive, TlsProtocol, gateway_api::KubernetesSelector,
+};
 use crate::federation::{OnLapse, Transport};
 
 message! {
@@ -27,7 +30,83 @@ message! {
         /// How gateways of this cluster reach those of others; `tcp` unless set.
         pub transport: Option<Transport>,
         /// TCP connect of upstream connections; 10 s unless set.
-        pub default_connect_timeout: Option<Duration>,
+        pub connect_timeout: Option<Duration>,
+        /// Keep-alive probes of upstream connections, where no rule says otherwise.
+        pub tcp_keepalive: Option<TcpKeepalive>,
+        /// How long a connection's first bytes are waited for, to tell its protocol by them; 500 ms unless set, 0 is no limit.
+        pub protocol_detection_timeout: Option<Duration>,
+        /// Port that outbound connections are captured to; 15001 unless set.
+        pub proxy_listen_port: Option<u32>,
+        /// Port that inbound connections are captured to; 15006 unless set.
+        pub proxy_inbound_listen_port: Option<u32>,
+        /// Port of the workload's own address at which the proxy is an HTTP proxy to it; 0 is none.
+        pub proxy_http_port: u32,
+        /// Where inbound connections go.
+        pub inbound_traffic_policy: Option<InboundTrafficPolicy>,
+        /// Mesh mTLS to workloads that have a proxy, where no rule says otherwise; on unless set.
+        #[serde(rename = "enableAutoMtls")]
+        pub enable_auto_mtls: Option<bool>,
+        /// Other names of the trust domain, which identities may have as well.
+        pub trust_domain_aliases: Vec<String>,
+        /// `exportTo` of services and ServiceEntries that have none.
+        pub default_service_export_to: Vec<String>,
+        /// `exportTo` of VirtualServices that have none.
+        pub default_virtual_service_export_to: Vec<String>,
+        /// `exportTo` of DestinationRules that have none.
+        pub default_destination_rule_export_to: Vec<String>,
+        /// Time between two resolutions of hosts with `resolution: DNS`; 60 s unless set.
+        pub dns_refresh_rate: Option<Duration>,
+        /// Whether HTTP/1.1 becomes HTTP/2 between proxies, where no rule says otherwise.
+        pub h2_upgrade_policy: H2UpgradePolicy,
+        /// Retries of routes that have none of their own.
+        pub default_http_retry_policy: Option<HttpRetry>,
+        /// TLS with those outside of the mesh.
+        pub tls_defaults: Option<TlsSettings>,
+        /// TLS inside of the mesh.
+        #[serde(rename = "meshMTLS")]
+        pub mesh_mtls: Option<TlsSettings>,
+        /// Settings of some services.
+        pub service_settings: Vec<ServiceSettings>,
+        /// Namespaces that are looked at, by their labels; none is all.
+        pub discovery_selectors: Vec<KubernetesSelector>,
+        /// Providers of those who name none.
+        pub default_providers: Option<DefaultProviders>,
+        /// Pattern of the name of an inbound cluster's statistics.
+        pub inbound_cluster_stat_name: String,
+        /// The same, outbound.
+        pub outbound_cluster_stat_name: String,
+        /// Spans and their sampling; on unless set.
+        pub enable_tracing: Option<bool>,
+        /// No access log of connections that no chain took.
+        pub disable_envoy_listener_log: bool,
+        /// Access logs by gRPC.
+        pub enable_envoy_access_log_service: bool,
+        /// Metrics of the application beside those of its proxy.
+        pub enable_prometheus_merge: Option<bool>,
+        /// Whether servers of `SIMPLE` and `MUTUAL` TLS are verified without `caCertificates`; on unless set.
+        pub verify_certificate_at_client: Option<bool>,
+        /// Class of Kubernetes Ingresses.
+        pub ingress_class: String,
+        /// Service of the Ingress controller.
+        pub ingress_service: String,
+        /// Which Ingresses are read.
+        pub ingress_controller_mode: String,
+        /// Label of the Ingress controller.
+        pub ingress_selector: String,
+        /// Where configuration comes from.
+        pub config_sources: Vec<serde_json::Value>,
+        /// DNS certificates.
+        pub certificates: Vec<serde_json::Value>,
+        /// A CA elsewhere.
+        pub ca: Option<serde_json::Value>,
+        /// Of 1.0: `NONE` or `MUTUAL_TLS`.
+        pub auth_policy: String,
+        /// Of 1.0: between two polls for routes.
+        pub rds_refresh_delay: Option<Duration>,
+        /// Of 1.0: between two polls for secrets.
+        pub sds_refresh_delay: Option<Duration>,
+        /// Of 1.0: socket of the node's agent.
+        pub sds_uds_path: String,
         /// Preference of near endpoints, where a DestinationRule with outlier detection says nothing of its own; on
         /// unless set.
         pub locality_lb_setting: Option<LocalityLbSetting>,
@@ -37,6 +116,10 @@ message! {
         pub mixer_report_server: String,
         /// Let requests pass when Mixer does not answer.
         pub policy_check_fail_open: bool,
+        /// Ask Mixer about no request.
+        pub disable_policy_checks: bool,
+        /// Ask it where requests leave, too.
+        pub enable_client_side_policy_check: bool,
         /// Share of requests traced, in percent; 1 unless set.
         pub trace_sampling: Option<f64>,
         /// HTTPS servers of gateways also take HTTP/3 on the same port of UDP, and say so (`alt-svc`). Istio has a
@@ -52,10 +135,44 @@ message! {
         pub default_config: Option<ProxyDefaults>,
     }
 
-    /// `MeshConfig.ProxyConfig`, of which only this is read.
-    pub struct ProxyDefaults {
-        /// Environment of proxies.
-        pub proxy_metadata: BTreeMap<String, String>,
+    /// `MeshConfig.InboundTrafficPolicy`.
+    pub struct InboundTrafficPolicy {
+        /// Which.
+        pub mode: InboundTrafficMode,
+    }
+
+    /// `MeshConfig.TLSConfig`.
+    pub struct TlsSettings {
+        /// Lowest version.
+        pub min_protocol_version: TlsProtocol,
+        /// Groups of the key exchange; the proxy's choice unless set.
+        pub ecdh_curves: Vec<String>,
+        /// Suites of TLS 1.2; the proxy's choice unless set.
+        pub cipher_suites: Vec<String>,
+    }
+
+    /// `MeshConfig.ServiceSettings`.
+    pub struct ServiceSettings {
+        /// What holds for them.
+        pub settings: Option<ServiceSetting>,
+        /// Hosts, which may be wildcards.
+        pub hosts: Vec<String>,
+    }
+
+    /// `MeshConfig.ServiceSettings.Settings`.
+    pub struct ServiceSetting {
+        /// Callers get endpoints of their own cluster alone.
+        pub cluster_local: bool,
+    }
+
+    /// `MeshConfig.DefaultProviders`: names of providers.
+    pub struct DefaultProviders {
+        /// Where spans go.
+        pub tracing: Vec<String>,
+        /// Where metrics go.
+        pub metrics: Vec<String>,
+        /// Where access logs go.
+        pub access_logging: Vec<String>,
     }
 
     /// `MeshConfig.CertificateData`: roots of the trust domains that it names, as they are or from where they are served.
@@ -84,6 +201,30 @@ message! {
         pub envoy_ext_authz_http: Option<HttpAuthzProvider>,
         /// An authoriser that speaks `envoy.service.auth.v3.Authorization`.
         pub envoy_ext_authz_grpc: Option<GrpcAuthzProvider>,
+        /// An access log in a file.
+        pub envoy_file_access_log: Option<FileLogProvider>,
+        /// Metrics for Prometheus, which every proxy has.
+        pub prometheus: Option<serde_json::Value>,
+        /// Spans to Zipkin.
+        pub zipkin: Option<serde_json::Value>,
+        /// Spans to Lightstep.
+        pub lightstep: Option<serde_json::Value>,
+        /// Spans to Datadog.
+        pub datadog: Option<serde_json::Value>,
+        /// Telemetry to Stackdriver.
+        pub stackdriver: Option<serde_json::Value>,
+        /// Spans to an OpenCensus agent.
+        pub opencensus: Option<serde_json::Value>,
+        /// Spans to SkyWalking.
+        pub skywalking: Option<serde_json::Value>,
+        /// Spans over OTLP.
+        pub opentelemetry: Option<serde_json::Value>,
+        /// Access logs of requests over gRPC.
+        pub envoy_http_als: Option<serde_json::Value>,
+        /// Access logs of connections over gRPC.
+        pub envoy_tcp_als: Option<serde_json::Value>,
+        /// Access logs over OTLP.
+        pub envoy_otel_als: Option<serde_json::Value>,
     }
 
     /// `EnvoyExternalAuthorizationHttpProvider`.
@@ -136,6 +277,24 @@ message! {
         pub clear_route_cache: bool,
     }
 
+    /// `EnvoyFileAccessLogProvider`.
+    pub struct FileLogProvider {
+        /// File, `/dev/stdout` or `/dev/stderr`.
+        pub path: String,
+        /// Format; the standard one unless set.
+        pub log_format: Option<FileLogFormat>,
+        /// Leave a value out that is not there.
+        pub omit_empty_values: bool,
+    }
+
+    /// Format of a log: one of the two.
+    pub struct FileLogFormat {
+        /// A line of text.
+        pub text: String,
+        /// An object of JSON; the standard one if it is empty.
+        pub labels: Option<BTreeMap<String, serde_json::Value>>,
+    }
+
     /// How much of a body an authoriser is shown.
     pub struct AuthzRequestBody {
         /// Bytes, at least 1.
@@ -161,6 +320,17 @@ choice! {
         MergeSlashes,
         /// And an escaped slash is a slash.
         DecodeAndMergeSlashes,
+    }
+}
+
+choice! {
+    /// `MeshConfig.InboundTrafficPolicy.Mode`.
+    pub enum InboundTrafficMode {
+        /// To the workload's own address.
+        #[default]
+        Passthrough,
+        /// To loopback.
+        Localhost,
     }
 }
 

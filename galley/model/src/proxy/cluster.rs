@@ -59,6 +59,12 @@ pub struct Cluster {
     /// Upstream connections begin with the client's addresses (`envoy.transport_sockets.upstream_proxy_protocol`),
     /// so each carries what one downstream connection sends.
     pub proxy_protocol: Option<ProxyProtocolVersion>,
+    /// Name in Envoy's statistics (`alt_stat_name`); empty is the cluster's.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub stat_name: String,
+    /// Time between two resolutions of its hosts (`dns_refresh_rate`); `None` is Envoy's 5 s.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dns_refresh: Option<Duration>,
 }
 
 /// Before the path of an endpoint that is a Unix socket; `@` stands before an abstract name. Its port is 0.

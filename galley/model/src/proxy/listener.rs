@@ -433,6 +433,8 @@ pub enum ForwardClientCert {
     AppendForward,
     /// Replace it by this hop's client.
     SanitizeSet,
+    /// Forward what came, with or without a certificate.
+    AlwaysForwardOnly,
 }
 
 /// HTTP filters before the router.

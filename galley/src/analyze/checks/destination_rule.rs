@@ -18,7 +18,7 @@ pub(super) fn check<'w, 'a>(world: &'w World<'a>, out: &mut Findings<'w, 'a>) {
     });
     for (r, dr) in rules {
         roots(r, dr, out);
-        match world.hosts.find(&dr.host, &r.namespace, &dr.export_to) {
+        match world.hosts.find(&dr.host, &r.namespace, world.applied(dr)) {
             Found::Here(host) => subsets(world, r, dr, host, out),
             Found::Elsewhere => {}
             // A rule for many hosts is for those that there are.

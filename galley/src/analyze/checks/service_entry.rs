@@ -27,7 +27,7 @@ pub(super) fn check<'w, 'a>(world: &'w World<'a>, out: &mut Findings<'w, 'a>) {
                 );
                 out.add("IST0134", r, FieldPath::of(&format!("spec.ports[{i}]")), message);
             }
-            for scope in scopes(&se.export_to, &r.namespace) {
+            for scope in scopes(world.offered(se), &r.namespace) {
                 for h in &se.hosts {
                     let key = (scope.clone(), h.as_str(), p.number);
                     by_port.entry(key).or_default().push((r, p.protocol.to_ascii_uppercase()));

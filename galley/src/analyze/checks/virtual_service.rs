@@ -144,7 +144,7 @@ fn destination<'w, 'a>(
     let d = place.destination;
     let what = if place.mirror { "mirror host" } else { "host" };
     let at = |field: &str| FieldPath::of(&format!("{}.{field}", place.path));
-    match world.hosts.find(&d.host, &r.namespace, &vs.export_to) {
+    match world.hosts.find(&d.host, &r.namespace, world.shown(vs)) {
         Found::Elsewhere => return,
         Found::Nowhere => {
             let full = qualify(&d.host, &r.namespace);
@@ -323,7 +323,7 @@ fn conflicts<'w, 'a>(world: &'w World<'a>, out: &mut Findings<'w, 'a>) {
         if !vs.gateways.is_empty() && !vs.gateways.iter().any(|g| g == "mesh") {
             continue;
         }
-        for scope in scopes(&vs.export_to, &r.namespace) {
+        for scope in scopes(world.shown(vs), &r.namespace) {
             let hosts: BTreeSet<String> = vs.hosts.iter().map(|h| qualify(h, &r.namespace)).collect();
             for h in hosts {
                 by_host.entry((scope.clone(), h)).or_default().push(r);

@@ -68,7 +68,7 @@ const RETRY_ON: &[&str] = &[
 /// A condition that Envoy has besides, of servers that it asks in HTTP/3.
 const HTTP3: &str = "http3-post-connect-failure";
 
-pub(super) fn retries(x: &HttpRetry, p: &Path<'_>, out: &mut Findings) {
+pub(in crate::validate) fn retries(x: &HttpRetry, p: &Path<'_>, out: &mut Findings) {
     common::not_negative(x.attempts.into(), &p.key("attempts"), out);
     if x.attempts == 0
         && (x.per_try_timeout.is_some() || !x.retry_on.is_empty() || x.retry_remote_localities.is_some())

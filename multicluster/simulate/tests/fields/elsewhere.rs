@@ -5,6 +5,18 @@ use std::path::{Path, PathBuf};
 /// Field and test, as `file::name`.
 pub(crate) const TESTS: &[(&str, &str)] = &[
     (
+        "MeshConfig.extensionProviders[].prometheus",
+        "sidecar/proxy/tests/integration/resilience.rs::connect_failures_go_to_another_host",
+    ),
+    (
+        "MeshConfig.serviceSettings[].hosts",
+        "pilot/src/generate/tests/mesh.rs::services_of_their_cluster_alone",
+    ),
+    (
+        "MeshConfig.serviceSettings[].settings.clusterLocal",
+        "pilot/src/generate/tests/mesh.rs::services_of_their_cluster_alone",
+    ),
+    (
         "MeshConfig.transport",
         "pilot/src/generate/tests/gateways.rs::east_west_forwards_only_what_is_exported",
     ),

@@ -13,6 +13,7 @@ mod envoy_filter;
 mod gateway;
 mod gateway_api;
 mod mesh_config;
+mod mesh_defaults;
 mod schema;
 mod security;
 mod service_entry;
@@ -306,6 +307,7 @@ fn every_field_does_something() {
     rows.extend(security::rows());
     rows.extend(v1alpha1::rows());
     rows.extend(mesh_config::rows());
+    rows.extend(mesh_defaults::rows());
     rows.extend(gateway_api::rows());
     rows.extend(envoy_filter::rows());
     let mut failed = Vec::new();

@@ -8,7 +8,7 @@ use crate::{
     unenforced, warned,
 };
 
-fn document(spec: Value) -> Value {
+pub(crate) fn document(spec: Value) -> Value {
     json!({"apiVersion": "flotilla.dev/v1alpha1", "kind": "MeshConfig", "metadata": {"name": "mesh"}, "spec": spec})
 }
 
@@ -121,9 +121,9 @@ pub(crate) fn rows() -> Vec<Row> {
             json!({"caller": {"onDemand": true}}),
         ),
         row(
-            "MeshConfig.defaultConnectTimeout",
+            "MeshConfig.connectTimeout",
             &b,
-            "/spec/defaultConnectTimeout",
+            "/spec/connectTimeout",
             json!("3s"),
             get("GET http://ratings:9080/"),
             json!({"trafficPolicy": {"connectTimeout": "3s"}}),

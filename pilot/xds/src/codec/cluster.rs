@@ -60,6 +60,7 @@ pub(super) fn encode(m: &Cluster) -> pb::Cluster {
         outlier_detection: m.outlier.as_deref().map(outlier::encode),
         health_checks: m.health.iter().map(|h| health::encode(h)).collect(),
         close_connections_on_host_health_failure: m.close_on_health_failure,
+        alt_stat_name: m.stat_name.clone(),
         ..Default::default()
     };
     let kind = match &m.discovery {
@@ -86,6 +87,11 @@ pub(super) fn encode(m: &Cluster) -> pb::Cluster {
     };
     if matches!(kind, T::StrictDns | T::LogicalDns) {
         out.dns_lookup_family = c::DnsLookupFamily::V4Preferred.into();
+        // Its successor is in a type of cluster that proxies of last year do not have.
+        #[allow(deprecated)]
+        {
+            out.dns_refresh_rate = m.dns_refresh.map(duration);
+        }
     }
     out.cluster_discovery_type = Some(c::ClusterDiscoveryType::Type(kind.into()));
     if let Discovery::ByName(n) = &m.discovery {
@@ -443,6 +449,8 @@ pub(super) fn decode(mut m: pb::Cluster) -> Res<Cluster> {
         keepalive,
         source,
         proxy_protocol,
+        stat_name: m.alt_stat_name,
+        dns_refresh: opt(m.dns_refresh_rate).at("dns_refresh_rate")?,
         discovery,
         name: m.name,
         namespace,

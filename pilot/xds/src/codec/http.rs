@@ -62,6 +62,7 @@ pub(super) fn encode(m: &HttpConnectionManager) -> hcm::HttpConnectionManager {
         ForwardClientCert::ForwardOnly => F::ForwardOnly,
         ForwardClientCert::AppendForward => F::AppendForward,
         ForwardClientCert::SanitizeSet => F::SanitizeSet,
+        ForwardClientCert::AlwaysForwardOnly => F::AlwaysForwardOnly,
     };
     let sets =
         matches!(m.forward_client_cert, ForwardClientCert::AppendForward | ForwardClientCert::SanitizeSet);
@@ -190,7 +191,8 @@ fn decode(m: hcm::HttpConnectionManager, inline: Option<RouteConfiguration>) -> 
         Ok(F::ForwardOnly) => ForwardClientCert::ForwardOnly,
         Ok(F::AppendForward) => ForwardClientCert::AppendForward,
         Ok(F::SanitizeSet) => ForwardClientCert::SanitizeSet,
-        _ => return Err(Bad::unsupported("forward_client_cert_details", "ALWAYS_FORWARD_ONLY")),
+        Ok(F::AlwaysForwardOnly) => ForwardClientCert::AlwaysForwardOnly,
+        Err(_) => return Err(Bad::new("forward_client_cert_details", "is not known")),
     };
     let server_name = match T::try_from(m.server_header_transformation) {
         Ok(T::Overwrite) if m.server_name.is_empty() => "envoy".to_owned(),

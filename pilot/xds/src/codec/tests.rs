@@ -830,6 +830,8 @@ pub(crate) fn cluster() -> Cluster {
         }),
         source: vec!["127.0.0.6".parse().unwrap(), "::6".parse().unwrap()],
         proxy_protocol: None,
+        stat_name: String::new(),
+        dns_refresh: None,
     }
 }
 

@@ -87,13 +87,16 @@ fn forwarded_for(conn: &Connection, manager: &HttpManager, headers: &mut Headers
 fn client_cert(conn: &Connection, manager: &HttpManager, headers: &mut Headers) {
     let mode = manager.config.forward_client_cert;
     let identity = conn.identity.as_deref().filter(|_| conn.tls);
+    if mode == ForwardClientCert::AlwaysForwardOnly {
+        return;
+    }
     let Some(identity) = identity else {
         headers.remove_id(HeaderId::XForwardedClientCert);
         return;
     };
     match mode {
         ForwardClientCert::Sanitize => headers.remove_id(HeaderId::XForwardedClientCert),
-        ForwardClientCert::ForwardOnly => {}
+        ForwardClientCert::ForwardOnly | ForwardClientCert::AlwaysForwardOnly => {}
         ForwardClientCert::AppendForward | ForwardClientCert::SanitizeSet => {
             let v =
                 conn.client_cert.get_or_init(|| cert_element(&conn.worker.options.node.principal, identity));

@@ -646,6 +646,8 @@ mod tests {
             keepalive: None,
             source: vec![],
             proxy_protocol: None,
+            stat_name: String::new(),
+            dns_refresh: None,
         };
         let c = Cluster::new(Arc::new(c), None);
         c.set_assignment(Arc::new(assignment(hosts)));

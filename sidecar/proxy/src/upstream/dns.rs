@@ -29,8 +29,10 @@ pub(crate) async fn refresh(cluster: Weak<Cluster>, authored: model::LoadAssignm
             c.set_assignment(Arc::new(resolved));
         }
         c.resolved.store(true, Relaxed);
+        // As Envoy, never more often than each millisecond.
+        let refresh = c.config.dns_refresh.unwrap_or(REFRESH).max(Duration::from_millis(1));
         drop(c);
-        tokio::time::sleep(if complete { REFRESH } else { RETRY }).await;
+        tokio::time::sleep(if complete { refresh } else { RETRY.min(refresh) }).await;
     }
 }
 

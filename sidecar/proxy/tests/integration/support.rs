@@ -325,6 +325,8 @@ pub(crate) fn cluster(name: &str, hosts: &[SocketAddr]) -> Cluster {
         keepalive: None,
         source: vec![],
         proxy_protocol: None,
+        stat_name: String::new(),
+        dns_refresh: None,
     }
 }
 

@@ -1,0 +1,283 @@
+//! Rules of MeshConfig: Istio's settings of the mesh, and our own.
+
+mod providers;
+mod proxies;
+
+use mesh_model::{
+    TrustDomain,
+    authored::{MeshConfig, Metadata, TlsProtocol, TlsSettings},
+    proxy::{TLS_CURVES, is_cipher_expression},
+};
+
+use self::proxies::check as check_proxies;
+use super::{
+    common::{self, Findings},
+    destination_rule::locality,
+    trust_domains,
+    virtual_service::retries,
+};
+use crate::path::Path;
+
+/// Variables of `inboundClusterStatName`.
+const INBOUND_STAT: [&str; 5] =
+    ["SERVICE", "SERVICE_FQDN", "SERVICE_PORT", "SERVICE_PORT_NAME", "TARGET_PORT"];
+/// Variables of `outboundClusterStatName`.
+const OUTBOUND_STAT: [&str; 5] =
+    ["SERVICE", "SERVICE_FQDN", "SERVICE_PORT", "SERVICE_PORT_NAME", "SUBSET_NAME"];
+
+pub(super) fn check(m: &MeshConfig, meta: &Metadata, p: &Path<'_>, out: &mut Findings) {
+    let root = Path::root();
+    if meta.name != "mesh" {
+        out.error(&root.key("metadata").key("name"), "the only MeshConfig is named \"mesh\"");
+    }
+    if let Some(td) = &m.trust_domain {
+        domain(td, &p.key("trustDomain"), out);
+    }
+    let aliases = p.key("trustDomainAliases");
+    for (i, td) in m.trust_domain_aliases.iter().enumerate() {
+        domain(td, &aliases.index(i), out);
+    }
+    if let Some(ns) = &m.root_namespace
+        && !common::is_dns1123_label(ns)
+    {
+        out.error(&p.key("rootNamespace"), format!("{ns:?} is not a namespace"));
+    }
+    if let Some(l) = &m.locality_lb_setting {
+        locality::check(l, &p.key("localityLbSetting"), out);
+    }
+    connections(m, p, out);
+    services(m, p, out);
+    if let Some(s) = m.trace_sampling {
+        share(s, &p.key("traceSampling"), out);
+    }
+    trust_domains::check_certificates(&m.ca_certificates, &p.key("caCertificates"), out);
+    providers::check(m, p, out);
+    if let Some(d) = &m.default_config {
+        check_proxies(d, &p.key("defaultConfig"), out);
+    }
+    if let Some(o) = &m.outbound_traffic_policy {
+        out.unenforced(o.egress_proxy.is_some(), &p.key("outboundTrafficPolicy"), "egressProxy");
+    }
+    mixer(m, p, out);
+    elsewhere(m, p, out);
+}
+
+fn domain(s: &str, p: &Path<'_>, out: &mut Findings) {
+    if let Err(e) = TrustDomain::new(s) {
+        out.error(p, e.to_string());
+    }
+}
+
+fn share(percent: f64, p: &Path<'_>, out: &mut Findings) {
+    if !(0.0..=100.0).contains(&percent) {
+        out.error(p, format!("{percent} is outside of 0..100 percent"));
+    }
+}
+
+fn connections(m: &MeshConfig, p: &Path<'_>, out: &mut Findings) {
+    common::duration(m.connect_timeout, &p.key("connectTimeout"), out);
+    common::duration(m.dns_refresh_rate, &p.key("dnsRefreshRate"), out);
+    for (pattern, field, variables) in [
+        (&m.inbound_cluster_stat_name, "inboundClusterStatName", INBOUND_STAT),
+        (&m.outbound_cluster_stat_name, "outboundClusterStatName", OUTBOUND_STAT),
+    ] {
+        // Between two signs of percent stands a variable.
+        let unknown = pattern.split('%').skip(1).step_by(2).find(|v| !variables.contains(v));
+        if unknown.is_some() || pattern.matches('%').count() % 2 == 1 {
+            let known: Vec<String> = variables.iter().map(|v| format!("%{v}%")).collect();
+            out.error(&p.key(field), format!("{pattern:?}: variables are {}", known.join(", ")));
+        }
+    }
+    common::duration_or_zero(m.protocol_detection_timeout, &p.key("protocolDetectionTimeout"), out);
+    if let Some(k) = &m.tcp_keepalive {
+        let at = p.key("tcpKeepalive");
+        common::duration(k.time, &at.key("time"), out);
+        common::duration(k.interval, &at.key("interval"), out);
+    }
+    for (port, field) in [
+        (m.proxy_listen_port, "proxyListenPort"),
+        (m.proxy_inbound_listen_port, "proxyInboundListenPort"),
+        (Some(m.proxy_http_port).filter(|n| *n != 0), "proxyHttpPort"),
+    ] {
+        if let Some(n) = port {
+            common::port(n, &p.key(field), out);
+        }
+    }
+    if m.proxy_listen_port.unwrap_or(15001) == m.proxy_inbound_listen_port.unwrap_or(15006) {
+        out.error(&p.key("proxyListenPort"), "is the port of inbound connections, too");
+    }
+    if let Some(r) = &m.default_http_retry_policy {
+        let at = p.key("defaultHttpRetryPolicy");
+        retries(r, &at, out);
+        if r.per_try_timeout.is_some() {
+            out.error(&at.key("perTryTimeout"), "is of single routes: set it in a VirtualService");
+        }
+    }
+    if let Some(t) = &m.tls_defaults {
+        tls(t, &p.key("tlsDefaults"), out);
+    }
+    if let Some(t) = &m.mesh_mtls {
+        let at = p.key("meshMTLS");
+        tls(t, &at, out);
+        if t.min_protocol_version == TlsProtocol::V1_2 {
+            let at = at.key("minProtocolVersion");
+            out.warning(&at, "without effect: inside of the mesh there is TLS 1.3 alone");
+        }
+        if !t.cipher_suites.is_empty() {
+            let at = at.key("cipherSuites");
+            out.warning(
+                &at,
+                "without effect: suites can be chosen for TLS 1.2, and inside of the mesh there is 1.3 alone",
+            );
+        }
+    }
+}
+
+fn tls(t: &TlsSettings, p: &Path<'_>, out: &mut Findings) {
+    if matches!(t.min_protocol_version, TlsProtocol::V1_0 | TlsProtocol::V1_1) {
+        out.error(&p.key("minProtocolVersion"), "TLS 1.0 and 1.1 are not supported: they are broken");
+    }
+    for (i, c) in t.ecdh_curves.iter().enumerate() {
+        if !TLS_CURVES.contains(&c.as_str()) {
+            let known = TLS_CURVES.join(", ");
+            out.error(&p.key("ecdhCurves").index(i), format!("{c:?} is not one of {known}"));
+        }
+    }
+    for (i, c) in t.cipher_suites.iter().enumerate() {
+        if !is_cipher_expression(c) {
+            out.warning(&p.key("cipherSuites").index(i), format!("{c:?} is not a cipher suite: ignored"));
+        }
+    }
+}
+
+fn services(m: &MeshConfig, p: &Path<'_>, out: &mut Findings) {
+    for (list, field, none_allowed) in [
+        (&m.default_service_export_to, "defaultServiceExportTo", true),
+        (&m.default_virtual_service_export_to, "defaultVirtualServiceExportTo", false),
+        (&m.default_destination_rule_export_to, "defaultDestinationRuleExportTo", false),
+    ] {
+        common::export_list(list, none_allowed, "", &p.key(field), out);
+    }
+    let settings = p.key("serviceSettings");
+    for (i, s) in m.service_settings.iter().enumerate() {
+        let at = settings.index(i);
+        if s.hosts.is_empty() {
+            out.error(&at.key("hosts"), "at least one host is required");
+        }
+        let hosts = at.key("hosts");
+        for (i, h) in s.hosts.iter().enumerate() {
+            common::host(h, &hosts.index(i), out);
+        }
+    }
+    let selectors = p.key("discoverySelectors");
+    for (i, s) in m.discovery_selectors.iter().enumerate() {
+        let at = selectors.index(i);
+        let expressions = at.key("matchExpressions");
+        for (i, e) in s.match_expressions.iter().enumerate() {
+            let at = expressions.index(i);
+            if e.key.is_empty() {
+                out.error(&at.key("key"), "the label is required");
+            }
+            let wanted = match e.operator.as_str() {
+                "In" | "NotIn" => Some(true),
+                "Exists" | "DoesNotExist" => Some(false),
+                other => {
+                    out.error(
+                        &at.key("operator"),
+                        format!("{other:?} is not one of In, NotIn, Exists, DoesNotExist"),
+                    );
+                    None
+                }
+            };
+            if wanted.is_some_and(|w| w == e.values.is_empty()) {
+                let what = if e.values.is_empty() { "needs values" } else { "has no values" };
+                out.error(&at.key("values"), format!("{} {what}", e.operator));
+            }
+        }
+    }
+}
+
+fn mixer(m: &MeshConfig, p: &Path<'_>, out: &mut Findings) {
+    for (s, field, flag) in [
+        (&m.mixer_check_server, "mixerCheckServer", "--mixer-check"),
+        (&m.mixer_report_server, "mixerReportServer", "--mixer-report"),
+    ] {
+        if !s.is_empty() {
+            common::host_port(s, &p.key(field), out);
+            out.warning(&p.key(field), format!("proxies do not read {field}: start them with {flag} {s}"));
+        }
+    }
+    if m.policy_check_fail_open {
+        out.warning(
+            &p.key("policyCheckFailOpen"),
+            "proxies do not read policyCheckFailOpen: start them with --mixer-fail-open",
+        );
+    }
+    if m.disable_policy_checks {
+        let at = p.key("disablePolicyChecks");
+        out.warning(&at, "proxies do not read it: those that are started without --mixer-check ask nobody");
+    }
+    if m.enable_client_side_policy_check {
+        let at = p.key("enableClientSidePolicyCheck");
+        out.warning(&at, "not supported: Mixer is asked where requests enter a workload or the mesh");
+    }
+}
+
+/// What is nobody's here, with what to do instead.
+fn elsewhere(m: &MeshConfig, p: &Path<'_>, out: &mut Findings) {
+    let ingress = "Kubernetes' Ingress is not read; write a Gateway and a VirtualService, or an HTTPRoute";
+    let old = "without effect: configuration and secrets are pushed, and nobody polls";
+    for (set, field, message) in [
+        (
+            m.disable_envoy_listener_log,
+            "disableEnvoyListenerLog",
+            "without effect: connections that no chain took are never logged",
+        ),
+        (
+            m.enable_envoy_access_log_service,
+            "enableEnvoyAccessLogService",
+            "not supported: access logs go to files (accessLogFile)",
+        ),
+        (
+            m.enable_prometheus_merge == Some(true),
+            "enablePrometheusMerge",
+            "without effect: a proxy's metrics are at its own port, and an application's at the application's",
+        ),
+        (
+            m.verify_certificate_at_client == Some(false),
+            "verifyCertificateAtClient",
+            "not supported: servers are always verified; a DestinationRule with insecureSkipVerify makes an exception of one",
+        ),
+        (!m.ingress_class.is_empty(), "ingressClass", ingress),
+        (!m.ingress_service.is_empty(), "ingressService", ingress),
+        (!matches!(m.ingress_controller_mode.as_str(), "" | "OFF"), "ingressControllerMode", ingress),
+        (!m.ingress_selector.is_empty(), "ingressSelector", ingress),
+        (
+            !m.config_sources.is_empty(),
+            "configSources",
+            "without effect: configuration comes from --config of the control plane",
+        ),
+        (
+            !m.certificates.is_empty(),
+            "certificates",
+            "not supported: have DNS certificates issued by cert-manager, and name their Secrets in Gateways",
+        ),
+        (
+            m.ca.is_some(),
+            "ca",
+            "not supported: plug an intermediate or a root of that CA into the control plane's own",
+        ),
+        (
+            !matches!(m.auth_policy.as_str(), "" | "NONE"),
+            "authPolicy",
+            "without effect: mTLS is said by PeerAuthentication, and by MeshPolicy of release 1.0",
+        ),
+        (m.rds_refresh_delay.is_some(), "rdsRefreshDelay", old),
+        (m.sds_refresh_delay.is_some(), "sdsRefreshDelay", old),
+        (!m.sds_uds_path.is_empty(), "sdsUdsPath", old),
+    ] {
+        if set {
+            out.warning(&p.key(field), message);
+        }
+    }
+}

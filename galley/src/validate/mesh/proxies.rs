@@ -1,0 +1,148 @@
+//! Rules of `MeshConfig.defaultConfig`.
+//!
+//! Istio writes most of it into what its injector starts. Nobody injects here: whoever starts a proxy gives it flags, and a
+//! warning names the flag.
+
+use mesh_model::authored::{ClientCertDetails, ProxyDefaults};
+
+use super::share;
+use crate::{
+    path::Path,
+    validate::{
+        common::{self, Findings},
+        envoy_filter,
+    },
+};
+
+/// Proxies that anybody has in front of a gateway. `x-forwarded-for` has an element for each.
+const MAX_TRUSTED: u32 = 100;
+
+pub(super) fn check(d: &ProxyDefaults, p: &Path<'_>, out: &mut Findings) {
+    let at = p.key("proxyMetadata");
+    envoy_filter::on_demand(&d.proxy_metadata, &at, out);
+    for k in d.proxy_metadata.keys().filter(|k| *k != envoy_filter::ON_DEMAND) {
+        out.warning(
+            &at.key(k),
+            format!("proxies do not read it; only {} has an effect", envoy_filter::ON_DEMAND),
+        );
+    }
+    if let Some(t) = &d.tracing {
+        let at = p.key("tracing");
+        if let Some(s) = t.sampling {
+            share(s, &at.key("sampling"), out);
+        }
+        let to = "spans go where proxies are told at their start (--otlp)";
+        for (set, field, message) in [
+            (!t.custom_tags.is_empty(), "customTags", "not supported: spans have the tags of Envoy's"),
+            (t.max_path_tag_length != 0, "maxPathTagLength", "not supported: paths are written whole"),
+            (t.zipkin.is_some(), "zipkin", to),
+            (t.lightstep.is_some(), "lightstep", to),
+            (t.datadog.is_some(), "datadog", to),
+            (t.stackdriver.is_some(), "stackdriver", to),
+            (t.open_census_agent.is_some(), "openCensusAgent", to),
+            (t.tls_settings.is_some(), "tlsSettings", to),
+        ] {
+            if set {
+                out.warning(&at.key(field), message);
+            }
+        }
+    }
+    if let Some(t) = &d.gateway_topology {
+        let at = p.key("gatewayTopology");
+        if t.num_trusted_proxies > MAX_TRUSTED {
+            out.error(
+                &at.key("numTrustedProxies"),
+                format!(
+                    "{} proxies in front of a gateway ({MAX_TRUSTED} is the limit)",
+                    t.num_trusted_proxies
+                ),
+            );
+        }
+        if t.forward_client_cert_details == ClientCertDetails::AlwaysForwardOnly {
+            out.warning(
+                &at.key("forwardClientCertDetails"),
+                "whoever reaches a gateway says which certificate he has: only for gateways that nobody reaches but trusted proxies",
+            );
+        }
+        if t.proxy_protocol.as_ref().is_some_and(|v| v.as_object().is_none_or(|o| !o.is_empty())) {
+            out.error(&at.key("proxyProtocol"), "has no fields: {} turns it on");
+        }
+    }
+    if let Some(n) = d.concurrency {
+        common::not_negative(n.into(), &p.key("concurrency"), out);
+    }
+    start(d, p, out);
+}
+
+/// What is decided where a proxy is started.
+fn start(d: &ProxyDefaults, p: &Path<'_>, out: &mut Findings) {
+    let flag = |flag: &str| format!("is decided where a proxy is started: {flag}");
+    let file = || "without effect: there are no generated files".to_owned();
+    let envoy = || "not supported: a matter of Envoy's own; it is started with its own bootstrap".to_owned();
+    let injected = || "without effect: nobody injects proxies".to_owned();
+    for (set, field, message) in [
+        (d.concurrency.is_some(), "concurrency", flag("--concurrency")),
+        (!d.discovery_address.is_empty(), "discoveryAddress", flag("--discovery")),
+        (
+            !matches!(d.control_plane_auth_policy.as_str(), "" | "MUTUAL_TLS"),
+            "controlPlaneAuthPolicy",
+            "not supported: the control plane is always spoken to over mutual TLS".to_owned(),
+        ),
+        (d.drain_duration.is_some(), "drainDuration", flag("--drain-time-s")),
+        (d.parent_shutdown_duration.is_some(), "parentShutdownDuration", flag("--parent-shutdown-time-s")),
+        (d.termination_drain_duration.is_some(), "terminationDrainDuration", flag("--drain-seconds")),
+        (d.proxy_admin_port.is_some(), "proxyAdminPort", flag("--admin")),
+        (d.status_port.is_some(), "statusPort", flag("--readiness")),
+        (!d.interception_mode.is_empty(), "interceptionMode", flag("--meta INTERCEPTION_MODE=TPROXY")),
+        (!d.service_cluster.is_empty(), "serviceCluster", flag("--workload")),
+        (!d.tracing_service_name.is_empty(), "tracingServiceName", flag("--workload")),
+        (!d.config_path.is_empty(), "configPath", file()),
+        (!d.binary_path.is_empty(), "binaryPath", file()),
+        (!d.custom_config_file.is_empty(), "customConfigFile", flag("--bootstrap")),
+        (!d.proxy_bootstrap_template_path.is_empty(), "proxyBootstrapTemplatePath", file()),
+        (!d.runtime_values.is_empty(), "runtimeValues", envoy()),
+        (d.stat_name_length.is_some(), "statNameLength", envoy()),
+        (d.proxy_stats_matcher.is_some(), "proxyStatsMatcher", envoy()),
+        (!d.extra_stat_tags.is_empty(), "extraStatTags", envoy()),
+        (!d.statsd_udp_address.is_empty(), "statsdUdpAddress", envoy()),
+        (d.envoy_access_log_service.is_some(), "envoyAccessLogService", envoy()),
+        (d.envoy_metrics_service.is_some(), "envoyMetricsService", envoy()),
+        (!d.envoy_metrics_service_address.is_empty(), "envoyMetricsServiceAddress", envoy()),
+        (!d.zipkin_address.is_empty(), "zipkinAddress", flag("--otlp")),
+        (
+            d.discovery_refresh_delay.is_some(),
+            "discoveryRefreshDelay",
+            "without effect: configuration is pushed".to_owned(),
+        ),
+        (
+            d.connect_timeout.is_some(),
+            "connectTimeout",
+            "without effect here; connectTimeout of the MeshConfig itself counts".to_owned(),
+        ),
+        (!d.availability_zone.is_empty(), "availabilityZone", flag("--locality")),
+        (d.sds.is_some(), "sds", "without effect: secrets always come by SDS".to_owned()),
+        (!d.mesh_id.is_empty(), "meshId", "not supported: telemetry names the trust domain".to_owned()),
+        (
+            d.readiness_probe.is_some(),
+            "readinessProbe",
+            "without effect: probes of machines are in their WorkloadGroup".to_owned(),
+        ),
+        (d.hold_application_until_proxy_starts.is_some(), "holdApplicationUntilProxyStarts", injected()),
+        (
+            !d.ca_certificates_pem.is_empty(),
+            "caCertificatesPem",
+            "not supported: use caCertificates of the MeshConfig itself".to_owned(),
+        ),
+        (d.image.is_some(), "image", injected()),
+        (d.private_key_provider.is_some(), "privateKeyProvider", envoy()),
+        (
+            d.proxy_headers.is_some(),
+            "proxyHeaders",
+            "not supported: proxies add what Istio's do by default".to_owned(),
+        ),
+    ] {
+        if set {
+            out.warning(&p.key(field), message);
+        }
+    }
+}

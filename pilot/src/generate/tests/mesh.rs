@@ -1,0 +1,160 @@
+//! Settings of the mesh for those who say nothing themselves, as far as they take more than one proxy's configuration.
+
+use serde_json::json;
+
+use super::*;
+
+const REMOTE: &str = "10.1.0.100";
+
+fn addresses(docs: &Docs) -> Vec<String> {
+    let g = docs.generate(&productpage());
+    let all = g.endpoints[REVIEWS].localities.iter().flat_map(|l| &l.endpoints);
+    all.map(|e| e.address.clone()).collect()
+}
+
+fn with(spec: Value) -> Docs {
+    bookstore().add("MeshConfig", "mesh", spec)
+}
+
+#[test]
+fn services_of_their_cluster_alone() {
+    let local = |hosts: Value| json!({"settings": {"clusterLocal": true}, "hosts": hosts});
+    assert!(addresses(&bookstore()).iter().any(|a| a == REMOTE));
+    for hosts in [json!(["*.books.svc.cluster.local"]), json!(["reviews.books.svc.cluster.local"])] {
+        let docs = with(json!({"serviceSettings": [local(hosts)]}));
+        assert_eq!(addresses(&docs), ["10.1.0.5"]);
+        // Nor is there anybody behind gateways to be known.
+        assert!(
+            docs.generate(&productpage()).clusters[REVIEWS]
+                .tls_matches
+                .iter()
+                .all(|m| m.name != "cluster-east")
+        );
+    }
+    // Of several the most specific host decides, wherever it stands.
+    let exception =
+        json!({"settings": {"clusterLocal": false}, "hosts": ["reviews.books.svc.cluster.local"]});
+    for order in [[exception.clone(), local(json!(["*"]))], [local(json!(["*"])), exception]] {
+        assert!(addresses(&with(json!({"serviceSettings": order}))).iter().any(|a| a == REMOTE));
+    }
+    let others = with(json!({"serviceSettings": [local(json!(["*.other.svc.cluster.local"]))]}));
+    assert!(addresses(&others).iter().any(|a| a == REMOTE));
+}
+
+#[test]
+fn workloads_under_other_names_of_the_trust_domain() {
+    let g = with(json!({"trustDomainAliases": ["old.example"]})).generate(&productpage());
+    let own = g.clusters[REVIEWS].tls_matches.iter().find(|m| m.name == "tlsMode-istio").unwrap();
+    let want = [
+        "mesh.local/ns/books/sa/reviews",
+        "old.example/ns/books/sa/reviews",
+        "mesh.local/ns/books/sa/reviews-east",
+        "old.example/ns/books/sa/reviews-east",
+    ];
+    let sans = &own.tls.as_ref().unwrap().validation.sans;
+    assert_eq!(*sans, want.map(|id| StringMatch::exact(format!("spiffe://{id}"))));
+}
+
+/// A policy of one of the names is for all of them; of another domain's it is not.
+#[test]
+fn principals_under_other_names_of_the_trust_domain() {
+    let rules = |principal: &str, aliases: Value| {
+        let source = json!({"source": {"principals": [principal]}});
+        let docs = with(json!({"trustDomainAliases": aliases})).add(
+            "AuthorizationPolicy",
+            "books/a",
+            json!({"action": "DENY", "rules": [{"from": [source]}]}),
+        );
+        let g = docs.generate(&productpage());
+        format!("{:?}", g.listeners["virtualInbound"].filter_chains[0].filters)
+    };
+    let all = |text: &str| {
+        ["mesh.local", "old.example", "far.example"]
+            .map(|d| text.contains(&format!("spiffe://{d}/ns/films/sa/a")))
+    };
+    let aliases = json!(["old.example"]);
+    assert_eq!(all(&rules("mesh.local/ns/films/sa/a", json!([]))), [true, false, false]);
+    assert_eq!(all(&rules("mesh.local/ns/films/sa/a", aliases.clone())), [true, true, false]);
+    assert_eq!(all(&rules("old.example/ns/films/sa/a", aliases.clone())), [true, true, false]);
+    assert_eq!(all(&rules("far.example/ns/films/sa/a", aliases)), [false, false, true]);
+}
+
+#[test]
+fn namespaces_that_nobody_looks_at() {
+    let deny = json!({"action": "DENY", "rules": [{}]});
+    let docs = |selectors: Value| {
+        with(json!({"discoverySelectors": selectors}))
+            .add("Namespace", "books", json!({}))
+            .add("AuthorizationPolicy", "istio-system/all", deny.clone())
+            .add(
+                "ServiceEntry",
+                "films/out",
+                json!({"hosts": ["out.example"], "resolution": "DNS",
+                "ports": [{"number": 80, "name": "http", "protocol": "HTTP"}]}),
+            )
+    };
+    let seen = |selectors: Value| {
+        let g = docs(selectors).generate(&productpage());
+        let has = |c: &str| g.clusters.contains_key(c);
+        let denied = format!("{:?}", g.listeners["virtualInbound"]).contains("ns[istio-system]-policy[all]");
+        (has(REVIEWS), has("outbound|80||out.example"), denied)
+    };
+    let name = |n: &str| json!({"matchLabels": {"kubernetes.io/metadata.name": n}});
+    assert_eq!(seen(json!([])), (true, true, true));
+    assert_eq!(seen(json!([name("books")])), (true, false, true));
+    assert_eq!(seen(json!([name("films")])), (false, true, true));
+    // One of several is enough, and the mesh's own namespace is always looked at.
+    assert_eq!(seen(json!([name("books"), name("films")])), (true, true, true));
+    assert_eq!(seen(json!([{"matchLabels": {"mesh": "yes"}}])), (false, false, true));
+}
+
+/// What is in front of gateways is not in front of sidecars, nor of those that clusters talk through.
+#[test]
+fn only_gateways_have_proxies_in_front_of_them() {
+    let docs = with(json!({"defaultConfig": {"gatewayTopology": {"numTrustedProxies": 2,
+        "forwardClientCertDetails": "ALWAYS_FORWARD_ONLY", "proxyProtocol": {}}}}))
+    .add(
+        "Gateway",
+        "books/edge",
+        json!({"selector": {"istio": "ingressgateway"}, "servers": [
+            {"port": {"number": 80, "name": "http", "protocol": "HTTP"}, "hosts": ["*"]}]}),
+    );
+    let edge = node(NodeKind::Router, "10.1.0.100", "gw", json!({"LABELS": {"istio": "ingressgateway"}}));
+    let l = &docs.generate(&edge).listeners["0.0.0.0_80"];
+    assert!(l.proxy_protocol);
+    let h = http(&l.filter_chains[0]);
+    assert_eq!((h.trusted_hops, h.forward_client_cert), (2, ForwardClientCert::AlwaysForwardOnly));
+
+    let g = docs.generate(&productpage());
+    assert!(g.listeners.values().all(|l| !l.proxy_protocol));
+    let managers = g.listeners.values().flat_map(|l| &l.filter_chains).flat_map(|c| &c.filters);
+    for f in managers {
+        if let NetworkFilter::Http(h) = f {
+            assert_eq!(h.trusted_hops, 0);
+            assert_ne!(h.forward_client_cert, ForwardClientCert::AlwaysForwardOnly);
+        }
+    }
+    let between = node(NodeKind::Router, "10.1.0.100", "gw", json!({"ROUTER_MODE": "sni-dnat"}));
+    assert!(docs.generate(&between).listeners.values().all(|l| !l.proxy_protocol));
+}
+
+/// HTTP/2 by the mesh's default is for services of the mesh, and gives way to a rule.
+#[test]
+fn upgrades_to_http2() {
+    let external = json!({"hosts": ["out.example"], "location": "MESH_EXTERNAL", "resolution": "DNS",
+        "ports": [{"number": 80, "name": "http", "protocol": "HTTP"}]});
+    let docs = with(json!({"h2UpgradePolicy": "UPGRADE"})).add("ServiceEntry", "books/out", external);
+    let g = docs.generate(&productpage());
+    assert_eq!(g.clusters[REVIEWS].http, UpstreamHttp::Http2);
+    assert_eq!(g.clusters["outbound|80||out.example"].http, UpstreamHttp::Http1);
+    let rule = |v: Value| json!({"host": "reviews", "trafficPolicy": {"connectionPool": {"http": v}}});
+    for (v, want) in [
+        (json!({"h2UpgradePolicy": "DO_NOT_UPGRADE"}), UpstreamHttp::Http1),
+        (json!({"useClientProtocol": true}), UpstreamHttp::Downstream),
+        (json!({"maxRetries": 5}), UpstreamHttp::Http2),
+    ] {
+        let docs =
+            with(json!({"h2UpgradePolicy": "UPGRADE"})).add("DestinationRule", "books/reviews", rule(v));
+        assert_eq!(docs.generate(&productpage()).clusters[REVIEWS].http, want);
+    }
+}
