@@ -71,21 +71,21 @@ fn a_sidecar_asks_mixer_and_reports_to_it() {
             service("reviews", "reviews", "http", 9080),
             entry("storefront", "v1", storefront),
             entry("reviews", "v1", reviews),
-            MESH.to_owned(),
         ]
         .concat(),
     );
+    let mixer = format!("{}:9091", west.host(1));
+    let settings = |more: &str| {
+        let checks = format!("spec: {{mixerCheckServer: '{mixer}', {more}");
+        MESH.replace("spec: {", &checks)
+    };
+    west.write("mesh.yaml", &settings(""));
     west.write("mixer.yaml", RULES);
     west.control_plane();
     west.operator(&["found"]);
     west.sidecar("storefront", "v1", storefront, &[]);
-    let mixer = format!("{}:9091", west.host(1));
-    west.sidecar(
-        "reviews",
-        "v1",
-        reviews,
-        &[("mixer-check", mixer.clone()), ("mixer-report", mixer), ("mixer-quota", "rq".into())],
-    );
+    // Whom to ask is in the mesh's settings, whom to tell a flag.
+    west.sidecar("reviews", "v1", reviews, &[("mixer-report", mixer.clone()), ("mixer-quota", "rq".into())]);
     let call = |user: &str| {
         let user = format!("end-user: {user}\r\n");
         let uri = "http://reviews.bookstore:9080/reviews";
@@ -99,6 +99,12 @@ fn a_sidecar_asks_mixer_and_reports_to_it() {
     rows.add("a denied user", &body, body == "PERMISSION_DENIED:no.denier.bookstore:go away");
     let status = call("jason").status;
     rows.add("another user", status.to_string(), status == 200);
+
+    west.write("mesh.yaml", &settings("disablePolicyChecks: true, "));
+    until("settings that ask nobody", || Some(call("mallory")).filter(|a| a.status == 200));
+    west.write("mesh.yaml", &settings(""));
+    let denied = until("the denial, anew", || Some(call("mallory")).filter(|a| a.status == 403));
+    rows.add("checks turned off, and on again", denied.status.to_string(), true);
 
     let codes: Vec<u16> = (0..6).map(|_| call("greedy").status).collect();
     let limited =

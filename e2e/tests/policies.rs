@@ -479,6 +479,7 @@ fn listener(documents: &str, dir: &Path, port: u16, ours: bool, tls: DownstreamT
         udp: None,
         quic: None,
         inspect_quic: false,
+        mixer: None,
         ..inbound.clone()
     }
 }

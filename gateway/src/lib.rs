@@ -11,7 +11,7 @@ mod trunk;
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use anyhow::{Context, ensure};
-use mesh_agent::{Agent, AgentOptions, ProxyArgs, Restart};
+use mesh_agent::{Agent, AgentOptions, MixerArgs, MixerHook, ProxyArgs, Restart};
 use mesh_identity::SecretStore;
 use mesh_proxy::Hooks;
 use mesh_trunk::{DeliverTo, PerPeer, Transport, TrunkOptions, congestion::Congestion};
@@ -100,10 +100,12 @@ pub async fn run(args: GatewayArgs) -> anyhow::Result<()> {
          TCP while the gateway is started again"
     );
     let restart = Restart::begin(&args.proxy.restart).await?;
+    let mixer = MixerHook::new(&MixerArgs::default(), &args.proxy, &store, &mut registry)?;
     let agent = Agent::start(AgentOptions {
         args: args.proxy,
         kind: NodeKind::Router,
         hooks,
+        mixer,
         name_table: false,
         registry,
         restart,

@@ -308,6 +308,7 @@ async fn problems(State(p): State<Pages>) -> Json<Value> {
     let found = tokio::task::spawn_blocking(move || {
         let mut all = source.grpc_problems(clients.iter().map(|c| &c.node));
         all.extend(source.on_demand_problems(clients.iter().map(|c| &c.node)));
+        all.extend(source.mixer_problems(clients.iter().map(|c| &c.node)));
         all
     })
     .await;

@@ -270,6 +270,25 @@ impl PilotSource {
         self.world().zip(proxy).is_some_and(|(w, p)| w.patched(&p).on_demand)
     }
 
+    /// Which of these nodes ask no Mixer although the mesh's settings say so: only our own proxies do.
+    #[must_use]
+    pub fn mixer_problems<'n>(&self, nodes: impl Iterator<Item = &'n NodeInfo>) -> Vec<Problem> {
+        let Some(world) = self.world() else { return vec![] };
+        let mesh = &world.config.mesh;
+        if mesh.disable_policy_checks || mesh.mixer_check_server.is_empty() {
+            return vec![];
+        }
+        let problem = |n: &NodeInfo| {
+            let proxy = ProxyNode::new(n).ok().filter(|p| !p.flotilla)?;
+            let what = if proxy.grpc { "a gRPC library" } else { "an Envoy" };
+            Some(Problem {
+                object: format!("proxy {}.{}", n.name, n.namespace),
+                message: format!("mixerCheckServer: {what} asks no Mixer, so its requests are not checked"),
+            })
+        };
+        nodes.filter_map(problem).collect()
+    }
+
     /// Which of these nodes should ask, and get everything all the same.
     #[must_use]
     pub fn on_demand_problems<'n>(&self, nodes: impl Iterator<Item = &'n NodeInfo>) -> Vec<Problem> {

@@ -6,8 +6,6 @@ pub mod iptables;
 pub mod names;
 mod registration;
 
-use std::sync::Arc;
-
 use anyhow::Context;
 pub use args::SidecarArgs;
 use args::{BootstrapArgs, MeshArgs, Mode};
@@ -58,10 +56,7 @@ async fn member(args: MeshArgs) -> anyhow::Result<()> {
     let stop = mesh_runtime::shutdown::on_signal()?;
     let store = SecretStore::new();
     let mut registry = Registry::default();
-    let mut hooks = Hooks::default();
-    if let Some(mixer) = MixerHook::new(&args.mixer, &args.proxy, &store, &mut registry)? {
-        hooks.policy = Some(Arc::new(mixer));
-    }
+    let mixer = MixerHook::new(&args.mixer, &args.proxy, &store, &mut registry)?;
     let restart = Restart::begin(&args.proxy.restart).await?;
     let dns = match args.dns {
         None => None,
@@ -74,7 +69,8 @@ async fn member(args: MeshArgs) -> anyhow::Result<()> {
     let agent = Agent::start(AgentOptions {
         args: args.proxy,
         kind: NodeKind::Sidecar,
-        hooks: Hooks { spans: tracing.spans(), ..hooks },
+        hooks: Hooks { spans: tracing.spans(), ..Hooks::default() },
+        mixer,
         name_table: dns.is_some(),
         registry,
         restart,

@@ -603,8 +603,8 @@ fn kubernetes_and_mesh() {
     ));
     rejected(&mesh("trustDomain: 'a b'"), "spec.trustDomain", 4, "not valid");
     rejected(&mesh("mixerCheckServer: nowhere"), "spec.mixerCheckServer", 4, "host:port");
-    warned(&mesh("mixerReportServer: 'm:9091'"), "spec.mixerReportServer", "--mixer-report m:9091");
-    warned(&mesh("policyCheckFailOpen: true"), "spec.policyCheckFailOpen", "--mixer-fail-open");
+    accepted(&mesh("mixerReportServer: 'm:9091', mixerCheckServer: 'm:9091', policyCheckFailOpen: true"));
+    warned(&mesh("policyCheckFailOpen: true"), "spec.policyCheckFailOpen", "nobody is asked");
     accepted("apiVersion: multicluster.x-k8s.io/v1alpha1\nkind: ServiceExport\nmetadata: {name: a}\n");
 }
 

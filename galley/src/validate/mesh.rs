@@ -198,24 +198,15 @@ fn services(m: &MeshConfig, p: &Path<'_>, out: &mut Findings) {
 }
 
 fn mixer(m: &MeshConfig, p: &Path<'_>, out: &mut Findings) {
-    for (s, field, flag) in [
-        (&m.mixer_check_server, "mixerCheckServer", "--mixer-check"),
-        (&m.mixer_report_server, "mixerReportServer", "--mixer-report"),
-    ] {
+    for (s, field) in
+        [(&m.mixer_check_server, "mixerCheckServer"), (&m.mixer_report_server, "mixerReportServer")]
+    {
         if !s.is_empty() {
             common::host_port(s, &p.key(field), out);
-            out.warning(&p.key(field), format!("proxies do not read {field}: start them with {flag} {s}"));
         }
     }
-    if m.policy_check_fail_open {
-        out.warning(
-            &p.key("policyCheckFailOpen"),
-            "proxies do not read policyCheckFailOpen: start them with --mixer-fail-open",
-        );
-    }
-    if m.disable_policy_checks {
-        let at = p.key("disablePolicyChecks");
-        out.warning(&at, "proxies do not read it: those that are started without --mixer-check ask nobody");
+    if m.policy_check_fail_open && (m.mixer_check_server.is_empty() || m.disable_policy_checks) {
+        out.warning(&p.key("policyCheckFailOpen"), "without effect: nobody is asked (mixerCheckServer)");
     }
     if m.enable_client_side_policy_check {
         let at = p.key("enableClientSidePolicyCheck");

@@ -7,7 +7,7 @@ use mesh_model::{
     proxy::{
         AccessLog, AccessLogFormat, CircuitBreakers, Cluster, Direction, Discovery, EscapedSlashes,
         FilterChain, FilterChainMatch, ForwardClientCert, HttpCodec, HttpConnectionManager, HttpFilter,
-        LbPolicy, LeastRequest, Listener, LoadAssignment, NetworkFilter, OnDemandCluster, RetryPolicy,
+        LbPolicy, LeastRequest, Listener, LoadAssignment, Mixer, NetworkFilter, OnDemandCluster, RetryPolicy,
         RouteConfiguration, RouteSource, SecretRef, StringMatch, TcpProxy, Tracing, UpstreamHttp,
         UpstreamHttp2, UpstreamTls, Validation, WeightedCluster,
     },
@@ -121,6 +121,16 @@ impl Ctx<'_> {
     /// Port that inbound connections are captured to.
     pub(super) fn inbound_port(&self) -> u16 {
         port_or(self.world.config.mesh.proxy_inbound_listen_port, mesh_runtime::ports::INBOUND)
+    }
+
+    /// Mixer, for proxies that ask it: what passes between clusters is no request that enters.
+    pub(super) fn mixer(&self) -> Option<Box<Mixer>> {
+        let mesh = &self.world.config.mesh;
+        let check = if mesh.disable_policy_checks { String::new() } else { mesh.mixer_check_server.clone() };
+        let report = mesh.mixer_report_server.clone();
+        let any = !(check.is_empty() && report.is_empty());
+        (any && self.proxy.flotilla && !self.proxy.east_west)
+            .then(|| Box::new(Mixer { check, report, fail_open: mesh.policy_check_fail_open }))
     }
 
     /// How long first bytes are waited for; zero is for ever.
@@ -437,6 +447,7 @@ pub(super) fn listener(name: String, address: SocketAddr, direction: Direction) 
         udp: None,
         quic: None,
         inspect_quic: false,
+        mixer: None,
     }
 }
 

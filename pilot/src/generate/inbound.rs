@@ -87,6 +87,7 @@ pub(super) fn generate(ctx: &Ctx<'_>, out: &mut Generated) {
         let mut l = listener(format!("{}_{}", at.ip(), at.port()), at, Direction::Inbound);
         l.filter_chains = port_chains(ctx, p, FilterChainMatch::default());
         l.inspect_timeout = ctx.inspect_timeout();
+        l.mixer = ctx.mixer();
         inspect(&mut l);
         // In clear there is no other way in, so nothing may share the HTTP proxy's address.
         if !out.listeners.contains_key(&l.name) {
@@ -103,6 +104,7 @@ pub(super) fn generate(ctx: &Ctx<'_>, out: &mut Generated) {
     let mut l =
         listener(VIRTUAL_INBOUND.to_owned(), SocketAddr::new(any, ctx.inbound_port()), Direction::Inbound);
     l.use_original_dst = true;
+    l.mixer = ctx.mixer();
     l.inspect_timeout = ctx.inspect_timeout();
     l.transparent = ctx.proxy.interception == Interception::Tproxy;
     for p in ports.values() {

@@ -36,7 +36,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    ProxyArgs,
+    MixerHook, ProxyArgs,
     admin::{AdminState, router},
     on_demand::{Asking, Figures},
     restart::{Restart, until_the_end},
@@ -57,6 +57,8 @@ pub struct AgentOptions {
     pub registry: Registry,
     /// Whom it replaces, and by whom it may be replaced.
     pub restart: Restart,
+    /// Mixer, to be asked and told by the engine.
+    pub mixer: MixerHook,
     /// Secrets, if the caller needs them before the engine starts.
     pub store: Arc<SecretStore>,
     /// Further pages of the admin port.
@@ -142,8 +144,18 @@ impl Agent {
     /// # Errors
     /// Flags that are not valid, files that cannot be read, addresses that cannot be bound.
     pub async fn start(options: AgentOptions) -> anyhow::Result<Self> {
-        let AgentOptions { args, kind, hooks, name_table, mut registry, restart, store, pages: further } =
-            options;
+        let AgentOptions {
+            args,
+            kind,
+            hooks,
+            name_table,
+            mut registry,
+            restart,
+            mixer,
+            store,
+            pages: further,
+        } = options;
+        let mixer = Arc::new(mixer);
         // Whoever waits for this proxy is told what it waits for, from the first moment on.
         let readiness = Readiness::default();
         let mut tasks = Vec::new();
@@ -164,7 +176,11 @@ impl Agent {
         let endpoint = control_plane(&args, &args.discovery, &store)?;
         let on_demand = OnDemandNames::new(args.limits.max_on_demand);
         registry.register_collector(Box::new(Figures(on_demand.clone())));
-        let hooks = Hooks { on_demand: Some(Arc::new(Asking(on_demand.clone()))), ..hooks };
+        let hooks = Hooks {
+            on_demand: Some(Arc::new(Asking(on_demand.clone()))),
+            policy: Some(mixer.clone()),
+            ..hooks
+        };
         let engine = Engine::start(
             EngineOptions {
                 workers: args.workers(),
@@ -246,6 +262,7 @@ impl Agent {
             reports,
             configured,
             on_demand,
+            Some(mixer),
         )));
 
         let registry = Arc::new(registry);
@@ -360,6 +377,7 @@ pub(crate) async fn apply(
     reports: watch::Sender<Arc<ApplyReport>>,
     configured: mesh_runtime::ready::ReadyGuard,
     on_demand: OnDemandNames,
+    mixer: Option<Arc<MixerHook>>,
 ) {
     let mut waiting = Some(configured);
     loop {
@@ -369,6 +387,10 @@ pub(crate) async fn apply(
             h.synced || h.from_cache
         };
         if known {
+            // Before the listeners that it is for.
+            if let Some(m) = &mixer {
+                m.configure(state.listeners.values().find_map(|l| l.mixer.as_deref()));
+            }
             let snapshot = ConfigSnapshot {
                 listeners: state.listeners.clone(),
                 routes: state.routes.clone(),

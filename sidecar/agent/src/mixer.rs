@@ -3,13 +3,20 @@
 //! - A check seldom leaves the process: answers are kept for what they depend on. Without an answer
 //!   the request is denied with 503, or passes with `--mixer-fail-open`.
 //! - A report never waits: it joins a bounded queue or is dropped and counted.
+//! - Whom to ask is in the mesh's settings, and flags of the proxy go before these.
 //! - `authorization`, `proxy-authorization` and `cookie` are there for a check, which may need them,
 //!   and not in a report, where they would only end in somebody's log.
 
 mod bag;
 
+use std::sync::{
+    Arc, Mutex, PoisonError, RwLock,
+    atomic::{AtomicBool, Ordering::Relaxed},
+};
+
 use anyhow::{Context, ensure};
 use mesh_identity::SecretStore;
+use mesh_model::proxy::Mixer;
 use mesh_proxy::{HookFuture, PolicyDecision, PolicyHook, RequestAttributes, RequestRecord};
 use mesh_telemetry::{
     attributes::Bag,
@@ -30,17 +37,18 @@ use bag::Node;
 /// Flags for Mixer.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct MixerArgs {
-    /// Ask Mixer at HOST:PORT (usually the control plane's port 9091) about every inbound request
+    /// Ask Mixer at HOST:PORT (usually the control plane's port 9091) about every inbound request, instead of mixerCheckServer
+    /// of the mesh's settings
     #[arg(long, value_name = "HOST:PORT")]
     pub mixer_check: Option<String>,
-    /// Report every request and connection to Mixer at HOST:PORT
+    /// Report every request and connection to Mixer at HOST:PORT, instead of mixerReportServer of the mesh's settings
     #[arg(long, value_name = "HOST:PORT")]
     pub mixer_report: Option<String>,
     /// Let requests pass when Mixer does not answer
-    #[arg(long, requires = "mixer_check")]
+    #[arg(long)]
     pub mixer_fail_open: bool,
     /// Charge every inbound request to this quota instance, NAME or NAME=AMOUNT; repeated
-    #[arg(long, value_name = "NAME[=AMOUNT]", requires = "mixer_check")]
+    #[arg(long, value_name = "NAME[=AMOUNT]")]
     pub mixer_quota: Vec<String>,
 }
 
@@ -65,15 +73,39 @@ impl MixerArgs {
 
 /// The engine's hook.
 pub struct MixerHook {
-    check: Option<CheckClient>,
-    report: Option<ReportClient>,
+    flags: MixerArgs,
+    proxy: ProxyArgs,
+    store: Arc<SecretStore>,
     charges: Vec<QuotaCharge>,
     node: Node,
+    clients: Arc<Clients>,
+}
+
+/// Who is asked and told now.
+#[derive(Default)]
+struct Clients {
+    /// What they were made for.
+    settings: Mutex<Option<Mixer>>,
+    now: RwLock<Pair>,
+    checks: AtomicBool,
+    reports: AtomicBool,
+}
+
+#[derive(Clone, Default)]
+struct Pair {
+    check: Option<CheckClient>,
+    report: Option<ReportClient>,
+}
+
+impl Clients {
+    fn now(&self) -> Pair {
+        self.now.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
 }
 
 impl MixerHook {
-    /// A hook as the flags say, `None` if they say nothing. Connections are made when they are needed, with
-    /// the workload's certificate, to a control plane of the mesh. Counters go into `registry`.
+    /// A hook as the flags say. Connections are made when they are needed, with the workload's certificate, to a control
+    /// plane of the mesh. Counters go into `registry`.
     ///
     /// Call it on the runtime that is to send the reports.
     ///
@@ -82,37 +114,85 @@ impl MixerHook {
     pub fn new(
         args: &MixerArgs,
         proxy: &ProxyArgs,
-        store: &SecretStore,
+        store: &Arc<SecretStore>,
         registry: &mut Registry,
-    ) -> anyhow::Result<Option<Self>> {
-        if args.mixer_check.is_none() && args.mixer_report.is_none() {
-            return Ok(None);
-        }
-        let channel = |flag: &str, address: &str| {
-            let valid =
-                address.rsplit_once(':').is_some_and(|(h, p)| !h.is_empty() && p.parse::<u16>().is_ok());
-            ensure!(valid, "{flag} {address:?}: expected host:port");
-            Ok(lazy_channel(&control_plane(proxy, address, store)?)?)
-        };
-        let check = match &args.mixer_check {
-            None => None,
-            Some(a) => {
-                let options = CheckOptions { fail_open: args.mixer_fail_open, ..CheckOptions::default() };
-                Some(CheckClient::new(channel("--mixer-check", a)?, options))
+    ) -> anyhow::Result<Self> {
+        for (flag, address) in [("--mixer-check", &args.mixer_check), ("--mixer-report", &args.mixer_report)]
+        {
+            if let Some(a) = address {
+                ensure!(is_address(a), "{flag} {a:?}: expected host:port");
             }
+        }
+        let clients = Arc::new(Clients::default());
+        registry.register_collector(Box::new(Counts(clients.clone())));
+        let hook = Self {
+            flags: args.clone(),
+            proxy: proxy.clone(),
+            store: store.clone(),
+            charges: args.charges()?,
+            node: Node::new(proxy)?,
+            clients,
         };
-        let report = match &args.mixer_report {
-            None => None,
-            Some(a) => Some(ReportClient::start(channel("--mixer-report", a)?, ReportOptions::default())),
-        };
-        registry.register_collector(Box::new(Counts { check: check.clone(), report: report.clone() }));
-        Ok(Some(Self { check, report, charges: args.charges()?, node: Node::new(proxy)? }))
+        hook.make(&Mixer::default())?;
+        Ok(hook)
     }
+
+    /// Takes what the mesh's settings say, where no flag says otherwise. It is in force when this returns. Call it on the
+    /// runtime that is to send the reports.
+    pub fn configure(&self, said: Option<&Mixer>) {
+        let said = said.cloned().unwrap_or_default();
+        if let Err(error) = self.make(&said) {
+            tracing::error!(%error, check = %said.check, report = %said.report, "Mixer cannot be asked as the mesh's settings say");
+        }
+    }
+
+    fn make(&self, said: &Mixer) -> anyhow::Result<()> {
+        let mut settings = self.clients.settings.lock().unwrap_or_else(PoisonError::into_inner);
+        if settings.as_ref() == Some(said) {
+            return Ok(());
+        }
+        let of = |flag: &Option<String>, said: &str| {
+            flag.clone().or_else(|| Some(said.to_owned()).filter(|s| !s.is_empty()))
+        };
+        let channel = |a: &str| {
+            ensure!(is_address(a), "{a:?}: expected host:port");
+            Ok(lazy_channel(&control_plane(&self.proxy, a, &self.store)?)?)
+        };
+        let before = settings.clone().unwrap_or_default();
+        let mut pair = self.clients.now();
+        // Who stays keeps answers, and reports that wait.
+        let (check, report) =
+            (of(&self.flags.mixer_check, &said.check), of(&self.flags.mixer_report, &said.report));
+        let first = settings.is_none();
+        if first || check != of(&self.flags.mixer_check, &before.check) || said.fail_open != before.fail_open
+        {
+            let fail_open = self.flags.mixer_fail_open || said.fail_open;
+            let options = CheckOptions { fail_open, ..CheckOptions::default() };
+            let made = check.map(|a| anyhow::Ok(CheckClient::new(channel(&a)?, options))).transpose()?;
+            pair.check = made;
+        }
+        if first || report != of(&self.flags.mixer_report, &before.report) {
+            let made =
+                report.map(|a| anyhow::Ok(ReportClient::start(channel(&a)?, ReportOptions::default())));
+            pair.report = made.transpose()?;
+        }
+        self.clients.checks.store(pair.check.is_some(), Relaxed);
+        self.clients.reports.store(pair.report.is_some(), Relaxed);
+        *self.clients.now.write().unwrap_or_else(PoisonError::into_inner) = pair;
+        *settings = Some(said.clone());
+        Ok(())
+    }
+}
+
+fn is_address(a: &str) -> bool {
+    a.rsplit_once(':').is_some_and(|(h, p)| !h.is_empty() && p.parse::<u16>().is_ok())
 }
 
 impl PolicyHook for MixerHook {
     fn check<'a>(&'a self, request: &'a RequestAttributes<'a>) -> HookFuture<'a, PolicyDecision> {
-        let Some(client) = &self.check else { return Box::pin(std::future::ready(PolicyDecision::Allow)) };
+        let Some(client) = self.clients.now().check else {
+            return Box::pin(std::future::ready(PolicyDecision::Allow));
+        };
         Box::pin(async move {
             let bag: Bag = self.node.request(request);
             match client.check(&bag, &self.charges).await {
@@ -128,18 +208,23 @@ impl PolicyHook for MixerHook {
     }
 
     fn report(&self, record: &RequestRecord<'_>) {
-        if let Some(client) = &self.report {
+        if let Some(client) = self.clients.now().report {
             // What is dropped is counted.
             let _ = client.report(self.node.record(record));
         }
     }
+
+    fn checks(&self) -> bool {
+        self.clients.checks.load(Relaxed)
+    }
+
+    fn reports(&self) -> bool {
+        self.clients.reports.load(Relaxed)
+    }
 }
 
 /// The clients' counts as metrics.
-struct Counts {
-    check: Option<CheckClient>,
-    report: Option<ReportClient>,
-}
+struct Counts(Arc<Clients>);
 
 impl std::fmt::Debug for Counts {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -150,7 +235,8 @@ impl std::fmt::Debug for Counts {
 impl Collector for Counts {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
         let mut out = Vec::new();
-        if let Some(c) = &self.check {
+        let now = self.0.now();
+        if let Some(c) = &now.check {
             let s = c.stats();
             out.extend([
                 ("mixer_check_cache_hits", "Checks answered without asking Mixer", s.hits),
@@ -158,7 +244,7 @@ impl Collector for Counts {
                 ("mixer_check_failures", "Checks that Mixer did not answer", s.failures),
             ]);
         }
-        if let Some(r) = &self.report {
+        if let Some(r) = &now.report {
             out.extend([
                 ("mixer_reports_sent", "Reports that Mixer took", r.sent()),
                 ("mixer_reports_dropped", "Reports lost to a full queue or a failed call", r.dropped()),

@@ -154,6 +154,7 @@ impl Standalone {
                     reports,
                     configured,
                     on_demand,
+                    None,
                 )));
                 (Some(client), state, health)
             }

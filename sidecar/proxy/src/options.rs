@@ -192,6 +192,14 @@ pub trait PolicyHook: Send + Sync + 'static {
     fn check<'a>(&'a self, request: &'a RequestAttributes<'a>) -> HookFuture<'a, PolicyDecision>;
     /// Takes note of a finished request; it must not block.
     fn report(&self, record: &RequestRecord<'_>);
+    /// Whether it decides on anything now; asked for each request, before what a request is like is put together for it.
+    fn checks(&self) -> bool {
+        true
+    }
+    /// Whether it takes note of anything now.
+    fn reports(&self) -> bool {
+        true
+    }
 }
 
 /// Answer of a [`PolicyHook`].

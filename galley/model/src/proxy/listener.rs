@@ -64,6 +64,21 @@ pub struct Listener {
     /// The address is one of UDP and datagrams are of QUIC connections that somebody else ends: the ClientHello of each
     /// chooses a chain, which has a [`NetworkFilter::Udp`] and no TLS, and all datagrams of the connection go to one host.
     pub inspect_quic: bool,
+    /// Whom the proxy asks about requests and tells of them; for the whole proxy, by whichever listener says it. Ours alone
+    /// looks at it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mixer: Option<Box<Mixer>>,
+}
+
+/// Mixer of release 1.0, as the mesh's settings have it.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Mixer {
+    /// `host:port` that is asked about requests that enter; empty is nobody.
+    pub check: String,
+    /// `host:port` that is told of requests and connections; empty is nobody.
+    pub report: String,
+    /// Requests pass when nobody answers.
+    pub fail_open: bool,
 }
 
 impl Listener {

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use crate::{
     Base, Row, View, get, refused, row,
     support::{Mesh, bookinfo},
-    unenforced, warned,
+    unenforced,
 };
 
 pub(crate) fn document(spec: Value) -> Value {
@@ -36,6 +36,7 @@ pub(crate) fn rows() -> Vec<Row> {
     );
     let config = || View::Config { from: "default/productpage-v1" };
     let log = |l: Value| json!({"listeners": {"virtualInbound": {"access_log": [l]}}});
+    let asks = |m: Value| json!({"listeners": {"virtualInbound": {"mixer": m}}});
     let logging = b.and("/spec/accessLogFile", json!("/dev/stdout"));
     let secure = Base::new(
         bookinfo()
@@ -152,26 +153,37 @@ pub(crate) fn rows() -> Vec<Row> {
             View::Config { from: "istio-system/istio-ingressgateway" },
             json!({"listeners": {"udp_0.0.0.0_443": {"name": "udp_0.0.0.0_443"}}}),
         ),
-        warned(
+        row(
             "MeshConfig.mixerCheckServer",
             &b,
             "/spec/mixerCheckServer",
             json!("m:9091"),
-            "proxies do not read mixerCheckServer",
+            config(),
+            asks(json!({"check": "m:9091", "fail_open": false})),
         ),
-        warned(
+        row(
             "MeshConfig.mixerReportServer",
             &b,
             "/spec/mixerReportServer",
             json!("m:9091"),
-            "proxies do not read mixerReportServer",
+            config(),
+            asks(json!({"report": "m:9091"})),
         ),
-        warned(
+        row(
             "MeshConfig.policyCheckFailOpen",
-            &b,
+            &b.and("/spec/mixerCheckServer", json!("m:9091")),
             "/spec/policyCheckFailOpen",
             json!(true),
-            "proxies do not read policyCheckFailOpen",
+            config(),
+            asks(json!({"fail_open": true})),
+        ),
+        row(
+            "MeshConfig.disablePolicyChecks",
+            &b.and("/spec/mixerCheckServer", json!("m:9091")).and("/spec/mixerReportServer", json!("m:9091")),
+            "/spec/disablePolicyChecks",
+            json!(true),
+            config(),
+            asks(json!({"check": "", "report": "m:9091"})),
         ),
     ]);
     all

@@ -384,7 +384,6 @@ const NOT_DONE: &[(&str, &str, &str, &str)] = &[
     ("MeshConfig.rdsRefreshDelay", "/spec/rdsRefreshDelay", r#""1s""#, "nobody polls"),
     ("MeshConfig.sdsRefreshDelay", "/spec/sdsRefreshDelay", r#""1s""#, "nobody polls"),
     ("MeshConfig.sdsUdsPath", "/spec/sdsUdsPath", r#""/a""#, "nobody polls"),
-    ("MeshConfig.disablePolicyChecks", "/spec/disablePolicyChecks", r#"true"#, "--mixer-check"),
     (
         "MeshConfig.enableClientSidePolicyCheck",
         "/spec/enableClientSidePolicyCheck",

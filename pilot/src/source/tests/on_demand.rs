@@ -225,6 +225,23 @@ fn who_asks_is_said_where_istio_says_it() {
     assert!(problem(&patched, &plain).contains("EnvoyFilter"));
 }
 
+/// Who asks no Mixer although the mesh's settings say so.
+#[test]
+fn proxies_that_ask_no_mixer() {
+    let problems = |mesh: Value, node: &NodeInfo| {
+        let s = source(&docs().add("MeshConfig", "mesh", mesh), node);
+        s.mixer_problems([node].into_iter()).into_iter().map(|p| p.message).collect::<String>()
+    };
+    let (ours, library) = (asking(json!({"GENERATOR": "flotilla"})), asking(json!({"GENERATOR": "grpc"})));
+    let envoy = asking(json!({}));
+    let checks = || json!({"mixerCheckServer": "m:9091"});
+    assert!(problems(checks(), &envoy).contains("an Envoy"));
+    assert!(problems(checks(), &library).contains("a gRPC library"));
+    assert_eq!(problems(checks(), &ours), "");
+    assert_eq!(problems(json!({"mixerReportServer": "m:9091"}), &envoy), "");
+    assert_eq!(problems(json!({"mixerCheckServer": "m:9091", "disablePolicyChecks": true}), &envoy), "");
+}
+
 /// A change reaches who asked for it, and nobody else; the mesh's setting may change under a proxy.
 #[test]
 fn what_changes_is_what_was_asked_for() {

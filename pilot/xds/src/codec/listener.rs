@@ -25,8 +25,8 @@ use envoy_types::pb::{
     google::protobuf as gp,
 };
 use mesh_model::proxy::{
-    AccessLog, Direction, FilterChain, FilterChainMatch, HeaderOps, Listener, NameCache, NetworkFilter,
-    TcpProxy, TransportProtocol, Tunneling, WeightedCluster,
+    AccessLog, Direction, FilterChain, FilterChainMatch, HeaderOps, Listener, Mixer, NameCache,
+    NetworkFilter, TcpProxy, TransportProtocol, Tunneling, WeightedCluster,
 };
 use prost::Name;
 
@@ -84,8 +84,29 @@ pub(super) fn encode(m: &Listener) -> pb::Listener {
         traffic_direction: direction.into(),
         access_log: m.access_log.iter().map(refusal_log).collect(),
         bind_to_port: boolv(m.bind_to_port),
+        metadata: m.mixer.as_deref().map(mixer),
         ..Default::default()
     }
+}
+
+/// Metadata that says what [`Mixer`] does: no proxy has a filter for it any more.
+const MIXER: &str = "flotilla.mixer";
+
+fn mixer(m: &Mixer) -> core::Metadata {
+    let (check, report, open) = ("check".to_owned(), "report".to_owned(), "fail_open".to_owned());
+    let fail_open = m.fail_open.to_string();
+    let fields = string_struct([(&check, &m.check), (&report, &m.report), (&open, &fail_open)]);
+    core::Metadata { filter_metadata: [(MIXER.to_owned(), fields)].into(), ..Default::default() }
+}
+
+fn to_mixer(mut m: core::Metadata) -> Option<Mixer> {
+    let mut fields = to_string_map(m.filter_metadata.remove(MIXER)?);
+    Some(Mixer {
+        check: fields.remove("check").unwrap_or_default(),
+        report: fields.remove("report").unwrap_or_default(),
+        // What cannot be read keeps requests out.
+        fail_open: fields.remove("fail_open").is_some_and(|v| v == "true"),
+    })
 }
 
 /// Envoy looks for server names in TLS only. For QUIC the filter is the same, at an address of UDP; no other proxy than
@@ -187,6 +208,7 @@ pub(super) fn decode(mut m: pb::Listener) -> Res<Listener> {
         udp,
         quic,
         inspect_quic,
+        mixer: m.metadata.and_then(to_mixer).map(Box::new),
     };
     quic::check(&listener)?;
     Ok(listener)

@@ -644,6 +644,7 @@ pub(crate) fn listener() -> Listener {
         udp: None,
         quic: None,
         inspect_quic: false,
+        mixer: Some(Box::new(Mixer { check: "m:9091".into(), report: "n:9091".into(), fail_open: true })),
     }
 }
 

@@ -190,6 +190,7 @@ mod tests {
             access_log: vec![],
             quic: None,
             inspect_quic: false,
+            mixer: None,
             udp: Some(Box::new(UdpProxy {
                 idle_timeout: Duration::from_secs(7),
                 hash: Some(UdpHash::Key("k".into())),

@@ -146,11 +146,12 @@ fn outbound_the_workload_is_the_source() {
 async fn flags_are_checked() {
     let made = |more: &[&str]| {
         let c = cli(more);
-        MixerHook::new(&c.mixer, &c.proxy, &SecretStore::new(), &mut Registry::default()).map(|h| h.is_some())
+        MixerHook::new(&c.mixer, &c.proxy, &SecretStore::new(), &mut Registry::default())
+            .map(|h| (h.checks(), h.reports()))
     };
-    assert!(!made(&[]).unwrap());
-    assert!(made(&["--mixer-report=cp:9091"]).unwrap());
-    assert!(made(&["--mixer-check=cp:9091", "--mixer-quota=rq=2"]).unwrap());
+    assert_eq!(made(&[]).unwrap(), (false, false));
+    assert_eq!(made(&["--mixer-report=cp:9091"]).unwrap(), (false, true));
+    assert_eq!(made(&["--mixer-check=cp:9091", "--mixer-quota=rq=2"]).unwrap(), (true, false));
     for bad in [
         &["--mixer-check=cp"][..],
         &["--mixer-report=:9091"],
@@ -159,4 +160,47 @@ async fn flags_are_checked() {
     ] {
         assert!(made(bad).is_err(), "{bad:?}");
     }
+}
+
+/// Nobody listens at any of these: who is asked shows in who is counted as not answering.
+#[tokio::test]
+async fn settings_of_the_mesh_where_no_flag_says_otherwise() {
+    let hook = |more: &[&str]| {
+        let c = cli(more);
+        MixerHook::new(&c.mixer, &c.proxy, &SecretStore::new(), &mut Registry::default()).unwrap()
+    };
+    let said = |check: &str, report: &str, fail_open| Mixer {
+        check: check.into(),
+        report: report.into(),
+        fail_open,
+    };
+    let state = |h: &MixerHook| (h.checks(), h.reports());
+    let denied = async |h: &MixerHook| h.check(&attributes(true)).await != PolicyDecision::Allow;
+
+    let h = hook(&[]);
+    h.configure(None);
+    assert_eq!(state(&h), (false, false));
+    assert!(!denied(&h).await);
+    h.configure(Some(&said("127.0.0.1:1", "", false)));
+    assert_eq!(state(&h), (true, false));
+    assert!(denied(&h).await, "without an answer");
+    assert_eq!(h.clients.now().check.unwrap().stats().failures, 1);
+    // The same again, or another who is told, and who is asked stays who it is.
+    h.configure(Some(&said("127.0.0.1:1", "", false)));
+    h.configure(Some(&said("127.0.0.1:1", "127.0.0.1:1", false)));
+    assert_eq!((state(&h), h.clients.now().check.unwrap().stats().failures), ((true, true), 1));
+    h.configure(Some(&said("127.0.0.1:1", "", true)));
+    assert!(!denied(&h).await, "fails open");
+    // What cannot be used leaves what was in force.
+    h.configure(Some(&said("nowhere", "", false)));
+    assert!(h.checks() && !denied(&h).await);
+    h.configure(None);
+    assert_eq!(state(&h), (false, false));
+
+    let h = hook(&["--mixer-check=127.0.0.1:1", "--mixer-fail-open"]);
+    h.configure(Some(&said("127.0.0.2:1", "127.0.0.2:1", false)));
+    assert_eq!(state(&h), (true, true));
+    assert!(!denied(&h).await, "the flag's");
+    h.configure(None);
+    assert_eq!(state(&h), (true, false));
 }

@@ -583,6 +583,7 @@ mod tests {
             udp: None,
             quic: None,
             inspect_quic: false,
+            mixer: None,
         };
         let mut names = Names {
             cluster: &mut ClusterSlot::new,

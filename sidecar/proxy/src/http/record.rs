@@ -189,7 +189,7 @@ impl Record {
             }
         }
         self.span(conn, head, duration);
-        if let Some(policy) = &conn.worker.shared.hooks.policy {
+        if let Some(policy) = conn.worker.shared.hooks.policy.as_ref().filter(|p| p.reports()) {
             let attributes = attributes(conn, head, &service.host, self.is_grpc);
             policy.report(&RequestRecord {
                 request: Some(&attributes),
@@ -708,7 +708,7 @@ impl TcpRecord {
             s.closed.inc();
         }
         if let Some(conn) = &self.conn
-            && let Some(policy) = &conn.worker.shared.hooks.policy
+            && let Some(policy) = conn.worker.shared.hooks.policy.as_ref().filter(|p| p.reports())
         {
             policy.report(&RequestRecord {
                 request: None,

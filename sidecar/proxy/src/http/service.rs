@@ -287,7 +287,7 @@ pub(crate) async fn policy(
     route: &Route,
 ) -> Result<(), LocalReply> {
     let Some(hook) = &conn.worker.shared.hooks.policy else { return Ok(()) };
-    if conn.outbound() {
+    if conn.outbound() || !hook.checks() {
         return Ok(());
     }
     if let Action::Forward(f) = &route.action

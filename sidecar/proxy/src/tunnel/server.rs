@@ -88,7 +88,7 @@ pub(crate) async fn stream(
         }
     };
     drop(table);
-    if (!manager.filters.is_empty() || conn.worker.shared.hooks.policy.is_some())
+    if (!manager.filters.is_empty() || conn.worker.shared.hooks.policy.as_ref().is_some_and(|p| p.checks()))
         && let Err((status, details)) = Box::pin(admit(&conn, &manager, &mut head, &route)).await
     {
         let mut record = TcpRecord::new(&conn);

@@ -272,6 +272,7 @@ pub(crate) fn listener(direction: Direction, chains: Vec<FilterChain>) -> Listen
         udp: None,
         quic: None,
         inspect_quic: false,
+        mixer: None,
     }
 }
 
