@@ -1,5 +1,5 @@
 //! What policies decide, at the engine and at a real Envoy: the same documents, as pilot makes rules of them for either,
-//! and the same requests, over mutual TLS.
+//! and the same requests and connections, over mutual TLS, with tokens and without.
 //!
 //! `ENVOY_BIN` names an Envoy.
 
@@ -13,22 +13,26 @@ use std::{
     time::{Duration, Instant},
 };
 
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD as BASE64};
 use envoy_types::pb::envoy::config::{
     bootstrap::v3::{Bootstrap, bootstrap::StaticResources},
+    cluster::v3::Cluster as EnvoyCluster,
     listener::v3::Listener as EnvoyListener,
 };
+use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use mesh_identity::SecretStore;
 use mesh_model::{
     ClusterId, Locality, NetworkId, TrustDomain,
     federation::Transport,
     proxy::{
-        ClientCertificate, DirectResponse, DownstreamTls, FilterChain, FilterChainMatch, HttpFilter,
-        Listener, NetworkFilter, RouteAction, RouteSource, SecretRef, TlsVersion, Validation,
+        ClientCertificate, Cluster, DirectResponse, Discovery, DownstreamTls, FilterChain, FilterChainMatch,
+        HttpConnectionManager, HttpFilter, Listener, NetworkFilter, RouteAction, RouteSource, SecretRef,
+        TlsVersion, Validation, WeightedCluster,
     },
 };
 use mesh_proxy::{ConfigSnapshot, Engine, EngineOptions, Hooks};
 use mesh_xds::{NodeInfo, NodeKind, codec, mcp::ConfigState};
-use pilot::{Settings, config::Reader, source::PilotSource, world::World};
+use pilot::{Settings, config::Reader, generate::Generated, source::PilotSource, world::World};
 use prost::Message as _;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, SanType};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject as _};
@@ -48,11 +52,32 @@ const CALLERS: [&str; 4] = [
 ];
 const SOURCES: [&str; 2] = ["127.0.0.10", "127.7.0.1"];
 
+/// Who has issued tokens here.
+const ISSUERS: [&str; 2] = ["https://a.example", "https://b.example"];
+
+/// What a set of policies is asked about.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum About {
+    Requests,
+    /// Requests of which some have tokens.
+    Tokens,
+    /// Connections.
+    Bytes,
+}
+
+struct Set {
+    name: String,
+    port: u16,
+    about: About,
+    policies: String,
+}
+
 /// The workload that is asked, on a port of its own for each set of policies.
-fn workload(port: u16) -> String {
+fn workload(port: u16, about: About) -> String {
+    let protocol = if about == About::Bytes { "tcp" } else { "http" };
     format!(
         "apiVersion: v1\nkind: Service\nmetadata: {{name: cart, namespace: shop}}\nspec: {{clusterIP: 10.9.0.1, selector: {{app: \
-         cart}}, ports: [{{name: http, port: {port}}}]}}\n---\napiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata: \
+         cart}}, ports: [{{name: {protocol}, port: {port}}}]}}\n---\napiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata: \
          {{name: cart, namespace: shop}}\nspec: {{address: 10.1.0.1, serviceAccount: cart, labels: {{app: cart, tier: back}}}}\n"
     )
 }
@@ -207,6 +232,163 @@ fn written(port: u16) -> Vec<(&'static str, String)> {
     ]
 }
 
+/// The same for requests with tokens.
+fn of_tokens() -> Vec<(&'static str, String)> {
+    let allow = |rules: &str| policy("a", &format!("{{rules: {rules}}}"));
+    let principals = |p: &str| allow(&format!("[{{from: [{{source: {{{p}}}}}]}}]"));
+    let when = |conditions: &str| allow(&format!("[{{when: [{conditions}]}}]"));
+    vec![
+        ("tokens", principals("requestPrincipals: ['https://a.example/front', 'https://b.example/*']")),
+        ("tokens that begin or end", principals("requestPrincipals: ['https://a.ex*', '*/ops']")),
+        ("no token", principals("notRequestPrincipals: ['*']")),
+        ("no token of some", principals("notRequestPrincipals: ['https://a.example/*']")),
+        ("groups", when("{key: 'request.auth.claims[groups]', values: [one, 'two*'], notValues: [three]}")),
+        ("any group", when("{key: 'request.auth.claims[groups]', values: ['*']}")),
+        ("no group", when("{key: 'request.auth.claims[groups]', notValues: [one]}")),
+        ("claims in claims", when("{key: 'request.auth.claims[a][b]', values: [c, 'd*']}")),
+        (
+            "audiences and presenters",
+            when(
+                "{key: request.auth.audiences, values: [cart]}, {key: request.auth.presenter, values: ['p*']}",
+            ),
+        ),
+        ("principals as conditions", when("{key: request.auth.principal, values: ['*/front']}")),
+        (
+            "deny by a claim",
+            policy(
+                "d",
+                "{action: DENY, rules: [{when: [{key: 'request.auth.claims[groups]', values: [three]}]}]}",
+            ),
+        ),
+        (
+            "deny who has no token",
+            policy(
+                "d",
+                "{action: DENY, rules: [{from: [{source: {notRequestPrincipals: ['*']}}], to: [{operation: {notPaths: ['/items*']}}]}]}",
+            ),
+        ),
+        ("whoever has a valid one", String::new()),
+    ]
+}
+
+/// Who may have which token, as release 1.0 writes it: `origins` are both issuers, with `triggers` at each.
+fn of_origins(origins: impl Fn(&str) -> String) -> Vec<(&'static str, String)> {
+    let policy = |triggers: &str, more: &str| {
+        format!(
+            "---\napiVersion: authentication.istio.io/v1alpha1\nkind: Policy\nmetadata: {{name: default, namespace: shop}}\nspec:\n  \
+             peers: [{{mtls: {{}}}}]\n  origins: [{}]\n{more}",
+            origins(triggers)
+        )
+    };
+    let role = |subject: &str| {
+        v1alpha1("ClusterRbacConfig", "default", "{mode: ON}").replace(", namespace: shop", "")
+            + &v1alpha1("ServiceRole", "r", "{rules: [{services: ['*'], methods: ['*']}]}")
+            + &v1alpha1(
+                "ServiceRoleBinding",
+                "b",
+                &format!("{{subjects: [{subject}], roleRef: {{kind: ServiceRole, name: r}}}}"),
+            )
+    };
+    const ORIGIN: &str = "  principalBinding: USE_ORIGIN\n";
+    const OPTIONAL: &str = "  principalBinding: USE_ORIGIN\n  originIsOptional: true\n";
+    let front = || role("{properties: {request.auth.principal: 'https://a.example/front'}}");
+    vec![
+        ("origins", policy("", ORIGIN)),
+        ("origins of a role", policy("", ORIGIN) + &front()),
+        ("origins that are optional", policy("", OPTIONAL)),
+        ("origins of a role, optional", policy("", OPTIONAL) + &front()),
+        (
+            "peers of a role, beside origins",
+            policy("", "") + &role("{properties: {request.auth.principal: cluster.local/ns/shop/sa/front}}"),
+        ),
+        (
+            "claims of a role",
+            policy("", ORIGIN) + &role("{properties: {'request.auth.claims[groups]': one}}"),
+        ),
+        (
+            "origins but of some paths",
+            policy(", triggerRules: [{excludedPaths: [{prefix: /items}]}]", ORIGIN),
+        ),
+        (
+            "origins of some paths",
+            policy(
+                ", triggerRules: [{includedPaths: [{prefix: /admin}, {exact: /items}, {suffix: edit}]}]",
+                ORIGIN,
+            ),
+        ),
+    ]
+}
+
+/// Keys of an issuer.
+struct Signer {
+    key: KeyPair,
+}
+
+impl Signer {
+    fn new() -> Self {
+        Self { key: KeyPair::generate().unwrap() }
+    }
+
+    fn jwks(&self) -> String {
+        // An uncompressed point: 4, then both coordinates.
+        let (x, y) = self.key.public_key_raw()[1..].split_at(32);
+        let jwk = json!({"kty": "EC", "crv": "P-256", "alg": "ES256", "x": BASE64.encode(x), "y": BASE64.encode(y)});
+        json!({"keys": [jwk]}).to_string()
+    }
+
+    fn token(&self, claims: &Value) -> String {
+        let key = EncodingKey::from_ec_der(self.key.serialized_der());
+        jsonwebtoken::encode(&Header::new(Algorithm::ES256), claims, &key).unwrap()
+    }
+}
+
+/// A document that takes tokens of both issuers, the same as 1.0 writes it, and tokens: good ones, bad ones, and none.
+fn tokens() -> (String, Vec<(&'static str, String)>, Vec<String>) {
+    let (a, b) = (Signer::new(), Signer::new());
+    let origins = of_origins(|triggers| {
+        let one = |issuer: &str, keys: &Signer, more: &str| {
+            format!("{{jwt: {{issuer: '{issuer}', jwks: '{}'{more}{triggers}}}}}", keys.jwks())
+        };
+        format!("{}, {}", one(ISSUERS[0], &a, ""), one(ISSUERS[1], &b, ", audiences: [cart, other]"))
+    });
+    let document = format!(
+        "---\napiVersion: security.istio.io/v1\nkind: RequestAuthentication\nmetadata: {{name: both, namespace: shop}}\nspec:\n  \
+         jwtRules:\n  - {{issuer: '{}', jwks: '{}'}}\n  - {{issuer: '{}', jwks: '{}', audiences: [cart, other]}}\n",
+        ISSUERS[0],
+        a.jwks(),
+        ISSUERS[1],
+        b.jwks()
+    );
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    let of = |issuer: &str, sub: &str, more: Value| {
+        let mut claims = json!({"iss": issuer, "sub": sub, "exp": now + 3600});
+        claims.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        claims
+    };
+    let bearer = |t: String| format!("authorization: Bearer {t}\r\n");
+    let good = [
+        bearer(a.token(&of(ISSUERS[0], "front", json!({"groups": ["one"], "aud": "cart", "azp": "p1"})))),
+        bearer(a.token(&of(ISSUERS[0], "ops", json!({"groups": ["two-x", "three"], "a": {"b": "c"}})))),
+        bearer(a.token(&of(
+            ISSUERS[0],
+            "front",
+            json!({"groups": ["two"], "a": {"b": ["x", "dd"]}, "aud": ["x", "cart"], "azp": "q"}),
+        ))),
+        bearer(b.token(&of(ISSUERS[1], "front", json!({"groups": "one", "aud": ["cart"], "azp": "p"})))),
+        bearer(b.token(&of(ISSUERS[1], "ops", json!({"groups": ["four"], "aud": "other"})))),
+    ];
+    let bad = [
+        bearer(b.token(&of(ISSUERS[1], "front", json!({"aud": "nobody"})))),
+        bearer(b.token(&of(ISSUERS[0], "front", json!({"groups": ["one"]})))),
+        bearer(a.token(&of("https://c.example", "front", json!({})))),
+        bearer(a.token(&json!({"iss": ISSUERS[0], "sub": "front", "exp": now - 3600}))),
+        bearer("a.b.c".to_owned()),
+        "authorization: Basic eDp5\r\n".to_owned(),
+        String::new(),
+    ];
+    (document, origins, good.into_iter().chain(bad).collect())
+}
+
 struct Random(u32);
 
 impl Random {
@@ -251,7 +433,7 @@ const PATHS: [&str; 8] =
 const HOSTS: [&str; 5] = ["cart.shop", "a.example", "*.example", "cart*", "b.*"];
 
 /// Policies that nobody would write.
-fn random(r: &mut Random) -> String {
+fn random(r: &mut Random, about: About) -> String {
     let mut out = String::new();
     for n in 0..=r.below(2) {
         let mut rules = Vec::new();
@@ -268,11 +450,13 @@ fn random(r: &mut Random) -> String {
                         ("ipBlocks", &PLACES),
                         ("notIpBlocks", &PLACES),
                         ("remoteIpBlocks", &PLACES),
+                        ("requestPrincipals", &["https://a.example/front", "*/ops", "https://b*", "*"]),
                     ],
                 );
                 parts.push(format!("from: [{{source: {source}}}]"));
             }
-            if r.below(3) > 0 {
+            // What is only about requests lets no connection in, and would leave little to compare.
+            if about != About::Bytes && r.below(3) > 0 {
                 let operation = r.fields(
                     2,
                     &[
@@ -287,8 +471,23 @@ fn random(r: &mut Random) -> String {
                 parts.push(format!("to: [{{operation: {operation}}}]"));
             }
             if r.below(3) == 0 {
-                let key = r.one(&["request.headers[x-v]", "connection.sni", "source.principal", "source.ip"]);
+                let keys: &[&str] = match about {
+                    About::Tokens => &[
+                        "request.auth.principal",
+                        "request.auth.claims[groups]",
+                        "request.auth.claims[a][b]",
+                        "request.auth.audiences",
+                        "source.principal",
+                    ],
+                    About::Bytes => &["connection.sni", "source.principal", "source.ip"],
+                    About::Requests => {
+                        &["request.headers[x-v]", "connection.sni", "source.principal", "source.ip"]
+                    }
+                };
+                let key = r.one(keys);
                 let pool: &[&str] = match key {
+                    "request.auth.principal" => &["https://a.example/front", "*/ops", "https://b*", "*"],
+                    k if k.starts_with("request.auth") => &["one", "two*", "three", "cart", "c", "*"],
                     "source.ip" => &PLACES,
                     "source.principal" => &NAMES,
                     "connection.sni" => &["cart.shop", "*.example", "*"],
@@ -314,7 +513,7 @@ struct Ask {
     text: String,
 }
 
-fn ask(r: &mut Random) -> Ask {
+fn ask(r: &mut Random, about: About, tokens: &[String]) -> Ask {
     let path = r.one(&[
         "/",
         "/items",
@@ -347,7 +546,13 @@ fn ask(r: &mut Random) -> Ask {
             let _ = write!(text, "{line}\r\n");
         }
     }
+    if about == About::Tokens {
+        text += &tokens[r.below(tokens.len())];
+    }
     text += "content-length: 0\r\n\r\n";
+    if about == About::Bytes {
+        text = "ping".to_owned();
+    }
     Ask {
         caller: r.below(CALLERS.len()),
         source: SOURCES[r.below(2)],
@@ -389,12 +594,12 @@ impl Issued {
         self.dir.join(file).display().to_string()
     }
 
-    fn server(&self) -> DownstreamTls {
+    fn server(&self, about: About) -> DownstreamTls {
         let trusted = Some(SecretRef::Files { chain: self.path("root.pem"), key: String::new() });
         DownstreamTls {
             certificate: SecretRef::Files { chain: self.path("server.pem"), key: self.path("server.key") },
             client_certificate: ClientCertificate::Required(Validation { trusted, sans: vec![], crl: None }),
-            alpn: vec!["http/1.1".into()],
+            alpn: if about == About::Bytes { vec![] } else { vec!["http/1.1".into()] },
             min_version: TlsVersion::V1_3,
             options: Default::default(),
         }
@@ -415,9 +620,8 @@ impl Issued {
     }
 }
 
-/// What pilot makes of documents for the workload's proxy, as a listener of its own: rules and the settings of requests are
-/// pilot's; who passes gets an answer at once.
-fn listener(documents: &str, dir: &Path, port: u16, ours: bool, tls: DownstreamTls) -> Listener {
+/// What pilot makes of documents for the workload's proxy.
+fn made(documents: &str, dir: &Path, port: u16, ours: bool) -> Generated {
     let file = dir.join(format!("{port}.yaml"));
     fs::write(&file, documents).unwrap();
     let loaded = galley::load_files(&[file], &mut std::io::empty());
@@ -443,27 +647,25 @@ fn listener(documents: &str, dir: &Path, port: u16, ours: bool, tls: DownstreamT
     let ip: IpAddr = "10.1.0.1".parse().unwrap();
     let domain = "shop.svc.cluster.local";
     let node = NodeInfo::proxy(NodeKind::Sidecar, ip, "cart", "shop", domain, metadata, Locality::default());
-    let made = source.configuration(&node).unwrap();
+    source.configuration(&node).unwrap()
+}
+
+/// The same as a listener of its own: rules and the settings of requests are pilot's. Whose request passes gets an answer at
+/// once; whose connection does, what it sends.
+fn listener(made: &Generated, port: u16, ours: bool, tls: DownstreamTls) -> Listener {
     let inbound = &made.listeners["virtualInbound"];
-    let manager = |c: &FilterChain| match c.filters.last() {
-        Some(NetworkFilter::Http(m)) if c.matches.destination_port == Some(port) => Some((**m).clone()),
-        _ => None,
-    };
-    let mut m = inbound.filter_chains.iter().find_map(manager).expect("a chain for requests to the port");
-    m.filters.retain(|f| matches!(f, HttpFilter::Rbac(_)));
-    let RouteSource::Inline(made) = &m.routes else { panic!("inbound routes are part of the listener") };
-    let mut routes = (**made).clone();
-    for r in routes.virtual_hosts.iter_mut().flat_map(|h| &mut h.routes) {
-        r.action = RouteAction::Direct(DirectResponse { status: 200, body: vec![] });
+    let of_port = |c: &&FilterChain| c.matches.destination_port == Some(port) && c.tls.is_some();
+    let mut filters =
+        inbound.filter_chains.iter().find(of_port).expect("a chain of the port").filters.clone();
+    match filters.last_mut() {
+        Some(NetworkFilter::Http(m)) => answering(m),
+        Some(NetworkFilter::Tcp(t)) => {
+            (t.clusters, t.access_log) = (vec![WeightedCluster::only(ECHO)], vec![]);
+        }
+        other => panic!("{other:?}"),
     }
-    m.routes = RouteSource::Inline(Arc::new(routes));
-    (m.access_log, m.tracing) = (vec![], None);
-    let chain = FilterChain {
-        name: "c".into(),
-        matches: FilterChainMatch::default(),
-        tls: Some(tls),
-        filters: vec![NetworkFilter::Http(Box::new(m))],
-    };
+    let chain =
+        FilterChain { name: "c".into(), matches: FilterChainMatch::default(), tls: Some(tls), filters };
     Listener {
         name: format!("l{port}"),
         address: SocketAddr::new(if ours { OURS } else { ENVOYS }.parse().unwrap(), port),
@@ -484,6 +686,31 @@ fn listener(documents: &str, dir: &Path, port: u16, ours: bool, tls: DownstreamT
     }
 }
 
+/// Where connections lead that are let in.
+const ECHO: &str = "echo";
+
+fn echo(made: &Generated, port: u16, at: SocketAddr) -> Cluster {
+    let mut c = made.clusters[&format!("inbound|{port}||")].clone();
+    c.name = ECHO.to_owned();
+    let Discovery::Static(a) = &mut c.discovery else { panic!("{c:?}") };
+    a.name = ECHO.to_owned();
+    let endpoint = &mut a.localities[0].endpoints[0];
+    (endpoint.address, endpoint.port) = (at.ip().to_string(), at.port());
+    c
+}
+
+/// Leaves what decides about requests, and answers them.
+fn answering(m: &mut HttpConnectionManager) {
+    m.filters.retain(|f| matches!(f, HttpFilter::Rbac(_) | HttpFilter::Jwt(_)));
+    let RouteSource::Inline(made) = &m.routes else { panic!("inbound routes are part of the listener") };
+    let mut routes = (**made).clone();
+    for r in routes.virtual_hosts.iter_mut().flat_map(|h| &mut h.routes) {
+        r.action = RouteAction::Direct(DirectResponse { status: 200, body: vec![] });
+    }
+    m.routes = RouteSource::Inline(Arc::new(routes));
+    (m.access_log, m.tracing) = (vec![], None);
+}
+
 struct Running(Child);
 
 impl Drop for Running {
@@ -493,10 +720,12 @@ impl Drop for Running {
     }
 }
 
-fn envoy(listeners: &[Listener], dir: &Path) -> Running {
+fn envoy(listeners: &[Listener], cluster: &Cluster, dir: &Path) -> Running {
     let binary = std::env::var_os("ENVOY_BIN").expect("ENVOY_BIN names an Envoy binary");
     let listeners = listeners.iter().map(|l| EnvoyListener::decode(codec::encode_listener(l).value).unwrap());
-    let resources = StaticResources { listeners: listeners.collect(), ..StaticResources::default() };
+    let clusters = vec![EnvoyCluster::decode(codec::encode_cluster(cluster).value).unwrap()];
+    let resources =
+        StaticResources { listeners: listeners.collect(), clusters, ..StaticResources::default() };
     let bootstrap = Bootstrap { static_resources: Some(resources), ..Bootstrap::default() };
     let file = dir.join("envoy.pb");
     fs::write(&file, bootstrap.encode_to_vec()).unwrap();
@@ -505,8 +734,9 @@ fn envoy(listeners: &[Listener], dir: &Path) -> Running {
     Running(c.stdin(Stdio::null()).spawn().unwrap())
 }
 
-fn engine(listeners: Vec<Listener>) -> Engine {
+fn engine(listeners: Vec<Listener>, cluster: Cluster) -> Engine {
     let mut snapshot = ConfigSnapshot::default();
+    snapshot.clusters.insert(cluster.name.clone(), Arc::new(cluster));
     for l in listeners {
         let decoded = codec::decode_listener(&codec::encode_listener(&l)).unwrap();
         snapshot.listeners.insert(l.name.clone(), Arc::new(decoded));
@@ -518,7 +748,7 @@ fn engine(listeners: Vec<Listener>) -> Engine {
     engine
 }
 
-/// The status of an answer.
+/// The status of an answer, or whether the connection was let in.
 async fn send(to: SocketAddr, ask: &Ask, tls: &Arc<rustls::ClientConfig>) -> String {
     let socket = TcpSocket::new_v4().unwrap();
     socket.set_reuseaddr(true).unwrap();
@@ -529,6 +759,10 @@ async fn send(to: SocketAddr, ask: &Ask, tls: &Arc<rustls::ClientConfig>) -> Str
     let mut s = tokio_rustls::TlsConnector::from(Arc::clone(tls)).connect(name, tcp).await.unwrap();
     s.write_all(ask.text.as_bytes()).await.unwrap();
     let mut answer = Vec::new();
+    if ask.text == "ping" {
+        let read = tokio::time::timeout(Duration::from_secs(20), s.read_buf(&mut answer)).await;
+        return if read.expect("an end").unwrap_or(0) == 4 { "200" } else { "403" }.to_owned();
+    }
     while !answer.windows(4).any(|w| w == b"\r\n\r\n") {
         let read = tokio::time::timeout(Duration::from_secs(20), s.read_buf(&mut answer)).await;
         if read.expect("an answer").unwrap_or(0) == 0 {
@@ -548,34 +782,64 @@ fn free_ports(n: usize) -> Vec<u16> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs Envoy; cargo verify installs it"]
 async fn envoy_and_the_engine_decide_alike() {
-    const REQUESTS: usize = 60;
-    const RANDOM: usize = 30;
+    const REQUESTS: usize = 40;
+    const CONNECTIONS: usize = 16;
+    // Of each of the three.
+    const RANDOM: usize = 15;
     let tmp = tempfile::tempdir().unwrap();
     let dir = tmp.path();
     let issued = Issued::new(dir);
+    let (authentication, origins, tokens) = tokens();
     let mut r = Random(7);
-    let mut sets: Vec<(String, u16, String)> = Vec::new();
-    let ours = written(1).len();
-    for (n, port) in free_ports(ours + RANDOM).into_iter().enumerate() {
-        let (name, policies) = match n.checked_sub(ours) {
-            None => {
-                let (name, policies) = written(port).swap_remove(n);
-                (name.to_owned(), policies)
-            }
-            Some(n) => (format!("random {n}"), random(&mut r)),
-        };
-        sets.push((name, port, policies));
+    let count = 2 * written(1).len() + of_tokens().len() + origins.len() + 4 * RANDOM;
+    let mut ports = free_ports(count).into_iter();
+    let mut port = || ports.next().expect("a free port");
+    let mut sets: Vec<Set> = Vec::new();
+    for about in [About::Requests, About::Bytes] {
+        for n in 0..written(1).len() {
+            let port = port();
+            let (name, policies) = written(port).swap_remove(n);
+            sets.push(Set { name: name.to_owned(), port, about, policies });
+        }
     }
+    for (name, policies) in of_tokens().into_iter().chain(origins) {
+        sets.push(Set { name: name.to_owned(), port: port(), about: About::Tokens, policies });
+    }
+    for about in [About::Requests, About::Requests, About::Tokens, About::Bytes] {
+        for n in 0..RANDOM {
+            sets.push(Set {
+                name: format!("random {n}"),
+                port: port(),
+                about,
+                policies: random(&mut r, about),
+            });
+        }
+    }
+    let documents = |s: &Set| {
+        let newer = s.about == About::Tokens && !s.policies.contains("kind: Policy\n");
+        let authentication = if newer { authentication.as_str() } else { "" };
+        workload(s.port, s.about) + authentication + &s.policies
+    };
     let listeners = |ours: bool| -> Vec<Listener> {
-        let made = |(_, port, policies): &(String, u16, String)| {
-            listener(&(workload(*port) + policies), dir, *port, ours, issued.server())
-        };
+        let made =
+            |s: &Set| listener(&made(&documents(s), dir, s.port, ours), s.port, ours, issued.server(s.about));
         sets.iter().map(made).collect()
     };
-    let _envoy = envoy(&listeners(false), dir);
-    let engine = engine(listeners(true));
+    let server = tokio::net::TcpListener::bind("127.0.0.3:0").await.unwrap();
+    let at = server.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut s, _)) = server.accept().await {
+            tokio::spawn(async move {
+                let (mut from, mut to) = s.split();
+                let _ = tokio::io::copy(&mut from, &mut to).await;
+            });
+        }
+    });
+    let cluster = echo(&made(&documents(&sets[0]), dir, sets[0].port, true), sets[0].port, at);
+    let _envoy = envoy(&listeners(false), &cluster, dir);
+    let engine = engine(listeners(true), cluster);
     let begun = Instant::now();
-    for (_, port, _) in &sets {
+    for Set { port, .. } in &sets {
         while TcpStream::connect((ENVOYS, *port)).await.is_err() {
             assert!(begun.elapsed() < Duration::from_secs(30), "Envoy does not take the configuration");
             tokio::time::sleep(Duration::from_millis(50)).await;
@@ -583,11 +847,12 @@ async fn envoy_and_the_engine_decide_alike() {
     }
     let clients: Vec<_> = (0..CALLERS.len()).map(|c| issued.client(c)).collect();
     let (mut different, mut allowed, mut denied) = (Vec::new(), 0, 0);
-    let mut both = 0;
-    for (name, port, policies) in &sets {
+    let (mut both, mut refused, mut asked) = (0, 0, 0);
+    for Set { name, port, about, policies } in &sets {
         let (mut yes, mut no) = (0, 0);
-        for _ in 0..REQUESTS {
-            let ask = ask(&mut r);
+        for _ in 0..if *about == About::Bytes { CONNECTIONS } else { REQUESTS } {
+            let ask = ask(&mut r, *about, &tokens);
+            asked += 1;
             let to = |ip: &str| SocketAddr::new(ip.parse().unwrap(), *port);
             let tls = &clients[ask.caller];
             let (a, b) = tokio::join!(send(to(OURS), &ask, tls), send(to(ENVOYS), &ask, tls));
@@ -599,18 +864,24 @@ async fn envoy_and_the_engine_decide_alike() {
             }
             yes += usize::from(a == "200");
             no += usize::from(a == "403");
+            refused += usize::from(a == "401");
         }
-        println!("   {name}: {yes} allowed, {no} denied");
+        let what = match about {
+            About::Requests => "",
+            About::Tokens => ", with tokens",
+            About::Bytes => ", of connections",
+        };
+        println!("   {name}{what}: {yes} allowed, {no} denied");
         both += usize::from(yes > 0 && no > 0);
         (allowed, denied) = (allowed + yes, denied + no);
     }
     drop(engine);
-    assert!(
-        different.is_empty(),
-        "{} of {}:\n{}",
-        different.len(),
-        sets.len() * REQUESTS,
-        different.join("\n")
+    assert!(different.is_empty(), "{} of {asked}:\n{}", different.len(), different.join("\n"));
+    println!(
+        "   {asked} in all: {allowed} allowed, {denied} denied, {refused} without a token that is valid"
     );
-    assert!(allowed > 500 && denied > 500 && both >= 20, "{allowed} {denied} {both}");
+    assert!(
+        allowed > 1000 && denied > 1000 && refused > 150 && both >= 50,
+        "{allowed} {denied} {refused} {both}"
+    );
 }
