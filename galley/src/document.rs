@@ -144,7 +144,7 @@ impl Places {
 /// The tree of a document, with what is text in a ConfigMap of the mesh's settings as a part of it.
 fn parse(text: &str) -> Result<Node, SyntaxError> {
     let mut node = Node::parse(text)?;
-    config_map::expand(&mut node);
+    config_map::expand(&mut node, text);
     Ok(node)
 }
 

@@ -6,7 +6,11 @@ use std::{
     sync::Arc,
 };
 
-use mesh_model::{Locality, NetworkId, registry::Labels};
+use mesh_model::{
+    Locality, NetworkId,
+    authored::{ClientCertDetails, GatewayTopology},
+    registry::Labels,
+};
 use mesh_xds::{NodeInfo, NodeKind, patch::Scope};
 use serde_json::Value;
 
@@ -14,6 +18,42 @@ use crate::envoy_filter::Selected;
 
 /// Longer metadata is none that anybody chooses proxies by.
 const SHORT: usize = 256;
+
+/// Most proxies in front of a gateway.
+const MAX_TRUSTED: u32 = 100;
+
+/// What is in front of a gateway (Istio's `gatewayTopology`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct Topology {
+    /// Trusted proxies.
+    pub trusted: u32,
+    /// What becomes of `x-forwarded-client-cert`.
+    pub client_cert: ClientCertDetails,
+    /// Connections begin with a PROXY header.
+    pub proxy_protocol: bool,
+}
+
+impl From<&GatewayTopology> for Topology {
+    fn from(t: &GatewayTopology) -> Self {
+        Self {
+            trusted: t.num_trusted_proxies,
+            client_cert: t.forward_client_cert_details,
+            proxy_protocol: t.proxy_protocol.is_some(),
+        }
+    }
+}
+
+/// `gatewayTopology` of a `PROXY_CONFIG`, an object or its text; `Err` if it is none.
+fn topology(config: &Value) -> Result<Option<Topology>, ()> {
+    let parsed = match config {
+        Value::String(s) => serde_json::from_str(s).map_err(drop)?,
+        other => other.clone(),
+    };
+    let all = parsed.as_object().ok_or(())?;
+    let Some(v) = all.get("gatewayTopology").or_else(|| all.get("gateway_topology")) else { return Ok(None) };
+    let t: GatewayTopology = serde_json::from_value(v.clone()).map_err(drop)?;
+    if t.num_trusted_proxies > MAX_TRUSTED { Err(()) } else { Ok(Some(Topology::from(&t))) }
+}
 
 /// How connections of a workload reach its proxy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -71,6 +111,8 @@ pub struct ProxyNode {
     pub tunnels: bool,
     /// Certificate, key and root files, for proxies without a secret store: `(chain, key, root)`.
     pub tls_files: Option<(String, String, String)>,
+    /// Of gateways: what is in front of it, if that is not what the mesh's settings say (`PROXY_CONFIG`).
+    pub topology: Option<Topology>,
     /// Where this cluster's federation endpoint listens (east-west gateways).
     pub federation: Option<SocketAddr>,
     /// Texts in its metadata, by which patches choose.
@@ -194,6 +236,12 @@ impl ProxyNode {
             None => None,
             Some(a) => Some(a.parse().map_err(|_| bad("FEDERATION_ADDRESS", "an address with a port"))?),
         };
+        let topology = match node.metadata.get("PROXY_CONFIG").filter(|_| node.kind == NodeKind::Router) {
+            None => None,
+            Some(v) => {
+                topology(v).map_err(|()| bad("PROXY_CONFIG", "a ProxyConfig with a valid gatewayTopology"))?
+            }
+        };
         let text = |v: &Value| v.as_str().filter(|s| s.len() <= SHORT).map(str::to_owned);
         let metadata = node.metadata.iter().filter_map(|(k, v)| Some((k.clone(), text(v)?))).collect();
         Ok(Self {
@@ -218,6 +266,7 @@ impl ProxyNode {
             tunnels: node.is_flotilla() && !grpc && !off("FLOTILLA_TUNNELS"),
             // Its certificates are its bootstrap's business.
             tls_files: tls_files.filter(|_| !grpc),
+            topology,
             federation,
             metadata: Arc::new(metadata),
             filters: Selected::default(),

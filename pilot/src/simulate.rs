@@ -57,6 +57,7 @@ fn proxy(world: &World, namespace: &str, labels: Labels, address: IpAddr) -> Pro
         on_demand: false,
         tunnels: true,
         tls_files: None,
+        topology: None,
         federation: None,
         metadata: Default::default(),
         filters: Default::default(),

@@ -37,26 +37,28 @@ pub(super) fn path(mut path: FieldPath) -> FieldPath {
 }
 
 /// Makes trees of texts in a document, or in the items of a list. Those that cannot be read stay text.
-pub(super) fn expand(node: &mut Node) {
+pub(super) fn expand(node: &mut Node, text: &str) {
     if node.get("kind").and_then(Node::as_str) == Some("List") {
         if let Some(Value::Seq(items)) = member(node, "items").map(|m| &mut m.value.value) {
-            items.iter_mut().for_each(expand_one);
+            items.iter_mut().for_each(|n| expand_one(n, text));
         }
         return;
     }
-    expand_one(node);
+    expand_one(node, text);
 }
 
-fn expand_one(node: &mut Node) {
+fn expand_one(node: &mut Node, text: &str) {
     if !is_it(node) {
         return;
     }
     let Some(m) = member(node, "data").and_then(|d| member(&mut d.value, MESH)) else { return };
     let (key, mesh) = (m.key_place.line, &mut m.value);
     let Some(mut tree) = mesh.as_str().and_then(|s| Node::parse(s).ok()) else { return };
-    // Text that begins below its key is a block, whose lines are those of the file; other text is one line.
+    // Text that begins below its key is a block, whose lines are those of the file, unless it is in quotation marks; other
+    // text is one line.
     let begin = mesh.place.line;
-    let block = begin > key;
+    let line = super::lines(text).nth(begin.saturating_sub(1) as usize).unwrap_or_default();
+    let block = begin > key && !line.trim_start().starts_with(['"', '\'']);
     shift(&mut tree, &|line| if block { begin.saturating_add(line).saturating_sub(1) } else { begin });
     mesh.value = if tree.is_null() { Value::Map(vec![]) } else { tree.value };
 }

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, net::SocketAddr, sync::LazyLock, time::Duration};
 
 use mesh_model::{
-    authored::{AccessLogEncoding, ClientCertDetails, FileLogProvider, GatewayTopology, PathNormalization},
+    authored::{AccessLogEncoding, ClientCertDetails, FileLogProvider, PathNormalization},
     proxy::{
         AccessLog, AccessLogFormat, CircuitBreakers, Cluster, Direction, Discovery, EscapedSlashes,
         FilterChain, FilterChainMatch, ForwardClientCert, HttpCodec, HttpConnectionManager, HttpFilter,
@@ -14,6 +14,7 @@ use mesh_model::{
 };
 
 use super::{Ctx, authorizers, clusters, http, jwt, rbac, session};
+use crate::proxy::Topology;
 
 /// Accepts and closes: where undeclared destinations go with `REGISTRY_ONLY`.
 pub(super) const BLACK_HOLE: &str = "BlackHoleCluster";
@@ -108,9 +109,13 @@ impl Ctx<'_> {
     }
 
     /// What is in front of gateways.
-    pub(super) fn topology(&self) -> Option<&GatewayTopology> {
-        let edge = self.proxy.router && !self.proxy.east_west;
-        self.world.config.mesh.default_config.as_ref().filter(|_| edge)?.gateway_topology.as_ref()
+    pub(super) fn topology(&self) -> Topology {
+        if !self.proxy.router || self.proxy.east_west {
+            return Topology::default();
+        }
+        let of_mesh =
+            self.world.config.mesh.default_config.as_ref().and_then(|c| c.gateway_topology.as_ref());
+        self.proxy.topology.or(of_mesh.map(Topology::from)).unwrap_or_default()
     }
 
     /// Port that outbound connections are captured to.
@@ -269,18 +274,18 @@ impl Ctx<'_> {
             .path_normalization
             .as_ref()
             .map_or_else(Default::default, |p| p.normalization);
-        let topology = self.topology().filter(|_| side == Side::Edge);
+        let topology = self.topology();
         HttpConnectionManager {
             stat_prefix: stat_prefix.to_owned(),
             codec: HttpCodec::Auto,
             routes,
             filters,
             use_remote_address: side == Side::Edge,
-            trusted_hops: topology.map_or(0, |t| t.num_trusted_proxies),
+            trusted_hops: if side == Side::Edge { topology.trusted } else { 0 },
             forward_client_cert: match side {
                 Side::Inbound => ForwardClientCert::AppendForward,
                 Side::Outbound => ForwardClientCert::Sanitize,
-                Side::Edge => match topology.map(|t| t.forward_client_cert_details).unwrap_or_default() {
+                Side::Edge => match topology.client_cert {
                     ClientCertDetails::Undefined | ClientCertDetails::SanitizeSet => {
                         ForwardClientCert::SanitizeSet
                     }

@@ -131,7 +131,7 @@ fn port_listeners(
     let ip = own_address.unwrap_or(ctx.proxy.bind());
     let mut l = listener(format!("{ip}_{bind}"), SocketAddr::new(ip, bind), Direction::Unspecified);
     l.mixer = ctx.mixer();
-    l.proxy_protocol = ctx.topology().is_some_and(|t| t.proxy_protocol.is_some());
+    l.proxy_protocol = ctx.topology().proxy_protocol;
 
     let plain: Vec<Served<'_>> = servers.iter().filter(|s| s.tls().is_none()).copied().collect();
     if let Some(first) = plain.first() {

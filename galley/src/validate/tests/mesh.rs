@@ -132,6 +132,7 @@ fn settings_in_a_config_map() {
         // What is not valid has its line in the file, in text of any form.
         (map("  mesh: |\n    accessLogFile: /a\n    connectTimeout: 0s\n"), "data.mesh.connectTimeout", 9),
         (map("  mesh: \"accessLogFile: /a\\nconnectTimeout: 0s\\n\"\n"), "data.mesh.connectTimeout", 7),
+        (map("  mesh:\n    \"accessLogFile: /a\\nconnectTimeout: 0s\\n\"\n"), "data.mesh.connectTimeout", 8),
         (map("  mesh: |\n    nothing: 1\n"), "data.mesh.nothing", 8),
         (map("  mesh: |\n    a: [\n"), "data.mesh", 7),
         (map("  mesh: text\n"), "data.mesh", 7),

@@ -57,6 +57,7 @@ pub(super) fn viewer(world: &World, namespace: &str, labels: &Labels, addresses:
         on_demand: false,
         tunnels: true,
         tls_files: None,
+        topology: None,
         federation: None,
         metadata: Default::default(),
         filters: Default::default(),

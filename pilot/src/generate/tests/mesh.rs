@@ -125,6 +125,36 @@ fn only_gateways_have_proxies_in_front_of_them() {
     let h = http(&l.filter_chains[0]);
     assert_eq!((h.trusted_hops, h.forward_client_cert), (2, ForwardClientCert::AlwaysForwardOnly));
 
+    // One that says itself what is in front of it, as an object or as text; whole, not added to the mesh's.
+    let own = |config: Value| {
+        node(
+            NodeKind::Router,
+            "10.1.0.100",
+            "gw",
+            json!({"LABELS": {"istio": "ingressgateway"}, "PROXY_CONFIG": config}),
+        )
+    };
+    let says = json!({"concurrency": 2, "gatewayTopology": {"numTrustedProxies": 1}});
+    for config in [says.clone(), json!(says.to_string())] {
+        let l = &docs.generate(&own(config)).listeners["0.0.0.0_80"];
+        let h = http(&l.filter_chains[0]);
+        assert_eq!(
+            (h.trusted_hops, h.forward_client_cert, l.proxy_protocol),
+            (1, ForwardClientCert::SanitizeSet, false)
+        );
+    }
+    let silent = docs.generate(&own(json!({"concurrency": 2})));
+    assert_eq!(http(&silent.listeners["0.0.0.0_80"].filter_chains[0]).trusted_hops, 2);
+    for bad in [
+        json!("{"),
+        json!([]),
+        json!({"gatewayTopology": {"numTrustedProxies": 101}}),
+        json!({"gatewayTopology": {"a": 1}}),
+    ] {
+        let e = crate::proxy::ProxyNode::new(&own(bad)).unwrap_err().to_string();
+        assert!(e.contains("PROXY_CONFIG"), "{e}");
+    }
+
     let g = docs.generate(&productpage());
     assert!(g.listeners.values().all(|l| !l.proxy_protocol));
     let managers = g.listeners.values().flat_map(|l| &l.filter_chains).flat_map(|c| &c.filters);

@@ -21,7 +21,7 @@ use mesh_xds::codec;
 use prost::Message as _;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpSocket, TcpStream},
 };
 
 const WAIT: Duration = Duration::from_secs(20);
@@ -302,7 +302,17 @@ fn base_listener() -> Listener {
 }
 
 pub(crate) async fn send(to: SocketAddr, request: &str) -> Answer {
-    let mut s = TcpStream::connect(to).await.unwrap();
+    exchange(TcpStream::connect(to).await.unwrap(), request).await
+}
+
+/// The same from an address of this host.
+pub(crate) async fn send_from(source: &str, to: SocketAddr, request: &str) -> Answer {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind(SocketAddr::new(source.parse().unwrap(), 0)).unwrap();
+    exchange(socket.connect(to).await.unwrap(), request).await
+}
+
+async fn exchange(mut s: TcpStream, request: &str) -> Answer {
     s.write_all(request.as_bytes()).await.unwrap();
     let mut raw = Vec::new();
     // Until the answer is whole: Envoy keeps a connection open for a while after its last answer.

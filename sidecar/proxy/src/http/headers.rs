@@ -81,6 +81,7 @@ known_headers! {
     XEnvoyAttemptCount = "x-envoy-attempt-count",
     XEnvoyDecoratorOperation = "x-envoy-decorator-operation",
     XEnvoyExpectedRqTimeoutMs = "x-envoy-expected-rq-timeout-ms",
+    XEnvoyExternalAddress = "x-envoy-external-address",
     XEnvoyInternal = "x-envoy-internal",
     XEnvoyMaxRetries = "x-envoy-max-retries",
     XEnvoyOriginalPath = "x-envoy-original-path",

@@ -114,9 +114,9 @@ pub(crate) async fn forward<D: Downstream>(
         cluster.usage.recent.note(now_ms(), b.interval);
     }
     let limits = Limits::new(ctx.forward, ctx.passed.faulted, ctx.conn.outbound(), head);
-    let (forward, route, vhost, remote) = (ctx.forward, ctx.route, ctx.vhost, ctx.conn.peer.ip());
+    let (forward, route, vhost, remote) = (ctx.forward, ctx.route, ctx.vhost, rec.remote);
     Rewrite { forward, route, vhost, destination, timeout: limits.timeout, remote }.apply(head);
-    let (hash, cookie) = hash(ctx, head);
+    let (hash, cookie) = hash(ctx, head, rec.remote);
     let upgrade = head.upgrade.is_some() || head.method == Method::CONNECT;
     let mirrors: Vec<_> = ctx
         .forward

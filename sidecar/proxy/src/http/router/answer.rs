@@ -194,8 +194,7 @@ pub(super) fn finish_response(
     h.set_number(HeaderId::XEnvoyUpstreamServiceTime, millis(rec.started.elapsed()));
     for edits in [&destination.response_headers, &ctx.route.response_headers, &ctx.vhost.response_headers] {
         if !edits.is_empty() {
-            let remote = ctx.conn.peer.ip();
-            edits.response(h, &|v| expand(v, remote));
+            edits.response(h, &|v| expand(v, rec.remote));
         }
     }
     if let Some(cors) = &ctx.passed.cors {

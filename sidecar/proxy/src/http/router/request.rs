@@ -1,6 +1,9 @@
 //! What a request asks of its forwarding: its limits, what is changed about it on the way, and what it is hashed by.
 
-use std::time::{Duration, Instant};
+use std::{
+    net::IpAddr,
+    time::{Duration, Instant},
+};
 
 use mesh_model::proxy::HashPolicy;
 
@@ -92,8 +95,8 @@ pub(crate) struct Rewrite<'a> {
     pub(crate) vhost: &'a VirtualHost,
     pub(crate) destination: &'a Destination,
     pub(crate) timeout: Option<Duration>,
-    /// The client's address.
-    pub(crate) remote: std::net::IpAddr,
+    /// The client's address: that of the connection, or what trusted proxies say it is.
+    pub(crate) remote: IpAddr,
 }
 
 impl Rewrite<'_> {
@@ -124,7 +127,7 @@ pub(super) fn millis(t: Duration) -> u64 {
 }
 
 /// The few variables that header values may hold.
-pub(super) fn expand(value: &str, remote: std::net::IpAddr) -> String {
+pub(super) fn expand(value: &str, remote: IpAddr) -> String {
     if !value.contains('%') {
         return value.to_owned();
     }
@@ -132,7 +135,7 @@ pub(super) fn expand(value: &str, remote: std::net::IpAddr) -> String {
 }
 
 /// The hash of a request, and the cookie that is to carry it back if it comes from one that the client lacks.
-pub(super) fn hash(ctx: &Context<'_>, head: &RequestHead) -> (Option<u64>, Option<String>) {
+pub(super) fn hash(ctx: &Context<'_>, head: &RequestHead, remote: IpAddr) -> (Option<u64>, Option<String>) {
     for p in &ctx.forward.hash {
         let found = match p {
             HashPolicy::Header(name) => {
@@ -148,7 +151,7 @@ pub(super) fn hash(ctx: &Context<'_>, head: &RequestHead) -> (Option<u64>, Optio
                 }
                 (None, None) => None,
             },
-            HashPolicy::SourceIp => Some(stable_hash(ctx.conn.peer.ip().to_string().as_bytes())),
+            HashPolicy::SourceIp => Some(stable_hash(remote.to_string().as_bytes())),
             HashPolicy::Query(name) => {
                 head.query().and_then(|q| query_value(q, name)).map(|v| stable_hash(v.as_bytes()))
             }
