@@ -110,7 +110,7 @@ impl Ctx<'_> {
 
     /// What is in front of gateways.
     pub(super) fn topology(&self) -> Topology {
-        if !self.proxy.router || self.proxy.east_west {
+        if !self.proxy.router {
             return Topology::default();
         }
         let of_mesh =

@@ -164,7 +164,12 @@ fn only_gateways_have_proxies_in_front_of_them() {
             assert_ne!(h.forward_client_cert, ForwardClientCert::AlwaysForwardOnly);
         }
     }
-    let between = node(NodeKind::Router, "10.1.0.100", "gw", json!({"ROUTER_MODE": "sni-dnat"}));
+    let between = node(
+        NodeKind::Router,
+        "10.1.0.100",
+        "gw",
+        json!({"LABELS": {"istio": "ingressgateway"}, "ROUTER_MODE": "sni-dnat"}),
+    );
     assert!(docs.generate(&between).listeners.values().all(|l| !l.proxy_protocol));
 }
 
