@@ -423,6 +423,19 @@ impl Config {
         self.gateway_api.sort();
     }
 
+    /// Certificates of a mesh that runs are of one trust domain, whatever its settings call it: under another name nobody
+    /// would be found. Settings that came from another mesh say another one easily.
+    pub fn keep_trust_domain(&mut self, own: &TrustDomain) {
+        let Some(said) = self.mesh.trust_domain.as_deref().filter(|s| *s != own.as_str()) else { return };
+        self.problems.push(Problem {
+            object: "MeshConfig mesh".to_owned(),
+            message: format!(
+                "trustDomain {said:?} is ignored: the certificates of this mesh are of {own}; policies about the other name need it in trustDomainAliases"
+            ),
+        });
+        self.mesh = Arc::new(MeshConfig { trust_domain: None, ..(*self.mesh).clone() });
+    }
+
     /// Leaves out what is in namespaces that `MeshConfig.discoverySelectors` do not select. The mesh's own namespace is
     /// always selected.
     fn discover(&mut self) {

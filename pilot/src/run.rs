@@ -299,6 +299,7 @@ impl Follow {
             others.issuers.mark_unchanged();
             let (g, f) = (galley.borrow_and_update().clone(), federation.borrow_and_update().clone());
             let mut config = reader.read(&g, &f);
+            config.keep_trust_domain(&self.settings.trust_domain);
             if self.shared.consul.is_some() {
                 config.register(&others.consul.borrow_and_update());
             }

@@ -193,3 +193,29 @@ fn upgrades_to_http2() {
         assert_eq!(docs.generate(&productpage()).clusters[REVIEWS].http, want);
     }
 }
+
+/// Istio's settings, taken over as they are, say `cluster.local`: identities stay what the certificates have.
+#[test]
+fn a_mesh_that_runs_keeps_its_trust_domain() {
+    let (galley, federation) = with(json!({"trustDomain": "cluster.local", "connectTimeout": "3s"})).states();
+    let mut config = Reader::default().read(&galley, &federation);
+    config.keep_trust_domain(&settings().trust_domain);
+    assert!(
+        config
+            .problems
+            .iter()
+            .any(|p| p.message.contains("cluster.local") && p.message.contains("mesh.local"))
+    );
+    let w = World::new(settings(), config);
+    let g = generate(&ProxyNode::new(&productpage()).unwrap(), &w);
+    let own = g.clusters[REVIEWS].tls_matches.iter().find(|m| m.name == "tlsMode-istio").unwrap();
+    let sans = &own.tls.as_ref().unwrap().validation.sans;
+    assert_eq!(sans[0], StringMatch::exact("spiffe://mesh.local/ns/books/sa/reviews"));
+    // The rest of the settings holds.
+    assert_eq!(g.clusters[REVIEWS].connect_timeout, std::time::Duration::from_secs(3));
+
+    let (galley, federation) = with(json!({"trustDomain": "mesh.local"})).states();
+    let mut config = Reader::default().read(&galley, &federation);
+    config.keep_trust_domain(&settings().trust_domain);
+    assert!(config.problems.is_empty());
+}
