@@ -388,8 +388,13 @@ pub(crate) async fn apply(
         };
         if known {
             // Before the listeners that it is for.
-            if let Some(m) = &mixer {
-                m.configure(state.listeners.values().find_map(|l| l.mixer.as_deref()));
+            let said = state.listeners.values().find_map(|l| l.mixer.as_deref());
+            match (&mixer, said) {
+                (Some(m), said) => m.configure(said),
+                (None, Some(m)) if !m.check.is_empty() => {
+                    tracing::error!(check = %m.check, "a proxy with a bootstrap file asks no Mixer: its requests are not checked");
+                }
+                (None, _) => {}
             }
             let snapshot = ConfigSnapshot {
                 listeners: state.listeners.clone(),

@@ -47,7 +47,7 @@ pub struct MixerArgs {
     /// Let requests pass when Mixer does not answer
     #[arg(long)]
     pub mixer_fail_open: bool,
-    /// Charge every inbound request to this quota instance, NAME or NAME=AMOUNT; repeated
+    /// Charge every inbound request to this quota instance, NAME or NAME=AMOUNT, where Mixer is asked; repeated
     #[arg(long, value_name = "NAME[=AMOUNT]")]
     pub mixer_quota: Vec<String>,
 }
@@ -94,6 +94,8 @@ struct Clients {
 #[derive(Clone, Default)]
 struct Pair {
     check: Option<CheckClient>,
+    /// There should be somebody to check, and nobody can be asked.
+    refuses: bool,
     report: Option<ReportClient>,
 }
 
@@ -137,8 +139,8 @@ impl MixerHook {
         Ok(hook)
     }
 
-    /// Takes what the mesh's settings say, where no flag says otherwise. It is in force when this returns. Call it on the
-    /// runtime that is to send the reports.
+    /// Takes what the mesh's settings say, where no flag says otherwise. It is in force when this returns: requests are denied
+    /// where they are to be checked and nobody can be asked. Call it on the runtime that is to send the reports.
     pub fn configure(&self, said: Option<&Mixer>) {
         let said = said.cloned().unwrap_or_default();
         if let Err(error) = self.make(&said) {
@@ -158,29 +160,38 @@ impl MixerHook {
             ensure!(is_address(a), "{a:?}: expected host:port");
             Ok(lazy_channel(&control_plane(&self.proxy, a, &self.store)?)?)
         };
-        let before = settings.clone().unwrap_or_default();
+        let (first, before) = (settings.is_none(), settings.clone().unwrap_or_default());
         let mut pair = self.clients.now();
+        let mut failed = None;
         // Who stays keeps answers, and reports that wait.
-        let (check, report) =
-            (of(&self.flags.mixer_check, &said.check), of(&self.flags.mixer_report, &said.report));
-        let first = settings.is_none();
+        let check = of(&self.flags.mixer_check, &said.check);
         if first || check != of(&self.flags.mixer_check, &before.check) || said.fail_open != before.fail_open
         {
             let fail_open = self.flags.mixer_fail_open || said.fail_open;
             let options = CheckOptions { fail_open, ..CheckOptions::default() };
-            let made = check.map(|a| anyhow::Ok(CheckClient::new(channel(&a)?, options))).transpose()?;
-            pair.check = made;
+            match check.map(|a| anyhow::Ok(CheckClient::new(channel(&a)?, options))).transpose() {
+                Ok(made) => (pair.check, pair.refuses) = (made, false),
+                Err(e) => {
+                    (pair.refuses, failed) = (pair.check.is_none() && !fail_open, Some(e));
+                }
+            }
         }
+        let report = of(&self.flags.mixer_report, &said.report);
         if first || report != of(&self.flags.mixer_report, &before.report) {
-            let made =
-                report.map(|a| anyhow::Ok(ReportClient::start(channel(&a)?, ReportOptions::default())));
-            pair.report = made.transpose()?;
+            match report
+                .map(|a| anyhow::Ok(ReportClient::start(channel(&a)?, ReportOptions::default())))
+                .transpose()
+            {
+                Ok(made) => pair.report = made,
+                Err(e) => failed = Some(e),
+            }
         }
-        self.clients.checks.store(pair.check.is_some(), Relaxed);
-        self.clients.reports.store(pair.report.is_some(), Relaxed);
+        let (checks, reports) = (pair.check.is_some() || pair.refuses, pair.report.is_some());
         *self.clients.now.write().unwrap_or_else(PoisonError::into_inner) = pair;
+        self.clients.checks.store(checks, Relaxed);
+        self.clients.reports.store(reports, Relaxed);
         *settings = Some(said.clone());
-        Ok(())
+        failed.map_or(Ok(()), Err)
     }
 }
 
@@ -190,8 +201,15 @@ fn is_address(a: &str) -> bool {
 
 impl PolicyHook for MixerHook {
     fn check<'a>(&'a self, request: &'a RequestAttributes<'a>) -> HookFuture<'a, PolicyDecision> {
-        let Some(client) = self.clients.now().check else {
-            return Box::pin(std::future::ready(PolicyDecision::Allow));
+        let now = self.clients.now();
+        let Some(client) = now.check else {
+            let decision = if now.refuses {
+                let body = "UNAVAILABLE:policy is not available".to_owned();
+                PolicyDecision::Deny { status: 503, body, grpc: None }
+            } else {
+                PolicyDecision::Allow
+            };
+            return Box::pin(std::future::ready(decision));
         };
         Box::pin(async move {
             let bag: Bag = self.node.request(request);

@@ -196,6 +196,12 @@ async fn settings_of_the_mesh_where_no_flag_says_otherwise() {
     assert!(h.checks() && !denied(&h).await);
     h.configure(None);
     assert_eq!(state(&h), (false, false));
+    // Where nothing was in force nobody gets in, and whom to tell is another matter.
+    h.configure(Some(&said("nowhere", "127.0.0.1:1", false)));
+    assert_eq!(state(&h), (true, true));
+    assert!(denied(&h).await);
+    h.configure(Some(&said("", "nowhere", false)));
+    assert!(!h.checks() && !denied(&h).await);
 
     let h = hook(&["--mixer-check=127.0.0.1:1", "--mixer-fail-open"]);
     h.configure(Some(&said("127.0.0.2:1", "127.0.0.2:1", false)));

@@ -29,7 +29,11 @@ pub(crate) fn prepare(conn: &Connection, manager: &HttpManager, head: &mut Reque
     rec.remote = forwarded_for(conn, manager, &mut head.headers);
     if edge {
         // Of a stranger's own there is none left.
-        head.headers.push_id(HeaderId::XEnvoyExternalAddress, rec.remote.to_string().as_bytes());
+        if rec.remote == conn.peer.ip() {
+            head.headers.push_id(HeaderId::XEnvoyExternalAddress, conn.peer_text().as_bytes());
+        } else {
+            head.headers.push_id(HeaderId::XEnvoyExternalAddress, rec.remote.to_string().as_bytes());
+        }
     }
     if edge && manager.config.trusted_hops == 0 {
         head.headers.remove_id(HeaderId::XForwardedProto);
