@@ -5,7 +5,10 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering::Relaxed},
+        atomic::{
+            AtomicBool,
+            Ordering::{Acquire, Relaxed},
+        },
     },
     thread::JoinHandle,
     time::Duration,
@@ -319,11 +322,14 @@ impl Engine {
     pub async fn drain(&self, deadline: Duration) {
         self.applier().stop();
         let end = tokio::time::Instant::now() + deadline;
-        while self.shared.totals.connections.load(Relaxed) > 0 && tokio::time::Instant::now() < end {
+        let totals = &self.shared.totals;
+        // Who still listens may have connections in its queue.
+        let busy = || totals.listening.load(Acquire) > 0 || totals.connections.load(Relaxed) > 0;
+        while busy() && tokio::time::Instant::now() < end {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         self.applier().kill();
-        if self.shared.totals.connections.load(Relaxed) > 0 {
+        if totals.connections.load(Relaxed) > 0 {
             // The kernel ends connections of TCP; those of QUIC end with a datagram, which a worker has to send.
             tokio::time::sleep(PARTING).await;
         }

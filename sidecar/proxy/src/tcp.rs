@@ -369,13 +369,12 @@ pub(crate) fn pick(conn: &Connection, cluster: &Cluster, tried: &[u64]) -> Resul
         mesh_model::proxy::LbPolicy::RingHash(_) | mesh_model::proxy::LbPolicy::Maglev(_)
     )
     .then(|| crate::upstream::lb::stable_hash(conn.peer.ip().to_string().as_bytes()));
-    let hash = hash.filter(|_| tried.is_empty());
     let tables = cluster.tables();
     if let Some(h) = tables.pick_slot(&conn.worker.rng, conn.sni.as_deref(), tried) {
         return Ok(Arc::clone(h));
     }
     tables
-        .pick_avoiding(&conn.worker.rng, hash, tried, 5)
+        .pick_untried(&conn.worker.rng, hash, tried)
         .cloned()
         .ok_or_else(|| ("UH", "no_healthy_upstream".to_owned()))
 }

@@ -9,11 +9,14 @@ pub(crate) mod signals;
 use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     rc::Rc,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+        atomic::{
+            AtomicBool, AtomicU64,
+            Ordering::{Relaxed, Release},
+        },
     },
     time::{Duration, SystemTime},
 };
@@ -22,7 +25,7 @@ use arc_swap::ArcSwap;
 use mesh_identity::SecretStore;
 use mesh_telemetry::metrics::MeshMetrics;
 use tokio::{
-    net::TcpListener,
+    net::{TcpListener, TcpStream},
     sync::{Notify, mpsc},
 };
 use tokio_util::sync::CancellationToken;
@@ -64,14 +67,24 @@ pub(crate) enum Command {
 
 /// The sending end of a worker's commands.
 #[derive(Clone)]
-pub(crate) struct Commands(mpsc::Sender<Command>);
+pub(crate) struct Commands {
+    to: mpsc::Sender<Command>,
+    totals: Arc<Totals>,
+}
 
 impl Commands {
     /// Queues a command. A full queue means a worker that has stopped turning; the command is dropped and said.
     pub(crate) fn send(&self, c: Command) {
-        if self.0.try_send(c).is_err() {
+        if self.to.try_send(c).is_err() {
             tracing::error!("a worker does not take commands");
         }
+    }
+
+    /// Has the worker accept at these sockets. They count from here: connections may be in their queues before the
+    /// worker knows of them.
+    pub(crate) fn listen(&self, slot: Arc<ListenerSlot>, sockets: Vec<BoundSocket>) {
+        let listening = Gauge::of(&self.totals, |t| &t.listening);
+        self.send(Command::Listen(BoundListener { slot, sockets, listening }));
     }
 }
 
@@ -84,6 +97,8 @@ pub(crate) struct Totals {
     pub(crate) requests_total: AtomicU64,
     /// Refused in an overload.
     pub(crate) refused: AtomicU64,
+    /// Listeners of all workers at which connections are accepted.
+    pub(crate) listening: AtomicU64,
 }
 
 /// Adds one to a number for as long as it lives.
@@ -95,15 +110,21 @@ impl Gauge {
         now: fn(&Totals) -> &AtomicU64,
         total: fn(&Totals) -> &AtomicU64,
     ) -> Self {
-        now(totals).fetch_add(1, Relaxed);
         total(totals).fetch_add(1, Relaxed);
+        Self::of(totals, now)
+    }
+
+    /// One without a total.
+    pub(crate) fn of(totals: &Arc<Totals>, now: fn(&Totals) -> &AtomicU64) -> Self {
+        now(totals).fetch_add(1, Relaxed);
         Self(Arc::clone(totals), now)
     }
 }
 
 impl Drop for Gauge {
     fn drop(&mut self) {
-        (self.1)(&self.0).fetch_sub(1, Relaxed);
+        // Who sees that it is gone sees what came of it.
+        (self.1)(&self.0).fetch_sub(1, Release);
     }
 }
 
@@ -241,11 +262,22 @@ impl Worker {
 
     /// Takes a place for a connection, waiting while the worker is full.
     pub(crate) async fn admit(self: &Rc<Self>) -> Admission {
-        while self.open.get() >= self.options.max_connections || !self.load.takes_connections() {
+        loop {
+            if self.load.takes_connections()
+                && let Some(a) = self.place_for_connection()
+            {
+                return a;
+            }
             self.closed.notified().await;
         }
-        self.open.set(self.open.get() + 1);
-        Admission(Rc::clone(self))
+    }
+
+    /// Takes a place for a connection, if there is one.
+    fn place_for_connection(self: &Rc<Self>) -> Option<Admission> {
+        (self.open.get() < self.options.max_connections).then(|| {
+            self.open.set(self.open.get() + 1);
+            Admission(Rc::clone(self))
+        })
     }
 }
 
@@ -264,7 +296,8 @@ pub(crate) fn spawn(
     index: usize,
     shared: Arc<Shared>,
 ) -> std::io::Result<(Commands, mpsc::Sender<Delivery>, std::thread::JoinHandle<()>)> {
-    let (tx, rx) = mpsc::channel(COMMANDS);
+    let (to, rx) = mpsc::channel(COMMANDS);
+    let totals = Arc::clone(&shared.totals);
     let (deliveries, delivered) = delivery::channel();
     let thread = std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -275,7 +308,7 @@ pub(crate) fn spawn(
             Err(error) => tracing::error!(%error, "worker runtime"),
         }
     })?;
-    Ok((Commands(tx), deliveries, thread))
+    Ok((Commands { to, totals }, deliveries, thread))
 }
 
 async fn run(
@@ -310,9 +343,11 @@ async fn run(
                             BoundSocket::Udp(s) => drop(tokio::task::spawn_local(udp::serve(worker, slot, s, stop))),
                         }
                     }
+                    let counted = Rc::new(l.listening);
                     for s in &sockets {
                         let (s, slot) = (Rc::clone(s), Arc::clone(&l.slot));
-                        tokio::task::spawn_local(listen(Rc::clone(&worker), slot, s, stop.clone()));
+                        let counted = Rc::clone(&counted);
+                        tokio::task::spawn_local(listen(Rc::clone(&worker), slot, s, stop.clone(), counted));
                     }
                     listening.insert(l.slot, stop, sockets);
                 }
@@ -334,11 +369,59 @@ async fn run(
     }
 }
 
+/// Accepts connections until `stop`, and then those that are there already: the kernel resets what it has in its queue
+/// when the socket closes, and such a client has connected, so nothing tells it to try elsewhere.
 async fn listen(
     worker: Rc<Worker>,
     slot: Arc<ListenerSlot>,
     listener: Rc<TcpListener>,
     stop: CancellationToken,
+    _listening: Rc<Gauge>,
+) {
+    accept_until(&worker, &slot, &listener, &stop).await;
+    let socket = socket2::SockRef::from(&*listener);
+    // A worker that is behind takes them as well: nobody comes after them.
+    while let Some(admission) = worker.place_for_connection() {
+        let stream = match socket.accept() {
+            Ok((s, _)) => s,
+            Err(e) if e.kind() == std::io::ErrorKind::ConnectionAborted => continue,
+            Err(_) => return,
+        };
+        let stream = std::net::TcpStream::from(stream);
+        if let Ok(peer) = stream.peer_addr()
+            && stream.set_nonblocking(true).is_ok()
+            && let Ok(stream) = TcpStream::from_std(stream)
+        {
+            serve(&worker, &slot, stream, peer, admission);
+        }
+    }
+}
+
+/// Serves a connection that was accepted.
+fn serve(
+    worker: &Rc<Worker>,
+    slot: &Arc<ListenerSlot>,
+    stream: TcpStream,
+    peer: SocketAddr,
+    admission: Admission,
+) {
+    let (worker, slot) = (Rc::clone(worker), Arc::clone(slot));
+    // Counted from here, or an engine that stops could take it for none.
+    let gauge = Gauge::new(&worker.shared.totals, |t| &t.connections, |t| &t.connections_total);
+    tokio::task::spawn_local(async move {
+        let _gauge = gauge;
+        if let Some(serving) = Box::pin(accept::accepted(&worker, &slot, stream, peer)).await {
+            serving.await;
+        }
+        drop(admission);
+    });
+}
+
+async fn accept_until(
+    worker: &Rc<Worker>,
+    slot: &Arc<ListenerSlot>,
+    listener: &TcpListener,
+    stop: &CancellationToken,
 ) {
     let mut open = worker.shared.open.subscribe();
     tokio::select! {
@@ -356,17 +439,7 @@ async fn listen(
             () = stop.cancelled() => return,
         };
         match accepted {
-            Ok((stream, peer)) => {
-                let (worker, slot) = (Rc::clone(&worker), Arc::clone(&slot));
-                tokio::task::spawn_local(async move {
-                    let totals = &worker.shared.totals;
-                    let _gauge = Gauge::new(totals, |t| &t.connections, |t| &t.connections_total);
-                    if let Some(serving) = Box::pin(accept::accepted(&worker, &slot, stream, peer)).await {
-                        serving.await;
-                    }
-                    drop(admission);
-                });
-            }
+            Ok((stream, peer)) => serve(worker, slot, stream, peer, admission),
             Err(error) => {
                 // Out of file descriptors, or the peer was gone again; neither is helped by trying at once.
                 tracing::debug!(%error, listener = %slot.name, "accept");

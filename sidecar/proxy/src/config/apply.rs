@@ -19,7 +19,7 @@ use super::{
     route::RouteTable,
 };
 use crate::{
-    listener::bind::{self, BoundListener},
+    listener::bind,
     upstream::{
         cluster::{Cluster, ClusterSlot},
         dns,
@@ -314,7 +314,7 @@ impl Applier {
             match sockets {
                 Ok((address, sockets)) => {
                     for (worker, sockets) in self.workers.iter().zip(sockets) {
-                        worker.send(Command::Listen(BoundListener { slot: Arc::clone(&slot), sockets }));
+                        worker.listen(Arc::clone(&slot), sockets);
                     }
                     self.bound.insert(slot.name.clone(), address);
                 }

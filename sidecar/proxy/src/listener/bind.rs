@@ -6,7 +6,7 @@ use mesh_model::proxy as model;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::quic::{Ports, UdpPort};
-use crate::config::listener::ListenerSlot;
+use crate::{config::listener::ListenerSlot, worker::Gauge};
 
 const BACKLOG: i32 = 4096;
 /// Bytes of datagrams that may wait in a socket.
@@ -16,6 +16,8 @@ const DATAGRAMS: usize = 2 << 20;
 pub(crate) struct BoundListener {
     pub(crate) slot: Arc<ListenerSlot>,
     pub(crate) sockets: Vec<BoundSocket>,
+    /// Tells that connections are accepted at them.
+    pub(crate) listening: Gauge,
 }
 
 /// What a worker takes from a listener.

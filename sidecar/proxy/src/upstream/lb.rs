@@ -393,6 +393,9 @@ pub(crate) fn without_slot(server_name: &str) -> &str {
     if slot_of(server_name).is_some() { server_name.get(9..).unwrap_or(server_name) } else { server_name }
 }
 
+/// Picks by chance of a host that was not tried, before what is left is looked through.
+const UNTRIED_PICKS: u32 = 5;
+
 /// The slot in `0000beef.outbound_.9080_._.reviews…`.
 fn slot_of(server_name: &str) -> Option<u32> {
     let (slot, rest) = server_name.split_once('.')?;
@@ -629,6 +632,17 @@ impl LbTables {
             }
         }
         Some(host)
+    }
+
+    /// Picks a host that is none of `tried`, if any host that gets traffic is none of them; `None` if all are. Chance
+    /// decides for as long as it finds one.
+    pub(crate) fn pick_untried(&self, rng: &Rng, hash: Option<u64>, tried: &[u64]) -> Option<&Arc<Host>> {
+        let is_new = |h: &&Arc<Host>| !tried.contains(&h.stats.id);
+        let picked = self.pick_avoiding(rng, hash.filter(|_| tried.is_empty()), tried, UNTRIED_PICKS)?;
+        Some(picked).filter(is_new).or_else(|| {
+            let loaded = self.priorities.iter().filter(|p| p.load > 0);
+            loaded.flat_map(|p| &p.tables).flat_map(|(_, t)| &t.hosts).find(is_new)
+        })
     }
 }
 

@@ -203,3 +203,31 @@ async fn what_comes_from_the_workload_itself_has_nothing_to_do_with_gateways() {
     assert_eq!(status(&mut send).await, 200);
     assert!(!conn.is_finished());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_has_connected_is_served_although_the_engine_stops() {
+    for _ in 0..20 {
+        let server = raw_server(|mut s, _| async move {
+            let got = read_all(&mut s).await;
+            let _ = s.write_all(got.as_bytes()).await;
+        })
+        .await;
+        let p = Proxy::new()
+            .cluster(cluster("up", &[server]))
+            .listener(listener(Direction::Inbound, vec![chain(vec![tcp_filter("up")])]))
+            .run();
+        let at = p.address("l");
+        // To the kernel they are connected. The workers have seen some of them when they are told to stop.
+        let connected: Vec<_> = (0..100).map(|_| std::net::TcpStream::connect(at).unwrap()).collect();
+        let asked = async {
+            for s in connected {
+                s.set_nonblocking(true).unwrap();
+                let mut s = TcpStream::from_std(s).unwrap();
+                s.write_all(b"hello").await.unwrap();
+                s.shutdown().await.unwrap();
+                assert_eq!(read_all(&mut s).await, "hello");
+            }
+        };
+        tokio::join!(p.engine.drain(WAIT), asked);
+    }
+}

@@ -326,6 +326,25 @@ fn avoided_hosts_get_only_what_every_attempt_gives_them() {
 }
 
 #[test]
+fn what_was_not_tried_is_found_whatever_chance_says() {
+    for policy in [model::LbPolicy::Random, model::LbPolicy::RoundRobin, least()] {
+        let mut hosts: Vec<_> = (1..=5).map(|n| host(n, 1, 0, 0, true)).collect();
+        // Those of a priority that gets no traffic stay out of it.
+        hosts.push(host(6, 1, 1, 0, true));
+        let t = LbTables::new(hosts, &[1], config(policy), 0);
+        let rng = Rng::new(7);
+        for _ in 0..1_000 {
+            let mut tried = Vec::new();
+            while let Some(h) = t.pick_untried(&rng, None, &tried) {
+                assert!(!tried.contains(&h.stats.id));
+                tried.push(h.stats.id);
+            }
+            assert_eq!(tried.len(), 5);
+        }
+    }
+}
+
+#[test]
 fn priorities_spill_with_overprovisioning() {
     let p = |healthy: usize| {
         let mut hosts: Vec<_> = (1..=10).map(|n| host(n, 1, 0, 0, (n as usize) <= healthy)).collect();
