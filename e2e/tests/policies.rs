@@ -681,6 +681,7 @@ fn listener(made: &Generated, port: u16, ours: bool, tls: DownstreamTls) -> List
         udp: None,
         quic: None,
         inspect_quic: false,
+        buffer_limit: None,
         mixer: None,
         ..inbound.clone()
     }

@@ -44,7 +44,7 @@ use crate::{
     config::Doc,
     envoy_filter::Refused,
     index::Entry,
-    proxy::ProxyNode,
+    proxy::{ConnectionLimits, HeaderSettings, ProxyNode},
     world::{Egress, Rerouted, Undeclared, World},
 };
 
@@ -152,6 +152,9 @@ struct Ctx<'a> {
     reached: OnceCell<Vec<&'a Arc<Entry>>>,
     /// Whether sessions of what it calls may stay on a host.
     sessions: OnceCell<bool>,
+    /// Headers that it adds, and limits that it keeps.
+    headers: OnceCell<Arc<HeaderSettings>>,
+    connections: OnceCell<Arc<ConnectionLimits>>,
     /// Filters of authorisers that single routes ask.
     authorizers: OnceCell<BTreeMap<String, HttpFilter>>,
     /// Only the routes of these are asked for.
@@ -167,6 +170,8 @@ impl<'a> Ctx<'a> {
             visible: OnceCell::new(),
             reached: OnceCell::new(),
             sessions: OnceCell::new(),
+            headers: OnceCell::new(),
+            connections: OnceCell::new(),
             authorizers: OnceCell::new(),
             rerouted: None,
         }
@@ -246,6 +251,16 @@ pub fn shared(class: &ProxyNode, world: &World) -> Generated {
 
 // The shared part is made in three parts that change at different times. None has a name of another.
 
+/// What concerns all of a part: limits of its listeners, and patches.
+fn finish(ctx: &Ctx<'_>, out: &mut Generated) {
+    if let Some(limit) = ctx.connections().listener_buffer {
+        for l in out.listeners.values_mut().filter(|l| !l.is_udp()) {
+            l.buffer_limit = Some(limit);
+        }
+    }
+    patches::apply(ctx, out);
+}
+
 /// The part of a class that is no service of its own: where undeclared destinations go, datagrams, own gateways.
 #[must_use]
 pub(crate) fn base(class: &ProxyNode, world: &World) -> Generated {
@@ -260,7 +275,7 @@ pub(crate) fn base(class: &ProxyNode, world: &World) -> Generated {
         udp::shared(&ctx, &mut out);
         endpoints::own_gateways(&ctx, &mut out);
     }
-    patches::apply(&ctx, &mut out);
+    finish(&ctx, &mut out);
     out
 }
 
@@ -275,7 +290,7 @@ pub(crate) fn routing(class: &ProxyNode, world: &World, rerouted: Option<&Rerout
     } else if !class.east_west && !class.router {
         let ctx = Ctx { rerouted, ..Ctx::new(class, world) };
         outbound::shared(&ctx, &mut out);
-        patches::apply(&ctx, &mut out);
+        finish(&ctx, &mut out);
     }
     out
 }
@@ -322,7 +337,7 @@ pub(crate) fn reach(class: &ProxyNode, world: &World, reached: &Reached) -> Gene
         return out;
     }
     clusters::outbound(&ctx, &mut out, &reached.entry, reached.rule.as_deref());
-    patches::apply(&ctx, &mut out);
+    finish(&ctx, &mut out);
     out
 }
 
@@ -351,7 +366,7 @@ pub fn own(proxy: &ProxyNode, world: &World) -> Generated {
     for l in out.listeners.values_mut() {
         l.access_log = ctx.access_log();
     }
-    patches::apply(&ctx, &mut out);
+    finish(&ctx, &mut out);
     patches::add(&ctx, &mut out);
     out
 }

@@ -8,13 +8,18 @@ use std::{
 
 use mesh_model::{
     Locality, NetworkId,
-    authored::{ClientCertDetails, GatewayTopology},
+    authored::{ClientCertDetails, ConnectionSettings, GatewayTopology, ProxyHeaders},
+    proxy::AddedHeaders,
     registry::Labels,
 };
 use mesh_xds::{NodeInfo, NodeKind, patch::Scope};
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+pub use self::settings::{ConnectionLimits, HeaderSettings, ServerName};
 use crate::envoy_filter::Selected;
+
+mod settings;
 
 /// Longer metadata is none that anybody chooses proxies by.
 const SHORT: usize = 256;
@@ -43,16 +48,41 @@ impl From<&GatewayTopology> for Topology {
     }
 }
 
-/// `gatewayTopology` of a `PROXY_CONFIG`, an object or its text; `Err` if it is none.
-fn topology(config: &Value) -> Result<Option<Topology>, ()> {
+/// What a proxy has of its own instead of what the mesh has for all.
+#[derive(Default)]
+struct Own {
+    topology: Option<Topology>,
+    headers: Option<Arc<HeaderSettings>>,
+    connections: Option<Arc<ConnectionLimits>>,
+}
+
+/// A `PROXY_CONFIG`, an object or its text; the field that cannot be read if it is none.
+fn own(config: &Value, gateway: bool) -> Result<Own, &'static str> {
+    fn field<T: DeserializeOwned>(
+        all: &serde_json::Map<String, Value>,
+        camel: &'static str,
+        snake: &str,
+    ) -> Result<Option<T>, &'static str> {
+        let found = all.get(camel).or_else(|| all.get(snake));
+        found.map(|v| serde_json::from_value(v.clone()).map_err(|_| camel)).transpose()
+    }
+    const WHOLE: &str = "ProxyConfig";
     let parsed = match config {
-        Value::String(s) => serde_json::from_str(s).map_err(drop)?,
+        Value::String(s) => serde_json::from_str(s).map_err(|_| WHOLE)?,
         other => other.clone(),
     };
-    let all = parsed.as_object().ok_or(())?;
-    let Some(v) = all.get("gatewayTopology").or_else(|| all.get("gateway_topology")) else { return Ok(None) };
-    let t: GatewayTopology = serde_json::from_value(v.clone()).map_err(drop)?;
-    if t.num_trusted_proxies > MAX_TRUSTED { Err(()) } else { Ok(Some(Topology::from(&t))) }
+    let all = parsed.as_object().ok_or(WHOLE)?;
+    let topology = if gateway { field(all, "gatewayTopology", "gateway_topology")? } else { None };
+    if topology.as_ref().is_some_and(|t: &GatewayTopology| t.num_trusted_proxies > MAX_TRUSTED) {
+        return Err("gatewayTopology");
+    }
+    let headers: Option<ProxyHeaders> = field(all, "proxyHeaders", "proxy_headers")?;
+    let connections: Option<ConnectionSettings> = field(all, "connectionSettings", "connection_settings")?;
+    Ok(Own {
+        topology: topology.as_ref().map(Topology::from),
+        headers: headers.map(|h| Arc::new(HeaderSettings::from(&h))),
+        connections: connections.map(|c| Arc::new(ConnectionLimits::of(&c, gateway))),
+    })
 }
 
 /// How connections of a workload reach its proxy.
@@ -113,6 +143,10 @@ pub struct ProxyNode {
     pub tls_files: Option<(String, String, String)>,
     /// Of gateways: what is in front of it, if that is not what the mesh's settings say (`PROXY_CONFIG`).
     pub topology: Option<Topology>,
+    /// Headers that it adds, if it says so itself.
+    pub headers: Option<Arc<HeaderSettings>>,
+    /// Limits that it keeps, if it says so itself.
+    pub connections: Option<Arc<ConnectionLimits>>,
     /// Where this cluster's federation endpoint listens (east-west gateways).
     pub federation: Option<SocketAddr>,
     /// Texts in its metadata, by which patches choose.
@@ -236,11 +270,19 @@ impl ProxyNode {
             None => None,
             Some(a) => Some(a.parse().map_err(|_| bad("FEDERATION_ADDRESS", "an address with a port"))?),
         };
-        let topology = match node.metadata.get("PROXY_CONFIG").filter(|_| node.kind == NodeKind::Router) {
-            None => None,
-            Some(v) => {
-                topology(v).map_err(|()| bad("PROXY_CONFIG", "a ProxyConfig with a valid gatewayTopology"))?
-            }
+        let own = match node.metadata.get("PROXY_CONFIG") {
+            None => Own::default(),
+            Some(v) => own(v, node.kind == NodeKind::Router).map_err(|field| {
+                bad(
+                    "PROXY_CONFIG",
+                    match field {
+                        "gatewayTopology" => "a ProxyConfig with a valid gatewayTopology",
+                        "proxyHeaders" => "a ProxyConfig with valid proxyHeaders",
+                        "connectionSettings" => "a ProxyConfig with valid connectionSettings",
+                        _ => "a ProxyConfig",
+                    },
+                )
+            })?,
         };
         let text = |v: &Value| v.as_str().filter(|s| s.len() <= SHORT).map(str::to_owned);
         let metadata = node.metadata.iter().filter_map(|(k, v)| Some((k.clone(), text(v)?))).collect();
@@ -266,7 +308,9 @@ impl ProxyNode {
             tunnels: node.is_flotilla() && !grpc && !off("FLOTILLA_TUNNELS"),
             // Its certificates are its bootstrap's business.
             tls_files: tls_files.filter(|_| !grpc),
-            topology,
+            topology: own.topology,
+            headers: own.headers,
+            connections: own.connections,
             federation,
             metadata: Arc::new(metadata),
             filters: Selected::default(),
@@ -338,7 +382,23 @@ impl ProxyNode {
     #[must_use]
     pub(crate) fn reach(&self) -> Self {
         let filters = self.filters.only(Scope::Clusters);
+        // Of headers and limits, what clusters have.
+        let headers = self.headers.as_ref().map(|h| {
+            let added = AddedHeaders { preserve_case: h.added.preserve_case, ..AddedHeaders::default() };
+            Arc::new(HeaderSettings { added, ..HeaderSettings::default() })
+        });
+        let connections = self.connections.as_ref().map(|c| {
+            Arc::new(ConnectionLimits { cluster_buffer: c.cluster_buffer, ..ConnectionLimits::default() })
+        });
         // Clusters are what they are, asked for or not.
-        Self { namespace: String::new(), filters, on_demand: false, ..self.clone() }
+        Self {
+            namespace: String::new(),
+            filters,
+            on_demand: false,
+            topology: None,
+            headers,
+            connections,
+            ..self.clone()
+        }
     }
 }

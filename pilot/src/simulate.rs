@@ -58,6 +58,8 @@ fn proxy(world: &World, namespace: &str, labels: Labels, address: IpAddr) -> Pro
         tunnels: true,
         tls_files: None,
         topology: None,
+        headers: None,
+        connections: None,
         federation: None,
         metadata: Default::default(),
         filters: Default::default(),

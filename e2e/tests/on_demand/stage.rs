@@ -179,6 +179,7 @@ fn virtual_host(name: &str, domains: &[&str], routes: Vec<Route>) -> VirtualHost
         name: name.into(),
         domains: domains.iter().map(|d| (*d).to_owned()).collect(),
         require_tls: false,
+        attempt_count: false,
         routes,
         request_headers: Default::default(),
         response_headers: Default::default(),

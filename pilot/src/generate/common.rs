@@ -1,20 +1,25 @@
 //! Pieces of listeners and clusters that several generators use.
 
-use std::{collections::BTreeMap, net::SocketAddr, sync::LazyLock, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    sync::{Arc, LazyLock},
+    time::Duration,
+};
 
 use mesh_model::{
     authored::{AccessLogEncoding, ClientCertDetails, FileLogProvider, PathNormalization},
     proxy::{
-        AccessLog, AccessLogFormat, CircuitBreakers, Cluster, Direction, Discovery, EscapedSlashes,
-        FilterChain, FilterChainMatch, ForwardClientCert, HttpCodec, HttpConnectionManager, HttpFilter,
-        LbPolicy, LeastRequest, Listener, LoadAssignment, Mixer, NetworkFilter, OnDemandCluster, RetryPolicy,
-        RouteConfiguration, RouteSource, SecretRef, StringMatch, TcpProxy, Tracing, UpstreamHttp,
-        UpstreamHttp2, UpstreamTls, Validation, WeightedCluster,
+        AccessLog, AccessLogFormat, AddedHeaders, CircuitBreakers, ClientCertParts, Cluster, Direction,
+        Discovery, EscapedSlashes, FilterChain, FilterChainMatch, ForwardClientCert, HttpCodec,
+        HttpConnectionManager, HttpFilter, LbPolicy, LeastRequest, Listener, LoadAssignment, Mixer,
+        NetworkFilter, OnDemandCluster, RetryPolicy, RouteConfiguration, RouteSource, SecretRef, StringMatch,
+        TcpProxy, Tracing, UpstreamHttp, UpstreamHttp2, UpstreamTls, Validation, WeightedCluster,
     },
 };
 
 use super::{Ctx, authorizers, clusters, http, jwt, rbac, session};
-use crate::proxy::Topology;
+use crate::proxy::{ConnectionLimits, HeaderSettings, ServerName, Topology};
 
 /// Accepts and closes: where undeclared destinations go with `REGISTRY_ONLY`.
 pub(super) const BLACK_HOLE: &str = "BlackHoleCluster";
@@ -116,6 +121,27 @@ impl Ctx<'_> {
         let of_mesh =
             self.world.config.mesh.default_config.as_ref().and_then(|c| c.gateway_topology.as_ref());
         self.proxy.topology.or(of_mesh.map(Topology::from)).unwrap_or_default()
+    }
+
+    /// Headers that the proxy adds.
+    pub(super) fn headers(&self) -> &HeaderSettings {
+        self.headers.get_or_init(|| {
+            let of_mesh =
+                || self.world.config.mesh.default_config.as_ref().and_then(|c| c.proxy_headers.as_ref());
+            let own = self.proxy.headers.clone();
+            own.unwrap_or_else(|| Arc::new(of_mesh().map(HeaderSettings::from).unwrap_or_default()))
+        })
+    }
+
+    /// Limits that the proxy keeps.
+    pub(super) fn connections(&self) -> &ConnectionLimits {
+        self.connections.get_or_init(|| {
+            let of_mesh = || {
+                self.world.config.mesh.default_config.as_ref().and_then(|c| c.connection_settings.as_ref())
+            };
+            let of = |c| ConnectionLimits::of(c, self.proxy.router);
+            self.proxy.connections.clone().unwrap_or_else(|| Arc::new(of_mesh().map(of).unwrap_or_default()))
+        })
     }
 
     /// Port that outbound connections are captured to.
@@ -275,6 +301,16 @@ impl Ctx<'_> {
             .as_ref()
             .map_or_else(Default::default, |p| p.normalization);
         let topology = self.topology();
+        let (headers, connections) = (self.headers(), self.connections());
+        let forward_client_cert = match side {
+            Side::Inbound => client_cert(headers.client_cert, ForwardClientCert::AppendForward),
+            Side::Outbound => ForwardClientCert::Sanitize,
+            Side::Edge => client_cert(topology.client_cert, ForwardClientCert::SanitizeSet),
+        };
+        // Zero is no limit.
+        let limit = |said: Option<Duration>, usual: Option<Duration>| said.or(usual).filter(|d| !d.is_zero());
+        // Edges face strangers: a request head must arrive in time.
+        let at_edges = |seconds| (side == Side::Edge).then_some(Duration::from_secs(seconds));
         HttpConnectionManager {
             stat_prefix: stat_prefix.to_owned(),
             codec: HttpCodec::Auto,
@@ -282,19 +318,7 @@ impl Ctx<'_> {
             filters,
             use_remote_address: side == Side::Edge,
             trusted_hops: if side == Side::Edge { topology.trusted } else { 0 },
-            forward_client_cert: match side {
-                Side::Inbound => ForwardClientCert::AppendForward,
-                Side::Outbound => ForwardClientCert::Sanitize,
-                Side::Edge => match topology.client_cert {
-                    ClientCertDetails::Undefined | ClientCertDetails::SanitizeSet => {
-                        ForwardClientCert::SanitizeSet
-                    }
-                    ClientCertDetails::Sanitize => ForwardClientCert::Sanitize,
-                    ClientCertDetails::ForwardOnly => ForwardClientCert::ForwardOnly,
-                    ClientCertDetails::AppendForward => ForwardClientCert::AppendForward,
-                    ClientCertDetails::AlwaysForwardOnly => ForwardClientCert::AlwaysForwardOnly,
-                },
-            },
+            forward_client_cert,
             websocket: true,
             // Applications use the outbound side as an HTTP proxy. Inbound it would carry bytes past the rules
             // about requests.
@@ -302,27 +326,40 @@ impl Ctx<'_> {
             server_name: match side {
                 // The workload's own answer keeps its name on the way through the client's proxy.
                 Side::Outbound => String::new(),
-                Side::Inbound | Side::Edge => "istio-envoy".to_owned(),
+                Side::Inbound | Side::Edge => match &headers.server {
+                    ServerName::Usual => "istio-envoy".to_owned(),
+                    ServerName::Own(name) => name.clone(),
+                    ServerName::Upstream => String::new(),
+                },
             },
             normalize_path: paths != PathNormalization::None,
-            merge_slashes: matches!(
+            merge_slashes: connections.merge_slashes.unwrap_or(matches!(
                 paths,
                 PathNormalization::MergeSlashes | PathNormalization::DecodeAndMergeSlashes
-            ),
-            escaped_slashes: match paths {
+            )),
+            escaped_slashes: connections.escaped_slashes.unwrap_or(match paths {
                 PathNormalization::Default => EscapedSlashes::Reject,
                 PathNormalization::DecodeAndMergeSlashes => EscapedSlashes::UnescapeAndForward,
                 _ => EscapedSlashes::Keep,
-            },
+            }),
             access_log: self.access_log(),
             tracing: self.tracing(),
-            idle_timeout: Some(HTTP_IDLE),
-            // Edges face strangers: a request head must arrive in time.
-            request_headers_timeout: (side == Side::Edge).then_some(Duration::from_secs(60)),
-            stream_idle_timeout: (side == Side::Edge).then_some(Duration::from_secs(300)),
-            max_stream_duration: None,
+            idle_timeout: limit(connections.idle_timeout, Some(HTTP_IDLE)),
+            request_headers_timeout: limit(connections.request_headers_timeout, at_edges(60)),
+            stream_idle_timeout: limit(connections.stream_idle_timeout, at_edges(300)),
+            max_stream_duration: limit(connections.max_stream_duration, None),
             accept_http_10: true,
             preserve_request_id: side != Side::Edge,
+            headers: AddedHeaders {
+                client_cert: match side {
+                    _ if !forward_client_cert.tells() => ClientCertParts::NONE,
+                    // What stands behind a gateway sees a client's certificate there alone, and all of it.
+                    Side::Edge => ClientCertParts { cert: true, ..ClientCertParts::default() },
+                    Side::Inbound | Side::Outbound => headers.added.client_cert,
+                },
+                ..headers.added
+            },
+            limits: connections.http,
         }
     }
 
@@ -371,6 +408,8 @@ impl Ctx<'_> {
             proxy_protocol: None,
             stat_name: String::new(),
             dns_refresh: None,
+            buffer_limit: self.connections().cluster_buffer,
+            preserve_case: self.headers().added.preserve_case,
         }
     }
 
@@ -391,6 +430,17 @@ impl Ctx<'_> {
                 overprovisioning: 140,
             }),
         )
+    }
+}
+
+fn client_cert(said: ClientCertDetails, usual: ForwardClientCert) -> ForwardClientCert {
+    match said {
+        ClientCertDetails::Undefined => usual,
+        ClientCertDetails::SanitizeSet => ForwardClientCert::SanitizeSet,
+        ClientCertDetails::Sanitize => ForwardClientCert::Sanitize,
+        ClientCertDetails::ForwardOnly => ForwardClientCert::ForwardOnly,
+        ClientCertDetails::AppendForward => ForwardClientCert::AppendForward,
+        ClientCertDetails::AlwaysForwardOnly => ForwardClientCert::AlwaysForwardOnly,
     }
 }
 
@@ -452,6 +502,7 @@ pub(super) fn listener(name: String, address: SocketAddr, direction: Direction) 
         udp: None,
         quic: None,
         inspect_quic: false,
+        buffer_limit: None,
         mixer: None,
     }
 }

@@ -92,7 +92,7 @@ pub(super) fn generate(ctx: &Ctx<'_>, name: &str, port: u16, servers: &[Served<'
         }
         let mut routes = h.routes;
         routes.extend(h.last.into_iter().take(1));
-        let mut v = virtual_host(format!("{host}:{port}"), domains, routes);
+        let mut v = virtual_host(ctx, format!("{host}:{port}"), domains, routes);
         v.require_tls = h.require_tls;
         if http3 {
             // For a day, as Istio says it: a client that finds no way for UDP comes back over TCP (RFC 7838).

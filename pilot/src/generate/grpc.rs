@@ -76,7 +76,7 @@ pub(super) fn routing(ctx: &Ctx<'_>, out: &mut Generated) {
             continue;
         }
         out.listener(api(ctx, name.clone(), outbound::UNOWNED, &name));
-        let host = outbound::virtual_host(name.clone(), vec!["*".to_owned()], routes);
+        let host = outbound::virtual_host(ctx, name.clone(), vec!["*".to_owned()], routes);
         out.route(RouteConfiguration { name, virtual_hosts: vec![host], on_demand: None });
     }
 }

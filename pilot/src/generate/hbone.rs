@@ -80,7 +80,7 @@ pub(super) fn inbound(ctx: &Ctx<'_>, targets: &[Target], out: &mut Generated) {
             Forward { clusters: vec![WeightedCluster::only(&cluster)], connect: true, ..Forward::default() };
         let matches = RouteMatch { path: PathMatch::Connect, ..RouteMatch::any() };
         let route = http::route(matches, RouteAction::Forward(Box::new(end)));
-        hosts.push(routes::virtual_host(cluster, t.authorities.clone(), vec![route]));
+        hosts.push(routes::own_host(cluster, t.authorities.clone(), vec![route]));
     }
     let config =
         RouteConfiguration { name: CONNECT_TERMINATE.to_owned(), virtual_hosts: hosts, on_demand: None };

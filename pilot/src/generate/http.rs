@@ -464,6 +464,7 @@ fn forward(
         retry: r.retries.as_ref().map_or_else(|| ctx.retry(), retry).map(Box::new),
         prefix_rewrite,
         regex_rewrite,
+        forwarded_host: r.rewrite.is_some() && ctx.headers().forwarded_host,
         host_rewrite: r.rewrite.as_ref().map(|w| w.authority.clone()).filter(|a| !a.is_empty()),
         mirrors: mirrors(ctx, namespace, r, port),
         hash,

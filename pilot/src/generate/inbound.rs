@@ -373,7 +373,7 @@ fn http_filters(ctx: &Ctx<'_>, p: &Port<'_>) -> Vec<NetworkFilter> {
     route.operation = format!("{host}:{}/*", p.service_port);
     let config = RouteConfiguration {
         name: cluster,
-        virtual_hosts: vec![routes::virtual_host(
+        virtual_hosts: vec![routes::own_host(
             format!("inbound|http|{}", p.service_port),
             vec!["*".to_owned()],
             vec![route],

@@ -41,11 +41,23 @@ impl Domains {
     }
 }
 
-pub(super) fn virtual_host(name: String, domains: Vec<String>, routes: Vec<Route>) -> VirtualHost {
+/// A virtual host of requests that leave a workload or a gateway.
+pub(super) fn virtual_host(
+    ctx: &Ctx<'_>,
+    name: String,
+    domains: Vec<String>,
+    routes: Vec<Route>,
+) -> VirtualHost {
+    VirtualHost { attempt_count: ctx.headers().attempt_count, ..own_host(name, domains, routes) }
+}
+
+/// A virtual host of requests that have come to where they go.
+pub(super) fn own_host(name: String, domains: Vec<String>, routes: Vec<Route>) -> VirtualHost {
     VirtualHost {
         name,
         domains,
         require_tls: false,
+        attempt_count: false,
         routes,
         request_headers: Rare::default(),
         response_headers: Rare::default(),
@@ -106,7 +118,7 @@ fn service_host(ctx: &Ctx<'_>, entry: &Entry, port: u16, bare: bool, taken: &mut
     Some(if kept {
         Host::Kept(name)
     } else {
-        Host::Made(virtual_host(name, domains, service_routes(ctx, entry, port)))
+        Host::Made(virtual_host(ctx, name, domains, service_routes(ctx, entry, port)))
     })
 }
 
@@ -139,7 +151,7 @@ fn other_hosts(ctx: &Ctx<'_>, way: &Egress<'_>, port: u16, taken: &mut Domains, 
         let routes = http::routes(ctx, doc, port, Scope::Mesh);
         let domains = taken.claim(domains(std::slice::from_ref(host), port, true));
         if !routes.is_empty() && !domains.is_empty() {
-            out.push(Host::Made(virtual_host(format!("{host}:{port}"), domains, routes)));
+            out.push(Host::Made(virtual_host(ctx, format!("{host}:{port}"), domains, routes)));
         }
     }
 }
@@ -151,12 +163,12 @@ fn catch_all(ctx: &Ctx<'_>, passthrough: bool) -> VirtualHost {
         let forward = Forward { clusters: vec![WeightedCluster::only(to)], ..Forward::default() };
         let mut r = http::route(RouteMatch::any(), RouteAction::Forward(Box::new(forward)));
         r.name = "allow_any".to_owned();
-        return virtual_host("allow_any".to_owned(), vec!["*".to_owned()], vec![r]);
+        return virtual_host(ctx, "allow_any".to_owned(), vec!["*".to_owned()], vec![r]);
     }
     let direct = DirectResponse { status: 502, body: vec![] };
     let mut r = http::route(RouteMatch::any(), RouteAction::Direct(direct));
     r.name = "block_all".to_owned();
-    virtual_host("block_all".to_owned(), vec!["*".to_owned()], vec![r])
+    virtual_host(ctx, "block_all".to_owned(), vec!["*".to_owned()], vec![r])
 }
 
 /// Adds a route configuration. A proxy that takes virtual hosts apart gets them so: of a port that thousands of services
@@ -234,7 +246,7 @@ pub(super) fn again(
             if seen.insert(p.port)
                 && let Some(domains) = domains(&resource)
             {
-                out.insert(resource, virtual_host(name, domains, service_routes(ctx, e, p.port)));
+                out.insert(resource, virtual_host(ctx, name, domains, service_routes(ctx, e, p.port)));
             }
         }
     }
@@ -244,7 +256,7 @@ pub(super) fn again(
 /// Routes of one service's own listener: whatever the host header says, it is this service.
 pub(super) fn single(ctx: &Ctx<'_>, entry: &Entry, port: u16) -> RouteConfiguration {
     let name = single_name(entry, port);
-    let host = virtual_host(name.clone(), vec!["*".to_owned()], service_routes(ctx, entry, port));
+    let host = virtual_host(ctx, name.clone(), vec!["*".to_owned()], service_routes(ctx, entry, port));
     RouteConfiguration { name, virtual_hosts: vec![host], on_demand: None }
 }
 

@@ -205,8 +205,14 @@ pub struct Unusable {
 /// # Errors
 /// If what it meets does not compile; the proxy would have refused that resource.
 pub fn simulate(config: &ConfigSnapshot, arrival: &Arrival) -> Result<Passage, Unusable> {
-    let mut s =
-        Simulation { config, arrival, out: Passage::default(), reasons: Reasons::default(), session: None };
+    let mut s = Simulation {
+        config,
+        arrival,
+        out: Passage::default(),
+        reasons: Reasons::default(),
+        session: None,
+        suppress: false,
+    };
     s.run()?;
     s.out.reasons = s.reasons.done();
     Ok(s.out)
@@ -217,6 +223,8 @@ struct Simulation<'a> {
     arrival: &'a Arrival,
     out: Passage,
     reasons: Reasons,
+    /// The router adds no headers of its own.
+    suppress: bool,
     session: Option<Session>,
 }
 

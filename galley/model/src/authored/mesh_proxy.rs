@@ -84,7 +84,120 @@ message! {
         /// Where private keys are used.
         pub private_key_provider: Option<serde_json::Value>,
         /// Headers that proxies add.
-        pub proxy_headers: Option<serde_json::Value>,
+        pub proxy_headers: Option<ProxyHeaders>,
+        /// Limits of connections and requests.
+        pub connection_settings: Option<ConnectionSettings>,
+        /// Time after which Envoy writes its logs.
+        pub file_flush_interval: Option<Duration>,
+        /// Size after which it does.
+        #[serde(rename = "fileFlushMinSizeKb")]
+        pub file_flush_min_size_kb: Option<u32>,
+        /// Statistics may be compressed.
+        pub stats_compression: Option<bool>,
+    }
+
+    /// `ProxyConfig.ProxyHeaders`.
+    pub struct ProxyHeaders {
+        /// What becomes of `x-forwarded-client-cert` inbound.
+        pub forwarded_client_cert: ClientCertDetails,
+        /// What that header tells of a client's certificate.
+        pub set_current_client_cert_details: Option<CurrentClientCert>,
+        /// `x-request-id`.
+        pub request_id: Option<HeaderOff>,
+        /// `server` of answers.
+        pub server: Option<ServerHeader>,
+        /// `x-envoy-attempt-count`.
+        pub attempt_count: Option<HeaderOff>,
+        /// The other headers of Envoy's router.
+        pub envoy_debug_headers: Option<HeaderOff>,
+        /// What proxies of Istio tell each other of themselves.
+        pub metadata_exchange_headers: Option<MetadataExchange>,
+        /// Names of HTTP/1 keep their case.
+        pub preserve_http1_header_case: Option<bool>,
+        /// `x-forwarded-host` where the host is rewritten.
+        pub x_forwarded_host: Option<HeaderOn>,
+        /// `x-forwarded-port`.
+        pub x_forwarded_port: Option<HeaderOn>,
+    }
+
+    /// `ProxyHeaders.SetCurrentClientCertDetails`.
+    pub struct CurrentClientCert {
+        /// Its subject; on unless set.
+        pub subject: Option<bool>,
+        /// Itself.
+        pub cert: Option<bool>,
+        /// Itself and what came with it.
+        pub chain: Option<bool>,
+        /// Its names of type DNS; on unless set.
+        pub dns: Option<bool>,
+        /// Its names of type URI; on unless set.
+        pub uri: Option<bool>,
+    }
+
+    /// A header that is on unless it is disabled.
+    pub struct HeaderOff {
+        /// It is not added.
+        pub disabled: Option<bool>,
+    }
+
+    /// A header that is off unless it is enabled.
+    pub struct HeaderOn {
+        /// It is added.
+        pub enabled: Option<bool>,
+    }
+
+    /// `ProxyHeaders.Server`.
+    pub struct ServerHeader {
+        /// Answers keep the server's own.
+        pub disabled: Option<bool>,
+        /// Its value; `istio-envoy` unless set.
+        pub value: String,
+    }
+
+    /// `ProxyHeaders.MetadataExchangeHeaders`.
+    pub struct MetadataExchange {
+        /// Who is told.
+        pub mode: MetadataExchangeMode,
+    }
+
+    /// `ProxyConfig.ConnectionSettings`.
+    pub struct ConnectionSettings {
+        /// What is meant where a field is not set.
+        pub profile: ConnectionProfile,
+        /// Bytes that a listener buffers for a connection.
+        pub listener_per_connection_buffer_limit_bytes: Option<i32>,
+        /// Bytes that a cluster buffers for a connection.
+        pub cluster_per_connection_buffer_limit_bytes: Option<i32>,
+        /// Time without a request after which a connection ends.
+        pub http_idle_timeout: Option<Duration>,
+        /// Age at which a connection is drained.
+        pub http_max_connection_duration: Option<Duration>,
+        /// Between the first and the last GOAWAY.
+        pub http_drain_timeout: Option<Duration>,
+        /// Time in which all of a request must arrive.
+        pub http_request_timeout: Option<Duration>,
+        /// Time in which the head of a request must arrive.
+        pub http_request_headers_timeout: Option<Duration>,
+        /// Time without activity on a stream.
+        pub http_stream_idle_timeout: Option<Duration>,
+        /// Longest stream.
+        pub http_max_stream_duration: Option<Duration>,
+        /// Streams of HTTP/2 at a time.
+        pub http_max_concurrent_streams: Option<i32>,
+        /// Window of a stream of HTTP/2.
+        pub http2_initial_stream_window_size: Option<i32>,
+        /// Window of a connection of HTTP/2.
+        pub http2_initial_connection_window_size: Option<i32>,
+        /// What becomes of headers with `_` in their names.
+        pub http_headers_with_underscores_action: UnderscoresAction,
+        /// `//` becomes `/`.
+        pub http_merge_slashes: Option<bool>,
+        /// What becomes of escaped slashes.
+        pub http_path_with_escaped_slashes_action: EscapedSlashesAction,
+        /// Connections of a listener.
+        pub listener_connection_limit: Option<i32>,
+        /// Connections of all listeners.
+        pub global_downstream_connection_limit: Option<i32>,
     }
 
     /// `Tracing`.
@@ -136,5 +249,59 @@ choice! {
         SanitizeSet,
         /// Let it through.
         AlwaysForwardOnly,
+    }
+}
+
+choice! {
+    /// `MetadataExchangeMode`.
+    pub enum MetadataExchangeMode {
+        /// Everybody.
+        #[default]
+        Undefined,
+        /// Whoever is in the mesh.
+        InMesh,
+    }
+}
+
+choice! {
+    /// `ConnectionSettings.Profile`.
+    pub enum ConnectionProfile {
+        /// As if nothing was said.
+        #[default]
+        Sidecar,
+        /// What Envoy recommends for edges, at gateways.
+        Edge,
+    }
+}
+
+choice! {
+    /// `ConnectionSettings.HeadersWithUnderscoresAction`.
+    pub enum UnderscoresAction {
+        /// The profile's.
+        #[default]
+        HeadersWithUnderscoresUnspecified,
+        /// They pass.
+        HeadersWithUnderscoresAllow,
+        /// The request is refused.
+        HeadersWithUnderscoresRejectRequest,
+        /// They are left out.
+        HeadersWithUnderscoresDropHeader,
+    }
+}
+
+choice! {
+    /// `ConnectionSettings.PathWithEscapedSlashesAction`.
+    pub enum EscapedSlashesAction {
+        /// The profile's.
+        #[default]
+        PathWithEscapedSlashesUnspecified,
+        /// They pass.
+        KeepUnchanged,
+        /// The request is refused.
+        RejectRequest,
+        /// The client is sent to the path without them.
+        UnescapeAndRedirect,
+        /// They are unescaped.
+        UnescapeAndForward,
     }
 }

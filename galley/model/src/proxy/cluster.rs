@@ -65,6 +65,12 @@ pub struct Cluster {
     /// Time between two resolutions of its hosts (`dns_refresh_rate`); `None` is Envoy's 5 s.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dns_refresh: Option<Duration>,
+    /// Bytes that may be buffered for an upstream connection in each direction; `None` is the proxy's own choice.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub buffer_limit: Option<u32>,
+    /// Names of HTTP/1 headers keep their case. Our own proxies always do so.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub preserve_case: bool,
 }
 
 /// Before the path of an endpoint that is a Unix socket; `@` stands before an abstract name. Its port is 0.

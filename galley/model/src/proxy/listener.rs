@@ -64,6 +64,10 @@ pub struct Listener {
     /// The address is one of UDP and datagrams are of QUIC connections that somebody else ends: the ClientHello of each
     /// chooses a chain, which has a [`NetworkFilter::Udp`] and no TLS, and all datagrams of the connection go to one host.
     pub inspect_quic: bool,
+    /// Bytes that may be buffered for a connection in each direction; `None` is the proxy's own choice, which is not exceeded
+    /// by our own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub buffer_limit: Option<u32>,
     /// Whom the proxy asks about requests and tells of them; for the whole proxy, by whichever listener says it. Ours alone
     /// looks at it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -413,6 +417,95 @@ pub struct HttpConnectionManager {
     pub accept_http_10: bool,
     /// Keep `x-request-id` of the client if there is one.
     pub preserve_request_id: bool,
+    /// Headers that proxies add.
+    pub headers: AddedHeaders,
+    /// Limits of its connections and requests.
+    pub limits: HttpLimits,
+}
+
+/// What a proxy adds to requests and answers, besides what it always does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct AddedHeaders {
+    /// `x-request-id` where there is none.
+    pub request_id: bool,
+    /// `x-forwarded-port`, the port that the client has connected to.
+    pub forwarded_port: bool,
+    /// No `x-envoy-*` of the router's own: time of the upstream, expected timeout, original path, overload.
+    pub suppress_envoy: bool,
+    /// What `x-forwarded-client-cert` tells of a client's certificate, besides its hash.
+    pub client_cert: ClientCertParts,
+    /// Names of HTTP/1 headers keep their case. Our own proxies always do so.
+    pub preserve_case: bool,
+}
+
+impl Default for AddedHeaders {
+    fn default() -> Self {
+        Self {
+            request_id: true,
+            forwarded_port: false,
+            suppress_envoy: false,
+            client_cert: ClientCertParts::default(),
+            preserve_case: false,
+        }
+    }
+}
+
+/// `HttpConnectionManager.SetCurrentClientCertDetails`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct ClientCertParts {
+    /// Its subject.
+    pub subject: bool,
+    /// Its names of type URI.
+    pub uri: bool,
+    /// Its names of type DNS.
+    pub dns: bool,
+    /// Itself, as PEM.
+    pub cert: bool,
+    /// Itself and what came with it, as PEM.
+    pub chain: bool,
+}
+
+impl ClientCertParts {
+    /// Nothing.
+    pub const NONE: Self = Self { subject: false, uri: false, dns: false, cert: false, chain: false };
+}
+
+impl Default for ClientCertParts {
+    fn default() -> Self {
+        Self { subject: true, uri: true, dns: true, cert: false, chain: false }
+    }
+}
+
+/// Limits of HTTP connections and of requests on them; `None` is the proxy's own choice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash, Serialize, Deserialize)]
+pub struct HttpLimits {
+    /// Time in which all of a request must arrive; then it is answered with 408.
+    pub request_timeout: Option<Duration>,
+    /// Age at which a connection is drained.
+    pub max_connection_duration: Option<Duration>,
+    /// Between the first and the last GOAWAY of HTTP/2. Our own proxies need none: they ask the client whether it has
+    /// seen the first.
+    pub drain_timeout: Option<Duration>,
+    /// What becomes of requests with `_` in a header's name.
+    pub underscores: Underscores,
+    /// Streams of HTTP/2 that a client may open.
+    pub max_concurrent_streams: Option<u32>,
+    /// Bytes that a client may send before they are taken, of one stream of HTTP/2.
+    pub stream_window: Option<u32>,
+    /// The same of all streams of a connection.
+    pub connection_window: Option<u32>,
+}
+
+/// `HttpProtocolOptions.HeadersWithUnderscoresAction`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash, Serialize, Deserialize)]
+pub enum Underscores {
+    /// They pass.
+    #[default]
+    Allow,
+    /// The request is answered with 400.
+    Reject,
+    /// The header is left out.
+    Drop,
 }
 
 /// Codec of a downstream HTTP connection.
@@ -450,6 +543,14 @@ pub enum ForwardClientCert {
     SanitizeSet,
     /// Forward what came, with or without a certificate.
     AlwaysForwardOnly,
+}
+
+impl ForwardClientCert {
+    /// Whether something is told of this hop's client.
+    #[must_use]
+    pub fn tells(self) -> bool {
+        matches!(self, Self::AppendForward | Self::SanitizeSet)
+    }
 }
 
 /// HTTP filters before the router.

@@ -31,6 +31,8 @@ pub struct VirtualHost {
     pub domains: Vec<String>,
     /// Redirect plain HTTP to HTTPS with 301.
     pub require_tls: bool,
+    /// Requests say in `x-envoy-attempt-count` which try they are.
+    pub attempt_count: bool,
     /// First match wins.
     pub routes: Vec<Route>,
     /// Applied after the route's.
@@ -259,6 +261,8 @@ pub struct Forward {
     pub regex_rewrite: Option<(String, String)>,
     /// Replaces the authority.
     pub host_rewrite: Option<String>,
+    /// What was replaced is appended to `x-forwarded-host`.
+    pub forwarded_host: bool,
     /// Shadows.
     pub mirrors: Vec<Mirror>,
     /// Inputs of consistent hashing, in order.

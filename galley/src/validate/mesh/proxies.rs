@@ -3,7 +3,9 @@
 //! Istio writes most of it into what its injector starts. Nobody injects here: whoever starts a proxy gives it flags, and a
 //! warning names the flag.
 
-use mesh_model::authored::{ClientCertDetails, ProxyDefaults};
+use mesh_model::authored::{
+    ClientCertDetails, ConnectionSettings, MetadataExchangeMode, ProxyDefaults, ProxyHeaders,
+};
 
 use super::share;
 use crate::{
@@ -68,10 +70,78 @@ pub(super) fn check(d: &ProxyDefaults, p: &Path<'_>, out: &mut Findings) {
             out.error(&at.key("proxyProtocol"), "has no fields: {} turns it on");
         }
     }
+    if let Some(h) = &d.proxy_headers {
+        headers(h, &p.key("proxyHeaders"), out);
+    }
+    if let Some(c) = &d.connection_settings {
+        connections(c, &p.key("connectionSettings"), out);
+    }
     if let Some(n) = d.concurrency {
         common::not_negative(n.into(), &p.key("concurrency"), out);
     }
     start(d, p, out);
+}
+
+fn headers(h: &ProxyHeaders, p: &Path<'_>, out: &mut Findings) {
+    if let Some(s) = &h.server {
+        if s.value.bytes().any(|c| !(b' '..=b'~').contains(&c)) {
+            out.error(
+                &p.key("server").key("value"),
+                "a header's value of visible ASCII characters is needed",
+            );
+        }
+        if s.disabled == Some(true) && !s.value.is_empty() {
+            out.warning(&p.key("server").key("value"), "without effect: the header is disabled");
+        }
+    }
+    if h.forwarded_client_cert == ClientCertDetails::AlwaysForwardOnly {
+        out.warning(
+            &p.key("forwardedClientCert"),
+            "whoever reaches a workload says which certificate he has: only where nobody does but trusted proxies",
+        );
+    }
+    if h.metadata_exchange_headers.as_ref().is_some_and(|m| m.mode == MetadataExchangeMode::InMesh) {
+        out.warning(
+            &p.key("metadataExchangeHeaders"),
+            "without effect: no proxy here sends these headers to anybody",
+        );
+    }
+}
+
+/// Smallest window of HTTP/2 (RFC 9113 section 6.9.2), which is what it is unless somebody changes it.
+const WINDOW: i32 = 65_535;
+
+fn connections(c: &ConnectionSettings, p: &Path<'_>, out: &mut Findings) {
+    for (n, field) in [
+        (c.listener_per_connection_buffer_limit_bytes, "listenerPerConnectionBufferLimitBytes"),
+        (c.cluster_per_connection_buffer_limit_bytes, "clusterPerConnectionBufferLimitBytes"),
+    ] {
+        if let Some(n) = n {
+            common::not_negative(n.into(), &p.key(field), out);
+        }
+    }
+    for (n, least, field) in [
+        (c.http_max_concurrent_streams, 1, "httpMaxConcurrentStreams"),
+        (c.http2_initial_stream_window_size, WINDOW, "http2InitialStreamWindowSize"),
+        (c.http2_initial_connection_window_size, WINDOW, "http2InitialConnectionWindowSize"),
+        (c.listener_connection_limit, 1, "listenerConnectionLimit"),
+        (c.global_downstream_connection_limit, 1, "globalDownstreamConnectionLimit"),
+    ] {
+        if let Some(n) = n.filter(|n| *n < least) {
+            out.error(&p.key(field), format!("{n} is less than {least}"));
+        }
+    }
+    for (n, field) in [
+        (c.listener_connection_limit, "listenerConnectionLimit"),
+        (c.global_downstream_connection_limit, "globalDownstreamConnectionLimit"),
+    ] {
+        if n.is_some() {
+            out.warning(
+                &p.key(field),
+                "is decided where a proxy is started, for each of its threads: --max-connections",
+            );
+        }
+    }
 }
 
 /// What is decided where a proxy is started.
@@ -135,11 +205,9 @@ fn start(d: &ProxyDefaults, p: &Path<'_>, out: &mut Findings) {
         ),
         (d.image.is_some(), "image", injected()),
         (d.private_key_provider.is_some(), "privateKeyProvider", envoy()),
-        (
-            d.proxy_headers.is_some(),
-            "proxyHeaders",
-            "not supported: proxies add what Istio's do by default".to_owned(),
-        ),
+        (d.file_flush_interval.is_some(), "fileFlushInterval", envoy()),
+        (d.file_flush_min_size_kb.is_some(), "fileFlushMinSizeKb", envoy()),
+        (d.stats_compression.is_some(), "statsCompression", envoy()),
     ] {
         if set {
             out.warning(&p.key(field), message);

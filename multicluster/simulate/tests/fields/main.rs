@@ -14,6 +14,7 @@ mod gateway;
 mod gateway_api;
 mod mesh_config;
 mod mesh_defaults;
+mod mesh_proxies;
 mod schema;
 mod security;
 mod service_entry;
@@ -308,6 +309,7 @@ fn every_field_does_something() {
     rows.extend(v1alpha1::rows());
     rows.extend(mesh_config::rows());
     rows.extend(mesh_defaults::rows());
+    rows.extend(mesh_proxies::rows());
     rows.extend(gateway_api::rows());
     rows.extend(envoy_filter::rows());
     let mut failed = Vec::new();

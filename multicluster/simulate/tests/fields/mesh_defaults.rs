@@ -647,7 +647,6 @@ const NOT_DONE: &[(&str, &str, &str, &str)] = &[
         r#"{}"#,
         "Envoy's own",
     ),
-    ("MeshConfig.defaultConfig.proxyHeaders", "/spec/defaultConfig/proxyHeaders", r#"{}"#, "not supported"),
 ];
 
 fn not_done() -> Vec<Row> {

@@ -58,6 +58,8 @@ pub(super) fn viewer(world: &World, namespace: &str, labels: &Labels, addresses:
         tunnels: true,
         tls_files: None,
         topology: None,
+        headers: None,
+        connections: None,
         federation: None,
         metadata: Default::default(),
         filters: Default::default(),

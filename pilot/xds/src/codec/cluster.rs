@@ -61,6 +61,7 @@ pub(super) fn encode(m: &Cluster) -> pb::Cluster {
         health_checks: m.health.iter().map(|h| health::encode(h)).collect(),
         close_connections_on_host_health_failure: m.close_on_health_failure,
         alt_stat_name: m.stat_name.clone(),
+        per_connection_buffer_limit_bytes: m.buffer_limit.and_then(u32v),
         ..Default::default()
     };
     let kind = match &m.discovery {
@@ -215,7 +216,10 @@ fn http(m: &Cluster) -> up::HttpProtocolOptions {
     let explicit = |p| {
         o::UpstreamProtocolOptions::ExplicitHttpConfig(o::ExplicitHttpConfig { protocol_config: Some(p) })
     };
-    let h1 = core::Http1ProtocolOptions::default;
+    let h1 = || core::Http1ProtocolOptions {
+        header_key_format: m.preserve_case.then(super::http::preserve_case),
+        ..Default::default()
+    };
     let h2 = || core::Http2ProtocolOptions {
         allow_connect: true,
         max_concurrent_streams: Some(m.http2.max_concurrent_streams).filter(|n| *n > 0).and_then(u32v),
@@ -401,7 +405,7 @@ pub(super) fn decode(mut m: pb::Cluster) -> Res<Cluster> {
     let discovery = to_discovery(&mut m)?;
     let utilization = to_weighted(&mut m).at("load_balancing_policy")?.map(Box::new);
     let (lb, slow_start) = to_lb(&mut m, &discovery)?;
-    let Http { version: http, http2, common, error_codes, names } =
+    let Http { version: http, http2, preserve_case, common, error_codes, names } =
         to_http(&mut m).at("typed_extension_protocol_options")?;
     let common_lb = m.common_lb_config.take().unwrap_or_default();
     let checks = std::mem::take(&mut m.health_checks);
@@ -450,6 +454,8 @@ pub(super) fn decode(mut m: pb::Cluster) -> Res<Cluster> {
         source,
         proxy_protocol,
         stat_name: m.alt_stat_name,
+        buffer_limit: m.per_connection_buffer_limit_bytes.map(|v| v.value),
+        preserve_case,
         dns_refresh: opt(m.dns_refresh_rate).at("dns_refresh_rate")?,
         discovery,
         name: m.name,
@@ -651,6 +657,7 @@ fn to_keepalive(k: core::TcpKeepalive) -> TcpKeepalive {
 struct Http {
     version: UpstreamHttp,
     http2: UpstreamHttp2,
+    preserve_case: bool,
     common: core::HttpProtocolOptions,
     /// What passive health takes for errors.
     error_codes: Vec<u16>,
@@ -688,28 +695,41 @@ fn to_http(m: &mut pb::Cluster) -> Res<Http> {
     refuse!(names; override_auto_sni_header);
     let common = h.common_http_protocol_options.unwrap_or_default();
     refuse!(common; max_stream_duration);
-    let (version, http2) = match h.upstream_protocol_options {
+    let (version, http2, http1) = match h.upstream_protocol_options {
         Some(o::UpstreamProtocolOptions::ExplicitHttpConfig(e)) => match e.protocol_config {
             Some(o::explicit_http_config::ProtocolConfig::Http2ProtocolOptions(h)) => {
-                (UpstreamHttp::Http2, Some(h))
+                (UpstreamHttp::Http2, Some(h), None)
             }
             Some(o::explicit_http_config::ProtocolConfig::Http3ProtocolOptions(_)) => {
                 return Err(Bad::unsupported("explicit_http_config", "HTTP/3"));
             }
-            _ => (UpstreamHttp::Http1, None),
+            Some(o::explicit_http_config::ProtocolConfig::HttpProtocolOptions(h)) => {
+                (UpstreamHttp::Http1, None, Some(h))
+            }
+            None => (UpstreamHttp::Http1, None, None),
         },
         Some(o::UpstreamProtocolOptions::UseDownstreamProtocolConfig(c)) => {
-            (UpstreamHttp::Downstream, c.http2_protocol_options)
+            (UpstreamHttp::Downstream, c.http2_protocol_options, c.http_protocol_options)
         }
-        Some(o::UpstreamProtocolOptions::AutoConfig(c)) => (UpstreamHttp::Auto, c.http2_protocol_options),
-        None => (UpstreamHttp::Http1, None),
+        Some(o::UpstreamProtocolOptions::AutoConfig(c)) => {
+            (UpstreamHttp::Auto, c.http2_protocol_options, c.http_protocol_options)
+        }
+        None => (UpstreamHttp::Http1, None, None),
     };
+    let preserve_case = super::http::to_preserve_case(http1.as_ref());
     let http2 = to_http2(http2).at("http2_protocol_options")?;
     let error_codes = match h.outlier_detection {
         Some(o) => outlier::to_errors(o).at("outlier_detection")?,
         None => vec![],
     };
-    Ok(Http { version, http2, common, error_codes, names: (names.auto_sni, names.auto_san_validation) })
+    Ok(Http {
+        version,
+        http2,
+        preserve_case,
+        common,
+        error_codes,
+        names: (names.auto_sni, names.auto_san_validation),
+    })
 }
 
 /// Takes the PROXY protocol off all sockets of a cluster; it is of the cluster here, so they must agree.

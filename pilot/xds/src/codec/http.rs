@@ -18,6 +18,7 @@ use envoy_types::pb::{
                 },
                 network::http_connection_manager::v3 as hcm,
             },
+            http::header_formatters::preserve_case::v3::PreserveCaseFormatterConfig,
         },
         r#type::v3 as typ,
     },
@@ -25,8 +26,8 @@ use envoy_types::pb::{
 };
 use hcm::http_connection_manager as h;
 use mesh_model::proxy::{
-    AccessLog, AccessLogFormat, EscapedSlashes, ForwardClientCert, HttpCodec, HttpConnectionManager,
-    HttpFilter, RouteConfiguration, RouteSource, Tracing,
+    AccessLog, AccessLogFormat, AddedHeaders, ClientCertParts, EscapedSlashes, ForwardClientCert, HttpCodec,
+    HttpConnectionManager, HttpFilter, HttpLimits, RouteConfiguration, RouteSource, Tracing, Underscores,
 };
 
 use prost::Message as _;
@@ -64,10 +65,10 @@ pub(super) fn encode(m: &HttpConnectionManager) -> hcm::HttpConnectionManager {
         ForwardClientCert::SanitizeSet => F::SanitizeSet,
         ForwardClientCert::AlwaysForwardOnly => F::AlwaysForwardOnly,
     };
-    let sets =
-        matches!(m.forward_client_cert, ForwardClientCert::AppendForward | ForwardClientCert::SanitizeSet);
     let mut filters: Vec<hcm::HttpFilter> = m.filters.iter().map(filter).collect();
-    filters.push(named("envoy.filters.http.router", any(&Router::default())));
+    let router = Router { suppress_envoy_headers: m.headers.suppress_envoy, ..Default::default() };
+    filters.push(named("envoy.filters.http.router", any(&router)));
+    let (parts, limits) = (m.headers.client_cert, &m.limits);
     hcm::HttpConnectionManager {
         codec_type: codec.into(),
         stat_prefix: if m.stat_prefix.is_empty() { "http".to_owned() } else { m.stat_prefix.clone() },
@@ -79,16 +80,18 @@ pub(super) fn encode(m: &HttpConnectionManager) -> hcm::HttpConnectionManager {
         common_http_protocol_options: Some(core::HttpProtocolOptions {
             idle_timeout: zero_off(m.idle_timeout),
             max_stream_duration: m.max_stream_duration.map(duration),
+            max_connection_duration: limits.max_connection_duration.map(duration),
+            headers_with_underscores_action: underscores(limits.underscores).into(),
             ..Default::default()
         }),
         // Absolute URIs are what a client sends that uses us as its HTTP proxy.
         http_protocol_options: Some(core::Http1ProtocolOptions {
             allow_absolute_url: boolv(true),
             accept_http_10: m.accept_http_10,
+            header_key_format: m.headers.preserve_case.then(preserve_case),
             ..Default::default()
         }),
-        http2_protocol_options: (m.websocket || m.connect)
-            .then(|| core::Http2ProtocolOptions { allow_connect: true, ..Default::default() }),
+        http2_protocol_options: http2(m),
         http3_protocol_options: (m.codec == HttpCodec::Http3).then(|| core::Http3ProtocolOptions {
             allow_extended_connect: m.websocket || m.connect,
             ..Default::default()
@@ -98,16 +101,24 @@ pub(super) fn encode(m: &HttpConnectionManager) -> hcm::HttpConnectionManager {
             .into(),
         stream_idle_timeout: zero_off(m.stream_idle_timeout),
         request_headers_timeout: m.request_headers_timeout.map(duration),
+        request_timeout: limits.request_timeout.map(duration),
+        drain_timeout: limits.drain_timeout.map(duration),
         access_log: m.access_log.iter().map(access_log).collect(),
         use_remote_address: boolv(m.use_remote_address),
         xff_num_trusted_hops: m.trusted_hops,
         preserve_external_request_id: m.preserve_request_id,
+        generate_request_id: if m.headers.request_id { None } else { boolv(false) },
+        append_x_forwarded_port: m.headers.forwarded_port,
         forward_client_cert_details: cert.into(),
-        set_current_client_cert_details: sets.then(|| h::SetCurrentClientCertDetails {
-            subject: boolv(true),
-            uri: true,
-            dns: true,
-            ..Default::default()
+        set_current_client_cert_details: m.forward_client_cert.tells().then(|| {
+            h::SetCurrentClientCertDetails {
+                subject: boolv(parts.subject),
+                uri: parts.uri,
+                dns: parts.dns,
+                cert: parts.cert,
+                chain: parts.chain,
+                ..Default::default()
+            }
         }),
         upgrade_configs: [(m.websocket, WEBSOCKET), (m.connect, CONNECT)]
             .into_iter()
@@ -119,6 +130,60 @@ pub(super) fn encode(m: &HttpConnectionManager) -> hcm::HttpConnectionManager {
         path_with_escaped_slashes_action: escaped_slashes(m.escaped_slashes).into(),
         route_specifier: Some(routes),
         ..Default::default()
+    }
+}
+
+/// Names of HTTP/1 headers keep their case.
+pub(super) fn preserve_case() -> core::http1_protocol_options::HeaderKeyFormat {
+    use core::http1_protocol_options::{HeaderKeyFormat, header_key_format::HeaderFormat};
+    HeaderKeyFormat {
+        header_format: Some(HeaderFormat::StatefulFormatter(core::TypedExtensionConfig {
+            name: "preserve_case".to_owned(),
+            typed_config: Some(any(&PreserveCaseFormatterConfig::default())),
+        })),
+    }
+}
+
+/// Whether names of HTTP/1 headers are to keep their case.
+pub(super) fn to_preserve_case(o: Option<&core::Http1ProtocolOptions>) -> bool {
+    use core::http1_protocol_options::header_key_format::HeaderFormat;
+    let format = o.and_then(|o| o.header_key_format.as_ref()?.header_format.as_ref());
+    match format {
+        Some(HeaderFormat::StatefulFormatter(e)) => {
+            e.typed_config.as_ref().is_some_and(is::<PreserveCaseFormatterConfig>)
+        }
+        _ => false,
+    }
+}
+
+fn http2(m: &HttpConnectionManager) -> Option<core::Http2ProtocolOptions> {
+    let l = &m.limits;
+    let options = core::Http2ProtocolOptions {
+        allow_connect: m.websocket || m.connect,
+        max_concurrent_streams: l.max_concurrent_streams.and_then(u32v),
+        initial_stream_window_size: l.stream_window.and_then(u32v),
+        initial_connection_window_size: l.connection_window.and_then(u32v),
+        ..Default::default()
+    };
+    (options != core::Http2ProtocolOptions::default()).then_some(options)
+}
+
+fn underscores(u: Underscores) -> core::http_protocol_options::HeadersWithUnderscoresAction {
+    use core::http_protocol_options::HeadersWithUnderscoresAction as A;
+    match u {
+        Underscores::Allow => A::Allow,
+        Underscores::Reject => A::RejectRequest,
+        Underscores::Drop => A::DropHeader,
+    }
+}
+
+fn to_underscores(v: i32) -> Res<Underscores> {
+    use core::http_protocol_options::HeadersWithUnderscoresAction as A;
+    match A::try_from(v) {
+        Ok(A::Allow) => Ok(Underscores::Allow),
+        Ok(A::RejectRequest) => Ok(Underscores::Reject),
+        Ok(A::DropHeader) => Ok(Underscores::Drop),
+        Err(_) => Err(Bad::unsupported("headers_with_underscores_action", v)),
     }
 }
 
@@ -161,11 +226,11 @@ pub(super) fn from_wire(bytes: &[u8]) -> Res<HttpConnectionManager> {
 fn decode(m: hcm::HttpConnectionManager, inline: Option<RouteConfiguration>) -> Res<HttpConnectionManager> {
     use h::{CodecType, ForwardClientCertDetails as F, RouteSpecifier, ServerHeaderTransformation as T};
     refuse!(m;
-        scheme_header_transformation, request_timeout, original_ip_detection_extensions,
+        scheme_header_transformation, original_ip_detection_extensions,
         early_header_mutation_extensions, skip_xff_append, via, forward_client_cert_matcher,
         local_reply_config, strip_matching_host_port, strip_port_mode,
         strip_trailing_host_dot, path_normalization_options, typed_header_validation_config,
-        append_x_forwarded_port, forward_proto_config
+        forward_proto_config
     );
     let codec = match CodecType::try_from(m.codec_type) {
         Ok(CodecType::Auto) => HttpCodec::Auto,
@@ -215,9 +280,11 @@ fn decode(m: hcm::HttpConnectionManager, inline: Option<RouteConfiguration>) -> 
         }
         *which |= bool_or(u.enabled, true);
     }
-    let filters = to_filters(m.http_filters)?;
+    let (filters, suppress_envoy) = to_filters(m.http_filters)?;
     let common = m.common_http_protocol_options.unwrap_or_default();
-    refuse!(common; max_connection_duration, headers_with_underscores_action);
+    let h2 = m.http2_protocol_options.unwrap_or_default();
+    // Without it Envoy tells the hash alone.
+    let parts = m.set_current_client_cert_details.unwrap_or_default();
     let request_headers_timeout =
         opt(m.request_headers_timeout).at("request_headers_timeout")?.filter(|d| !d.is_zero());
     Ok(HttpConnectionManager {
@@ -242,8 +309,34 @@ fn decode(m: hcm::HttpConnectionManager, inline: Option<RouteConfiguration>) -> 
         max_stream_duration: opt(common.max_stream_duration)
             .at("common_http_protocol_options")?
             .filter(|d| !d.is_zero()),
-        accept_http_10: m.http_protocol_options.is_some_and(|o| o.accept_http_10),
+        accept_http_10: m.http_protocol_options.as_ref().is_some_and(|o| o.accept_http_10),
         preserve_request_id: m.preserve_external_request_id,
+        headers: AddedHeaders {
+            request_id: bool_or(m.generate_request_id, true),
+            forwarded_port: m.append_x_forwarded_port,
+            suppress_envoy,
+            client_cert: ClientCertParts {
+                subject: bool_or(parts.subject, false),
+                uri: parts.uri,
+                dns: parts.dns,
+                cert: parts.cert,
+                chain: parts.chain,
+            },
+            preserve_case: to_preserve_case(m.http_protocol_options.as_ref()),
+        },
+        limits: HttpLimits {
+            request_timeout: opt(m.request_timeout).at("request_timeout")?.filter(|d| !d.is_zero()),
+            max_connection_duration: opt(common.max_connection_duration)
+                .at("common_http_protocol_options")?
+                .filter(|d| !d.is_zero()),
+            // Nothing that a proxy of ours looks at.
+            drain_timeout: None,
+            underscores: to_underscores(common.headers_with_underscores_action)
+                .at("common_http_protocol_options")?,
+            max_concurrent_streams: h2.max_concurrent_streams.map(|v| v.value),
+            stream_window: h2.initial_stream_window_size.map(|v| v.value),
+            connection_window: h2.initial_connection_window_size.map(|v| v.value),
+        },
     })
 }
 
@@ -295,7 +388,9 @@ fn filter(f: &HttpFilter) -> hcm::HttpFilter {
     }
 }
 
-fn to_filters(list: Vec<hcm::HttpFilter>) -> Res<Vec<HttpFilter>> {
+/// The filters before the router, and whether that one adds no `x-envoy-*`.
+fn to_filters(list: Vec<hcm::HttpFilter>) -> Res<(Vec<HttpFilter>, bool)> {
+    let mut suppress = false;
     let last = list.len().checked_sub(1).ok_or_else(|| Bad::new("http_filters", "is empty"))?;
     let mut out = Vec::with_capacity(last);
     for (i, f) in list.into_iter().enumerate() {
@@ -308,6 +403,7 @@ fn to_filters(list: Vec<hcm::HttpFilter>) -> Res<Vec<HttpFilter>> {
             return Err(Bad::new(field, "the router must be the last filter, and only there"));
         }
         if router {
+            suppress = typed::<Router>(&a).at(&field)?.suppress_envoy_headers;
             continue;
         }
         // Only authorisers may be off and turned on by routes.
@@ -360,7 +456,7 @@ fn to_filters(list: Vec<hcm::HttpFilter>) -> Res<Vec<HttpFilter>> {
         });
     }
     on_demand::order(&out)?;
-    Ok(out)
+    Ok((out, suppress))
 }
 
 pub(super) fn access_log(l: &AccessLog) -> al::AccessLog {

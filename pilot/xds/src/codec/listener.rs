@@ -85,6 +85,7 @@ pub(super) fn encode(m: &Listener) -> pb::Listener {
         access_log: m.access_log.iter().map(refusal_log).collect(),
         bind_to_port: boolv(m.bind_to_port),
         metadata: m.mixer.as_deref().map(mixer),
+        per_connection_buffer_limit_bytes: m.buffer_limit.and_then(u32v),
         ..Default::default()
     }
 }
@@ -208,6 +209,7 @@ pub(super) fn decode(mut m: pb::Listener) -> Res<Listener> {
         udp,
         quic,
         inspect_quic,
+        buffer_limit: m.per_connection_buffer_limit_bytes.map(|v| v.value),
         mixer: m.metadata.and_then(to_mixer).map(Box::new),
     };
     quic::check(&listener)?;

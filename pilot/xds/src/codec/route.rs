@@ -100,6 +100,7 @@ pub(super) fn virtual_host(v: &VirtualHost) -> pb::VirtualHost {
         domains: v.domains.clone(),
         routes: v.routes.iter().map(route).collect(),
         require_tls: if v.require_tls { T::All } else { T::None }.into(),
+        include_request_attempt_count: v.attempt_count,
         request_headers_to_add,
         request_headers_to_remove,
         response_headers_to_add,
@@ -133,6 +134,7 @@ pub(super) fn to_virtual_host(v: pb::VirtualHost) -> Res<VirtualHost> {
         name: v.name,
         domains: v.domains,
         require_tls,
+        attempt_count: v.include_request_attempt_count,
         routes: each("routes", v.routes, to_route)?,
         request_headers: to_header_ops(v.request_headers_to_add, v.request_headers_to_remove)?.into(),
         response_headers: to_header_ops(v.response_headers_to_add, v.response_headers_to_remove)?.into(),
@@ -419,6 +421,7 @@ fn forward(f: &Forward) -> r::RouteAction {
         hash_policy: f.hash.iter().map(hash).collect(),
         cluster_specifier: Some(cluster),
         host_rewrite_specifier: f.host_rewrite.clone().map(H::HostRewriteLiteral),
+        append_x_forwarded_host: f.forwarded_host,
         upgrade_configs: if f.connect {
             vec![r::route_action::UpgradeConfig {
                 upgrade_type: CONNECT.to_owned(),
@@ -501,6 +504,7 @@ fn to_forward(a: r::RouteAction) -> Res<Forward> {
         prefix_rewrite: (!a.prefix_rewrite.is_empty()).then_some(a.prefix_rewrite),
         regex_rewrite,
         host_rewrite,
+        forwarded_host: a.append_x_forwarded_host,
         mirrors: each("request_mirror_policies", a.request_mirror_policies, mirror)?,
         hash: each("hash_policy", a.hash_policy, to_hash)?,
         hedge,

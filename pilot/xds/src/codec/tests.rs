@@ -435,6 +435,7 @@ pub(crate) fn routes() -> RouteConfiguration {
                 prefix_rewrite: None,
                 regex_rewrite: Some(("^/a".into(), "/b".into())),
                 host_rewrite: Some("h".into()),
+                forwarded_host: true,
                 mirrors: vec![Mirror { cluster: "m".into(), fraction: 1234 }],
                 hash: vec![
                     HashPolicy::Header("h".into()),
@@ -478,6 +479,7 @@ pub(crate) fn routes() -> RouteConfiguration {
             name: "v".into(),
             domains: vec!["a".into(), "*.b".into()],
             require_tls: true,
+            attempt_count: true,
             routes: vec![rich, exact, segment, connect, route("plain", plain)],
             request_headers: ops().into(),
             response_headers: ops().into(),
@@ -547,6 +549,22 @@ pub(crate) fn hcm_model(routes: RouteSource) -> HttpConnectionManager {
         max_stream_duration: Some(Duration::from_secs(77)),
         accept_http_10: false,
         preserve_request_id: true,
+        headers: AddedHeaders {
+            request_id: false,
+            forwarded_port: true,
+            suppress_envoy: true,
+            client_cert: ClientCertParts { subject: false, uri: true, dns: false, cert: true, chain: true },
+            preserve_case: false,
+        },
+        limits: HttpLimits {
+            request_timeout: Some(Duration::from_secs(8)),
+            max_connection_duration: Some(Duration::from_secs(9)),
+            drain_timeout: None,
+            underscores: Underscores::Drop,
+            max_concurrent_streams: Some(10),
+            stream_window: Some(70_000),
+            connection_window: Some(80_000),
+        },
     }
 }
 
@@ -644,6 +662,7 @@ pub(crate) fn listener() -> Listener {
         udp: None,
         quic: None,
         inspect_quic: false,
+        buffer_limit: Some(77),
         mixer: Some(Box::new(Mixer { check: "m:9091".into(), report: "n:9091".into(), fail_open: true })),
     }
 }
@@ -833,6 +852,8 @@ pub(crate) fn cluster() -> Cluster {
         proxy_protocol: None,
         stat_name: String::new(),
         dns_refresh: None,
+        buffer_limit: Some(78),
+        preserve_case: false,
     }
 }
 
@@ -910,6 +931,10 @@ fn clusters_round_trip() {
     assert_eq!(decode_cluster(&encode_cluster(&c)).unwrap(), c);
     let c = Cluster { lb: LbPolicy::PeakEwma, ..base.clone() };
     assert_eq!(decode_cluster(&encode_cluster(&c)).unwrap(), c);
+    for http in [UpstreamHttp::Http1, UpstreamHttp::Downstream, UpstreamHttp::Auto] {
+        let c = Cluster { http, preserve_case: true, http2: UpstreamHttp2::default(), ..base.clone() };
+        assert_eq!(decode_cluster(&encode_cluster(&c)).unwrap(), c);
+    }
     let c = Cluster { proxy_protocol: Some(ProxyProtocolVersion::V1), ..base.clone() };
     assert_eq!(decode_cluster(&encode_cluster(&c)).unwrap(), c);
     // The header is before every connection of a cluster or before none.

@@ -190,6 +190,7 @@ mod tests {
             access_log: vec![],
             quic: None,
             inspect_quic: false,
+            buffer_limit: None,
             mixer: None,
             udp: Some(Box::new(UdpProxy {
                 idle_timeout: Duration::from_secs(7),

@@ -245,15 +245,14 @@ fn our_own_proxies() {
         (
             "NETWORK_FILTER",
             "MERGE",
-            hcm(json!({"append_x_forwarded_port": true})),
-            Some("append_x_forwarded_port"),
+            hcm(
+                json!({"append_x_forwarded_port": true, "generate_request_id": false, "request_timeout": "7s"}),
+            ),
+            None,
         ),
-        (
-            "LISTENER",
-            "MERGE",
-            json!({"per_connection_buffer_limit_bytes": 1}),
-            Some("per_connection_buffer_limit_bytes"),
-        ),
+        ("NETWORK_FILTER", "MERGE", hcm(json!({"skip_xff_append": true})), Some("skip_xff_append")),
+        ("LISTENER", "MERGE", json!({"per_connection_buffer_limit_bytes": 1}), None),
+        ("LISTENER", "MERGE", json!({"tcp_backlog_size": 1}), Some("tcp_backlog_size")),
         ("LISTENER", "MERGE", json!({"listener_filters_timeout": "2s"}), None),
     ] {
         let p = patch(&json!({"applyTo": to, "patch": {"operation": operation, "value": value}}));

@@ -1,5 +1,6 @@
 //! The engine beside a real Envoy, by the same configuration.
 
+mod added;
 mod edge;
 mod filters;
 mod names;

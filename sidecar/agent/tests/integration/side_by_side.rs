@@ -153,6 +153,7 @@ pub(crate) fn manager(filters: Vec<HttpFilter>, routes: Vec<Route>) -> HttpConne
         name: "v".into(),
         domains: vec!["*".into()],
         require_tls: false,
+        attempt_count: false,
         routes,
         request_headers: Default::default(),
         response_headers: Default::default(),
@@ -342,7 +343,7 @@ async fn exchange(mut s: TcpStream, request: &str) -> Answer {
     Answer { status, headers, body }
 }
 
-fn complete(raw: &[u8]) -> bool {
+pub(crate) fn complete(raw: &[u8]) -> bool {
     let Some(at) = raw.windows(4).position(|w| w == b"\r\n\r\n") else { return false };
     let head = String::from_utf8_lossy(&raw[..at]).to_ascii_lowercase();
     let length = head.lines().find_map(|l| l.strip_prefix("content-length:")?.trim().parse::<usize>().ok());

@@ -343,6 +343,13 @@ fn name_rank(names: &[String], sni: Option<&str>) -> Option<usize> {
 }
 
 impl Chain {
+    /// Whether its requests tell of clients' certificates themselves.
+    pub(crate) fn shows_certificates(&self) -> bool {
+        let Terminal::Http(m) = &self.terminal else { return false };
+        let parts = m.config.headers.client_cert;
+        m.config.forward_client_cert.tells() && (parts.cert || parts.chain)
+    }
+
     fn new(c: &model::FilterChain, takes: Takes, names: &mut Names<'_>) -> Result<Self, CompileError> {
         let (mut guards, mut limits) = (vec![], vec![]);
         let mut sni_cluster = false;
@@ -583,6 +590,7 @@ mod tests {
             udp: None,
             quic: None,
             inspect_quic: false,
+            buffer_limit: None,
             mixer: None,
         };
         let mut names = Names {

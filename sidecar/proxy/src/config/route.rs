@@ -50,6 +50,8 @@ pub(crate) struct VirtualHost {
     /// client wrote must not decide which rules apply.
     pub(crate) service: Option<Arc<str>>,
     require_tls: bool,
+    /// Requests say which try they are.
+    pub(crate) attempt_count: bool,
     routes: Vec<Arc<Route>>,
     index: PathIndex,
     /// What it was made of, if it came on demand.
@@ -184,6 +186,8 @@ pub(crate) struct Forward {
     prefix_rewrite: Option<String>,
     regex_rewrite: Option<Box<(Regex, Vec<u8>)>>,
     pub(crate) host_rewrite: Option<String>,
+    /// What was rewritten is appended to `x-forwarded-host`.
+    pub(crate) forwarded_host: bool,
     pub(crate) mirrors: Vec<(Arc<ClusterSlot>, u32)>,
     pub(crate) hash: Vec<model::HashPolicy>,
     pub(crate) connect: bool,
@@ -395,6 +399,7 @@ impl VirtualHost {
                 })
                 .map(Arc::from),
             require_tls: vh.require_tls,
+            attempt_count: vh.attempt_count,
             routes,
             source: None,
             used: AtomicBool::new(false),
@@ -590,6 +595,7 @@ impl Forward {
             prefix_rewrite: f.prefix_rewrite.clone(),
             regex_rewrite,
             host_rewrite: f.host_rewrite.clone(),
+            forwarded_host: f.forwarded_host,
             mirrors: f.mirrors.iter().map(|m| (slot(&m.cluster), m.fraction)).collect(),
             hash: f.hash.clone(),
             connect: f.connect,

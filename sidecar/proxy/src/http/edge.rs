@@ -5,9 +5,11 @@
 
 use std::{fmt::Write as _, net::IpAddr};
 
+use base64::Engine as _;
 use mesh_identity::PeerIdentity;
-use mesh_model::proxy::ForwardClientCert;
+use mesh_model::proxy::{ClientCertParts, ForwardClientCert};
 use mesh_telemetry::trace::{TraceContext, TraceHeaders};
+use rustls::pki_types::CertificateDer;
 
 use super::{
     headers::{HeaderId, Headers},
@@ -45,8 +47,14 @@ pub(crate) fn prepare(conn: &Connection, manager: &HttpManager, head: &mut Reque
             head.headers.push_id(HeaderId::XForwardedProto, if head.https { b"https" } else { b"http" });
         }
     }
+    if manager.config.headers.forwarded_port {
+        let trusted = !edge || manager.config.trusted_hops > 0;
+        if !(trusted && head.headers.has(HeaderId::XForwardedPort)) {
+            head.headers.set_number(HeaderId::XForwardedPort, conn.local.port().into());
+        }
+    }
     let keep_id = head.headers.has(HeaderId::XRequestId) && (!edge || manager.config.preserve_request_id);
-    if !keep_id {
+    if !keep_id && manager.config.headers.request_id {
         let id = uuid(conn.worker.rng.next(), conn.worker.rng.next());
         head.headers.set_id(HeaderId::XRequestId, &id);
     }
@@ -106,8 +114,9 @@ fn client_cert(conn: &Connection, manager: &HttpManager, headers: &mut Headers) 
         ForwardClientCert::Sanitize => headers.remove_id(HeaderId::XForwardedClientCert),
         ForwardClientCert::ForwardOnly | ForwardClientCert::AlwaysForwardOnly => {}
         ForwardClientCert::AppendForward | ForwardClientCert::SanitizeSet => {
-            let v =
-                conn.client_cert.get_or_init(|| cert_element(&conn.worker.options.node.principal, identity));
+            let v = conn
+                .client_cert
+                .get_or_init(|| cert_element(conn, identity, manager.config.headers.client_cert));
             if mode == ForwardClientCert::AppendForward
                 && let Some(old) = headers.joined(HeaderId::XForwardedClientCert.name().as_bytes())
             {
@@ -123,7 +132,16 @@ fn client_cert(conn: &Connection, manager: &HttpManager, headers: &mut Headers) 
 }
 
 /// What a connection adds for every one of its requests.
-fn cert_element(by: &str, identity: &PeerIdentity) -> String {
+fn cert_element(conn: &Connection, identity: &PeerIdentity, parts: ClientCertParts) -> String {
+    element(&conn.worker.options.node.principal, identity, &conn.client_chain, parts)
+}
+
+fn element(
+    by: &str,
+    identity: &PeerIdentity,
+    chain: &[CertificateDer<'static>],
+    parts: ClientCertParts,
+) -> String {
     let mut v = String::new();
     if !by.is_empty() {
         let _ = write!(v, "By={by};");
@@ -132,20 +150,52 @@ fn cert_element(by: &str, identity: &PeerIdentity) -> String {
     for b in identity.leaf_sha256 {
         let _ = write!(v, "{b:02x}");
     }
-    v.push_str(";Subject=\"");
-    for c in identity.subject.chars().filter(|c| !c.is_control() && c.is_ascii()) {
-        if matches!(c, '"' | '\\') {
-            v.push('\\');
+    for (name, shown, certs) in [("Cert", parts.cert, chain.get(..1)), ("Chain", parts.chain, Some(chain))] {
+        if let Some(certs) = certs.filter(|c| shown && !c.is_empty()) {
+            let _ = write!(v, ";{name}=\"");
+            certs.iter().for_each(|c| escaped_pem(c, &mut v));
+            v.push('"');
         }
-        v.push(c);
     }
-    v.push('"');
-    for uri in &identity.uri_sans {
-        if uri.bytes().all(|b| b.is_ascii_graphic() && !matches!(b, b',' | b';' | b'"' | b'\\')) {
-            let _ = write!(v, ";URI={uri}");
+    if parts.subject {
+        v.push_str(";Subject=\"");
+        for c in identity.subject.chars().filter(|c| !c.is_control() && c.is_ascii()) {
+            if matches!(c, '"' | '\\') {
+                v.push('\\');
+            }
+            v.push(c);
+        }
+        v.push('"');
+    }
+    for (name, shown, sans) in
+        [("URI", parts.uri, &identity.uri_sans), ("DNS", parts.dns, &identity.dns_sans)]
+    {
+        for san in sans.iter().filter(|_| shown) {
+            if san.bytes().all(|b| b.is_ascii_graphic() && !matches!(b, b',' | b';' | b'"' | b'\\')) {
+                let _ = write!(v, ";{name}={san}");
+            }
         }
     }
     v
+}
+
+/// A certificate as PEM (RFC 7468), with what no header value should have escaped as in a URL.
+fn escaped_pem(der: &CertificateDer<'_>, out: &mut String) {
+    const LINE: usize = 64;
+    let text = base64::engine::general_purpose::STANDARD.encode(der);
+    out.push_str("-----BEGIN%20CERTIFICATE-----%0A");
+    for (n, c) in text.chars().enumerate() {
+        if n > 0 && n % LINE == 0 {
+            out.push_str("%0A");
+        }
+        match c {
+            '+' => out.push_str("%2B"),
+            '/' => out.push_str("%2F"),
+            '=' => out.push_str("%3D"),
+            c => out.push(c),
+        }
+    }
+    out.push_str("%0A-----END%20CERTIFICATE-----%0A");
 }
 
 /// Continues the caller's trace, or begins one, if tracing is on; else headers pass as they are.
@@ -207,20 +257,44 @@ fn uuid(a: u64, b: u64) -> [u8; 36] {
 
 #[cfg(test)]
 mod tests {
+    use mesh_model::proxy::ClientCertParts;
+    use rustls::pki_types::{CertificateDer, pem::PemObject as _};
+
     #[test]
     fn text_of_a_certificate_cannot_add_elements() {
         let identity = mesh_identity::PeerIdentity {
             spiffe: None,
             cluster: None,
             uri_sans: vec!["spiffe://a/b".into(), "spiffe://a/b;URI=spiffe://evil".into(), "x\",By=y".into()],
-            dns_sans: vec![],
+            dns_sans: vec!["a.example".into(), "b;DNS=evil".into()],
             subject: "CN=a\",URI=spiffe://evil\\\r\nx: y\u{e4}".into(),
             leaf_sha256: [0; 32],
             ids: Default::default(),
         };
-        let v = super::cert_element("", &identity);
+        let parts = ClientCertParts::default();
+        let v = super::element("", &identity, &[], parts);
         let hash = "0".repeat(64);
-        assert_eq!(v, format!("Hash={hash};Subject=\"CN=a\\\",URI=spiffe://evil\\\\x: y\";URI=spiffe://a/b"));
+        assert_eq!(
+            v,
+            format!(
+                "Hash={hash};Subject=\"CN=a\\\",URI=spiffe://evil\\\\x: y\";URI=spiffe://a/b;DNS=a.example"
+            )
+        );
+        // Of a hundred bytes, with all that base64 has.
+        let der = CertificateDer::from((0..100u8).map(|n| n.wrapping_mul(7)).collect::<Vec<_>>());
+        let none = ClientCertParts { subject: false, uri: false, dns: false, cert: true, chain: true };
+        let v = super::element("spiffe://me", &identity, &[der.clone(), der.clone()], none);
+        let part = |name: &str| {
+            let at = v.find(&format!(";{name}=\"")).unwrap() + name.len() + 3;
+            let text = &v[at..at + v[at..].find('"').unwrap()];
+            assert!(text.bytes().all(|b| b.is_ascii_alphanumeric() || b"%-".contains(&b)), "{text}");
+            let text = [("%0A", "\n"), ("%20", " "), ("%2B", "+"), ("%2F", "/"), ("%3D", "=")]
+                .iter()
+                .fold(text.to_owned(), |t, (from, to)| t.replace(from, to));
+            CertificateDer::pem_slice_iter(text.as_bytes()).collect::<Result<Vec<_>, _>>().unwrap()
+        };
+        assert_eq!((part("Cert"), part("Chain")), (vec![der.clone()], vec![der.clone(), der]));
+        assert!(v.starts_with("By=spiffe://me;Hash=") && !v.contains("URI="), "{v}");
     }
 
     #[test]

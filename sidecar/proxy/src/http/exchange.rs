@@ -276,6 +276,8 @@ pub(crate) enum Failure {
     Idle,
     /// The stream lasted too long.
     Duration,
+    /// The request took too long to arrive.
+    Request,
 }
 
 /// Time limits of a request, on one timer.
@@ -287,6 +289,8 @@ pub(crate) struct Timers {
     idle: Option<(Duration, Instant)>,
     /// The end of the stream, whatever it does.
     end: Option<Instant>,
+    /// When all of the request must have arrived, until it has or its answer begins.
+    receive: Option<Instant>,
     /// A try in which nothing moves: its limit, the next look, and what had moved at the last one.
     try_idle: Option<(Duration, Instant, u64)>,
     moved: Cell<u64>,
@@ -303,6 +307,7 @@ impl Timers {
             per_try: None,
             idle,
             end: None,
+            receive: None,
             try_idle: None,
             moved: Cell::new(0),
             seen: 0,
@@ -312,6 +317,11 @@ impl Timers {
     /// Limits the whole stream.
     pub(crate) fn end_at(&mut self, end: Option<Instant>) {
         self.end = end;
+    }
+
+    /// Limits the arrival of the request.
+    pub(crate) fn receive_until(&mut self, end: Option<Instant>) {
+        self.receive = end;
     }
 
     /// A dial begins, which has only the request's own limits; `whole` says whether the request was received.
@@ -329,6 +339,7 @@ impl Timers {
 
     /// The request was received whole: its timeout begins, once.
     fn arm(&mut self) {
+        self.receive = None;
         if let Some(t) = self.timeout.take() {
             self.deadline = Some(Instant::now() + t);
         }
@@ -359,7 +370,7 @@ impl Timers {
         loop {
             let idle = self.idle.map(|(_, at)| at);
             let try_idle = self.try_idle.map(|(_, at, _)| at);
-            let all = [self.deadline, self.per_try, idle, self.end, try_idle];
+            let all = [self.deadline, self.per_try, idle, self.end, try_idle, self.receive];
             let Some(next) = all.into_iter().flatten().min() else {
                 return Poll::Pending;
             };
@@ -369,6 +380,9 @@ impl Timers {
             }
             if self.end.is_some_and(|d| d <= next) {
                 return Poll::Ready(Failure::Duration);
+            }
+            if self.receive.is_some_and(|d| d <= next) {
+                return Poll::Ready(Failure::Request);
             }
             if self.per_try.is_some_and(|d| d <= next) {
                 return Poll::Ready(Failure::PerTryTimeout);
@@ -442,6 +456,7 @@ pub(crate) async fn response<D: Downstream>(
     tunnel: bool,
 ) -> Result<Option<Headers>, Failure> {
     let (down, up) = (pump.down, pump.up);
+    timers.receive = None;
     let mut trailers: Option<Headers> = None;
     let mut ending = false;
     let mut ended = false;

@@ -92,6 +92,7 @@ known_headers! {
     XForwardedClientCert = "x-forwarded-client-cert",
     XForwardedFor = "x-forwarded-for",
     XForwardedHost = "x-forwarded-host",
+    XForwardedPort = "x-forwarded-port",
     XForwardedProto = "x-forwarded-proto",
     XRequestId = "x-request-id",
 }

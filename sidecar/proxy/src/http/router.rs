@@ -13,6 +13,7 @@ use super::{
     downstream::Downstream,
     exchange::{Failure, Replay, Timers},
     filters::Passed,
+    headers::HeaderId,
     hedge::{self, Hedged},
     local_reply::LocalReply,
     message::{BodyKind, RequestHead, ResponseHead},
@@ -68,6 +69,14 @@ pub(super) enum TryError {
     Invalid,
 }
 
+/// An answer of the router's own with the headers that its proxy adds.
+fn own_answer(ctx: &Context<'_>, mut reply: LocalReply) -> LocalReply {
+    if ctx.manager.config.headers.suppress_envoy {
+        reply.headers.remove_id(HeaderId::XEnvoyOverloaded);
+    }
+    reply
+}
+
 /// Forwards; `Err` is an answer of our own.
 pub(crate) async fn forward<D: Downstream>(
     ctx: &Context<'_>,
@@ -108,14 +117,15 @@ pub(crate) async fn forward<D: Downstream>(
     };
     let Some(_permit) = Permit::take(&cluster.usage, |u| &u.requests, cluster.config.limits.max_requests)
     else {
-        return Err(failure(rec, &TryError::Overflow, false));
+        return Err(own_answer(ctx, failure(rec, &TryError::Overflow, false)));
     };
     if let Some(b) = cluster.config.limits.retry_budget.filter(|b| !b.interval.is_zero()) {
         cluster.usage.recent.note(now_ms(), b.interval);
     }
     let limits = Limits::new(ctx.forward, ctx.passed.faulted, ctx.conn.outbound(), head);
     let (forward, route, vhost, remote) = (ctx.forward, ctx.route, ctx.vhost, rec.remote);
-    Rewrite { forward, route, vhost, destination, timeout: limits.timeout, remote }.apply(head);
+    let suppress = ctx.manager.config.headers.suppress_envoy;
+    Rewrite { forward, route, vhost, destination, timeout: limits.timeout, suppress, remote }.apply(head);
     let (hash, cookie) = hash(ctx, head, rec.remote);
     let upgrade = head.upgrade.is_some() || head.method == Method::CONNECT;
     let mirrors: Vec<_> = ctx
@@ -140,12 +150,18 @@ pub(crate) async fn forward<D: Downstream>(
     let idle = ctx.forward.idle_timeout.or(ctx.manager.config.stream_idle_timeout);
     let mut timers = Timers::new(worker.alarms.alarm(), limits.timeout.filter(|_| !upgrade), idle);
     timers.end_at(stream_end(ctx, head, rec).map(Into::into));
+    let whole =
+        ctx.manager.config.limits.request_timeout.filter(|_| head.body != BodyKind::Empty && !upgrade);
+    timers.receive_until(whole.map(|t| (rec.started + t).into()));
     let mut state = Tries::default();
     let mut hedged: Vec<Hedged> = Vec::new();
     // Counts a retry for as long as it lasts.
     let mut retrying: Option<Permit> = None;
     let result = loop {
         rec.attempts += 1;
+        if vhost.attempt_count {
+            head.headers.set_number(HeaderId::XEnvoyAttemptCount, u64::from(state.retries) + 1);
+        }
         let begun = cluster.wants_times().then(Instant::now);
         let mut t =
             Try { ctx, cluster: &cluster, head, down, replay: &replay, received: &received, hash, upgrade };
@@ -224,7 +240,8 @@ pub(crate) async fn forward<D: Downstream>(
             },
         }
     };
-    let result = result.map_err(|mut reply| {
+    let result = result.map_err(|reply| {
+        let mut reply = own_answer(ctx, reply);
         // A client that is still sending was too slow itself (Envoy's distinction).
         if rec.details == MAX_DURATION && !replay.borrow().is_complete() {
             reply.status = 408;

@@ -122,6 +122,10 @@ async fn serve<D: Downstream>(
         rec.details = "low_version".into();
         return Err(LocalReply::text(426, "Upgrade Required"));
     }
+    if underscores(&mut head.headers, config.limits.underscores).is_err() {
+        rec.details = "unexpected_underscore".into();
+        return Err(LocalReply::text(400, "Bad Request"));
+    }
     match path::normalize(&mut head.path, config) {
         Ok(Then::Route) => {}
         Ok(Then::Redirect) => {
@@ -194,6 +198,24 @@ async fn serve<D: Downstream>(
             let ctx =
                 router::Context { conn, manager, route: &route, vhost: &vhost, forward: f, passed: &passed };
             router::forward(&ctx, head, down, rec).await.map_err(|r| passed.finish(r))
+        }
+    }
+}
+
+/// A name with an underscore is one that servers may take for another.
+pub(crate) struct Underscore;
+
+/// Leaves out headers with an underscore in their names, or refuses them.
+pub(crate) fn underscores(headers: &mut Headers, what: model::Underscores) -> Result<(), Underscore> {
+    match what {
+        model::Underscores::Allow => Ok(()),
+        model::Underscores::Drop => {
+            headers.retain(|_, name, _| !name.contains(&b'_'));
+            Ok(())
+        }
+        model::Underscores::Reject => {
+            let any = headers.iter().any(|(_, name, _)| name.contains(&b'_'));
+            if any { Err(Underscore) } else { Ok(()) }
         }
     }
 }

@@ -151,6 +151,7 @@ async fn serve(
     a: Accepted,
 ) -> Option<Serving> {
     let mut sni = a.sni;
+    let mut client_chain = Box::default();
     let (io, identity, tls) = match chain.server_config(&worker.secrets) {
         None => (Io::Plain(transport), None, false),
         Some(Err(error)) => {
@@ -165,6 +166,9 @@ async fn serve(
                     let session = s.get_ref().1;
                     let identity =
                         session.peer_certificates().and_then(mesh_identity::peer_identity).map(Arc::new);
+                    if chain.shows_certificates() {
+                        client_chain = session.peer_certificates().unwrap_or_default().into();
+                    }
                     if sni.is_none() {
                         sni = session.server_name().map(str::to_owned);
                     }
@@ -196,6 +200,7 @@ async fn serve(
         sni,
         tls,
         identity,
+        client_chain,
         started: std::time::Instant::now(),
         started_at: std::time::SystemTime::now(),
         series: Default::default(),

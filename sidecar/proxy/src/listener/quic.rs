@@ -182,11 +182,10 @@ async fn accepted(
     };
     drop(shaking);
     let Some(chain) = choice.get().and_then(|c| c.chain.clone()) else { return };
-    let identity = quic
-        .peer_identity()
-        .and_then(|i| i.downcast::<Vec<CertificateDer<'static>>>().ok())
-        .and_then(|certs| mesh_identity::peer_identity(&certs))
-        .map(Arc::new);
+    let certs = quic.peer_identity().and_then(|i| i.downcast::<Vec<CertificateDer<'static>>>().ok());
+    let identity = certs.as_ref().and_then(|certs| mesh_identity::peer_identity(certs)).map(Arc::new);
+    let client_chain =
+        certs.filter(|_| chain.shows_certificates()).map(|c| c.into_boxed_slice()).unwrap_or_default();
     let mut local = local;
     let mut signals = worker.signals(&chain);
     if let Terminal::Udp(u) = &chain.terminal {
@@ -206,6 +205,7 @@ async fn accepted(
         sni: choice.get().and_then(|c| c.sni.clone()),
         tls: true,
         identity,
+        client_chain,
         started: std::time::Instant::now(),
         started_at: std::time::SystemTime::now(),
         series: Default::default(),

@@ -21,7 +21,7 @@ use crate::{
         metadata::{JWT, Metadata, RBAC},
         path,
         router::{Limits, Rewrite},
-        service::{location, redirect_to_tls},
+        service::{location, redirect_to_tls, underscores},
     },
 };
 
@@ -100,6 +100,15 @@ impl Simulation<'_> {
             return Ok(());
         };
         let config = &manager.config;
+        self.suppress = config.headers.suppress_envoy;
+        if underscores(&mut head.headers, config.limits.underscores).is_err() {
+            self.answer(
+                Action::Refuse,
+                400,
+                "a header has an underscore in its name (unexpected_underscore)",
+            );
+            return Ok(());
+        }
         match path::normalize(&mut head.path, config) {
             Ok(path::Then::Route) => {}
             Ok(path::Then::Redirect) => {
@@ -220,6 +229,10 @@ impl Simulation<'_> {
             if manager.config.trusted_hops == 0 {
                 head.headers.remove_id(HeaderId::XForwardedProto);
             }
+        }
+        let trusted = !edge || manager.config.trusted_hops > 0;
+        if manager.config.headers.forwarded_port && !(trusted && head.headers.has(HeaderId::XForwardedPort)) {
+            head.headers.set_number(HeaderId::XForwardedPort, self.arrival.destination.port().into());
         }
         match head.headers.get_id(HeaderId::XForwardedProto) {
             Some(p) => head.https = p.eq_ignore_ascii_case(b"https"),
@@ -434,7 +447,8 @@ impl Simulation<'_> {
             status_codes: r.config.status_codes.clone(),
         });
         let remote = self.arrival.source;
-        Rewrite { forward: f, route, vhost, destination, timeout: limits.timeout, remote }.apply(head);
+        let (timeout, suppress) = (limits.timeout, self.suppress);
+        Rewrite { forward: f, route, vhost, destination, timeout, suppress, remote }.apply(head);
         self.out.mirrors = fm
             .mirrors
             .iter()

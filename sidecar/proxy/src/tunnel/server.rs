@@ -298,6 +298,7 @@ async fn internal(outer: &Rc<Connection>, authority: &str, host: &Host, offer: O
         sni: None,
         tls: outer.tls,
         identity: outer.identity.clone(),
+        client_chain: outer.client_chain.clone(),
         started: std::time::Instant::now(),
         started_at: std::time::SystemTime::now(),
         series: Default::default(),

@@ -648,6 +648,8 @@ mod tests {
             proxy_protocol: None,
             stat_name: String::new(),
             dns_refresh: None,
+            buffer_limit: None,
+            preserve_case: false,
         };
         let c = Cluster::new(Arc::new(c), None);
         c.set_assignment(Arc::new(assignment(hosts)));

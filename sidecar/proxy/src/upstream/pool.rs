@@ -482,7 +482,7 @@ async fn share(
     let http2 = &cluster.config.http2;
     let keep = http2.keepalive.map(|times| Keep { times, end: Rc::default() });
     let end = keep.as_ref().map(|k| Rc::clone(&k.end));
-    let (mut conn, pings) = start_h2(worker, io, permit, end).await?;
+    let (mut conn, pings) = start_h2(worker, io, permit, end, cluster.config.buffer_limit).await?;
     // Tunnels are no streams that somebody counts.
     if http2.max_concurrent_streams > 0 && want != Want::Tunnel {
         conn.max_streams = http2.max_concurrent_streams as usize;
@@ -503,14 +503,16 @@ async fn share(
 }
 
 /// Makes a connection of many requests; the second of the answer asks its peer whether it is there. With `end` the
-/// connection breaks when that is notified.
+/// connection breaks when that is notified; `buffer` is what a stream may have buffered, if less than usual.
 pub(super) async fn start_h2(
     worker: &Rc<Worker>,
     io: crate::io::Io,
     permit: Permit,
     end: Option<Rc<Notify>>,
+    buffer: Option<u32>,
 ) -> Result<(H2Conn, Option<h2::PingPong>), ConnectError> {
-    let limit = worker.options.buffer_limit.min(MAX_WINDOW);
+    let own = worker.options.buffer_limit.min(MAX_WINDOW);
+    let limit = buffer.filter(|b| *b > 0).map_or(own, |b| b.min(own));
     let (peer, shown) = (io.peer_principal(), io.shown());
     let handshake = h2::client::Builder::new()
         .initial_window_size(limit)

@@ -265,7 +265,7 @@ async fn answers(worker: &Rc<Worker>, cluster: &Arc<Cluster>, host: &Arc<Host>, 
     }
     // Not what limits are for.
     let Some(permit) = Permit::take(&cluster.usage, |u| &u.sessions, u32::MAX) else { return false };
-    let Ok((_conn, Some(mut pings))) = start_h2(worker, io, permit, None).await else {
+    let Ok((_conn, Some(mut pings))) = start_h2(worker, io, permit, None, None).await else {
         return false;
     };
     pings.ping(Ping::opaque()).await.is_ok()

@@ -11,10 +11,11 @@ use std::{
 use mesh_identity::{CertificateIds, PeerIdentity};
 use mesh_model::proxy::Direction;
 use mesh_telemetry::metrics::RequestSeries;
+use rustls::pki_types::CertificateDer;
 
 use super::{Worker, signals::Signals};
 use crate::{
-    config::listener::{Chain, Listener},
+    config::listener::{Chain, HttpManager, Listener},
     http::{message::RequestHead, metadata::Metadata, record::SeriesKey},
     rbac::Facts,
 };
@@ -35,6 +36,8 @@ pub(crate) struct Connection {
     pub(crate) sni: Option<String>,
     pub(crate) tls: bool,
     pub(crate) identity: Option<Arc<PeerIdentity>>,
+    /// What the peer has shown, where requests tell of it.
+    pub(crate) client_chain: Box<[CertificateDer<'static>]>,
     pub(crate) source: SourceLabels,
     /// Tells its tasks to drain or end.
     pub(crate) signals: Rc<Signals>,
@@ -88,6 +91,25 @@ pub(crate) async fn revoked(worker: &Worker, shown: Option<&CertificateIds>) {
 }
 
 impl Connection {
+    /// When it is too old for further requests.
+    pub(crate) fn ends(&self, manager: &HttpManager) -> Option<Instant> {
+        manager.config.limits.max_connection_duration.map(|d| self.started + d)
+    }
+
+    /// Waits until then.
+    pub(crate) async fn aged(&self, manager: &HttpManager) {
+        match self.ends(manager) {
+            Some(at) => tokio::time::sleep_until(at.into()).await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Bytes that one of its streams may have buffered in each direction.
+    pub(crate) fn buffer_limit(&self) -> u32 {
+        let own = self.worker.options.buffer_limit;
+        self.listener.model.buffer_limit.filter(|l| *l > 0).map_or(own, |l| l.min(own))
+    }
+
     /// The peer's IP address as text.
     pub(crate) fn peer_text(&self) -> &str {
         self.peer_text.get_or_init(|| self.peer.ip().to_string().into())

@@ -192,6 +192,7 @@ pub(crate) fn vhost(domains: &[&str], routes: Vec<Route>) -> VirtualHost {
         name: domains[0].into(),
         domains: domains.iter().map(|d| (*d).to_owned()).collect(),
         require_tls: false,
+        attempt_count: false,
         routes,
         request_headers: Default::default(),
         response_headers: Default::default(),
@@ -226,6 +227,8 @@ pub(crate) fn manager(routes: RouteSource) -> HttpConnectionManager {
         max_stream_duration: None,
         accept_http_10: true,
         preserve_request_id: false,
+        headers: Default::default(),
+        limits: Default::default(),
     }
 }
 
@@ -272,6 +275,7 @@ pub(crate) fn listener(direction: Direction, chains: Vec<FilterChain>) -> Listen
         udp: None,
         quic: None,
         inspect_quic: false,
+        buffer_limit: None,
         mixer: None,
     }
 }
@@ -328,6 +332,8 @@ pub(crate) fn cluster(name: &str, hosts: &[SocketAddr]) -> Cluster {
         proxy_protocol: None,
         stat_name: String::new(),
         dns_refresh: None,
+        buffer_limit: None,
+        preserve_case: false,
     }
 }
 

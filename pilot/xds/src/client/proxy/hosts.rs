@@ -219,6 +219,7 @@ mod tests {
             name: name.into(),
             domains: domains.iter().map(|d| (*d).to_owned()).collect(),
             require_tls: false,
+            attempt_count: false,
             routes: vec![],
             request_headers: Default::default(),
             response_headers: Default::default(),

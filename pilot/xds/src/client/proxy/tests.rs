@@ -70,6 +70,7 @@ fn route(name: &str, to: &str) -> (String, pb::Any) {
             name: "v".into(),
             domains: vec!["*".into()],
             require_tls: false,
+            attempt_count: false,
             routes: vec![model::Route {
                 name: String::new(),
                 matches: model::RouteMatch::any(),

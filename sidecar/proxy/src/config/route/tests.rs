@@ -36,6 +36,7 @@ fn host(name: &str, domains: &[&str], routes: Vec<model::Route>) -> model::Virtu
         name: name.into(),
         domains: domains.iter().map(|d| (*d).to_owned()).collect(),
         require_tls: false,
+        attempt_count: false,
         routes,
         request_headers: Rare::default(),
         response_headers: Rare::default(),

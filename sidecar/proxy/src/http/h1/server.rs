@@ -105,7 +105,8 @@ async fn requests(down: &H1Down, conn: &Rc<Connection>, manager: &Arc<HttpManage
             // not read an answer in HTTP/1 either: it may have meant a preface of HTTP/2 (RFC 9113 section 3.4).
             Next::Refused(HeadError::NotHttp) if first && manager.config.codec == HttpCodec::Auto => return,
             Next::Request(head) => {
-                down.inner.borrow_mut().draining = signals.is_draining();
+                let old = conn.ends(manager).is_some_and(|at| at <= std::time::Instant::now());
+                down.inner.borrow_mut().draining = old || signals.is_draining();
                 // Boxed: most connections are idle most of the time, and then should not have a request's size.
                 Box::pin(service::handle(conn, manager, head, down)).await;
             }
@@ -206,6 +207,8 @@ async fn next_head(down: &H1Down, conn: &Connection, manager: &HttpManager, sign
         let limit = if begun { manager.config.request_headers_timeout } else { manager.config.idle_timeout };
         // A head has one deadline: a byte now and then must not move it.
         let mut until: Option<Instant> = deadline.filter(|_| begun);
+        // One that is too old waits for a request that may be on its way, as one that drains.
+        let old = conn.ends(manager).filter(|_| !begun).map(|at| Instant::from_std(at) + GRACE);
         let mut drained = false;
         let n = poll_fn(|cx| {
             let Inner { io, read, .. } = &mut *down.inner.borrow_mut();
@@ -221,8 +224,14 @@ async fn next_head(down: &H1Down, conn: &Connection, manager: &HttpManager, sign
             // Bytes that are there already need no timer.
             let at = match (until, limit) {
                 (Some(at), _) => at,
-                (None, None) => return Poll::Pending,
-                (None, Some(limit)) => *until.insert(Instant::now() + limit),
+                (None, None) => match old {
+                    Some(at) => *until.insert(at),
+                    None => return Poll::Pending,
+                },
+                (None, Some(limit)) => {
+                    let idle = Instant::now() + limit;
+                    *until.insert(old.map_or(idle, |at| at.min(idle)))
+                }
             };
             down.alarm.borrow_mut().poll(at, cx).map(|()| None)
         })

@@ -42,12 +42,19 @@ pub(crate) const HANDSHAKE: Duration = Duration::from_secs(10);
 
 /// Serves a connection until it ends or drains.
 pub(crate) async fn serve(io: Io, conn: Rc<Connection>, manager: Arc<HttpManager>) {
-    let limit = conn.worker.options.buffer_limit.min(MAX_WINDOW);
+    let own = conn.worker.options.buffer_limit.min(MAX_WINDOW);
+    let limit = conn.buffer_limit().min(MAX_WINDOW);
+    let said = &manager.config.limits;
+    // What the proxy allows anyway is not exceeded.
+    let window = said.stream_window.map_or(limit, |w| w.min(own));
+    let all = own.saturating_mul(16).min(MAX_WINDOW);
+    let shared = said.connection_window.map_or(window.saturating_mul(16).min(all), |w| w.min(all));
+    let streams = conn.worker.options.max_concurrent_streams;
     let mut builder = h2::server::Builder::new();
     builder
-        .initial_window_size(limit)
-        .initial_connection_window_size(limit.saturating_mul(16).min(MAX_WINDOW))
-        .max_concurrent_streams(conn.worker.options.max_concurrent_streams)
+        .initial_window_size(window)
+        .initial_connection_window_size(shared)
+        .max_concurrent_streams(said.max_concurrent_streams.map_or(streams, |s| s.min(streams)))
         .max_header_list_size(MAX_HEAD as u32)
         .max_send_buffer_size(limit as usize)
         .max_pending_accept_reset_streams(MAX_PENDING_RESETS);
@@ -67,7 +74,10 @@ pub(crate) async fn serve(io: Io, conn: Rc<Connection>, manager: Arc<HttpManager
     let signals = conn.signals.subscribe();
     let mut leave = std::pin::pin!(async {
         loop {
-            signals.drained().await;
+            tokio::select! {
+                () = signals.drained() => {}
+                () = conn.aged(&manager) => return,
+            }
             if conn.signals.are_of_gateway() {
                 // Whoever has just connected through a gateway that drains is about to ask, and would connect again.
                 tokio::time::sleep_until(Instant::from_std(conn.started + GRACE)).await;

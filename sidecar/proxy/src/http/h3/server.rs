@@ -21,7 +21,7 @@ use crate::{
         record::{Flag, Record},
         service,
     },
-    worker::connection::Connection,
+    worker::{connection::Connection, signals::Subscription},
 };
 
 /// Types of streams of one direction (RFC 9114 section 6.2, RFC 9204 section 4.2).
@@ -116,7 +116,7 @@ pub(crate) async fn serve(quic: Quic, conn: Rc<Connection>, manager: Arc<HttpMan
                 let Ok(recv) = accepted else { return };
                 tokio::task::spawn_local(unidirectional(quic.clone(), recv, Rc::clone(&seen)));
             }
-            () = signals.drained(), if ending == Ending::No => {
+            () = until(&signals, &conn, &manager), if ending == Ending::No => {
                 goaway(&mut control, LAST_POSSIBLE).await;
                 ending = Ending::At(Instant::now() + WARNING.max(quic.rtt() * 2));
             }
@@ -131,6 +131,14 @@ pub(crate) async fn serve(quic: Quic, conn: Rc<Connection>, manager: Arc<HttpMan
                 ending = Ending::From(next);
             }
         }
+    }
+}
+
+/// Waits until a connection should end when it can.
+async fn until(signals: &Subscription, conn: &Connection, manager: &HttpManager) {
+    tokio::select! {
+        () = signals.drained() => {}
+        () = conn.aged(manager) => {}
     }
 }
 

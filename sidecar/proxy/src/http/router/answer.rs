@@ -84,6 +84,10 @@ pub(super) fn failure(rec: &mut Record, e: &TryError, exhausted: bool) -> LocalR
                 grpc: Some(4),
                 ..reply(rec, Flag::Dt, MAX_DURATION, 504, "downstream duration timeout".into())
             },
+            Failure::Request => {
+                rec.details = "request_overall_timeout".into();
+                LocalReply::text(408, "request timeout")
+            }
             Failure::Idle => reply(rec, Flag::Si, "stream_idle_timeout", 504, "stream timeout".into()),
             Failure::Upstream(StreamError::Protocol | StreamError::TooLarge) => reply(
                 rec,
@@ -163,7 +167,8 @@ pub(super) async fn respond<D: Downstream>(
                 Failure::Downstream(_) => (Flag::Dc, "downstream_remote_disconnect"),
                 Failure::Timeout | Failure::PerTryTimeout => (Flag::Ut, "response_timeout"),
                 Failure::Duration => (Flag::Dt, MAX_DURATION),
-                Failure::Idle => (Flag::Si, "stream_idle_timeout"),
+                // Disarmed when the answer begins.
+                Failure::Idle | Failure::Request => (Flag::Si, "stream_idle_timeout"),
                 Failure::Upstream(StreamError::Refused) => {
                     (Flag::Ur, "upstream_reset_after_response_started{remote_reset}")
                 }
@@ -191,7 +196,9 @@ pub(super) fn finish_response(
     let h = &mut response.headers;
     h.remove_id(HeaderId::XEnvoyInternal);
     h.remove_id(HeaderId::XEnvoyDecoratorOperation);
-    h.set_number(HeaderId::XEnvoyUpstreamServiceTime, millis(rec.started.elapsed()));
+    if !ctx.manager.config.headers.suppress_envoy {
+        h.set_number(HeaderId::XEnvoyUpstreamServiceTime, millis(rec.started.elapsed()));
+    }
     for edits in [&destination.response_headers, &ctx.route.response_headers, &ctx.vhost.response_headers] {
         if !edits.is_empty() {
             edits.response(h, &|v| expand(v, rec.remote));

@@ -95,6 +95,8 @@ pub(crate) struct Rewrite<'a> {
     pub(crate) vhost: &'a VirtualHost,
     pub(crate) destination: &'a Destination,
     pub(crate) timeout: Option<Duration>,
+    /// No `x-envoy-*` of the router's own.
+    pub(crate) suppress: bool,
     /// The client's address: that of the connection, or what trusted proxies say it is.
     pub(crate) remote: IpAddr,
 }
@@ -103,12 +105,17 @@ impl Rewrite<'_> {
     pub(crate) fn apply(&self, head: &mut RequestHead) {
         if let Some(new) = self.forward.rewritten_path(self.route, &head.path) {
             let before = std::mem::replace(&mut head.path, new);
-            head.headers.set_id(HeaderId::XEnvoyOriginalPath, before.as_bytes());
+            if !self.suppress {
+                head.headers.set_id(HeaderId::XEnvoyOriginalPath, before.as_bytes());
+            }
         }
         if let Some(h) = &self.forward.host_rewrite {
-            head.authority.clone_from(h);
+            let before = std::mem::replace(&mut head.authority, h.clone());
+            if self.forward.forwarded_host {
+                forwarded_host(&before, head);
+            }
         }
-        if let Some(t) = self.timeout {
+        if let Some(t) = self.timeout.filter(|_| !self.suppress) {
             head.headers.set_number(HeaderId::XEnvoyExpectedRqTimeoutMs, millis(t));
         }
         // Most specific first, as Envoy: destination, route, virtual host.
@@ -119,6 +126,25 @@ impl Rewrite<'_> {
                 edits.request(head, &|v| expand(v, self.remote));
             }
         }
+    }
+}
+
+/// Appends the host that a rewrite has replaced, unless it is the last one there already.
+fn forwarded_host(before: &str, head: &mut RequestHead) {
+    let said = head.headers.joined(HeaderId::XForwardedHost.name().as_bytes()).map(|v| v.into_owned());
+    let value = match said {
+        Some(v) if v.rsplit(|b| *b == b',').next().is_some_and(|l| l == before.as_bytes()) => {
+            return;
+        }
+        Some(mut v) if !v.is_empty() => {
+            v.push(b',');
+            v.extend_from_slice(before.as_bytes());
+            v
+        }
+        _ => before.as_bytes().to_vec(),
+    };
+    if !before.is_empty() {
+        head.headers.set_id(HeaderId::XForwardedHost, &value);
     }
 }
 

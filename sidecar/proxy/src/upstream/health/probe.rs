@@ -214,7 +214,7 @@ async fn dial(
     if want != Want::Http2 {
         return Some(Upstream::H1(H1Exchange::start(H1Conn::new(io, permit), request)));
     }
-    let (conn, _) = pool::start_h2(worker, io, permit, None).await.ok()?;
+    let (conn, _) = pool::start_h2(worker, io, permit, None, None).await.ok()?;
     let conn = Rc::new(conn);
     let x = H2Exchange::start(&conn, request).ok()?;
     *kept = Kept::H2(conn);

@@ -21,6 +21,7 @@ fn host(name: &str) -> (String, pb::Any) {
         name: name.into(),
         domains: vec![name.into()],
         require_tls: false,
+        attempt_count: false,
         routes: vec![],
         request_headers: Default::default(),
         response_headers: Default::default(),
