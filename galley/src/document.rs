@@ -458,13 +458,7 @@ fn unsupported(api_version: &str, kind: &str) -> String {
     if let Some(k) = same_name.first() {
         return format!("unsupported kind {kind:?} of {api_version}, did you mean {}?", k.api_version());
     }
-    let instead = match group {
-        "networking.k8s.io" | "extensions" if kind == "Ingress" => {
-            "; write a Gateway and a VirtualService of networking.istio.io"
-        }
-        _ => "",
-    };
-    format!("unsupported kind {kind:?} of {api_version}{instead}")
+    format!("unsupported kind {kind:?} of {api_version}")
 }
 
 /// Kinds that stand beside mesh configuration in ordinary manifests and are the platform's.

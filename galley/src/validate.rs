@@ -20,6 +20,7 @@ mod envoy_filter;
 mod federation;
 mod gateway;
 mod gateway_api;
+mod ingress;
 mod mesh;
 mod mixer;
 mod role;
@@ -67,6 +68,8 @@ pub(crate) fn document(d: &Document, out: &mut Findings) {
         Spec::TlsRoute(s) | Spec::TcpRoute(s) | Spec::UdpRoute(s) => gateway_api::check_l4(s, kind, p, out),
         Spec::ReferenceGrant(s) => gateway_api::check_grant(s, p, out),
         Spec::BackendTlsPolicy(s) => gateway_api::check_backend_tls(s, p, out),
+        Spec::Ingress(s) => ingress::check(s, &d.metadata, p, out),
+        Spec::IngressClass(s) => ingress::check_class(s, p, out),
         Spec::PeerAuthentication(s) => security::check_peer(s, p, out),
         Spec::RequestAuthentication(s) => security::check_request(s, p, out),
         Spec::AuthorizationPolicy(s) => security::check_authorization(s, &d.metadata, p, out),

@@ -24,6 +24,7 @@ use crate::{
     consul::{Registered, Services},
     envoy_filter::Filter,
     gateway_api::{self, SERVED_IN},
+    ingress,
     issuers::Discovered,
     kubernetes::Pods,
     v1alpha1,
@@ -63,6 +64,8 @@ pub const GALLEY_KINDS: &[Kind] = &[
     Kind::TcpRoute,
     Kind::ReferenceGrant,
     Kind::BackendTlsPolicy,
+    Kind::Ingress,
+    Kind::IngressClass,
     Kind::EnvoyFilter,
     Kind::ProxyConfig,
     // For their labels, by which listeners choose.
@@ -174,6 +177,8 @@ pub struct Config {
     pub revoked: Option<String>,
     /// Documents of the Gateway API as written; what they mean is among the others.
     pub gateway_api: gateway_api::Documents,
+    /// Ingresses and their classes as written; what they mean is among the others.
+    pub ingress: ingress::Documents,
     /// Documents that could not be read.
     pub problems: Vec<Problem>,
 }
@@ -307,6 +312,7 @@ impl Reader {
         });
         config.peers.sort_by(|a, b| a.id.cmp(&b.id));
         config.former.sort_by(|a, b| a.id.cmp(&b.id));
+        ingress::apply(&mut config);
         gateway_api::apply(&mut config);
         config
     }
@@ -397,6 +403,7 @@ impl Config {
             Spec::ImportPolicy(s) => into!(import_policies, s),
             Spec::EndpointSlice(s) => into!(endpoint_slices, s),
             other if self.v1alpha1.add(&doc.document, other) => {}
+            other if self.ingress.add(&doc.document, other) => {}
             // Pods and nodes are read together; others are not subscribed to.
             other => self.gateway_api.add(&doc.document, other),
         }
@@ -421,6 +428,7 @@ impl Config {
         by_age(&mut self.import_policies);
         self.v1alpha1.sort();
         self.gateway_api.sort();
+        self.ingress.sort();
     }
 
     /// Certificates of a mesh that runs are of one trust domain, whatever its settings call it: under another name nobody
@@ -473,6 +481,7 @@ impl Config {
         self.imports.retain(|i| seen(&i.service.namespace));
         self.v1alpha1.retain(&seen);
         self.gateway_api.retain(&seen);
+        self.ingress.retain(&seen);
         self.gateway_api.namespaces = labels;
     }
 

@@ -9,6 +9,7 @@
 //! | `/debug/endpointz` | endpoints of every service, imports included |
 //! | `/debug/configz` | documents read, by kind |
 //! | `/debug/gatewayz` | `status` of the Gateway API's documents ([`gateway_api::status`]) |
+//! | `/debug/ingressz` | `status` of Ingresses ([`ingress::status`]) |
 //! | `/debug/explain` (POST, [`ExplainQuery`]) | the way from a proxy to a host, as far as this cluster knows it |
 //! | `/debug/inspect` (POST, [`InspectQuery`]) | an exported service as a peer's caller meets it |
 //! | `/debug/links` | what east-west gateways told lately of the ways to other clusters ([`GatewayLinks`]) |
@@ -42,6 +43,7 @@ use crate::{
         status::{GatewayProxy, Status},
     },
     generate::explain::{self, Ask, Request},
+    ingress,
     links::{GatewayLinks, Links},
     proxy::ProxyNode,
     run::Shared,
@@ -76,6 +78,7 @@ pub(crate) fn router(
         .route("/debug/endpointz", get(endpointz))
         .route("/debug/configz", get(configz))
         .route("/debug/gatewayz", get(gatewayz))
+        .route("/debug/ingressz", get(ingressz))
         .route("/debug/links", get(links_page))
         .route("/debug/trust", get(trusting))
         .route("/debug/workloadz", get(registered))
@@ -262,6 +265,10 @@ async fn configz(State(p): State<Pages>) -> Json<Value> {
             "ReferenceGrant": list(&c.gateway_api.grants),
             "BackendTLSPolicy": list(&c.gateway_api.backend_tls),
         }),
+        "networking.k8s.io": json!({
+            "IngressClass": list(&c.ingress.classes),
+            "Ingress": list(&c.ingress.ingresses),
+        }),
         "MeshConfig": &*c.mesh,
         "ImportedService": c.imports,
         "PeerCluster": c.peers,
@@ -271,17 +278,25 @@ async fn configz(State(p): State<Pages>) -> Json<Value> {
 async fn gatewayz(State(p): State<Pages>) -> Json<Status> {
     let source = p.service.source();
     let Some(w) = source.world() else { return Json(Status::default()) };
+    Json(gateway_api::status::status(&w.config, &connected(source)))
+}
+
+async fn ingressz(State(p): State<Pages>) -> Json<Vec<ingress::status::Object>> {
+    let source = p.service.source();
+    let Some(w) = source.world() else { return Json(vec![]) };
+    Json(ingress::status::status(&w.config, &connected(source)))
+}
+
+/// Gateways at the edge that this control plane serves.
+fn connected(source: &PilotSource) -> Vec<GatewayProxy> {
     let nodes = source.nodes();
     let routers = nodes.iter().filter(|n| n.kind == mesh_xds::NodeKind::Router && !n.is_east_west());
-    let connected: Vec<_> = routers
-        .filter_map(|n| ProxyNode::new(n).ok())
-        .map(|p| GatewayProxy {
-            addresses: p.addresses.iter().map(ToString::to_string).collect(),
-            namespace: p.namespace,
-            labels: p.labels,
-        })
-        .collect();
-    Json(gateway_api::status::status(&w.config, &connected))
+    let proxies = routers.filter_map(|n| ProxyNode::new(n).ok()).map(|p| GatewayProxy {
+        addresses: p.addresses.iter().map(ToString::to_string).collect(),
+        namespace: p.namespace,
+        labels: p.labels,
+    });
+    proxies.collect()
 }
 
 async fn trusting(State(p): State<Pages>) -> Json<TrustStatus> {

@@ -22,6 +22,7 @@ pub mod gateway_api;
 pub mod generate;
 pub mod hosts;
 pub mod index;
+pub mod ingress;
 mod issuers;
 mod kubernetes;
 pub mod links;

@@ -41,6 +41,7 @@ mod extension;
 mod extras;
 mod gateway;
 pub mod gateway_api;
+pub mod ingress;
 pub mod kubernetes;
 mod mesh;
 mod mesh_proxy;
@@ -61,6 +62,7 @@ pub use self::{
     extension::*,
     extras::{Authorizer, RouteExtras},
     gateway::*,
+    ingress::{Ingress, IngressClass},
     kubernetes::{ClusterNode, EndpointSlice, Pod},
     mesh::*,
     mesh_proxy::*,
@@ -214,6 +216,10 @@ kinds! {
     ReferenceGrant(gateway_api::ReferenceGrant) = "gateway.networking.k8s.io" ["v1", "v1beta1"] "ReferenceGrant", namespaced;
     /// Gateway API: TLS from a Gateway to backends.
     BackendTlsPolicy(gateway_api::BackendTlsPolicy) = "gateway.networking.k8s.io" ["v1", "v1alpha3"] "BackendTLSPolicy", namespaced;
+    /// Kubernetes: hosts and paths that lead from the edge to services.
+    Ingress(Ingress) = "networking.k8s.io" ["v1"] "Ingress", namespaced;
+    /// Kubernetes: which controller serves Ingresses.
+    IngressClass(IngressClass) = "networking.k8s.io" ["v1"] "IngressClass", cluster;
     /// mTLS that a workload accepts.
     PeerAuthentication(PeerAuthentication) = "security.istio.io" ["v1", "v1beta1"] "PeerAuthentication", namespaced;
     /// End-user tokens.

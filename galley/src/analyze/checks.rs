@@ -4,6 +4,7 @@ mod annotations;
 mod destination_rule;
 mod envoy_filter;
 mod gateway;
+mod ingress;
 mod schema;
 mod selectors;
 mod service_entry;
@@ -72,6 +73,7 @@ pub(super) fn all<'w, 'a>(world: &'w World<'a>, out: &mut Findings<'w, 'a>) {
     workloads::check(world, out);
     virtual_service::check(world, out);
     gateway::check(world, out);
+    ingress::check(world, out);
     destination_rule::check(world, out);
     service_entry::check(world, out);
     selectors::check(world, out);

@@ -1,6 +1,7 @@
 //! Every code has documents that bring it about, and documents that nearly do.
 
 mod cases;
+mod ingress;
 
 use std::collections::BTreeSet;
 

@@ -134,7 +134,7 @@ pub(super) struct World<'a> {
     pub(super) all_workloads: bool,
     pub(super) root_namespace: String,
     /// The mesh's settings.
-    mesh: Option<&'a MeshConfig>,
+    pub(super) mesh: Option<&'a MeshConfig>,
     /// Namespace documents by name.
     pub(super) namespaces: BTreeMap<&'a str, usize>,
     /// Namespaces that some document is in.

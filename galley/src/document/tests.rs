@@ -115,7 +115,9 @@ fn the_envelope() {
     rejected("apiVersion: v1\nkind: Servce\nmetadata: {name: a}\n", "kind", 0, "unsupported kind");
     for (api, kind, instead) in [
         ("rbac.istio.io/v1", "ServiceRole", "supported are v1alpha1"),
-        ("networking.k8s.io/v1", "Ingress", "Gateway"),
+        ("networking.k8s.io/v1beta1", "Ingress", "supported are v1"),
+        ("extensions/v1beta1", "Ingress", "did you mean networking.k8s.io/v1?"),
+        ("networking.k8s.io/v1beta1", "IngressClass", "supported are v1"),
     ] {
         rejected(&format!("apiVersion: {api}\nkind: {kind}\nmetadata: {{name: a}}\n"), "kind", 2, instead);
     }

@@ -5,7 +5,7 @@ mod proxies;
 
 use mesh_model::{
     TrustDomain,
-    authored::{MeshConfig, Metadata, TlsProtocol, TlsSettings},
+    authored::{MeshConfig, Metadata, TlsProtocol, TlsSettings, ingress::IngressControllerMode},
     proxy::{TLS_CURVES, is_cipher_expression},
 };
 
@@ -58,8 +58,24 @@ pub(super) fn check(m: &MeshConfig, meta: &Metadata, p: &Path<'_>, out: &mut Fin
     if let Some(o) = &m.outbound_traffic_policy {
         out.unenforced(o.egress_proxy.is_some(), &p.key("outboundTrafficPolicy"), "egressProxy");
     }
+    ingress(m, p, out);
     mixer(m, p, out);
     elsewhere(m, p, out);
+}
+
+/// Which Ingresses are served, and by which gateways.
+fn ingress(m: &MeshConfig, p: &Path<'_>, out: &mut Findings) {
+    let mode = p.key("ingressControllerMode");
+    match m.ingress_mode() {
+        None => out.error(
+            &mode,
+            format!("{:?} is not one of OFF, DEFAULT, STRICT (the default)", m.ingress_controller_mode),
+        ),
+        Some(IngressControllerMode::Unspecified) => {
+            out.warning(&mode, "annotations do not count: Ingresses are served by their IngressClass alone");
+        }
+        Some(_) => {}
+    }
 }
 
 fn domain(s: &str, p: &Path<'_>, out: &mut Findings) {
@@ -216,7 +232,6 @@ fn mixer(m: &MeshConfig, p: &Path<'_>, out: &mut Findings) {
 
 /// What is nobody's here, with what to do instead.
 fn elsewhere(m: &MeshConfig, p: &Path<'_>, out: &mut Findings) {
-    let ingress = "Kubernetes' Ingress is not read; write a Gateway and a VirtualService, or an HTTPRoute";
     let old = "without effect: configuration and secrets are pushed, and nobody polls";
     for (set, field, message) in [
         (
@@ -239,10 +254,6 @@ fn elsewhere(m: &MeshConfig, p: &Path<'_>, out: &mut Findings) {
             "verifyCertificateAtClient",
             "not supported: servers are always verified; a DestinationRule with insecureSkipVerify makes an exception of one",
         ),
-        (!m.ingress_class.is_empty(), "ingressClass", ingress),
-        (!m.ingress_service.is_empty(), "ingressService", ingress),
-        (!matches!(m.ingress_controller_mode.as_str(), "" | "OFF"), "ingressControllerMode", ingress),
-        (!m.ingress_selector.is_empty(), "ingressSelector", ingress),
         (
             !m.config_sources.is_empty(),
             "configSources",

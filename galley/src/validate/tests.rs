@@ -5,6 +5,7 @@
 
 mod edge;
 mod gateway_api;
+mod ingress;
 mod mesh;
 mod networking;
 mod policy;

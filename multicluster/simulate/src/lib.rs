@@ -119,6 +119,12 @@ impl Mesh {
         pilot::gateway_api::status::status(&self.world.config, &[])
     }
 
+    /// `status` of the Ingresses that the mesh serves, as pilot shows it (`/debug/ingressz`) while no gateway is connected.
+    #[must_use]
+    pub fn ingress_status(&self) -> Vec<pilot::ingress::status::Object> {
+        pilot::ingress::status::status(&self.world.config, &[])
+    }
+
     /// The configuration of a caller's proxy, as the engine executes it: `listeners`, `routes`, `clusters` and
     /// `endpoints` by name, virtual hosts of a route configuration by name as well; `filters` repeats the HTTP filters
     /// of each filter chain by kind.

@@ -20,9 +20,9 @@ use mesh_model::{
 use super::{Ctx, common::cluster_name, jwt, session};
 use crate::{
     config::{Doc, selects},
-    gateway_api::SEMANTICS,
-    hosts,
+    gateway_api, hosts,
     index::Entry,
+    ingress,
     world::effective_policy,
 };
 
@@ -213,7 +213,8 @@ pub(super) fn route(matches: RouteMatch, action: RouteAction) -> Route {
 /// Routes of a document for one port. Stops after a route that matches everything.
 pub(super) fn routes(ctx: &Ctx<'_>, doc: &Doc<VirtualService>, port: u16, scope: Scope<'_>) -> Vec<Route> {
     let mut out = Vec::new();
-    let segments = doc.annotations.contains_key(SEMANTICS);
+    let semantics = [gateway_api::SEMANTICS, ingress::SEMANTICS];
+    let segments = semantics.iter().any(|a| doc.annotations.contains_key(*a));
     for r in &doc.spec.http {
         if let Some(d) = &r.delegate {
             let ns = if d.namespace.is_empty() { &doc.namespace } else { &d.namespace };

@@ -61,6 +61,7 @@ impl Docs {
                 format!("rbac.istio.io/v1alpha1/{kind}")
             }
             "EnvoyFilter" => "networking.istio.io/v1alpha3/EnvoyFilter".to_owned(),
+            "Ingress" | "IngressClass" => format!("networking.k8s.io/v1/{kind}"),
             "ProxyConfig" => "networking.istio.io/v1beta1/ProxyConfig".to_owned(),
             _ => format!("networking.istio.io/v1/{kind}"),
         };

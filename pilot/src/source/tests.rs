@@ -91,6 +91,18 @@ fn document(which: usize, variant: u8) -> (&'static str, String, Value) {
     let name = format!("{ns}/{s}");
     let v = u64::from(variant);
     let one = |of: [&'static str; 3]| of[usize::from(variant) % 3];
+    if which == 71 {
+        let controller = one(["istio.io/ingress-controller", "a.example/b", "istio.io/ingress-controller"]);
+        return ("IngressClass", "own".to_owned(), json!({"controller": controller}));
+    }
+    if which >= 66 {
+        let port = if variant < 3 { json!({"name": "http"}) } else { json!({"number": 80}) };
+        let path = json!({"path": format!("/{}", v / 2), "pathType": one(["Prefix", "Exact", "ImplementationSpecific"]),
+            "backend": {"service": {"name": s, "port": port}}});
+        let tls = if variant > 3 { json!([{"hosts": ["in.example"], "secretName": s}]) } else { json!([]) };
+        let rules = json!([{"host": "in.example", "http": {"paths": [path]}}]);
+        return ("Ingress", name, json!({"ingressClassName": "own", "rules": rules, "tls": tls}));
+    }
     if which >= 60 {
         return ("EnvoyFilter", name, patches(s, variant));
     }
@@ -292,7 +304,7 @@ proptest! {
 
     #[test]
     fn what_is_kept_is_what_would_be_made(
-        steps in prop::collection::vec(prop::collection::vec((0usize..66, 0u8..6, any::<bool>()), 1..4), 1..12),
+        steps in prop::collection::vec(prop::collection::vec((0usize..72, 0u8..6, any::<bool>()), 1..4), 1..12),
     ) {
         let source = PilotSource::new();
         for n in nodes() {
@@ -302,6 +314,8 @@ proptest! {
         let mut documents: BTreeMap<usize, u8> = (0..18).map(|n| (n, 0)).collect();
         // One that delegates, and to whom.
         documents.extend([(12, 4), (48, 0)]);
+        // Ingresses count as long as their class does.
+        documents.insert(71, 0);
         // What a peer exports, whose lease changes below.
         documents.insert(42, 1);
         let (mut galley, mut federation) = (ConfigState::default(), ConfigState::default());

@@ -19,13 +19,7 @@ fn pick(s: &Spec) -> Option<&Gateway> {
 }
 
 pub(super) fn check<'w, 'a>(world: &'w World<'a>, out: &mut Findings<'w, 'a>) {
-    let secrets: BTreeMap<String, &Secret> = world
-        .each(|s| match s {
-            Spec::Secret(x) => Some(&**x),
-            _ => None,
-        })
-        .map(|(r, s)| (r.full_name(), s))
-        .collect();
+    let secrets = secrets(world);
     let services: Vec<(&Resource<'a>, &Service)> = world
         .each(|s| match s {
             Spec::Service(x) => Some(&**x),
@@ -55,6 +49,15 @@ pub(super) fn check<'w, 'a>(world: &'w World<'a>, out: &mut Findings<'w, 'a>) {
     }
     conflicts(world, out);
     certificates(world, out);
+}
+
+/// All secrets by their full names.
+pub(super) fn secrets<'a>(world: &World<'a>) -> BTreeMap<String, &'a Secret> {
+    let all = world.each(|s| match s {
+        Spec::Secret(x) => Some(&**x),
+        _ => None,
+    });
+    all.map(|(r, s)| (r.full_name(), s)).collect()
 }
 
 /// Whether a selector is for the gateways that installations usually bring, whose workloads are seldom among the documents
@@ -119,27 +122,39 @@ fn credentials<'w, 'a>(
         if name.is_empty() || name.contains("://") {
             continue;
         }
-        let qualified = |ns: &&str| if name.contains('/') { name.to_owned() } else { format!("{ns}/{name}") };
-        let names: Vec<String> = namespaces.iter().map(qualified).collect();
-        let full =
-            names.iter().find(|n| secrets.contains_key(*n)).or(names.first()).cloned().unwrap_or_default();
         let path = FieldPath::of(&format!("spec.servers[{i}].tls.credentialName"));
-        match secrets.get(&full) {
-            Some(s) if !holds_certificate(s) => {
-                let message = format!(
-                    "Secret {full} holds no certificate and key: it needs tls.crt and tls.key in PEM form"
-                );
-                out.add("IST0161", r, path, message);
-            }
-            // Secrets of gateways may also be files beside them; only a platform's documents are complete.
-            None if all => {
-                let message = format!(
-                    "Secret {full} does not exist: create it in the namespace of the gateway's workloads"
-                );
-                out.add("IST0101", r, path, message);
-            }
-            _ => {}
+        credential(r, path, name, namespaces, secrets, all, out);
+    }
+}
+
+/// A secret that a document names, in one of these namespaces.
+pub(super) fn credential<'w, 'a>(
+    r: &'w Resource<'a>,
+    path: FieldPath,
+    name: &str,
+    namespaces: &[&str],
+    secrets: &BTreeMap<String, &Secret>,
+    all: bool,
+    out: &mut Findings<'w, 'a>,
+) {
+    let qualified = |ns: &&str| if name.contains('/') { name.to_owned() } else { format!("{ns}/{name}") };
+    let names: Vec<String> = namespaces.iter().map(qualified).collect();
+    let full = names.iter().find(|n| secrets.contains_key(*n)).or(names.first()).cloned().unwrap_or_default();
+    match secrets.get(&full) {
+        Some(s) if !holds_certificate(s) => {
+            let message = format!(
+                "Secret {full} holds no certificate and key: it needs tls.crt and tls.key in PEM form"
+            );
+            out.add("IST0161", r, path, message);
         }
+        // Secrets of gateways may also be files beside them; only a platform's documents are complete.
+        None if all => {
+            let message = format!(
+                "Secret {full} does not exist: create it in the namespace of the gateway's workloads"
+            );
+            out.add("IST0101", r, path, message);
+        }
+        _ => {}
     }
 }
 

@@ -12,6 +12,7 @@ mod elsewhere;
 mod envoy_filter;
 mod gateway;
 mod gateway_api;
+mod ingress;
 mod mesh_config;
 mod mesh_defaults;
 mod mesh_proxies;
@@ -29,7 +30,7 @@ use serde_json::{Value, json};
 use support::{Mesh, contains};
 
 /// Kinds with their fields; a message that several have is listed at the first.
-const KINDS: [&str; 17] = [
+const KINDS: [&str; 19] = [
     "VirtualService",
     "DestinationRule",
     "Gateway",
@@ -47,6 +48,8 @@ const KINDS: [&str; 17] = [
     "ServiceRoleBinding",
     "MeshConfig",
     "EnvoyFilter",
+    "Ingress",
+    "IngressClass",
 ];
 
 /// Kinds of the Gateway API: the type, and whose it is. Fields are `api/<type>.<field>` in rows.
@@ -312,6 +315,7 @@ fn every_field_does_something() {
     rows.extend(mesh_proxies::rows());
     rows.extend(gateway_api::rows());
     rows.extend(envoy_filter::rows());
+    rows.extend(ingress::rows());
     let mut failed = Vec::new();
     let mut shown: BTreeMap<&str, String> = BTreeMap::new();
     // Each row makes worlds of its own, which takes long enough to use every core.
@@ -343,7 +347,7 @@ fn every_field_does_something() {
     let schema = Schema::read();
     let mut seen = BTreeSet::new();
     let mut text = String::from(
-        "# Fields\n\nWhat shows that each field of Istio's configuration and of the Gateway API does something: a request in a mesh on paper whose \
+        "# Fields\n\nWhat shows that each field of Istio's configuration, of the Gateway API and of Ingress does something: a request in a mesh on paper whose \
          answer holds\nthis with the field and not without it, or a test. Made by `multicluster/simulate/tests/fields`; \
          `FLOTILLA_WRITE=1 cargo\ntest -p flotilla-simulate --test fields` writes it anew.\n",
     );
