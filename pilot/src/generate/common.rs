@@ -92,7 +92,7 @@ impl Ctx<'_> {
                 AccessLogFormat::Json(custom.unwrap_or_else(standard_fields))
             }
         };
-        vec![AccessLog { path, format }]
+        vec![AccessLog { path, format, omit_empty: false }]
     }
 
     fn tracing(&self) -> Option<Tracing> {
@@ -419,6 +419,7 @@ fn file_log(p: &FileLogProvider) -> AccessLog {
                 l.iter().filter_map(|(k, v)| Some((k.clone(), v.as_str()?.to_owned()))).collect(),
             ),
         },
+        omit_empty: p.omit_empty_values,
     }
 }
 

@@ -42,6 +42,7 @@ fn what_holds_for_those_who_say_nothing() {
         "outboundClusterStatName: '%SERVICE_FQDN%_%SUBSET_NAME%'\ninboundClusterStatName: '%SERVICE%:%TARGET_PORT%'",
         "extensionProviders: [{name: a, envoyFileAccessLog: {path: /dev/stdout, logFormat: {labels: {a: '%PROTOCOL%'}}}}, {name: b, prometheus: {}}]\ndefaultProviders: {accessLogging: [a, envoy], metrics: [prometheus]}",
         "defaultConfig: {gatewayTopology: {numTrustedProxies: 2, forwardClientCertDetails: SANITIZE, proxyProtocol: {}}, tracing: {sampling: 0.5}}",
+        "extensionProviders: [{name: a, envoyFileAccessLog: {path: /a, omitEmptyValues: true}}]",
         "ingressControllerMode: 'OFF'\nenablePrometheusMerge: false\nverifyCertificateAtClient: true\nauthPolicy: NONE",
     ]);
     refuses(&[

@@ -7,7 +7,7 @@ use crate::{
     mesh_config::document,
     row,
     support::{Mesh, bookinfo},
-    unenforced, warned,
+    warned,
 };
 
 const X: &str = "GET http://ratings:9080/";
@@ -339,11 +339,11 @@ fn telemetry() -> Vec<Row> {
             json!({"p": "%PROTOCOL%"}),
             json!({"format": {"Json": {"p": "%PROTOCOL%"}}}),
         ),
-        unenforced(
+        of_file(
             "MeshConfig.extensionProviders[].envoyFileAccessLog.omitEmptyValues",
-            &named,
             "/spec/extensionProviders/0/envoyFileAccessLog/omitEmptyValues",
             json!(true),
+            json!({"omit_empty": true}),
         ),
         warned(
             "MeshConfig.defaultProviders.tracing",

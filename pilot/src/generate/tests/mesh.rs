@@ -219,3 +219,13 @@ fn a_mesh_that_runs_keeps_its_trust_domain() {
     config.keep_trust_domain(&settings().trust_domain);
     assert!(config.problems.is_empty());
 }
+
+#[test]
+fn a_log_without_what_is_not_there() {
+    let docs = with(json!({"defaultProviders": {"accessLogging": ["a"]}, "extensionProviders": [
+        {"name": "a", "envoyFileAccessLog": {"path": "/a", "omitEmptyValues": true}}]}));
+    let g = docs.generate(&productpage());
+    let want =
+        AccessLog { path: "/a".to_owned(), format: AccessLogFormat::Text(String::new()), omit_empty: true };
+    assert_eq!(g.listeners["virtualInbound"].access_log, [want]);
+}
