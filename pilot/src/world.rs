@@ -1,6 +1,7 @@
 //! Everything generators read, with the look-ups that several of them need.
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, BTreeSet, HashMap},
     net::{IpAddr, SocketAddr},
     sync::Arc,
@@ -75,7 +76,7 @@ pub struct World {
     authentication: v1alpha1::Authentication,
     /// Keys of labels by which some configuration tells callers apart.
     telling: Arc<BTreeSet<String>>,
-    /// Some rule prefers zones.
+    /// Something prefers zones.
     zoned: bool,
     lineage: Lineage,
     rerouted: Option<Rerouted>,
@@ -144,7 +145,8 @@ impl World {
         let rules = destination_rules(&config, &index);
         let virtual_services = virtual_services(&config, &index);
         let telling = telling_labels(&config);
-        let zoned = config.destination_rules.iter().any(|d| prefers_zones(&d.spec));
+        let zoned = config.mesh.zone_aware_lb_setting.is_some()
+            || config.destination_rules.iter().any(|d| prefers_zones(&d.spec));
         problems.sort();
         problems.dedup();
         Self {
@@ -325,6 +327,22 @@ impl World {
         None
     }
 
+    /// What a rule says ([`effective_policy`]) with the mesh's limits and passive health where it has none of its own
+    /// (`MeshConfig.defaultTrafficPolicy`). They bring no failover between localities: as in Istio, that takes outlier
+    /// detection of a rule.
+    #[must_use]
+    pub fn defaulted<'a>(&self, said: &'a TrafficPolicy) -> Cow<'a, TrafficPolicy> {
+        let Some(d) = &self.config.mesh.default_traffic_policy else { return Cow::Borrowed(said) };
+        let mut out = said.clone();
+        if out.connection_pool.is_none() {
+            out.connection_pool.clone_from(&d.connection_pool);
+        }
+        if out.outlier_detection.is_none() {
+            out.outlier_detection.clone_from(&d.outlier_detection);
+        }
+        Cow::Owned(out)
+    }
+
     /// Keys of labels by which routing, scoping or failover tell callers apart.
     #[must_use]
     pub fn telling_labels(&self) -> &Arc<BTreeSet<String>> {
@@ -474,6 +492,8 @@ fn telling_labels(config: &Config) -> BTreeSet<String> {
     }
     let sidecars = config.sidecars.iter().filter_map(|d| d.spec.workload_selector.as_ref());
     out.extend(sidecars.flat_map(|w| w.labels.keys().cloned()));
+    let zones = config.mesh.zone_aware_lb_setting.iter();
+    out.extend(zones.flat_map(|z| &z.failover_priority).filter(|p| !p.contains('=')).cloned());
     let mut settings: Vec<&LocalityLbSetting> = config.mesh.locality_lb_setting.iter().collect();
     for d in &config.destination_rules {
         out.extend(d.spec.workload_selector.iter().flat_map(|w| w.match_labels.keys().cloned()));

@@ -272,7 +272,7 @@ pub(super) fn connection_pool(c: &ConnectionPoolSettings, p: &Path<'_>, out: &mu
     }
 }
 
-fn outlier_detection(o: &OutlierDetection, p: &Path<'_>, out: &mut Findings) {
+pub(super) fn outlier_detection(o: &OutlierDetection, p: &Path<'_>, out: &mut Findings) {
     common::not_negative(o.consecutive_errors.into(), &p.key("consecutiveErrors"), out);
     if o.consecutive_errors != 0 {
         out.warning(

@@ -12,7 +12,7 @@ use mesh_model::{
 use self::proxies::check as check_proxies;
 use super::{
     common::{self, Findings},
-    destination_rule::locality,
+    destination_rule::{connection_pool, locality, outlier_detection},
     trust_domains,
     virtual_service::retries,
 };
@@ -44,6 +44,18 @@ pub(super) fn check(m: &MeshConfig, meta: &Metadata, p: &Path<'_>, out: &mut Fin
     }
     if let Some(l) = &m.locality_lb_setting {
         locality::check(l, &p.key("localityLbSetting"), out);
+    }
+    if let Some(d) = &m.default_traffic_policy {
+        let at = p.key("defaultTrafficPolicy");
+        if let Some(c) = &d.connection_pool {
+            connection_pool(c, &at.key("connectionPool"), out);
+        }
+        if let Some(o) = &d.outlier_detection {
+            outlier_detection(o, &at.key("outlierDetection"), out);
+        }
+    }
+    if let Some(z) = &m.zone_aware_lb_setting {
+        locality::check_zone_aware(z, &p.key("zoneAwareLbSetting"), out);
     }
     connections(m, p, out);
     services(m, p, out);

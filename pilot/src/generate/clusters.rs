@@ -54,7 +54,11 @@ const REMOTE_OUTLIER: OutlierDetection = OutlierDetection {
 pub(super) fn base(ctx: &Ctx<'_>, out: &mut Generated) {
     out.cluster(ctx.black_hole());
     if !ctx.proxy.router {
-        out.cluster(ctx.passthrough(PASSTHROUGH));
+        let mut c = ctx.passthrough(PASSTHROUGH);
+        // There is nothing to eject, and each speaks what its client does.
+        let defaults = ctx.world.config.mesh.default_traffic_policy.as_ref();
+        pool(&mut c, defaults.and_then(|d| d.connection_pool.as_ref()), Protocol::Tcp);
+        out.cluster(c);
     }
     debug_assert!(out.clusters.contains_key(BLACK_HOLE));
 }
@@ -82,6 +86,7 @@ fn add(
     let labels = subset.map_or(&none, |s| &s.labels);
     let name = cluster_name(port.port, subset_name, &entry.service.host);
     let policy = effective_policy(rule, subset, port.port);
+    let defaulted = ctx.world.defaulted(&policy);
     let lb = policy.load_balancer.as_ref();
     let passthrough = lb.is_some_and(|l| l.simple == Some(SimpleLb::Passthrough));
 
@@ -125,12 +130,12 @@ fn add(
         .and_then(slow_start)
         .filter(|_| matches!(c.discovery, Discovery::Eds(_) | Discovery::StrictDns(_)))
         .filter(|_| matches!(c.lb, LbPolicy::RoundRobin | LbPolicy::LeastRequest(_)));
-    pool(&mut c, policy.connection_pool.as_ref(), port.protocol);
-    if upgraded(ctx, entry, port, &policy) {
+    pool(&mut c, defaulted.connection_pool.as_ref(), port.protocol);
+    if upgraded(ctx, entry, port, &defaulted) {
         c.http = UpstreamHttp::Http2;
     }
     c.limits.retry_budget = policy.retry_budget.as_ref().map(retry_budget);
-    c.outlier = match &policy.outlier_detection {
+    c.outlier = match &defaulted.outlier_detection {
         Some(o) => Some(Box::new(outlier(o))),
         None if entry.imports.is_empty() => None,
         None => {
@@ -140,11 +145,11 @@ fn add(
             Some(Box::new(REMOTE_OUTLIER))
         }
     };
-    c.locality_weighted = match endpoints::zones::setting(&policy) {
+    c.locality_weighted = match endpoints::zones::setting(ctx, &policy) {
         Some((_, zones)) => zones,
         None => endpoints::locality_setting(ctx, &policy).is_some_and(|s| !s.distribute.is_empty()),
     };
-    if let Some(o) = &policy.outlier_detection
+    if let Some(o) = &defaulted.outlier_detection
         && let Ok(p) = u32::try_from(o.min_health_percent)
     {
         c.panic_threshold = p.min(100);

@@ -7,8 +7,9 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Duration, H2UpgradePolicy, HttpRetry, LocalityLbSetting, OutboundTrafficPolicy, ProxyDefaults,
-    TcpKeepalive, TlsProtocol, gateway_api::KubernetesSelector,
+    ConnectionPoolSettings, Duration, H2UpgradePolicy, HttpRetry, LocalityLbSetting, OutboundTrafficPolicy,
+    OutlierDetection, ProxyDefaults, TcpKeepalive, TlsProtocol, ZoneAwareLbSetting,
+    gateway_api::KubernetesSelector,
 };
 use crate::federation::{OnLapse, Transport};
 
@@ -133,6 +134,18 @@ message! {
         pub ca_certificates: Vec<CertificateData>,
         /// Settings of proxies for which no `ProxyConfig` says otherwise.
         pub default_config: Option<ProxyDefaults>,
+        /// Blocks of a DestinationRule, where a service's rule has none of its own.
+        pub default_traffic_policy: Option<DefaultTrafficPolicy>,
+        /// Preference of the own zone, where a DestinationRule says nothing of localities or zones.
+        pub zone_aware_lb_setting: Option<ZoneAwareLbSetting>,
+    }
+
+    /// `MeshConfig.DefaultTrafficPolicy`.
+    pub struct DefaultTrafficPolicy {
+        /// Limits.
+        pub connection_pool: Option<ConnectionPoolSettings>,
+        /// Passive health.
+        pub outlier_detection: Option<OutlierDetection>,
     }
 
     /// `MeshConfig.InboundTrafficPolicy`.

@@ -42,6 +42,8 @@ fn what_holds_for_those_who_say_nothing() {
         "outboundClusterStatName: '%SERVICE_FQDN%_%SUBSET_NAME%'\ninboundClusterStatName: '%SERVICE%:%TARGET_PORT%'",
         "extensionProviders: [{name: a, envoyFileAccessLog: {path: /dev/stdout, logFormat: {labels: {a: '%PROTOCOL%'}}}}, {name: b, prometheus: {}}]\ndefaultProviders: {accessLogging: [a, envoy], metrics: [prometheus]}",
         "defaultConfig: {gatewayTopology: {numTrustedProxies: 2, forwardClientCertDetails: SANITIZE, proxyProtocol: {}}, tracing: {sampling: 0.5}}",
+        "defaultTrafficPolicy: {connectionPool: {tcp: {maxConnections: 1}}, outlierDetection: {consecutive5xxErrors: 3}}",
+        "zoneAwareLbSetting: {minClusterSize: 3}\nlocalityLbSetting: {enabled: true}",
         "extensionProviders: [{name: a, envoyFileAccessLog: {path: /a, omitEmptyValues: true}}]",
         "ingressControllerMode: 'OFF'\nenablePrometheusMerge: false\nverifyCertificateAtClient: true\nauthPolicy: NONE",
     ]);
@@ -100,6 +102,17 @@ fn what_holds_for_those_who_say_nothing() {
             "defaultConfig.gatewayTopology.proxyProtocol",
         ),
         ("defaultConfig: {tracing: {sampling: 101}}", "defaultConfig.tracing.sampling"),
+        ("defaultTrafficPolicy: {connectionPool: {}}", "defaultTrafficPolicy.connectionPool"),
+        (
+            "defaultTrafficPolicy: {connectionPool: {tcp: {maxConnections: -1}}}",
+            "defaultTrafficPolicy.connectionPool.tcp.maxConnections",
+        ),
+        (
+            "defaultTrafficPolicy: {outlierDetection: {maxEjectionPercent: 101}}",
+            "defaultTrafficPolicy.outlierDetection.maxEjectionPercent",
+        ),
+        ("defaultTrafficPolicy: {loadBalancer: {}}", "defaultTrafficPolicy.loadBalancer"),
+        ("zoneAwareLbSetting: {failover: [{from: a, to: a}]}", "zoneAwareLbSetting.failover[0]"),
         ("defaultConfig: {concurrency: -1}", "defaultConfig.concurrency"),
         ("enableAutoMTLS: true", "enableAutoMTLS"),
     ]);

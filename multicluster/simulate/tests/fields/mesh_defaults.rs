@@ -42,6 +42,7 @@ fn connections() -> Vec<Row> {
         json!({"hosts": ["a.example"], "resolution": "DNS",
         "ports": [{"number": 80, "name": "http", "protocol": "HTTP"}]}),
     )]);
+    let outbound = |v: Value| json!({"clusters": {"PassthroughCluster": v}});
     let tls = |v: Value| {
         let chain = json!({"tls": v});
         listener("virtualInbound", json!({"filter_chains": [chain, {}, {}, {}, {}, {}]}))
@@ -54,6 +55,38 @@ fn connections() -> Vec<Row> {
             json!({"time": "7s"}),
             config(),
             ratings(json!({"keepalive": {"time": {"secs": 7}}})),
+        ),
+        row(
+            "MeshConfig.defaultTrafficPolicy.connectionPool",
+            &b,
+            "/spec/defaultTrafficPolicy/connectionPool",
+            json!({"tcp": {"maxConnections": 7}}),
+            config(),
+            ratings(json!({"limits": {"max_connections": 7}})),
+        ),
+        row(
+            "MeshConfig.defaultTrafficPolicy.connectionPool",
+            &b,
+            "/spec/defaultTrafficPolicy/connectionPool",
+            json!({"tcp": {"maxConnections": 7}}),
+            config(),
+            outbound(json!({"limits": {"max_connections": 7}})),
+        ),
+        row(
+            "MeshConfig.defaultTrafficPolicy.outlierDetection",
+            &b,
+            "/spec/defaultTrafficPolicy/outlierDetection",
+            json!({"consecutive5xxErrors": 3}),
+            config(),
+            ratings(json!({"outlier": {"consecutive_5xx": 3}})),
+        ),
+        row(
+            "MeshConfig.zoneAwareLbSetting",
+            &b,
+            "/spec/zoneAwareLbSetting",
+            json!({}),
+            config(),
+            ratings(json!({"locality_weighted": true})),
         ),
         row(
             "MeshConfig.protocolDetectionTimeout",

@@ -220,6 +220,90 @@ fn a_mesh_that_runs_keeps_its_trust_domain() {
     assert!(config.problems.is_empty());
 }
 
+/// A rule replaces a block as a whole, and inherits the other.
+#[test]
+fn limits_and_passive_health_of_those_who_say_nothing() {
+    let defaults = json!({"defaultTrafficPolicy": {
+        "connectionPool": {"tcp": {"maxConnections": 7, "idleTimeout": "9s"}, "http": {"maxRetries": 8}},
+        "outlierDetection": {"consecutive5xxErrors": 3, "minHealthPercent": 40}}});
+    let g = with(defaults.clone()).generate(&productpage());
+    let seen = |g: &Generated, name: &str| {
+        let c = &g.clusters[name];
+        let errors = c.outlier.as_ref().map(|o| o.consecutive_5xx);
+        (c.limits.max_connections, c.limits.max_retries, errors)
+    };
+    let none = CircuitBreakers::default();
+    assert_eq!(seen(&g, REVIEWS), (7, 8, Some(3)));
+    assert_eq!(g.clusters[REVIEWS].panic_threshold, 40);
+    assert_eq!(seen(&g, "outbound|9080|v1|reviews.books.svc.cluster.local"), (7, 8, Some(3)));
+    // All that nobody declared shares its limit, and there is nothing to eject.
+    assert_eq!(seen(&g, "PassthroughCluster"), (7, 8, None));
+    assert_eq!(g.clusters["PassthroughCluster"].http, UpstreamHttp::Downstream);
+    assert_eq!(seen(&g, "inbound|9080||"), (7, 8, None), "what callers may send has to be taken");
+    assert_eq!(seen(&g, "InboundPassthroughCluster"), (none.max_connections, none.max_retries, None));
+
+    let rule = |v: Value| json!({"host": "reviews", "trafficPolicy": v});
+    for (v, want) in [
+        (json!({"connectionPool": {"tcp": {"maxConnections": 5}}}), (5, none.max_retries, Some(3))),
+        (json!({"outlierDetection": {"consecutive5xxErrors": 6}}), (7, 8, Some(6))),
+        (
+            json!({"portLevelSettings": [{"port": {"number": 9080}, "loadBalancer": {"simple": "RANDOM"}}]}),
+            (7, 8, Some(3)),
+        ),
+    ] {
+        let g =
+            with(defaults.clone()).add("DestinationRule", "books/reviews", rule(v)).generate(&productpage());
+        assert_eq!(seen(&g, REVIEWS), want);
+    }
+
+    // Connections of bytes have their times.
+    let db = with(defaults.clone()).add("Service", "books/db", service(3306, "mysql", "db"));
+    let g = db.generate(&productpage());
+    let Some(NetworkFilter::Tcp(t)) = g.listeners["10.96.0.2_3306"].filter_chains[0].filters.last() else {
+        panic!()
+    };
+    assert_eq!(t.idle_timeout, Some(std::time::Duration::from_secs(9)));
+}
+
+/// As in Istio: it is a rule's own outlier detection that brings failover.
+#[test]
+fn passive_health_of_the_mesh_prefers_no_locality() {
+    let zones = |docs: Docs| {
+        let docs = docs.add("WorkloadEntry", "books/reviews-far", {
+            let mut w = workload("10.1.0.6", "reviews", "v1");
+            w["locality"] = json!("r9/z1");
+            w
+        });
+        let mut node = productpage();
+        node.locality = Locality { region: "r1".into(), ..Locality::default() };
+        let g = docs.generate(&node);
+        let all = g.endpoints[REVIEWS].localities.iter().map(|l| l.priority);
+        all.collect::<std::collections::BTreeSet<_>>().len()
+    };
+    let detection = json!({"consecutive5xxErrors": 3});
+    let mesh = with(json!({"defaultTrafficPolicy": {"outlierDetection": detection}}));
+    let rule = json!({"host": "reviews", "trafficPolicy": {"outlierDetection": detection}});
+    assert_eq!(zones(bookstore()), zones(mesh));
+    assert!(zones(bookstore().add("DestinationRule", "books/reviews", rule)) > zones(bookstore()));
+}
+
+#[test]
+fn zones_are_preferred_unless_a_rule_says_otherwise() {
+    let zones = |v: Value| {
+        let rule = json!({"host": "reviews", "trafficPolicy": {"loadBalancer": v}});
+        let docs = with(json!({"zoneAwareLbSetting": {}})).add("DestinationRule", "books/reviews", rule);
+        docs.generate(&productpage()).clusters[REVIEWS].locality_weighted
+    };
+    assert!(
+        with(json!({"zoneAwareLbSetting": {}})).generate(&productpage()).clusters[REVIEWS].locality_weighted
+    );
+    assert!(zones(json!({"simple": "RANDOM"})));
+    assert!(!zones(json!({"zoneAwareLbSetting": {"enabled": false}})));
+    assert!(!zones(json!({"localityLbSetting": {"enabled": false}})));
+    let off = with(json!({"zoneAwareLbSetting": {"enabled": false}}));
+    assert!(!off.generate(&productpage()).clusters[REVIEWS].locality_weighted);
+}
+
 #[test]
 fn a_log_without_what_is_not_there() {
     let docs = with(json!({"defaultProviders": {"accessLogging": ["a"]}, "extensionProviders": [
