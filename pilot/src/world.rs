@@ -11,7 +11,7 @@ use mesh_model::{
     ClusterId, NetworkId, TrustDomain,
     authored::{
         AuthenticationPolicy, DestinationRule, LocalityLbSetting, MutualTlsMode, Subset, TrafficPolicy,
-        VirtualService,
+        VirtualService, Visibility, VisibilityRule,
     },
     federation::Transport,
     registry::{Endpoint, Health, Labels},
@@ -24,9 +24,9 @@ pub(crate) use self::{
 use crate::{
     config::{Config, Doc, Problem, exported, selects},
     envoy_filter::Selected,
-    gateway_api::{CLIENT_CERTIFICATE, SEMANTICS},
+    gateway_api::{self, CLIENT_CERTIFICATE, SEMANTICS},
     hosts,
-    index::{self, Entry, Index, Local},
+    index::{self, Entry, Index, Local, Origin},
     providers,
     proxy::{ProxyNode, Situation},
     v1alpha1,
@@ -76,6 +76,8 @@ pub struct World {
     authentication: v1alpha1::Authentication,
     /// Keys of labels by which some configuration tells callers apart.
     telling: Arc<BTreeSet<String>>,
+    /// Namespaces whose ServiceEntries are seen by fewer than their `exportTo` says.
+    bounded: BTreeMap<String, Visibility>,
     /// Something prefers zones.
     zoned: bool,
     lineage: Lineage,
@@ -147,6 +149,7 @@ impl World {
         let telling = telling_labels(&config);
         let zoned = config.mesh.zone_aware_lb_setting.is_some()
             || config.destination_rules.iter().any(|d| prefers_zones(&d.spec));
+        let bounded = bounded(&config);
         problems.sort();
         problems.dedup();
         Self {
@@ -158,6 +161,7 @@ impl World {
             rules,
             virtual_services,
             telling: Arc::new(telling),
+            bounded,
             zoned,
             lineage: Lineage::new(),
             rerouted: None,
@@ -290,6 +294,24 @@ impl World {
         let drains = |g: &SocketAddr| self.draining.contains(&g.ip());
         let others = all.iter().any(|g| !drains(g));
         all.iter().map(|g| (*g, others && drains(g))).collect()
+    }
+
+    // ---------------------------------------------------------------- services
+
+    /// Whether a service is visible to a proxy: by its `exportTo`, else by the mesh's default, and within the bounds that
+    /// the mesh has for ServiceEntries.
+    pub(crate) fn offers(&self, proxy: &ProxyNode, e: &Entry) -> bool {
+        let s = &e.service;
+        let within = !self.is_bounded(e)
+            || self.bounded.get(&s.namespace) == Some(&Visibility::Namespace)
+                && s.namespace == proxy.namespace;
+        within
+            && proxy.sees(&s.namespace, exported(&s.export_to, &self.config.mesh.default_service_export_to))
+    }
+
+    /// Whether fewer see a service than its `exportTo` says (`MeshConfig.serviceEntryVisibility`).
+    pub(crate) fn is_bounded(&self, e: &Entry) -> bool {
+        e.origin == Origin::Entry && self.bounded.contains_key(&e.service.namespace)
     }
 
     // ------------------------------------------------------------ destinations
@@ -468,6 +490,25 @@ impl World {
         }
         mode
     }
+}
+
+/// Namespaces of ServiceEntries that `MeshConfig.serviceEntryVisibility` bounds.
+fn bounded(config: &Config) -> BTreeMap<String, Visibility> {
+    let Some(v) = config.mesh.service_entry_visibility.as_ref().filter(|v| v.apply_to_sidecars) else {
+        return BTreeMap::new();
+    };
+    let matches = |namespace: &str, r: &VisibilityRule| {
+        let labels = config.gateway_api.namespaces.get(namespace);
+        r.namespace_selector.as_ref().is_some_and(|s| gateway_api::known::selects(s, namespace, labels))
+    };
+    let of = |namespace: &str| {
+        let mut policies = v.policies.iter();
+        let first = policies.find(|p| p.matching_rules.iter().all(|r| matches(namespace, r)));
+        first.map_or(v.default_visibility, |p| p.visibility)
+    };
+    let namespaces: BTreeSet<&str> = config.service_entries.iter().map(|d| d.namespace.as_str()).collect();
+    let all = namespaces.into_iter().map(|n| (n.to_owned(), of(n)));
+    all.filter(|(_, v)| matches!(v, Visibility::None | Visibility::Namespace)).collect()
 }
 
 /// Whether a rule prefers zones somewhere.

@@ -5,7 +5,10 @@ mod proxies;
 
 use mesh_model::{
     TrustDomain,
-    authored::{MeshConfig, Metadata, TlsProtocol, TlsSettings},
+    authored::{
+        MeshConfig, Metadata, ServiceEntryVisibility, TlsProtocol, TlsSettings,
+        gateway_api::KubernetesSelector,
+    },
     proxy::{TLS_CURVES, is_cipher_expression},
 };
 
@@ -56,6 +59,9 @@ pub(super) fn check(m: &MeshConfig, meta: &Metadata, p: &Path<'_>, out: &mut Fin
     }
     if let Some(z) = &m.zone_aware_lb_setting {
         locality::check_zone_aware(z, &p.key("zoneAwareLbSetting"), out);
+    }
+    if let Some(v) = &m.service_entry_visibility {
+        visibility(v, &p.key("serviceEntryVisibility"), out);
     }
     connections(m, p, out);
     services(m, p, out);
@@ -183,27 +189,51 @@ fn services(m: &MeshConfig, p: &Path<'_>, out: &mut Findings) {
     }
     let selectors = p.key("discoverySelectors");
     for (i, s) in m.discovery_selectors.iter().enumerate() {
-        let at = selectors.index(i);
-        let expressions = at.key("matchExpressions");
-        for (i, e) in s.match_expressions.iter().enumerate() {
-            let at = expressions.index(i);
-            if e.key.is_empty() {
-                out.error(&at.key("key"), "the label is required");
+        selector(s, &selectors.index(i), out);
+    }
+}
+
+fn selector(s: &KubernetesSelector, p: &Path<'_>, out: &mut Findings) {
+    let expressions = p.key("matchExpressions");
+    for (i, e) in s.match_expressions.iter().enumerate() {
+        let at = expressions.index(i);
+        if e.key.is_empty() {
+            out.error(&at.key("key"), "the label is required");
+        }
+        let wanted = match e.operator.as_str() {
+            "In" | "NotIn" => Some(true),
+            "Exists" | "DoesNotExist" => Some(false),
+            other => {
+                out.error(
+                    &at.key("operator"),
+                    format!("{other:?} is not one of In, NotIn, Exists, DoesNotExist"),
+                );
+                None
             }
-            let wanted = match e.operator.as_str() {
-                "In" | "NotIn" => Some(true),
-                "Exists" | "DoesNotExist" => Some(false),
-                other => {
-                    out.error(
-                        &at.key("operator"),
-                        format!("{other:?} is not one of In, NotIn, Exists, DoesNotExist"),
-                    );
-                    None
-                }
-            };
-            if wanted.is_some_and(|w| w == e.values.is_empty()) {
-                let what = if e.values.is_empty() { "needs values" } else { "has no values" };
-                out.error(&at.key("values"), format!("{} {what}", e.operator));
+        };
+        if wanted.is_some_and(|w| w == e.values.is_empty()) {
+            let what = if e.values.is_empty() { "needs values" } else { "has no values" };
+            out.error(&at.key("values"), format!("{} {what}", e.operator));
+        }
+    }
+}
+
+fn visibility(v: &ServiceEntryVisibility, p: &Path<'_>, out: &mut Findings) {
+    if !v.apply_to_sidecars {
+        out.warning(
+            p,
+            "without effect: without applyToSidecars it is for ambient proxies alone, and there are none here",
+        );
+    }
+    let policies = p.key("policies");
+    for (i, policy) in v.policies.iter().enumerate() {
+        let at = policies.index(i);
+        let rules = at.key("matchingRules");
+        for (i, r) in policy.matching_rules.iter().enumerate() {
+            let at = rules.index(i);
+            match &r.namespace_selector {
+                Some(s) => selector(s, &at.key("namespaceSelector"), out),
+                None => out.warning(&at, "without a namespaceSelector it never matches, and so its policy"),
             }
         }
     }

@@ -221,7 +221,7 @@ pub(super) fn again(
     for host in rerouted.hosts()? {
         // A host that no service has, or none that this proxy sees, has a virtual host of its own.
         let e = world.index.services.get(host)?;
-        if !proxy.sees(&e.service.namespace, &e.service.export_to) {
+        if !world.offers(proxy, e) {
             return None;
         }
         let mut seen = BTreeSet::new();

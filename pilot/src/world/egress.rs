@@ -160,7 +160,7 @@ impl World {
     pub(crate) fn egress<'a>(&'a self, proxy: &ProxyNode) -> Vec<Egress<'a>> {
         let mut out = self.ways_out(proxy);
         for e in self.index.services.values() {
-            if proxy.sees(&e.service.namespace, &e.service.export_to) {
+            if self.offers(proxy, e) {
                 for l in &mut out {
                     if l.takes(proxy, e) {
                         l.services.push(e);
@@ -184,7 +184,7 @@ impl World {
         }
         let mut add = |d: &Destination, namespace: &str| {
             if let Some(e) = self.index.get(&hosts::resolve(&d.host, namespace))
-                && proxy.sees(&e.service.namespace, &e.service.export_to)
+                && self.offers(proxy, e)
             {
                 out.entry(&e.service.host).or_insert(e);
             }

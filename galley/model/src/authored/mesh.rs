@@ -136,8 +136,34 @@ message! {
         pub default_config: Option<ProxyDefaults>,
         /// Blocks of a DestinationRule, where a service's rule has none of its own.
         pub default_traffic_policy: Option<DefaultTrafficPolicy>,
+        /// Bounds of the `exportTo` of ServiceEntries.
+        pub service_entry_visibility: Option<ServiceEntryVisibility>,
         /// Preference of the own zone, where a DestinationRule says nothing of localities or zones.
         pub zone_aware_lb_setting: Option<ZoneAwareLbSetting>,
+    }
+
+    /// `ServiceEntryVisibility`: the first policy whose rules all match says who sees the ServiceEntries of a namespace.
+    pub struct ServiceEntryVisibility {
+        /// Without a policy that matches.
+        pub default_visibility: Visibility,
+        /// Whether it holds for sidecars and gateways, not only for ambient proxies.
+        pub apply_to_sidecars: bool,
+        /// In order.
+        pub policies: Vec<VisibilityPolicy>,
+    }
+
+    /// `ServiceEntryVisibility.Policy`.
+    pub struct VisibilityPolicy {
+        /// What holds where all rules match.
+        pub visibility: Visibility,
+        /// Which entries; none is all.
+        pub matching_rules: Vec<VisibilityRule>,
+    }
+
+    /// `ServiceEntryVisibility.MatchRule`.
+    pub struct VisibilityRule {
+        /// Labels of the entry's namespace; without it nothing matches.
+        pub namespace_selector: Option<KubernetesSelector>,
     }
 
     /// `MeshConfig.DefaultTrafficPolicy`.
@@ -333,6 +359,21 @@ choice! {
         MergeSlashes,
         /// And an escaped slash is a slash.
         DecodeAndMergeSlashes,
+    }
+}
+
+choice! {
+    /// `ServiceEntryVisibility.Visibility`.
+    pub enum Visibility {
+        /// As `PUBLIC`.
+        #[default]
+        VisibilityUnspecified,
+        /// Nobody sees it.
+        None,
+        /// Its own namespace.
+        Namespace,
+        /// Those of its `exportTo`.
+        Public,
     }
 }
 

@@ -43,6 +43,7 @@ fn what_holds_for_those_who_say_nothing() {
         "extensionProviders: [{name: a, envoyFileAccessLog: {path: /dev/stdout, logFormat: {labels: {a: '%PROTOCOL%'}}}}, {name: b, prometheus: {}}]\ndefaultProviders: {accessLogging: [a, envoy], metrics: [prometheus]}",
         "defaultConfig: {gatewayTopology: {numTrustedProxies: 2, forwardClientCertDetails: SANITIZE, proxyProtocol: {}}, tracing: {sampling: 0.5}}",
         "defaultTrafficPolicy: {connectionPool: {tcp: {maxConnections: 1}}, outlierDetection: {consecutive5xxErrors: 3}}",
+        "serviceEntryVisibility: {applyToSidecars: true, defaultVisibility: NAMESPACE, policies: [{visibility: PUBLIC, matchingRules: [{namespaceSelector: {matchLabels: {a: b}}}]}, {visibility: NONE}]}",
         "zoneAwareLbSetting: {minClusterSize: 3}\nlocalityLbSetting: {enabled: true}",
         "extensionProviders: [{name: a, envoyFileAccessLog: {path: /a, omitEmptyValues: true}}]",
         "ingressControllerMode: 'OFF'\nenablePrometheusMerge: false\nverifyCertificateAtClient: true\nauthPolicy: NONE",
@@ -112,12 +113,34 @@ fn what_holds_for_those_who_say_nothing() {
             "defaultTrafficPolicy.outlierDetection.maxEjectionPercent",
         ),
         ("defaultTrafficPolicy: {loadBalancer: {}}", "defaultTrafficPolicy.loadBalancer"),
+        ("serviceEntryVisibility: {defaultVisibility: SOME}", "serviceEntryVisibility.defaultVisibility"),
+        (
+            "serviceEntryVisibility: {policies: [{matchingRules: [{namespaceSelector: {matchExpressions: [{key: a, operator: In}]}}]}]}",
+            "serviceEntryVisibility.policies[0].matchingRules[0].namespaceSelector.matchExpressions[0].values",
+        ),
         ("zoneAwareLbSetting: {failover: [{from: a, to: a}]}", "zoneAwareLbSetting.failover[0]"),
         ("defaultConfig: {concurrency: -1}", "defaultConfig.concurrency"),
         ("enableAutoMTLS: true", "enableAutoMTLS"),
     ]);
     let p = mesh("defaultConfig: {gatewayTopology: {forwardClientCertDetails: ALWAYS_FORWARD_ONLY}}");
     assert!(p.report.valid && p.report.warnings[0].message.contains("trusted proxies"), "{:?}", p.report);
+}
+
+/// What is looked at and has no effect here says so.
+#[test]
+fn what_is_of_others() {
+    for (spec, path, says) in [
+        ("serviceEntryVisibility: {defaultVisibility: NONE}", "serviceEntryVisibility", "ambient"),
+        (
+            "serviceEntryVisibility: {applyToSidecars: true, policies: [{matchingRules: [{}]}]}",
+            "serviceEntryVisibility.policies[0].matchingRules[0]",
+            "never matches",
+        ),
+    ] {
+        let p = mesh(spec);
+        let found = |w: &crate::Finding| w.path == format!("spec.{path}") && w.message.contains(says);
+        assert!(p.report.valid && p.report.warnings.iter().any(found), "{spec}\n{:#?}", p.report);
+    }
 }
 
 /// The file that an installation of Istio keeps, whole.

@@ -206,7 +206,44 @@ fn services() -> Vec<Row> {
         "metadata": {"name": "a", "namespace": "default"},
         "spec": {"rules": [{"from": [{"source": {"principals": ["old.example/ns/default/sa/productpage"]}}]}]}})]);
     let unknown = || json!({"cluster": "PassthroughCluster"});
+    let entry = with([istio(
+        "ServiceEntry",
+        "named",
+        json!({"hosts": ["a.example"], "resolution": "DNS",
+        "ports": [{"number": 80, "name": "http", "protocol": "HTTP"}]}),
+    )]);
+    let bounded = entry.and("/spec/serviceEntryVisibility/applyToSidecars", json!(true));
+    let named = |name: &str| json!({"matchLabels": {"kubernetes.io/metadata.name": name}});
+    let of_namespace = bounded.and("/spec/serviceEntryVisibility/policies", json!([{"visibility": "NONE"}]));
+    let visible = |field, base: &Base, at, value| {
+        row(field, base, at, value, from("other/app", "GET http://a.example/"), unknown())
+    };
     vec![
+        visible(
+            "MeshConfig.serviceEntryVisibility.defaultVisibility",
+            &bounded,
+            "/spec/serviceEntryVisibility/defaultVisibility",
+            json!("NAMESPACE"),
+        ),
+        visible(
+            "MeshConfig.serviceEntryVisibility.applyToSidecars",
+            &entry.and("/spec/serviceEntryVisibility/defaultVisibility", json!("NAMESPACE")),
+            "/spec/serviceEntryVisibility/applyToSidecars",
+            json!(true),
+        ),
+        visible(
+            "MeshConfig.serviceEntryVisibility.policies[].visibility",
+            &bounded,
+            "/spec/serviceEntryVisibility/policies/0/visibility",
+            json!("NONE"),
+        ),
+        visible(
+            "MeshConfig.serviceEntryVisibility.policies[].matchingRules[].namespaceSelector",
+            &of_namespace,
+            "/spec/serviceEntryVisibility/policies/0/matchingRules/0/namespaceSelector",
+            named("default"),
+        )
+        .instead_of(named("other")),
         row(
             "MeshConfig.defaultServiceExportTo",
             &b,

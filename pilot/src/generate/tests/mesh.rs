@@ -304,6 +304,96 @@ fn zones_are_preferred_unless_a_rule_says_otherwise() {
     assert!(!off.generate(&productpage()).clusters[REVIEWS].locality_weighted);
 }
 
+fn from_namespace(namespace: &str) -> NodeInfo {
+    let mut n = node(NodeKind::Sidecar, "10.1.0.9", "caller", json!({}));
+    n.namespace = namespace.to_owned();
+    n
+}
+
+/// What has no `exportTo`, whoever has it.
+#[test]
+fn services_are_seen_where_the_mesh_says() {
+    let reviews = import("east", "live", json!([{"labels": {}, "locality": "", "healthyWeight": 2}]));
+    let docs = |mesh: Value| {
+        Docs::default()
+            .add("MeshConfig", "mesh", mesh)
+            .add("ImportedService", "east/books/reviews", reviews.clone())
+            .add("PeerCluster", "east", peer("east", "203.0.113.2"))
+            .add("Service", "books/details", service(9080, "http", "details"))
+            .add("Service", "books/open", service(9080, "http", "open"))
+            .annotate("networking.istio.io/exportTo", "*")
+            .add("Service", "books/empty", service(9080, "http", "empty"))
+            .annotate("networking.istio.io/exportTo", "")
+    };
+    let seen = |mesh: Value, namespace: &str| {
+        let g = docs(mesh).generate(&from_namespace(namespace));
+        let has = |n: &str| g.clusters.contains_key(&format!("outbound|9080||{n}.books.svc.cluster.local"));
+        ["reviews", "details", "open", "empty"].map(has)
+    };
+    let own = || json!({"defaultServiceExportTo": ["."]});
+    assert_eq!(seen(own(), "books"), [true; 4]);
+    assert_eq!(seen(own(), "films"), [false, false, true, false]);
+    assert_eq!(seen(json!({"defaultServiceExportTo": ["films"]}), "films"), [true; 4]);
+    assert_eq!(seen(json!({}), "films"), [true; 4]);
+}
+
+#[test]
+fn service_entries_are_seen_within_bounds() {
+    let entry = |host: &str, export_to: Value| {
+        json!({"hosts": [host], "resolution": "DNS", "exportTo": export_to,
+            "ports": [{"number": 80, "name": "http", "protocol": "HTTP"}]})
+    };
+    let docs = |visibility: Value, team: &str| {
+        with(json!({"serviceEntryVisibility": visibility}))
+            .add("Namespace", "books", json!({}))
+            .label("team", team)
+            .add("ServiceEntry", "books/all", entry("all.example", json!([])))
+            .add("ServiceEntry", "books/films", entry("films.example", json!(["films"])))
+            .add("ServiceEntry", "books/own", entry("own.example", json!(["."])))
+    };
+    let seen = |visibility: &Value, namespace: &str| {
+        let g = docs(visibility.clone(), "a").generate(&from_namespace(namespace));
+        assert!(g.clusters.contains_key(REVIEWS), "it is about ServiceEntries");
+        ["all", "films", "own"].map(|h| g.clusters.contains_key(&format!("outbound|80||{h}.example")))
+    };
+    let by_team = |operator: &str, visibility: &str| {
+        let selector = json!({"matchExpressions": [{"key": "team", "operator": operator, "values": ["a"]}]});
+        json!({"applyToSidecars": true, "policies": [
+            {"visibility": visibility, "matchingRules": [{"namespaceSelector": selector}]},
+            {"visibility": "NAMESPACE"}]})
+    };
+    // Of the mesh's bounds and `exportTo` the narrower holds.
+    let (unbounded, within, nobody) = (
+        ([true, false, true], [true, true, false]),
+        ([true, false, true], [false; 3]),
+        ([false; 3], [false; 3]),
+    );
+    for (visibility, want) in [
+        (json!({"defaultVisibility": "NONE"}), unbounded),
+        (json!({"applyToSidecars": true}), unbounded),
+        (json!({"applyToSidecars": true, "defaultVisibility": "NAMESPACE"}), within),
+        (json!({"applyToSidecars": true, "defaultVisibility": "NONE"}), nobody),
+        (by_team("In", "PUBLIC"), unbounded),
+        (by_team("In", "NONE"), nobody),
+        (by_team("NotIn", "NONE"), within),
+        // A rule that nobody can judge matches nothing.
+        (
+            json!({"applyToSidecars": true, "policies": [{"visibility": "NONE", "matchingRules": [{}]}]}),
+            unbounded,
+        ),
+    ] {
+        assert_eq!((seen(&visibility, "books"), seen(&visibility, "films")), want, "{visibility}");
+    }
+    // Nothing is kept of what was made for a namespace with other labels.
+    let before = docs(by_team("In", "NONE"), "a").world();
+    let kept = |team: &str| {
+        let now = docs(by_team("In", "NONE"), team).world();
+        let now = before.next(settings(), now.config, std::collections::BTreeSet::new());
+        now.lineage().environment == before.lineage().environment
+    };
+    assert!(kept("a") && !kept("b"));
+}
+
 #[test]
 fn a_log_without_what_is_not_there() {
     let docs = with(json!({"defaultProviders": {"accessLogging": ["a"]}, "extensionProviders": [
