@@ -298,7 +298,7 @@ pub(super) fn outlier_detection(o: &OutlierDetection, p: &Path<'_>, out: &mut Fi
     }
 }
 
-fn client_tls(t: &ClientTlsSettings, p: &Path<'_>, out: &mut Findings) {
+pub(super) fn client_tls(t: &ClientTlsSettings, p: &Path<'_>, out: &mut Findings) {
     let files =
         !t.client_certificate.is_empty() || !t.private_key.is_empty() || !t.ca_certificates.is_empty();
     let own_certificates = matches!(t.mode, ClientTlsMode::Simple | ClientTlsMode::Mutual);

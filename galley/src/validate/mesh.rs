@@ -6,8 +6,8 @@ mod proxies;
 use mesh_model::{
     TrustDomain,
     authored::{
-        MeshConfig, Metadata, ServiceEntryVisibility, TlsProtocol, TlsSettings,
-        gateway_api::KubernetesSelector,
+        ClientTlsMode, MeshConfig, Metadata, OutboundTrafficMode, ServiceEntryVisibility, TlsProtocol,
+        TlsSettings, gateway_api::KubernetesSelector,
     },
     proxy::{TLS_CURVES, is_cipher_expression},
 };
@@ -15,7 +15,7 @@ use mesh_model::{
 use self::proxies::check as check_proxies;
 use super::{
     common::{self, Findings},
-    destination_rule::{connection_pool, locality, outlier_detection},
+    destination_rule::{client_tls, connection_pool, locality, outlier_detection},
     trust_domains,
     virtual_service::retries,
 };
@@ -74,7 +74,21 @@ pub(super) fn check(m: &MeshConfig, meta: &Metadata, p: &Path<'_>, out: &mut Fin
         check_proxies(d, &p.key("defaultConfig"), out);
     }
     if let Some(o) = &m.outbound_traffic_policy {
-        out.unenforced(o.egress_proxy.is_some(), &p.key("outboundTrafficPolicy"), "egressProxy");
+        let at = p.key("outboundTrafficPolicy");
+        out.unenforced(o.egress_proxy.is_some(), &at, "egressProxy");
+        if let Some(t) = &o.tls {
+            let at = at.key("tls");
+            client_tls(t, &at, out);
+            if t.mode == ClientTlsMode::IstioMutual {
+                out.error(
+                    &at.key("mode"),
+                    "hosts that nobody declared are not of the mesh: use SIMPLE or MUTUAL",
+                );
+            }
+            if o.mode != OutboundTrafficMode::AllowAnyDynamicDns {
+                out.warning(&at, "without effect: it is for mode ALLOW_ANY_DYNAMIC_DNS");
+            }
+        }
     }
     mixer(m, p, out);
     elsewhere(m, p, out);

@@ -20,6 +20,8 @@ use crate::proxy::Topology;
 pub(super) const BLACK_HOLE: &str = "BlackHoleCluster";
 /// Where undeclared destinations go with `ALLOW_ANY`.
 pub(super) const PASSTHROUGH: &str = "PassthroughCluster";
+/// Where requests to undeclared hosts go with `ALLOW_ANY_DYNAMIC_DNS`.
+pub(super) const BY_NAME: &str = "AllowAnyDynamicDNSCluster";
 /// Where connections to undeclared ports of the workload go.
 pub(super) const INBOUND_PASSTHROUGH: &str = "InboundPassthroughCluster";
 
@@ -245,7 +247,10 @@ impl Ctx<'_> {
             filters.push(HttpFilter::OnDemand(Some(OnDemandCluster::default())));
         }
         // Ours resolves names where it picks a host.
-        if side == Side::Outbound && !self.proxy.flotilla && self.world.index.resolves_by_name() {
+        if side == Side::Outbound
+            && !self.proxy.flotilla
+            && (self.world.index.resolves_by_name() || self.names_undeclared())
+        {
             filters.push(HttpFilter::Names(clusters::name_cache()));
         }
         // Who comes in is asked first; who leaves has been.

@@ -172,7 +172,11 @@ fn unknown(ctx: &Ctx<'_>, given: &str, host: &str, way: &mut Way) -> Ended {
         return stop(way, "name", says, fix);
     }
     if let Some(to) = ctx.undeclared() {
-        let says = if to == PASSTHROUGH {
+        let says = if ctx.names_undeclared() {
+            format!(
+                "{host} is not known to the mesh: requests go where its name leads, all else passes through, without policy"
+            )
+        } else if to == PASSTHROUGH {
             format!("{host} is not known to the mesh: traffic passes through without policy")
         } else {
             format!("{host} is not known to the mesh: traffic goes to the egressProxy, {to}")

@@ -44,6 +44,7 @@ fn what_holds_for_those_who_say_nothing() {
         "defaultConfig: {gatewayTopology: {numTrustedProxies: 2, forwardClientCertDetails: SANITIZE, proxyProtocol: {}}, tracing: {sampling: 0.5}}",
         "defaultTrafficPolicy: {connectionPool: {tcp: {maxConnections: 1}}, outlierDetection: {consecutive5xxErrors: 3}}",
         "serviceEntryVisibility: {applyToSidecars: true, defaultVisibility: NAMESPACE, policies: [{visibility: PUBLIC, matchingRules: [{namespaceSelector: {matchLabels: {a: b}}}]}, {visibility: NONE}]}",
+        "outboundTrafficPolicy: {mode: ALLOW_ANY_DYNAMIC_DNS, tls: {mode: SIMPLE}}",
         "zoneAwareLbSetting: {minClusterSize: 3}\nlocalityLbSetting: {enabled: true}",
         "extensionProviders: [{name: a, envoyFileAccessLog: {path: /a, omitEmptyValues: true}}]",
         "ingressControllerMode: 'OFF'\nenablePrometheusMerge: false\nverifyCertificateAtClient: true\nauthPolicy: NONE",
@@ -118,6 +119,14 @@ fn what_holds_for_those_who_say_nothing() {
             "serviceEntryVisibility: {policies: [{matchingRules: [{namespaceSelector: {matchExpressions: [{key: a, operator: In}]}}]}]}",
             "serviceEntryVisibility.policies[0].matchingRules[0].namespaceSelector.matchExpressions[0].values",
         ),
+        (
+            "outboundTrafficPolicy: {mode: ALLOW_ANY_DYNAMIC_DNS, tls: {mode: ISTIO_MUTUAL}}",
+            "outboundTrafficPolicy.tls.mode",
+        ),
+        (
+            "outboundTrafficPolicy: {mode: ALLOW_ANY_DYNAMIC_DNS, tls: {mode: MUTUAL}}",
+            "outboundTrafficPolicy.tls.clientCertificate",
+        ),
         ("zoneAwareLbSetting: {failover: [{from: a, to: a}]}", "zoneAwareLbSetting.failover[0]"),
         ("defaultConfig: {concurrency: -1}", "defaultConfig.concurrency"),
         ("enableAutoMTLS: true", "enableAutoMTLS"),
@@ -135,6 +144,11 @@ fn what_is_of_others() {
             "serviceEntryVisibility: {applyToSidecars: true, policies: [{matchingRules: [{}]}]}",
             "serviceEntryVisibility.policies[0].matchingRules[0]",
             "never matches",
+        ),
+        (
+            "outboundTrafficPolicy: {mode: ALLOW_ANY, tls: {mode: SIMPLE}}",
+            "outboundTrafficPolicy.tls",
+            "DYNAMIC_DNS",
         ),
     ] {
         let p = mesh(spec);
