@@ -65,6 +65,7 @@ pub(super) fn check(m: &MeshConfig, meta: &Metadata, p: &Path<'_>, out: &mut Fin
     }
     connections(m, p, out);
     services(m, p, out);
+    ambient(m, p, out);
     if let Some(s) = m.trace_sampling {
         share(s, &p.key("traceSampling"), out);
     }
@@ -250,6 +251,35 @@ fn visibility(v: &ServiceEntryVisibility, p: &Path<'_>, out: &mut Findings) {
                 None => out.warning(&at, "without a namespaceSelector it never matches, and so its policy"),
             }
         }
+    }
+}
+
+/// What is about ztunnel and waypoints: it is looked at, and has no effect here.
+fn ambient(m: &MeshConfig, p: &Path<'_>, out: &mut Findings) {
+    let at = p.key("hboneIdleTimeout");
+    common::duration(m.hbone_idle_timeout, &at, out);
+    if m.hbone_idle_timeout.is_some() {
+        out.warning(
+            &at,
+            "without effect: unused tunnels are closed after connectionPool.http.idleTimeout of their service, or 5 minutes",
+        );
+    }
+    let scopes = p.key("serviceScopeConfigs");
+    for (i, s) in m.service_scope_configs.iter().enumerate() {
+        let at = scopes.index(i);
+        for (of, field) in
+            [(&s.namespace_selector, "namespaceSelector"), (&s.services_selector, "servicesSelector")]
+        {
+            if let Some(of) = of {
+                selector(of, &at.key(field), out);
+            }
+        }
+    }
+    if !m.service_scope_configs.is_empty() {
+        out.warning(
+            &scopes,
+            "without effect: it is of ambient clusters; what other clusters may call is said by a ServiceExport",
+        );
     }
 }
 

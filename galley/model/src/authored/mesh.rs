@@ -140,6 +140,10 @@ message! {
         pub service_entry_visibility: Option<ServiceEntryVisibility>,
         /// Preference of the own zone, where a DestinationRule says nothing of localities or zones.
         pub zone_aware_lb_setting: Option<ZoneAwareLbSetting>,
+        /// How long an unused connection to a ztunnel is kept.
+        pub hbone_idle_timeout: Option<Duration>,
+        /// Which services ambient clusters offer to others.
+        pub service_scope_configs: Vec<ServiceScopeConfig>,
     }
 
     /// `ServiceEntryVisibility`: the first policy whose rules all match says who sees the ServiceEntries of a namespace.
@@ -164,6 +168,16 @@ message! {
     pub struct VisibilityRule {
         /// Labels of the entry's namespace; without it nothing matches.
         pub namespace_selector: Option<KubernetesSelector>,
+    }
+
+    /// `MeshConfig.ServiceScopeConfigs`.
+    pub struct ServiceScopeConfig {
+        /// Namespaces.
+        pub namespace_selector: Option<KubernetesSelector>,
+        /// Services in them.
+        pub services_selector: Option<KubernetesSelector>,
+        /// Where they may be called from.
+        pub scope: ServiceScope,
     }
 
     /// `MeshConfig.DefaultTrafficPolicy`.
@@ -374,6 +388,15 @@ choice! {
         Namespace,
         /// Those of its `exportTo`.
         Public,
+    }
+
+    /// `MeshConfig.ServiceScopeConfigs.Scope`.
+    pub enum ServiceScope {
+        /// The own cluster.
+        #[default]
+        Local,
+        /// All clusters.
+        Global,
     }
 }
 

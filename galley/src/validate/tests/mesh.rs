@@ -128,6 +128,12 @@ fn what_holds_for_those_who_say_nothing() {
             "outboundTrafficPolicy.tls.clientCertificate",
         ),
         ("zoneAwareLbSetting: {failover: [{from: a, to: a}]}", "zoneAwareLbSetting.failover[0]"),
+        ("hboneIdleTimeout: 0s", "hboneIdleTimeout"),
+        ("serviceScopeConfigs: [{scope: SOME}]", "serviceScopeConfigs[0].scope"),
+        (
+            "serviceScopeConfigs: [{servicesSelector: {matchExpressions: [{key: a, operator: Is}]}}]",
+            "serviceScopeConfigs[0].servicesSelector.matchExpressions[0].operator",
+        ),
         ("defaultConfig: {concurrency: -1}", "defaultConfig.concurrency"),
         ("enableAutoMTLS: true", "enableAutoMTLS"),
     ]);
@@ -150,6 +156,8 @@ fn what_is_of_others() {
             "outboundTrafficPolicy.tls",
             "DYNAMIC_DNS",
         ),
+        ("hboneIdleTimeout: 15s", "hboneIdleTimeout", "idleTimeout"),
+        ("serviceScopeConfigs: [{scope: GLOBAL}]", "serviceScopeConfigs", "ServiceExport"),
     ] {
         let p = mesh(spec);
         let found = |w: &crate::Finding| w.path == format!("spec.{path}") && w.message.contains(says);

@@ -460,6 +460,25 @@ const NOT_DONE: &[(&str, &str, &str, &str)] = &[
         r#"true"#,
         "not supported",
     ),
+    ("MeshConfig.hboneIdleTimeout", "/spec/hboneIdleTimeout", r#""15s""#, "connectionPool.http.idleTimeout"),
+    (
+        "MeshConfig.serviceScopeConfigs[].namespaceSelector",
+        "/spec/serviceScopeConfigs",
+        r#"[{"namespaceSelector": {}}]"#,
+        "ambient clusters",
+    ),
+    (
+        "MeshConfig.serviceScopeConfigs[].servicesSelector",
+        "/spec/serviceScopeConfigs",
+        r#"[{"servicesSelector": {}}]"#,
+        "ambient clusters",
+    ),
+    (
+        "MeshConfig.serviceScopeConfigs[].scope",
+        "/spec/serviceScopeConfigs",
+        r#"[{"scope": "GLOBAL"}]"#,
+        "ambient clusters",
+    ),
     (
         "MeshConfig.extensionProviders[].zipkin",
         "/spec/extensionProviders",
