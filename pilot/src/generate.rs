@@ -35,7 +35,7 @@ pub use self::{grpc::problems as grpc_problems, rbac::AuthzRule};
 use std::{cell::OnceCell, collections::BTreeMap, sync::Arc};
 
 use mesh_model::{
-    authored::{DestinationRule, VirtualService},
+    authored::{DestinationRule, OutboundTrafficMode, VirtualService},
     proxy::{Cluster, HttpFilter, Listener, LoadAssignment, RouteAction, RouteConfiguration, VirtualHost},
 };
 use mesh_xds::{codec, nds::NameTable, pb, type_url};
@@ -213,11 +213,20 @@ impl<'a> Ctx<'a> {
         self.world.routes_of(self.proxy, self.egress(), e)
     }
 
-    /// The cluster of destinations that nobody declared; `None` if they are refused.
+    /// Whether requests to hosts that nobody declared go where their name leads.
+    fn names_undeclared(&self) -> bool {
+        let mesh = self.world.config.mesh.outbound_traffic_policy.as_ref();
+        // Only the mesh has this mode, and looking for a `Sidecar` costs more.
+        mesh.is_some_and(|p| p.mode == OutboundTrafficMode::AllowAnyDynamicDns)
+            && self.world.undeclared(self.proxy) == Undeclared::Named
+    }
+
+    /// The cluster of destinations that nobody declared; `None` if they are refused. Requests may have one of their own
+    /// ([`Ctx::names_undeclared`]).
     fn undeclared(&self) -> Option<String> {
         match self.world.undeclared(self.proxy) {
             Undeclared::Refused => None,
-            Undeclared::Passed => Some(common::PASSTHROUGH.to_owned()),
+            Undeclared::Passed | Undeclared::Named => Some(common::PASSTHROUGH.to_owned()),
             Undeclared::Proxied(d, namespace) => Some(http::destination(self, namespace, d, 0).0),
         }
     }

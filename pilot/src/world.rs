@@ -1,6 +1,7 @@
 //! Everything generators read, with the look-ups that several of them need.
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, BTreeSet, HashMap},
     net::{IpAddr, SocketAddr},
     sync::Arc,
@@ -10,7 +11,7 @@ use mesh_model::{
     ClusterId, NetworkId, TrustDomain,
     authored::{
         AuthenticationPolicy, DestinationRule, LocalityLbSetting, MutualTlsMode, Subset, TrafficPolicy,
-        VirtualService,
+        VirtualService, Visibility, VisibilityRule,
     },
     federation::Transport,
     registry::{Endpoint, Health, Labels},
@@ -23,9 +24,9 @@ pub(crate) use self::{
 use crate::{
     config::{Config, Doc, Problem, exported, selects},
     envoy_filter::Selected,
-    gateway_api::{CLIENT_CERTIFICATE, SEMANTICS},
+    gateway_api::{self, CLIENT_CERTIFICATE, SEMANTICS},
     hosts,
-    index::{self, Entry, Index, Local},
+    index::{self, Entry, Index, Local, Origin},
     providers,
     proxy::{ProxyNode, Situation},
     v1alpha1,
@@ -75,7 +76,9 @@ pub struct World {
     authentication: v1alpha1::Authentication,
     /// Keys of labels by which some configuration tells callers apart.
     telling: Arc<BTreeSet<String>>,
-    /// Some rule prefers zones.
+    /// Namespaces whose ServiceEntries are seen by fewer than their `exportTo` says.
+    bounded: BTreeMap<String, Visibility>,
+    /// Something prefers zones.
     zoned: bool,
     lineage: Lineage,
     rerouted: Option<Rerouted>,
@@ -144,7 +147,9 @@ impl World {
         let rules = destination_rules(&config, &index);
         let virtual_services = virtual_services(&config, &index);
         let telling = telling_labels(&config);
-        let zoned = config.destination_rules.iter().any(|d| prefers_zones(&d.spec));
+        let zoned = config.mesh.zone_aware_lb_setting.is_some()
+            || config.destination_rules.iter().any(|d| prefers_zones(&d.spec));
+        let bounded = bounded(&config);
         problems.sort();
         problems.dedup();
         Self {
@@ -156,6 +161,7 @@ impl World {
             rules,
             virtual_services,
             telling: Arc::new(telling),
+            bounded,
             zoned,
             lineage: Lineage::new(),
             rerouted: None,
@@ -290,6 +296,24 @@ impl World {
         all.iter().map(|g| (*g, others && drains(g))).collect()
     }
 
+    // ---------------------------------------------------------------- services
+
+    /// Whether a service is visible to a proxy: by its `exportTo`, else by the mesh's default, and within the bounds that
+    /// the mesh has for ServiceEntries.
+    pub(crate) fn offers(&self, proxy: &ProxyNode, e: &Entry) -> bool {
+        let s = &e.service;
+        let within = !self.is_bounded(e)
+            || self.bounded.get(&s.namespace) == Some(&Visibility::Namespace)
+                && s.namespace == proxy.namespace;
+        within
+            && proxy.sees(&s.namespace, exported(&s.export_to, &self.config.mesh.default_service_export_to))
+    }
+
+    /// Whether fewer see a service than its `exportTo` says (`MeshConfig.serviceEntryVisibility`).
+    pub(crate) fn is_bounded(&self, e: &Entry) -> bool {
+        e.origin == Origin::Entry && self.bounded.contains_key(&e.service.namespace)
+    }
+
     // ------------------------------------------------------------ destinations
 
     /// The destination rule that applies to a host for a client: of the client's namespace, then
@@ -323,6 +347,22 @@ impl World {
             }
         }
         None
+    }
+
+    /// What a rule says ([`effective_policy`]) with the mesh's limits and passive health where it has none of its own
+    /// (`MeshConfig.defaultTrafficPolicy`). They bring no failover between localities: as in Istio, that takes outlier
+    /// detection of a rule.
+    #[must_use]
+    pub fn defaulted<'a>(&self, said: &'a TrafficPolicy) -> Cow<'a, TrafficPolicy> {
+        let Some(d) = &self.config.mesh.default_traffic_policy else { return Cow::Borrowed(said) };
+        let mut out = said.clone();
+        if out.connection_pool.is_none() {
+            out.connection_pool.clone_from(&d.connection_pool);
+        }
+        if out.outlier_detection.is_none() {
+            out.outlier_detection.clone_from(&d.outlier_detection);
+        }
+        Cow::Owned(out)
     }
 
     /// Keys of labels by which routing, scoping or failover tell callers apart.
@@ -452,6 +492,25 @@ impl World {
     }
 }
 
+/// Namespaces of ServiceEntries that `MeshConfig.serviceEntryVisibility` bounds.
+fn bounded(config: &Config) -> BTreeMap<String, Visibility> {
+    let Some(v) = config.mesh.service_entry_visibility.as_ref().filter(|v| v.apply_to_sidecars) else {
+        return BTreeMap::new();
+    };
+    let matches = |namespace: &str, r: &VisibilityRule| {
+        let labels = config.gateway_api.namespaces.get(namespace);
+        r.namespace_selector.as_ref().is_some_and(|s| gateway_api::known::selects(s, namespace, labels))
+    };
+    let of = |namespace: &str| {
+        let mut policies = v.policies.iter();
+        let first = policies.find(|p| p.matching_rules.iter().all(|r| matches(namespace, r)));
+        first.map_or(v.default_visibility, |p| p.visibility)
+    };
+    let namespaces: BTreeSet<&str> = config.service_entries.iter().map(|d| d.namespace.as_str()).collect();
+    let all = namespaces.into_iter().map(|n| (n.to_owned(), of(n)));
+    all.filter(|(_, v)| matches!(v, Visibility::None | Visibility::Namespace)).collect()
+}
+
 /// Whether a rule prefers zones somewhere.
 fn prefers_zones(rule: &DestinationRule) -> bool {
     let subsets = rule.subsets.iter().filter_map(|s| s.traffic_policy.as_ref());
@@ -474,6 +533,8 @@ fn telling_labels(config: &Config) -> BTreeSet<String> {
     }
     let sidecars = config.sidecars.iter().filter_map(|d| d.spec.workload_selector.as_ref());
     out.extend(sidecars.flat_map(|w| w.labels.keys().cloned()));
+    let zones = config.mesh.zone_aware_lb_setting.iter();
+    out.extend(zones.flat_map(|z| &z.failover_priority).filter(|p| !p.contains('=')).cloned());
     let mut settings: Vec<&LocalityLbSetting> = config.mesh.locality_lb_setting.iter().collect();
     for d in &config.destination_rules {
         out.extend(d.spec.workload_selector.iter().flat_map(|w| w.match_labels.keys().cloned()));

@@ -272,7 +272,7 @@ pub(super) fn connection_pool(c: &ConnectionPoolSettings, p: &Path<'_>, out: &mu
     }
 }
 
-fn outlier_detection(o: &OutlierDetection, p: &Path<'_>, out: &mut Findings) {
+pub(super) fn outlier_detection(o: &OutlierDetection, p: &Path<'_>, out: &mut Findings) {
     common::not_negative(o.consecutive_errors.into(), &p.key("consecutiveErrors"), out);
     if o.consecutive_errors != 0 {
         out.warning(
@@ -298,7 +298,7 @@ fn outlier_detection(o: &OutlierDetection, p: &Path<'_>, out: &mut Findings) {
     }
 }
 
-fn client_tls(t: &ClientTlsSettings, p: &Path<'_>, out: &mut Findings) {
+pub(super) fn client_tls(t: &ClientTlsSettings, p: &Path<'_>, out: &mut Findings) {
     let files =
         !t.client_certificate.is_empty() || !t.private_key.is_empty() || !t.ca_certificates.is_empty();
     let own_certificates = matches!(t.mode, ClientTlsMode::Simple | ClientTlsMode::Mutual);

@@ -5,14 +5,17 @@ mod proxies;
 
 use mesh_model::{
     TrustDomain,
-    authored::{MeshConfig, Metadata, TlsProtocol, TlsSettings, ingress::IngressControllerMode},
+    authored::{
+        ClientTlsMode, MeshConfig, Metadata, OutboundTrafficMode, ServiceEntryVisibility, TlsProtocol,
+        TlsSettings, gateway_api::KubernetesSelector, ingress::IngressControllerMode,
+    },
     proxy::{TLS_CURVES, is_cipher_expression},
 };
 
 use self::proxies::check as check_proxies;
 use super::{
     common::{self, Findings},
-    destination_rule::locality,
+    destination_rule::{client_tls, connection_pool, locality, outlier_detection},
     trust_domains,
     virtual_service::retries,
 };
@@ -45,8 +48,24 @@ pub(super) fn check(m: &MeshConfig, meta: &Metadata, p: &Path<'_>, out: &mut Fin
     if let Some(l) = &m.locality_lb_setting {
         locality::check(l, &p.key("localityLbSetting"), out);
     }
+    if let Some(d) = &m.default_traffic_policy {
+        let at = p.key("defaultTrafficPolicy");
+        if let Some(c) = &d.connection_pool {
+            connection_pool(c, &at.key("connectionPool"), out);
+        }
+        if let Some(o) = &d.outlier_detection {
+            outlier_detection(o, &at.key("outlierDetection"), out);
+        }
+    }
+    if let Some(z) = &m.zone_aware_lb_setting {
+        locality::check_zone_aware(z, &p.key("zoneAwareLbSetting"), out);
+    }
+    if let Some(v) = &m.service_entry_visibility {
+        visibility(v, &p.key("serviceEntryVisibility"), out);
+    }
     connections(m, p, out);
     services(m, p, out);
+    ambient(m, p, out);
     if let Some(s) = m.trace_sampling {
         share(s, &p.key("traceSampling"), out);
     }
@@ -56,7 +75,21 @@ pub(super) fn check(m: &MeshConfig, meta: &Metadata, p: &Path<'_>, out: &mut Fin
         check_proxies(d, &p.key("defaultConfig"), out);
     }
     if let Some(o) = &m.outbound_traffic_policy {
-        out.unenforced(o.egress_proxy.is_some(), &p.key("outboundTrafficPolicy"), "egressProxy");
+        let at = p.key("outboundTrafficPolicy");
+        out.unenforced(o.egress_proxy.is_some(), &at, "egressProxy");
+        if let Some(t) = &o.tls {
+            let at = at.key("tls");
+            client_tls(t, &at, out);
+            if t.mode == ClientTlsMode::IstioMutual {
+                out.error(
+                    &at.key("mode"),
+                    "hosts that nobody declared are not of the mesh: use SIMPLE or MUTUAL",
+                );
+            }
+            if o.mode != OutboundTrafficMode::AllowAnyDynamicDns {
+                out.warning(&at, "without effect: it is for mode ALLOW_ANY_DYNAMIC_DNS");
+            }
+        }
     }
     ingress(m, p, out);
     mixer(m, p, out);
@@ -187,29 +220,82 @@ fn services(m: &MeshConfig, p: &Path<'_>, out: &mut Findings) {
     }
     let selectors = p.key("discoverySelectors");
     for (i, s) in m.discovery_selectors.iter().enumerate() {
-        let at = selectors.index(i);
-        let expressions = at.key("matchExpressions");
-        for (i, e) in s.match_expressions.iter().enumerate() {
-            let at = expressions.index(i);
-            if e.key.is_empty() {
-                out.error(&at.key("key"), "the label is required");
+        selector(s, &selectors.index(i), out);
+    }
+}
+
+fn selector(s: &KubernetesSelector, p: &Path<'_>, out: &mut Findings) {
+    let expressions = p.key("matchExpressions");
+    for (i, e) in s.match_expressions.iter().enumerate() {
+        let at = expressions.index(i);
+        if e.key.is_empty() {
+            out.error(&at.key("key"), "the label is required");
+        }
+        let wanted = match e.operator.as_str() {
+            "In" | "NotIn" => Some(true),
+            "Exists" | "DoesNotExist" => Some(false),
+            other => {
+                out.error(
+                    &at.key("operator"),
+                    format!("{other:?} is not one of In, NotIn, Exists, DoesNotExist"),
+                );
+                None
             }
-            let wanted = match e.operator.as_str() {
-                "In" | "NotIn" => Some(true),
-                "Exists" | "DoesNotExist" => Some(false),
-                other => {
-                    out.error(
-                        &at.key("operator"),
-                        format!("{other:?} is not one of In, NotIn, Exists, DoesNotExist"),
-                    );
-                    None
-                }
-            };
-            if wanted.is_some_and(|w| w == e.values.is_empty()) {
-                let what = if e.values.is_empty() { "needs values" } else { "has no values" };
-                out.error(&at.key("values"), format!("{} {what}", e.operator));
+        };
+        if wanted.is_some_and(|w| w == e.values.is_empty()) {
+            let what = if e.values.is_empty() { "needs values" } else { "has no values" };
+            out.error(&at.key("values"), format!("{} {what}", e.operator));
+        }
+    }
+}
+
+fn visibility(v: &ServiceEntryVisibility, p: &Path<'_>, out: &mut Findings) {
+    if !v.apply_to_sidecars {
+        out.warning(
+            p,
+            "without effect: without applyToSidecars it is for ambient proxies alone, and there are none here",
+        );
+    }
+    let policies = p.key("policies");
+    for (i, policy) in v.policies.iter().enumerate() {
+        let at = policies.index(i);
+        let rules = at.key("matchingRules");
+        for (i, r) in policy.matching_rules.iter().enumerate() {
+            let at = rules.index(i);
+            match &r.namespace_selector {
+                Some(s) => selector(s, &at.key("namespaceSelector"), out),
+                None => out.warning(&at, "without a namespaceSelector it never matches, and so its policy"),
             }
         }
+    }
+}
+
+/// What is about ztunnel and waypoints: it is looked at, and has no effect here.
+fn ambient(m: &MeshConfig, p: &Path<'_>, out: &mut Findings) {
+    let at = p.key("hboneIdleTimeout");
+    common::duration(m.hbone_idle_timeout, &at, out);
+    if m.hbone_idle_timeout.is_some() {
+        out.warning(
+            &at,
+            "without effect: unused tunnels are closed after connectionPool.http.idleTimeout of their service, or 5 minutes",
+        );
+    }
+    let scopes = p.key("serviceScopeConfigs");
+    for (i, s) in m.service_scope_configs.iter().enumerate() {
+        let at = scopes.index(i);
+        for (of, field) in
+            [(&s.namespace_selector, "namespaceSelector"), (&s.services_selector, "servicesSelector")]
+        {
+            if let Some(of) = of {
+                selector(of, &at.key(field), out);
+            }
+        }
+    }
+    if !m.service_scope_configs.is_empty() {
+        out.warning(
+            &scopes,
+            "without effect: it is of ambient clusters; what other clusters may call is said by a ServiceExport",
+        );
     }
 }
 

@@ -54,6 +54,15 @@ pub(super) fn check(s: &Sidecar, namespace: &str, p: &Path<'_>, out: &mut Findin
     if let Some(c) = &s.inbound_connection_pool {
         connection_pool(c, &p.key("inboundConnectionPool"), out);
     }
+    if let Some(o) = &s.outbound_traffic_policy {
+        let at = p.key("outboundTrafficPolicy");
+        if o.mode == OutboundTrafficMode::AllowAnyDynamicDns {
+            out.error(&at.key("mode"), "ALLOW_ANY_DYNAMIC_DNS is for the whole mesh: set it in MeshConfig");
+        }
+        if o.tls.is_some() {
+            out.error(&at.key("tls"), "is for the whole mesh: set it in MeshConfig");
+        }
+    }
     if let Some(o) = &s.outbound_traffic_policy
         && let Some(proxy) = &o.egress_proxy
     {

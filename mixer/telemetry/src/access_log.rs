@@ -13,14 +13,6 @@ pub use sink::LogSink;
 
 use mesh_model::proxy::AccessLogFormat;
 
-/// Istio's default line.
-pub const DEFAULT_FORMAT: &str = "[%START_TIME%] \"%REQ(:METHOD)% %REQ(X-ENVOY-ORIGINAL-PATH?:PATH)% %PROTOCOL%\" \
-%RESPONSE_CODE% %RESPONSE_FLAGS% %RESPONSE_CODE_DETAILS% %CONNECTION_TERMINATION_DETAILS% \
-\"%UPSTREAM_TRANSPORT_FAILURE_REASON%\" %BYTES_RECEIVED% %BYTES_SENT% %DURATION% \
-%RESP(X-ENVOY-UPSTREAM-SERVICE-TIME)% \"%REQ(X-FORWARDED-FOR)%\" \"%REQ(USER-AGENT)%\" \"%REQ(X-REQUEST-ID)%\" \
-\"%REQ(:AUTHORITY)%\" \"%UPSTREAM_HOST%\" %UPSTREAM_CLUSTER% %UPSTREAM_LOCAL_ADDRESS% %DOWNSTREAM_LOCAL_ADDRESS% \
-%DOWNSTREAM_REMOTE_ADDRESS% %REQUESTED_SERVER_NAME% %ROUTE_NAME%\n";
-
 /// Longest line; what a client sent must not make it longer.
 const MAX_LINE: usize = 16 * 1024;
 
@@ -99,7 +91,14 @@ enum Segment {
 
 /// A compiled format.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Format {
+pub struct Format {
+    shape: Shape,
+    /// Values that are not there are left out.
+    omit: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Shape {
     /// One line of text.
     Text(Template),
     /// One JSON object.
@@ -125,16 +124,24 @@ pub enum FormatError {
 }
 
 impl Format {
-    /// Compiles a format; empty text means [`DEFAULT_FORMAT`].
+    /// Compiles a format; empty text means [`AccessLogFormat::LINE`].
     ///
     /// # Errors
     /// A malformed or unknown operator.
     pub fn new(f: &AccessLogFormat) -> Result<Self, FormatError> {
-        Ok(match f {
-            AccessLogFormat::Text(s) if s.is_empty() => Self::Text(Template::new(DEFAULT_FORMAT)?),
-            AccessLogFormat::Text(s) => Self::Text(Template::new(s)?),
-            AccessLogFormat::Json(fields) => Self::Json(Self::json(fields)?),
-        })
+        let shape = match f {
+            AccessLogFormat::Text(s) if s.is_empty() => Shape::Text(Template::new(AccessLogFormat::LINE)?),
+            AccessLogFormat::Text(s) => Shape::Text(Template::new(s)?),
+            AccessLogFormat::Json(fields) => Shape::Json(Self::json(fields)?),
+        };
+        Ok(Self { shape, omit: false })
+    }
+
+    /// The same where values that are not there are left out, if `omit` says so: in text there is nothing instead of `-`,
+    /// and an object has no key. What an operator says itself stays, such as `-` of a request without response flags.
+    #[must_use]
+    pub fn omitting(self, omit: bool) -> Self {
+        Self { omit, ..self }
     }
 
     fn json(fields: &BTreeMap<String, String>) -> Result<Vec<(String, Template)>, FormatError> {
@@ -154,26 +161,33 @@ impl Format {
     }
 
     fn append(&self, r: &dyn LogRecord, out: &mut String) {
-        match self {
-            Self::Text(t) => {
-                t.render(r, out, true);
+        let empty = if self.omit { "" } else { "-" };
+        match &self.shape {
+            Shape::Text(t) => {
+                t.render(r, out, true, empty);
                 if !out.ends_with('\n') {
                     out.push('\n');
                 }
             }
-            Self::Json(fields) => {
+            Shape::Json(fields) => {
                 out.push('{');
                 let mut value = String::new();
-                for (i, (k, t)) in fields.iter().enumerate() {
-                    if i > 0 {
+                let mut more = false;
+                for (k, t) in fields {
+                    value.clear();
+                    let single = t.single();
+                    let there = single.is_none_or(|(source, _)| append(source, r, &mut value));
+                    if !there && self.omit {
+                        continue;
+                    }
+                    if std::mem::replace(&mut more, true) {
                         out.push(',');
                     }
                     push_json(k, out);
                     out.push(':');
-                    value.clear();
-                    match t.single() {
-                        Some(source) => {
-                            if !append(source, r, &mut value) {
+                    match single {
+                        Some((source, None)) => {
+                            if !there {
                                 out.push_str("null");
                             } else if is_number(source)
                                 && value.parse().is_ok_and(|n: i64| n.to_string() == value)
@@ -183,8 +197,10 @@ impl Format {
                                 push_json(&value, out);
                             }
                         }
-                        None => {
-                            t.render(r, &mut value, false);
+                        // What is cut or put together is a text.
+                        _ => {
+                            value.clear();
+                            t.render(r, &mut value, false, empty);
                             push_json(&value, out);
                         }
                     }
@@ -248,14 +264,16 @@ impl Template {
         Ok(Self(segments))
     }
 
-    fn single(&self) -> Option<&Source> {
+    /// The operator, and the longest that its value may be, if there is nothing else.
+    fn single(&self) -> Option<(&Source, Option<usize>)> {
         match self.0.as_slice() {
-            [Segment::Value(s, None)] => Some(s),
+            [Segment::Value(s, limit)] => Some((s, *limit)),
             _ => None,
         }
     }
 
-    fn render(&self, r: &dyn LogRecord, out: &mut String, escape: bool) {
+    /// Appends the text, with `empty` for values that are not there.
+    fn render(&self, r: &dyn LogRecord, out: &mut String, escape: bool, empty: &str) {
         for s in &self.0 {
             match s {
                 Segment::Text(t) => out.push_str(t),
@@ -264,7 +282,7 @@ impl Template {
                     let at = out.len();
                     if !append(source, r, out) || out.len() == at {
                         out.truncate(at);
-                        out.push('-');
+                        out.push_str(empty);
                         continue;
                     }
                     let room = MAX_LINE.saturating_sub(at);
@@ -587,6 +605,30 @@ mod tests {
             line.starts_with("[2024-02-29T12:34:56.789Z] \"GET /a -\" 200 - - - \"-\" - - - -"),
             "{line}"
         );
+    }
+
+    #[test]
+    fn values_that_are_not_there_can_be_left_out() {
+        let line =
+            |f: AccessLogFormat| Format::new(&f).unwrap().omitting(true).render(&Sample, str::to_owned);
+        assert_eq!(
+            line(AccessLogFormat::Text("[%REQ(X)%] %BYTES_SENT:3%|%RESPONSE_FLAGS%|%RESPONSE_CODE%".into())),
+            "[] |-|200\n"
+        );
+        let object = |fields: &[(&str, &str)]| {
+            let fields = fields.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+            line(AccessLogFormat::Json(fields))
+        };
+        let all = [
+            ("a", "%REQ(X)%"),
+            ("b", "%REQ(X):3%"),
+            ("c", "%RESPONSE_CODE%"),
+            ("d", "x%REQ(X)%"),
+            ("e", "%REQ(X)%"),
+            ("f", ""),
+        ];
+        assert_eq!(object(&all), "{\"c\":200,\"d\":\"x\",\"f\":\"\"}\n");
+        assert_eq!(object(&all[..2]), "{}\n");
     }
 
     #[test]

@@ -65,6 +65,7 @@ pub fn access_log(data: &[u8]) {
     let json = BTreeMap::from([("a".to_owned(), format.to_owned())]);
     for f in [AccessLogFormat::Text(format.to_owned()), AccessLogFormat::Json(json)] {
         let Ok(formatter) = Format::new(&f) else { continue };
+        let formatter = formatter.omitting(said.len().is_multiple_of(2));
         // The format is the operator's, and may have lines; with one of one line there is one.
         let lines = format.matches('\n').count();
         formatter.render(&Request(said), |line| match f {

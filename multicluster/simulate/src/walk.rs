@@ -183,7 +183,10 @@ fn first(a: &mut Answer, p: &Passage, cluster: Option<&Cluster>) {
         (Some(""), Some(i)) => Some(format!("[{i}]")),
         (name, _) => name.map(str::to_owned),
     };
-    if p.route.as_deref().is_none_or(|r| matches!(r, "default" | "allow_any" | "block_all")) {
+    if p.route
+        .as_deref()
+        .is_none_or(|r| matches!(r, "default" | "allow_any" | "allow_any_dynamic_dns" | "block_all"))
+    {
         a.virtual_service = None;
     }
     let blocked = p.route.as_deref() == Some("block_all");

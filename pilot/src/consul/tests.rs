@@ -9,13 +9,16 @@ use mesh_model::{
     ClusterId, TrustDomain,
     registry::{Health, Protocol, Resolution, TlsMode},
 };
+use mesh_xds::node::NodeKind;
 use serde_json::{Value, json};
 
 use super::{answer::Status, *};
 use crate::{
     config::{Config, Problem},
-    generate::tests::Docs,
+    generate::tests::{Docs, node, settings},
     index::{Index, Local, Origin, build},
+    proxy::ProxyNode,
+    world::World,
 };
 
 const WEB: &[u8] = include_bytes!("tests/web.json");
@@ -462,4 +465,19 @@ fn proxies_are_told() {
     assert!(inbound(&crate::generate::generate(&proxy, &world)));
     let hosts: Vec<_> = g.routes["8080"].virtual_hosts.iter().flat_map(|v| &v.domains).collect();
     assert!(hosts.iter().any(|d| *d == "web.service.consul:8080"), "{hosts:?}");
+}
+
+#[test]
+fn services_of_consul_are_seen_where_the_mesh_says() {
+    let seen = |export_to: Value, namespace: &str| {
+        let docs = Docs::default().add("MeshConfig", "mesh", json!({"defaultServiceExportTo": export_to}));
+        let w = World::new(settings(), with(&docs, &[&[named("web", WEB)]]));
+        let mut caller = node(NodeKind::Sidecar, "10.1.0.9", "caller", json!({}));
+        caller.namespace = namespace.to_owned();
+        let proxy = ProxyNode::new(&caller).unwrap();
+        let mut of_consul = w.index.services.values().filter(|e| e.origin == Origin::Consul);
+        w.offers(&proxy, of_consul.next().unwrap())
+    };
+    assert!(seen(json!([]), "films") && seen(json!(["."]), "default") && seen(json!(["films"]), "films"));
+    assert!(!seen(json!(["."]), "films") && !seen(json!(["~"]), "default"));
 }

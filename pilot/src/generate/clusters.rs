@@ -21,7 +21,7 @@ use mesh_model::{
 
 use super::{
     Ctx, Generated,
-    common::{BLACK_HOLE, PASSTHROUGH, cluster_name, member_sni, sni_name},
+    common::{BLACK_HOLE, BY_NAME, PASSTHROUGH, cluster_name, member_sni, sni_name},
     endpoints::{self, CLUSTER_LABEL, TLS_LABEL},
     hbone,
 };
@@ -54,9 +54,32 @@ const REMOTE_OUTLIER: OutlierDetection = OutlierDetection {
 pub(super) fn base(ctx: &Ctx<'_>, out: &mut Generated) {
     out.cluster(ctx.black_hole());
     if !ctx.proxy.router {
-        out.cluster(ctx.passthrough(PASSTHROUGH));
+        let mut c = ctx.passthrough(PASSTHROUGH);
+        // There is nothing to eject, and each speaks what its client does.
+        let defaults = ctx.world.config.mesh.default_traffic_policy.as_ref();
+        pool(&mut c, defaults.and_then(|d| d.connection_pool.as_ref()), Protocol::Tcp);
+        out.cluster(c);
+        if ctx.names_undeclared() {
+            out.cluster(by_name(ctx));
+        }
     }
     debug_assert!(out.clusters.contains_key(BLACK_HOLE));
+}
+
+/// Hosts that nobody declared, by the name that a request has for them. As in Istio they have no limits of the mesh.
+fn by_name(ctx: &Ctx<'_>) -> Cluster {
+    let hosts = NamedHosts { cache: name_cache(), port: 0 };
+    let mut c = Cluster {
+        lb: LbPolicy::RoundRobin,
+        http: UpstreamHttp::Downstream,
+        ..ctx.base_cluster(BY_NAME, Discovery::ByName(hosts))
+    };
+    let said = ctx.world.config.mesh.outbound_traffic_policy.as_ref().and_then(|p| p.tls.as_ref());
+    if let Some(t) = said.filter(|t| matches!(t.mode, ClientTlsMode::Simple | ClientTlsMode::Mutual)) {
+        let whoever = Server { host: "*", identities: &[], by_name: true };
+        c.tls = Some(Box::new(foreign_tls(ctx, &whoever, t, false)));
+    }
+    c
 }
 
 /// Clusters and endpoints of a service that the proxy may call.
@@ -82,6 +105,7 @@ fn add(
     let labels = subset.map_or(&none, |s| &s.labels);
     let name = cluster_name(port.port, subset_name, &entry.service.host);
     let policy = effective_policy(rule, subset, port.port);
+    let defaulted = ctx.world.defaulted(&policy);
     let lb = policy.load_balancer.as_ref();
     let passthrough = lb.is_some_and(|l| l.simple == Some(SimpleLb::Passthrough));
 
@@ -125,12 +149,12 @@ fn add(
         .and_then(slow_start)
         .filter(|_| matches!(c.discovery, Discovery::Eds(_) | Discovery::StrictDns(_)))
         .filter(|_| matches!(c.lb, LbPolicy::RoundRobin | LbPolicy::LeastRequest(_)));
-    pool(&mut c, policy.connection_pool.as_ref(), port.protocol);
-    if upgraded(ctx, entry, port, &policy) {
+    pool(&mut c, defaulted.connection_pool.as_ref(), port.protocol);
+    if upgraded(ctx, entry, port, &defaulted) {
         c.http = UpstreamHttp::Http2;
     }
     c.limits.retry_budget = policy.retry_budget.as_ref().map(retry_budget);
-    c.outlier = match &policy.outlier_detection {
+    c.outlier = match &defaulted.outlier_detection {
         Some(o) => Some(Box::new(outlier(o))),
         None if entry.imports.is_empty() => None,
         None => {
@@ -140,11 +164,11 @@ fn add(
             Some(Box::new(REMOTE_OUTLIER))
         }
     };
-    c.locality_weighted = match endpoints::zones::setting(&policy) {
+    c.locality_weighted = match endpoints::zones::setting(ctx, &policy) {
         Some((_, zones)) => zones,
         None => endpoints::locality_setting(ctx, &policy).is_some_and(|s| !s.distribute.is_empty()),
     };
-    if let Some(o) = &policy.outlier_detection
+    if let Some(o) = &defaulted.outlier_detection
         && let Ok(p) = u32::try_from(o.min_health_percent)
     {
         c.panic_threshold = p.min(100);
@@ -442,7 +466,12 @@ fn transport(
                 c.tls = Some(Box::new(tunnelled(tls)));
             }
             ClientTlsMode::Simple | ClientTlsMode::Mutual => {
-                c.tls = Some(Box::new(foreign_tls(ctx, entry, t, http2)));
+                let server = Server {
+                    host: &s.host,
+                    identities: &entry.subject_alt_names,
+                    by_name: s.resolution == Resolution::ByName,
+                };
+                c.tls = Some(Box::new(foreign_tls(ctx, &server, t, http2)));
             }
         },
     }
@@ -467,8 +496,17 @@ fn of_gateway(ctx: &Ctx<'_>) -> Option<SecretRef> {
     Some(SecretRef::Sds(format!("kubernetes://{name}")))
 }
 
+/// A server outside of the mesh.
+struct Server<'a> {
+    host: &'a str,
+    /// What its certificate is for, unless the settings of TLS say.
+    identities: &'a [String],
+    /// It is found by the name that a request has for it.
+    by_name: bool,
+}
+
 /// TLS to a server outside the mesh.
-fn foreign_tls(ctx: &Ctx<'_>, entry: &Entry, t: &ClientTlsSettings, http2: bool) -> UpstreamTls {
+fn foreign_tls(ctx: &Ctx<'_>, server: &Server<'_>, t: &ClientTlsSettings, http2: bool) -> UpstreamTls {
     let mutual = t.mode == ClientTlsMode::Mutual;
     let credential = |suffix: &str| SecretRef::Sds(format!("kubernetes://{}{suffix}", t.credential_name));
     let certificate = match (mutual, t.credential_name.is_empty()) {
@@ -490,16 +528,15 @@ fn foreign_tls(ctx: &Ctx<'_>, entry: &Entry, t: &ClientTlsSettings, http2: bool)
     };
     let files = trusted.is_some() && t.credential_name.is_empty();
     let crl = (files && !t.ca_crl.is_empty()).then(|| t.ca_crl.clone());
-    let host = &entry.service.host;
     let sni = match t.sni.as_str() {
-        "" if host.starts_with('*') => String::new(),
-        "" => host.clone(),
+        "" if server.host.starts_with('*') => String::new(),
+        "" => server.host.to_owned(),
         sni => sni.to_owned(),
     };
-    let wanted = if t.subject_alt_names.is_empty() { &entry.subject_alt_names } else { &t.subject_alt_names };
+    let wanted = if t.subject_alt_names.is_empty() { server.identities } else { &t.subject_alt_names };
     let mut sans: Vec<StringMatch> = wanted.iter().map(StringMatch::exact).collect();
     // Where the host is found by name, that is the one to ask for, and to be shown.
-    let by_name = sni.is_empty() && entry.service.resolution == Resolution::ByName;
+    let by_name = sni.is_empty() && server.by_name;
     // A chain to a public root proves little without the name.
     if sans.is_empty() && trusted.is_some() && !sni.is_empty() {
         sans.push(StringMatch::exact(&sni));

@@ -25,6 +25,8 @@ use crate::proxy::{ConnectionLimits, HeaderSettings, ServerName, Topology};
 pub(super) const BLACK_HOLE: &str = "BlackHoleCluster";
 /// Where undeclared destinations go with `ALLOW_ANY`.
 pub(super) const PASSTHROUGH: &str = "PassthroughCluster";
+/// Where requests to undeclared hosts go with `ALLOW_ANY_DYNAMIC_DNS`.
+pub(super) const BY_NAME: &str = "AllowAnyDynamicDNSCluster";
 /// Where connections to undeclared ports of the workload go.
 pub(super) const INBOUND_PASSTHROUGH: &str = "InboundPassthroughCluster";
 
@@ -97,7 +99,7 @@ impl Ctx<'_> {
                 AccessLogFormat::Json(custom.unwrap_or_else(standard_fields))
             }
         };
-        vec![AccessLog { path, format }]
+        vec![AccessLog { path, format, omit_empty: false }]
     }
 
     fn tracing(&self) -> Option<Tracing> {
@@ -271,7 +273,10 @@ impl Ctx<'_> {
             filters.push(HttpFilter::OnDemand(Some(OnDemandCluster::default())));
         }
         // Ours resolves names where it picks a host.
-        if side == Side::Outbound && !self.proxy.flotilla && self.world.index.resolves_by_name() {
+        if side == Side::Outbound
+            && !self.proxy.flotilla
+            && (self.world.index.resolves_by_name() || self.names_undeclared())
+        {
             filters.push(HttpFilter::Names(clusters::name_cache()));
         }
         // Who comes in is asked first; who leaves has been.
@@ -469,6 +474,7 @@ fn file_log(p: &FileLogProvider) -> AccessLog {
                 l.iter().filter_map(|(k, v)| Some((k.clone(), v.as_str()?.to_owned()))).collect(),
             ),
         },
+        omit_empty: p.omit_empty_values,
     }
 }
 

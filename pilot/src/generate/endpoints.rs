@@ -66,7 +66,7 @@ pub(super) fn assignment(
     name: &str,
     policy: &TrafficPolicy,
 ) -> LoadAssignment {
-    let zones = zones::setting(policy);
+    let zones = zones::setting(ctx, policy);
     let setting = locality_setting(ctx, policy).filter(|_| zones.is_none());
     let compared = match zones {
         Some((z, true)) => z.failover_priority.as_slice(),

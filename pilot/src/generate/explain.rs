@@ -106,7 +106,9 @@ fn name<'a>(ctx: &Ctx<'a>, host: &str, way: &mut Way) -> Result<&'a Entry, Ended
     way.host.clone_from(&entry.service.host);
     if find(ctx.visible(), &entry.service.host).is_none() {
         let says = format!("{} is not visible to namespace {}", entry.service.host, ctx.proxy.namespace);
-        let fix = if ctx.proxy.sees(&entry.service.namespace, &entry.service.export_to) {
+        let fix = if world.is_bounded(entry) {
+            "serviceEntryVisibility of MeshConfig bounds who sees it".to_owned()
+        } else if world.offers(ctx.proxy, entry) {
             let sidecar = world.sidecar(ctx.proxy).map(|s| format!("{}/{}", s.namespace, s.name));
             format!(
                 "add {}/{} to egress.hosts of Sidecar {}",
@@ -170,7 +172,11 @@ fn unknown(ctx: &Ctx<'_>, given: &str, host: &str, way: &mut Way) -> Ended {
         return stop(way, "name", says, fix);
     }
     if let Some(to) = ctx.undeclared() {
-        let says = if to == PASSTHROUGH {
+        let says = if ctx.names_undeclared() {
+            format!(
+                "{host} is not known to the mesh: requests go where its name leads, all else passes through, without policy"
+            )
+        } else if to == PASSTHROUGH {
             format!("{host} is not known to the mesh: traffic passes through without policy")
         } else {
             format!("{host} is not known to the mesh: traffic goes to the egressProxy, {to}")

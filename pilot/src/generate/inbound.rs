@@ -260,9 +260,10 @@ fn cluster(ctx: &Ctx<'_>, p: &Port<'_>) -> Cluster {
         let pattern = &ctx.world.config.mesh.inbound_cluster_stat_name;
         c.stat_name = clusters::stat_name(pattern, e, port, ("TARGET_PORT", &p.number.to_string()));
     }
-    // The pool settings of the service's own rule apply here as well, unless a Sidecar has others.
+    // The pool settings of the service's own rule, or the mesh's, apply here as well, unless a Sidecar has others.
     let rule = p.entry.and_then(|e| ctx.world.destination_rule(ctx.proxy, e));
-    let policy = effective_policy(rule.as_deref(), None, p.service_port);
+    let said = effective_policy(rule.as_deref(), None, p.service_port);
+    let policy = ctx.world.defaulted(&said);
     clusters::pool(&mut c, p.pool.or(policy.connection_pool.as_ref()), Protocol::Tcp);
     c.http = match p.protocol {
         x if x.is_http2() => UpstreamHttp::Http2,

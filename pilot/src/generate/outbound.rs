@@ -8,12 +8,14 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, SocketAddr},
+    sync::Arc,
 };
 
 use ipnet::IpNet;
 use mesh_model::{
     proxy::{
-        Direction, FilterChain, FilterChainMatch, Listener, NetworkFilter, RouteSource, TransportProtocol,
+        Direction, FilterChain, FilterChainMatch, Listener, NetworkFilter, RouteConfiguration, RouteSource,
+        TransportProtocol,
     },
     registry::{Protocol, Resolution},
 };
@@ -379,6 +381,28 @@ fn catch_all(ctx: &Ctx<'_>) -> Listener {
         listener(VIRTUAL_OUTBOUND.to_owned(), SocketAddr::new(any, ctx.outbound_port()), Direction::Outbound);
     l.use_original_dst = true;
     l.transparent = ctx.proxy.interception == Interception::Tproxy;
-    l.filter_chains = vec![undeclared(ctx)];
+    let rest = undeclared(ctx);
+    if ctx.names_undeclared() {
+        // On a port that no service has, requests have to be told from bytes.
+        l.inspect_http = true;
+        l.inspect_timeout = ctx.inspect_timeout();
+        let name = format!("{VIRTUAL_OUTBOUND}-{}", routes::ANY_BY_NAME);
+        let config = RouteConfiguration {
+            name: routes::ANY_BY_NAME.to_owned(),
+            virtual_hosts: vec![routes::catch_all(ctx, true)],
+            on_demand: None,
+        };
+        let filter = ctx.http_filter(
+            &format!("outbound_{VIRTUAL_OUTBOUND}_{}", routes::ANY_BY_NAME),
+            RouteSource::Inline(Arc::new(config)),
+            Side::Outbound,
+        );
+        let requests =
+            FilterChainMatch { application_protocols: http_protocols(), ..FilterChainMatch::default() };
+        l.filter_chains = vec![chain(name, requests, vec![filter])];
+        l.default_filter_chain = Some(rest);
+    } else {
+        l.filter_chains = vec![rest];
+    }
     l
 }

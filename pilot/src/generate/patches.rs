@@ -14,7 +14,10 @@ use mesh_xds::{
     type_url::{CDS, LDS, RDS},
 };
 
-use super::{Ctx, Generated, common::INBOUND_PASSTHROUGH};
+use super::{
+    Ctx, Generated,
+    common::{BY_NAME, INBOUND_PASSTHROUGH},
+};
 
 /// Who has a domain, of one route configuration.
 #[derive(Debug, Default)]
@@ -151,6 +154,7 @@ fn is_ours(name: &str) -> bool {
             "virtualOutbound",
             "BlackHoleCluster",
             "PassthroughCluster",
+            BY_NAME,
             INBOUND_PASSTHROUGH,
         ]
         .contains(&name)

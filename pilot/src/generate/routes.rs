@@ -17,7 +17,7 @@ use mesh_model::{
 
 use super::{
     Ctx, Generated,
-    common::PASSTHROUGH,
+    common::{BY_NAME, PASSTHROUGH},
     find,
     http::{self, Scope},
 };
@@ -30,6 +30,9 @@ use crate::{
 
 /// RDS name of the HTTP proxy listener.
 pub(super) const HTTP_PROXY: &str = "http_proxy";
+
+/// The virtual host of requests to hosts that nobody declared and that are found by name, and its route (Istio's name).
+pub(super) const ANY_BY_NAME: &str = "allow_any_dynamic_dns";
 
 /// Domains are unique in a route configuration; the first virtual host that claims one keeps it.
 #[derive(Default)]
@@ -157,13 +160,19 @@ fn other_hosts(ctx: &Ctx<'_>, way: &Egress<'_>, port: u16, taken: &mut Domains, 
 }
 
 /// Where requests go whose host nobody declared.
-fn catch_all(ctx: &Ctx<'_>, passthrough: bool) -> VirtualHost {
-    // A proxied request has no original destination to pass through to, but another proxy may take it.
-    if let Some(to) = ctx.undeclared().filter(|to| passthrough || to != PASSTHROUGH) {
+pub(super) fn catch_all(ctx: &Ctx<'_>, passthrough: bool) -> VirtualHost {
+    let rest = |name: &str, to: String| {
         let forward = Forward { clusters: vec![WeightedCluster::only(to)], ..Forward::default() };
         let mut r = http::route(RouteMatch::any(), RouteAction::Forward(Box::new(forward)));
-        r.name = "allow_any".to_owned();
-        return virtual_host(ctx, "allow_any".to_owned(), vec!["*".to_owned()], vec![r]);
+        r.name = name.to_owned();
+        virtual_host(ctx, name.to_owned(), vec!["*".to_owned()], vec![r])
+    };
+    if ctx.names_undeclared() {
+        return rest(ANY_BY_NAME, BY_NAME.to_owned());
+    }
+    // A proxied request has no original destination to pass through to, but another proxy may take it.
+    if let Some(to) = ctx.undeclared().filter(|to| passthrough || to != PASSTHROUGH) {
+        return rest("allow_any", to);
     }
     let direct = DirectResponse { status: 502, body: vec![] };
     let mut r = http::route(RouteMatch::any(), RouteAction::Direct(direct));
@@ -233,7 +242,7 @@ pub(super) fn again(
     for host in rerouted.hosts()? {
         // A host that no service has, or none that this proxy sees, has a virtual host of its own.
         let e = world.index.services.get(host)?;
-        if !proxy.sees(&e.service.namespace, &e.service.export_to) {
+        if !world.offers(proxy, e) {
             return None;
         }
         let mut seen = BTreeSet::new();

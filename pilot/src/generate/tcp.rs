@@ -68,9 +68,10 @@ fn settle(ctx: &Ctx<'_>, entry: &Entry, port: u16, subset: &str, filter: &mut Ne
     if entry.service.resolution == Resolution::ByName {
         t.names = Some((clusters::name_cache(), port));
     }
-    let Some(rule) = ctx.world.destination_rule(ctx.proxy, entry) else { return };
-    t.tunnel = tunnel(&rule, subset);
-    let policy = effective_policy(Some(&rule), None, port);
+    let rule = ctx.world.destination_rule(ctx.proxy, entry);
+    t.tunnel = rule.as_ref().and_then(|r| tunnel(r, subset));
+    let said = effective_policy(rule.as_deref(), None, port);
+    let policy = ctx.world.defaulted(&said);
     let Some(tcp) = policy.connection_pool.as_ref().and_then(|p| p.tcp.as_ref()) else { return };
     if let Some(idle) = tcp.idle_timeout {
         // Zero is no limit.

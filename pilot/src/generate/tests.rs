@@ -46,7 +46,7 @@ pub(crate) struct Docs(Vec<(String, Document)>);
 impl Docs {
     pub(crate) fn add(mut self, kind: &str, name: &str, spec: Value) -> Self {
         let t = match kind {
-            "Service" | "Pod" => format!("core/v1/{kind}"),
+            "Service" | "Pod" | "Namespace" => format!("core/v1/{kind}"),
             "EndpointSlice" => "discovery.k8s.io/v1/EndpointSlice".to_owned(),
             "ServiceExport" => "multicluster.x-k8s.io/v1alpha1/ServiceExport".to_owned(),
             "MeshConfig" | "ImportedService" | "PeerCluster" | "FormerCluster" | "ForeignBundle"

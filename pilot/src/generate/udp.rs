@@ -152,11 +152,12 @@ fn cluster(ctx: &Ctx<'_>, out: &mut Generated, e: &Entry, port: &ServicePort, po
         // Sessions last for a minute whatever they do, and nothing answers: how many a host has says little.
         c.lb = LbPolicy::RoundRobin;
     }
-    clusters::pool(&mut c, policy.connection_pool.as_ref(), port.protocol);
+    let defaulted = ctx.world.defaulted(policy);
+    clusters::pool(&mut c, defaulted.connection_pool.as_ref(), port.protocol);
     c.locality_weighted = endpoints::locality_setting(ctx, policy).is_some_and(|s| !s.distribute.is_empty());
     transport(ctx, &mut c, e, port, policy);
     if !c.tls_matches.is_empty() {
-        c.outlier = Some(Box::new(policy.outlier_detection.as_ref().map_or(OUTLIER, clusters::outlier)));
+        c.outlier = Some(Box::new(defaulted.outlier_detection.as_ref().map_or(OUTLIER, clusters::outlier)));
         // When all are out all are tried: they may be back.
         c.panic_threshold = 1;
     }

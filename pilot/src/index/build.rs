@@ -23,7 +23,7 @@ use super::{
     vips,
 };
 use crate::{
-    config::{Config, Doc, Problem, exported},
+    config::{Config, Doc, Problem},
     consul::FROM_CONSUL,
     hosts,
 };
@@ -88,8 +88,7 @@ pub fn build(config: &Config, local: &Local) -> (Index, Vec<Problem>) {
 #[must_use]
 pub fn build_after(config: &Config, local: &Local, before: &Index) -> (Index, Vec<Problem>) {
     let nothing = HashMap::new();
-    let same = before.kept.local.as_ref() == Some(local)
-        && before.kept.export_to == config.mesh.default_service_export_to;
+    let same = before.kept.local.as_ref() == Some(local);
     let mut workloads: HashMap<&str, Workloads<'_>> = HashMap::new();
     for w in &config.workload_entries {
         workloads.entry(&w.namespace).or_default().add(w);
@@ -131,8 +130,7 @@ pub fn build_after(config: &Config, local: &Local, before: &Index) -> (Index, Ve
     let mut problems = std::mem::take(&mut b.problems);
     let (entries, made) = (b.entries, b.made);
     let index = finish(entries, east_west, &made, before, &mut problems);
-    let export_to = config.mesh.default_service_export_to.clone();
-    let kept = Kept { local: Some(local.clone()), export_to, made };
+    let kept = Kept { local: Some(local.clone()), made };
     (Index { kept, ..index }, problems)
 }
 
@@ -255,7 +253,7 @@ impl<'a> Builder<'a> {
                 .annotations
                 .get(EXPORT_TO)
                 .map(|v| v.split(',').map(|s| s.trim().to_owned()).filter(|s| !s.is_empty()).collect())
-                .unwrap_or_else(|| config.mesh.default_service_export_to.clone());
+                .unwrap_or_default();
             let service = Service {
                 host: host.clone(),
                 name: doc.name.clone(),
@@ -486,8 +484,7 @@ impl<'a> Builder<'a> {
                     resolution,
                     mesh_external: spec.location == Location::MeshExternal,
                     headless: false,
-                    export_to: exported(&spec.export_to, &self.config.mesh.default_service_export_to)
-                        .to_vec(),
+                    export_to: spec.export_to.clone(),
                     labels: (*doc.labels).clone(),
                     created: doc.created,
                 };

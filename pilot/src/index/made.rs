@@ -17,8 +17,6 @@ use crate::config::{Doc, Problem};
 #[derive(Debug, Clone, Default)]
 pub(super) struct Kept {
     pub(super) local: Option<Local>,
-    /// `exportTo` of services that have none.
-    pub(super) export_to: Vec<String>,
     pub(super) made: HashMap<String, Arc<Made>>,
 }
 

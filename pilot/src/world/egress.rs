@@ -62,6 +62,8 @@ pub(crate) enum Undeclared<'a> {
     Refused,
     /// Where they are.
     Passed,
+    /// Requests where their host's name leads, all else where it is.
+    Named,
     /// To a proxy (`egressProxy`), as named in this namespace.
     Proxied(&'a Destination, &'a str),
 }
@@ -160,7 +162,7 @@ impl World {
     pub(crate) fn egress<'a>(&'a self, proxy: &ProxyNode) -> Vec<Egress<'a>> {
         let mut out = self.ways_out(proxy);
         for e in self.index.services.values() {
-            if proxy.sees(&e.service.namespace, &e.service.export_to) {
+            if self.offers(proxy, e) {
                 for l in &mut out {
                     if l.takes(proxy, e) {
                         l.services.push(e);
@@ -184,7 +186,7 @@ impl World {
         }
         let mut add = |d: &Destination, namespace: &str| {
             if let Some(e) = self.index.get(&hosts::resolve(&d.host, namespace))
-                && proxy.sees(&e.service.namespace, &e.service.export_to)
+                && self.offers(proxy, e)
             {
                 out.entry(&e.service.host).or_insert(e);
             }
@@ -226,17 +228,17 @@ impl World {
     /// What happens to destinations that nobody declared.
     pub(crate) fn undeclared(&self, proxy: &ProxyNode) -> Undeclared<'_> {
         let own = self.sidecar(proxy).and_then(|s| Some((s.spec.outbound_traffic_policy.as_ref()?, s)));
-        let refuses = |p: &OutboundTrafficPolicy| p.mode != OutboundTrafficMode::AllowAny;
+        let mode = |p: &OutboundTrafficPolicy| match p.mode {
+            OutboundTrafficMode::RegistryOnly => Undeclared::Refused,
+            OutboundTrafficMode::AllowAny => Undeclared::Passed,
+            OutboundTrafficMode::AllowAnyDynamicDns => Undeclared::Named,
+        };
         match own {
-            Some((p, _)) if refuses(p) => Undeclared::Refused,
-            Some((p, s)) => p
-                .egress_proxy
-                .as_ref()
-                .map_or(Undeclared::Passed, |d| Undeclared::Proxied(d, s.namespace.as_str())),
-            None if self.config.mesh.outbound_traffic_policy.as_ref().is_some_and(refuses) => {
-                Undeclared::Refused
-            }
-            None => Undeclared::Passed,
+            Some((p, s)) => match (mode(p), &p.egress_proxy) {
+                (Undeclared::Passed, Some(d)) => Undeclared::Proxied(d, s.namespace.as_str()),
+                (mode, _) => mode,
+            },
+            None => self.config.mesh.outbound_traffic_policy.as_ref().map_or(Undeclared::Passed, mode),
         }
     }
 }

@@ -146,6 +146,7 @@ fn same_environment(now: &World, before: &World) -> bool {
         && now.draining == before.draining
         && now.index.east_west == before.index.east_west
         && now.telling == before.telling
+        && now.bounded == before.bounded
         && (Arc::ptr_eq(&a.mesh, &b.mesh) || a.mesh == b.mesh)
         && a.peers == b.peers
         && a.former == b.former

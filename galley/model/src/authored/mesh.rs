@@ -7,8 +7,9 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Duration, H2UpgradePolicy, HttpRetry, LocalityLbSetting, OutboundTrafficPolicy, ProxyDefaults,
-    TcpKeepalive, TlsProtocol, gateway_api::KubernetesSelector,
+    ConnectionPoolSettings, Duration, H2UpgradePolicy, HttpRetry, LocalityLbSetting, OutboundTrafficPolicy,
+    OutlierDetection, ProxyDefaults, TcpKeepalive, TlsProtocol, ZoneAwareLbSetting,
+    gateway_api::KubernetesSelector,
 };
 use crate::federation::{OnLapse, Transport};
 
@@ -133,6 +134,58 @@ message! {
         pub ca_certificates: Vec<CertificateData>,
         /// Settings of proxies for which no `ProxyConfig` says otherwise.
         pub default_config: Option<ProxyDefaults>,
+        /// Blocks of a DestinationRule, where a service's rule has none of its own.
+        pub default_traffic_policy: Option<DefaultTrafficPolicy>,
+        /// Bounds of the `exportTo` of ServiceEntries.
+        pub service_entry_visibility: Option<ServiceEntryVisibility>,
+        /// Preference of the own zone, where a DestinationRule says nothing of localities or zones.
+        pub zone_aware_lb_setting: Option<ZoneAwareLbSetting>,
+        /// How long an unused connection to a ztunnel is kept.
+        pub hbone_idle_timeout: Option<Duration>,
+        /// Which services ambient clusters offer to others.
+        pub service_scope_configs: Vec<ServiceScopeConfig>,
+    }
+
+    /// `ServiceEntryVisibility`: the first policy whose rules all match says who sees the ServiceEntries of a namespace.
+    pub struct ServiceEntryVisibility {
+        /// Without a policy that matches.
+        pub default_visibility: Visibility,
+        /// Whether it holds for sidecars and gateways, not only for ambient proxies.
+        pub apply_to_sidecars: bool,
+        /// In order.
+        pub policies: Vec<VisibilityPolicy>,
+    }
+
+    /// `ServiceEntryVisibility.Policy`.
+    pub struct VisibilityPolicy {
+        /// What holds where all rules match.
+        pub visibility: Visibility,
+        /// Which entries; none is all.
+        pub matching_rules: Vec<VisibilityRule>,
+    }
+
+    /// `ServiceEntryVisibility.MatchRule`.
+    pub struct VisibilityRule {
+        /// Labels of the entry's namespace; without it nothing matches.
+        pub namespace_selector: Option<KubernetesSelector>,
+    }
+
+    /// `MeshConfig.ServiceScopeConfigs`.
+    pub struct ServiceScopeConfig {
+        /// Namespaces.
+        pub namespace_selector: Option<KubernetesSelector>,
+        /// Services in them.
+        pub services_selector: Option<KubernetesSelector>,
+        /// Where they may be called from.
+        pub scope: ServiceScope,
+    }
+
+    /// `MeshConfig.DefaultTrafficPolicy`.
+    pub struct DefaultTrafficPolicy {
+        /// Limits.
+        pub connection_pool: Option<ConnectionPoolSettings>,
+        /// Passive health.
+        pub outlier_detection: Option<OutlierDetection>,
     }
 
     /// `MeshConfig.InboundTrafficPolicy`.
@@ -320,6 +373,30 @@ choice! {
         MergeSlashes,
         /// And an escaped slash is a slash.
         DecodeAndMergeSlashes,
+    }
+}
+
+choice! {
+    /// `ServiceEntryVisibility.Visibility`.
+    pub enum Visibility {
+        /// As `PUBLIC`.
+        #[default]
+        VisibilityUnspecified,
+        /// Nobody sees it.
+        None,
+        /// Its own namespace.
+        Namespace,
+        /// Those of its `exportTo`.
+        Public,
+    }
+
+    /// `MeshConfig.ServiceScopeConfigs.Scope`.
+    pub enum ServiceScope {
+        /// The own cluster.
+        #[default]
+        Local,
+        /// All clusters.
+        Global,
     }
 }
 

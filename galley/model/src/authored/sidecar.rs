@@ -1,6 +1,8 @@
 //! `networking.istio.io` Sidecar.
 
-use super::{ConnectionPoolSettings, Destination, Port, ServerTlsSettings, WorkloadSelector};
+use super::{
+    ClientTlsSettings, ConnectionPoolSettings, Destination, Port, ServerTlsSettings, WorkloadSelector,
+};
 
 message! {
     /// What a sidecar listens to and what it can see.
@@ -51,6 +53,8 @@ message! {
         pub mode: OutboundTrafficMode,
         /// Proxy that they are sent to.
         pub egress_proxy: Option<Destination>,
+        /// TLS with hosts that are found by name; of the mesh's policy alone.
+        pub tls: Option<ClientTlsSettings>,
     }
 }
 
@@ -73,5 +77,7 @@ choice! {
         /// Passed through.
         #[default]
         AllowAny,
+        /// Requests go where their host's name leads, all else is passed through; of the mesh's policy alone.
+        AllowAnyDynamicDns,
     }
 }

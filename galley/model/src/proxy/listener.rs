@@ -616,13 +616,25 @@ pub struct AccessLog {
     pub path: String,
     /// Format.
     pub format: AccessLogFormat,
+    /// A value that is not there is left out: of a line it is nothing instead of `-`, of an object it has no key.
+    pub omit_empty: bool,
 }
 
 /// Format of an access log.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum AccessLogFormat {
-    /// One line; Envoy's `%COMMAND(arg):len%` operators. Empty means Istio's default line.
+    /// One line; Envoy's `%COMMAND(arg):len%` operators. Empty means [`AccessLogFormat::LINE`].
     Text(String),
     /// One JSON object per line, values with the same operators.
     Json(BTreeMap<String, String>),
+}
+
+impl AccessLogFormat {
+    /// Istio's default line.
+    pub const LINE: &'static str = "[%START_TIME%] \"%REQ(:METHOD)% %REQ(X-ENVOY-ORIGINAL-PATH?:PATH)% %PROTOCOL%\" \
+%RESPONSE_CODE% %RESPONSE_FLAGS% %RESPONSE_CODE_DETAILS% %CONNECTION_TERMINATION_DETAILS% \
+\"%UPSTREAM_TRANSPORT_FAILURE_REASON%\" %BYTES_RECEIVED% %BYTES_SENT% %DURATION% \
+%RESP(X-ENVOY-UPSTREAM-SERVICE-TIME)% \"%REQ(X-FORWARDED-FOR)%\" \"%REQ(USER-AGENT)%\" \"%REQ(X-REQUEST-ID)%\" \
+\"%REQ(:AUTHORITY)%\" \"%UPSTREAM_HOST%\" %UPSTREAM_CLUSTER% %UPSTREAM_LOCAL_ADDRESS% %DOWNSTREAM_LOCAL_ADDRESS% \
+%DOWNSTREAM_REMOTE_ADDRESS% %REQUESTED_SERVER_NAME% %ROUTE_NAME%\n";
 }

@@ -41,7 +41,7 @@ pub(in crate::validate) fn check(l: &LocalityLbSetting, p: &Path<'_>, out: &mut 
     failover(&l.failover, &p.key("failover"), out);
 }
 
-pub(super) fn check_zone_aware(z: &ZoneAwareLbSetting, p: &Path<'_>, out: &mut Findings) {
+pub(in crate::validate) fn check_zone_aware(z: &ZoneAwareLbSetting, p: &Path<'_>, out: &mut Findings) {
     if let Some(i) = z.failover_priority.iter().position(|s| TOPOLOGY.contains(&s.as_str())) {
         out.error(
             &p.key("failoverPriority").index(i),

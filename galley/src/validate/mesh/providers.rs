@@ -135,7 +135,6 @@ fn file_log(f: &FileLogProvider, p: &Path<'_>, out: &mut Findings) {
     if f.path.is_empty() {
         out.error(&p.key("path"), "the file is required, such as /dev/stdout");
     }
-    out.unenforced(f.omit_empty_values, p, "omitEmptyValues");
     let Some(format) = &f.log_format else { return };
     let at = p.key("logFormat");
     if format.labels.is_some() && !format.text.is_empty() {

@@ -43,6 +43,11 @@ fn what_holds_for_those_who_say_nothing() {
         "extensionProviders: [{name: a, envoyFileAccessLog: {path: /dev/stdout, logFormat: {labels: {a: '%PROTOCOL%'}}}}, {name: b, prometheus: {}}]\ndefaultProviders: {accessLogging: [a, envoy], metrics: [prometheus]}",
         "defaultConfig: {gatewayTopology: {numTrustedProxies: 2, forwardClientCertDetails: SANITIZE, proxyProtocol: {}}, tracing: {sampling: 0.5}}",
         "ingressControllerMode: DEFAULT\ningressClass: edge\ningressService: edge\ningressSelector: edge",
+        "defaultTrafficPolicy: {connectionPool: {tcp: {maxConnections: 1}}, outlierDetection: {consecutive5xxErrors: 3}}",
+        "serviceEntryVisibility: {applyToSidecars: true, defaultVisibility: NAMESPACE, policies: [{visibility: PUBLIC, matchingRules: [{namespaceSelector: {matchLabels: {a: b}}}]}, {visibility: NONE}]}",
+        "outboundTrafficPolicy: {mode: ALLOW_ANY_DYNAMIC_DNS, tls: {mode: SIMPLE}}",
+        "zoneAwareLbSetting: {minClusterSize: 3}\nlocalityLbSetting: {enabled: true}",
+        "extensionProviders: [{name: a, envoyFileAccessLog: {path: /a, omitEmptyValues: true}}]",
         "ingressControllerMode: 'OFF'\nenablePrometheusMerge: false\nverifyCertificateAtClient: true\nauthPolicy: NONE",
     ]);
     refuses(&[
@@ -101,11 +106,65 @@ fn what_holds_for_those_who_say_nothing() {
             "defaultConfig.gatewayTopology.proxyProtocol",
         ),
         ("defaultConfig: {tracing: {sampling: 101}}", "defaultConfig.tracing.sampling"),
+        ("defaultTrafficPolicy: {connectionPool: {}}", "defaultTrafficPolicy.connectionPool"),
+        (
+            "defaultTrafficPolicy: {connectionPool: {tcp: {maxConnections: -1}}}",
+            "defaultTrafficPolicy.connectionPool.tcp.maxConnections",
+        ),
+        (
+            "defaultTrafficPolicy: {outlierDetection: {maxEjectionPercent: 101}}",
+            "defaultTrafficPolicy.outlierDetection.maxEjectionPercent",
+        ),
+        ("defaultTrafficPolicy: {loadBalancer: {}}", "defaultTrafficPolicy.loadBalancer"),
+        ("serviceEntryVisibility: {defaultVisibility: SOME}", "serviceEntryVisibility.defaultVisibility"),
+        (
+            "serviceEntryVisibility: {policies: [{matchingRules: [{namespaceSelector: {matchExpressions: [{key: a, operator: In}]}}]}]}",
+            "serviceEntryVisibility.policies[0].matchingRules[0].namespaceSelector.matchExpressions[0].values",
+        ),
+        (
+            "outboundTrafficPolicy: {mode: ALLOW_ANY_DYNAMIC_DNS, tls: {mode: ISTIO_MUTUAL}}",
+            "outboundTrafficPolicy.tls.mode",
+        ),
+        (
+            "outboundTrafficPolicy: {mode: ALLOW_ANY_DYNAMIC_DNS, tls: {mode: MUTUAL}}",
+            "outboundTrafficPolicy.tls.clientCertificate",
+        ),
+        ("zoneAwareLbSetting: {failover: [{from: a, to: a}]}", "zoneAwareLbSetting.failover[0]"),
+        ("hboneIdleTimeout: 0s", "hboneIdleTimeout"),
+        ("serviceScopeConfigs: [{scope: SOME}]", "serviceScopeConfigs[0].scope"),
+        (
+            "serviceScopeConfigs: [{servicesSelector: {matchExpressions: [{key: a, operator: Is}]}}]",
+            "serviceScopeConfigs[0].servicesSelector.matchExpressions[0].operator",
+        ),
         ("defaultConfig: {concurrency: -1}", "defaultConfig.concurrency"),
         ("enableAutoMTLS: true", "enableAutoMTLS"),
     ]);
     let p = mesh("defaultConfig: {gatewayTopology: {forwardClientCertDetails: ALWAYS_FORWARD_ONLY}}");
     assert!(p.report.valid && p.report.warnings[0].message.contains("trusted proxies"), "{:?}", p.report);
+}
+
+/// What is looked at and has no effect here says so.
+#[test]
+fn what_is_of_others() {
+    for (spec, path, says) in [
+        ("serviceEntryVisibility: {defaultVisibility: NONE}", "serviceEntryVisibility", "ambient"),
+        (
+            "serviceEntryVisibility: {applyToSidecars: true, policies: [{matchingRules: [{}]}]}",
+            "serviceEntryVisibility.policies[0].matchingRules[0]",
+            "never matches",
+        ),
+        (
+            "outboundTrafficPolicy: {mode: ALLOW_ANY, tls: {mode: SIMPLE}}",
+            "outboundTrafficPolicy.tls",
+            "DYNAMIC_DNS",
+        ),
+        ("hboneIdleTimeout: 15s", "hboneIdleTimeout", "idleTimeout"),
+        ("serviceScopeConfigs: [{scope: GLOBAL}]", "serviceScopeConfigs", "ServiceExport"),
+    ] {
+        let p = mesh(spec);
+        let found = |w: &crate::Finding| w.path == format!("spec.{path}") && w.message.contains(says);
+        assert!(p.report.valid && p.report.warnings.iter().any(found), "{spec}\n{:#?}", p.report);
+    }
 }
 
 /// The file that an installation of Istio keeps, whole.

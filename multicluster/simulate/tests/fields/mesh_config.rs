@@ -83,6 +83,31 @@ pub(crate) fn rows() -> Vec<Row> {
             get("GET http://nobody.example:9080/"),
             json!({"status": 502}),
         ),
+        row(
+            "MeshConfig.outboundTrafficPolicy",
+            &b,
+            "/spec/outboundTrafficPolicy/mode",
+            json!("ALLOW_ANY_DYNAMIC_DNS"),
+            get("GET http://nobody.example:9080/"),
+            json!({"cluster": "AllowAnyDynamicDNSCluster"}),
+        ),
+        // On a port that no service has.
+        row(
+            "MeshConfig.outboundTrafficPolicy",
+            &b,
+            "/spec/outboundTrafficPolicy/mode",
+            json!("ALLOW_ANY_DYNAMIC_DNS"),
+            get("GET http://nobody.example:7777/"),
+            json!({"listener": "virtualOutbound", "cluster": "AllowAnyDynamicDNSCluster"}),
+        ),
+        row(
+            "MeshConfig.outboundTrafficPolicy",
+            &b.and("/spec/outboundTrafficPolicy/mode", json!("ALLOW_ANY_DYNAMIC_DNS")),
+            "/spec/outboundTrafficPolicy/tls",
+            json!({"mode": "SIMPLE"}),
+            config(),
+            json!({"clusters": {"AllowAnyDynamicDNSCluster": {"tls": {"by_name": true}}}}),
+        ),
         unenforced(
             "MeshConfig.outboundTrafficPolicy",
             &b,

@@ -7,7 +7,7 @@ use crate::{
     mesh_config::document,
     row,
     support::{Mesh, bookinfo},
-    unenforced, warned,
+    warned,
 };
 
 const X: &str = "GET http://ratings:9080/";
@@ -42,6 +42,7 @@ fn connections() -> Vec<Row> {
         json!({"hosts": ["a.example"], "resolution": "DNS",
         "ports": [{"number": 80, "name": "http", "protocol": "HTTP"}]}),
     )]);
+    let outbound = |v: Value| json!({"clusters": {"PassthroughCluster": v}});
     let tls = |v: Value| {
         let chain = json!({"tls": v});
         listener("virtualInbound", json!({"filter_chains": [chain, {}, {}, {}, {}, {}]}))
@@ -54,6 +55,38 @@ fn connections() -> Vec<Row> {
             json!({"time": "7s"}),
             config(),
             ratings(json!({"keepalive": {"time": {"secs": 7}}})),
+        ),
+        row(
+            "MeshConfig.defaultTrafficPolicy.connectionPool",
+            &b,
+            "/spec/defaultTrafficPolicy/connectionPool",
+            json!({"tcp": {"maxConnections": 7}}),
+            config(),
+            ratings(json!({"limits": {"max_connections": 7}})),
+        ),
+        row(
+            "MeshConfig.defaultTrafficPolicy.connectionPool",
+            &b,
+            "/spec/defaultTrafficPolicy/connectionPool",
+            json!({"tcp": {"maxConnections": 7}}),
+            config(),
+            outbound(json!({"limits": {"max_connections": 7}})),
+        ),
+        row(
+            "MeshConfig.defaultTrafficPolicy.outlierDetection",
+            &b,
+            "/spec/defaultTrafficPolicy/outlierDetection",
+            json!({"consecutive5xxErrors": 3}),
+            config(),
+            ratings(json!({"outlier": {"consecutive_5xx": 3}})),
+        ),
+        row(
+            "MeshConfig.zoneAwareLbSetting",
+            &b,
+            "/spec/zoneAwareLbSetting",
+            json!({}),
+            config(),
+            ratings(json!({"locality_weighted": true})),
         ),
         row(
             "MeshConfig.protocolDetectionTimeout",
@@ -173,7 +206,44 @@ fn services() -> Vec<Row> {
         "metadata": {"name": "a", "namespace": "default"},
         "spec": {"rules": [{"from": [{"source": {"principals": ["old.example/ns/default/sa/productpage"]}}]}]}})]);
     let unknown = || json!({"cluster": "PassthroughCluster"});
+    let entry = with([istio(
+        "ServiceEntry",
+        "named",
+        json!({"hosts": ["a.example"], "resolution": "DNS",
+        "ports": [{"number": 80, "name": "http", "protocol": "HTTP"}]}),
+    )]);
+    let bounded = entry.and("/spec/serviceEntryVisibility/applyToSidecars", json!(true));
+    let named = |name: &str| json!({"matchLabels": {"kubernetes.io/metadata.name": name}});
+    let of_namespace = bounded.and("/spec/serviceEntryVisibility/policies", json!([{"visibility": "NONE"}]));
+    let visible = |field, base: &Base, at, value| {
+        row(field, base, at, value, from("other/app", "GET http://a.example/"), unknown())
+    };
     vec![
+        visible(
+            "MeshConfig.serviceEntryVisibility.defaultVisibility",
+            &bounded,
+            "/spec/serviceEntryVisibility/defaultVisibility",
+            json!("NAMESPACE"),
+        ),
+        visible(
+            "MeshConfig.serviceEntryVisibility.applyToSidecars",
+            &entry.and("/spec/serviceEntryVisibility/defaultVisibility", json!("NAMESPACE")),
+            "/spec/serviceEntryVisibility/applyToSidecars",
+            json!(true),
+        ),
+        visible(
+            "MeshConfig.serviceEntryVisibility.policies[].visibility",
+            &bounded,
+            "/spec/serviceEntryVisibility/policies/0/visibility",
+            json!("NONE"),
+        ),
+        visible(
+            "MeshConfig.serviceEntryVisibility.policies[].matchingRules[].namespaceSelector",
+            &of_namespace,
+            "/spec/serviceEntryVisibility/policies/0/matchingRules/0/namespaceSelector",
+            named("default"),
+        )
+        .instead_of(named("other")),
         row(
             "MeshConfig.defaultServiceExportTo",
             &b,
@@ -339,11 +409,11 @@ fn telemetry() -> Vec<Row> {
             json!({"p": "%PROTOCOL%"}),
             json!({"format": {"Json": {"p": "%PROTOCOL%"}}}),
         ),
-        unenforced(
+        of_file(
             "MeshConfig.extensionProviders[].envoyFileAccessLog.omitEmptyValues",
-            &named,
             "/spec/extensionProviders/0/envoyFileAccessLog/omitEmptyValues",
             json!(true),
+            json!({"omit_empty": true}),
         ),
         warned(
             "MeshConfig.defaultProviders.tracing",
@@ -385,6 +455,25 @@ const NOT_DONE: &[(&str, &str, &str, &str)] = &[
         "/spec/enableClientSidePolicyCheck",
         r#"true"#,
         "not supported",
+    ),
+    ("MeshConfig.hboneIdleTimeout", "/spec/hboneIdleTimeout", r#""15s""#, "connectionPool.http.idleTimeout"),
+    (
+        "MeshConfig.serviceScopeConfigs[].namespaceSelector",
+        "/spec/serviceScopeConfigs",
+        r#"[{"namespaceSelector": {}}]"#,
+        "ambient clusters",
+    ),
+    (
+        "MeshConfig.serviceScopeConfigs[].servicesSelector",
+        "/spec/serviceScopeConfigs",
+        r#"[{"servicesSelector": {}}]"#,
+        "ambient clusters",
+    ),
+    (
+        "MeshConfig.serviceScopeConfigs[].scope",
+        "/spec/serviceScopeConfigs",
+        r#"[{"scope": "GLOBAL"}]"#,
+        "ambient clusters",
     ),
     (
         "MeshConfig.extensionProviders[].zipkin",

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::{
-    Base, Row, View, get, row,
+    Base, Row, View, get, refused, row,
     support::{Mesh, bookinfo},
     warned,
 };
@@ -112,6 +112,20 @@ pub(crate) fn rows() -> Vec<Row> {
             json!({"host": "details.default.svc.cluster.local", "port": {"number": 9080}}),
             get("GET http://nobody.example:9080/"),
             json!({"cluster": "outbound|9080||details.default.svc.cluster.local"}),
+        ),
+        refused(
+            "Sidecar.outboundTrafficPolicy.mode",
+            &policy,
+            "/spec/outboundTrafficPolicy/mode",
+            json!("ALLOW_ANY_DYNAMIC_DNS"),
+            "set it in MeshConfig",
+        ),
+        refused(
+            "Sidecar.outboundTrafficPolicy.tls",
+            &policy,
+            "/spec/outboundTrafficPolicy/tls",
+            json!({"mode": "SIMPLE"}),
+            "set it in MeshConfig",
         ),
         row(
             "Sidecar.ingress[].port",

@@ -19,9 +19,16 @@ const WHOLE: u64 = 1_000_000;
 /// Envoy's.
 const MIN_CLUSTER_SIZE: u32 = 6;
 
-/// What a policy says, if it says something, and whether zones are preferred.
-pub(in crate::generate) fn setting(policy: &TrafficPolicy) -> Option<(&ZoneAwareLbSetting, bool)> {
-    let z = policy.load_balancer.as_ref()?.zone_aware_lb_setting.as_ref()?;
+/// What a policy says, else the mesh, if it says something, and whether zones are preferred. A policy that says something
+/// of localities says so of zones, too.
+pub(in crate::generate) fn setting<'a>(
+    ctx: &'a Ctx<'_>,
+    policy: &'a TrafficPolicy,
+) -> Option<(&'a ZoneAwareLbSetting, bool)> {
+    let own = policy.load_balancer.as_ref();
+    let mesh = ctx.world.config.mesh.zone_aware_lb_setting.as_ref();
+    let mesh = mesh.filter(|_| own.is_none_or(|l| l.locality_lb_setting.is_none()));
+    let z = own.and_then(|l| l.zone_aware_lb_setting.as_ref()).or(mesh)?;
     Some((z, z.enabled != Some(false)))
 }
 

@@ -96,7 +96,7 @@ fn one(
         out.assignment(a);
     }
     balance(&mut c, &policy, left);
-    limits(&mut c, &policy, left);
+    limits(&mut c, &ctx.world.defaulted(&policy), left);
     out.cluster(c);
 }
 

@@ -219,3 +219,187 @@ fn a_mesh_that_runs_keeps_its_trust_domain() {
     config.keep_trust_domain(&settings().trust_domain);
     assert!(config.problems.is_empty());
 }
+
+/// A rule replaces a block as a whole, and inherits the other.
+#[test]
+fn limits_and_passive_health_of_those_who_say_nothing() {
+    let defaults = json!({"defaultTrafficPolicy": {
+        "connectionPool": {"tcp": {"maxConnections": 7, "idleTimeout": "9s"}, "http": {"maxRetries": 8}},
+        "outlierDetection": {"consecutive5xxErrors": 3, "minHealthPercent": 40}}});
+    let g = with(defaults.clone()).generate(&productpage());
+    let seen = |g: &Generated, name: &str| {
+        let c = &g.clusters[name];
+        let errors = c.outlier.as_ref().map(|o| o.consecutive_5xx);
+        (c.limits.max_connections, c.limits.max_retries, errors)
+    };
+    let none = CircuitBreakers::default();
+    assert_eq!(seen(&g, REVIEWS), (7, 8, Some(3)));
+    assert_eq!(g.clusters[REVIEWS].panic_threshold, 40);
+    assert_eq!(seen(&g, "outbound|9080|v1|reviews.books.svc.cluster.local"), (7, 8, Some(3)));
+    // All that nobody declared shares its limit, and there is nothing to eject.
+    assert_eq!(seen(&g, "PassthroughCluster"), (7, 8, None));
+    assert_eq!(g.clusters["PassthroughCluster"].http, UpstreamHttp::Downstream);
+    assert_eq!(seen(&g, "inbound|9080||"), (7, 8, None), "what callers may send has to be taken");
+    assert_eq!(seen(&g, "InboundPassthroughCluster"), (none.max_connections, none.max_retries, None));
+
+    let rule = |v: Value| json!({"host": "reviews", "trafficPolicy": v});
+    for (v, want) in [
+        (json!({"connectionPool": {"tcp": {"maxConnections": 5}}}), (5, none.max_retries, Some(3))),
+        (json!({"outlierDetection": {"consecutive5xxErrors": 6}}), (7, 8, Some(6))),
+        (
+            json!({"portLevelSettings": [{"port": {"number": 9080}, "loadBalancer": {"simple": "RANDOM"}}]}),
+            (7, 8, Some(3)),
+        ),
+    ] {
+        let g =
+            with(defaults.clone()).add("DestinationRule", "books/reviews", rule(v)).generate(&productpage());
+        assert_eq!(seen(&g, REVIEWS), want);
+    }
+
+    // Connections of bytes have their times.
+    let db = with(defaults.clone()).add("Service", "books/db", service(3306, "mysql", "db"));
+    let g = db.generate(&productpage());
+    let Some(NetworkFilter::Tcp(t)) = g.listeners["10.96.0.2_3306"].filter_chains[0].filters.last() else {
+        panic!()
+    };
+    assert_eq!(t.idle_timeout, Some(std::time::Duration::from_secs(9)));
+}
+
+/// As in Istio: it is a rule's own outlier detection that brings failover.
+#[test]
+fn passive_health_of_the_mesh_prefers_no_locality() {
+    let zones = |docs: Docs| {
+        let docs = docs.add("WorkloadEntry", "books/reviews-far", {
+            let mut w = workload("10.1.0.6", "reviews", "v1");
+            w["locality"] = json!("r9/z1");
+            w
+        });
+        let mut node = productpage();
+        node.locality = Locality { region: "r1".into(), ..Locality::default() };
+        let g = docs.generate(&node);
+        let all = g.endpoints[REVIEWS].localities.iter().map(|l| l.priority);
+        all.collect::<std::collections::BTreeSet<_>>().len()
+    };
+    let detection = json!({"consecutive5xxErrors": 3});
+    let mesh = with(json!({"defaultTrafficPolicy": {"outlierDetection": detection}}));
+    let rule = json!({"host": "reviews", "trafficPolicy": {"outlierDetection": detection}});
+    assert_eq!(zones(bookstore()), zones(mesh));
+    assert!(zones(bookstore().add("DestinationRule", "books/reviews", rule)) > zones(bookstore()));
+}
+
+#[test]
+fn zones_are_preferred_unless_a_rule_says_otherwise() {
+    let zones = |v: Value| {
+        let rule = json!({"host": "reviews", "trafficPolicy": {"loadBalancer": v}});
+        let docs = with(json!({"zoneAwareLbSetting": {}})).add("DestinationRule", "books/reviews", rule);
+        docs.generate(&productpage()).clusters[REVIEWS].locality_weighted
+    };
+    assert!(
+        with(json!({"zoneAwareLbSetting": {}})).generate(&productpage()).clusters[REVIEWS].locality_weighted
+    );
+    assert!(zones(json!({"simple": "RANDOM"})));
+    assert!(!zones(json!({"zoneAwareLbSetting": {"enabled": false}})));
+    assert!(!zones(json!({"localityLbSetting": {"enabled": false}})));
+    let off = with(json!({"zoneAwareLbSetting": {"enabled": false}}));
+    assert!(!off.generate(&productpage()).clusters[REVIEWS].locality_weighted);
+}
+
+fn from_namespace(namespace: &str) -> NodeInfo {
+    let mut n = node(NodeKind::Sidecar, "10.1.0.9", "caller", json!({}));
+    n.namespace = namespace.to_owned();
+    n
+}
+
+/// What has no `exportTo`, whoever has it.
+#[test]
+fn services_are_seen_where_the_mesh_says() {
+    let reviews = import("east", "live", json!([{"labels": {}, "locality": "", "healthyWeight": 2}]));
+    let docs = |mesh: Value| {
+        Docs::default()
+            .add("MeshConfig", "mesh", mesh)
+            .add("ImportedService", "east/books/reviews", reviews.clone())
+            .add("PeerCluster", "east", peer("east", "203.0.113.2"))
+            .add("Service", "books/details", service(9080, "http", "details"))
+            .add("Service", "books/open", service(9080, "http", "open"))
+            .annotate("networking.istio.io/exportTo", "*")
+            .add("Service", "books/empty", service(9080, "http", "empty"))
+            .annotate("networking.istio.io/exportTo", "")
+    };
+    let seen = |mesh: Value, namespace: &str| {
+        let g = docs(mesh).generate(&from_namespace(namespace));
+        let has = |n: &str| g.clusters.contains_key(&format!("outbound|9080||{n}.books.svc.cluster.local"));
+        ["reviews", "details", "open", "empty"].map(has)
+    };
+    let own = || json!({"defaultServiceExportTo": ["."]});
+    assert_eq!(seen(own(), "books"), [true; 4]);
+    assert_eq!(seen(own(), "films"), [false, false, true, false]);
+    assert_eq!(seen(json!({"defaultServiceExportTo": ["films"]}), "films"), [true; 4]);
+    assert_eq!(seen(json!({}), "films"), [true; 4]);
+}
+
+#[test]
+fn service_entries_are_seen_within_bounds() {
+    let entry = |host: &str, export_to: Value| {
+        json!({"hosts": [host], "resolution": "DNS", "exportTo": export_to,
+            "ports": [{"number": 80, "name": "http", "protocol": "HTTP"}]})
+    };
+    let docs = |visibility: Value, team: &str| {
+        with(json!({"serviceEntryVisibility": visibility}))
+            .add("Namespace", "books", json!({}))
+            .label("team", team)
+            .add("ServiceEntry", "books/all", entry("all.example", json!([])))
+            .add("ServiceEntry", "books/films", entry("films.example", json!(["films"])))
+            .add("ServiceEntry", "books/own", entry("own.example", json!(["."])))
+    };
+    let seen = |visibility: &Value, namespace: &str| {
+        let g = docs(visibility.clone(), "a").generate(&from_namespace(namespace));
+        assert!(g.clusters.contains_key(REVIEWS), "it is about ServiceEntries");
+        ["all", "films", "own"].map(|h| g.clusters.contains_key(&format!("outbound|80||{h}.example")))
+    };
+    let by_team = |operator: &str, visibility: &str| {
+        let selector = json!({"matchExpressions": [{"key": "team", "operator": operator, "values": ["a"]}]});
+        json!({"applyToSidecars": true, "policies": [
+            {"visibility": visibility, "matchingRules": [{"namespaceSelector": selector}]},
+            {"visibility": "NAMESPACE"}]})
+    };
+    // Of the mesh's bounds and `exportTo` the narrower holds.
+    let (unbounded, within, nobody) = (
+        ([true, false, true], [true, true, false]),
+        ([true, false, true], [false; 3]),
+        ([false; 3], [false; 3]),
+    );
+    for (visibility, want) in [
+        (json!({"defaultVisibility": "NONE"}), unbounded),
+        (json!({"applyToSidecars": true}), unbounded),
+        (json!({"applyToSidecars": true, "defaultVisibility": "NAMESPACE"}), within),
+        (json!({"applyToSidecars": true, "defaultVisibility": "NONE"}), nobody),
+        (by_team("In", "PUBLIC"), unbounded),
+        (by_team("In", "NONE"), nobody),
+        (by_team("NotIn", "NONE"), within),
+        // A rule that nobody can judge matches nothing.
+        (
+            json!({"applyToSidecars": true, "policies": [{"visibility": "NONE", "matchingRules": [{}]}]}),
+            unbounded,
+        ),
+    ] {
+        assert_eq!((seen(&visibility, "books"), seen(&visibility, "films")), want, "{visibility}");
+    }
+    // Nothing is kept of what was made for a namespace with other labels.
+    let before = docs(by_team("In", "NONE"), "a").world();
+    let kept = |team: &str| {
+        let now = docs(by_team("In", "NONE"), team).world();
+        let now = before.next(settings(), now.config, std::collections::BTreeSet::new());
+        now.lineage().environment == before.lineage().environment
+    };
+    assert!(kept("a") && !kept("b"));
+}
+
+#[test]
+fn a_log_without_what_is_not_there() {
+    let docs = with(json!({"defaultProviders": {"accessLogging": ["a"]}, "extensionProviders": [
+        {"name": "a", "envoyFileAccessLog": {"path": "/a", "omitEmptyValues": true}}]}));
+    let g = docs.generate(&productpage());
+    let want =
+        AccessLog { path: "/a".to_owned(), format: AccessLogFormat::Text(String::new()), omit_empty: true };
+    assert_eq!(g.listeners["virtualInbound"].access_log, [want]);
+}

@@ -92,3 +92,66 @@ fn tls_asks_for_the_name_and_wants_it_shown() {
     assert!(!tls(json!({"mode": "SIMPLE", "sni": "x.example.com"})).by_name);
     assert!(!tls(json!({"mode": "ISTIO_MUTUAL"})).by_name, "identities of the mesh are no names of hosts");
 }
+
+fn undeclared(policy: Value) -> Docs {
+    bookstore().add("Service", "books/db", service(3306, "mysql", "db")).add(
+        "MeshConfig",
+        "mesh",
+        json!({"outboundTrafficPolicy": policy, "proxyHttpPort": 3128}),
+    )
+}
+
+/// `ALLOW_ANY_DYNAMIC_DNS`: requests go where their host leads, bytes where they were sent.
+#[test]
+fn hosts_that_nobody_declared_are_found_by_name() {
+    const ANY: &str = "AllowAnyDynamicDNSCluster";
+    let g = undeclared(json!({"mode": "ALLOW_ANY_DYNAMIC_DNS"})).generate(&productpage());
+    let c = &g.clusters[ANY];
+    assert_eq!((named(c).port, c.http, c.tls.is_none()), (0, UpstreamHttp::Downstream, true));
+    // Also where a request is proxied, and there is no other address that it was sent to.
+    for routes in ["9080", "http_proxy"] {
+        let host = vhost(&g.routes[routes], "*");
+        assert_eq!(host.name, "allow_any_dynamic_dns");
+        assert_eq!(forward(&host.routes[0]).clusters[0].cluster, ANY);
+    }
+    let v = &g.listeners["virtualOutbound"];
+    assert!(v.inspect_http && !v.inspect_tls);
+    assert!(v.filter_chains[0].matches.application_protocols.contains(&"http/1.1".to_owned()));
+    let RouteSource::Inline(r) = &http(&v.filter_chains[0]).routes else { panic!() };
+    assert_eq!(forward(&vhost(r, "*").routes[0]).clusters[0].cluster, ANY);
+    assert_eq!(tcp_cluster(v.default_filter_chain.as_ref().unwrap()), "PassthroughCluster");
+    assert!(!g.listeners["10.96.0.2_3306"].inspect_http, "servers that speak first do not wait");
+    check(&g);
+
+    let others = undeclared(json!({"mode": "ALLOW_ANY"})).generate(&productpage());
+    assert!(!others.clusters.contains_key(ANY));
+    // A Sidecar may say otherwise.
+    let refused = undeclared(json!({"mode": "ALLOW_ANY_DYNAMIC_DNS"})).add(
+        "Sidecar",
+        "books/s",
+        json!({"outboundTrafficPolicy": {"mode": "REGISTRY_ONLY"}}),
+    );
+    let g = refused.generate(&productpage());
+    assert!(!g.clusters.contains_key(ANY));
+    assert_eq!(vhost(&g.routes["9080"], "*").name, "block_all");
+
+    let mut envoy = productpage();
+    envoy.user_agent = "envoy".into();
+    let g = undeclared(json!({"mode": "ALLOW_ANY_DYNAMIC_DNS"})).generate(&envoy);
+    for l in ["virtualOutbound", "0.0.0.0_9080"] {
+        let found = filters(&g, l).into_iter().find(|f| matches!(f, HttpFilter::Names(_)));
+        assert_eq!(found, Some(HttpFilter::Names(named(&g.clusters[ANY]).cache.clone())), "{l}");
+    }
+}
+
+#[test]
+fn tls_with_hosts_that_nobody_declared() {
+    let tls = |v: Value| {
+        let docs = undeclared(json!({"mode": "ALLOW_ANY_DYNAMIC_DNS", "tls": v}));
+        docs.generate(&productpage()).clusters["AllowAnyDynamicDNSCluster"].tls.clone()
+    };
+    let simple = tls(json!({"mode": "SIMPLE"})).unwrap();
+    assert!(simple.sni.is_empty() && simple.is_proven_by_name());
+    assert_eq!(tls(json!({"mode": "SIMPLE", "sni": "a.example"})).unwrap().sni, "a.example");
+    assert_eq!(tls(json!({"mode": "DISABLE"})), None);
+}

@@ -461,12 +461,17 @@ fn to_filters(list: Vec<hcm::HttpFilter>) -> Res<(Vec<HttpFilter>, bool)> {
 
 pub(super) fn access_log(l: &AccessLog) -> al::AccessLog {
     use core::substitution_format_string::Format;
-    let format = match &l.format {
-        AccessLogFormat::Text(s) if s.is_empty() => None,
-        AccessLogFormat::Text(s) => Some(Format::TextFormatSource(core::DataSource {
-            specifier: Some(core::data_source::Specifier::InlineString(s.clone())),
+    let text = |s: &str| {
+        Some(Format::TextFormatSource(core::DataSource {
+            specifier: Some(core::data_source::Specifier::InlineString(s.to_owned())),
             ..Default::default()
-        })),
+        }))
+    };
+    let format = match &l.format {
+        // What is left out can be said of a format alone.
+        AccessLogFormat::Text(s) if s.is_empty() && l.omit_empty => text(AccessLogFormat::LINE),
+        AccessLogFormat::Text(s) if s.is_empty() => None,
+        AccessLogFormat::Text(s) => text(s),
         AccessLogFormat::Json(map) => Some(Format::JsonFormat(string_struct(map))),
     };
     let config = file::FileAccessLog {
@@ -474,6 +479,7 @@ pub(super) fn access_log(l: &AccessLog) -> al::AccessLog {
         access_log_format: format.map(|f| {
             file::file_access_log::AccessLogFormat::LogFormat(core::SubstitutionFormatString {
                 format: Some(f),
+                omit_empty_values: l.omit_empty,
                 ..Default::default()
             })
         }),
@@ -494,22 +500,27 @@ pub(super) fn to_access_log(l: al::AccessLog) -> Res<AccessLog> {
         return Err(Bad::new("typed_config", "is missing"));
     };
     let m: file::FileAccessLog = typed(&a)?;
+    let mut omit_empty = false;
     let format = match m.access_log_format {
         None => AccessLogFormat::Text(String::new()),
         Some(F::Format(s)) => AccessLogFormat::Text(s),
         Some(F::JsonFormat(s) | F::TypedJsonFormat(s)) => AccessLogFormat::Json(to_string_map(s)),
         Some(F::LogFormat(f)) => {
             refuse!(f; formatters);
+            omit_empty = f.omit_empty_values;
             match f.format {
                 None => AccessLogFormat::Text(String::new()),
                 Some(Format::TextFormat(s)) => AccessLogFormat::Text(s),
                 Some(Format::JsonFormat(s)) => AccessLogFormat::Json(to_string_map(s)),
                 Some(Format::TextFormatSource(d)) => match d.specifier {
+                    Some(Specifier::InlineString(s)) if s == AccessLogFormat::LINE => {
+                        AccessLogFormat::Text(String::new())
+                    }
                     Some(Specifier::InlineString(s)) => AccessLogFormat::Text(s),
                     _ => return Err(Bad::unsupported("text_format_source", "a format that is not inline")),
                 },
             }
         }
     };
-    Ok(AccessLog { path: m.path, format })
+    Ok(AccessLog { path: m.path, format, omit_empty })
 }

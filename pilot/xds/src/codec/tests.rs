@@ -535,11 +535,26 @@ pub(crate) fn hcm_model(routes: RouteSource) -> HttpConnectionManager {
         merge_slashes: true,
         escaped_slashes: EscapedSlashes::UnescapeAndForward,
         access_log: vec![
-            AccessLog { path: "/dev/stdout".into(), format: AccessLogFormat::Text(String::new()) },
-            AccessLog { path: "/a".into(), format: AccessLogFormat::Text("%PROTOCOL%\n".into()) },
+            AccessLog {
+                path: "/dev/stdout".into(),
+                format: AccessLogFormat::Text(String::new()),
+                omit_empty: false,
+            },
+            AccessLog {
+                path: "/a".into(),
+                format: AccessLogFormat::Text("%PROTOCOL%\n".into()),
+                omit_empty: false,
+            },
             AccessLog {
                 path: "/b".into(),
                 format: AccessLogFormat::Json(BTreeMap::from([("a".into(), "%PROTOCOL%".into())])),
+                omit_empty: false,
+            },
+            AccessLog { path: "/c".into(), format: AccessLogFormat::Text(String::new()), omit_empty: true },
+            AccessLog {
+                path: "/d".into(),
+                format: AccessLogFormat::Json(BTreeMap::from([("a".into(), "%PROTOCOL%".into())])),
+                omit_empty: true,
             },
         ],
         tracing: Some(Tracing { sampling: 123 }),
@@ -658,6 +673,7 @@ pub(crate) fn listener() -> Listener {
         access_log: vec![AccessLog {
             path: "/dev/stdout".into(),
             format: AccessLogFormat::Text(String::new()),
+            omit_empty: false,
         }],
         udp: None,
         quic: None,

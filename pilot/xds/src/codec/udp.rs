@@ -201,6 +201,7 @@ mod tests {
                 access_log: vec![AccessLog {
                     path: "/dev/stdout".into(),
                     format: AccessLogFormat::Text("%DURATION%\n".into()),
+                    omit_empty: false,
                 }],
                 ..UdpProxy::to("outbound|5353/udp||dns")
             })),

@@ -203,7 +203,10 @@ pub(crate) struct Names<'a> {
 impl Names<'_> {
     fn logs(&mut self, logs: &[model::AccessLog]) -> Result<Vec<AccessLog>, CompileError> {
         logs.iter()
-            .map(|l| Ok(AccessLog { format: Arc::new(Format::new(&l.format)?), sink: (self.log)(&l.path)? }))
+            .map(|l| {
+                let format = Format::new(&l.format)?.omitting(l.omit_empty);
+                Ok(AccessLog { format: Arc::new(format), sink: (self.log)(&l.path)? })
+            })
             .collect()
     }
 }

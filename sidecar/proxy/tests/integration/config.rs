@@ -213,7 +213,11 @@ async fn access_logs_have_istios_line() {
     let (text, json) = (dir.path().join("text.log"), dir.path().join("json.log"));
     let mut m = inline(vec![vhost(&["*"], vec![route(forward("up"))])]);
     m.access_log = vec![
-        AccessLog { path: text.to_str().unwrap().into(), format: AccessLogFormat::Text(String::new()) },
+        AccessLog {
+            path: text.to_str().unwrap().into(),
+            format: AccessLogFormat::Text(String::new()),
+            omit_empty: false,
+        },
         AccessLog {
             path: json.to_str().unwrap().into(),
             format: AccessLogFormat::Json(
@@ -223,6 +227,7 @@ async fn access_logs_have_istios_line() {
                 ]
                 .into(),
             ),
+            omit_empty: false,
         },
     ];
     let p = Proxy::new()

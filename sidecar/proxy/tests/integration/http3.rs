@@ -68,6 +68,7 @@ async fn a_request_goes_the_way_of_every_other() {
             "%PROTOCOL% %RESPONSE_CODE% %REQUESTED_SERVER_NAME% %BYTES_SENT% %RESPONSE_CODE_DETAILS%\n"
                 .into(),
         ),
+        omit_empty: false,
     }];
     let p = gateway(Proxy::new(), &ca, app.address, vec![c]);
     let client = Client::new(&ca, &p, "a.test").await;
@@ -138,6 +139,7 @@ async fn the_server_name_chooses_certificate_and_chain() {
     l.access_log = vec![AccessLog {
         path: log.display().to_string(),
         format: AccessLogFormat::Text("%RESPONSE_FLAGS% %REQUESTED_SERVER_NAME%\n".into()),
+        omit_empty: false,
     }];
     let p = Proxy::new()
         .cluster(cluster("up", &[one.address]))

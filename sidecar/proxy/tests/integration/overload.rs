@@ -406,6 +406,7 @@ async fn limits_refuse_with_their_own_flag() {
             format: AccessLogFormat::Text(
                 "%RESPONSE_CODE% %RESPONSE_FLAGS% %RESPONSE_CODE_DETAILS%\n".into(),
             ),
+            omit_empty: false,
         }];
         let p = Proxy::with(options, Hooks::default())
             .cluster(cluster("up", &[up.address]))

@@ -148,6 +148,7 @@ async fn an_unknown_name_is_told_to_the_caller() {
     m.access_log = vec![AccessLog {
         path: log.display().to_string(),
         format: AccessLogFormat::Text("%RESPONSE_FLAGS% %UPSTREAM_TRANSPORT_FAILURE_REASON%\n".into()),
+        omit_empty: false,
     }];
     let p = caller(&ca, &[(gateway.address("l"), "east", 1)]);
     let p = p

@@ -125,6 +125,7 @@ async fn idle_sessions_end_and_are_logged() {
              %CONNECTION_TERMINATION_DETAILS%\n"
                 .into(),
         ),
+        omit_empty: false,
     };
     let host = echo("a").await;
     let config =
