@@ -147,7 +147,7 @@ impl Verify {
         // As README says it, so that the alias is checked too. It names no package and what follows says `--workspace`,
         // so that both keep the features of the step above, and nothing is built again.
         self.cargo("demo", &["demo", "--", "--check"]);
-        let lints = self.lints();
+        let beside = self.beside();
         self.step("whole processes", |v| {
             v.ignored(&[
                 "federation",
@@ -163,10 +163,6 @@ impl Verify {
                 "seccomp",
             ])
         });
-        // Of the tests that plain `cargo test` leaves out, the one with many worlds; the other measures.
-        let worlds =
-            ["test", "--workspace", "--test", "members", "many_seeds", "--", "--ignored", "--nocapture"];
-        self.cargo("many simulated worlds", &worlds);
         self.step("foreign data plane", |v| {
             v.ignored(&[
                 "envoy",
@@ -193,20 +189,24 @@ impl Verify {
             let why = "only with `cargo verify --with kubernetes`".to_owned();
             self.rows.push(("kubernetes".to_owned(), Outcome::NotAsked, Duration::ZERO, why));
         }
-        match lints.join() {
+        match beside.join() {
             Ok(rows) => self.rows.extend(rows),
-            Err(_) => self.step("lints", |_| bail!("they ended without an answer")),
+            Err(_) => self.step("lints and worlds", |_| bail!("they ended without an answer")),
         }
     }
 
-    /// Clippy, while tests of whole processes wait for time to pass: it needs four minutes of one processor, which they
-    /// leave idle. At the lowest priority, since some of them measure, and with artifacts of its own, since two builds of
-    /// one directory wait for each other.
-    fn lints(&self) -> JoinHandle<Vec<Row>> {
-        eprintln!("\n=== lints, beside what follows");
-        let run = |args: &[&str]| {
+    /// Clippy and many simulated worlds, while tests of whole processes wait for time to pass: they need five minutes of
+    /// one processor, which those leave idle. At the lowest priority, since some of them measure, and clippy with artifacts
+    /// of its own, since two builds of one directory wait for each other.
+    fn beside(&self) -> JoinHandle<Vec<Row>> {
+        eprintln!("\n=== lints and many simulated worlds, beside what follows");
+        let idle = |args: &[&str]| {
             let mut c = self.command("nice");
             c.args(["-n", "19", "cargo"]).args(args);
+            c
+        };
+        let run = |args: &[&str]| {
+            let mut c = idle(args);
             c.env("CARGO_TARGET_DIR", target(&self.root).join("lints"));
             c
         };
@@ -214,7 +214,15 @@ impl Verify {
         // The fuzz targets are outside of the workspace and need nightly; what they run is in it, behind a flag of its own.
         let look = ["clippy", "--workspace", "--lib", "--features", "mesh-proxy/oracle", "--quiet"];
         let fuzzing = ["--", "-D", "warnings", "--cfg", "fuzzing"];
-        let steps = [("lints", run(&all)), ("lints of what is fuzzed", run(&[&look[..], &fuzzing].concat()))];
+        // Of the tests that plain `cargo test` leaves out, the one with many worlds, whose time is simulated; the other
+        // measures.
+        let worlds =
+            ["test", "--workspace", "--test", "members", "many_seeds", "--", "--ignored", "--nocapture"];
+        let steps = [
+            ("lints", run(&all)),
+            ("lints of what is fuzzed", run(&[&look[..], &fuzzing].concat())),
+            ("many simulated worlds", idle(&worlds)),
+        ];
         std::thread::spawn(move || steps.map(|(name, c)| row(name, || quiet(c))).into())
     }
 

@@ -93,6 +93,14 @@ fn rich() -> Vec<(&'static str, &'static str, Value)> {
         ("security.istio.io/v1/AuthorizationPolicy", "books/ask-http", json!({"action": "CUSTOM", "provider": {"name": "h"}, "rules": [{"to": [{"operation": {"paths": ["/a*"]}}]}]})),
         ("security.istio.io/v1/AuthorizationPolicy", "books/ask-grpc", json!({"action": "CUSTOM", "provider": {"name": "g"}, "rules": [{}]})),
         ("flotilla.dev/v1alpha1/MeshConfig", "mesh", json!({"accessLogFile": "/dev/null", "accessLogEncoding": "JSON", "traceSampling": 50.0, "enableQuicListeners": true,
+            "outboundTrafficPolicy": {"mode": "ALLOW_ANY_DYNAMIC_DNS", "tls": {"mode": "SIMPLE"}},
+            "defaultTrafficPolicy": {"connectionPool": {"tcp": {"maxConnections": 99}}, "outlierDetection": {"consecutive5xxErrors": 9}},
+            "defaultConfig": {
+                "proxyHeaders": {"forwardedClientCert": "SANITIZE_SET", "setCurrentClientCertDetails": {"chain": true, "cert": true, "dns": false},
+                    "requestId": {"disabled": true}, "server": {"value": "me"}, "envoyDebugHeaders": {"disabled": true},
+                    "preserveHttp1HeaderCase": true, "xForwardedHost": {"enabled": true}, "xForwardedPort": {"enabled": true}},
+                "connectionSettings": {"profile": "EDGE", "clusterPerConnectionBufferLimitBytes": 70000, "httpMaxConnectionDuration": "1h",
+                    "httpDrainTimeout": "7s", "httpMaxStreamDuration": "1h", "httpHeadersWithUnderscoresAction": "HEADERS_WITH_UNDERSCORES_DROP_HEADER"}},
             "extensionProviders": [
                 {"name": "h", "envoyExtAuthzHttp": {"service": "authz.books.svc.cluster.local", "port": 8000, "pathPrefix": "/check", "statusOnError": "503",
                     "includeRequestHeadersInCheck": ["x-a", "x-b*"], "includeAdditionalHeadersInCheck": {"x-c": "1"}, "headersToUpstreamOnAllow": ["x-user"],
@@ -315,6 +323,11 @@ async fn envoy_accepts_everything() {
             "outbound|9080|v1|reviews.books.svc.cluster.local",
             "ext.example.com",
             "istio_ext_authz_g_",
+            "AllowAnyDynamicDNSCluster",
+            "suppress_envoy_headers",
+            "PreserveCaseFormatterConfig",
+            "include_request_attempt_count",
+            "DROP_HEADER",
             "envoy.filters.network.ext_authz",
         ] {
             assert!(text.contains(part), "{part} is missing");
@@ -331,7 +344,12 @@ async fn envoy_accepts_everything() {
         let id = "router~127.10.0.3~ingress.books~books.svc.cluster.local";
         let dump = run(&plane, id, meta, delta).await;
         no_errors(&dump);
-        assert!(dump.to_string().contains("shop.example.com"));
+        let text = dump.to_string();
+        for part in
+            ["shop.example.com", "initial_connection_window_size", "per_connection_buffer_limit_bytes"]
+        {
+            assert!(text.contains(part), "{part} is missing");
+        }
 
         let name = json!({"gateway.networking.k8s.io/gateway-name": "front"});
         let meta = json!({"NAMESPACE": "books", "LABELS": name, "INTERCEPTION_MODE": "NONE"});

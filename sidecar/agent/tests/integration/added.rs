@@ -104,7 +104,9 @@ async fn headers_that_proxies_add() {
             (m.headers.request_id, m.headers.suppress_envoy) = (false, true);
         })
         .await;
-        for said in ["", "x-request-id: own\r\n", "x-envoy-attempt-count: 7\r\n"] {
+        // At an edge ours believes no stranger's `x-envoy-`; Envoy passes some of them on.
+        let counted = if edge { "" } else { "x-envoy-attempt-count: 7\r\n" };
+        for said in ["", "x-request-id: own\r\n", counted] {
             let (seen, timed) = alike(&p, &format!("nothing added, edge {edge}"), said).await;
             assert!(!timed && !seen.contains("original-path") && !seen.contains("timeout"), "{seen}");
             assert!(!seen.contains("x-request-id=made"), "{seen}");
@@ -171,6 +173,8 @@ async fn requests_that_do_not_arrive_whole() {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs Envoy (ENVOY_BIN)"]
 async fn connections_that_are_too_old() {
+    // Envoy's clock of timers is a coarse one.
+    const EARLIEST: Duration = Duration::from_millis(450);
     let p = pair(|m, _| {
         m.limits.max_connection_duration = Some(Duration::from_millis(500));
     })
@@ -190,19 +194,19 @@ async fn connections_that_are_too_old() {
             }
             answers += 1;
             let closes = String::from_utf8_lossy(&got).to_ascii_lowercase().contains("connection: close");
-            assert!(!closes || begun.elapsed() >= Duration::from_millis(500), "{:?}", begun.elapsed());
+            assert!(!closes || begun.elapsed() >= EARLIEST, "{:?}", begun.elapsed());
             if closes {
                 break;
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        assert!(answers > 3 && begun.elapsed() >= Duration::from_millis(500), "{answers}");
+        assert!(answers > 3 && begun.elapsed() >= EARLIEST, "{answers}");
         assert!(begun.elapsed() < Duration::from_secs(10));
         // And one on which nothing comes.
         let mut s = TcpStream::connect(to).await.unwrap();
         let idle = tokio::time::Instant::now();
         assert_eq!(read(&mut s, &mut got).await, 0);
         let lived = idle.elapsed();
-        assert!(lived >= Duration::from_millis(500) && lived < Duration::from_secs(10), "{lived:?}");
+        assert!(lived >= EARLIEST && lived < Duration::from_secs(10), "{lived:?}");
     }
 }

@@ -340,6 +340,10 @@ async fn sniff(io: &mut Io, conn: &Connection, manager: &HttpManager) -> Option<
         .or(manager.config.idle_timeout)
         .unwrap_or(Duration::from_secs(3600));
     let mut deadline = Instant::now() + limit;
+    // As one that drains: what is on its way is served.
+    if let Some(at) = conn.ends(manager) {
+        deadline = deadline.min(Instant::from_std(at) + h1::server::GRACE);
+    }
     let mut draining = false;
     let signals = conn.signals.subscribe();
     let h2 = loop {
