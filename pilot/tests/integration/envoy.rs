@@ -101,7 +101,10 @@ fn rich() -> Vec<(&'static str, &'static str, Value)> {
                     "preserveHttp1HeaderCase": true, "xForwardedHost": {"enabled": true}, "xForwardedPort": {"enabled": true}},
                 "connectionSettings": {"profile": "EDGE", "clusterPerConnectionBufferLimitBytes": 70000, "httpMaxConnectionDuration": "1h",
                     "httpDrainTimeout": "7s", "httpMaxStreamDuration": "1h", "httpHeadersWithUnderscoresAction": "HEADERS_WITH_UNDERSCORES_DROP_HEADER"}},
+            "defaultProviders": {"accessLogging": ["text", "json"]},
             "extensionProviders": [
+                {"name": "text", "envoyFileAccessLog": {"path": "/dev/null"}},
+                {"name": "json", "envoyFileAccessLog": {"path": "/dev/null", "omitEmptyValues": true, "logFormat": {"labels": {}}}},
                 {"name": "h", "envoyExtAuthzHttp": {"service": "authz.books.svc.cluster.local", "port": 8000, "pathPrefix": "/check", "statusOnError": "503",
                     "includeRequestHeadersInCheck": ["x-a", "x-b*"], "includeAdditionalHeadersInCheck": {"x-c": "1"}, "headersToUpstreamOnAllow": ["x-user"],
                     "headersToDownstreamOnDeny": ["x-why"], "headersToDownstreamOnAllow": ["set-cookie"], "includeRequestBodyInCheck": {"maxRequestBytes": 99}, "clearRouteCache": true}},
@@ -328,6 +331,9 @@ async fn envoy_accepts_everything() {
             "PreserveCaseFormatterConfig",
             "include_request_attempt_count",
             "DROP_HEADER",
+            // Istio's line, which Envoy's is not.
+            "%UPSTREAM_TRANSPORT_FAILURE_REASON%",
+            "omit_empty_values",
             "envoy.filters.network.ext_authz",
         ] {
             assert!(text.contains(part), "{part} is missing");

@@ -43,7 +43,7 @@ use crate::{
     http::filters::jwt::cache::TokenCache,
     listener::{
         accept,
-        bind::{BoundListener, BoundSocket},
+        bind::{BACKLOG, BoundListener, BoundSocket},
     },
     options::{Dialer, EngineOptions, Hooks, NodeInfo},
     tcp::splice::Pipes,
@@ -346,8 +346,9 @@ async fn run(
                     let counted = Rc::new(l.listening);
                     for s in &sockets {
                         let (s, slot) = (Rc::clone(s), Arc::clone(&l.slot));
-                        let counted = Rc::clone(&counted);
-                        tokio::task::spawn_local(listen(Rc::clone(&worker), slot, s, stop.clone(), counted));
+                        let (all, counted) = (Rc::clone(&listening), Rc::clone(&counted));
+                        let listen = listen(Rc::clone(&worker), slot, s, stop.clone(), all, counted);
+                        tokio::task::spawn_local(listen);
                     }
                     listening.insert(l.slot, stop, sockets);
                 }
@@ -370,18 +371,24 @@ async fn run(
 }
 
 /// Accepts connections until `stop`, and then those that are there already: the kernel resets what it has in its queue
-/// when the socket closes, and such a client has connected, so nothing tells it to try elsewhere.
+/// when the socket closes, and such a client has connected, so nothing tells it to try elsewhere. Where another process
+/// has the socket as well, they are its.
 async fn listen(
     worker: Rc<Worker>,
     slot: Arc<ListenerSlot>,
     listener: Rc<TcpListener>,
     stop: CancellationToken,
-    _listening: Rc<Gauge>,
+    listening: Rc<Listening>,
+    _counted: Rc<Gauge>,
 ) {
     accept_until(&worker, &slot, &listener, &stop).await;
     let socket = socket2::SockRef::from(&*listener);
-    // A worker that is behind takes them as well: nobody comes after them.
-    while let Some(admission) = worker.place_for_connection() {
+    // A worker that is behind takes them as well: nobody comes after them. Whoever still comes has no end.
+    for _ in 0..BACKLOG {
+        if listening.are_shared() {
+            return;
+        }
+        let Some(admission) = worker.place_for_connection() else { return };
         let stream = match socket.accept() {
             Ok((s, _)) => s,
             Err(e) if e.kind() == std::io::ErrorKind::ConnectionAborted => continue,

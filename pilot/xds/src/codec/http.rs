@@ -468,9 +468,8 @@ pub(super) fn access_log(l: &AccessLog) -> al::AccessLog {
         }))
     };
     let format = match &l.format {
-        // What is left out can be said of a format alone.
-        AccessLogFormat::Text(s) if s.is_empty() && l.omit_empty => text(AccessLogFormat::LINE),
-        AccessLogFormat::Text(s) if s.is_empty() => None,
+        // Envoy's own line is another one.
+        AccessLogFormat::Text(s) if s.is_empty() => text(AccessLogFormat::LINE),
         AccessLogFormat::Text(s) => text(s),
         AccessLogFormat::Json(map) => Some(Format::JsonFormat(string_struct(map))),
     };

@@ -8,7 +8,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use super::quic::{Ports, UdpPort};
 use crate::{config::listener::ListenerSlot, worker::Gauge};
 
-const BACKLOG: i32 = 4096;
+pub(crate) const BACKLOG: i32 = 4096;
 /// Bytes of datagrams that may wait in a socket.
 const DATAGRAMS: usize = 2 << 20;
 

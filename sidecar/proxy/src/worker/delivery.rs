@@ -2,7 +2,7 @@
 //! socket would cost each byte two more system calls and two more copies.
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     collections::HashMap,
     io,
     net::SocketAddr,
@@ -89,6 +89,8 @@ const PATIENCE: Duration = Duration::from_secs(3);
 /// What a worker listens at, by the listener's name.
 pub(crate) struct Listening {
     all: RefCell<HashMap<String, Listener>>,
+    /// Another process has the sockets as well.
+    shared: Cell<bool>,
     /// Counts listeners as they come.
     came: watch::Sender<u64>,
     since: Instant,
@@ -96,7 +98,12 @@ pub(crate) struct Listening {
 
 impl Default for Listening {
     fn default() -> Self {
-        Self { all: RefCell::default(), came: watch::Sender::default(), since: Instant::now() }
+        Self {
+            all: RefCell::default(),
+            shared: Cell::default(),
+            came: watch::Sender::default(),
+            since: Instant::now(),
+        }
     }
 }
 
@@ -128,8 +135,14 @@ impl Listening {
         }
     }
 
+    /// Whether another process accepts at the sockets.
+    pub(crate) fn are_shared(&self) -> bool {
+        self.shared.get()
+    }
+
     /// Duplicates of all sockets.
     pub(crate) fn duplicates(&self) -> io::Result<Vec<std::net::TcpListener>> {
+        self.shared.set(true);
         let all = self.all.borrow();
         let sockets = all.values().flat_map(|l| &l.sockets);
         sockets.map(|s| socket2::SockRef::from(&**s).try_clone().map(std::net::TcpListener::from)).collect()
