@@ -225,7 +225,9 @@ fn testssl_finds_nothing_at_the_ingress(at: SocketAddr, json: &str) {
     let seen = ["SSLv2", "SSLv3", "TLS1", "TLS1_1", "TLS1_2", "TLS1_3"].map(|v| of(v).starts_with("offered"));
     assert_eq!(seen, [false, false, false, false, true, true], "{text}");
     assert!(found.len() > 40 && of("ROBOT").starts_with("not vulnerable"), "{text}");
-    let serious = found.iter().filter(|f| !["OK", "INFO"].iter().any(|s| f["severity"] == *s));
+    // What has no address is about the tool's own OpenSSL.
+    let ours = found.iter().filter(|f| f["ip"] != "/");
+    let serious = ours.filter(|f| !["OK", "INFO"].iter().any(|s| f["severity"] == *s));
     let serious: BTreeSet<&str> =
         serious.inspect(|f| eprintln!("{host}: {f}")).filter_map(|f| f["id"].as_str()).collect();
     assert_eq!(serious, FOUND.iter().map(|(id, _)| *id).collect(), "{host}");
