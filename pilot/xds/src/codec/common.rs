@@ -52,9 +52,14 @@ pub(super) fn duration(d: Duration) -> gp::Duration {
     }
 }
 
+/// Seconds of the longest `google.protobuf.Duration`, ten thousand years. A longer one would overflow a clock that it is
+/// added to, with a panic.
+const LONGEST: u64 = 315_576_000_000;
+
 pub(super) fn to_duration(d: gp::Duration) -> Res<Duration> {
     match (u64::try_from(d.seconds), u32::try_from(d.nanos)) {
-        (Ok(s), Ok(n)) if n < 1_000_000_000 => Ok(Duration::new(s, n)),
+        (Ok(s), Ok(n)) if n < 1_000_000_000 && s <= LONGEST => Ok(Duration::new(s, n)),
+        (Ok(_), Ok(_)) => Err(Bad::new("", "is longer than 315576000000 s, or has a second of nanoseconds")),
         _ => Err(Bad::new("", "is not a positive duration")),
     }
 }
@@ -441,4 +446,19 @@ pub(super) fn to_string_list(field: &str, l: Option<matcher::ListStringMatcher>)
 /// A status where Envoy has a default.
 pub(super) fn to_status(s: Option<typ::HttpStatus>, default: u16) -> Res<u16> {
     s.map_or(Ok(default), |s| status_code(s.code.unsigned_abs()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_that_no_clock_takes_are_refused() {
+        let of = |seconds, nanos| to_duration(gp::Duration { seconds, nanos });
+        for (seconds, nanos) in [(i64::MAX, 0), (315_576_000_001, 0), (-1, 0), (0, -1), (0, 1_000_000_000)] {
+            assert!(of(seconds, nanos).is_err(), "{seconds} {nanos}");
+        }
+        let longest = of(315_576_000_000, 999_999_999).unwrap();
+        assert!(std::time::Instant::now().checked_add(longest).is_some());
+    }
 }
