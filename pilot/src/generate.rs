@@ -24,6 +24,7 @@ mod routes;
 mod session;
 mod sni;
 mod tcp;
+pub(crate) mod telemetry;
 mod udp;
 
 pub(crate) use self::{
@@ -387,6 +388,7 @@ pub(crate) fn unasked(class: &ProxyNode, world: &World) -> Vec<String> {
     let ctx = Ctx::new(class, world);
     let mut out = rbac::authorizers(&ctx);
     out.extend(authorizers::clusters(&ctx));
+    out.extend(telemetry::clusters(&ctx));
     out.extend(jwt::services(&ctx));
     out
 }

@@ -6,6 +6,7 @@ use mesh_model::authored::{AuthorizationAction, GrpcAuthzProvider, HttpAuthzProv
 
 use crate::{
     config::{Config, Problem},
+    generate::telemetry,
     index::{Entry, Index},
 };
 
@@ -36,7 +37,27 @@ pub(crate) fn find<'a>(mesh: &'a MeshConfig, index: &'a Index, name: &str) -> Re
         (None, Some(g)) => (Kind::Grpc(g), &g.service, g.port),
         _ => return Err(format!("provider {name:?} is not of exactly one kind")),
     };
-    let (namespace, host) = service.split_once('/').map_or((None, service.as_str()), |(n, h)| (Some(n), h));
+    let http2 = matches!(kind, Kind::Grpc(_));
+    let target = target(index, name, service, port, http2)?;
+    Ok(Provider { kind, entry: target.entry, port: target.port })
+}
+
+/// A service that a provider is.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Target<'a> {
+    pub(crate) entry: &'a Arc<Entry>,
+    pub(crate) port: u16,
+}
+
+/// The service of a provider, `[<namespace>/]<host>`, with a port of `HTTP/2` if it is asked over gRPC.
+pub(crate) fn target<'a>(
+    index: &'a Index,
+    name: &str,
+    service: &str,
+    port: u32,
+    http2: bool,
+) -> Result<Target<'a>, String> {
+    let (namespace, host) = service.split_once('/').map_or((None, service), |(n, h)| (Some(n), h));
     let entry = index
         .services
         .get(index.canonical(host))
@@ -45,26 +66,28 @@ pub(crate) fn find<'a>(mesh: &'a MeshConfig, index: &'a Index, name: &str) -> Re
     let of_service = entry.service.ports.iter().find(|p| u32::from(p.port) == port);
     let of_service = of_service
         .ok_or_else(|| format!("provider {name:?} names port {port}, which {service} does not have"))?;
-    if matches!(kind, Kind::Grpc(_)) && !of_service.protocol.is_http2() {
+    if http2 && !of_service.protocol.is_http2() {
         return Err(format!(
             "provider {name:?} is asked over gRPC, and port {port} of {service} is not one of it: call the port grpc"
         ));
     }
-    Ok(Provider { kind, entry, port: of_service.port })
+    Ok(Target { entry, port: of_service.port })
 }
 
-/// Policies whose provider cannot be asked.
+/// Policies whose provider cannot be asked, and collectors that cannot be told.
 pub(crate) fn problems(config: &Config, index: &Index) -> Vec<Problem> {
     let custom =
         config.authorization_policies.iter().filter(|p| p.spec.action == AuthorizationAction::Custom);
-    custom
-        .filter_map(|p| {
-            let name = p.spec.provider.as_ref().map_or("", |p| p.name.as_str());
-            let why = find(&config.mesh, index, name).err()?;
-            Some(Problem {
-                object: format!("AuthorizationPolicy {}/{}", p.namespace, p.name),
-                message: format!("{why}; what its rules match is denied"),
-            })
+    let denied = custom.filter_map(|p| {
+        let name = p.spec.provider.as_ref().map_or("", |p| p.name.as_str());
+        let why = find(&config.mesh, index, name).err()?;
+        Some(Problem {
+            object: format!("AuthorizationPolicy {}/{}", p.namespace, p.name),
+            message: format!("{why}; what its rules match is denied"),
         })
-        .collect()
+    });
+    let untold = telemetry::problems(&config.mesh, index)
+        .into_iter()
+        .map(|message| Problem { object: "MeshConfig".to_owned(), message });
+    denied.chain(untold).collect()
 }

@@ -17,7 +17,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 pub use self::settings::{ConnectionLimits, HeaderSettings, ServerName};
-use crate::envoy_filter::Selected;
+use crate::{envoy_filter::Selected, generate::telemetry::Traced};
 
 mod settings;
 
@@ -165,6 +165,8 @@ pub struct Situation {
     pub neighbours: Option<Arc<BTreeMap<String, u64>>>,
     /// Credential that a gateway of the Gateway API shows to backends whose TLS it verifies.
     pub client_certificate: Option<String>,
+    /// What its spans say of it, if it has to be told. Clusters do not depend on it.
+    pub traced: Option<Arc<Traced>>,
 }
 
 /// Why a node gets no configuration.
@@ -390,8 +392,10 @@ impl ProxyNode {
         let connections = self.connections.as_ref().map(|c| {
             Arc::new(ConnectionLimits { cluster_buffer: c.cluster_buffer, ..ConnectionLimits::default() })
         });
+        let situation = Situation { traced: None, ..self.situation.clone() };
         // Clusters are what they are, asked for or not.
         Self {
+            situation,
             namespace: String::new(),
             filters,
             on_demand: false,

@@ -25,6 +25,7 @@ use crate::{
     config::{Config, Doc, Problem, exported, selects},
     envoy_filter::Selected,
     gateway_api::{self, CLIENT_CERTIFICATE, SEMANTICS},
+    generate::telemetry::{self, Traced},
     hosts,
     index::{self, Entry, Index, Local, Origin},
     providers,
@@ -78,6 +79,8 @@ pub struct World {
     telling: Arc<BTreeSet<String>>,
     /// Namespaces whose ServiceEntries are seen by fewer than their `exportTo` says.
     bounded: BTreeMap<String, Visibility>,
+    /// Spans go to a provider.
+    traces: bool,
     /// Something prefers zones.
     zoned: bool,
     lineage: Lineage,
@@ -150,6 +153,7 @@ impl World {
         let zoned = config.mesh.zone_aware_lb_setting.is_some()
             || config.destination_rules.iter().any(|d| prefers_zones(&d.spec));
         let bounded = bounded(&config);
+        let traces = telemetry::tracer(&config.mesh, &index).is_some_and(|t| t.is_ok());
         problems.sort();
         problems.dedup();
         Self {
@@ -162,6 +166,7 @@ impl World {
             virtual_services,
             telling: Arc::new(telling),
             bounded,
+            traces,
             zoned,
             lineage: Lineage::new(),
             rerouted: None,
@@ -208,7 +213,10 @@ impl World {
             let name = g.annotations.get(CLIENT_CERTIFICATE)?;
             g.is_served_by(&proxy.namespace, &proxy.labels).then(|| name.clone())
         });
-        Situation { neighbours, client_certificate }
+        let told = self.traces && !proxy.flotilla && !proxy.grpc;
+        let (mesh, cluster) = (self.settings.trust_domain.as_str(), self.settings.cluster.as_str());
+        let traced = told.then(|| Arc::new(Traced::new(proxy, mesh, cluster)));
+        Situation { neighbours, client_certificate, traced }
     }
 
     /// Healthy workloads of a proxy's service by zone, in its region.

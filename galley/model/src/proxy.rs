@@ -19,6 +19,7 @@ mod policy;
 mod processor;
 mod rate_limit;
 mod route;
+mod telemetry;
 mod udp;
 
 pub use body::*;
@@ -34,6 +35,7 @@ pub use policy::*;
 pub use processor::*;
 pub use rate_limit::*;
 pub use route::*;
+pub use telemetry::*;
 pub use udp::*;
 
 /// Alerts by which a proxy that passes TLS on by server name says why it does not (RFC 8446, section 6.2).

@@ -72,7 +72,7 @@ pub(super) fn check(m: &MeshConfig, meta: &Metadata, p: &Path<'_>, out: &mut Fin
     trust_domains::check_certificates(&m.ca_certificates, &p.key("caCertificates"), out);
     providers::check(m, p, out);
     if let Some(d) = &m.default_config {
-        check_proxies(d, &p.key("defaultConfig"), out);
+        check_proxies(d, m, &p.key("defaultConfig"), out);
     }
     if let Some(o) = &m.outbound_traffic_policy {
         let at = p.key("outboundTrafficPolicy");

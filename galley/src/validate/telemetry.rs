@@ -1,8 +1,10 @@
 //! Rules of Telemetry, WasmPlugin and TrafficExtension.
 
+use std::collections::BTreeMap;
+
 use mesh_model::authored::{
-    EnvValueSource, ProviderRef, TagOperation, Telemetry, Tracing, TrafficExtension, TrafficSelector,
-    VmConfig, WasmPlugin,
+    CustomTag, EnvValueSource, ProviderRef, TagOperation, Telemetry, Tracing, TrafficExtension,
+    TrafficSelector, VmConfig, WasmPlugin,
 };
 
 use super::{
@@ -70,9 +72,13 @@ fn check_tracing(t: &Tracing, p: &Path<'_>, out: &mut Findings) {
     {
         out.error(&p.key("randomSamplingPercentage"), format!("{n} is outside of 0..100 percent"));
     }
-    let tags = p.key("customTags");
-    for (name, tag) in &t.custom_tags {
-        let at = tags.key(name);
+    tags(&t.custom_tags, true, &p.key("customTags"), out);
+}
+
+/// Tags of spans; `formatter` is one of the kinds.
+pub(super) fn tags(all: &BTreeMap<String, CustomTag>, formatter: bool, p: &Path<'_>, out: &mut Findings) {
+    for (name, tag) in all {
+        let at = p.key(name);
         if name.is_empty() {
             out.error(&at, "a tag needs a name");
         }
@@ -82,6 +88,9 @@ fn check_tracing(t: &Tracing, p: &Path<'_>, out: &mut Findings) {
             (tag.header.as_ref().map(|h| &h.name), "header", "name"),
             (tag.formatter.as_ref().map(|f| &f.value), "formatter", "value"),
         ];
+        if tag.formatter.is_some() && !formatter {
+            out.error(&at.key("formatter"), "unknown field: expected literal, environment or header");
+        }
         if texts.iter().filter(|(t, ..)| t.is_some()).count() > 1 {
             out.error(&at, "only one of literal, environment, header and formatter is allowed");
         }

@@ -205,6 +205,7 @@ pub struct MeshMetrics {
     tcp_sent: Family<TcpLabels, Counter>,
     tcp_received: Family<TcpLabels, Counter>,
     log_lines_dropped: Counter,
+    exports_dropped: Counter,
     udp: UdpMetrics,
     proc: ProcMetrics,
     route: RouteMetrics,
@@ -268,6 +269,11 @@ impl MeshMetrics {
             "Access log lines dropped because the writer was behind",
             m.log_lines_dropped.clone(),
         );
+        registry.register(
+            "flotilla_exports_dropped",
+            "Spans and log entries that a collector of the mesh did not take",
+            m.exports_dropped.clone(),
+        );
         m.udp.register(registry);
         m.proc.register(registry);
         m.route.register(registry);
@@ -318,6 +324,12 @@ impl MeshMetrics {
     #[must_use]
     pub fn log_lines_dropped(&self) -> &Counter {
         &self.log_lines_dropped
+    }
+
+    /// Spans and log entries that no collector took.
+    #[must_use]
+    pub fn exports_dropped(&self) -> &Counter {
+        &self.exports_dropped
     }
 }
 

@@ -1,6 +1,7 @@
 //! Trace context: W3C Trace Context and B3, read, continued and passed on; and the set-up of exporters.
 
 use std::{
+    borrow::Cow,
     cell::Cell,
     fmt::Write as _,
     time::{Duration, SystemTime},
@@ -14,7 +15,10 @@ use opentelemetry::{
     },
 };
 use opentelemetry_otlp::WithExportConfig as _;
-use opentelemetry_sdk::trace::{IdGenerator, RandomIdGenerator, SdkTracer, SdkTracerProvider};
+use opentelemetry_sdk::{
+    resource::{EnvResourceDetector, ResourceDetector as _},
+    trace::{IdGenerator, RandomIdGenerator, SdkTracer, SdkTracerProvider},
+};
 use tracing_subscriber::{EnvFilter, layer::SubscriberExt as _, util::SubscriberInitExt as _};
 
 /// The position of a request in a trace.
@@ -187,7 +191,7 @@ pub struct RequestSpan {
     /// Whether it counts as an error.
     pub error: bool,
     /// Attributes.
-    pub attributes: Vec<(&'static str, String)>,
+    pub attributes: Vec<(Cow<'static, str>, String)>,
 }
 
 impl SpanSink {
@@ -216,6 +220,13 @@ impl SpanSink {
         }
         span.end_with_timestamp(s.start + s.duration);
     }
+}
+
+/// What the environment says of this process: `OTEL_RESOURCE_ATTRIBUTES`, as OpenTelemetry reads it.
+#[must_use]
+pub fn environment_attributes() -> Vec<(String, String)> {
+    let resource = EnvResourceDetector::new().detect();
+    resource.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect()
 }
 
 /// Tracing could not be set up.
@@ -334,7 +345,7 @@ mod tests {
                 start: SystemTime::UNIX_EPOCH,
                 duration: Duration::from_secs(1),
                 error: true,
-                attributes: vec![("http.status_code", "503".into())],
+                attributes: vec![("http.status_code".into(), "503".into())],
             });
         }
         let spans = memory.0.lock().unwrap();

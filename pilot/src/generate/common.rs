@@ -1,20 +1,15 @@
 //! Pieces of listeners and clusters that several generators use.
 
-use std::{
-    collections::BTreeMap,
-    net::SocketAddr,
-    sync::{Arc, LazyLock},
-    time::Duration,
-};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use mesh_model::{
-    authored::{AccessLogEncoding, ClientCertDetails, FileLogProvider, PathNormalization},
+    authored::{ClientCertDetails, PathNormalization},
     proxy::{
-        AccessLog, AccessLogFormat, AddedHeaders, CircuitBreakers, ClientCertParts, Cluster, Direction,
-        Discovery, EscapedSlashes, FilterChain, FilterChainMatch, ForwardClientCert, HttpCodec,
-        HttpConnectionManager, HttpFilter, LbPolicy, LeastRequest, Listener, LoadAssignment, Mixer,
-        NetworkFilter, OnDemandCluster, RetryPolicy, RouteConfiguration, RouteSource, SecretRef, StringMatch,
-        TcpProxy, Tracing, UpstreamHttp, UpstreamHttp2, UpstreamTls, Validation, WeightedCluster,
+        AddedHeaders, CircuitBreakers, ClientCertParts, Cluster, Direction, Discovery, EscapedSlashes,
+        FilterChain, FilterChainMatch, ForwardClientCert, HttpCodec, HttpConnectionManager, HttpFilter,
+        LbPolicy, LeastRequest, Listener, LoadAssignment, Mixer, NetworkFilter, OnDemandCluster, RetryPolicy,
+        RouteConfiguration, RouteSource, SecretRef, StringMatch, TcpProxy, UpstreamHttp, UpstreamHttp2,
+        UpstreamTls, Validation, WeightedCluster,
     },
 };
 
@@ -37,32 +32,6 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Waiting for the first bytes. A server-first protocol on an undeclared port loses this much per
 /// connection; Istio's value has moved between 100 ms and 5 s and is off today.
 pub(super) const INSPECT_TIMEOUT: Duration = Duration::from_millis(500);
-/// Fields of a JSON access log line.
-const JSON_FIELDS: &[(&str, &str)] = &[
-    ("authority", "%REQ(:AUTHORITY)%"),
-    ("bytes_received", "%BYTES_RECEIVED%"),
-    ("bytes_sent", "%BYTES_SENT%"),
-    ("downstream_local_address", "%DOWNSTREAM_LOCAL_ADDRESS%"),
-    ("downstream_remote_address", "%DOWNSTREAM_REMOTE_ADDRESS%"),
-    ("duration", "%DURATION%"),
-    ("method", "%REQ(:METHOD)%"),
-    ("path", "%REQ(X-ENVOY-ORIGINAL-PATH?:PATH)%"),
-    ("protocol", "%PROTOCOL%"),
-    ("request_id", "%REQ(X-REQUEST-ID)%"),
-    ("requested_server_name", "%REQUESTED_SERVER_NAME%"),
-    ("response_code", "%RESPONSE_CODE%"),
-    ("response_code_details", "%RESPONSE_CODE_DETAILS%"),
-    ("response_flags", "%RESPONSE_FLAGS%"),
-    ("route_name", "%ROUTE_NAME%"),
-    ("start_time", "%START_TIME%"),
-    ("upstream_cluster", "%UPSTREAM_CLUSTER%"),
-    ("upstream_host", "%UPSTREAM_HOST%"),
-    ("upstream_service_time", "%RESP(X-ENVOY-UPSTREAM-SERVICE-TIME)%"),
-    ("upstream_transport_failure_reason", "%UPSTREAM_TRANSPORT_FAILURE_REASON%"),
-    ("user_agent", "%REQ(USER-AGENT)%"),
-    ("x_forwarded_for", "%REQ(X-FORWARDED-FOR)%"),
-];
-
 /// Name of an outbound cluster, and of its load assignment.
 pub(super) fn cluster_name(port: u16, subset: &str, host: &str) -> String {
     format!("outbound|{port}|{subset}|{host}")
@@ -79,42 +48,6 @@ pub(super) fn member_sni(port: u16, subset: &str, name: &str, namespace: &str, c
 }
 
 impl Ctx<'_> {
-    pub(super) fn access_log(&self) -> Vec<AccessLog> {
-        let mesh = &self.world.config.mesh;
-        if let Some(named) = mesh.default_providers.as_ref().filter(|d| !d.access_logging.is_empty()) {
-            let log = |name: &String| match mesh.extension_providers.iter().find(|p| p.name == *name) {
-                Some(p) => p.envoy_file_access_log.as_ref().map(file_log),
-                // Istio has it without a definition.
-                None => (name == "envoy").then(|| file_log(&STANDARD_LOG)),
-            };
-            return named.access_logging.iter().filter_map(log).collect();
-        }
-        let Some(path) = mesh.access_log_file.clone().filter(|p| !p.is_empty()) else { return vec![] };
-        let text = mesh.access_log_format.clone().unwrap_or_default();
-        let format = match mesh.access_log_encoding {
-            AccessLogEncoding::Text => AccessLogFormat::Text(text),
-            AccessLogEncoding::Json => {
-                // A JSON object of templates, or the standard fields.
-                let custom: Option<BTreeMap<String, String>> = serde_json::from_str(&text).ok();
-                AccessLogFormat::Json(custom.unwrap_or_else(standard_fields))
-            }
-        };
-        vec![AccessLog { path, format, omit_empty: false }]
-    }
-
-    fn tracing(&self) -> Option<Tracing> {
-        let mesh = &self.world.config.mesh;
-        if mesh.enable_tracing == Some(false) {
-            return None;
-        }
-        let of_proxies = mesh.default_config.as_ref().and_then(|c| c.tracing.as_ref()?.sampling);
-        let percent = of_proxies.or(mesh.trace_sampling).unwrap_or(1.0).clamp(0.0, 100.0);
-        // At most 10,000 by the clamp.
-        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-        let sampling = (percent * 100.0).round() as u32;
-        Some(Tracing { sampling })
-    }
-
     /// What is in front of gateways.
     pub(super) fn topology(&self) -> Topology {
         if !self.proxy.router {
@@ -451,31 +384,6 @@ fn client_cert(said: ClientCertDetails, usual: ForwardClientCert) -> ForwardClie
 
 fn port_or(said: Option<u32>, default: u16) -> u16 {
     said.and_then(|p| u16::try_from(p).ok()).filter(|p| *p != 0).unwrap_or(default)
-}
-
-fn standard_fields() -> BTreeMap<String, String> {
-    JSON_FIELDS.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()
-}
-
-/// The provider `envoy`.
-static STANDARD_LOG: LazyLock<FileLogProvider> =
-    LazyLock::new(|| FileLogProvider { path: "/dev/stdout".to_owned(), ..FileLogProvider::default() });
-
-fn file_log(p: &FileLogProvider) -> AccessLog {
-    let format = p.log_format.as_ref();
-    let labels = format.and_then(|f| f.labels.as_ref());
-    AccessLog {
-        path: p.path.clone(),
-        format: match labels {
-            None => AccessLogFormat::Text(format.map(|f| f.text.clone()).unwrap_or_default()),
-            Some(l) if l.is_empty() => AccessLogFormat::Json(standard_fields()),
-            // Validation lets in texts alone.
-            Some(l) => AccessLogFormat::Json(
-                l.iter().filter_map(|(k, v)| Some((k.clone(), v.as_str()?.to_owned()))).collect(),
-            ),
-        },
-        omit_empty: p.omit_empty_values,
-    }
 }
 
 /// Which side of traffic a connection manager is on.

@@ -9,6 +9,7 @@ mod names;
 mod patches;
 mod policy;
 mod sockets;
+mod telemetry;
 mod udp;
 mod v1alpha1;
 

@@ -371,6 +371,83 @@ async fn envoy_accepts_everything() {
     }
 }
 
+/// Every collector of spans and log entries that the mesh may have.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs an Envoy binary in ENVOY_BIN"]
+async fn envoy_takes_collectors() {
+    let at = |port: u16, more: Value| {
+        let mut of = json!({"service": "authz.books.svc.cluster.local", "port": port});
+        of.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        of
+    };
+    let keys = json!([{"name": "k", "value": "v"}]);
+    let logs = json!([
+        {"name": "h", "envoyHttpAls": at(9000, json!({"additionalRequestHeadersToLog": ["x-a"]}))},
+        {"name": "t", "envoyTcpAls": at(9000, json!({}))},
+        {"name": "o", "envoyOtelAls": at(9000, json!({"logFormat": {"labels": {"a": "%PROTOCOL%"}}}))}]);
+    for (tracer, part) in [
+        (json!({"zipkin": at(8000, json!({"headers": keys}))}), "USE_B3"),
+        (
+            json!({"zipkin": at(8000, json!({"enable64bitTraceId": true, "traceContextOption": "USE_B3_WITH_W3C_PROPAGATION"}))}),
+            "USE_B3_WITH_W3C_PROPAGATION",
+        ),
+        (
+            json!({"opentelemetry": at(9000, json!({"grpc": {"timeout": "2s", "initialMetadata": keys},
+            "serviceAttributeEnrichment": "OTEL_SEMANTIC_CONVENTIONS"}))}),
+            "EnvironmentResourceDetectorConfig",
+        ),
+        (
+            json!({"opentelemetry": at(8000, json!({"http": {"path": "/v1/traces", "timeout": "2s", "headers": keys}}))}),
+            "/v1/traces",
+        ),
+        (json!({"datadog": at(8000, json!({}))}), "DatadogConfig"),
+        (json!({"skywalking": at(9000, json!({}))}), "SkyWalkingConfig"),
+    ] {
+        let mut tracer = tracer;
+        tracer["name"] = json!("s");
+        let mut providers = logs.as_array().unwrap().clone();
+        providers.push(tracer);
+        let mesh = json!({"extensionProviders": providers,
+            "defaultProviders": {"accessLogging": ["h", "t", "o"], "tracing": ["s"]},
+            "defaultConfig": {"tracing": {"sampling": 100.0, "maxPathTagLength": 99, "customTags": {
+                "a": {"literal": {"value": "l"}}, "b": {"environment": {"name": "HOME", "defaultValue": "d"}},
+                "c": {"header": {"name": "x-c"}}}}}});
+        let plane = plane().await;
+        write_certificates(plane.dir.path());
+        let mut docs = rich();
+        // Who uses the providers of the other mesh.
+        docs.retain(|(t, n, _)| !t.ends_with("MeshConfig") && !n.contains("/ask-"));
+        docs.push(("flotilla.dev/v1alpha1/MeshConfig", "mesh", mesh));
+        plane.galley.publish(documents(&docs));
+        until(&mut plane.pilot.ready(), "readiness", |r| *r).await;
+        for (kind, labels) in
+            [("sidecar", json!({"app": "productpage"})), ("router", json!({"istio": "ingressgateway"}))]
+        {
+            let mode = if kind == "router" { "NONE" } else { "REDIRECT" };
+            let meta = json!({"NAMESPACE": "books", "WORKLOAD_NAME": "w", "LABELS": labels, "INTERCEPTION_MODE": mode});
+            let id = format!("{kind}~127.10.0.1~w.books~books.svc.cluster.local");
+            let dump = run(&plane, &id, meta, true).await;
+            no_errors(&dump);
+            let text = dump.to_string();
+            let mut wanted = vec![
+                part,
+                "HttpGrpcAccessLogConfig",
+                "TcpGrpcAccessLogConfig",
+                "OpenTelemetryAccessLogConfig",
+                "custom_tags",
+            ];
+            if kind == "router" {
+                wanted.push("spawn_upstream_span");
+            } else {
+                wanted.push("istio.canonical_service");
+            }
+            for part in wanted {
+                assert!(text.contains(part), "{part} is missing at a {kind}");
+            }
+        }
+    }
+}
+
 /// One request, and the head of its answer.
 async fn ask(address: &str, path: &str) -> String {
     let mut s = tokio::net::TcpStream::connect(address).await.unwrap();

@@ -33,6 +33,7 @@ mod rbac;
 mod route;
 mod secret;
 mod split;
+mod telemetry;
 #[cfg(test)]
 pub(crate) mod tests;
 mod tls;

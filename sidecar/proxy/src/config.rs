@@ -15,7 +15,7 @@ use arc_swap::ArcSwapOption;
 use mesh_model::proxy as model;
 
 use self::{listener::ListenerSlot, route::RouteTable};
-use crate::{matcher::RegexError, rbac::RbacError, upstream::cluster::ClusterSlot};
+use crate::{export::ExportError, matcher::RegexError, rbac::RbacError, upstream::cluster::ClusterSlot};
 
 /// A complete configuration, keyed by name (load assignments by EDS service name).
 #[derive(Debug, Clone, Default)]
@@ -49,6 +49,8 @@ pub(crate) enum CompileError {
     RateLimit(String),
     #[error("token authentication: {0}")]
     Jwt(String),
+    #[error("traces or access log: {0}")]
+    Export(#[from] ExportError),
     #[error("access log format: {0}")]
     LogFormat(#[from] mesh_telemetry::access_log::FormatError),
     #[error("access log {path:?}: {source}")]

@@ -323,8 +323,12 @@ impl Engine {
         self.applier().stop();
         let end = tokio::time::Instant::now() + deadline;
         let totals = &self.shared.totals;
-        // Who still listens may have connections in its queue.
-        let busy = || totals.listening.load(Acquire) > 0 || totals.connections.load(Relaxed) > 0;
+        // Who still listens may have connections in its queue; what they were may be on its way to a collector.
+        let busy = || {
+            totals.listening.load(Acquire) > 0
+                || totals.connections.load(Acquire) > 0
+                || totals.exporting.load(Relaxed) > 0
+        };
         while busy() && tokio::time::Instant::now() < end {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }

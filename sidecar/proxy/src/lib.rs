@@ -10,6 +10,7 @@
 
 mod config;
 mod engine;
+mod export;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
 mod http;

@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, future::Future, io, net::IpAddr, pin::Pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use mesh_model::proxy::NodeText;
 use mesh_telemetry::{metrics::MeshMetrics, trace::SpanSink};
 use tokio::sync::mpsc;
 
@@ -27,6 +28,24 @@ pub struct NodeInfo {
     pub id: String,
     /// A gateway rather than a sidecar: it reports like a source.
     pub gateway: bool,
+}
+
+impl NodeInfo {
+    /// What it says of itself; what it does not know is `unknown`, in Istio's words.
+    pub(crate) fn text(&self, of: NodeText) -> &str {
+        let label = |name: &str| self.labels.get(name).map_or("", String::as_str);
+        let (text, otherwise) = match of {
+            NodeText::CanonicalService => (label("service.istio.io/canonical-name"), "unknown"),
+            NodeText::CanonicalRevision => (label("service.istio.io/canonical-revision"), "latest"),
+            NodeText::Namespace => (self.namespace.as_str(), "default"),
+            NodeText::Cluster => (self.cluster.as_str(), "unknown"),
+            NodeText::Mesh => {
+                let id = self.principal.strip_prefix("spiffe://").unwrap_or_default();
+                (id.split('/').next().unwrap_or_default(), "unknown")
+            }
+        };
+        if text.is_empty() { otherwise } else { text }
+    }
 }
 
 /// Options of an [`crate::Engine`].

@@ -36,6 +36,7 @@ use crate::{
         listener::{Chain, ConnectionFacts, Guard, Listener, Names, Terminal},
         route::RouteTable,
     },
+    export::Exporter,
     http::{
         filters::session::Session,
         metadata::{CONNECTION_RBAC, Metadata},
@@ -408,6 +409,7 @@ fn compile(model: &model::Listener) -> Result<Listener, Unusable> {
             let source = std::io::ErrorKind::Unsupported.into();
             Err(CompileError::LogFile { path: path.to_owned(), source })
         },
+        export: &mut |to, slot| Ok(Arc::new(Exporter::new(to, slot)?)),
     };
     Listener::new(Arc::new(quiet), None, &mut names).map_err(|e| Unusable {
         kind: "listener",

@@ -216,7 +216,7 @@ pub(crate) async fn connect(
         _ => Permit::take(&cluster.usage, |u| &u.connections, limits.max_connections),
     };
     let Some(permit) = permit else { return Err(("UO", "upstream_overflow".into())) };
-    let (up, host) = dial(conn, cluster, tunnel, port).await?;
+    let (up, host) = dial(conn, cluster, tunnel, port, &mut record.attempts).await?;
     let active = ActiveGuard::new(&host.stats);
     let watched = cluster.config.close_on_health_failure.then(|| Arc::clone(&host));
     record.host = Some(host);
@@ -294,6 +294,7 @@ async fn dial(
     cluster: &Arc<Cluster>,
     tunnel: Option<&ConnectRequest>,
     port: Option<u16>,
+    attempts: &mut u32,
 ) -> Result<(Io, Arc<Host>), Failure> {
     let mut tried = Vec::new();
     let named = match cluster.names() {
@@ -319,6 +320,7 @@ async fn dial(
             break;
         }
         tried.push(host.stats.id);
+        *attempts += 1;
         let client = Some((conn.peer, conn.local));
         let connected = match tunnel {
             None if cluster.may_tunnel(&host) => {

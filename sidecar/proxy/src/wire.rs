@@ -101,6 +101,27 @@ impl Writer {
         }
     }
 
+    /// A number of fixed size.
+    pub(crate) fn fixed64(&mut self, field: u32, n: u64) {
+        if n != 0 {
+            self.tag(field, 1);
+            self.0.extend_from_slice(&n.to_le_bytes());
+        }
+    }
+
+    /// A number of fixed size.
+    pub(crate) fn fixed32(&mut self, field: u32, n: u32) {
+        if n != 0 {
+            self.tag(field, 5);
+            self.0.extend_from_slice(&n.to_le_bytes());
+        }
+    }
+
+    /// Fields that are encoded already.
+    pub(crate) fn append(&mut self, fields: &[u8]) {
+        self.0.extend_from_slice(fields);
+    }
+
     /// The message as it is.
     pub(crate) fn into_bytes(self) -> Vec<u8> {
         self.0

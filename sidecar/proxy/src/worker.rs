@@ -40,6 +40,7 @@ use crate::{
         Compiled,
         listener::{Chain, ListenerSlot},
     },
+    export::Exports,
     http::filters::jwt::cache::TokenCache,
     listener::{
         accept,
@@ -99,9 +100,12 @@ pub(crate) struct Totals {
     pub(crate) refused: AtomicU64,
     /// Listeners of all workers at which connections are accepted.
     pub(crate) listening: AtomicU64,
+    /// Collectors that spans or log entries wait for.
+    pub(crate) exporting: AtomicU64,
 }
 
 /// Adds one to a number for as long as it lives.
+#[derive(Debug)]
 pub(crate) struct Gauge(Arc<Totals>, fn(&Totals) -> &AtomicU64);
 
 impl Gauge {
@@ -190,6 +194,8 @@ pub(crate) struct Worker {
     signals: RefCell<HashMap<SignalsKey, (Arc<Chain>, Rc<Signals>)>>,
     /// Through which bulk passes without being copied.
     pub(crate) pipes: Rc<Pipes>,
+    /// Spans and log entries for collectors.
+    pub(crate) exports: Exports,
     /// UDP sessions.
     pub(crate) udp_sessions: Cell<usize>,
     /// Connections of QUIC that carry them to other proxies.
@@ -217,6 +223,7 @@ impl Worker {
             tokens: RefCell::default(),
             signals: RefCell::default(),
             pipes: Rc::default(),
+            exports: Exports::default(),
             udp_sessions: Cell::new(0),
             links: Default::default(),
             said: Default::default(),

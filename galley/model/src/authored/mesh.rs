@@ -259,25 +259,25 @@ message! {
         /// Metrics for Prometheus, which every proxy has.
         pub prometheus: Option<serde_json::Value>,
         /// Spans to Zipkin.
-        pub zipkin: Option<serde_json::Value>,
+        pub zipkin: Option<ZipkinProvider>,
         /// Spans to Lightstep.
         pub lightstep: Option<serde_json::Value>,
         /// Spans to Datadog.
-        pub datadog: Option<serde_json::Value>,
+        pub datadog: Option<DatadogProvider>,
         /// Telemetry to Stackdriver.
         pub stackdriver: Option<serde_json::Value>,
         /// Spans to an OpenCensus agent.
         pub opencensus: Option<serde_json::Value>,
         /// Spans to SkyWalking.
-        pub skywalking: Option<serde_json::Value>,
+        pub skywalking: Option<SkyWalkingProvider>,
         /// Spans over OTLP.
-        pub opentelemetry: Option<serde_json::Value>,
+        pub opentelemetry: Option<OpenTelemetryProvider>,
         /// Access logs of requests over gRPC.
-        pub envoy_http_als: Option<serde_json::Value>,
+        pub envoy_http_als: Option<GrpcLogProvider>,
         /// Access logs of connections over gRPC.
-        pub envoy_tcp_als: Option<serde_json::Value>,
+        pub envoy_tcp_als: Option<GrpcLogProvider>,
         /// Access logs over OTLP.
-        pub envoy_otel_als: Option<serde_json::Value>,
+        pub envoy_otel_als: Option<OtlpLogProvider>,
     }
 
     /// `EnvoyExternalAuthorizationHttpProvider`.
@@ -328,6 +328,133 @@ message! {
         pub include_request_body_in_check: Option<AuthzRequestBody>,
         /// A yes that changes the request has its route looked for again.
         pub clear_route_cache: bool,
+    }
+
+    /// `ZipkinTracingProvider`.
+    pub struct ZipkinProvider {
+        /// `[<namespace>/]<host>` of a service of the registry.
+        pub service: String,
+        /// Port of the service.
+        pub port: u32,
+        /// Longest path in a span, bytes; 256 unless set.
+        pub max_tag_length: u32,
+        /// IDs of traces have 64 bits instead of 128.
+        #[serde(rename = "enable64bitTraceId", alias = "enable_64bit_trace_id")]
+        pub enable_64bit_trace_id: bool,
+        /// Path of the collector; `/api/v2/spans` unless set.
+        pub path: String,
+        /// Headers by which traces go on.
+        pub trace_context_option: TraceContextOption,
+        /// Limit of a call; 5 s unless set.
+        pub timeout: Option<Duration>,
+        /// Headers of every call.
+        pub headers: Vec<ProviderHeader>,
+    }
+
+    /// `DatadogTracingProvider`.
+    pub struct DatadogProvider {
+        /// `[<namespace>/]<host>` of a service of the registry.
+        pub service: String,
+        /// Port of the service.
+        pub port: u32,
+        /// Longest path in a span, bytes; 256 unless set.
+        pub max_tag_length: u32,
+    }
+
+    /// `SkyWalkingTracingProvider`.
+    pub struct SkyWalkingProvider {
+        /// `[<namespace>/]<host>` of a service of the registry.
+        pub service: String,
+        /// Port of the service.
+        pub port: u32,
+        /// Not used by Istio either.
+        pub access_token: String,
+    }
+
+    /// `OpenTelemetryTracingProvider`: OTLP over gRPC, or over HTTP if `http` is there.
+    pub struct OpenTelemetryProvider {
+        /// `[<namespace>/]<host>` of a service of the registry.
+        pub service: String,
+        /// Port of the service.
+        pub port: u32,
+        /// Longest path in a span, bytes; 256 unless set.
+        pub max_tag_length: u32,
+        /// Over HTTP.
+        pub http: Option<ProviderHttp>,
+        /// Over gRPC.
+        pub grpc: Option<ProviderGrpc>,
+        /// What else describes the proxy.
+        pub resource_detectors: Option<ResourceDetectors>,
+        /// How the proxy's service is named.
+        pub service_attribute_enrichment: ServiceAttributeEnrichment,
+        /// Dynatrace decides about sampling.
+        pub dynatrace_sampler: Option<serde_json::Value>,
+    }
+
+    /// `HttpService` of a provider.
+    pub struct ProviderHttp {
+        /// Path of the calls.
+        pub path: String,
+        /// Limit of a call.
+        pub timeout: Option<Duration>,
+        /// Headers of every call.
+        pub headers: Vec<ProviderHeader>,
+    }
+
+    /// `GrpcService` of a provider.
+    pub struct ProviderGrpc {
+        /// Limit of a call.
+        pub timeout: Option<Duration>,
+        /// Metadata of every call.
+        pub initial_metadata: Vec<ProviderHeader>,
+    }
+
+    /// `HttpHeader`: one of the two values.
+    pub struct ProviderHeader {
+        /// Name.
+        pub name: String,
+        /// Value.
+        pub value: Option<String>,
+        /// Variable of the control plane's environment that has the value.
+        pub env_name: Option<String>,
+    }
+
+    /// `ResourceDetectors`.
+    pub struct ResourceDetectors {
+        /// `OTEL_RESOURCE_ATTRIBUTES` of the proxy.
+        pub environment: Option<serde_json::Value>,
+        /// Files of Dynatrace's agent.
+        pub dynatrace: Option<serde_json::Value>,
+    }
+
+    /// `EnvoyHttpGrpcV3LogProvider` and `EnvoyTcpGrpcV3LogProvider`.
+    pub struct GrpcLogProvider {
+        /// `[<namespace>/]<host>` of a service of the registry.
+        pub service: String,
+        /// Port of the service; it must be one of HTTP/2.
+        pub port: u32,
+        /// Name of the log; `http_envoy_accesslog` or `tcp_envoy_accesslog` unless set.
+        pub log_name: String,
+        /// Filter state of Envoys.
+        pub filter_state_objects_to_log: Vec<String>,
+        /// Request headers in entries.
+        pub additional_request_headers_to_log: Vec<String>,
+        /// Response headers in entries.
+        pub additional_response_headers_to_log: Vec<String>,
+        /// Trailers in entries.
+        pub additional_response_trailers_to_log: Vec<String>,
+    }
+
+    /// `EnvoyOpenTelemetryLogProvider`.
+    pub struct OtlpLogProvider {
+        /// `[<namespace>/]<host>` of a service of the registry.
+        pub service: String,
+        /// Port of the service; it must be one of HTTP/2.
+        pub port: u32,
+        /// Name of the log; `otel_envoy_accesslog` unless set.
+        pub log_name: String,
+        /// Body and attributes.
+        pub log_format: Option<FileLogFormat>,
     }
 
     /// `EnvoyFileAccessLogProvider`.
@@ -397,6 +524,26 @@ choice! {
         Local,
         /// All clusters.
         Global,
+    }
+}
+
+choice! {
+    /// `ZipkinTracingProvider.TraceContextOption`.
+    pub enum TraceContextOption {
+        /// B3 alone.
+        #[default]
+        UseB3,
+        /// B3 and W3C.
+        UseB3WithW3cPropagation,
+    }
+
+    /// `ServiceAttributeEnrichment`.
+    pub enum ServiceAttributeEnrichment {
+        /// By labels of Istio.
+        #[default]
+        IstioCanonical,
+        /// By OpenTelemetry's conventions for Kubernetes.
+        OtelSemanticConventions,
     }
 }
 

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Duration, ProxyImage, ReadinessProbe};
+use super::{CustomTag, Duration, ProxyImage, ReadinessProbe};
 
 message! {
     /// `istio.mesh.v1alpha1.ProxyConfig`.
@@ -205,21 +205,29 @@ message! {
         /// Share of requests traced, in percent; 1 unless set.
         pub sampling: Option<f64>,
         /// Tags of spans.
-        pub custom_tags: BTreeMap<String, serde_json::Value>,
+        pub custom_tags: BTreeMap<String, CustomTag>,
         /// Longest path in a span.
         pub max_path_tag_length: u32,
+        /// Whether spans have Istio's tags; they do unless set.
+        pub enable_istio_tags: Option<bool>,
         /// Spans to Zipkin.
-        pub zipkin: Option<serde_json::Value>,
+        pub zipkin: Option<TracerAddress>,
         /// Spans to Lightstep.
         pub lightstep: Option<serde_json::Value>,
         /// Spans to Datadog.
-        pub datadog: Option<serde_json::Value>,
+        pub datadog: Option<TracerAddress>,
         /// Spans to Stackdriver.
         pub stackdriver: Option<serde_json::Value>,
         /// Spans to an OpenCensus agent.
         pub open_census_agent: Option<serde_json::Value>,
         /// TLS to whoever takes the spans.
         pub tls_settings: Option<serde_json::Value>,
+    }
+
+    /// `Tracing.Zipkin` and `Tracing.Datadog`.
+    pub struct TracerAddress {
+        /// `host:port`.
+        pub address: String,
     }
 
     /// `Topology`: what is in front of gateways.

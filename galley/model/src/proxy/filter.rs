@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::{MetadataMatch, StringMatch};
 
 /// `envoy.config.core.v3.GrpcService` with `envoy_grpc`.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 pub struct GrpcService {
     /// Upstream cluster; it must speak HTTP/2.
     pub cluster: String,

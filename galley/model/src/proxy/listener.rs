@@ -1,14 +1,14 @@
 //! Listeners: where connections are taken and what is done with them first.
 
-use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Compressor, ConnectionAuthz, ConnectionLimit, ExtAuthz, ExtProc, GlobalRateLimit, JwtAuthn,
+    AccessLog, Compressor, ConnectionAuthz, ConnectionLimit, ExtAuthz, ExtProc, GlobalRateLimit, JwtAuthn,
     LocalRateLimit, NameCache, OnDemandCluster, Rbac, RouteConfiguration, StatefulSession, StringMatch,
-    UdpProxy, WeightedCluster,
+    Tracing, UdpProxy, WeightedCluster,
 };
 
 /// `HttpConnectionManager.PathWithEscapedSlashesAction`: `%2F` and `%5C` in a path, of which servers make different things.
@@ -404,7 +404,7 @@ pub struct HttpConnectionManager {
     /// Log of requests.
     pub access_log: Vec<AccessLog>,
     /// Tracing; `None` only forwards headers.
-    pub tracing: Option<Tracing>,
+    pub tracing: Option<Box<Tracing>>,
     /// Time without a stream after which the connection is drained; `None` never.
     pub idle_timeout: Option<Duration>,
     /// Time in which the request head must arrive; `None` never.
@@ -600,41 +600,4 @@ impl HttpFilter {
             _ => false,
         }
     }
-}
-
-/// Trace sampling of an HTTP connection manager.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Tracing {
-    /// Share of requests without a sampling decision that are sampled, in 1/10,000.
-    pub sampling: u32,
-}
-
-/// Where and how access is logged.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct AccessLog {
-    /// File, `/dev/stdout` or `/dev/stderr`.
-    pub path: String,
-    /// Format.
-    pub format: AccessLogFormat,
-    /// A value that is not there is left out: of a line it is nothing instead of `-`, of an object it has no key.
-    pub omit_empty: bool,
-}
-
-/// Format of an access log.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum AccessLogFormat {
-    /// One line; Envoy's `%COMMAND(arg):len%` operators. Empty means [`AccessLogFormat::LINE`].
-    Text(String),
-    /// One JSON object per line, values with the same operators.
-    Json(BTreeMap<String, String>),
-}
-
-impl AccessLogFormat {
-    /// Istio's default line.
-    pub const LINE: &'static str = "[%START_TIME%] \"%REQ(:METHOD)% %REQ(X-ENVOY-ORIGINAL-PATH?:PATH)% %PROTOCOL%\" \
-%RESPONSE_CODE% %RESPONSE_FLAGS% %RESPONSE_CODE_DETAILS% %CONNECTION_TERMINATION_DETAILS% \
-\"%UPSTREAM_TRANSPORT_FAILURE_REASON%\" %BYTES_RECEIVED% %BYTES_SENT% %DURATION% \
-%RESP(X-ENVOY-UPSTREAM-SERVICE-TIME)% \"%REQ(X-FORWARDED-FOR)%\" \"%REQ(USER-AGENT)%\" \"%REQ(X-REQUEST-ID)%\" \
-\"%REQ(:AUTHORITY)%\" \"%UPSTREAM_HOST%\" %UPSTREAM_CLUSTER% %UPSTREAM_LOCAL_ADDRESS% %DOWNSTREAM_LOCAL_ADDRESS% \
-%DOWNSTREAM_REMOTE_ADDRESS% %REQUESTED_SERVER_NAME% %ROUTE_NAME%\n";
 }

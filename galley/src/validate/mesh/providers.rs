@@ -2,8 +2,11 @@
 
 use std::collections::BTreeSet;
 
-use mesh_model::authored::{AuthzRequestBody, Duration, FileLogProvider, MeshConfig, ProviderDefinition};
+use mesh_model::authored::{
+    AuthzRequestBody, Duration, FileLogProvider, MeshConfig, ProviderDefinition, ProviderHeader,
+};
 
+use super::proxies::ONLY_ENVOYS;
 use crate::{
     path::Path,
     validate::common::{self, Findings},
@@ -33,12 +36,7 @@ pub(super) fn check(m: &MeshConfig, p: &Path<'_>, out: &mut Findings) {
         if let Some(f) = &d.envoy_file_access_log {
             file_log(f, &at.key("envoyFileAccessLog"), out);
         }
-        if let Some(field) = others.first().filter(|f| !["envoyFileAccessLog", "prometheus"].contains(f)) {
-            out.warning(
-                &at.key(field),
-                format!("no proxy uses {field}: known are authorisers, envoyFileAccessLog and prometheus"),
-            );
-        }
+        collector(d, &at, out);
         match (&d.envoy_ext_authz_http, &d.envoy_ext_authz_grpc) {
             (Some(h), None) => {
                 let at = at.key("envoyExtAuthzHttp");
@@ -110,8 +108,13 @@ fn defaults(m: &MeshConfig, p: &Path<'_>, out: &mut Findings) {
             // Istio has it without a definition.
             None if name == "envoy" => {}
             None => out.error(&at, format!("extensionProviders has no provider {name:?}")),
-            Some(p) if p.envoy_file_access_log.is_none() => {
-                out.warning(&at, format!("{name:?} is no envoyFileAccessLog, and nothing is logged for it"));
+            Some(p)
+                if p.envoy_file_access_log.is_none()
+                    && p.envoy_http_als.is_none()
+                    && p.envoy_tcp_als.is_none()
+                    && p.envoy_otel_als.is_none() =>
+            {
+                out.warning(&at, format!("{name:?} takes no access log, and nothing is logged for it"));
             }
             Some(_) => {}
         }
@@ -119,15 +122,120 @@ fn defaults(m: &MeshConfig, p: &Path<'_>, out: &mut Findings) {
     let tracing = p.key("tracing");
     for (i, name) in d.tracing.iter().enumerate() {
         let at = tracing.index(i);
-        out.warning(
-            &at,
-            format!("no proxy uses {name:?}: spans go where proxies are told at their start (--otlp)"),
-        );
+        let Some(p) = of(name) else {
+            out.error(&at, format!("extensionProviders has no provider {name:?}"));
+            continue;
+        };
+        if i > 0 {
+            out.warning(&at, "only the first provider has effect");
+        } else if p.datadog.is_some() || p.skywalking.is_some() {
+            out.warning(&at, ONLY_ENVOYS);
+        } else if p.zipkin.is_none() && p.opentelemetry.is_none() {
+            out.warning(&at, format!("{name:?} takes no spans"));
+        }
     }
     let metrics = p.key("metrics");
     for (i, name) in d.metrics.iter().enumerate().filter(|(_, n)| *n != "prometheus") {
         let at = metrics.index(i);
         out.warning(&at, format!("no proxy uses {name:?}: each has its metrics for Prometheus"));
+    }
+}
+
+/// A provider that takes spans or log entries.
+fn collector(d: &ProviderDefinition, p: &Path<'_>, out: &mut Findings) {
+    if let Some(z) = &d.zipkin {
+        let at = p.key("zipkin");
+        common(&z.service, z.port, z.timeout, "", &at, out);
+        headers(&z.headers, &at.key("headers"), out);
+        if !z.path.is_empty() && !z.path.starts_with('/') {
+            out.error(&at.key("path"), format!("{:?} does not begin with /", z.path));
+        }
+    }
+    if let Some(x) = &d.datadog {
+        common(&x.service, x.port, None, "", &p.key("datadog"), out);
+    }
+    if let Some(s) = &d.skywalking {
+        let at = p.key("skywalking");
+        common(&s.service, s.port, None, "", &at, out);
+        if !s.access_token.is_empty() {
+            out.warning(&at.key("accessToken"), "without effect, as in Istio");
+        }
+    }
+    if let Some(o) = &d.opentelemetry {
+        let at = p.key("opentelemetry");
+        common(&o.service, o.port, None, "", &at, out);
+        if o.http.is_some() && o.grpc.is_some() {
+            out.error(&at, "only one of http and grpc is allowed");
+        }
+        if let Some(h) = &o.http {
+            let at = at.key("http");
+            if h.path.is_empty() {
+                out.error(&at.key("path"), "the path is required, such as /v1/traces");
+            }
+            common::duration(h.timeout, &at.key("timeout"), out);
+            headers(&h.headers, &at.key("headers"), out);
+        }
+        if let Some(g) = &o.grpc {
+            let at = at.key("grpc");
+            common::duration(g.timeout, &at.key("timeout"), out);
+            headers(&g.initial_metadata, &at.key("initialMetadata"), out);
+        }
+        if o.resource_detectors.as_ref().is_some_and(|r| r.dynatrace.is_some()) {
+            out.warning(
+                &at.key("resourceDetectors").key("dynatrace"),
+                "not supported: nobody reads such files",
+            );
+        }
+        if o.dynatrace_sampler.is_some() {
+            out.warning(&at.key("dynatraceSampler"), "not supported: sampling is by percentage");
+        }
+    }
+    for (g, field) in [(&d.envoy_http_als, "envoyHttpAls"), (&d.envoy_tcp_als, "envoyTcpAls")] {
+        let Some(g) = g else { continue };
+        let at = p.key(field);
+        common(&g.service, g.port, None, "", &at, out);
+        for (list, field) in [
+            (&g.additional_request_headers_to_log, "additionalRequestHeadersToLog"),
+            (&g.additional_response_headers_to_log, "additionalResponseHeadersToLog"),
+            (&g.additional_response_trailers_to_log, "additionalResponseTrailersToLog"),
+        ] {
+            let at = at.key(field);
+            for (i, n) in list.iter().enumerate() {
+                common::header_name(n, &at.index(i), out);
+            }
+            if !list.is_empty() && d.envoy_tcp_als.is_some() {
+                out.error(&at, "connections have no headers: use envoyHttpAls");
+            }
+        }
+    }
+    if let Some(o) = &d.envoy_otel_als {
+        let at = p.key("envoyOtelAls");
+        common(&o.service, o.port, None, "", &at, out);
+        for (k, v) in o.log_format.iter().flat_map(|f| &f.labels).flatten() {
+            if !v.is_string() {
+                out.error(&at.key("logFormat").key("labels").key(k), "only a text is supported here");
+            }
+        }
+    }
+    let gone = [
+        (d.lightstep.is_some(), "lightstep"),
+        (d.stackdriver.is_some(), "stackdriver"),
+        (d.opencensus.is_some(), "opencensus"),
+    ];
+    for (_, field) in gone.into_iter().filter(|(set, _)| *set) {
+        out.warning(&p.key(field), "not supported, as in today's Istio: use a provider of OpenTelemetry");
+    }
+}
+
+fn headers(list: &[ProviderHeader], p: &Path<'_>, out: &mut Findings) {
+    for (i, h) in list.iter().enumerate() {
+        let at = p.index(i);
+        common::header_name(&h.name, &at.key("name"), out);
+        match (&h.value, &h.env_name) {
+            (Some(v), None) => common::header_value(v, &at.key("value"), out),
+            (None, Some(n)) if !n.is_empty() => {}
+            _ => out.error(&at, "exactly one of value and envName is required"),
+        }
     }
 }
 

@@ -4,7 +4,7 @@
 //! warning names the flag.
 
 use mesh_model::authored::{
-    ClientCertDetails, ConnectionSettings, MetadataExchangeMode, ProxyDefaults, ProxyHeaders,
+    ClientCertDetails, ConnectionSettings, MeshConfig, MetadataExchangeMode, ProxyDefaults, ProxyHeaders,
 };
 
 use super::share;
@@ -12,14 +12,26 @@ use crate::{
     path::Path,
     validate::{
         common::{self, Findings},
-        envoy_filter,
+        envoy_filter, telemetry,
     },
 };
 
 /// Proxies that anybody has in front of a gateway. `x-forwarded-for` has an element for each.
 const MAX_TRUSTED: u32 = 100;
 
-pub(super) fn check(d: &ProxyDefaults, p: &Path<'_>, out: &mut Findings) {
+/// Of providers whose protocol our own proxies do not speak.
+pub(super) const ONLY_ENVOYS: &str = "Envoys alone send spans there; Flotilla's proxies send theirs where they are told at \
+their start (--otlp)";
+
+/// The address of a tracer.
+fn address(a: &str, p: &Path<'_>, out: &mut Findings) {
+    let port = a.rsplit_once(':').filter(|(h, _)| !h.is_empty()).map(|(_, port)| port.parse::<u16>());
+    if !matches!(port, Some(Ok(1..))) {
+        out.error(p, format!("{a:?} is not host:port, such as zipkin.istio-system:9411"));
+    }
+}
+
+pub(super) fn check(d: &ProxyDefaults, m: &MeshConfig, p: &Path<'_>, out: &mut Findings) {
     let at = p.key("proxyMetadata");
     envoy_filter::on_demand(&d.proxy_metadata, &at, out);
     for k in d.proxy_metadata.keys().filter(|k| *k != envoy_filter::ON_DEMAND) {
@@ -33,21 +45,40 @@ pub(super) fn check(d: &ProxyDefaults, p: &Path<'_>, out: &mut Findings) {
         if let Some(s) = t.sampling {
             share(s, &at.key("sampling"), out);
         }
-        let to = "spans go where proxies are told at their start (--otlp)";
+        telemetry::tags(&t.custom_tags, false, &at.key("customTags"), out);
+        let old = "not supported, as in today's Istio: use a provider of OpenTelemetry (extensionProviders)";
         for (set, field, message) in [
-            (!t.custom_tags.is_empty(), "customTags", "not supported: spans have the tags of Envoy's"),
-            (t.max_path_tag_length != 0, "maxPathTagLength", "not supported: paths are written whole"),
-            (t.zipkin.is_some(), "zipkin", to),
-            (t.lightstep.is_some(), "lightstep", to),
-            (t.datadog.is_some(), "datadog", to),
-            (t.stackdriver.is_some(), "stackdriver", to),
-            (t.open_census_agent.is_some(), "openCensusAgent", to),
-            (t.tls_settings.is_some(), "tlsSettings", to),
+            (t.lightstep.is_some(), "lightstep", old),
+            (t.stackdriver.is_some(), "stackdriver", old),
+            (t.open_census_agent.is_some(), "openCensusAgent", old),
+            (
+                t.tls_settings.is_some(),
+                "tlsSettings",
+                "without effect: TLS to a service is a matter of its DestinationRule",
+            ),
         ] {
             if set {
                 out.warning(&at.key(field), message);
             }
         }
+        if [t.zipkin.is_some(), t.datadog.is_some(), t.lightstep.is_some()].iter().filter(|s| **s).count() > 1
+        {
+            out.error(&at, "only one of zipkin, lightstep and datadog is allowed");
+        }
+        let providers = m.default_providers.as_ref().is_some_and(|d| !d.tracing.is_empty());
+        for (a, field) in [(&t.zipkin, "zipkin"), (&t.datadog, "datadog")] {
+            let Some(a) = a else { continue };
+            let at = at.key(field);
+            address(&a.address, &at.key("address"), out);
+            if providers {
+                out.warning(&at, "without effect: spans go to defaultProviders.tracing");
+            } else if field == "datadog" {
+                out.warning(&at, ONLY_ENVOYS);
+            }
+        }
+    }
+    if !d.zipkin_address.is_empty() {
+        address(&d.zipkin_address, &p.key("zipkinAddress"), out);
     }
     if let Some(t) = &d.gateway_topology {
         let at = p.key("gatewayTopology");
@@ -178,7 +209,6 @@ fn start(d: &ProxyDefaults, p: &Path<'_>, out: &mut Findings) {
         (d.envoy_access_log_service.is_some(), "envoyAccessLogService", envoy()),
         (d.envoy_metrics_service.is_some(), "envoyMetricsService", envoy()),
         (!d.envoy_metrics_service_address.is_empty(), "envoyMetricsServiceAddress", envoy()),
-        (!d.zipkin_address.is_empty(), "zipkinAddress", flag("--otlp")),
         (
             d.discovery_refresh_delay.is_some(),
             "discoveryRefreshDelay",

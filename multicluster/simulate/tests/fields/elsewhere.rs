@@ -29,6 +29,32 @@ pub(crate) const TESTS: &[(&str, &str)] = &[
         "MeshConfig.caCertificates[].trustDomains",
         "multicluster/src/bundle/declared.rs::certificates_of_mesh_config",
     ),
+    (
+        "MeshConfig.extensionProviders[].datadog.service",
+        "pilot/src/generate/tests/telemetry.rs::spans_of_envoys",
+    ),
+    (
+        "MeshConfig.extensionProviders[].datadog.port",
+        "pilot/src/generate/tests/telemetry.rs::spans_of_envoys",
+    ),
+    (
+        "MeshConfig.extensionProviders[].datadog.maxTagLength",
+        "pilot/src/generate/tests/telemetry.rs::spans_of_envoys",
+    ),
+    (
+        "MeshConfig.extensionProviders[].skywalking.service",
+        "pilot/src/generate/tests/telemetry.rs::spans_of_envoys",
+    ),
+    (
+        "MeshConfig.extensionProviders[].skywalking.port",
+        "pilot/src/generate/tests/telemetry.rs::spans_of_envoys",
+    ),
+    (
+        "MeshConfig.extensionProviders[].zipkin.headers[].envName",
+        "pilot/src/generate/tests/telemetry.rs::values_of_the_environment",
+    ),
+    ("MeshConfig.defaultConfig.tracing.datadog", "pilot/src/generate/tests/telemetry.rs::addresses_of_old"),
+    ("MeshConfig.defaultConfig.tracing.enableIstioTags", "pilot/src/generate/tests/telemetry.rs::tags"),
     ("EnvoyFilter.configPatches[].match.listener.name", "pilot/xds/src/patch/tests/listeners.rs::listeners"),
     (
         "EnvoyFilter.configPatches[].match.listener.portNumber",

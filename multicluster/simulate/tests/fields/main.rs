@@ -13,6 +13,7 @@ mod envoy_filter;
 mod gateway;
 mod gateway_api;
 mod ingress;
+mod mesh_collectors;
 mod mesh_config;
 mod mesh_defaults;
 mod mesh_proxies;
@@ -166,6 +167,13 @@ pub(crate) fn row(
     Row { field, base: base.clone(), pointer, value, other: None, view, want }
 }
 
+impl Row {
+    /// The same for a field whose place is not its name.
+    pub(crate) fn named(self, field: &'static str) -> Self {
+        Self { field, ..self }
+    }
+}
+
 /// A field that is accepted, with a warning, and not enforced.
 pub(crate) fn unenforced(field: &'static str, base: &Base, pointer: &'static str, value: Value) -> Row {
     row(field, base, pointer, value, View::Warned("accepted but not enforced yet"), Value::Null)
@@ -313,6 +321,7 @@ fn every_field_does_something() {
     rows.extend(mesh_config::rows());
     rows.extend(mesh_defaults::rows());
     rows.extend(mesh_proxies::rows());
+    rows.extend(mesh_collectors::rows());
     rows.extend(gateway_api::rows());
     rows.extend(envoy_filter::rows());
     rows.extend(ingress::rows());

@@ -399,7 +399,10 @@ fn a_log_without_what_is_not_there() {
     let docs = with(json!({"defaultProviders": {"accessLogging": ["a"]}, "extensionProviders": [
         {"name": "a", "envoyFileAccessLog": {"path": "/a", "omitEmptyValues": true}}]}));
     let g = docs.generate(&productpage());
-    let want =
-        AccessLog { path: "/a".to_owned(), format: AccessLogFormat::Text(String::new()), omit_empty: true };
+    let want = AccessLog::File(FileLog {
+        path: "/a".to_owned(),
+        format: AccessLogFormat::Text(String::new()),
+        omit_empty: true,
+    });
     assert_eq!(g.listeners["virtualInbound"].access_log, [want]);
 }

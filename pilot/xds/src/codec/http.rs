@@ -4,9 +4,8 @@ use std::{sync::Arc, time::Duration};
 
 use envoy_types::pb::{
     envoy::{
-        config::{accesslog::v3 as al, core::v3 as core},
+        config::core::v3 as core,
         extensions::{
-            access_loggers::file::v3 as file,
             filters::{
                 http::{
                     buffer::v3::Buffer, compressor::v3::Compressor, cors::v3::Cors,
@@ -20,21 +19,20 @@ use envoy_types::pb::{
             },
             http::header_formatters::preserve_case::v3::PreserveCaseFormatterConfig,
         },
-        r#type::v3 as typ,
     },
     google::protobuf as gp,
 };
 use hcm::http_connection_manager as h;
 use mesh_model::proxy::{
-    AccessLog, AccessLogFormat, AddedHeaders, ClientCertParts, EscapedSlashes, ForwardClientCert, HttpCodec,
-    HttpConnectionManager, HttpFilter, HttpLimits, RouteConfiguration, RouteSource, Tracing, Underscores,
+    AddedHeaders, ClientCertParts, EscapedSlashes, ForwardClientCert, HttpCodec, HttpConnectionManager,
+    HttpFilter, HttpLimits, RouteConfiguration, RouteSource, Underscores,
 };
 
 use prost::Message as _;
 
 use super::{
     At, Bad, Res, body, common::*, each, ext_authz, ext_proc, jwt, names, on_demand, rate_limit, rbac,
-    refuse, route, split,
+    refuse, route, split, telemetry,
 };
 
 const WEBSOCKET: &str = "websocket";
@@ -73,10 +71,7 @@ pub(super) fn encode(m: &HttpConnectionManager) -> hcm::HttpConnectionManager {
         codec_type: codec.into(),
         stat_prefix: if m.stat_prefix.is_empty() { "http".to_owned() } else { m.stat_prefix.clone() },
         http_filters: filters,
-        tracing: m.tracing.map(|t| h::Tracing {
-            random_sampling: Some(typ::Percent { value: f64::from(t.sampling) / 100.0 }),
-            ..Default::default()
-        }),
+        tracing: m.tracing.as_deref().map(telemetry::tracing),
         common_http_protocol_options: Some(core::HttpProtocolOptions {
             idle_timeout: zero_off(m.idle_timeout),
             max_stream_duration: m.max_stream_duration.map(duration),
@@ -103,7 +98,7 @@ pub(super) fn encode(m: &HttpConnectionManager) -> hcm::HttpConnectionManager {
         request_headers_timeout: m.request_headers_timeout.map(duration),
         request_timeout: limits.request_timeout.map(duration),
         drain_timeout: limits.drain_timeout.map(duration),
-        access_log: m.access_log.iter().map(access_log).collect(),
+        access_log: m.access_log.iter().map(telemetry::access_log).collect(),
         use_remote_address: boolv(m.use_remote_address),
         xff_num_trusted_hops: m.trusted_hops,
         preserve_external_request_id: m.preserve_request_id,
@@ -301,8 +296,8 @@ fn decode(m: hcm::HttpConnectionManager, inline: Option<RouteConfiguration>) -> 
         normalize_path: bool_or(m.normalize_path, false),
         merge_slashes: m.merge_slashes,
         escaped_slashes: to_escaped_slashes(m.path_with_escaped_slashes_action)?,
-        access_log: each("access_log", m.access_log, to_access_log)?,
-        tracing: m.tracing.map(to_tracing),
+        access_log: each("access_log", m.access_log, telemetry::to_access_log)?,
+        tracing: m.tracing.map(|t| telemetry::to_tracing(t).map(Box::new)).transpose().at("tracing")?,
         idle_timeout: or_off(common.idle_timeout, IDLE).at("common_http_protocol_options")?,
         request_headers_timeout,
         stream_idle_timeout: or_off(m.stream_idle_timeout, STREAM_IDLE).at("stream_idle_timeout")?,
@@ -338,13 +333,6 @@ fn decode(m: hcm::HttpConnectionManager, inline: Option<RouteConfiguration>) -> 
             connection_window: h2.initial_connection_window_size.map(|v| v.value),
         },
     })
-}
-
-// A percentage by its type, so below 10,000 after scaling.
-#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-fn to_tracing(t: h::Tracing) -> Tracing {
-    let percent = t.random_sampling.map_or(100.0, |p| p.value).clamp(0.0, 100.0);
-    Tracing { sampling: (percent * 100.0).round() as u32 }
 }
 
 fn named(name: &str, config: gp::Any) -> hcm::HttpFilter {
@@ -457,69 +445,4 @@ fn to_filters(list: Vec<hcm::HttpFilter>) -> Res<(Vec<HttpFilter>, bool)> {
     }
     on_demand::order(&out)?;
     Ok((out, suppress))
-}
-
-pub(super) fn access_log(l: &AccessLog) -> al::AccessLog {
-    use core::substitution_format_string::Format;
-    let text = |s: &str| {
-        Some(Format::TextFormatSource(core::DataSource {
-            specifier: Some(core::data_source::Specifier::InlineString(s.to_owned())),
-            ..Default::default()
-        }))
-    };
-    let format = match &l.format {
-        // Envoy's own line is another one.
-        AccessLogFormat::Text(s) if s.is_empty() => text(AccessLogFormat::LINE),
-        AccessLogFormat::Text(s) => text(s),
-        AccessLogFormat::Json(map) => Some(Format::JsonFormat(string_struct(map))),
-    };
-    let config = file::FileAccessLog {
-        path: l.path.clone(),
-        access_log_format: format.map(|f| {
-            file::file_access_log::AccessLogFormat::LogFormat(core::SubstitutionFormatString {
-                format: Some(f),
-                omit_empty_values: l.omit_empty,
-                ..Default::default()
-            })
-        }),
-    };
-    al::AccessLog {
-        name: "envoy.access_loggers.file".to_owned(),
-        filter: None,
-        config_type: Some(al::access_log::ConfigType::TypedConfig(any(&config))),
-    }
-}
-
-#[allow(deprecated)]
-pub(super) fn to_access_log(l: al::AccessLog) -> Res<AccessLog> {
-    use core::{data_source::Specifier, substitution_format_string::Format};
-    use file::file_access_log::AccessLogFormat as F;
-    refuse!(l; filter);
-    let Some(al::access_log::ConfigType::TypedConfig(a)) = l.config_type else {
-        return Err(Bad::new("typed_config", "is missing"));
-    };
-    let m: file::FileAccessLog = typed(&a)?;
-    let mut omit_empty = false;
-    let format = match m.access_log_format {
-        None => AccessLogFormat::Text(String::new()),
-        Some(F::Format(s)) => AccessLogFormat::Text(s),
-        Some(F::JsonFormat(s) | F::TypedJsonFormat(s)) => AccessLogFormat::Json(to_string_map(s)),
-        Some(F::LogFormat(f)) => {
-            refuse!(f; formatters);
-            omit_empty = f.omit_empty_values;
-            match f.format {
-                None => AccessLogFormat::Text(String::new()),
-                Some(Format::TextFormat(s)) => AccessLogFormat::Text(s),
-                Some(Format::JsonFormat(s)) => AccessLogFormat::Json(to_string_map(s)),
-                Some(Format::TextFormatSource(d)) => match d.specifier {
-                    Some(Specifier::InlineString(s)) if s == AccessLogFormat::LINE => {
-                        AccessLogFormat::Text(String::new())
-                    }
-                    Some(Specifier::InlineString(s)) => AccessLogFormat::Text(s),
-                    _ => return Err(Bad::unsupported("text_format_source", "a format that is not inline")),
-                },
-            }
-        }
-    };
-    Ok(AccessLog { path: m.path, format, omit_empty })
 }

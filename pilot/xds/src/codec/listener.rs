@@ -31,8 +31,8 @@ use mesh_model::proxy::{
 use prost::Name;
 
 use super::{
-    At, Bad, Res, common::*, each, ext_authz, http, names, on_demand, quic, rate_limit, rbac, refuse, tls,
-    udp,
+    At, Bad, Res, common::*, each, ext_authz, http, names, on_demand, quic, rate_limit, rbac, refuse,
+    telemetry, tls, udp,
 };
 
 /// Envoy's default.
@@ -226,7 +226,7 @@ fn refusal_log(l: &AccessLog) -> al::AccessLog {
     let filter = al::access_log_filter::FilterSpecifier::ResponseFlagFilter(flags);
     al::AccessLog {
         filter: Some(al::AccessLogFilter { filter_specifier: Some(filter) }),
-        ..http::access_log(l)
+        ..telemetry::access_log(l)
     }
 }
 
@@ -237,7 +237,7 @@ fn to_refusal_log(mut l: al::AccessLog) -> Res<AccessLog> {
     if matches!(spec, Some(ResponseFlagFilter(f)) if f.flags == [NO_CHAIN]) {
         l.filter = None;
     }
-    http::to_access_log(l)
+    telemetry::to_access_log(l)
 }
 
 fn listener_filter<T: Name>(name: &str, config: &T) -> pb::ListenerFilter {
@@ -414,7 +414,7 @@ fn tcp_proxy(t: &TcpProxy) -> tcp::TcpProxy {
         stat_prefix: if t.stat_prefix.is_empty() { "tcp".to_owned() } else { t.stat_prefix.clone() },
         idle_timeout: zero_off(t.idle_timeout),
         max_downstream_connection_duration: t.max_duration.map(duration),
-        access_log: t.access_log.iter().map(http::access_log).collect(),
+        access_log: t.access_log.iter().map(telemetry::access_log).collect(),
         cluster_specifier: Some(clusters),
         tunneling_config: t.tunnel.as_ref().map(tunneling),
         on_demand: t.on_demand.map(on_demand::tcp),
@@ -467,7 +467,7 @@ fn to_tcp_proxy(m: tcp::TcpProxy) -> Res<TcpProxy> {
         max_duration: opt(m.max_downstream_connection_duration)
             .at("max_downstream_connection_duration")?
             .filter(|d| !d.is_zero()),
-        access_log: each("access_log", m.access_log, http::to_access_log)?,
+        access_log: each("access_log", m.access_log, telemetry::to_access_log)?,
         tunnel: m.tunneling_config.map(to_tunneling).transpose().at("tunneling_config")?,
         on_demand: m.on_demand.map(on_demand::to_tcp).transpose().at("on_demand")?.flatten(),
         names: None,

@@ -144,6 +144,82 @@ fn grpc_service() -> GrpcService {
     }
 }
 
+fn collector() -> HttpCollector {
+    HttpCollector {
+        cluster: "c".into(),
+        authority: "zipkin.ns:9411".into(),
+        path: "/api/v2/spans".into(),
+        timeout: Duration::from_secs(3),
+        headers: vec![("k".into(), "v".into())],
+    }
+}
+
+fn tracing() -> Tracing {
+    let named = |name: &str| (name.to_owned(), "d".to_owned());
+    let ((variable, a), (header, b)) = (named("V"), named("x-h"));
+    Tracing {
+        sampling: 123,
+        max_path: 77,
+        tags: BTreeMap::from([
+            ("a".into(), TagValue::Literal("l".into())),
+            ("b".into(), TagValue::Environment { name: variable, default: a }),
+            ("c".into(), TagValue::Header { name: header, default: b }),
+            ("d".into(), TagValue::Node(NodeText::CanonicalService)),
+            ("e".into(), TagValue::Node(NodeText::Mesh)),
+        ]),
+        upstream_spans: true,
+        provider: Some(TraceProvider::OpenTelemetry(OtlpTraces {
+            to: Collector::Grpc(grpc_service()),
+            service_name: "me".into(),
+            environment: true,
+        })),
+    }
+}
+
+/// Who takes spans, in all forms that a proxy of ours takes.
+fn providers() -> [Option<TraceProvider>; 4] {
+    let otlp = |to| OtlpTraces { to, service_name: String::new(), environment: false };
+    [
+        None,
+        tracing().provider,
+        Some(TraceProvider::OpenTelemetry(otlp(Collector::Http(collector())))),
+        Some(TraceProvider::Zipkin(ZipkinTraces { to: collector(), long_ids: true, w3c: true })),
+    ]
+}
+
+#[test]
+fn tracers_survive() {
+    for provider in providers() {
+        let t = Tracing { provider, ..tracing() };
+        assert_eq!(super::telemetry::to_tracing(super::telemetry::tracing(&t)).unwrap(), t);
+    }
+    for provider in [
+        TraceProvider::SkyWalking(grpc_service()),
+        TraceProvider::Datadog { cluster: "c".into(), host: "h".into(), service_name: "s".into() },
+    ] {
+        let t = Tracing { provider: Some(provider), ..tracing() };
+        let e = super::telemetry::to_tracing(super::telemetry::tracing(&t)).unwrap_err();
+        assert!(
+            format!("{e:?}").contains("provider.typed_config") && format!("{e:?}").contains("tracer"),
+            "{e:?}"
+        );
+    }
+    // The oldest form of Zipkin's, which other control planes still write, has no service.
+    let mut t = super::telemetry::tracing(&tracing());
+    let old = envoy_types::pb::envoy::config::trace::v3::ZipkinConfig {
+        collector_cluster: "c".into(),
+        collector_endpoint: "/api/v2/spans".into(),
+        collector_endpoint_version: 1,
+        shared_span_context: super::common::boolv(false),
+        ..Default::default()
+    };
+    let typed =
+        envoy_types::pb::envoy::config::trace::v3::tracing::http::ConfigType::TypedConfig(typed_any(&old));
+    t.provider.as_mut().unwrap().config_type = Some(typed);
+    let Some(TraceProvider::Zipkin(z)) = super::telemetry::to_tracing(t).unwrap().provider else { panic!() };
+    assert_eq!((&*z.to.cluster, &*z.to.authority, &*z.to.path), ("c", "c", "/api/v2/spans"));
+}
+
 fn rate_limits() -> Vec<RateLimit> {
     use RateLimitAction as A;
     let headers = vec![HeaderMatch {
@@ -535,29 +611,57 @@ pub(crate) fn hcm_model(routes: RouteSource) -> HttpConnectionManager {
         merge_slashes: true,
         escaped_slashes: EscapedSlashes::UnescapeAndForward,
         access_log: vec![
-            AccessLog {
+            AccessLog::File(FileLog {
                 path: "/dev/stdout".into(),
                 format: AccessLogFormat::Text(String::new()),
                 omit_empty: false,
-            },
-            AccessLog {
+            }),
+            AccessLog::File(FileLog {
                 path: "/a".into(),
                 format: AccessLogFormat::Text("%PROTOCOL%\n".into()),
                 omit_empty: false,
-            },
-            AccessLog {
+            }),
+            AccessLog::File(FileLog {
                 path: "/b".into(),
                 format: AccessLogFormat::Json(BTreeMap::from([("a".into(), "%PROTOCOL%".into())])),
                 omit_empty: false,
-            },
-            AccessLog { path: "/c".into(), format: AccessLogFormat::Text(String::new()), omit_empty: true },
-            AccessLog {
+            }),
+            AccessLog::File(FileLog {
+                path: "/c".into(),
+                format: AccessLogFormat::Text(String::new()),
+                omit_empty: true,
+            }),
+            AccessLog::File(FileLog {
                 path: "/d".into(),
                 format: AccessLogFormat::Json(BTreeMap::from([("a".into(), "%PROTOCOL%".into())])),
                 omit_empty: true,
-            },
+            }),
+            AccessLog::Grpc(Box::new(GrpcLog {
+                service: grpc_service(),
+                log_name: "n".into(),
+                requests: true,
+                filter_state: vec!["s".into()],
+                request_headers: vec!["a".into()],
+                response_headers: vec!["b".into()],
+                response_trailers: vec!["c".into()],
+            })),
+            AccessLog::Grpc(Box::new(GrpcLog {
+                service: grpc_service(),
+                log_name: "m".into(),
+                requests: false,
+                filter_state: vec![],
+                request_headers: vec![],
+                response_headers: vec![],
+                response_trailers: vec![],
+            })),
+            AccessLog::Otlp(Box::new(OtlpLog {
+                service: grpc_service(),
+                log_name: "o".into(),
+                body: "%PROTOCOL%".into(),
+                attributes: BTreeMap::from([("a".into(), "%DURATION%".into())]),
+            })),
         ],
-        tracing: Some(Tracing { sampling: 123 }),
+        tracing: Some(Box::new(tracing())),
         idle_timeout: None,
         request_headers_timeout: Some(Duration::from_secs(7)),
         stream_idle_timeout: None,
@@ -670,11 +774,11 @@ pub(crate) fn listener() -> Listener {
             tls: None,
             filters: vec![tcp],
         }),
-        access_log: vec![AccessLog {
+        access_log: vec![AccessLog::File(FileLog {
             path: "/dev/stdout".into(),
             format: AccessLogFormat::Text(String::new()),
             omit_empty: false,
-        }],
+        })],
         udp: None,
         quic: None,
         inspect_quic: false,

@@ -10,7 +10,7 @@ use envoy_types::pb::{
 };
 use mesh_model::proxy::{UdpHash, UdpProxy};
 
-use super::{At, Bad, Res, common::*, each, http, refuse};
+use super::{At, Bad, Res, common::*, each, refuse, telemetry};
 
 pub(super) const FILTER: &str = "envoy.filters.udp_listener.udp_proxy";
 
@@ -38,7 +38,7 @@ pub(super) fn encode(u: &UdpProxy) -> udp::UdpProxyConfig {
         hash_policies: hash.map(|h| config::HashPolicy { policy_specifier: Some(h) }).into_iter().collect(),
         upstream_socket_config: socket_config(u.max_upstream, u16::MAX),
         use_per_packet_load_balancing: u.per_packet,
-        access_log: u.access_log.iter().map(http::access_log).collect(),
+        access_log: u.access_log.iter().map(telemetry::access_log).collect(),
         route_specifier: Some(config::RouteSpecifier::Matcher(matcher::Matcher {
             on_no_match: Some(Box::new(matcher::matcher::OnMatch {
                 on_match: Some(matcher::matcher::on_match::OnMatch::Action(route)),
@@ -124,7 +124,7 @@ fn proxy(m: udp::UdpProxyConfig) -> Res<UdpProxy> {
         per_packet: m.use_per_packet_load_balancing,
         max_downstream: UdpProxy::MAX_DATAGRAM,
         max_upstream: to_socket_config(m.upstream_socket_config, u16::MAX).at("upstream_socket_config")?,
-        access_log: each("access_log", m.access_log, http::to_access_log)?,
+        access_log: each("access_log", m.access_log, telemetry::to_access_log)?,
     })
 }
 
@@ -168,7 +168,7 @@ mod tests {
     use std::time::Duration;
 
     use envoy_types::pb::envoy::extensions::filters::udp::udp_proxy::v3 as udp;
-    use mesh_model::proxy::{AccessLog, AccessLogFormat, Direction, Listener, UdpHash, UdpProxy};
+    use mesh_model::proxy::{AccessLog, AccessLogFormat, Direction, FileLog, Listener, UdpHash, UdpProxy};
 
     use super::{any, l};
     use crate::codec::{decode_listener, encode_listener, listener, pack};
@@ -198,11 +198,11 @@ mod tests {
                 per_packet: true,
                 max_downstream: 9000,
                 max_upstream: 1500,
-                access_log: vec![AccessLog {
+                access_log: vec![AccessLog::File(FileLog {
                     path: "/dev/stdout".into(),
                     format: AccessLogFormat::Text("%DURATION%\n".into()),
                     omit_empty: false,
-                }],
+                })],
                 ..UdpProxy::to("outbound|5353/udp||dns")
             })),
         }

@@ -1,6 +1,7 @@
 //! The engine beside a real Envoy, by the same configuration.
 
 mod added;
+mod collected;
 mod edge;
 mod filters;
 mod names;

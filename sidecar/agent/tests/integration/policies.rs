@@ -79,11 +79,11 @@ async fn connections_are_noted_for_loggers() {
         let operators = "%DYNAMIC_METADATA(envoy.common:access_log_hint)% %RESPONSE_FLAGS% \
             %DYNAMIC_METADATA(envoy.filters.network.rbac:shadow_engine_result)% \
             %DYNAMIC_METADATA(envoy.filters.network.rbac:shadow_effective_policy_id)% %DOWNSTREAM_LOCAL_ADDRESS%\n";
-        let log = AccessLog {
+        let log = AccessLog::File(FileLog {
             path: path.clone(),
             format: AccessLogFormat::Text(operators.into()),
             omit_empty: false,
-        };
+        });
         let mut log_rules = rules(RbacAction::Log, any_port);
         if !audited {
             // Nobody has this address.

@@ -16,9 +16,10 @@ use tokio::runtime::Handle;
 use super::{
     ApplyReport, CompileError, Compiled, ConfigSnapshot, RouteSlot,
     listener::{Listener, ListenerSlot, Names},
-    route::RouteTable,
+    route::{RouteTable, SlotOf},
 };
 use crate::{
+    export::{Exporter, To},
     listener::bind,
     upstream::{
         cluster::{Cluster, ClusterSlot},
@@ -48,6 +49,7 @@ pub(crate) struct Applier {
     /// A listener moved in this update and its old sockets are about to close.
     freed: bool,
     logs: HashMap<String, Weak<LogSink>>,
+    exporters: HashMap<To, Weak<Exporter>>,
 }
 
 impl Applier {
@@ -71,6 +73,7 @@ impl Applier {
             stopped: false,
             freed: false,
             logs: HashMap::new(),
+            exporters: HashMap::new(),
         }
     }
 
@@ -239,10 +242,12 @@ impl Applier {
             let previous = old.as_ref().map(|s| s.current.load_full());
             let (clusters, routes, logs, dropped) =
                 (&mut self.clusters, &mut self.routes, &mut self.logs, &self.dropped_lines);
+            let exporters = &mut self.exporters;
             let mut names = Names {
                 cluster: &mut |n| slot_of(clusters, n),
                 route: &mut |n| route_slot(routes, n),
                 log: &mut |p| log_sink(logs, p, dropped),
+                export: &mut |to, slot| exporter(exporters, to, slot),
             };
             let new = match Listener::new(Arc::clone(l), previous.as_deref(), &mut names) {
                 Ok(new) => Arc::new(new),
@@ -376,6 +381,7 @@ impl Applier {
         }
         self.clusters.retain(|name, slot| snap.clusters.contains_key(&**name) || Arc::strong_count(slot) > 2);
         self.logs.retain(|_, l| l.strong_count() > 0);
+        self.exporters.retain(|_, e| e.strong_count() > 0);
     }
 
     /// The cluster's own gateways, and whether they drain.
@@ -450,4 +456,17 @@ fn log_sink(
     let sink = Arc::new(sink);
     logs.insert(path.to_owned(), Arc::downgrade(&sink));
     Ok(sink)
+}
+
+fn exporter(
+    exporters: &mut HashMap<To, Weak<Exporter>>,
+    to: &To,
+    slot: SlotOf<'_>,
+) -> Result<Arc<Exporter>, CompileError> {
+    if let Some(e) = exporters.get(to).and_then(Weak::upgrade) {
+        return Ok(e);
+    }
+    let new = Arc::new(Exporter::new(to, slot)?);
+    exporters.insert(to.clone(), Arc::downgrade(&new));
+    Ok(new)
 }

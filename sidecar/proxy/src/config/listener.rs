@@ -3,6 +3,7 @@
 use std::{
     collections::HashMap,
     net::{IpAddr, SocketAddr},
+    rc::Rc,
     sync::{Arc, OnceLock},
 };
 
@@ -11,7 +12,7 @@ use ipnet::IpNet;
 use mesh_identity::{IdentityError, SecretStore};
 use mesh_model::proxy as model;
 use mesh_telemetry::{
-    access_log::{Format, LogSink},
+    access_log::{Format, LogRecord, LogSink},
     metrics::{MeshMetrics, UdpSeries},
 };
 use tokio_util::sync::CancellationToken;
@@ -21,20 +22,26 @@ use super::{
     route::{RouteTable, SlotOf},
 };
 use crate::{
-    http::filters::{
-        compressor::Compressor,
-        ext_authz::{ExtAuthz, connection::ConnectionAuthz},
-        ext_proc::ExtProc,
-        jwt::JwtAuthn,
-        rate_limit::{
-            bucket::Bucket,
-            global::GlobalRateLimit,
-            local::{self, LocalRateLimit},
+    export::{Exporter, To},
+    http::{
+        filters::{
+            compressor::Compressor,
+            ext_authz::{ExtAuthz, connection::ConnectionAuthz},
+            ext_proc::ExtProc,
+            jwt::JwtAuthn,
+            rate_limit::{
+                bucket::Bucket,
+                global::GlobalRateLimit,
+                local::{self, LocalRateLimit},
+            },
         },
+        message::RequestHead,
     },
+    options::NodeInfo,
     rbac::Rbac,
     tunnel::client::ConnectRequest,
     upstream::cluster::ClusterSlot,
+    worker::Worker,
 };
 
 /// A listener that may be replaced in place while its sockets stay.
@@ -120,6 +127,7 @@ pub(crate) struct HttpManager {
     /// Some filter asks for virtual hosts.
     pub(crate) on_demand: bool,
     pub(crate) logs: Vec<AccessLog>,
+    pub(crate) tracing: Option<Box<Tracing>>,
 }
 
 #[derive(Debug)]
@@ -179,11 +187,72 @@ pub(crate) struct UdpProxy {
     series: OnceLock<Arc<UdpSeries>>,
 }
 
-/// A log with its format.
+/// Where access is logged.
 #[derive(Debug, Clone)]
-pub(crate) struct AccessLog {
-    pub(crate) format: Arc<Format>,
-    pub(crate) sink: Arc<LogSink>,
+pub(crate) enum AccessLog {
+    /// A log with its format.
+    File(Arc<Format>, Arc<LogSink>),
+    /// A collector.
+    Export(Arc<Exporter>),
+}
+
+impl AccessLog {
+    pub(crate) fn write(&self, worker: &Rc<Worker>, record: &dyn LogRecord) {
+        match self {
+            Self::File(format, sink) => format.render(record, |line| sink.write(line)),
+            Self::Export(to) => to.log(worker, record),
+        }
+    }
+}
+
+/// How spans of a connection manager are made.
+#[derive(Debug)]
+pub(crate) struct Tracing {
+    pub(crate) config: model::Tracing,
+    /// Where they go, if not where the process was told at its start.
+    pub(crate) to: Option<Arc<Exporter>>,
+    /// Tags that are the same for all requests.
+    fixed: Vec<(String, String)>,
+}
+
+impl Tracing {
+    fn new(t: &model::Tracing, names: &mut Names<'_>) -> Result<Self, CompileError> {
+        let to = match &t.provider {
+            Some(p) => Some((names.export)(&To::Spans(p.clone()), names.cluster)?),
+            None => None,
+        };
+        let fixed = t.tags.iter().filter_map(|(name, value)| {
+            let value = match value {
+                model::TagValue::Literal(s) => s.clone(),
+                model::TagValue::Environment { name, default } => {
+                    std::env::var(name).ok().filter(|v| !v.is_empty()).unwrap_or_else(|| default.clone())
+                }
+                model::TagValue::Header { .. } | model::TagValue::Node(_) => return None,
+            };
+            (!value.is_empty()).then(|| (name.clone(), value))
+        });
+        Ok(Self { fixed: fixed.collect(), config: t.clone(), to })
+    }
+
+    /// Tags of a request's span.
+    pub(crate) fn tags<'a>(
+        &'a self,
+        head: &'a RequestHead,
+        node: &'a NodeInfo,
+    ) -> impl Iterator<Item = (String, String)> + 'a {
+        let of_request = self.config.tags.iter().filter_map(move |(tag, value)| {
+            let value = match value {
+                model::TagValue::Header { name, default } => {
+                    let found = crate::matcher::header_value(head, name.to_ascii_lowercase().as_bytes());
+                    found.map_or_else(|| default.clone(), |v| String::from_utf8_lossy(&v).into_owned())
+                }
+                model::TagValue::Node(text) => node.text(*text).to_owned(),
+                model::TagValue::Literal(_) | model::TagValue::Environment { .. } => return None,
+            };
+            (!value.is_empty()).then(|| (tag.clone(), value))
+        });
+        self.fixed.iter().cloned().chain(of_request)
+    }
 }
 
 /// TLS of a chain; the rustls configuration is made at the first handshake and reads secrets at each.
@@ -198,14 +267,23 @@ pub(crate) struct Names<'a> {
     pub(crate) cluster: SlotOf<'a>,
     pub(crate) route: &'a mut dyn FnMut(&str) -> Arc<RouteSlot>,
     pub(crate) log: &'a mut dyn FnMut(&str) -> Result<Arc<LogSink>, CompileError>,
+    pub(crate) export: &'a mut dyn FnMut(&To, SlotOf<'_>) -> Result<Arc<Exporter>, CompileError>,
 }
 
 impl Names<'_> {
     fn logs(&mut self, logs: &[model::AccessLog]) -> Result<Vec<AccessLog>, CompileError> {
         logs.iter()
-            .map(|l| {
-                let format = Format::new(&l.format)?.omitting(l.omit_empty);
-                Ok(AccessLog { format: Arc::new(format), sink: (self.log)(&l.path)? })
+            .map(|l| match l {
+                model::AccessLog::File(l) => {
+                    let format = Format::new(&l.format)?.omitting(l.omit_empty);
+                    Ok(AccessLog::File(Arc::new(format), (self.log)(&l.path)?))
+                }
+                model::AccessLog::Grpc(g) => {
+                    (self.export)(&To::Entries(g.as_ref().clone()), self.cluster).map(AccessLog::Export)
+                }
+                model::AccessLog::Otlp(o) => {
+                    (self.export)(&To::Records(o.as_ref().clone()), self.cluster).map(AccessLog::Export)
+                }
             })
             .collect()
     }
@@ -480,7 +558,8 @@ impl HttpManager {
             return Err(CompileError::OnDemandOrder);
         }
         let (on_demand, logs) = (at.is_some(), names.logs(&c.access_log)?);
-        Ok(Self { config: c.clone(), routes, filters, bodies, on_demand, logs })
+        let tracing = c.tracing.as_deref().map(|t| Tracing::new(t, names)).transpose()?.map(Box::new);
+        Ok(Self { config: c.clone(), routes, filters, bodies, on_demand, logs, tracing })
     }
 
     /// The routes in force now; `None` until RDS has answered.
@@ -600,6 +679,7 @@ mod tests {
             cluster: &mut ClusterSlot::new,
             route: &mut |_| unreachable!(),
             log: &mut |_| unreachable!(),
+            export: &mut |_, _| unreachable!(),
         };
         Listener::new(Arc::new(l), None, &mut names).unwrap()
     }

@@ -75,7 +75,7 @@ pub(crate) struct Route {
     pub(crate) response_headers: HeaderEdits,
     pub(crate) fault: Option<Box<model::Fault>>,
     pub(crate) cors: Option<Box<Cors>>,
-    pub(crate) operation: String,
+    pub(crate) operation: Arc<str>,
     /// Of the route, else of its virtual host.
     pub(crate) filters: Rare<RouteFilters>,
 }
@@ -499,7 +499,7 @@ impl Route {
             response_headers: HeaderEdits::new(&r.response_headers)?,
             fault: r.fault.clone(),
             cors,
-            operation: r.operation.clone(),
+            operation: Arc::from(r.operation.as_str()),
             filters: RouteFilters::new(&r.filters, host, slot)?,
         })
     }

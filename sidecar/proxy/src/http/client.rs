@@ -7,6 +7,7 @@ use std::{future::poll_fn, rc::Rc, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::Method;
+use mesh_model::proxy as model;
 
 use super::{
     exchange::Upstream,
@@ -20,6 +21,7 @@ use crate::{
         cluster::{ClusterSlot, Outcome, Permit},
         host::ActiveGuard,
     },
+    wire,
     worker::Worker,
 };
 
@@ -85,6 +87,40 @@ pub(crate) async fn call(
     match tokio::time::timeout(timeout, exchange(worker, slot, head, &body, limit)).await {
         Ok(r) => r,
         Err(_) => Err(CallError::Timeout),
+    }
+}
+
+/// A call over gRPC with one message, and one in its answer; `Err` says why there is none.
+pub(crate) async fn grpc(
+    worker: &Rc<Worker>,
+    slot: &Arc<ClusterSlot>,
+    service: &model::GrpcService,
+    method: &str,
+    message: &Bytes,
+    timeout: Duration,
+    limit: usize,
+) -> Result<Bytes, String> {
+    let mut h = Headers::default();
+    h.push_id(HeaderId::Te, b"trailers");
+    h.push_id(HeaderId::ContentType, b"application/grpc");
+    h.push_id(HeaderId::GrpcTimeout, format!("{}m", timeout.as_millis()).as_bytes());
+    for (n, v) in &service.metadata {
+        h.push(n.as_bytes(), v.as_bytes());
+    }
+    let authority = if service.authority.is_empty() { &service.cluster } else { &service.authority };
+    let mut request = head(Method::POST, authority, method, h, message.len());
+    // gRPC has no content length.
+    request.headers.remove_id(HeaderId::ContentLength);
+    let a = call(worker, slot, &request, message.clone(), timeout, limit).await.map_err(|e| e.to_string())?;
+    let status = |h: &Headers| h.str_id(HeaderId::GrpcStatus).map(str::to_owned);
+    let status = a.trailers.as_ref().and_then(status).or_else(|| status(&a.headers));
+    match (a.status, status.as_deref()) {
+        (200, Some("0")) => {
+            let message = wire::unframe(&a.body).map_err(|e| e.to_string())?;
+            Ok(a.body.slice_ref(message))
+        }
+        (200, Some(s)) => Err(format!("gRPC status {s}")),
+        (s, _) => Err(format!("HTTP status {s}")),
     }
 }
 

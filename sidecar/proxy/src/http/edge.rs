@@ -7,7 +7,7 @@ use std::{fmt::Write as _, net::IpAddr};
 
 use base64::Engine as _;
 use mesh_identity::PeerIdentity;
-use mesh_model::proxy::{ClientCertParts, ForwardClientCert};
+use mesh_model::proxy::{ClientCertParts, ForwardClientCert, TraceProvider};
 use mesh_telemetry::trace::{TraceContext, TraceHeaders};
 use rustls::pki_types::CertificateDer;
 
@@ -200,7 +200,7 @@ fn escaped_pem(der: &CertificateDer<'_>, out: &mut String) {
 
 /// Continues the caller's trace, or begins one, if tracing is on; else headers pass as they are.
 fn trace(conn: &Connection, manager: &HttpManager, headers: &mut Headers, rec: &mut Record) {
-    let Some(config) = manager.config.tracing else { return };
+    let Some(config) = manager.config.tracing.as_deref() else { return };
     let found = TraceHeaders {
         traceparent: headers.str_id(HeaderId::Traceparent),
         b3: headers.str_id(HeaderId::B3),
@@ -221,6 +221,8 @@ fn trace(conn: &Connection, manager: &HttpManager, headers: &mut Headers, rec: &
             // A state without a valid parent belongs to nothing.
             headers.remove_id(HeaderId::Tracestate);
             let id = (u128::from(rng.next()) << 64) | u128::from(rng.next());
+            let short = matches!(&config.provider, Some(TraceProvider::Zipkin(z)) if !z.long_ids);
+            let id = if short { id & u128::from(u64::MAX) } else { id };
             TraceContext::root(id, rng.next(), sample())
         }
     };

@@ -24,7 +24,7 @@ use super::{
     metadata::Metadata,
 };
 use crate::{
-    config::listener::{AccessLog, HttpManager, Listener},
+    config::listener::{AccessLog, HttpManager},
     options::{HeaderLookup, RequestAttributes, RequestRecord},
     upstream::{
         cluster::{ClusterSlot, ServiceName},
@@ -119,6 +119,8 @@ pub(crate) struct Record {
     pub(crate) is_grpc: bool,
     pub(crate) remote: IpAddr,
     pub(crate) trace: Option<TraceContext>,
+    /// What its route is called in traces, if it is in one.
+    pub(crate) operation: Option<Arc<str>>,
     pub(crate) first_byte: Option<Instant>,
     /// Counters of the route, if it has some of its own.
     pub(crate) counted: Option<Arc<RouteSeries>>,
@@ -150,6 +152,7 @@ impl Record {
             is_grpc: head.is_some_and(RequestHead::is_grpc),
             remote: conn.peer.ip(),
             trace: None,
+            operation: None,
             first_byte: None,
             metadata: None,
         }
@@ -185,10 +188,10 @@ impl Record {
         if !manager.logs.is_empty() {
             let line = RequestLine { record: &self, conn, head: Some(head), duration };
             for log in &manager.logs {
-                log.format.render(&line, |line| log.sink.write(line));
+                log.write(&conn.worker, &line);
             }
         }
-        self.span(conn, head, duration);
+        self.span(conn, manager, head, duration);
         if let Some(policy) = conn.worker.shared.hooks.policy.as_ref().filter(|p| p.reports()) {
             let attributes = attributes(conn, head, &service.host, self.is_grpc);
             policy.report(&RequestRecord {
@@ -209,50 +212,63 @@ impl Record {
         }
     }
 
-    fn span(&self, conn: &Connection, head: &RequestHead, duration: Duration) {
-        let (Some(context), Some(sink)) = (self.trace, &conn.worker.shared.hooks.spans) else { return };
-        if context.sampled != Some(true) {
+    fn span(&self, conn: &Connection, manager: &HttpManager, head: &RequestHead, duration: Duration) {
+        let (Some(context), Some(tracing)) = (self.trace, &manager.tracing) else { return };
+        let own = conn.worker.shared.hooks.spans.as_ref();
+        if context.sampled != Some(true) || (tracing.to.is_none() && own.is_none()) {
             return;
         }
-        let operation = head.headers.str_id(HeaderId::XEnvoyDecoratorOperation).unwrap_or(&head.authority);
+        // Of what enters a workload, its caller's proxy may have said it already.
+        let said = head.headers.str_id(HeaderId::XEnvoyDecoratorOperation);
+        let operation = said.or(self.operation.as_deref()).unwrap_or(&head.authority);
         let node = &conn.worker.options.node;
-        sink.record(RequestSpan {
+        let scheme = if head.https { "https" } else { "http" };
+        let path = head.headers.str_id(HeaderId::XEnvoyOriginalPath).unwrap_or(&head.path);
+        let path = &path[..path.floor_char_boundary(tracing.config.max_path as usize)];
+        let header = |id| head.headers.str_id(id).unwrap_or_default().to_owned();
+        let mut attributes: Vec<(Cow<'static, str>, String)> = [
+            ("component", "proxy".to_owned()),
+            ("http.method", head.method.as_str().to_owned()),
+            ("http.url", format!("{scheme}://{}{path}", head.authority)),
+            ("http.protocol", head.version.as_str().to_owned()),
+            ("http.status_code", self.status.to_string()),
+            ("user_agent", header(HeaderId::UserAgent)),
+            ("peer.address", self.remote.to_string()),
+            ("request_size", self.bytes_received.to_string()),
+            ("response_size", self.bytes_sent.to_string()),
+            ("response_flags", self.flags_text().into_owned()),
+            ("upstream_cluster", self.cluster.as_ref().map_or_else(String::new, |c| c.name.to_string())),
+            ("guid:x-request-id", header(HeaderId::XRequestId)),
+            ("node_id", node.id.clone()),
+        ]
+        .map(|(k, v)| (Cow::Borrowed(k), v))
+        .into();
+        let error = self.status >= 500 || self.status == 0 || self.grpc_status.is_some_and(|s| s != 0);
+        if error {
+            attributes.push((Cow::Borrowed("error"), "true".to_owned()));
+        }
+        attributes.extend(tracing.tags(head, node).map(|(k, v)| (Cow::Owned(k), v)));
+        let span = RequestSpan {
             context,
             name: operation.to_owned(),
             server: conn.inbound(),
             start: self.started_at,
             duration,
-            error: self.status >= 500 || self.status == 0 || self.grpc_status.is_some_and(|s| s != 0),
-            attributes: vec![
-                ("http.method", head.method.as_str().to_owned()),
-                (
-                    "http.url",
-                    format!(
-                        "{}://{}{}",
-                        if head.https { "https" } else { "http" },
-                        head.authority,
-                        head.path_only()
-                    ),
-                ),
-                ("http.status_code", self.status.to_string()),
-                ("response_flags", self.flags_text().into_owned()),
-                ("upstream_cluster", self.cluster.as_ref().map_or_else(String::new, |c| c.name.to_string())),
-                (
-                    "guid:x-request-id",
-                    head.headers.str_id(HeaderId::XRequestId).unwrap_or_default().to_owned(),
-                ),
-                ("node_id", node.id.clone()),
-                ("istio.cluster_id", node.cluster.clone()),
-                ("istio.namespace", node.namespace.clone()),
-            ],
-        });
+            error,
+            attributes,
+        };
+        match (&tracing.to, own) {
+            (Some(to), _) => to.span(&conn.worker, &span),
+            (None, Some(own)) => own.record(span),
+            (None, None) => {}
+        }
     }
 
     /// Logs a request that could not even be read.
     pub(crate) fn finish_unread(self, conn: &Connection, manager: &HttpManager) {
         let line = RequestLine { record: &self, conn, head: None, duration: self.started.elapsed() };
         for log in &manager.logs {
-            log.format.render(&line, |line| log.sink.write(line));
+            log.write(&conn.worker, &line);
         }
     }
 
@@ -592,6 +608,8 @@ pub(crate) struct TcpRecord {
     pub(crate) principal: Option<Arc<str>>,
     pub(crate) cluster: Option<Arc<ClusterSlot>>,
     pub(crate) host: Option<Arc<Host>>,
+    /// Hosts that were tried.
+    pub(crate) attempts: u32,
     pub(crate) received: u64,
     pub(crate) sent: u64,
     pub(crate) flags: &'static str,
@@ -613,6 +631,7 @@ impl TcpRecord {
             principal: None,
             cluster: None,
             host: None,
+            attempts: 0,
             received: 0,
             sent: 0,
             flags: "-",
@@ -622,8 +641,6 @@ impl TcpRecord {
 
     /// A connection that no filter chain served.
     pub(crate) fn refused(
-        _worker: &Worker,
-        _listener: &Listener,
         peer: SocketAddr,
         local: SocketAddr,
         sni: Option<&str>,
@@ -642,6 +659,7 @@ impl TcpRecord {
             principal: None,
             cluster: None,
             host: None,
+            attempts: 0,
             received: 0,
             sent: 0,
             flags,
@@ -726,12 +744,14 @@ impl TcpRecord {
                 inbound: conn.inbound(),
             });
         }
-        self.log(logs);
+        if let Some(conn) = &self.conn {
+            self.log(&conn.worker, logs);
+        }
     }
 
-    pub(crate) fn log(&self, logs: &[AccessLog]) {
+    pub(crate) fn log(&self, worker: &Rc<Worker>, logs: &[AccessLog]) {
         for log in logs {
-            log.format.render(self, |line| log.sink.write(line));
+            log.write(worker, self);
         }
     }
 }
@@ -753,6 +773,7 @@ impl LogRecord for TcpRecord {
             Field::Duration => number(self.started.elapsed().as_millis(), out),
             Field::UpstreamHost => text(self.host.as_ref().map_or("", |h| &h.display), out),
             Field::UpstreamCluster => text(self.cluster.as_ref().map_or("", |c| &c.name), out),
+            Field::UpstreamRequestAttemptCount if self.attempts > 0 => number(self.attempts, out),
             Field::DownstreamRemoteAddress => number(self.peer, out),
             Field::DownstreamRemoteAddressWithoutPort => number(self.peer.ip(), out),
             Field::DownstreamLocalAddress => number(self.local, out),

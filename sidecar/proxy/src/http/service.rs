@@ -263,6 +263,9 @@ fn find(
             (Some(s), Some(v)) => Some(s.series(&conn.worker.shared.metrics, &v.name)),
             _ => None,
         };
+        if rec.trace.is_some_and(|t| t.sampled == Some(true)) && !r.operation.is_empty() {
+            rec.operation = Some(Arc::clone(&r.operation));
+        }
         if !r.operation.is_empty() && conn.outbound() {
             head.headers.set_id(HeaderId::XEnvoyDecoratorOperation, r.operation.as_bytes());
         }

@@ -125,7 +125,7 @@ async fn choose(
     };
     let Some(chain) = listener.chain(&facts).cloned() else {
         tracing::debug!(listener = %listener.model.name, %peer, %local, "no filter chain");
-        TcpRecord::refused(worker, &listener, peer, local, hello.sni.as_deref(), "NR").log(&listener.logs);
+        TcpRecord::refused(peer, local, hello.sni.as_deref(), "NR").log(worker, &listener.logs);
         if tls {
             Refusal::UnknownName.send(&mut stream).await;
         }
@@ -176,8 +176,7 @@ async fn serve(
                 }
                 Ok(Err(error)) => {
                     tracing::debug!(%error, peer = %a.peer, "TLS handshake");
-                    TcpRecord::refused(worker, &listener, a.peer, a.local, sni.as_deref(), "-")
-                        .log(&listener.logs);
+                    TcpRecord::refused(a.peer, a.local, sni.as_deref(), "-").log(worker, &listener.logs);
                     return None;
                 }
                 Err(_) => return None,
@@ -252,7 +251,7 @@ fn refused(conn: &Rc<Connection>, flags: &'static str, details: String) {
     let mut record = TcpRecord::new(conn);
     record.flags = flags;
     record.details = details;
-    record.log(conn.chain.terminal.logs());
+    record.log(&conn.worker, conn.chain.terminal.logs());
 }
 
 fn within_rate(conn: &Rc<Connection>) -> bool {

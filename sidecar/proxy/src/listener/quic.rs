@@ -176,7 +176,7 @@ async fn accepted(
                 Some(c) => (c.sni.as_deref(), if c.chain.is_none() { "NR" } else { "-" }),
                 None => (None, "-"),
             };
-            TcpRecord::refused(&worker, &listener, peer, local, sni, flag).log(&listener.logs);
+            TcpRecord::refused(peer, local, sni, flag).log(&worker, &listener.logs);
             return;
         }
     };

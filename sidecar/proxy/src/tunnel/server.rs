@@ -94,7 +94,7 @@ pub(crate) async fn stream(
         let mut record = TcpRecord::new(&conn);
         record.refuse(status, "UAEX", details);
         record.request = Some(Box::new(head));
-        record.log(&manager.logs);
+        record.log(&conn.worker, &manager.logs);
         return offer.refuse(status);
     }
     let Some(forward) = terminates(&route) else { return offer.refuse(500) };
@@ -121,7 +121,7 @@ pub(crate) async fn stream(
     };
     record.refuse(503, failure.0, failure.1);
     record.request = Some(Box::new(head));
-    record.log(&manager.logs);
+    record.log(&conn.worker, &manager.logs);
     offer.refuse(503);
 }
 
@@ -202,7 +202,7 @@ async fn inner(conn: &Rc<Connection>, offer: Offer) {
         Ok(cluster) => proxy(conn, &cluster, offer, record, Times::of(t), &t.logs).await,
         Err((flags, details)) => {
             record.refuse(503, flags, details);
-            record.log(&t.logs);
+            record.log(&conn.worker, &t.logs);
             offer.refuse(503);
         }
     }
@@ -283,7 +283,7 @@ async fn internal(outer: &Rc<Connection>, authority: &str, host: &Host, offer: O
         alpn: if outer.mtls() { &alpn } else { &[] },
     };
     let Some(chain) = listener.chain(&facts).filter(|c| is_satisfied(c, outer)).cloned() else {
-        TcpRecord::refused(worker, &listener, outer.peer, destination, None, "NR").log(&listener.logs);
+        TcpRecord::refused(outer.peer, destination, None, "NR").log(worker, &listener.logs);
         return offer.refuse(404);
     };
     let conn = Rc::new(Connection {

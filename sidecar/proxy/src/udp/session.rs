@@ -97,7 +97,7 @@ pub(super) struct Session {
     reader: RefCell<Option<AbortHandle>>,
     _permit: Permit,
     _active: ActiveGuard,
-    _place: Place,
+    place: Place,
 }
 
 /// A session's place in a worker.
@@ -195,7 +195,7 @@ impl Session {
             reader: RefCell::default(),
             _permit: permit,
             _active: ActiveGuard::new(&host.stats),
-            _place: place,
+            place,
             host,
         });
         let me = Rc::clone(&session);
@@ -389,7 +389,7 @@ impl Session {
         }
         self.series.closed(why);
         for log in &self.proxy.logs {
-            log.format.render(&Record { session: self, why }, |line| log.sink.write(line));
+            log.write(&self.place.0, &Record { session: self, why });
         }
     }
 }

@@ -213,12 +213,12 @@ async fn access_logs_have_istios_line() {
     let (text, json) = (dir.path().join("text.log"), dir.path().join("json.log"));
     let mut m = inline(vec![vhost(&["*"], vec![route(forward("up"))])]);
     m.access_log = vec![
-        AccessLog {
+        AccessLog::File(FileLog {
             path: text.to_str().unwrap().into(),
             format: AccessLogFormat::Text(String::new()),
             omit_empty: false,
-        },
-        AccessLog {
+        }),
+        AccessLog::File(FileLog {
             path: json.to_str().unwrap().into(),
             format: AccessLogFormat::Json(
                 [
@@ -228,7 +228,7 @@ async fn access_logs_have_istios_line() {
                 .into(),
             ),
             omit_empty: false,
-        },
+        }),
     ];
     let p = Proxy::new()
         .cluster(cluster("up", &[up.address]))

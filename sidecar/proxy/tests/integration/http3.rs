@@ -62,14 +62,14 @@ async fn a_request_goes_the_way_of_every_other() {
     let dir = tempfile::tempdir().unwrap();
     let log = dir.path().join("log");
     let mut c = chain_for(&["a.test"], "up", ClientCertificate::None);
-    manager_of(&mut c).access_log = vec![AccessLog {
+    manager_of(&mut c).access_log = vec![AccessLog::File(FileLog {
         path: log.display().to_string(),
         format: AccessLogFormat::Text(
             "%PROTOCOL% %RESPONSE_CODE% %REQUESTED_SERVER_NAME% %BYTES_SENT% %RESPONSE_CODE_DETAILS%\n"
                 .into(),
         ),
         omit_empty: false,
-    }];
+    })];
     let p = gateway(Proxy::new(), &ca, app.address, vec![c]);
     let client = Client::new(&ca, &p, "a.test").await;
     let (head, body, _) = client.get("/x?y=1").await.unwrap();
@@ -136,11 +136,11 @@ async fn the_server_name_chooses_certificate_and_chain() {
     c.tls.as_mut().unwrap().certificate = SecretRef::Sds("other".into());
     let chains = vec![chain_for(&["a.test"], "up", ClientCertificate::None), c];
     let mut l = quic(chains);
-    l.access_log = vec![AccessLog {
+    l.access_log = vec![AccessLog::File(FileLog {
         path: log.display().to_string(),
         format: AccessLogFormat::Text("%RESPONSE_FLAGS% %REQUESTED_SERVER_NAME%\n".into()),
         omit_empty: false,
-    }];
+    })];
     let p = Proxy::new()
         .cluster(cluster("up", &[one.address]))
         .cluster(cluster("two", &[two.address]))

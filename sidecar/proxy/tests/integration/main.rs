@@ -5,6 +5,7 @@ mod balance;
 mod bodies;
 mod config;
 mod drain;
+mod export;
 mod ext_authz;
 mod floods;
 mod h2spec;

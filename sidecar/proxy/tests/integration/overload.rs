@@ -401,13 +401,13 @@ async fn limits_refuse_with_their_own_flag() {
     for (n, options) in limits.into_iter().enumerate() {
         let log = dir.path().join(n.to_string());
         let mut m = inline(vec![vhost(&["*"], vec![route(forward("up"))])]);
-        m.access_log = vec![AccessLog {
+        m.access_log = vec![AccessLog::File(FileLog {
             path: log.display().to_string(),
             format: AccessLogFormat::Text(
                 "%RESPONSE_CODE% %RESPONSE_FLAGS% %RESPONSE_CODE_DETAILS%\n".into(),
             ),
             omit_empty: false,
-        }];
+        })];
         let p = Proxy::with(options, Hooks::default())
             .cluster(cluster("up", &[up.address]))
             .listener(listener(Direction::Outbound, vec![http_chain(m)]))

@@ -248,7 +248,7 @@ async fn a_route_may_have_statistics_of_its_own() {
 async fn trace_context_is_continued() {
     let up = Upstream::new("up").await;
     let mut m = inline(vec![vhost(&["*"], vec![route(forward("a"))])]);
-    m.tracing = Some(Tracing { sampling: 10_000 });
+    m.tracing = Some(Box::new(Tracing { sampling: 10_000, ..Tracing::default() }));
     let p = Proxy::new()
         .cluster(cluster("a", &[up.address]))
         .listener(listener(Direction::Outbound, vec![http_chain(m)]))

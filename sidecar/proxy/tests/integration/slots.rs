@@ -145,11 +145,11 @@ async fn an_unknown_name_is_told_to_the_caller() {
     let log = dir.path().join("log");
     let mut m =
         inline(vec![vhost(&["*"], vec![route(forward("outbound|9080||reviews.books.svc.cluster.local"))])]);
-    m.access_log = vec![AccessLog {
+    m.access_log = vec![AccessLog::File(FileLog {
         path: log.display().to_string(),
         format: AccessLogFormat::Text("%RESPONSE_FLAGS% %UPSTREAM_TRANSPORT_FAILURE_REASON%\n".into()),
         omit_empty: false,
-    }];
+    })];
     let p = caller(&ca, &[(gateway.address("l"), "east", 1)]);
     let p = p
         .listener(Listener { name: "logged".into(), ..listener(Direction::Outbound, vec![http_chain(m)]) })

@@ -118,7 +118,7 @@ async fn a_session_keeps_its_host_and_port() {
 async fn idle_sessions_end_and_are_logged() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("log");
-    let log = AccessLog {
+    let log = AccessLog::File(FileLog {
         path: path.display().to_string(),
         format: AccessLogFormat::Text(
             "%PROTOCOL% %BYTES_RECEIVED% %BYTES_SENT% %UPSTREAM_HOST% %DOWNSTREAM_LOCAL_ADDRESS% \
@@ -126,7 +126,7 @@ async fn idle_sessions_end_and_are_logged() {
                 .into(),
         ),
         omit_empty: false,
-    };
+    });
     let host = echo("a").await;
     let config =
         UdpProxy { idle_timeout: Duration::from_millis(500), access_log: vec![log], ..UdpProxy::to(C) };

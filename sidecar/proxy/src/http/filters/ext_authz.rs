@@ -19,6 +19,7 @@ use crate::{
         route::{Route, SlotOf},
     },
     http::{
+        client,
         downstream::Downstream,
         filtered::Ahead,
         headers::{HeaderId, Headers},
@@ -187,7 +188,7 @@ impl ExtAuthz {
             Service::Grpc(slot, g) => {
                 let message = grpc::request(self, conn, head, &body, extensions, rec);
                 let limit = g.timeout.filter(|t| !t.is_zero()).unwrap_or(TIMEOUT);
-                match grpc::call(conn, slot, g, grpc::CHECK, &message, limit, MAX_ANSWER).await {
+                match client::grpc(&conn.worker, slot, g, grpc::CHECK, &message, limit, MAX_ANSWER).await {
                     Ok(answer) => grpc::verdict(&answer),
                     Err(e) => Verdict::Error(e),
                 }

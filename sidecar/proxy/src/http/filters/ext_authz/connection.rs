@@ -7,7 +7,10 @@ use mesh_model::proxy as model;
 use super::{MAX_ANSWER, TIMEOUT, Verdict, grpc};
 use crate::{
     config::{CompileError, route::SlotOf},
-    http::metadata::{Metadata, MetadataMatcher},
+    http::{
+        client,
+        metadata::{Metadata, MetadataMatcher},
+    },
     upstream::cluster::ClusterSlot,
     worker::connection::Connection,
 };
@@ -42,12 +45,20 @@ impl ConnectionAuthz {
         let c = &self.config;
         let message = grpc::connection_request(conn, c.include_tls_session);
         let limit = c.service.timeout.filter(|t| !t.is_zero()).unwrap_or(TIMEOUT);
-        let verdict =
-            match grpc::call(conn, &self.cluster, &c.service, grpc::CHECK, &message, limit, MAX_ANSWER).await
-            {
-                Ok(answer) => grpc::verdict(&answer),
-                Err(e) => Verdict::Error(e),
-            };
+        let verdict = match client::grpc(
+            &conn.worker,
+            &self.cluster,
+            &c.service,
+            grpc::CHECK,
+            &message,
+            limit,
+            MAX_ANSWER,
+        )
+        .await
+        {
+            Ok(answer) => grpc::verdict(&answer),
+            Err(e) => Verdict::Error(e),
+        };
         match verdict {
             Verdict::Yes(_) => Ok(()),
             Verdict::No(_) => Err("ext_authz_denied"),

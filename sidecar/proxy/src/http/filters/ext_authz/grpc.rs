@@ -1,61 +1,17 @@
 //! `envoy.service.auth.v3.Authorization`, in as much of its encoding as is needed.
 
-use std::{collections::BTreeMap, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr};
 
 use bytes::Bytes;
-use http::Method;
-use mesh_model::proxy as model;
 
 use super::{Body, Change, ExtAuthz, No, Verdict, Yes};
 use crate::{
-    http::{
-        client,
-        headers::{HeaderId, Headers},
-        message::RequestHead,
-        record::Record,
-    },
-    upstream::cluster::ClusterSlot,
+    http::{headers::HeaderId, message::RequestHead, record::Record},
     wire::{self, Field, WireError, Writer},
     worker::connection::Connection,
 };
 
 pub(super) const CHECK: &str = "/envoy.service.auth.v3.Authorization/Check";
-
-/// A unary call; `Err` says why there is no answer.
-pub(in crate::http::filters) async fn call(
-    conn: &Rc<Connection>,
-    slot: &Arc<ClusterSlot>,
-    service: &model::GrpcService,
-    method: &str,
-    message: &Bytes,
-    timeout: Duration,
-    limit: usize,
-) -> Result<Bytes, String> {
-    let mut h = Headers::default();
-    h.push_id(HeaderId::Te, b"trailers");
-    h.push_id(HeaderId::ContentType, b"application/grpc");
-    h.push_id(HeaderId::GrpcTimeout, format!("{}m", timeout.as_millis()).as_bytes());
-    for (n, v) in &service.metadata {
-        h.push(n.as_bytes(), v.as_bytes());
-    }
-    let authority = if service.authority.is_empty() { &service.cluster } else { &service.authority };
-    let mut head = client::head(Method::POST, authority, method, h, message.len());
-    // gRPC has no content length.
-    head.headers.remove_id(HeaderId::ContentLength);
-    let a = client::call(&conn.worker, slot, &head, message.clone(), timeout, limit)
-        .await
-        .map_err(|e| e.to_string())?;
-    let status = |h: &Headers| h.str_id(HeaderId::GrpcStatus).map(str::to_owned);
-    let status = a.trailers.as_ref().and_then(status).or_else(|| status(&a.headers));
-    match (a.status, status.as_deref()) {
-        (200, Some("0")) => {
-            let message = wire::unframe(&a.body).map_err(|e| e.to_string())?;
-            Ok(a.body.slice_ref(message))
-        }
-        (200, Some(s)) => Err(format!("gRPC status {s}")),
-        (s, _) => Err(format!("HTTP status {s}")),
-    }
-}
 
 fn address(w: &mut Writer, a: SocketAddr) {
     // core.v3.Address { socket_address { address, port_value } }

@@ -12,7 +12,8 @@ use crate::{
         route::{HeaderEdits, Route, SlotOf},
     },
     http::{
-        filters::{Passed, ext_authz::grpc},
+        client,
+        filters::Passed,
         headers::{HeaderId, Headers},
         local_reply::LocalReply,
         message::RequestHead,
@@ -83,7 +84,8 @@ impl GlobalRateLimit {
         }
         let message = request(&c.domain, &all);
         let limit = c.service.timeout.filter(|t| !t.is_zero()).unwrap_or(TIMEOUT);
-        let answer = grpc::call(conn, &self.cluster, &c.service, METHOD, &message, limit, MAX_ANSWER).await;
+        let answer =
+            client::grpc(&conn.worker, &self.cluster, &c.service, METHOD, &message, limit, MAX_ANSWER).await;
         let verdict = match answer.and_then(|a| decode(&a).map_err(|e| e.to_string())) {
             Ok(v) => v,
             Err(error) => {
