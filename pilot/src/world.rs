@@ -35,6 +35,7 @@ use crate::{
 mod egress;
 mod lineage;
 pub(crate) mod on_demand;
+pub(crate) mod process;
 
 /// Settings of a control plane that are not documents.
 #[derive(Debug, Clone, PartialEq, Eq)]
