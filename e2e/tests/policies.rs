@@ -682,6 +682,7 @@ fn listener(made: &Generated, port: u16, ours: bool, tls: DownstreamTls) -> List
         quic: None,
         inspect_quic: false,
         buffer_limit: None,
+        max_connections: None,
         mixer: None,
         ..inbound.clone()
     }

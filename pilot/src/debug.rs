@@ -324,6 +324,7 @@ async fn problems(State(p): State<Pages>) -> Json<Value> {
         let mut all = source.grpc_problems(clients.iter().map(|c| &c.node));
         all.extend(source.on_demand_problems(clients.iter().map(|c| &c.node)));
         all.extend(source.mixer_problems(clients.iter().map(|c| &c.node)));
+        all.extend(source.process_problems(clients.iter().map(|c| &c.node)));
         all
     })
     .await;

@@ -268,6 +268,11 @@ fn finish(ctx: &Ctx<'_>, out: &mut Generated) {
             l.buffer_limit = Some(limit);
         }
     }
+    if let Some(n) = ctx.connections().listener_connections {
+        for l in out.listeners.values_mut().filter(|l| !l.is_udp()) {
+            l.max_connections = Some(n);
+        }
+    }
     patches::apply(ctx, out);
 }
 

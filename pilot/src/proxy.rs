@@ -12,8 +12,11 @@ use mesh_model::{
     proxy::AddedHeaders,
     registry::Labels,
 };
-use mesh_xds::{NodeInfo, NodeKind, patch::Scope};
-use serde::de::DeserializeOwned;
+use mesh_xds::{
+    NodeInfo, NodeKind,
+    patch::Scope,
+    process::{self, ProcessSettings},
+};
 use serde_json::Value;
 
 pub use self::settings::{ConnectionLimits, HeaderSettings, ServerName};
@@ -54,34 +57,24 @@ struct Own {
     topology: Option<Topology>,
     headers: Option<Arc<HeaderSettings>>,
     connections: Option<Arc<ConnectionLimits>>,
+    process: ProcessSettings,
 }
 
 /// A `PROXY_CONFIG`, an object or its text; the field that cannot be read if it is none.
 fn own(config: &Value, gateway: bool) -> Result<Own, &'static str> {
-    fn field<T: DeserializeOwned>(
-        all: &serde_json::Map<String, Value>,
-        camel: &'static str,
-        snake: &str,
-    ) -> Result<Option<T>, &'static str> {
-        let found = all.get(camel).or_else(|| all.get(snake));
-        found.map(|v| serde_json::from_value(v.clone()).map_err(|_| camel)).transpose()
-    }
-    const WHOLE: &str = "ProxyConfig";
-    let parsed = match config {
-        Value::String(s) => serde_json::from_str(s).map_err(|_| WHOLE)?,
-        other => other.clone(),
-    };
-    let all = parsed.as_object().ok_or(WHOLE)?;
-    let topology = if gateway { field(all, "gatewayTopology", "gateway_topology")? } else { None };
+    let all = process::metadata(config)?;
+    let topology = if gateway { process::field(&all, "gatewayTopology", "gateway_topology")? } else { None };
     if topology.as_ref().is_some_and(|t: &GatewayTopology| t.num_trusted_proxies > MAX_TRUSTED) {
         return Err("gatewayTopology");
     }
-    let headers: Option<ProxyHeaders> = field(all, "proxyHeaders", "proxy_headers")?;
-    let connections: Option<ConnectionSettings> = field(all, "connectionSettings", "connection_settings")?;
+    let headers: Option<ProxyHeaders> = process::field(&all, "proxyHeaders", "proxy_headers")?;
+    let connections: Option<ConnectionSettings> =
+        process::field(&all, "connectionSettings", "connection_settings")?;
     Ok(Own {
         topology: topology.as_ref().map(Topology::from),
         headers: headers.map(|h| Arc::new(HeaderSettings::from(&h))),
         connections: connections.map(|c| Arc::new(ConnectionLimits::of(&c, gateway))),
+        process: ProcessSettings::of_metadata(config)?,
     })
 }
 
@@ -147,6 +140,8 @@ pub struct ProxyNode {
     pub headers: Option<Arc<HeaderSettings>>,
     /// Limits that it keeps, if it says so itself.
     pub connections: Option<Arc<ConnectionLimits>>,
+    /// Settings of its process, as far as it says them itself.
+    pub process: ProcessSettings,
     /// Where this cluster's federation endpoint listens (east-west gateways).
     pub federation: Option<SocketAddr>,
     /// Texts in its metadata, by which patches choose.
@@ -281,6 +276,12 @@ impl ProxyNode {
                         "gatewayTopology" => "a ProxyConfig with a valid gatewayTopology",
                         "proxyHeaders" => "a ProxyConfig with valid proxyHeaders",
                         "connectionSettings" => "a ProxyConfig with valid connectionSettings",
+                        "concurrency" => "a ProxyConfig with a valid concurrency",
+                        "drainDuration" => "a ProxyConfig with a valid drainDuration",
+                        "parentShutdownDuration" => "a ProxyConfig with a valid parentShutdownDuration",
+                        "terminationDrainDuration" => "a ProxyConfig with a valid terminationDrainDuration",
+                        "proxyAdminPort" => "a ProxyConfig with a valid proxyAdminPort",
+                        "statusPort" => "a ProxyConfig with a valid statusPort",
                         _ => "a ProxyConfig",
                     },
                 )
@@ -313,6 +314,7 @@ impl ProxyNode {
             topology: own.topology,
             headers: own.headers,
             connections: own.connections,
+            process: own.process,
             federation,
             metadata: Arc::new(metadata),
             filters: Selected::default(),
@@ -368,6 +370,8 @@ impl ProxyNode {
             addresses: vec![self.any()],
             inbound: BTreeMap::new(),
             federation: None,
+            // It is told of these apart.
+            process: ProcessSettings::default(),
             // What they decide is which patches are for it, and whether it asks.
             metadata: Arc::default(),
             asks: None,

@@ -60,6 +60,7 @@ fn proxy(world: &World, namespace: &str, labels: Labels, address: IpAddr) -> Pro
         topology: None,
         headers: None,
         connections: None,
+        process: mesh_xds::process::ProcessSettings::default(),
         federation: None,
         metadata: Default::default(),
         filters: Default::default(),

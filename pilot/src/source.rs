@@ -11,8 +11,9 @@ use std::{
 
 use mesh_identity::peer_identity;
 use mesh_xds::{
-    NodeInfo, NodeKind, PeerInfo, ResourceSource, TypeSnapshot,
+    NodeInfo, NodeKind, PeerInfo, ResourceSource, TypeSnapshot, process,
     server::{Layer, Transport},
+    type_url::PROXY_CONFIG,
 };
 use tokio::sync::watch;
 use tonic::Status;
@@ -169,6 +170,15 @@ impl Slot {
             let snapshot = before.cloned().unwrap_or_else(made);
             snapshots.insert(*t, snapshot);
         }
+        let settings = process::encode(&world::process::settings(&world.config, proxy));
+        let message = classes::message(process::NAME, settings);
+        let before = self.snapshots.get(PROXY_CONFIG);
+        let same = before.filter(|s| s.get(process::NAME).is_some_and(|r| r.version == message.version));
+        let snapshot = same.cloned().unwrap_or_else(|| {
+            let layer = before.and_then(|s| s.layers().first()).map(|l| l.next(vec![message.clone()]));
+            Arc::new(TypeSnapshot::of(vec![layer.unwrap_or_else(|| Layer::new(vec![message]))]))
+        });
+        snapshots.insert(PROXY_CONFIG, snapshot);
         self.snapshots = snapshots;
     }
 }
@@ -285,6 +295,17 @@ impl PilotSource {
                 object: format!("proxy {}.{}", n.name, n.namespace),
                 message: format!("mixerCheckServer: {what} asks no Mixer, so its requests are not checked"),
             })
+        };
+        nodes.filter_map(problem).collect()
+    }
+
+    /// What of the settings of processes those of these nodes go without that are Envoys.
+    #[must_use]
+    pub fn process_problems<'n>(&self, nodes: impl Iterator<Item = &'n NodeInfo>) -> Vec<Problem> {
+        let Some(world) = self.world() else { return vec![] };
+        let problem = |n: &NodeInfo| {
+            let proxy = ProxyNode::new(n).ok()?;
+            world::process::problem(&world.config, &proxy, &format!("{}.{}", n.name, n.namespace))
         };
         nodes.filter_map(problem).collect()
     }

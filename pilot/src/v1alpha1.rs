@@ -167,6 +167,12 @@ fn at(entry: &Entry, port: &str, wanted: &[TargetPort]) -> bool {
     wanted.is_empty() || wanted.iter().any(is)
 }
 
+/// Whether callers of TLS need show no certificate (`allowTls`).
+#[must_use]
+pub fn allows_tls(p: &AuthenticationPolicy) -> bool {
+    p.peers.iter().any(|m| m.mtls.as_ref().is_some_and(|m| m.allow_tls))
+}
+
 /// The mTLS mode that `peers` mean. None is off; what is optional is accepted with and without.
 #[must_use]
 pub fn mode(p: &AuthenticationPolicy) -> MutualTlsMode {

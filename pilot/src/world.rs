@@ -36,6 +36,7 @@ use crate::{
 mod egress;
 mod lineage;
 pub(crate) mod on_demand;
+pub(crate) mod process;
 
 /// Settings of a control plane that are not documents.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -431,7 +432,17 @@ impl World {
         }
     }
 
-    /// The same of an endpoint of a service of this namespace.
+    /// Whether the mesh's TLS at a proxy's port is for callers without a certificate as well. Only a Policy of 1.0 says so,
+    /// where no PeerAuthentication says anything.
+    #[must_use]
+    pub fn allows_tls(&self, proxy: &ProxyNode, port: u16) -> bool {
+        self.peer_mode(&proxy.namespace, &proxy.labels, port) == MutualTlsMode::Unset
+            && self
+                .authn_policy(&proxy.namespace, &proxy.addresses, Some(port))
+                .is_some_and(|p| v1alpha1::allows_tls(&p.spec))
+    }
+
+    /// [`Self::mtls_mode`] of an endpoint of a service of this namespace.
     #[must_use]
     pub fn mtls_mode_of(&self, namespace: &str, e: &Endpoint) -> MutualTlsMode {
         match self.peer_mode(namespace, &e.labels, e.port) {

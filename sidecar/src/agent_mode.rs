@@ -18,7 +18,7 @@ use std::{
 };
 
 use anyhow::Context;
-use mesh_agent::{ProxyArgs, Renewal, SvidOptions, control_plane, mesh_root};
+use mesh_agent::{Process, ProxyArgs, Renewal, SvidOptions, control_plane, mesh_root};
 use mesh_identity::SecretStore;
 use mesh_runtime::{
     admin::{ready_router, serve},
@@ -87,20 +87,22 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
     };
     // Checked before anything waits.
     let identity = proxy.identity()?;
+    // Envoy is started before anybody could tell: what flags and the workload's own metadata say.
+    let process = proxy.process(&proxy.own_process()?);
     let bootstrap = bootstrap::bootstrap(&proxy, kind, &args.sds)?;
 
     let grpc = args.write_grpc_bootstrap.as_ref().map(|_| grpc::bootstrap(&proxy)).transpose()?;
 
     let readiness = Readiness::default();
     let waiting = readiness.wait_for("certificate");
-    let (_, ready_task) = serve(proxy.readiness, ready_router(readiness.clone()))
+    let (_, ready_task) = serve(process.readiness, ready_router(readiness.clone()))
         .await
-        .with_context(|| format!("--readiness {}", proxy.readiness))?;
+        .with_context(|| format!("--readiness {}", process.readiness))?;
     let socket = conn::bind_unix(&args.sds).with_context(|| format!("--sds {}", args.sds.display()))?;
     if let Some(path) = &args.write_bootstrap {
         let text = serde_json::to_vec_pretty(&bootstrap)?;
         write_private(path, &text).with_context(|| format!("--write-bootstrap {}", path.display()))?;
-        tracing::info!(command = command_line(&proxy, path), "bootstrap written");
+        tracing::info!(command = command_line(&process, path), "bootstrap written");
     }
 
     if let (Some(path), Some(bootstrap)) = (&args.write_grpc_bootstrap, &grpc) {
@@ -178,11 +180,12 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
 
 /// How to start the proxy. Draining at once matters for more than speed: connections from before a
 /// change keep the old policies until they are drained, by default for ten minutes.
-fn command_line(args: &ProxyArgs, bootstrap: &Path) -> String {
+fn command_line(process: &Process, bootstrap: &Path) -> String {
     format!(
         "envoy -c {} --concurrency {} --drain-strategy immediate --drain-time-s {}",
         bootstrap.display(),
-        args.workers(),
-        args.drain_seconds
+        process.concurrency,
+        // Envoy takes whole seconds.
+        process.drain.as_secs_f64().ceil()
     )
 }

@@ -272,6 +272,31 @@ fn the_ingress_serves_https() {
             ensure!((got.status == 200) == allowed && (got.code == 0) == allowed, "{who}: {got:?}");
         }
         println!("   ingress-https, MUTUAL: a client with a certificate of its root, and nobody else");
+
+        // Of a class there is one in a cluster.
+        let text = sample("kubernetes-ingress.yaml")?;
+        let (class, ingress) = text.split_once("---\n").context("two documents")?;
+        west.write("ingress.yaml", &format!("{class}---\n{}", in_namespace(ingress)))?;
+        until("an Ingress of Kubernetes", CONVERGE, async || {
+            let got = host("httpbin.example", "/status/200")?;
+            ensure!(got.status == 200, "{got:?}");
+            let got = https("partner.example", &first_root, &[])?;
+            ensure!(got.code != 0, "its Gateway is gone: {got:?}");
+            Ok(())
+        })
+        .await?;
+        let got = https("httpbin.example", &first_root, &[])?;
+        ensure!(got.status == 200, "{got:?}");
+        for (h, path, status) in [
+            ("httpbin.example", "/delay/0", 200),
+            ("httpbin.example", "/delay/1", 404),
+            ("httpbin.example", "/statuses", 404),
+            ("shop.example", "/status/200", 404),
+        ] {
+            let got = host(h, path)?;
+            ensure!(got.status == status, "{h}{path}: {got:?}");
+        }
+        println!("   kubernetes-ingress: 200 for its paths over HTTP and HTTPS, 404 for others");
         west.admin("ingress", "/ready").context("the ingress runs on").map(drop)
     });
 }

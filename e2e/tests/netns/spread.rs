@@ -13,10 +13,11 @@ use crate::support::{all_ok, by_cluster, calls, load, scenario, served_from};
 
 /// Workloads of `delta`: three, seven and one in three zones of east, and one in north.
 const EAST: [&str; 11] = ["a1", "a2", "a3", "b1", "b2", "b3", "b4", "b5", "b6", "b7", "c1"];
-/// Enough that chance alone stays within 10 % of a twelfth (four standard deviations).
-const REQUESTS: u32 = 20_000;
-/// The same for 16 %, where what is new is only that there are several connections.
-const FEWER: u32 = 8_000;
+/// Enough that chance alone stays within 18 % of a twelfth (four standard deviations); shares by zone, or by cluster, would
+/// be off by hundreds. With 20,000 requests it stays within 10 %.
+const REQUESTS: u32 = 6_000;
+/// The same for 22 %, where what is new is only that there are several connections.
+const FEWER: u32 = 4_000;
 
 fn options() -> Options {
     let mut east: Vec<_> = EAST.iter().map(|v| ("delta", *v)).collect();
@@ -75,7 +76,7 @@ fn each_remote_workload_gets_its_share_and_a_service_fails_alone() {
         let one_connection = Calls { keep: true, ..calls(Protocol::Http2, "delta", REQUESTS) };
         let many = Calls { concurrency: 8, ..calls(Protocol::Http1, "delta", FEWER) };
         for (what, limit, calls) in
-            [("one HTTP/2 connection", 10.0, one_connection), ("HTTP/1 connections", 16.0, many)]
+            [("one HTTP/2 connection", 18.0, one_connection), ("HTTP/1 connections", 22.0, many)]
         {
             let o = client.call(&calls).await?;
             all_ok(what, &o)?;

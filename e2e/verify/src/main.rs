@@ -68,6 +68,8 @@ enum Outcome {
 
 struct Verify {
     root: PathBuf,
+    /// Nothing was built here before: what the next build would save time with only takes time, and disk.
+    once: bool,
     rows: Vec<Row>,
 }
 
@@ -112,6 +114,12 @@ fn main() -> ExitCode {
     v.summary()
 }
 
+/// Whether nothing was built incrementally but this program.
+fn is_fresh(target: &Path) -> bool {
+    let Ok(built) = std::fs::read_dir(target.join("debug/incremental")) else { return true };
+    built.flatten().all(|e| e.file_name().to_string_lossy().starts_with("flotilla_verify"))
+}
+
 fn is_root() -> bool {
     Command::new("id").arg("-u").output().is_ok_and(|o| o.stdout.trim_ascii() == b"0")
 }
@@ -124,7 +132,8 @@ impl Verify {
             .context("cargo cannot be run")?;
         let manifest = PathBuf::from(String::from_utf8(out.stdout)?.trim());
         let root = manifest.parent().context("no workspace")?.to_owned();
-        Ok(Self { root, rows: vec![] })
+        let once = std::env::var_os("CARGO_INCREMENTAL").is_none() && is_fresh(&target(&root));
+        Ok(Self { root, once, rows: vec![] })
     }
 
     fn run(&mut self, kubernetes: bool) {
@@ -268,6 +277,9 @@ impl Verify {
     fn command(&self, program: &str) -> Command {
         let mut c = Command::new(program);
         c.current_dir(&self.root);
+        if self.once {
+            c.env("CARGO_INCREMENTAL", "0");
+        }
         c
     }
 

@@ -87,13 +87,6 @@ fn methods(a: &AuthenticationPolicy, p: &Path<'_>, out: &mut Findings) {
             // Without it whoever has only a certificate, or only a token, would be let in or kept out wrongly.
             out.error(&at.key("jwt"), "a token of a peer is not supported: name its issuer in origins");
         }
-        if m.mtls.as_ref().is_some_and(|m| m.allow_tls) {
-            let mtls = at.key("mtls");
-            out.warning(
-                &mtls.key("allowTls"),
-                "TLS without a client's certificate is not accepted: such callers are refused",
-            );
-        }
     }
     let origins = p.key("origins");
     let mut issuers = HashSet::new();

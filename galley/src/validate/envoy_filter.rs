@@ -148,12 +148,14 @@ pub(super) fn check_proxy(c: &ProxyConfig, p: &Path<'_>, out: &mut Findings) {
         common::not_negative(n.into(), &p.key("concurrency"), out);
     }
     on_demand(&c.environment_variables, &p.key("environmentVariables"), out);
-    let others = c.concurrency.is_some()
-        || c.image.is_some()
-        || c.environment_variables.keys().any(|k| k != ON_DEMAND)
-        || c.environment_variables.is_empty();
-    if others {
-        out.warning(p, format!("ProxyConfig is accepted but not enforced yet, apart from {ON_DEMAND}"));
+    if c.image.is_some() {
+        out.warning(&p.key("image"), "without effect: nobody injects proxies");
+    }
+    if c.environment_variables.keys().any(|k| k != ON_DEMAND) {
+        out.warning(
+            &p.key("environmentVariables"),
+            format!("accepted but not enforced yet, apart from {ON_DEMAND}"),
+        );
     }
 }
 

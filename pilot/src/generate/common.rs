@@ -417,6 +417,7 @@ pub(super) fn listener(name: String, address: SocketAddr, direction: Direction) 
         quic: None,
         inspect_quic: false,
         buffer_limit: None,
+        max_connections: None,
         mixer: None,
     }
 }

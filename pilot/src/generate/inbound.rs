@@ -9,7 +9,7 @@
 //! (nothing outside the session tells what is in it); declare the protocol to get HTTP policies.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
     sync::Arc,
 };
@@ -316,7 +316,7 @@ fn port_chains(ctx: &Ctx<'_>, p: &Port<'_>, at: FilterChainMatch) -> Vec<FilterC
         if mode == MutualTlsMode::Permissive {
             m.application_protocols = MESH_ALPN.map(str::to_owned).to_vec();
         }
-        out.push(FilterChain { tls: Some(mutual_tls(ctx, http)), ..chain(name.clone(), m, filters(http)) });
+        out.extend(mesh_chains(ctx, p.number, http, &name, m, || filters(http)));
     }
     match mode {
         MutualTlsMode::Strict => return out,
@@ -332,6 +332,47 @@ fn port_chains(ctx: &Ctx<'_>, p: &Port<'_>, at: FilterChainMatch) -> Vec<FilterC
             plain(&mut out, ctx, p, &name, raw);
         }
     }
+    out
+}
+
+/// Chains that end the mesh's TLS. Where a Policy lets callers in without a certificate, those that come through this
+/// cluster's east-west gateways still need one: a gateway passes on whatever reaches it from outside.
+fn mesh_chains(
+    ctx: &Ctx<'_>,
+    port: u16,
+    http: bool,
+    name: &str,
+    at: FilterChainMatch,
+    filters: impl Fn() -> Vec<NetworkFilter>,
+) -> Vec<FilterChain> {
+    let mutual = mutual_tls(ctx, http);
+    if !ctx.world.allows_tls(ctx.proxy, port) {
+        return vec![FilterChain { tls: Some(mutual), ..chain(name, at, filters()) }];
+    }
+    let mut out = Vec::new();
+    let gateways: BTreeSet<IpAddr> =
+        ctx.world.index.east_west.iter().map(|a| a.ip().to_canonical()).collect();
+    if !gateways.is_empty() {
+        let from = FilterChainMatch {
+            source_prefixes: gateways.into_iter().map(Into::into).collect(),
+            ..at.clone()
+        };
+        let tls = Some(mutual.clone());
+        out.push(FilterChain { tls, ..chain(format!("{name}-gateways"), from, filters()) });
+    }
+    let optional = DownstreamTls {
+        client_certificate: match mutual.client_certificate {
+            ClientCertificate::Required(v) => ClientCertificate::Optional(v),
+            other => other,
+        },
+        // Who is no proxy of the mesh may offer whatever it speaks, and a server that knows none of it would refuse. Without
+        // these no connections share a session, whose peer would be nobody's.
+        alpn: if http { mutual.alpn } else { vec![] },
+        min_version: TlsVersion::V1_2,
+        options: mutual.options,
+        certificate: mutual.certificate,
+    };
+    out.push(FilterChain { tls: Some(optional), ..chain(name, at, filters()) });
     out
 }
 
@@ -398,15 +439,12 @@ fn passthrough_chains(ctx: &Ctx<'_>) -> Vec<FilterChain> {
     let filters = || tcp_filters(ctx, INBOUND_PASSTHROUGH);
     let tls =
         FilterChainMatch { transport_protocol: Some(TransportProtocol::Tls), ..FilterChainMatch::default() };
-    let mtls = |m: FilterChainMatch| FilterChain {
-        tls: Some(mutual_tls(ctx, false)),
-        ..chain(VIRTUAL_INBOUND, m, filters())
-    };
+    let mtls = |m: FilterChainMatch| mesh_chains(ctx, 0, false, VIRTUAL_INBOUND, m, filters);
     match mode {
         MutualTlsMode::Disable => {
             vec![chain(format!("{VIRTUAL_INBOUND}-plain"), FilterChainMatch::default(), filters())]
         }
-        MutualTlsMode::Strict => vec![mtls(tls)],
+        MutualTlsMode::Strict => mtls(tls),
         _ => {
             let mut mesh = tls.clone();
             mesh.application_protocols = MESH_ALPN.map(str::to_owned).to_vec();
@@ -414,11 +452,10 @@ fn passthrough_chains(ctx: &Ctx<'_>) -> Vec<FilterChain> {
                 transport_protocol: Some(TransportProtocol::RawBuffer),
                 ..FilterChainMatch::default()
             };
-            vec![
-                mtls(mesh),
-                chain(format!("{VIRTUAL_INBOUND}-tls"), tls, filters()),
-                chain(format!("{VIRTUAL_INBOUND}-plain"), raw, filters()),
-            ]
+            let mut out = mtls(mesh);
+            out.push(chain(format!("{VIRTUAL_INBOUND}-tls"), tls, filters()));
+            out.push(chain(format!("{VIRTUAL_INBOUND}-plain"), raw, filters()));
+            out
         }
     }
 }

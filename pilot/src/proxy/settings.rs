@@ -102,6 +102,8 @@ pub struct ConnectionLimits {
     pub escaped_slashes: Option<EscapedSlashes>,
     /// Bytes that a listener buffers for a connection.
     pub listener_buffer: Option<u32>,
+    /// Connections that a listener has at a time.
+    pub listener_connections: Option<u32>,
     /// Bytes that a cluster buffers for a connection.
     pub cluster_buffer: Option<u32>,
 }
@@ -148,6 +150,10 @@ impl ConnectionLimits {
                 EscapedSlashesAction::UnescapeAndForward => Some(EscapedSlashes::UnescapeAndForward),
             },
             listener_buffer: number(c.listener_per_connection_buffer_limit_bytes, 32 << 10),
+            listener_connections: c
+                .listener_connection_limit
+                .and_then(|n| u32::try_from(n).ok())
+                .filter(|n| *n > 0),
             // The profile leaves it alone, whatever its description says.
             cluster_buffer: c.cluster_per_connection_buffer_limit_bytes.and_then(|n| u32::try_from(n).ok()),
         }

@@ -396,7 +396,7 @@ fn encode_each<T: Serialize>(
         .collect()
 }
 
-fn message(name: &str, any: pb::Any) -> Arc<pb::Resource> {
+pub(super) fn message(name: &str, any: pb::Any) -> Arc<pb::Resource> {
     let version = content_version(&any.value);
     Arc::new(pb::Resource { version, resource: Some(any), name: name.to_owned(), ..Default::default() })
 }

@@ -1,6 +1,7 @@
 //! What is kept from one world to the next is what would be made of the new one alone.
 
 mod on_demand;
+mod process;
 
 use std::collections::BTreeMap;
 
@@ -8,7 +9,7 @@ use mesh_model::Locality;
 use mesh_xds::{
     codec,
     mcp::ConfigState,
-    type_url::{BUNDLES, CDS, EDS, LDS, NDS, RDS, VHDS},
+    type_url::{BUNDLES, CDS, EDS, LDS, NDS, PROXY_CONFIG, RDS, VHDS},
 };
 use proptest::prelude::*;
 use serde_json::{Value, json};

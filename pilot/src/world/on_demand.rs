@@ -7,21 +7,18 @@
 //! A proxy with patches (`EnvoyFilter`) gets everything: patches may refer to clusters that nothing would ask for. So does
 //! one that speaks the state-of-the-world protocol, which has no way to ask.
 
-use mesh_model::{authored::ProxyConfig, registry::Labels};
+use mesh_model::authored::ProxyConfig;
 use mesh_xds::node::ON_DEMAND;
 
 use crate::{
-    config::{Config, Doc, Problem, selects},
+    config::{Config, Doc, Problem},
     proxy::ProxyNode,
+    world::process::documents,
 };
 
 fn value(text: Option<&String>) -> Option<bool> {
     // Anything else is refused by validation.
     text.and_then(|t| t.parse().ok())
-}
-
-fn labels(d: &Doc<ProxyConfig>) -> Option<&Labels> {
-    d.spec.selector.as_ref().map(|s| &s.match_labels).filter(|l| !l.is_empty())
 }
 
 /// Whether a proxy asks. Its patches must be known.
@@ -35,15 +32,9 @@ pub(crate) fn wanted(config: &Config, proxy: &ProxyNode) -> bool {
         return false;
     }
     let of = |d: &Doc<ProxyConfig>| value(d.spec.environment_variables.get(ON_DEMAND));
-    let in_namespace =
-        |ns: &str| config.proxy_configs.iter().filter(move |d| d.namespace == ns).collect::<Vec<_>>();
-    let (own, root) = (in_namespace(&proxy.namespace), in_namespace(config.root_namespace()));
-    let selecting = own.iter().filter(|d| labels(d).is_some_and(|l| selects(l, &proxy.labels)));
-    let broad = own.iter().filter(|d| labels(d).is_none());
-    let mesh = root.iter().filter(|d| labels(d).is_none());
     proxy
         .asks
-        .or_else(|| selecting.chain(broad).chain(mesh).find_map(|d| of(d)))
+        .or_else(|| documents(config, proxy).find_map(of))
         .or_else(|| value(config.mesh.default_config.as_ref()?.proxy_metadata.get(ON_DEMAND)))
         .unwrap_or_default()
 }

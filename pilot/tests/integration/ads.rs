@@ -102,6 +102,28 @@ async fn changes_reach_proxies() {
 }
 
 #[tokio::test]
+async fn settings_of_processes_reach_those_who_ask() {
+    const CONFIG: &str = "networking.istio.io/v1beta1/ProxyConfig";
+    let plane = plane().await;
+    until(&mut plane.pilot.ready(), "readiness", |r| *r).await;
+    let own = ("PROXY_CONFIG", json!({"statusPort": 15099}));
+    for (threads, mode) in [(3, Mode::Delta), (4, Mode::Sotw)] {
+        let proxy = client(plane.xds, sidecar("127.10.0.1", "productpage", std::slice::from_ref(&own)), mode);
+        let mut told = proxy.process();
+        let said = until(&mut told, "an answer", Option::is_some).await.unwrap();
+        assert_eq!((said.concurrency, said.status_port), (None, Some(15099)), "{mode:?}");
+        let document = documents(&[(CONFIG, "books/p", json!({"concurrency": threads}))])
+            .remove(CONFIG)
+            .and_then(|mut m| m.remove("books/p"));
+        plane.galley.update(CONFIG, [("books/p".to_owned(), document)]);
+        let said = |p: &Option<mesh_xds::process::ProcessSettings>| p.and_then(|p| p.concurrency);
+        until(&mut told, "what is said", |p| said(p) == Some(threads)).await;
+        plane.galley.update(CONFIG, [("books/p".to_owned(), None)]);
+        until(&mut told, "silence", |p| said(p).is_none()).await;
+    }
+}
+
+#[tokio::test]
 async fn operators_see_what_proxies_have() {
     let plane = plane().await;
     until(&mut plane.pilot.ready(), "readiness", |r| *r).await;

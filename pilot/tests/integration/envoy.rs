@@ -99,7 +99,7 @@ fn rich() -> Vec<(&'static str, &'static str, Value)> {
                 "proxyHeaders": {"forwardedClientCert": "SANITIZE_SET", "setCurrentClientCertDetails": {"chain": true, "cert": true, "dns": false},
                     "requestId": {"disabled": true}, "server": {"value": "me"}, "envoyDebugHeaders": {"disabled": true},
                     "preserveHttp1HeaderCase": true, "xForwardedHost": {"enabled": true}, "xForwardedPort": {"enabled": true}},
-                "connectionSettings": {"profile": "EDGE", "clusterPerConnectionBufferLimitBytes": 70000, "httpMaxConnectionDuration": "1h",
+                "connectionSettings": {"listenerConnectionLimit": 1000, "profile": "EDGE", "clusterPerConnectionBufferLimitBytes": 70000, "httpMaxConnectionDuration": "1h",
                     "httpDrainTimeout": "7s", "httpMaxStreamDuration": "1h", "httpHeadersWithUnderscoresAction": "HEADERS_WITH_UNDERSCORES_DROP_HEADER"}},
             "defaultProviders": {"accessLogging": ["text", "json"]},
             "extensionProviders": [
@@ -288,6 +288,11 @@ async fn envoy_accepts_everything() {
     write_certificates(plane.dir.path());
     let mut docs = rich();
     docs.extend(gateway_api());
+    docs.push((
+        "authentication.istio.io/v1alpha1/Policy",
+        "books/default",
+        json!({"peers": [{"mtls": {"mode": "PERMISSIVE", "allowTls": true}}]}),
+    ));
     let file = |name: &str| plane.dir.path().join(name).display().to_string();
     docs.push(("networking.istio.io/v1/Gateway", "books/quic", json!({"selector": {"istio": "ingressgateway"}, "servers": [
         {"port": {"number": 18444, "name": "https", "protocol": "HTTPS"}, "hosts": ["shop.example.com"],
@@ -335,6 +340,7 @@ async fn envoy_accepts_everything() {
             "%UPSTREAM_TRANSPORT_FAILURE_REASON%",
             "omit_empty_values",
             "envoy.filters.network.ext_authz",
+            "envoy.filters.network.connection_limit",
         ] {
             assert!(text.contains(part), "{part} is missing");
         }
@@ -386,7 +392,7 @@ async fn envoy_takes_collectors() {
         {"name": "t", "envoyTcpAls": at(9000, json!({}))},
         {"name": "o", "envoyOtelAls": at(9000, json!({"logFormat": {"labels": {"a": "%PROTOCOL%"}}}))}]);
     for (tracer, part) in [
-        (json!({"zipkin": at(8000, json!({"headers": keys}))}), "USE_B3"),
+        (json!({"zipkin": at(8000, json!({"headers": keys}))}), "/api/v2/spans"),
         (
             json!({"zipkin": at(8000, json!({"enable64bitTraceId": true, "traceContextOption": "USE_B3_WITH_W3C_PROPAGATION"}))}),
             "USE_B3_WITH_W3C_PROPAGATION",

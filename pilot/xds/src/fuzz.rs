@@ -13,7 +13,7 @@ use crate::{
     nds::NameTable,
     node::NodeInfo,
     patch::Patch,
-    pb,
+    pb, process,
     server::state::{Mode, Session},
     type_url,
 };
@@ -49,6 +49,10 @@ pub fn xds_resources(data: &[u8]) {
             a.type_url = type_url::BUNDLES.to_owned();
             if let Ok(b) = bundles::decode(&a) {
                 assert!(bundles::decode(&bundles::encode(&b)).is_ok_and(|again| again == b));
+            }
+            a.type_url = type_url::PROXY_CONFIG.to_owned();
+            if let Ok(p) = process::decode(&a) {
+                assert!(process::decode(&process::encode(&p)).is_ok_and(|again| again == p));
             }
         }
         _ => {

@@ -26,6 +26,7 @@ pub mod nds;
 pub mod node;
 pub mod patch;
 pub mod pb;
+pub mod process;
 pub mod registration;
 pub mod server;
 pub mod trust;

@@ -22,6 +22,9 @@ pub const NDS: &str = "type.googleapis.com/istio.networking.nds.v1.NameTable";
 /// Roots of trust domains: of those that the mesh is federated with, and of its own.
 pub const BUNDLES: &str = "type.googleapis.com/flotilla.identity.v1.TrustBundle";
 
+/// Settings of a proxy's process.
+pub const PROXY_CONFIG: &str = "type.googleapis.com/istio.mesh.v1alpha1.ProxyConfig";
+
 /// Position of a type in a push, so that what is referenced arrives before what refers to it
 /// (xDS protocol, "Eventual consistency considerations").
 #[must_use]
@@ -58,6 +61,7 @@ pub fn short(type_url: &str) -> &str {
         ECDS => "ECDS",
         NDS => "NDS",
         BUNDLES => "BUNDLES",
+        PROXY_CONFIG => "PROXY_CONFIG",
         other => other.strip_prefix("type.googleapis.com/").unwrap_or(other),
     }
 }

@@ -1,6 +1,7 @@
 //! The running whole: certificate, configuration, engine, admin pages.
 
 use std::{
+    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -11,6 +12,7 @@ use std::{
 use anyhow::Context;
 use mesh_identity::{ForeignTrust, SecretStore, TRUST_BUNDLE, WORKLOAD_SVID};
 use mesh_model::{
+    SpiffeId,
     federation::ForeignBundle,
     proxy::{SecretRef, StringMatch, UpstreamTls, Validation},
 };
@@ -18,7 +20,7 @@ use mesh_proxy::{ApplyReport, ConfigSnapshot, Deliveries, Engine, EngineOptions,
 use mesh_runtime::{
     admin::{metrics_router, ready_router, serve_on},
     handover::Leave,
-    ready::Readiness,
+    ready::{Readiness, ReadyGuard},
 };
 use mesh_xds::{
     ClientOptions, Endpoint, NodeInfo, NodeKind,
@@ -27,6 +29,7 @@ use mesh_xds::{
         proxy::{ProxyClient, ProxyClientOptions, ProxyState, on_demand::OnDemandNames},
     },
     nds::NameTable,
+    process::ProcessSettings,
 };
 use prometheus_client::registry::Registry;
 use tokio::{
@@ -39,8 +42,10 @@ use crate::{
     MixerHook, ProxyArgs,
     admin::{AdminState, router},
     on_demand::{Asking, Figures},
+    process::{self, Known, Process},
     restart::{Restart, until_the_end},
     svid::{Renewal, SvidOptions},
+    trust::Roots,
 };
 
 /// What a sidecar or gateway adds to the common flags.
@@ -71,7 +76,8 @@ pub struct Agent {
     engine: Arc<Engine>,
     client: Arc<ProxyClient>,
     node: NodeInfo,
-    drain: Duration,
+    args: Arc<ProxyArgs>,
+    settings: watch::Receiver<ProcessSettings>,
     left: oneshot::Receiver<(Leave, Duration)>,
     replaced: Arc<AtomicBool>,
     tasks: Vec<JoinHandle<()>>,
@@ -155,26 +161,56 @@ impl Agent {
             store,
             pages: further,
         } = options;
-        let mixer = Arc::new(mixer);
-        // Whoever waits for this proxy is told what it waits for, from the first moment on.
-        let readiness = Readiness::default();
+        let (mixer, args) = (Arc::new(mixer), Arc::new(args));
         let mut tasks = Vec::new();
         let page =
             |role: &str, address| restart.tcp(role, address).with_context(|| format!("--{role} {address}"));
-        let mut pages = vec![(page("readiness", args.readiness)?, ready_router(readiness.clone()))];
+        let readiness = Readiness::default();
+        let svid = readiness.wait_for("certificate");
+        let configured = readiness.wait_for("configuration");
+        let cache = args.state_dir.as_ref().map(|d| d.join("xds.cache"));
+        let known = Known::begin(&args, cache.as_deref())?;
+        let node = args.node(kind)?;
+        let identity = args.identity()?;
+        let endpoint = control_plane(&args, &args.discovery, &store)?;
+        let on_demand = OnDemandNames::new(args.limits.max_on_demand);
+        let connecting = connect(
+            args.clone(),
+            Connecting {
+                endpoint,
+                node: node.clone(),
+                identity: identity.clone(),
+                store: store.clone(),
+                cache,
+                name_table,
+                on_demand: on_demand.clone(),
+            },
+            known,
+            svid,
+        );
+        let mut connecting = Box::pin(connecting);
+        // Whoever waits for this proxy is told what it waits for as soon as it is known where he asks.
+        let early = if known.is_enough() || args.readiness.is_some() {
+            None
+        } else {
+            tokio::time::timeout(process::WAIT, &mut connecting).await.ok().transpose()?
+        };
+        let at = early.as_ref().map_or(known, |c| c.known);
+        let readiness_address = args.process(&at.settings()).readiness;
+        let mut pages = vec![(page("readiness", readiness_address)?, ready_router(readiness.clone()))];
         if !restart.takes_over() {
             for (listener, router) in pages.drain(..) {
                 tasks.push(serve_on(listener, router)?.1);
             }
         }
-        let svid = readiness.wait_for("certificate");
-        let configured = readiness.wait_for("configuration");
-        let root = mesh_root(&args).await?;
-        store.set_mesh_trust(&args.trust_domain, &root)?;
-        let node = args.node(kind)?;
-        let identity = args.identity()?;
-        let endpoint = control_plane(&args, &args.discovery, &store)?;
-        let on_demand = OnDemandNames::new(args.limits.max_on_demand);
+        let Connected { client, roots, identity_status, known, tasks: connected } = match early {
+            Some(c) => c,
+            None => connecting.await?,
+        };
+        tasks.extend(connected);
+        let runs = Process { readiness: readiness_address, ..args.process(&known.settings()) };
+        tracing::debug!(?runs, "process");
+
         registry.register_collector(Box::new(Figures(on_demand.clone())));
         let hooks = Hooks {
             on_demand: Some(Arc::new(Asking(on_demand.clone()))),
@@ -183,7 +219,7 @@ impl Agent {
         };
         let engine = Engine::start(
             EngineOptions {
-                workers: args.workers(),
+                workers: runs.concurrency,
                 node: mesh_proxy::NodeInfo {
                     workload: args.workload.clone(),
                     namespace: args.namespace.clone(),
@@ -194,7 +230,8 @@ impl Agent {
                     id: node.id.clone(),
                     gateway: kind == NodeKind::Router,
                 },
-                drain_time: args.drain(),
+                drain_time: runs.drain,
+                max_total_connections: runs.max_total_connections,
                 ..args.limits.options()
             },
             store.clone(),
@@ -204,45 +241,16 @@ impl Agent {
         let engine = Arc::new(engine);
         restart.equip(&engine);
 
-        let renewal = Renewal::new(
-            SvidOptions {
-                endpoint: endpoint.clone(),
-                identity,
-                token_file: args.token_file.clone(),
-                root,
-                state_dir: args.state_dir.clone(),
-            },
-            store.clone(),
-        );
-        let mut have = store.subscribe();
-        let secrets = store.clone();
-        tasks.push(tokio::spawn(async move {
-            let _waiting = svid;
-            while !secrets.has_identity(WORKLOAD_SVID) {
-                if have.changed().await.is_err() {
-                    return;
-                }
-            }
-        }));
-        let identity_status = renewal.status();
-        let roots = renewal.roots();
-        tasks.push(tokio::spawn(renewal.run()));
-
-        // Without a certificate the control plane would only send us away; with a kept configuration the
-        // engine starts from it at once, control plane or not.
-        let cached = args.state_dir.as_ref().is_some_and(|d| d.join("xds.cache").exists());
-        let mut have = store.subscribe();
-        while !cached && !store.has_identity(WORKLOAD_SVID) {
-            have.changed().await.context("the secret store is gone")?;
-        }
-        let client = ProxyClient::start(ProxyClientOptions {
-            client: ClientOptions { endpoint: endpoint.clone(), node: node.clone(), mode: Mode::Delta },
-            cache: args.state_dir.as_ref().map(|d| d.join("xds.cache")),
-            name_table,
-            fixed: None,
-            on_demand: on_demand.clone(),
-        });
-        tasks.push(tokio::spawn(roots.clone().follow(client.bundles())));
+        let saying = watch::Sender::new(known.settings());
+        let settings = saying.subscribe();
+        tasks.push(tokio::spawn(process::follow(
+            args.clone(),
+            known,
+            runs,
+            client.process(),
+            saying,
+            engine.clone(),
+        )));
         tasks.push(tokio::spawn(roots.report(client.connection(), node.clone(), Duration::ZERO, || true)));
         let mut bundles = client.bundles();
         // Those that were kept are there before the first session to another trust domain.
@@ -275,18 +283,20 @@ impl Agent {
             store,
         };
         let all = router(admin)
+            .merge(process::page(args.clone(), runs, settings.clone()))
             .merge(ready_router(readiness.clone()))
             .merge(metrics_router(registry.clone()))
             .merge(further);
-        pages.push((page("admin", args.admin)?, all));
+        pages.push((page("admin", runs.admin)?, all));
         pages.push((page("metrics", args.metrics)?, metrics_router(registry)));
-        let (serving, left) = restart.serve(engine.clone(), readiness, pages);
+        let (serving, left) = restart.serve(engine.clone(), readiness, pages, settings.clone());
         tasks.push(serving);
         Ok(Self {
             engine,
             client: Arc::new(client),
             node,
-            drain: args.drain(),
+            args,
+            settings,
             left,
             replaced: Arc::default(),
             tasks,
@@ -331,8 +341,82 @@ impl Agent {
     pub async fn run(mut self, stop: CancellationToken) {
         // What is received belongs to the one run of this agent.
         let left = std::mem::replace(&mut self.left, oneshot::channel().1);
-        until_the_end(&self.engine, left, &self.replaced, stop, self.drain).await;
+        let drain = || self.args.process(&self.settings.borrow()).drain;
+        until_the_end(&self.engine, left, &self.replaced, stop, drain).await;
     }
+}
+
+/// What a connection to the control plane is made of.
+struct Connecting {
+    endpoint: Endpoint,
+    node: NodeInfo,
+    identity: SpiffeId,
+    store: Arc<SecretStore>,
+    cache: Option<PathBuf>,
+    name_table: bool,
+    on_demand: OnDemandNames,
+}
+
+/// A client of the control plane, with what is known of the process by then.
+struct Connected {
+    client: ProxyClient,
+    roots: Roots,
+    identity_status: watch::Receiver<String>,
+    known: Known,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+/// Gets a certificate, and begins to follow the control plane.
+async fn connect(
+    args: Arc<ProxyArgs>,
+    c: Connecting,
+    known: Known,
+    svid: ReadyGuard,
+) -> anyhow::Result<Connected> {
+    let Connecting { endpoint, node, identity, store, cache, name_table, on_demand } = c;
+    let mut tasks = Vec::new();
+    let root = mesh_root(&args).await?;
+    store.set_mesh_trust(&args.trust_domain, &root)?;
+    let renewal = Renewal::new(
+        SvidOptions {
+            endpoint: endpoint.clone(),
+            identity,
+            token_file: args.token_file.clone(),
+            root,
+            state_dir: args.state_dir.clone(),
+        },
+        store.clone(),
+    );
+    let mut have = store.subscribe();
+    let secrets = store.clone();
+    tasks.push(tokio::spawn(async move {
+        let _waiting = svid;
+        while !secrets.has_identity(WORKLOAD_SVID) {
+            if have.changed().await.is_err() {
+                return;
+            }
+        }
+    }));
+    let identity_status = renewal.status();
+    let roots = renewal.roots();
+    tasks.push(tokio::spawn(renewal.run()));
+
+    // Without a certificate the control plane would only send us away; with a kept configuration the
+    // engine starts from it at once, control plane or not.
+    let mut have = store.subscribe();
+    while !cache.as_ref().is_some_and(|c| c.exists()) && !store.has_identity(WORKLOAD_SVID) {
+        have.changed().await.context("the secret store is gone")?;
+    }
+    let client = ProxyClient::start(ProxyClientOptions {
+        client: ClientOptions { endpoint, node, mode: Mode::Delta },
+        cache,
+        name_table,
+        fixed: None,
+        on_demand,
+    });
+    tasks.push(tokio::spawn(roots.clone().follow(client.bundles())));
+    let known = known.hear(client.process()).await;
+    Ok(Connected { client, roots, identity_status, known, tasks })
 }
 
 /// See [`Agent::farewell`].
@@ -375,7 +459,7 @@ pub(crate) async fn apply(
     health: watch::Receiver<mesh_xds::client::proxy::ClientHealth>,
     engine: Arc<Engine>,
     reports: watch::Sender<Arc<ApplyReport>>,
-    configured: mesh_runtime::ready::ReadyGuard,
+    configured: ReadyGuard,
     on_demand: OnDemandNames,
     mixer: Option<Arc<MixerHook>>,
 ) {

@@ -4,7 +4,6 @@ use std::{
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
     path::PathBuf,
-    time::Duration,
 };
 
 use anyhow::{Context, bail, ensure};
@@ -65,23 +64,24 @@ pub struct ProxyArgs {
     /// control plane.
     #[arg(long, env = "FLOTILLA_STATE_DIR")]
     pub state_dir: Option<PathBuf>,
-    /// Worker threads; 0 is one per core that the process may use.
-    #[arg(long, default_value_t = 0)]
-    pub concurrency: usize,
+    /// Worker threads; 0 is one per core that the process may use. [default: `concurrency` of the mesh's ProxyConfig, or 0]
+    #[arg(long)]
+    pub concurrency: Option<usize>,
     #[command(flatten)]
     pub limits: LimitArgs,
     /// How long connections may finish after SIGTERM, seconds; it ends earlier if none is left. An east-west gateway goes
     /// on accepting for a second or two before, while traffic moves to the cluster's other gateways.
-    #[arg(long, default_value_t = 5)]
-    pub drain_seconds: u64,
+    /// [default: the mesh's `terminationDrainDuration`, or 5]
+    #[arg(long)]
+    pub drain_seconds: Option<u64>,
     #[command(flatten)]
     pub restart: RestartArgs,
-    /// Admin pages.
-    #[arg(long, default_value_t = SocketAddr::from(([127, 0, 0, 1], ports::ADMIN)))]
-    pub admin: SocketAddr,
-    /// Readiness (`/healthz/ready`).
-    #[arg(long, default_value_t = SocketAddr::from(([0, 0, 0, 0], ports::READINESS)))]
-    pub readiness: SocketAddr,
+    /// Admin pages. [default: 127.0.0.1, at the mesh's `proxyAdminPort` or 15000]
+    #[arg(long)]
+    pub admin: Option<SocketAddr>,
+    /// Readiness (`/healthz/ready`). [default: 0.0.0.0, at the mesh's `statusPort` or 15021]
+    #[arg(long)]
+    pub readiness: Option<SocketAddr>,
     /// Metrics (`/stats/prometheus`).
     #[arg(long, default_value_t = SocketAddr::from(([0, 0, 0, 0], ports::PROXY_METRICS)))]
     pub metrics: SocketAddr,
@@ -120,22 +120,6 @@ impl ProxyArgs {
                 _ => bail!("--labels {l:?}: expected key=value"),
             })
             .collect()
-    }
-
-    /// How long streams may finish.
-    #[must_use]
-    pub fn drain(&self) -> Duration {
-        Duration::from_secs(self.drain_seconds)
-    }
-
-    /// Worker threads.
-    #[must_use]
-    pub fn workers(&self) -> usize {
-        match self.concurrency {
-            // `available_parallelism` honours cgroup quotas and affinity.
-            0 => std::thread::available_parallelism().map_or(1, usize::from),
-            n => n,
-        }
     }
 
     /// The xDS node.

@@ -14,6 +14,7 @@ mod args;
 mod limits;
 mod mixer;
 mod on_demand;
+mod process;
 mod restart;
 mod standalone;
 mod svid;
@@ -23,6 +24,7 @@ pub use agent::{Agent, AgentOptions, CONTROL_PLANE_NAME, control_plane, control_
 pub use args::ProxyArgs;
 pub use limits::LimitArgs;
 pub use mixer::{MixerArgs, MixerHook};
+pub use process::Process;
 pub use restart::{Restart, RestartArgs};
 pub use standalone::{Standalone, StandaloneOptions};
 pub use svid::{Renewal, SvidError, SvidOptions, SvidPem};

@@ -6,12 +6,16 @@ use clap::Args;
 use mesh_proxy::EngineOptions;
 use mesh_xds::client::proxy::on_demand::DEFAULT_LIMIT;
 
+/// `--max-connections` unless given.
+pub(crate) const MAX_CONNECTIONS: usize = 16_384;
+
 /// What a proxy takes on at most; the defaults suit a sidecar.
 #[derive(Debug, Clone, Args)]
 pub struct LimitArgs {
-    /// Connections of clients per worker; further ones wait in the kernel's queue.
-    #[arg(long, default_value_t = 16_384)]
-    pub max_connections: usize,
+    /// Connections of clients per worker; further ones wait in the kernel's queue [default: 16384; if not given, the mesh's
+    /// `globalDownstreamConnectionLimit` is the limit of all workers together, beyond which connections are closed]
+    #[arg(long)]
+    pub max_connections: Option<usize>,
     /// Requests in flight per worker; further ones are answered 503 (flag OM).
     #[arg(long, default_value_t = 16_384)]
     pub max_requests: usize,
@@ -42,7 +46,7 @@ impl LimitArgs {
     #[must_use]
     pub fn options(&self) -> EngineOptions {
         EngineOptions {
-            max_connections: self.max_connections,
+            max_connections: self.max_connections.unwrap_or(MAX_CONNECTIONS),
             max_requests: self.max_requests,
             max_udp_sessions: self.max_udp_sessions,
             max_concurrent_streams: self.max_streams,

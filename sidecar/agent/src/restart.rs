@@ -22,7 +22,11 @@ use mesh_runtime::{
     handover::{Leave, Predecessor, Socket, Successors},
     ready::Readiness,
 };
-use tokio::{sync::oneshot, task::JoinHandle};
+use mesh_xds::process::ProcessSettings;
+use tokio::{
+    sync::{oneshot, watch},
+    task::JoinHandle,
+};
 
 /// Role of the sockets of listeners that are configured.
 const LISTENER: &str = "listener";
@@ -30,7 +34,7 @@ const LISTENER: &str = "listener";
 const WARM: Duration = Duration::from_secs(30);
 
 /// Flags for replacing a running process. They have Envoy's names.
-#[derive(Debug, Clone, Args)]
+#[derive(Debug, Clone, Default, Args)]
 pub struct RestartArgs {
     /// Replace the process that was started with the same number, by the same user in the same network namespace, without
     /// losing a connection, and be replaced in the same way; if none runs, just start. Without this flag (or
@@ -40,21 +44,16 @@ pub struct RestartArgs {
     /// Insist: 0 is to be the first process, any other number is to replace one
     #[arg(long)]
     pub restart_epoch: Option<u32>,
-    /// How long connections may finish when another process has taken over, seconds
-    #[arg(long, default_value_t = 600)]
-    pub drain_time_s: u64,
-    /// When the process that is replaced must be gone, seconds
-    #[arg(long, default_value_t = 900)]
-    pub parent_shutdown_time_s: u64,
+    /// How long connections may finish when another process has taken over, seconds [default: the mesh's `drainDuration`, or
+    /// 600]
+    #[arg(long)]
+    pub drain_time_s: Option<u64>,
+    /// When the process that is replaced must be gone, seconds [default: the mesh's `parentShutdownDuration`, or 900]
+    #[arg(long)]
+    pub parent_shutdown_time_s: Option<u64>,
 }
 
 impl RestartArgs {
-    /// No hot restart.
-    #[must_use]
-    pub fn off() -> Self {
-        Self { base_id: None, restart_epoch: None, drain_time_s: 600, parent_shutdown_time_s: 900 }
-    }
-
     /// Whether the process can be replaced.
     #[must_use]
     pub fn is_on(&self) -> bool {
@@ -71,8 +70,7 @@ pub struct Restart {
     inherited: Mutex<Vec<Socket>>,
     /// Duplicates of sockets that are not the engine's, for a successor.
     own: Mutex<Vec<Socket>>,
-    drain: Duration,
-    limit: Duration,
+    flags: RestartArgs,
 }
 
 /// Pages that are served once this process is the one that serves.
@@ -117,8 +115,7 @@ impl Restart {
             successors: Some(successors),
             inherited: sockets.into(),
             own: Mutex::default(),
-            drain: Duration::from_secs(args.drain_time_s),
-            limit: Duration::from_secs(args.parent_shutdown_time_s),
+            flags: args.clone(),
         })
     }
 
@@ -200,12 +197,13 @@ impl Restart {
     }
 
     /// Serves: at once, or as soon as this process can take over. What comes out of the channel ends it: a successor
-    /// serves, and nothing is accepted here any more.
+    /// serves, and nothing is accepted here any more. Times are those of the moment.
     pub(crate) fn serve(
         self,
         engine: Arc<Engine>,
         readiness: Readiness,
         pages: Pages,
+        settings: watch::Receiver<ProcessSettings>,
     ) -> (JoinHandle<()>, oneshot::Receiver<(Leave, Duration)>) {
         let (to, left) = oneshot::channel();
         let task = tokio::spawn(async move {
@@ -213,7 +211,7 @@ impl Restart {
                 readiness.ready().await;
                 engine.warmed(WARM).await;
                 engine.accept();
-                let limit = self.limit;
+                let limit = self.flags.handover(&settings.borrow()).limit;
                 match tokio::task::spawn_blocking(move || p.replace(limit)).await {
                     Ok(Ok(())) => tracing::info!("took over"),
                     Ok(Err(error)) => tracing::warn!(%error, "the process that was replaced did not confirm"),
@@ -239,7 +237,7 @@ impl Restart {
                 std::future::pending::<()>().await;
                 return;
             };
-            let (own, drain) = (self.own, self.drain);
+            let own = self.own;
             let (tx, rx) = oneshot::channel();
             // A thread of its own: it waits for ever, and the runtime waits for those of its own pool when it ends.
             let waiting = std::thread::Builder::new().name("hot-restart".into()).spawn(move || {
@@ -258,7 +256,7 @@ impl Restart {
             match rx.await {
                 Ok(leave) => {
                     servers.shutdown().await;
-                    let limit = drain.min(leave.limit);
+                    let limit = self.flags.handover(&settings.borrow()).drain.min(leave.limit);
                     let _ = to.send((leave, limit));
                 }
                 Err(_) => std::future::pending().await,
@@ -293,7 +291,7 @@ pub(crate) async fn until_the_end(
     left: oneshot::Receiver<(Leave, Duration)>,
     replaced: &AtomicBool,
     stop: tokio_util::sync::CancellationToken,
-    drain: Duration,
+    drain: impl Fn() -> Duration,
 ) {
     let leave = async {
         match left.await {
@@ -313,6 +311,7 @@ pub(crate) async fn until_the_end(
             }
         }
     }
-    tracing::info!(seconds = drain.as_secs(), "draining");
+    let drain = drain();
+    tracing::info!(seconds = drain.as_secs_f64(), "draining");
     engine.drain(drain).await;
 }

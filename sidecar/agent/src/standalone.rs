@@ -24,6 +24,7 @@ use mesh_xds::{
     client::proxy::{
         ClientHealth, Fixed, ProxyClient, ProxyClientOptions, SecretSink as _, on_demand::OnDemandNames,
     },
+    process::ProcessSettings,
 };
 use prometheus_client::registry::Registry;
 use tokio::{
@@ -172,7 +173,12 @@ impl Standalone {
             tracing::info!(address = %listener.local_addr()?, "admin pages");
             served.push((listener, pages));
         }
-        let (serving, left) = options.restart.serve(engine.clone(), readiness, served);
+        let (serving, left) = options.restart.serve(
+            engine.clone(),
+            readiness,
+            served,
+            watch::channel(ProcessSettings::default()).1,
+        );
         tasks.push(serving);
         Ok(Self { engine, _client: client, drain: options.drain, left, tasks })
     }
@@ -182,7 +188,7 @@ impl Standalone {
         // What is received belongs to the one run of this process.
         let left = std::mem::replace(&mut self.left, oneshot::channel().1);
         // Nobody is told of the end of a proxy that no mesh knows.
-        until_the_end(&self.engine, left, &AtomicBool::default(), stop, self.drain).await;
+        until_the_end(&self.engine, left, &AtomicBool::default(), stop, || self.drain).await;
     }
 }
 

@@ -67,6 +67,8 @@ pub struct EngineStatus {
     pub requests: u64,
     /// Requests since the start.
     pub requests_total: u64,
+    /// Connections closed since the start as there were [`EngineOptions::max_total_connections`].
+    pub connections_refused: u64,
     /// Requests refused for overload since the start.
     pub requests_refused: u64,
     /// Listeners with sockets.
@@ -220,6 +222,11 @@ impl Engine {
         report
     }
 
+    /// Changes [`EngineOptions::drain_time`] for what is removed from now on.
+    pub fn set_drain_time(&self, time: Duration) {
+        self.applier().drain_time = time;
+    }
+
     /// Begins as the successor of another process: listeners at the addresses of `sockets` take these instead of
     /// binding, and no connection is accepted before [`Engine::accept`]. To be called before the first [`Engine::apply`].
     pub fn inherit(&self, sockets: Vec<std::net::TcpListener>) {
@@ -294,6 +301,7 @@ impl Engine {
         EngineStatus {
             connections: t.connections.load(Relaxed),
             connections_total: t.connections_total.load(Relaxed),
+            connections_refused: t.connections_refused.load(Relaxed),
             requests: t.requests.load(Relaxed),
             requests_total: t.requests_total.load(Relaxed),
             requests_refused: t.refused.load(Relaxed),

@@ -59,6 +59,8 @@ pub struct EngineOptions {
     pub drain_time: Duration,
     /// Downstream connections per worker; further ones wait in the kernel's backlog.
     pub max_connections: usize,
+    /// Downstream connections of all workers together; further ones are closed as soon as they are accepted.
+    pub max_total_connections: Option<usize>,
     /// Requests in flight per worker; further ones are refused (503, flag `OM`).
     pub max_requests: usize,
     /// UDP sessions per worker, each of which has a socket; datagrams that would need a further one are dropped and
@@ -91,6 +93,7 @@ impl Default for EngineOptions {
             node: NodeInfo::default(),
             drain_time: Duration::from_secs(5),
             max_connections: 16_384,
+            max_total_connections: None,
             max_requests: 16_384,
             max_udp_sessions: 8192,
             splice: true,

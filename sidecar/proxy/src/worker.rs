@@ -94,6 +94,10 @@ impl Commands {
 pub(crate) struct Totals {
     pub(crate) connections: AtomicU64,
     pub(crate) connections_total: AtomicU64,
+    /// Those that clients have made themselves, apart from what streams of shared sessions carry.
+    clients: AtomicU64,
+    /// Closed as there were as many as there may be.
+    pub(crate) connections_refused: AtomicU64,
     pub(crate) requests: AtomicU64,
     pub(crate) requests_total: AtomicU64,
     /// Refused in an overload.
@@ -129,6 +133,20 @@ impl Drop for Gauge {
     fn drop(&mut self) {
         // Who sees that it is gone sees what came of it.
         (self.1)(&self.0).fetch_sub(1, Release);
+    }
+}
+
+impl Totals {
+    /// A place for a client's connection, unless there are `limit` of them.
+    pub(crate) fn client(self: &Arc<Self>, limit: Option<usize>) -> Option<Gauge> {
+        let gauge = Gauge(Arc::clone(self), |t| &t.clients);
+        let before = self.clients.fetch_add(1, Relaxed);
+        // A limit that no number reaches is none.
+        let full = limit.and_then(|l| u64::try_from(l).ok()).is_some_and(|l| before >= l);
+        if full {
+            self.connections_refused.fetch_add(1, Relaxed);
+        }
+        (!full).then_some(gauge)
     }
 }
 
@@ -279,6 +297,11 @@ impl Worker {
         }
     }
 
+    /// A place among the connections of all workers, if there is one.
+    pub(crate) fn client(&self) -> Option<Gauge> {
+        self.shared.totals.client(self.options.max_total_connections)
+    }
+
     /// Takes a place for a connection, if there is one.
     fn place_for_connection(self: &Rc<Self>) -> Option<Admission> {
         (self.open.get() < self.options.max_connections).then(|| {
@@ -420,10 +443,14 @@ fn serve(
     admission: Admission,
 ) {
     let (worker, slot) = (Rc::clone(worker), Arc::clone(slot));
+    let Some(place) = worker.client() else {
+        tracing::debug!(%peer, listener = %slot.name, "more connections than there may be");
+        return;
+    };
     // Counted from here, or an engine that stops could take it for none.
     let gauge = Gauge::new(&worker.shared.totals, |t| &t.connections, |t| &t.connections_total);
     tokio::task::spawn_local(async move {
-        let _gauge = gauge;
+        let _counted = (gauge, place);
         if let Some(serving) = Box::pin(accept::accepted(&worker, &slot, stream, peer)).await {
             serving.await;
         }

@@ -22,6 +22,8 @@ const ADMIN_CLUSTER: &str = "prometheus_stats";
 /// # Errors
 /// Names the flag that is not valid.
 pub(super) fn bootstrap(args: &ProxyArgs, kind: NodeKind, sds: &Path) -> anyhow::Result<Value> {
+    let process = args.process(&args.own_process()?);
+    let admin = process.admin;
     let mut node = args.node(kind)?;
     // The mark of our own proxy, which is configured with what Envoy has no words for.
     node.metadata.remove("GENERATOR");
@@ -55,7 +57,7 @@ pub(super) fn bootstrap(args: &ProxyArgs, kind: NodeKind, sds: &Path) -> anyhow:
             },
         },
     });
-    Ok(json!({
+    let mut out = json!({
         "node": {
             "id": node.id,
             "cluster": node.cluster,
@@ -66,7 +68,7 @@ pub(super) fn bootstrap(args: &ProxyArgs, kind: NodeKind, sds: &Path) -> anyhow:
                 "sub_zone": node.locality.sub_zone,
             },
         },
-        "admin": {"address": socket_address(args.admin)},
+        "admin": {"address": socket_address(admin)},
         "dynamic_resources": {
             "ads_config": {
                 "api_type": "DELTA_GRPC",
@@ -105,11 +107,21 @@ pub(super) fn bootstrap(args: &ProxyArgs, kind: NodeKind, sds: &Path) -> anyhow:
                     "name": ADMIN_CLUSTER,
                     "type": "STATIC",
                     "connect_timeout": "1s",
-                    "load_assignment": assignment(ADMIN_CLUSTER, &socket_address(args.admin)),
+                    "load_assignment": assignment(ADMIN_CLUSTER, &socket_address(admin)),
                 },
             ],
         },
-    }))
+    });
+    if let Some(n) = process.max_total_connections {
+        out["overload_manager"] = json!({"resource_monitors": [{
+            "name": "envoy.resource_monitors.global_downstream_max_connections",
+            "typed_config": {
+                "@type": "type.googleapis.com/envoy.extensions.resource_monitors.downstream_connections.v3.DownstreamConnectionsConfig",
+                "max_active_downstream_connections": n,
+            },
+        }]});
+    }
+    Ok(out)
 }
 
 fn secret(name: &str) -> Value {
@@ -153,6 +165,8 @@ fn metrics_listener(address: SocketAddr) -> Value {
     json!({
         "name": "metrics",
         "address": socket_address(address),
+        // Whoever looks sees a proxy that is full.
+        "ignore_global_conn_limit": true,
         "filter_chains": [{"filters": [{
             "name": "envoy.filters.network.http_connection_manager",
             "typed_config": {
@@ -203,6 +217,22 @@ mod tests {
         assert_eq!(node["metadata"]["CLUSTER_ID"], "west");
         assert_eq!(node["metadata"].get("GENERATOR"), None);
         assert_eq!(node["locality"]["zone"], "z");
+    }
+
+    #[test]
+    fn what_its_own_metadata_say_of_the_process_is_in_it() {
+        let b = made(&[]).unwrap();
+        assert_eq!(
+            (&b["admin"]["address"]["socket_address"]["port_value"], b.get("overload_manager")),
+            (&json!(15000), None)
+        );
+        let config =
+            r#"{"proxyAdminPort": 15099, "connectionSettings": {"globalDownstreamConnectionLimit": 9}}"#;
+        let b = made(&[&format!("--meta=PROXY_CONFIG={config}")]).unwrap();
+        assert_eq!(b["admin"]["address"]["socket_address"]["port_value"], 15099);
+        let limit = &b["overload_manager"]["resource_monitors"][0]["typed_config"];
+        assert_eq!(limit["max_active_downstream_connections"], 9);
+        assert!(made(&["--meta=PROXY_CONFIG={"]).is_err());
     }
 
     #[test]

@@ -68,6 +68,10 @@ pub struct Listener {
     /// by our own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub buffer_limit: Option<u32>,
+    /// Connections at a time; those beyond are closed as soon as it is known that they are this listener's. At Envoy, whose
+    /// filter for it counts for itself (`envoy.extensions.filters.network.connection_limit.v3`), each chain has the limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_connections: Option<u32>,
     /// Whom the proxy asks about requests and tells of them; for the whole proxy, by whichever listener says it. Ours alone
     /// looks at it.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -110,6 +110,12 @@ pub(super) fn check(d: &ProxyDefaults, m: &MeshConfig, p: &Path<'_>, out: &mut F
     if let Some(n) = d.concurrency {
         common::not_negative(n.into(), &p.key("concurrency"), out);
     }
+    for (n, field) in [(d.proxy_admin_port, "proxyAdminPort"), (d.status_port, "statusPort")] {
+        // 0 is what a number is that nobody has set.
+        if let Some(n) = n.filter(|n| !(0..=65_535).contains(n)) {
+            out.error(&p.key(field), format!("{n} is not a port"));
+        }
+    }
     start(d, p, out);
 }
 
@@ -162,17 +168,6 @@ fn connections(c: &ConnectionSettings, p: &Path<'_>, out: &mut Findings) {
             out.error(&p.key(field), format!("{n} is less than {least}"));
         }
     }
-    for (n, field) in [
-        (c.listener_connection_limit, "listenerConnectionLimit"),
-        (c.global_downstream_connection_limit, "globalDownstreamConnectionLimit"),
-    ] {
-        if n.is_some() {
-            out.warning(
-                &p.key(field),
-                "is decided where a proxy is started, for each of its threads: --max-connections",
-            );
-        }
-    }
 }
 
 /// What is decided where a proxy is started.
@@ -182,18 +177,12 @@ fn start(d: &ProxyDefaults, p: &Path<'_>, out: &mut Findings) {
     let envoy = || "not supported: a matter of Envoy's own; it is started with its own bootstrap".to_owned();
     let injected = || "without effect: nobody injects proxies".to_owned();
     for (set, field, message) in [
-        (d.concurrency.is_some(), "concurrency", flag("--concurrency")),
         (!d.discovery_address.is_empty(), "discoveryAddress", flag("--discovery")),
         (
             !matches!(d.control_plane_auth_policy.as_str(), "" | "MUTUAL_TLS"),
             "controlPlaneAuthPolicy",
             "not supported: the control plane is always spoken to over mutual TLS".to_owned(),
         ),
-        (d.drain_duration.is_some(), "drainDuration", flag("--drain-time-s")),
-        (d.parent_shutdown_duration.is_some(), "parentShutdownDuration", flag("--parent-shutdown-time-s")),
-        (d.termination_drain_duration.is_some(), "terminationDrainDuration", flag("--drain-seconds")),
-        (d.proxy_admin_port.is_some(), "proxyAdminPort", flag("--admin")),
-        (d.status_port.is_some(), "statusPort", flag("--readiness")),
         (!d.interception_mode.is_empty(), "interceptionMode", flag("--meta INTERCEPTION_MODE=TPROXY")),
         (!d.service_cluster.is_empty(), "serviceCluster", flag("--workload")),
         (!d.tracing_service_name.is_empty(), "tracingServiceName", flag("--workload")),

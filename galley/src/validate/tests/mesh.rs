@@ -42,6 +42,7 @@ fn what_holds_for_those_who_say_nothing() {
         "outboundClusterStatName: '%SERVICE_FQDN%_%SUBSET_NAME%'\ninboundClusterStatName: '%SERVICE%:%TARGET_PORT%'",
         "extensionProviders: [{name: a, envoyFileAccessLog: {path: /dev/stdout, logFormat: {labels: {a: '%PROTOCOL%'}}}}, {name: b, prometheus: {}}]\ndefaultProviders: {accessLogging: [a, envoy], metrics: [prometheus]}",
         "defaultConfig: {gatewayTopology: {numTrustedProxies: 2, forwardClientCertDetails: SANITIZE, proxyProtocol: {}}, tracing: {sampling: 0.5}}",
+        "defaultConfig: {concurrency: 0, drainDuration: 45s, parentShutdownDuration: 60s, terminationDrainDuration: 0s, statusPort: 0, proxyAdminPort: 15000, connectionSettings: {listenerConnectionLimit: 1, globalDownstreamConnectionLimit: 1}}",
         "ingressControllerMode: DEFAULT\ningressClass: edge\ningressService: edge\ningressSelector: edge",
         "defaultTrafficPolicy: {connectionPool: {tcp: {maxConnections: 1}}, outlierDetection: {consecutive5xxErrors: 3}}",
         "serviceEntryVisibility: {applyToSidecars: true, defaultVisibility: NAMESPACE, policies: [{visibility: PUBLIC, matchingRules: [{namespaceSelector: {matchLabels: {a: b}}}]}, {visibility: NONE}]}",
@@ -137,6 +138,12 @@ fn what_holds_for_those_who_say_nothing() {
             "serviceScopeConfigs[0].servicesSelector.matchExpressions[0].operator",
         ),
         ("defaultConfig: {concurrency: -1}", "defaultConfig.concurrency"),
+        ("defaultConfig: {statusPort: 70000}", "defaultConfig.statusPort"),
+        ("defaultConfig: {proxyAdminPort: -1}", "defaultConfig.proxyAdminPort"),
+        (
+            "defaultConfig: {connectionSettings: {globalDownstreamConnectionLimit: 0}}",
+            "defaultConfig.connectionSettings.globalDownstreamConnectionLimit",
+        ),
         ("enableAutoMTLS: true", "enableAutoMTLS"),
     ]);
     let p = mesh("defaultConfig: {gatewayTopology: {forwardClientCertDetails: ALWAYS_FORWARD_ONLY}}");

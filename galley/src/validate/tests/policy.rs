@@ -266,6 +266,14 @@ fn telemetry_and_settings() {
     warns(api, "Telemetry", &[("tracing: [{}, {}]", "tracing", "first"), ("{}", "", "not enforced yet")]);
     let api = "networking.istio.io/v1beta1";
     accepts(api, "ProxyConfig", &["concurrency: 0\nimage: {imageType: debug}\nenvironmentVariables: {A: b}"]);
+    warns(
+        api,
+        "ProxyConfig",
+        &[
+            ("image: {imageType: debug}", "image", "nobody injects"),
+            ("environmentVariables: {A: b}", "environmentVariables", "not enforced yet"),
+        ],
+    );
     refuses(api, "ProxyConfig", &[("concurrency: -1", "concurrency"), ("concurency: 1", "concurency")]);
 }
 

@@ -25,6 +25,7 @@ use mesh_xds::{
     },
     codec::Secret,
     nds::NameTable,
+    process::ProcessSettings,
 };
 use prometheus_client::{metrics::gauge::Gauge, registry::Registry};
 use sidecar::names::{Audience, follow};
@@ -41,6 +42,8 @@ pub(crate) async fn run(args: DnsArgs) -> anyhow::Result<()> {
     let stop = mesh_runtime::shutdown::on_signal()?;
     // Checked before anything waits.
     let (identity, node) = (proxy.identity()?, proxy.node(NodeKind::Sidecar)?);
+    // It is no proxy: the mesh's settings of these are not for it.
+    let process = proxy.process(&ProcessSettings::default());
     let store = SecretStore::new();
     let endpoint = control_plane(&proxy, &proxy.discovery, &store)?;
 
@@ -55,7 +58,7 @@ pub(crate) async fn run(args: DnsArgs) -> anyhow::Result<()> {
     let (names, following) = follow(from_client, Audience::Cluster);
     let server = ClusterServer::start(ClusterOptions {
         listen,
-        workers: proxy.workers(),
+        workers: process.concurrency,
         upstreams: upstream,
         names: names.clone(),
         metrics,
@@ -64,9 +67,9 @@ pub(crate) async fn run(args: DnsArgs) -> anyhow::Result<()> {
     let readiness = Readiness::default();
     let waiting = readiness.wait_for("names");
     let mut tasks = JoinSet::new();
-    let (_, ready_page) = serve(proxy.readiness, ready_router(readiness.clone()))
+    let (_, ready_page) = serve(process.readiness, ready_router(readiness.clone()))
         .await
-        .with_context(|| format!("--readiness {}", proxy.readiness))?;
+        .with_context(|| format!("--readiness {}", process.readiness))?;
     let pages = ready_router(readiness.clone()).merge(metrics_router(Arc::new(registry)));
     let (_, metrics_page) =
         serve(proxy.metrics, pages).await.with_context(|| format!("--metrics {}", proxy.metrics))?;
@@ -122,8 +125,8 @@ pub(crate) async fn run(args: DnsArgs) -> anyhow::Result<()> {
     stop.cancelled().await;
     // Whoever asks here is told to ask elsewhere, and is answered until it does.
     let _leaving = readiness.wait_for("nothing: it is stopping");
-    tracing::info!(seconds = proxy.drain_seconds, "draining");
-    tokio::time::sleep(proxy.drain()).await;
+    tracing::info!(seconds = process.drain.as_secs(), "draining");
+    tokio::time::sleep(process.drain).await;
     server.stop(LAST_ANSWERS).await;
     drop(client);
     for task in [following, ready_page, metrics_page] {

@@ -55,6 +55,35 @@ pub(crate) const TESTS: &[(&str, &str)] = &[
     ),
     ("MeshConfig.defaultConfig.tracing.datadog", "pilot/src/generate/tests/telemetry.rs::addresses_of_old"),
     ("MeshConfig.defaultConfig.tracing.enableIstioTags", "pilot/src/generate/tests/telemetry.rs::tags"),
+    ("ProxyConfig.concurrency", "pilot/src/source/tests/process.rs::the_nearest_who_says_something_counts"),
+    (
+        "MeshConfig.defaultConfig.concurrency",
+        "sidecar/agent/tests/integration/process.rs::a_process_starts_with_what_the_mesh_says_and_again_without_a_control_plane",
+    ),
+    (
+        "MeshConfig.defaultConfig.statusPort",
+        "sidecar/agent/tests/integration/process.rs::a_process_starts_with_what_the_mesh_says_and_again_without_a_control_plane",
+    ),
+    (
+        "MeshConfig.defaultConfig.proxyAdminPort",
+        "sidecar/agent/tests/integration/process.rs::a_process_starts_with_what_the_mesh_says_and_again_without_a_control_plane",
+    ),
+    (
+        "MeshConfig.defaultConfig.drainDuration",
+        "sidecar/agent/tests/integration/process.rs::times_hold_at_once_and_threads_after_a_restart",
+    ),
+    (
+        "MeshConfig.defaultConfig.parentShutdownDuration",
+        "sidecar/agent/src/process.rs::times_of_a_handover_likewise",
+    ),
+    (
+        "MeshConfig.defaultConfig.terminationDrainDuration",
+        "sidecar/agent/tests/integration/process.rs::times_hold_at_once_and_threads_after_a_restart",
+    ),
+    (
+        "MeshConfig.defaultConfig.connectionSettings.globalDownstreamConnectionLimit",
+        "sidecar/proxy/tests/integration/config.rs::connections_beyond_the_limit_of_all_workers_are_closed",
+    ),
     ("EnvoyFilter.configPatches[].match.listener.name", "pilot/xds/src/patch/tests/listeners.rs::listeners"),
     (
         "EnvoyFilter.configPatches[].match.listener.portNumber",

@@ -468,7 +468,6 @@ const NOT_DONE: &[(&str, &str, &str, &str)] = &[
         r#"[{"scope": "GLOBAL"}]"#,
         "ambient clusters",
     ),
-    ("MeshConfig.defaultConfig.concurrency", "/spec/defaultConfig/concurrency", r#"2"#, "--concurrency"),
     (
         "MeshConfig.defaultConfig.discoveryAddress",
         "/spec/defaultConfig/discoveryAddress",
@@ -481,26 +480,6 @@ const NOT_DONE: &[(&str, &str, &str, &str)] = &[
         r#""NONE""#,
         "mutual TLS",
     ),
-    (
-        "MeshConfig.defaultConfig.drainDuration",
-        "/spec/defaultConfig/drainDuration",
-        r#""1s""#,
-        "--drain-time-s",
-    ),
-    (
-        "MeshConfig.defaultConfig.parentShutdownDuration",
-        "/spec/defaultConfig/parentShutdownDuration",
-        r#""1s""#,
-        "--parent-shutdown-time-s",
-    ),
-    (
-        "MeshConfig.defaultConfig.terminationDrainDuration",
-        "/spec/defaultConfig/terminationDrainDuration",
-        r#""1s""#,
-        "--drain-seconds",
-    ),
-    ("MeshConfig.defaultConfig.proxyAdminPort", "/spec/defaultConfig/proxyAdminPort", r#"1"#, "--admin"),
-    ("MeshConfig.defaultConfig.statusPort", "/spec/defaultConfig/statusPort", r#"1"#, "--readiness"),
     (
         "MeshConfig.defaultConfig.interceptionMode",
         "/spec/defaultConfig/interceptionMode",

@@ -199,9 +199,9 @@ pub(crate) fn rows() -> Vec<Row> {
         json!("UNESCAPE_AND_FORWARD"),
         json!({"escaped_slashes": "UnescapeAndForward"}),
     ));
-    for (field, at) in [settings!("listenerConnectionLimit"), settings!("globalDownstreamConnectionLimit")] {
-        all.push(warned(field, &b, at, json!(7), "--max-connections"));
-    }
+    let (field, at) = settings!("listenerConnectionLimit");
+    let want = json!({"listeners": {"0.0.0.0_80": {"max_connections": 7}}});
+    all.push(row(field, &b, at, json!(7), View::Config { from: EDGE }, want));
     for (field, at, value) in [
         ("MeshConfig.defaultConfig.fileFlushInterval", "/spec/defaultConfig/fileFlushInterval", json!("1s")),
         ("MeshConfig.defaultConfig.fileFlushMinSizeKb", "/spec/defaultConfig/fileFlushMinSizeKb", json!(1)),

@@ -187,7 +187,6 @@ pub(crate) fn rows() -> Vec<Row> {
                 {"name": "virtualInbound-9080-tls", "tls": {"certificate": {"Files": {"chain": "/c", "key": "/k"}}}}, {}
             ]}}}),
         ),
-        warned("ProxyConfig.concurrency", &proxy, "/spec/concurrency", json!(2), "not enforced yet"),
         row(
             "ProxyConfig.environmentVariables",
             &asking,
@@ -208,7 +207,7 @@ pub(crate) fn rows() -> Vec<Row> {
             &proxy,
             "/spec/image/imageType",
             json!("distroless"),
-            "not enforced yet",
+            "nobody injects proxies",
         ),
         row(
             "ProxyConfig.selector",

@@ -7,7 +7,7 @@ use crate::{
     Base, Row, View, get, refused, row,
     security::{KEYS, TOKEN},
     support::{Mesh, bookinfo},
-    warned, with_headers,
+    with_headers,
 };
 
 const X: &str = "GET http://ratings:9080/x";
@@ -82,12 +82,15 @@ fn peers() -> Vec<Row> {
             get(X),
             passes(),
         ),
-        warned(
+        row(
             "AuthenticationPolicy.peers[].mtls.allowTls",
             &b,
             "/spec/peers/0/mtls/allowTls",
             json!(true),
-            "TLS without a client's certificate is not accepted",
+            View::Config { from: "default/ratings-v1" },
+            json!({"listeners": {"virtualInbound": {"filter_chains": [
+                {"name": "virtualInbound-9080", "tls": {"client_certificate": {"Optional": {}}}}, {}, {}, {}
+            ]}}}),
         ),
         refused(
             "AuthenticationPolicy.peers[].jwt",

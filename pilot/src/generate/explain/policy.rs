@@ -60,6 +60,7 @@ pub(super) fn viewer(world: &World, namespace: &str, labels: &Labels, addresses:
         topology: None,
         headers: None,
         connections: None,
+        process: mesh_xds::process::ProcessSettings::default(),
         federation: None,
         metadata: Default::default(),
         filters: Default::default(),

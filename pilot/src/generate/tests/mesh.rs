@@ -108,6 +108,24 @@ fn namespaces_that_nobody_looks_at() {
     assert_eq!(seen(json!([{"matchLabels": {"mesh": "yes"}}])), (false, false, true));
 }
 
+/// A limit of connections is every listener's of TCP, of the mesh's settings or the proxy's own.
+#[test]
+fn listeners_have_limits_of_connections() {
+    let docs = with(json!({"defaultConfig": {"connectionSettings": {"listenerConnectionLimit": 9}}}));
+    let limits = |node: &NodeInfo| {
+        let g = docs.generate(node);
+        assert!(g.listeners.values().any(|l| l.max_connections.is_some()));
+        let all = g.listeners.values().filter(|l| !l.is_udp()).map(|l| l.max_connections);
+        all.collect::<std::collections::BTreeSet<_>>()
+    };
+    assert_eq!(limits(&productpage()), [Some(9)].into());
+    let own = json!({"PROXY_CONFIG": {"connectionSettings": {"listenerConnectionLimit": 7}}});
+    let own = node(NodeKind::Sidecar, "10.1.0.1", "productpage-v1", own);
+    assert_eq!(limits(&own), [Some(7)].into());
+    let none = with(json!({})).generate(&productpage());
+    assert!(none.listeners.values().all(|l| l.max_connections.is_none()));
+}
+
 /// What is in front of gateways is not in front of sidecars, nor of those that clusters talk through.
 #[test]
 fn only_gateways_have_proxies_in_front_of_them() {

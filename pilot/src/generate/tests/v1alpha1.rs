@@ -24,6 +24,58 @@ fn modes(docs: &Docs) -> Vec<MutualTlsMode> {
     [9080, 9090, 0].map(|port| w.mtls_mode(&p, port)).to_vec()
 }
 
+/// Mesh TLS of productpage's port: who must show a certificate, by where he comes from.
+#[test]
+fn callers_of_tls_without_a_certificate() {
+    let chains = |docs: &Docs, port: &str| -> Vec<(String, usize, bool, usize)> {
+        let g = docs.generate(&productpage());
+        let all = g.listeners["virtualInbound"]
+            .filter_chains
+            .iter()
+            .chain(&g.listeners["virtualInbound"].default_filter_chain);
+        let of_port =
+            |c: &&FilterChain| c.tls.is_some() && (c.name == port || c.name == format!("{port}-gateways"));
+        all.filter(of_port)
+            .map(|c| {
+                let required = match &c.tls.as_ref().unwrap().client_certificate {
+                    ClientCertificate::Required(v) => (true, v),
+                    ClientCertificate::Optional(v) => (false, v),
+                    ClientCertificate::None => panic!("nobody is asked"),
+                };
+                assert!(required.1.trusted.is_some(), "what is shown is verified");
+                (
+                    c.name.clone(),
+                    c.matches.source_prefixes.len(),
+                    required.0,
+                    c.tls.as_ref().unwrap().alpn.len(),
+                )
+            })
+            .collect()
+    };
+    let port = "virtualInbound-9080";
+    let usual = chains(&docs(), port);
+    assert_eq!(usual, [(port.to_owned(), 0, true, 3)]);
+    let allow = |mode: &str| json!({"peers": [{"mtls": {"allowTls": true, "mode": mode}}]});
+    for mode in ["STRICT", "PERMISSIVE"] {
+        let policy = policy(docs(), "books/default", allow(mode));
+        // A gateway passes on whatever reaches it.
+        let wanted = [(format!("{port}-gateways"), 1, true, 3), (port.to_owned(), 0, false, 3)];
+        assert_eq!(chains(&policy, port), wanted, "{mode}");
+        // Undeclared ports as well, whose bytes need no ALPN.
+        let wanted =
+            [("virtualInbound-gateways".to_owned(), 1, true, 2), ("virtualInbound".to_owned(), 0, false, 0)];
+        let found = chains(&policy, "virtualInbound");
+        assert_eq!(
+            found.iter().map(|c| (c.0.clone(), c.1, c.2)).collect::<Vec<_>>(),
+            wanted.map(|c| (c.0, c.1, c.2)).to_vec()
+        );
+        assert_eq!(found[1].3, 0);
+        // The newer kind decides alone.
+        let newer = policy.add("PeerAuthentication", "books/n", json!({"mtls": {"mode": mode}}));
+        assert_eq!(chains(&newer, port), usual);
+    }
+}
+
 #[test]
 fn the_narrowest_policy_counts_alone() {
     use MutualTlsMode::{Disable, Permissive, Strict};

@@ -14,7 +14,7 @@ mod state;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -37,7 +37,8 @@ use crate::{
     nds::NameTable,
     node::NodeInfo,
     pb,
-    type_url::{BUNDLES, CDS, ECDS, LDS, NDS, RDS, VHDS},
+    process::{self, ProcessSettings},
+    type_url::{BUNDLES, CDS, ECDS, LDS, NDS, PROXY_CONFIG, RDS, VHDS},
 };
 
 /// How long a state with dangling references is withheld. The server answers for names that do not
@@ -137,7 +138,17 @@ pub struct ProxyClient {
     state: watch::Receiver<Arc<ProxyState>>,
     names: watch::Receiver<Arc<NameTable>>,
     bundles: watch::Receiver<Vec<ForeignBundle>>,
+    process: watch::Receiver<Option<ProcessSettings>>,
     health: watch::Receiver<ClientHealth>,
+}
+
+/// Settings of the process that are kept in a file, if there is a usable one: for what is to be known before there can be
+/// a client.
+#[must_use]
+pub fn kept_process(cache: &Path) -> Option<ProcessSettings> {
+    let types = cache::load(cache).ok()??;
+    let kept = types.get(PROXY_CONFIG)?.first()?;
+    process::decode(kept.resource.as_ref()?).ok()
 }
 
 impl ProxyClient {
@@ -147,6 +158,7 @@ impl ProxyClient {
         let (state_tx, state) = watch::channel(Arc::default());
         let (names_tx, table) = watch::channel(Arc::default());
         let (bundles_tx, bundles) = watch::channel(vec![]);
+        let (process_tx, process) = watch::channel(None);
         let (health_tx, health) = watch::channel(ClientHealth::default());
         let mut inner = Inner::new(options.fixed.clone());
         let delta = options.client.mode == Mode::Delta;
@@ -186,6 +198,7 @@ impl ProxyClient {
             }
         }
         bundles_tx.send_replace(work.lock().bundles.values().cloned().collect());
+        process_tx.send_replace(work.lock().process);
         let cached_names = work.lock().names.clone();
         if let Some(t) = cached_names {
             names_tx.send_replace(t);
@@ -207,6 +220,10 @@ impl ProxyClient {
         if options.fixed.is_none() || options.name_table {
             initial.push((BUNDLES, Names::All));
         }
+        // A process that has a file for everything has flags for itself.
+        if options.fixed.is_none() {
+            initial.push((PROXY_CONFIG, Names::All));
+        }
         let token = CancellationToken::new();
         let on_demand = options.on_demand;
         let publisher = publish(work.clone(), state_tx, options.cache, on_demand.clone());
@@ -225,6 +242,7 @@ impl ProxyClient {
                 all_clusters,
                 names: names_tx,
                 bundles: bundles_tx,
+                process: process_tx,
                 health: health_tx,
             };
             follow.subscribe();
@@ -237,7 +255,7 @@ impl ProxyClient {
                 () = ask(&asking, &subscriptions, all_clusters, &on_demand) => {}
             }
         });
-        Self { client, own, _stop: token.drop_guard(), state, names: table, bundles, health }
+        Self { client, own, _stop: token.drop_guard(), state, names: table, bundles, process, health }
     }
 
     /// The state as it changes; starts empty.
@@ -282,6 +300,13 @@ impl ProxyClient {
         self.bundles.clone()
     }
 
+    /// Settings of the process as they change; those that were kept are there from the start, and `None` is that nobody has
+    /// said anything yet.
+    #[must_use]
+    pub fn process(&self) -> watch::Receiver<Option<ProcessSettings>> {
+        self.process.clone()
+    }
+
     /// How the client is doing.
     #[must_use]
     pub fn health(&self) -> watch::Receiver<ClientHealth> {
@@ -308,6 +333,7 @@ struct Follow {
     all_clusters: bool,
     names: watch::Sender<Arc<NameTable>>,
     bundles: watch::Sender<Vec<ForeignBundle>>,
+    process: watch::Sender<Option<ProcessSettings>>,
     health: watch::Sender<ClientHealth>,
 }
 
@@ -398,6 +424,14 @@ impl Handler for Follow {
         if type_url == BUNDLES {
             self.bundles.send_replace(self.work.lock().bundles.values().cloned().collect());
         }
+        if type_url == PROXY_CONFIG {
+            let now = self.work.lock().process;
+            self.process.send_if_modified(|p| {
+                let changed = *p != now;
+                *p = now;
+                changed
+            });
+        }
         self.health.send_modify(|h| {
             h.synced = true;
             h.from_cache = false;
@@ -434,9 +468,9 @@ async fn publish(
     // What came from the file was there before this task first ran.
     dirty.mark_changed();
     // Names are no part of the state, and may be all that there is.
-    let (mut table, mut bundles) = {
+    let (mut table, mut bundles, mut process) = {
         let inner = work.lock();
-        (inner.names.clone(), inner.bundles.clone())
+        (inner.names.clone(), inner.bundles.clone(), inner.process)
     };
     let mut held_since: Option<Instant> = None;
     let mut save_at: Option<Instant> = None;
@@ -507,6 +541,10 @@ async fn publish(
             let inner = work.lock();
             if inner.bundles != bundles {
                 bundles.clone_from(&inner.bundles);
+                changed = true;
+            }
+            if inner.process != process {
+                process = inner.process;
                 changed = true;
             }
         }

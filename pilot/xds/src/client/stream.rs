@@ -18,7 +18,7 @@ use super::{
 use crate::{
     mcp,
     node::NodeInfo,
-    pb,
+    pb, process,
     server::{
         content_version,
         state::{MAX_TYPES, Mode},
@@ -511,6 +511,10 @@ fn resource_name(any: &pb::Any) -> Option<String> {
     }
     if any.type_url == type_url::NDS {
         return Some("name-table".to_owned());
+    }
+    // Its first field is another's name.
+    if any.type_url == type_url::PROXY_CONFIG {
+        return Some(process::NAME.to_owned());
     }
     Named::decode(any.value.clone()).ok().map(|n| n.name).filter(|n| !n.is_empty())
 }

@@ -15,8 +15,9 @@ use envoy_types::pb::{
                 proxy_protocol::v3::ProxyProtocol, tls_inspector::v3::TlsInspector,
             },
             network::{
-                ext_authz::v3::ExtAuthz, http_connection_manager::v3::HttpConnectionManager,
-                local_ratelimit::v3::LocalRateLimit, rbac::v3::Rbac, sni_cluster::v3::SniCluster,
+                connection_limit::v3::ConnectionLimit, ext_authz::v3::ExtAuthz,
+                http_connection_manager::v3::HttpConnectionManager, local_ratelimit::v3::LocalRateLimit,
+                rbac::v3::Rbac, sni_cluster::v3::SniCluster,
                 sni_dynamic_forward_proxy::v3::FilterConfig as SniNames, tcp_proxy::v3 as tcp,
             },
             udp::udp_proxy::v3::UdpProxyConfig,
@@ -72,11 +73,11 @@ pub(super) fn encode(m: &Listener) -> pb::Listener {
             (Some(u), _) => Some(udp::listener_config(u)),
             (None, q) => q.as_ref().map(quic::encode),
         },
-        filter_chains: m.filter_chains.iter().map(|c| chain(c, m.quic.is_some())).collect(),
+        filter_chains: m.filter_chains.iter().map(|c| limited(m, c)).collect(),
         // The filter recovers the address; this field hands over, which an inbound listener never does.
         use_original_dst: (m.use_original_dst && m.direction != Direction::Inbound)
             .then_some(gp::BoolValue { value: true }),
-        default_filter_chain: m.default_filter_chain.as_ref().map(|c| chain(c, m.quic.is_some())),
+        default_filter_chain: m.default_filter_chain.as_ref().map(|c| limited(m, c)),
         listener_filters: filters,
         listener_filters_timeout: Some(duration(m.inspect_timeout)),
         continue_on_listener_filters_timeout: true,
@@ -88,6 +89,55 @@ pub(super) fn encode(m: &Listener) -> pb::Listener {
         per_connection_buffer_limit_bytes: m.buffer_limit.and_then(u32v),
         ..Default::default()
     }
+}
+
+const CONNECTION_LIMIT: &str = "envoy.filters.network.connection_limit";
+
+/// A chain with the listener's limit of connections in front.
+fn limited(m: &Listener, c: &FilterChain) -> pb::FilterChain {
+    let mut out = chain(c, m.quic.is_some());
+    if let Some(n) = m.max_connections.filter(|_| !m.is_udp()) {
+        let limit = ConnectionLimit {
+            // By which it is the listener's and not one that somebody else has put there.
+            stat_prefix: m.name.clone(),
+            max_connections: Some(gp::UInt64Value { value: n.into() }),
+            ..Default::default()
+        };
+        let config_type = Some(l::filter::ConfigType::TypedConfig(any(&limit)));
+        out.filters.insert(0, pb::Filter { name: CONNECTION_LIMIT.to_owned(), config_type });
+    }
+    out
+}
+
+/// Takes a listener's limit out of its chains; all of them must have the same.
+fn to_limit(m: &mut pb::Listener) -> Res<Option<u32>> {
+    let name = m.name.clone();
+    let mut seen = Vec::new();
+    for c in m.filter_chains.iter_mut().chain(&mut m.default_filter_chain) {
+        let Some(l::filter::ConfigType::TypedConfig(a)) =
+            c.filters.first().and_then(|f| f.config_type.as_ref())
+        else {
+            seen.push(None);
+            continue;
+        };
+        let limit: Option<ConnectionLimit> = is::<ConnectionLimit>(a).then(|| typed(a)).transpose()?;
+        let Some(limit) = limit.filter(|l| l.stat_prefix == name) else {
+            seen.push(None);
+            continue;
+        };
+        refuse!(limit; delay, runtime_enabled);
+        let n = limit.max_connections.map_or(0, |n| n.value);
+        if n == 0 {
+            return Err(Bad::new("max_connections", "must be at least 1"));
+        }
+        c.filters.remove(0);
+        seen.push(Some(u32::try_from(n).unwrap_or(u32::MAX)));
+    }
+    let first = seen.first().copied().flatten();
+    if seen.iter().any(|n| *n != first) {
+        return Err(Bad::unsupported("filter_chains", "a connection_limit that other chains have not"));
+    }
+    Ok(first)
 }
 
 /// Metadata that says what [`Mixer`] does: no proxy has a filter for it any more.
@@ -136,6 +186,7 @@ pub(super) fn decode(mut m: pb::Listener) -> Res<Listener> {
         additional_addresses, fcds_config, filter_chain_matcher, api_listener, connection_balance_config,
         listener_specifier, socket_options
     );
+    let max_connections = to_limit(&mut m)?;
     let (ip, port, is_udp) = to_protocol_address(m.address)?;
     let ip: IpAddr = ip.parse().map_err(|_| Bad::new("address", format!("{ip:?} is not an IP address")))?;
     let (mut udp, mut quic, mut inspect_quic) = (None, None, false);
@@ -210,6 +261,7 @@ pub(super) fn decode(mut m: pb::Listener) -> Res<Listener> {
         quic,
         inspect_quic,
         buffer_limit: m.per_connection_buffer_limit_bytes.map(|v| v.value),
+        max_connections,
         mixer: m.metadata.and_then(to_mixer).map(Box::new),
     };
     quic::check(&listener)?;

@@ -783,6 +783,7 @@ pub(crate) fn listener() -> Listener {
         quic: None,
         inspect_quic: false,
         buffer_limit: Some(77),
+        max_connections: Some(700),
         mixer: Some(Box::new(Mixer { check: "m:9091".into(), report: "n:9091".into(), fail_open: true })),
     }
 }
@@ -986,6 +987,37 @@ fn listeners_round_trip() {
     rds.use_original_dst = false;
     rds.bind_to_port = false;
     assert_eq!(decode_listener(&encode_listener(&rds)).unwrap(), rds);
+}
+
+/// Envoy counts connections in a filter of each chain; the listener's own limit is what all of them have.
+#[test]
+fn a_listeners_limit_is_that_of_all_its_chains() {
+    use super::listener::pb::filter::ConfigType as config_type;
+    use envoy_types::pb::envoy::extensions::filters::network::connection_limit::v3::ConnectionLimit;
+    let wire = || super::listener::encode(&listener());
+    let decoded = |l: super::listener::pb::Listener| super::listener::decode(l);
+    for c in wire().filter_chains.iter().chain(&wire().default_filter_chain) {
+        assert_eq!(c.filters[0].name, "envoy.filters.network.connection_limit");
+    }
+    // One that some chains have, or that is somebody else's.
+    let mut some = wire();
+    some.filter_chains[0].filters.remove(0);
+    assert!(decoded(some).is_err());
+    let with = |change: fn(&mut ConnectionLimit)| {
+        let mut l = wire();
+        for c in l.filter_chains.iter_mut().chain(&mut l.default_filter_chain) {
+            let config = c.filters[0].config_type.as_mut();
+            let Some(config_type::TypedConfig(a)) = config else { panic!() };
+            let mut limit: ConnectionLimit = super::common::typed(a).unwrap();
+            change(&mut limit);
+            *a = typed_any(&limit);
+        }
+        decoded(l)
+    };
+    assert_eq!(with(|_| ()).unwrap().max_connections, Some(700));
+    assert!(with(|l| l.stat_prefix = "other".into()).is_err());
+    assert!(with(|l| l.max_connections = None).is_err());
+    assert!(with(|l| l.delay = Some(Default::default())).is_err());
 }
 
 #[test]

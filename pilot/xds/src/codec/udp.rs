@@ -191,6 +191,7 @@ mod tests {
             quic: None,
             inspect_quic: false,
             buffer_limit: None,
+            max_connections: None,
             mixer: None,
             udp: Some(Box::new(UdpProxy {
                 idle_timeout: Duration::from_secs(7),

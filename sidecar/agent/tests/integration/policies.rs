@@ -124,6 +124,47 @@ async fn connections_are_noted_for_loggers() {
     }
 }
 
+/// What is beyond a listener's limit is closed, and has its place when another has gone.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs Envoy (ENVOY_BIN)"]
+async fn connections_beyond_a_listeners_limit() {
+    let up = crate::process::echo().await;
+    let tcp = TcpProxy {
+        stat_prefix: "t".into(),
+        clusters: vec![WeightedCluster::only("up")],
+        idle_timeout: None,
+        max_duration: None,
+        access_log: vec![],
+        tunnel: None,
+        on_demand: None,
+        names: None,
+    };
+    let p = Pair::limited(tcp, 2, vec![cluster("up", up, UpstreamHttp::Http1)]).await;
+    // `None` is one that was closed.
+    let ask = async |s: &mut TcpStream| {
+        let mut b = [0];
+        s.write_all(b"x").await.ok()?;
+        s.read_exact(&mut b).await.ok().map(|_| b)
+    };
+    for to in [p.engine, p.envoy] {
+        let end = tokio::time::Instant::now() + Duration::from_secs(10);
+        let placed = async || loop {
+            let mut s = TcpStream::connect(to).await.unwrap();
+            if ask(&mut s).await.is_some() {
+                break s;
+            }
+            assert!(tokio::time::Instant::now() < end, "{to}: a place is free");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        };
+        let (first, _second) = (placed().await, placed().await);
+        for _ in 0..3 {
+            assert_eq!(ask(&mut TcpStream::connect(to).await.unwrap()).await, None, "{to}");
+        }
+        drop(first);
+        placed().await;
+    }
+}
+
 /// A header that is not there, is there once, and is there twice.
 const HEADERS: [&str; 7] = [
     "",

@@ -187,26 +187,35 @@ impl Pair {
         Self::with(filters, Direction::Inbound, false, clusters).await
     }
 
+    /// A listener of bytes that has so many connections.
+    pub(crate) async fn limited(t: TcpProxy, max_connections: u32, clusters: Vec<Cluster>) -> Self {
+        let limit = Listener { max_connections: Some(max_connections), ..base_listener() };
+        Self::like(limit, vec![NetworkFilter::Tcp(t)], clusters).await
+    }
+
     async fn with(
         filters: Vec<NetworkFilter>,
         direction: Direction,
         inspect_tls: bool,
         clusters: Vec<Cluster>,
     ) -> Self {
+        Self::like(Listener { direction, inspect_tls, ..base_listener() }, filters, clusters).await
+    }
+
+    /// A listener that is otherwise like this one.
+    async fn like(base: Listener, filters: Vec<NetworkFilter>, clusters: Vec<Cluster>) -> Self {
         let port = free_port();
         let pair = Self::start(
             Listener {
                 name: "l".into(),
                 address: SocketAddr::from(([127, 0, 0, 1], port)),
-                direction,
-                inspect_tls,
                 filter_chains: vec![FilterChain {
                     name: "c".into(),
                     matches: FilterChainMatch::default(),
                     tls: None,
                     filters,
                 }],
-                ..base_listener()
+                ..base
             },
             clusters,
         );

@@ -4,7 +4,10 @@ use std::{
     collections::HashMap,
     net::{IpAddr, SocketAddr},
     rc::Rc,
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU32, Ordering::Relaxed},
+    },
 };
 
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -60,8 +63,20 @@ pub(crate) struct Listener {
     /// Positions in `chains` by destination port; chains without a port under `None`.
     by_port: HashMap<Option<u16>, Vec<usize>>,
     pub(crate) logs: Vec<AccessLog>,
+    /// Connections that it has, those of its former versions included.
+    open: Arc<AtomicU32>,
     /// Takes datagrams.
     pub(crate) udp: Option<Arc<UdpProxy>>,
+}
+
+/// A connection's place in a listener.
+#[derive(Debug)]
+pub(crate) struct ListenerPlace(Arc<AtomicU32>);
+
+impl Drop for ListenerPlace {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
 }
 
 /// A compiled filter chain. It lives for as long as its connections.
@@ -300,6 +315,14 @@ pub(crate) struct ConnectionFacts<'a> {
 }
 
 impl Listener {
+    /// A place for a connection, or that there is none. Connections are counted whether there is a limit or not: there may be
+    /// one while they last.
+    pub(crate) fn place(&self) -> Option<ListenerPlace> {
+        let place = ListenerPlace(Arc::clone(&self.open));
+        let before = self.open.fetch_add(1, Relaxed);
+        self.model.max_connections.is_none_or(|n| before < n).then_some(place)
+    }
+
     /// Compiles; chains that are equal to one of `previous` are taken over with their connections.
     pub(crate) fn new(
         model: Arc<model::Listener>,
@@ -335,7 +358,8 @@ impl Listener {
                 None => Some(Arc::new(UdpProxy::new(u, names)?)),
             },
         };
-        Ok(Self { model, chains, default, by_port, logs, udp })
+        let open = previous.map(|p| Arc::clone(&p.open)).unwrap_or_default();
+        Ok(Self { model, chains, default, by_port, logs, open, udp })
     }
 
     /// Whether its connections of QUIC carry datagrams.
@@ -673,6 +697,7 @@ mod tests {
             quic: None,
             inspect_quic: false,
             buffer_limit: None,
+            max_connections: None,
             mixer: None,
         };
         let mut names = Names {

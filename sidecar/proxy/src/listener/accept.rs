@@ -11,7 +11,9 @@ use super::{
     proxy_protocol,
 };
 use crate::{
-    config::listener::{Chain, ConnectionFacts, Guard, HttpManager, Listener, ListenerSlot, Terminal},
+    config::listener::{
+        Chain, ConnectionFacts, Guard, HttpManager, Listener, ListenerPlace, ListenerSlot, Terminal,
+    },
     http::{
         h1, h2,
         metadata::{AUDIT, CONNECTION_RBAC, Metadata},
@@ -111,6 +113,13 @@ async fn choose(
     arrival: Arrival,
 ) -> Option<Serving> {
     let Arrival { peer, direct_peer, local, redirected } = arrival;
+    let Some(place) = listener.place() else {
+        tracing::debug!(listener = %listener.model.name, %peer, "more connections than the listener may have");
+        let mut record = TcpRecord::refused(peer, local, None, "-");
+        record.details = "over_connection_limit".to_owned();
+        record.log(worker, &listener.logs);
+        return None;
+    };
     let (hello, http) = inspect(&listener, local, &mut stream, &mut buf).await;
     let tls = hello.is_some();
     let hello = hello.unwrap_or_default();
@@ -131,7 +140,7 @@ async fn choose(
         }
         return None;
     };
-    let accepted = Accepted { peer, direct_peer, local, redirected, sni: hello.sni };
+    let accepted = Accepted { peer, direct_peer, local, redirected, sni: hello.sni, place };
     serve(worker, listener, chain, stream.prefixed(buf.freeze()), accepted).await
 }
 
@@ -141,6 +150,7 @@ struct Accepted {
     local: SocketAddr,
     redirected: bool,
     sni: Option<String>,
+    place: ListenerPlace,
 }
 
 async fn serve(
@@ -207,6 +217,7 @@ async fn serve(
         client_cert: Default::default(),
         found: Default::default(),
         chain,
+        _place: Some(a.place),
     });
     let session = tls && matches!(conn.chain.terminal, Terminal::Tcp(_)) && negotiated_tunnels(&io);
     if !(if session { admitted(&conn).await } else { authorized(&conn).await }) {

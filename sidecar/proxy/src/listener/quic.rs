@@ -145,6 +145,7 @@ async fn accepted(
     shaking: Shaking,
     admission: Admission,
 ) {
+    let Some(_place) = worker.client() else { return incoming.refuse() };
     let totals = &worker.shared.totals;
     let _gauge = Gauge::new(totals, |t| &t.connections, |t| &t.connections_total);
     let listener = slot.current.load_full();
@@ -206,6 +207,7 @@ async fn accepted(
         tls: true,
         identity,
         client_chain,
+        _place: None,
         started: std::time::Instant::now(),
         started_at: std::time::SystemTime::now(),
         series: Default::default(),

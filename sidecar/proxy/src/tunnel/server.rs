@@ -299,6 +299,8 @@ async fn internal(outer: &Rc<Connection>, authority: &str, host: &Host, offer: O
         tls: outer.tls,
         identity: outer.identity.clone(),
         client_chain: outer.client_chain.clone(),
+        // The session has one.
+        _place: None,
         started: std::time::Instant::now(),
         started_at: std::time::SystemTime::now(),
         series: Default::default(),

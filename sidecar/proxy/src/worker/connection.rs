@@ -15,7 +15,7 @@ use rustls::pki_types::CertificateDer;
 
 use super::{Worker, signals::Signals};
 use crate::{
-    config::listener::{Chain, HttpManager, Listener},
+    config::listener::{Chain, HttpManager, Listener, ListenerPlace},
     http::{message::RequestHead, metadata::Metadata, record::SeriesKey},
     rbac::Facts,
 };
@@ -25,6 +25,8 @@ pub(crate) struct Connection {
     pub(crate) worker: Rc<Worker>,
     pub(crate) listener: Arc<Listener>,
     pub(crate) chain: Arc<Chain>,
+    /// Its place in the listener, if it is one of the listener's own connections.
+    pub(crate) _place: Option<ListenerPlace>,
     /// The peer, by PROXY protocol if the listener expects it.
     pub(crate) peer: SocketAddr,
     /// The peer of the socket.

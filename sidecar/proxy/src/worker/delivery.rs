@@ -209,6 +209,7 @@ fn nobody(d: &Delivered) {
 }
 
 async fn serve(worker: Rc<Worker>, slot: Arc<ListenerSlot>, d: Delivered, admission: Admission) {
+    let Some(_place) = worker.client() else { return };
     let totals = &worker.shared.totals;
     let _gauge = Gauge::new(totals, |t| &t.connections, |t| &t.connections_total);
     if let Some(serving) = Box::pin(accept::delivered(&worker, &slot, d.stream, d.peer, d.at)).await {

@@ -297,6 +297,82 @@ async fn connections_beyond_the_limit_wait() {
     read_until(&mut second, "up").await;
 }
 
+/// Whether a connection was closed instead of served.
+async fn is_closed(s: &mut tokio::net::TcpStream) -> bool {
+    // It may be closed before all of it is written.
+    let _ = s.write_all(b"GET /name HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    let mut b = [0; 1];
+    !matches!(tokio::time::timeout(WAIT, s.read(&mut b)).await.expect("an end or an answer"), Ok(1))
+}
+
+#[tokio::test]
+async fn connections_beyond_the_limit_of_all_workers_are_closed() {
+    let up = Upstream::new("up").await;
+    let options = EngineOptions { workers: 3, max_total_connections: Some(2), ..EngineOptions::default() };
+    let l = |name: &str| {
+        let chain = http_chain(inline(vec![vhost(&["*"], vec![route(forward("up"))])]));
+        Listener { name: name.into(), ..listener(Direction::Outbound, vec![chain]) }
+    };
+    let p = Proxy::with(options, Hooks::default())
+        .cluster(cluster("up", &[up.address]))
+        .listener(l("l"))
+        .listener(l("m"))
+        .run();
+    let (mut first, mut second) = (p.connect("l").await, p.connect("m").await);
+    assert!(!is_closed(&mut first).await && !is_closed(&mut second).await);
+    for name in ["l", "m", "l", "m"] {
+        assert!(is_closed(&mut p.connect(name).await).await);
+    }
+    assert_eq!(p.engine.status().connections_refused, 4);
+    drop(first);
+    let end = tokio::time::Instant::now() + WAIT;
+    while is_closed(&mut p.connect("m").await).await {
+        assert!(tokio::time::Instant::now() < end, "a place is free again");
+    }
+}
+
+#[tokio::test]
+async fn a_listener_has_as_many_connections_as_it_may() {
+    let up = Upstream::new("up").await;
+    let chain = |port| {
+        let mut c = http_chain(inline(vec![vhost(&["*"], vec![route(forward("up"))])]));
+        c.matches.source_prefixes = if port { vec!["192.0.2.0/24".parse().unwrap()] } else { vec![] };
+        c
+    };
+    let with = |limit| Listener {
+        max_connections: limit,
+        ..listener(Direction::Outbound, vec![chain(false), chain(true)])
+    };
+    let mut p = Proxy::with(EngineOptions { workers: 2, ..EngineOptions::default() }, Hooks::default())
+        .cluster(cluster("up", &[up.address]))
+        .listener(with(None))
+        .listener(Listener { name: "other".into(), ..with(Some(1)) })
+        .run();
+    let mut first = p.connect("l").await;
+    assert!(!is_closed(&mut first).await);
+    // Those from before count.
+    let mut limit = |n| {
+        p.snap.listeners.insert("l".into(), with(n).into());
+        assert_eq!(p.apply().rejected, []);
+        p.address("l")
+    };
+    let at = limit(Some(2));
+    let mut second = tokio::net::TcpStream::connect(at).await.unwrap();
+    assert!(!is_closed(&mut second).await);
+    assert!(is_closed(&mut tokio::net::TcpStream::connect(at).await.unwrap()).await);
+    // Each listener has its own.
+    let at = limit(None);
+    assert!(!is_closed(&mut tokio::net::TcpStream::connect(at).await.unwrap()).await);
+    let mut other = p.connect("other").await;
+    assert!(!is_closed(&mut other).await);
+    assert!(is_closed(&mut p.connect("other").await).await);
+    drop(other);
+    let end = tokio::time::Instant::now() + WAIT;
+    while is_closed(&mut p.connect("other").await).await {
+        assert!(tokio::time::Instant::now() < end, "a place is free again");
+    }
+}
+
 #[tokio::test]
 async fn a_switch_to_strict_ends_plain_text() {
     let up = Upstream::new("up").await;

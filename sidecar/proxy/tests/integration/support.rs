@@ -276,6 +276,7 @@ pub(crate) fn listener(direction: Direction, chains: Vec<FilterChain>) -> Listen
         quic: None,
         inspect_quic: false,
         buffer_limit: None,
+        max_connections: None,
         mixer: None,
     }
 }

@@ -183,6 +183,54 @@ async fn permissive_takes_both_and_policy_tells_them_apart() {
     assert_eq!(app.requests(), 1);
 }
 
+/// `allowTls` of release 1.0: a certificate that is shown must be good, and only with one is there a principal.
+#[tokio::test]
+async fn a_certificate_that_need_not_be_shown() {
+    let app = Upstream::new("app").await;
+    let ca = Ca::new();
+    let rbac = |action, who: Principal| {
+        let policy = RbacPolicy {
+            permissions: vec![Permission::Path(StringMatch::prefix("/proved"))],
+            principals: vec![who],
+        };
+        let rules = Some(RbacRules { action, policies: [("p".to_owned(), policy)].into() });
+        HttpFilter::Rbac(Rbac { rules, ..Rbac::default() })
+    };
+    // Under `/proved` only who is proved.
+    let nobody = Principal::Not(Box::new(Principal::Authenticated(Some(StringMatch::exact(PRODUCT)))));
+    let mut server = server_side(&ca, app.address, vec![rbac(RbacAction::Deny, nobody)], false);
+    let mut l = Listener::clone(&server.snap.listeners["l"]);
+    l.filter_chains[0].tls.as_mut().unwrap().client_certificate =
+        ClientCertificate::Optional(validation(&[]));
+    server.snap.listeners.insert("l".into(), l.into());
+    let server = server.run();
+    let side = |change: &dyn Fn(&mut UpstreamTls)| {
+        let mut p = client_side(&ca, server.address("l"), UpstreamHttp::Auto, &["h2"], REVIEWS);
+        for c in p.snap.clusters.values_mut() {
+            let mut changed = Cluster::clone(c);
+            change(changed.tls_matches[0].tls.as_mut().unwrap());
+            *c = changed.into();
+        }
+        p
+    };
+    let known = side(&|_| ()).run();
+    let anonymous = side(&|tls| tls.certificate = None).run();
+    let stranger = side(&|_| ());
+    let (chain, key) = Ca::new().workload("west", PRODUCT);
+    stranger.secrets.set_identity("default", chain.as_bytes(), key.as_bytes()).unwrap();
+    let stranger = stranger.run();
+
+    for (who, open, proved) in [(&known, 200, 200), (&anonymous, 200, 403), (&stranger, 503, 503)] {
+        assert_eq!(who.get("reviews", "/open").await.status, open);
+        assert_eq!(who.get("reviews", "/proved").await.status, proved);
+    }
+    // Nor does it become somebody by saying so.
+    let header = format!("X-Forwarded-Client-Cert: URI={PRODUCT}\r\n");
+    assert_eq!(anonymous.send("reviews", "/proved", &header).await.status, 403);
+    assert!(!anonymous.send("reviews", "/open", &header).await.body.contains(PRODUCT));
+    assert!(known.get("reviews", "/open").await.body.contains(PRODUCT));
+}
+
 /// Connections are shared and kept; who is revoked on either side loses them at once, over HTTP/1 as over HTTP/2.
 #[tokio::test]
 async fn who_is_revoked_loses_its_connections() {

@@ -78,10 +78,11 @@ impl Args for DnsArgs {
             .mut_arg("workload", |a| {
                 a.required(false).default_value("dns").help("Name that it is listed with")
             })
-            .mut_arg("concurrency", |a| a.help("Threads for UDP; 0 is one per core that the process may use"))
+            .mut_arg("concurrency", |a| a.help("Threads for UDP; 0 is one per core that the process may use [default: 0]"))
             .mut_arg("drain_seconds", |a| {
-                a.help("How long it goes on answering after SIGTERM while it is not ready, seconds")
+                a.help("How long it goes on answering after SIGTERM while it is not ready, seconds [default: 5]")
             })
+            .mut_arg("readiness", |a| a.help("Readiness (`/healthz/ready`) [default: 0.0.0.0:15021]"))
             .mut_arg("state_dir", |a| {
                 a.help("Directory in which certificate and last name table are kept, so that a restart needs no control plane")
             });

@@ -24,7 +24,8 @@ use crate::{
     codec::{self, DecodeError, extension},
     nds::NameTable,
     pb,
-    type_url::{BUNDLES, CDS, ECDS, EDS, LDS, NDS, RDS, SDS, VHDS},
+    process::{self, ProcessSettings},
+    type_url::{BUNDLES, CDS, ECDS, EDS, LDS, NDS, PROXY_CONFIG, RDS, SDS, VHDS},
 };
 
 /// Types that only matter where something refers to them by name.
@@ -41,6 +42,8 @@ pub(super) struct Inner {
     pub(super) names: Option<Arc<NameTable>>,
     /// Of other trust domains, by domain.
     pub(super) bundles: BTreeMap<String, ForeignBundle>,
+    /// Of the process, once something is known of them.
+    pub(super) process: Option<ProcessSettings>,
     /// Configurations of filters.
     extensions: extension::Extensions,
     /// Which of them a listener follows.
@@ -77,7 +80,7 @@ impl Inner {
     }
 
     pub(super) fn apply(&mut self, type_url: &str, mut update: Update) -> Vec<Rejection> {
-        let types = [CDS, EDS, LDS, RDS, VHDS, NDS, SDS, ECDS, BUNDLES];
+        let types = [CDS, EDS, LDS, RDS, VHDS, NDS, SDS, ECDS, BUNDLES, PROXY_CONFIG];
         let Some(t) = types.into_iter().find(|t| *t == type_url) else {
             return update
                 .changed
@@ -107,6 +110,7 @@ impl Inner {
                     SDS => self.secret(any),
                     ECDS => self.extension(any),
                     BUNDLES => bundles::decode(any).map(|b| drop(self.bundles.insert(r.name.clone(), b))),
+                    PROXY_CONFIG => process::decode(any).map(|p| self.process = Some(p)),
                     _ => NameTable::from_any(any)
                         .map(|n| self.names = Some(Arc::new(n)))
                         .map_err(|e| e.to_string()),
@@ -137,6 +141,10 @@ impl Inner {
         for n in update.removed {
             self.remove(t, n);
         }
+        if t == PROXY_CONFIG && bad.is_empty() {
+            // Whoever has nothing to say has answered.
+            self.process.get_or_insert_default();
+        }
         self.received.insert(t);
         bad
     }
@@ -158,6 +166,7 @@ impl Inner {
             SDS => {}
             ECDS => self.without_extension(&n),
             BUNDLES => drop(self.bundles.remove(&n)),
+            PROXY_CONFIG => self.process = None,
             _ => self.names = None,
         }
         if let Some(raw) = self.raw.get_mut(t) {

@@ -269,6 +269,46 @@ async fn a_proxy_starts_from_its_file() {
 }
 
 #[tokio::test]
+async fn settings_of_the_process_are_told_in_both_variants_and_kept() {
+    for mode in [Mode::Delta, Mode::Sotw] {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("xds.bin");
+        let (addr, source, service, stop) = serve().await;
+        let said = |n| ProcessSettings { concurrency: Some(n), ..ProcessSettings::default() };
+        let say = |n| {
+            source.set(&[(PROXY_CONFIG, vec![(process::NAME.to_owned(), process::encode(&said(n)))])]);
+        };
+        let client = ProxyClient::start(options(addr, mode, Some(file.clone())));
+        let mut told = client.process();
+        // A control plane that knows nothing of it has answered as well: nobody waits for more.
+        let first = until(&mut told, "an answer", Option::is_some).await;
+        assert_eq!(first, Some(ProcessSettings::default()), "{mode:?}");
+        for n in [3, 0] {
+            say(n);
+            until(&mut told, "what is said", |p| *p == Some(said(n))).await;
+        }
+        // What cannot be read changes nothing, and is refused by name.
+        let bad = pb::Any { value: vec![0xff].into(), ..process::encode(&said(1)) };
+        source.set(&[(PROXY_CONFIG, vec![(process::NAME.to_owned(), bad)])]);
+        let refused = (PROXY_CONFIG.to_owned(), process::NAME.to_owned());
+        until(&mut client.health(), "a refusal", |h| h.rejected.contains_key(&refused)).await;
+        assert_eq!(*told.borrow(), Some(said(0)));
+        say(4);
+        until(&mut told, "a good one again", |p| *p == Some(said(4))).await;
+        let acknowledged = async {
+            while kept_process(&file) != Some(said(4)) {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), acknowledged).await.expect("it is kept");
+        drop((client, service));
+        stop.cancel();
+        let client = ProxyClient::start(options(addr, mode, Some(file)));
+        assert_eq!(*client.process().borrow(), Some(said(4)), "at once, from the file");
+    }
+}
+
+#[tokio::test]
 async fn who_is_not_authorised_gets_nothing() {
     let (addr, source, service, _stop) = serve().await;
     source.set(&[(CDS, vec![cluster("a")])]);
