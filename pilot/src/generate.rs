@@ -378,8 +378,10 @@ pub fn own(proxy: &ProxyNode, world: &World) -> Generated {
         jwt::clusters(&ctx, &mut out);
     }
     // Connections that are refused before a chain could log them.
-    for l in out.listeners.values_mut() {
-        l.access_log = ctx.access_log();
+    if !world.config.mesh.disable_envoy_listener_log {
+        for l in out.listeners.values_mut() {
+            l.access_log = ctx.access_log(telemetry::Logged::Connections);
+        }
     }
     finish(&ctx, &mut out);
     patches::add(&ctx, &mut out);

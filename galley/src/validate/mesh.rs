@@ -316,19 +316,20 @@ fn mixer(m: &MeshConfig, p: &Path<'_>, out: &mut Findings) {
     }
 }
 
+/// Who gets log entries where no provider is named.
+fn log_service(m: &MeshConfig) -> Option<&str> {
+    let service = m.default_config.as_ref()?.envoy_access_log_service.as_ref()?;
+    Some(service.address.as_str()).filter(|a| !a.is_empty())
+}
+
 /// What is nobody's here, with what to do instead.
 fn elsewhere(m: &MeshConfig, p: &Path<'_>, out: &mut Findings) {
     let old = "without effect: configuration and secrets are pushed, and nobody polls";
     for (set, field, message) in [
         (
-            m.disable_envoy_listener_log,
-            "disableEnvoyListenerLog",
-            "without effect: connections that no chain took are never logged",
-        ),
-        (
-            m.enable_envoy_access_log_service,
+            m.enable_envoy_access_log_service && log_service(m).is_none(),
             "enableEnvoyAccessLogService",
-            "not supported: access logs go to files (accessLogFile)",
+            "without effect: defaultConfig.envoyAccessLogService.address names nobody",
         ),
         (
             m.enable_prometheus_merge == Some(true),
@@ -338,7 +339,7 @@ fn elsewhere(m: &MeshConfig, p: &Path<'_>, out: &mut Findings) {
         (
             m.verify_certificate_at_client == Some(false),
             "verifyCertificateAtClient",
-            "not supported: servers are always verified; a DestinationRule with insecureSkipVerify makes an exception of one",
+            "without effect, as in Istio: servers are always verified; a DestinationRule with insecureSkipVerify makes an exception of one",
         ),
         (
             !m.config_sources.is_empty(),

@@ -13,7 +13,7 @@ use mesh_model::{
     },
 };
 
-use super::{Ctx, authorizers, clusters, http, jwt, rbac, session};
+use super::{Ctx, authorizers, clusters, http, jwt, rbac, session, telemetry};
 use crate::proxy::{ConnectionLimits, HeaderSettings, ServerName, Topology};
 
 /// Accepts and closes: where undeclared destinations go with `REGISTRY_ONLY`.
@@ -176,7 +176,7 @@ impl Ctx<'_> {
             clusters,
             idle_timeout: Some(TCP_IDLE),
             max_duration: None,
-            access_log: self.access_log(),
+            access_log: self.access_log(telemetry::Logged::Connections),
             tunnel: None,
             on_demand: asks.then(OnDemandCluster::default),
             names: None,
@@ -280,7 +280,7 @@ impl Ctx<'_> {
                 PathNormalization::DecodeAndMergeSlashes => EscapedSlashes::UnescapeAndForward,
                 _ => EscapedSlashes::Keep,
             }),
-            access_log: self.access_log(),
+            access_log: self.access_log(telemetry::Logged::Requests),
             tracing: self.tracing(),
             idle_timeout: limit(connections.idle_timeout, Some(HTTP_IDLE)),
             request_headers_timeout: limit(connections.request_headers_timeout, at_edges(60)),

@@ -149,14 +149,34 @@ pub(crate) fn tracer<'a>(
     };
     let old = (!d.zipkin_address.is_empty()).then_some((Tracer::ZipkinAt, d.zipkin_address.as_str()));
     let (tracer, address) = d.tracing.as_ref().and_then(of).or(old)?;
+    Some(at(index, address, false).map(|t| (tracer, t)))
+}
+
+/// The service at an address, `host:port`.
+fn at<'a>(index: &'a Index, address: &str, http2: bool) -> Result<Target<'a>, String> {
     let target = address.rsplit_once(':').and_then(|(h, p)| Some((h, p.parse().ok()?)));
     let Some((host, port)) = target else {
-        return Some(Err(format!("{address:?} is not host:port")));
+        return Err(format!("{address:?} is not host:port"));
     };
     // Istio's addresses are short: `zipkin.istio-system:9411`.
     let long = format!("{host}.{SERVICE_DOMAIN}");
     let host = if index.services.contains_key(index.canonical(&long)) { &long } else { host };
-    Some(providers::target(index, address, host, port, false).map(|t| (tracer, t)))
+    providers::target(index, address, host, port, http2)
+}
+
+/// Who gets log entries besides the file, where no provider is named.
+fn log_service<'a>(mesh: &MeshConfig, index: &'a Index) -> Option<Result<Target<'a>, String>> {
+    let named = mesh.default_providers.as_ref().is_some_and(|d| !d.access_logging.is_empty());
+    let service = mesh.default_config.as_ref()?.envoy_access_log_service.as_ref()?;
+    let used = mesh.enable_envoy_access_log_service && !named && !service.address.is_empty();
+    used.then(|| at(index, &service.address, true))
+}
+
+/// What entries of a log are of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Logged {
+    Requests,
+    Connections,
 }
 
 /// A collector of log entries.
@@ -175,6 +195,9 @@ pub(crate) fn problems(mesh: &MeshConfig, index: &Index) -> Vec<String> {
     if let Some(Err(why)) = tracer(mesh, index) {
         out.push(format!("{why}; no spans go there"));
     }
+    if let Some(Err(why)) = log_service(mesh, index) {
+        out.push(format!("{why}; no log entries go there"));
+    }
     for name in mesh.default_providers.iter().flat_map(|d| &d.access_logging) {
         let p = mesh.extension_providers.iter().find(|p| p.name == *name);
         if let Some(Err(why)) = p.and_then(|p| log_target(index, p)) {
@@ -191,7 +214,8 @@ pub(super) fn clusters(ctx: &Ctx<'_>) -> Vec<String> {
     let logs = mesh.default_providers.iter().flat_map(|d| &d.access_logging);
     let logs = logs.filter_map(|name| mesh.extension_providers.iter().find(|p| p.name == *name));
     let logs = logs.filter_map(|p| log_target(index, p)?.ok());
-    spans.into_iter().chain(logs).filter_map(|t| ctx.cluster_of(&t)).collect()
+    let old = log_service(mesh, index).and_then(Result::ok);
+    spans.into_iter().chain(logs).chain(old).filter_map(|t| ctx.cluster_of(&t)).collect()
 }
 
 impl<'a> Ctx<'a> {
@@ -206,12 +230,23 @@ impl<'a> Ctx<'a> {
         Some(GrpcService { cluster, authority: t.entry.service.host.clone(), ..GrpcService::default() })
     }
 
-    pub(super) fn access_log(&self) -> Vec<AccessLog> {
+    pub(super) fn access_log(&self, of: Logged) -> Vec<AccessLog> {
         let mesh = &self.world.config.mesh;
         if let Some(named) = mesh.default_providers.as_ref().filter(|d| !d.access_logging.is_empty()) {
             return named.access_logging.iter().filter_map(|name| self.named_log(name)).collect();
         }
-        let Some(path) = mesh.access_log_file.clone().filter(|p| !p.is_empty()) else { return vec![] };
+        let service = log_service(mesh, &self.world.index).and_then(Result::ok);
+        let service = service.and_then(|t| self.grpc_service(&t)).map(|service| {
+            let name = if of == Logged::Requests { REQUESTS } else { CONNECTIONS };
+            AccessLog::Grpc(Box::new(grpc_log(&GrpcLogProvider::default(), service, name)))
+        });
+        self.file_of_mesh().into_iter().chain(service).collect()
+    }
+
+    /// The log in `accessLogFile`.
+    fn file_of_mesh(&self) -> Option<AccessLog> {
+        let mesh = &self.world.config.mesh;
+        let path = mesh.access_log_file.clone().filter(|p| !p.is_empty())?;
         let text = mesh.access_log_format.clone().unwrap_or_default();
         let format = match mesh.access_log_encoding {
             AccessLogEncoding::Text => AccessLogFormat::Text(text),
@@ -221,7 +256,7 @@ impl<'a> Ctx<'a> {
                 AccessLogFormat::Json(custom.unwrap_or_else(standard_fields))
             }
         };
-        vec![AccessLog::File(FileLog { path, format, omit_empty: false })]
+        Some(AccessLog::File(FileLog { path, format, omit_empty: false }))
     }
 
     fn named_log(&self, name: &str) -> Option<AccessLog> {

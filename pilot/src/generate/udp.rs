@@ -30,7 +30,7 @@ use super::{
     Ctx, Generated, clusters,
     common::{BLACK_HOLE, PASSTHROUGH, chain, listener, member_sni, sni_name},
     endpoints::{self, CLUSTER_LABEL, TLS_LABEL},
-    rbac,
+    rbac, telemetry,
 };
 use crate::{
     hosts,
@@ -110,7 +110,7 @@ fn proxy(ctx: &Ctx<'_>, cluster: &str) -> UdpProxy {
     UdpProxy {
         // Fragments were put together before they came here.
         max_downstream: u16::MAX,
-        access_log: ctx.access_log(),
+        access_log: ctx.access_log(telemetry::Logged::Connections),
         ..UdpProxy::to(cluster)
     }
 }

@@ -466,7 +466,8 @@ pub(crate) async fn apply(
     let mut waiting = Some(configured);
     loop {
         let state = states.borrow_and_update().clone();
-        let known = {
+        // An answer is not a configuration: the one about the process comes before there is any.
+        let known = state.revision > 0 && {
             let h = health.borrow();
             h.synced || h.from_cache
         };

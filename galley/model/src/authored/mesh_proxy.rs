@@ -56,7 +56,7 @@ message! {
         /// Metrics to statsd.
         pub statsd_udp_address: String,
         /// Access logs over gRPC.
-        pub envoy_access_log_service: Option<serde_json::Value>,
+        pub envoy_access_log_service: Option<RemoteService>,
         /// Metrics over gRPC.
         pub envoy_metrics_service: Option<serde_json::Value>,
         /// The same, an older name.
@@ -222,6 +222,16 @@ message! {
         pub open_census_agent: Option<serde_json::Value>,
         /// TLS to whoever takes the spans.
         pub tls_settings: Option<serde_json::Value>,
+    }
+
+    /// `RemoteService`.
+    pub struct RemoteService {
+        /// `host:port`.
+        pub address: String,
+        /// TLS to it.
+        pub tls_settings: Option<serde_json::Value>,
+        /// Probes of connections to it.
+        pub tcp_keepalive: Option<serde_json::Value>,
     }
 
     /// `Tracing.Zipkin` and `Tracing.Datadog`.

@@ -77,6 +77,23 @@ pub(super) fn check(d: &ProxyDefaults, m: &MeshConfig, p: &Path<'_>, out: &mut F
             }
         }
     }
+    if let Some(s) = &d.envoy_access_log_service {
+        let at = p.key("envoyAccessLogService");
+        address(&s.address, &at.key("address"), out);
+        for (set, field) in
+            [(s.tls_settings.is_some(), "tlsSettings"), (s.tcp_keepalive.is_some(), "tcpKeepalive")]
+        {
+            if set {
+                out.warning(
+                    &at.key(field),
+                    "without effect: connections to a service are a matter of its DestinationRule",
+                );
+            }
+        }
+        if !m.enable_envoy_access_log_service {
+            out.warning(&at, "without effect: enableEnvoyAccessLogService is not set");
+        }
+    }
     if !d.zipkin_address.is_empty() {
         address(&d.zipkin_address, &p.key("zipkinAddress"), out);
     }
@@ -195,7 +212,6 @@ fn start(d: &ProxyDefaults, p: &Path<'_>, out: &mut Findings) {
         (d.proxy_stats_matcher.is_some(), "proxyStatsMatcher", envoy()),
         (!d.extra_stat_tags.is_empty(), "extraStatTags", envoy()),
         (!d.statsd_udp_address.is_empty(), "statsdUdpAddress", envoy()),
-        (d.envoy_access_log_service.is_some(), "envoyAccessLogService", envoy()),
         (d.envoy_metrics_service.is_some(), "envoyMetricsService", envoy()),
         (!d.envoy_metrics_service_address.is_empty(), "envoyMetricsServiceAddress", envoy()),
         (

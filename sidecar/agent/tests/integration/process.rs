@@ -440,3 +440,29 @@ async fn a_start_without_anything_kept_waits_two_seconds_at_most() {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     assert_eq!(settings(admin).await["runs"]["concurrency"], cores);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_process_is_told_of_itself_makes_it_not_ready() {
+    let mesh = Mesh::new().await;
+    let listener = mesh.source.resources.lock().unwrap().remove(LDS).unwrap();
+    let clusters = mesh.source.resources.lock().unwrap().remove(CDS).unwrap();
+    let (status, admin) = (free(), free());
+    mesh.source.say(&ProcessSettings { concurrency: Some(3), ..ProcessSettings::default() });
+    let flags = [format!("--readiness={status}"), format!("--admin={admin}")];
+    let _agent = mesh.start(&[&flags[0], &flags[1]]).await;
+    // It has heard: whoever waits for its listeners still has to.
+    assert_eq!(settings(admin).await["runs"]["concurrency"], 3);
+    for _ in 0..10 {
+        let (status, body) = get(status, "/healthz/ready").await.unwrap();
+        assert_eq!(status, 503, "{body}");
+        tokio::time::sleep(Duration::from_millis(30)).await;
+    }
+    mesh.source.resources.lock().unwrap().extend([(LDS, listener), (CDS, clusters)]);
+    mesh.source.changes.send_modify(|n| *n += 1);
+    until("readiness", async || match get(status, "/healthz/ready").await {
+        Ok((200, _)) => Ok(()),
+        other => Err(format!("{other:?}")),
+    })
+    .await;
+    drop(mesh.connect().await);
+}
