@@ -85,7 +85,8 @@ pub struct ProxyArgs {
     /// Metrics (`/stats/prometheus`).
     #[arg(long, default_value_t = SocketAddr::from(([0, 0, 0, 0], ports::PROXY_METRICS)))]
     pub metrics: SocketAddr,
-    /// OTLP collector for spans, such as http://127.0.0.1:4317.
+    /// OTLP collector for spans, such as http://127.0.0.1:4317; where the mesh names a provider that this proxy can call, its
+    /// spans go there instead.
     #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT")]
     pub otlp: Option<String>,
 }

@@ -40,7 +40,7 @@ const MUCH: usize = 64 * 1024;
 const MOST: usize = 1024 * 1024;
 /// Longest answer that is read.
 const MAX_ANSWER: usize = 64 * 1024;
-/// Limit of a call over gRPC, unless the configuration has one.
+/// Limit of a call, unless the configuration has one; a limit of zero is none that it has.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A collector as configured: what is equal shares calls.
@@ -172,7 +172,8 @@ impl Exporter {
             h.set(n.as_bytes(), v.as_bytes());
         }
         let head = client::head(Method::POST, &to.authority, &to.path, h, body.len());
-        match client::call(worker, &self.slot, &head, body, to.timeout, MAX_ANSWER).await {
+        let limit = Some(to.timeout).filter(|t| !t.is_zero()).unwrap_or(TIMEOUT);
+        match client::call(worker, &self.slot, &head, body, limit, MAX_ANSWER).await {
             Ok(a) if (200..300).contains(&a.status) => Ok(()),
             Ok(a) => Err(format!("HTTP status {}", a.status)),
             Err(e) => Err(e.to_string()),

@@ -1,6 +1,7 @@
 //! `istio.mesh.v1alpha1.ProxyConfig`: settings of proxies, mesh-wide.
 //!
-//! Most of them are of the process, which is started before it knows any configuration: our own proxies have flags for these.
+//! Many are of the process, which is started before it knows any configuration. Our own proxies are told some of these, which
+//! stand behind their flags, and have flags alone for others.
 
 use std::collections::BTreeMap;
 

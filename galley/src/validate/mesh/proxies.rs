@@ -1,7 +1,7 @@
 //! Rules of `MeshConfig.defaultConfig`.
 //!
-//! Istio writes most of it into what its injector starts. Nobody injects here: whoever starts a proxy gives it flags, and a
-//! warning names the flag.
+//! Istio writes most of it into what its injector starts. Nobody injects here: for what no proxy is told, whoever starts it
+//! gives it flags, and a warning names the flag.
 
 use mesh_model::authored::{
     ClientCertDetails, ConnectionSettings, MeshConfig, MetadataExchangeMode, ProxyDefaults, ProxyHeaders,
